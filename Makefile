@@ -1,0 +1,63 @@
+# `make demo` and `make test` each do everything on a machine that has Python 3.11 or newer and make.
+
+# The first of these two that is new enough; name another with `make setup PYTHON=/path/to/python3`.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; \
+	done)
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+# For `make test ARGS="-k growth"` and `make constraints KEEP="torch==2.13.0"`.
+ARGS ?=
+KEEP ?=
+
+.PHONY: help setup demo test lint constraints clean
+
+help:
+	@echo "make setup        create $(VENV) and install raystage with the versions of constraints.txt"
+	@echo "make demo         setup, then train the quickstart in three stages and report what it saved"
+	@echo "make test         setup, then the tests; ARGS=... goes to pytest"
+	@echo "make lint         setup, then ruff"
+	@echo "make constraints  write constraints.txt anew from the newest versions; KEEP=... holds some"
+	@echo "make clean        remove what the others made; finished stages in .raystage stay"
+
+setup: $(INSTALLED)
+
+demo: setup
+	$(VENV)/bin/raystage run jobs/schedules/quickstart.yaml
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# torch goes in first and by its pin: a version left open can be another build, of several gigabytes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(require_python)
+	@$(PIP) --version >/dev/null 2>&1 || { echo "creating $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+constraints:
+	@$(require_python)
+	"$(PYTHON)" -m venv --clear build/constraints
+	build/constraints/bin/python -m pip install '.[test]' optuna $(KEEP)
+	grep '^#' constraints.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude raystage \
+	| sed 's/+.*//' | grep -Ev '^(cuda|nvidia|triton)' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define require_python
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "raystage needs Python 3.11 or newer; found: $$("$(or $(PYTHON),python3)" --version 2>&1)." >&2; \
+	echo "Install python3.11, or name another with: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+endef

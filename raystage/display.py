@@ -1,0 +1,304 @@
+"""How a run looks while it goes: a live line on a terminal, few plain lines anywhere else.
+
+Both are Listeners. `Progress` holds what is known of the stage at hand and how it reads; a display
+only decides when to show it. Rich alone: no torch, ray or wandb.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.tables import STATE_STYLES, FirstThatFits, format_jump, format_loss
+from raystage.units import format_count, format_seconds
+
+# At most one plain line per this time on training alone.
+TRAIN_LINE_SECONDS = 10.0
+
+_REFRESHES_PER_SECOND = 2
+_BAR_WIDTH = 16
+
+
+def make_display(plan: Plan, stream: TextIO | None = None) -> Display:
+    """The display that suits `stream` (standard error where none is given)."""
+    stream = stream or sys.stderr
+    console = Console(file=stream)
+    # Ask the stream itself: for rich, FORCE_COLOR makes a terminal of any file.
+    return LiveDisplay(plan, console) if stream.isatty() and not console.is_dumb_terminal else PlainDisplay(stream)
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is. step: within the stage; the rest is what was heard last."""
+
+    run: RunPlan
+    stage: StagePlan
+    state: str
+    step: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def number(self) -> str:
+        """'2/3'."""
+        keys = [stage.key for stage in self.run.stages]
+        return f"{keys.index(self.stage.key) + 1}/{len(keys)}"
+
+    @property
+    def label(self) -> str:
+        return f"[{self.run.name} {self.number} {self.stage.name}]"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """For the rest of the stage at the speed of the last point."""
+        if not self.tokens_per_second:
+            return None
+        return (self.stage.steps - self.step) * self.stage.training.global_batch_tokens / self.tokens_per_second
+
+    def after_training(self, point: TrainPoint) -> Progress:
+        return replace(
+            self,
+            state="RUNNING",
+            step=point.steps - self.stage.start_steps,
+            loss=point.loss,
+            tokens_per_second=point.tokens_per_second,
+        )
+
+    def after_evaluation(self, point: Evaluation) -> Progress:
+        return replace(self, state="RUNNING", step=point.steps - self.stage.start_steps, eval_loss=point.loss)
+
+    def text(self) -> str:
+        """'step 64/98  loss 2.310  eval 2.290  1.2K tok/s  0:43 left', as far as it is known."""
+        parts = [f"step {self.step}/{self.stage.steps}"]
+        if self.loss is not None:
+            parts.append(f"loss {format_loss(self.loss)}")
+        if self.eval_loss is not None:
+            parts.append(f"eval {format_loss(self.eval_loss)}")
+        if self.tokens_per_second:
+            parts += [f"{format_count(self.tokens_per_second)} tok/s", f"{format_seconds(self.seconds_left)} left"]
+        return "  ".join(parts)
+
+
+def describe_stage(stage: StagePlan) -> str:
+    """'6 layers, 353K parameters, 98 steps of 4.1K tokens, 2 workers, ZeRO 1'."""
+    training = stage.training
+    return (
+        f"{stage.shape.num_layers} layers, {format_count(stage.num_params)} parameters, "
+        f"{stage.steps} steps of {format_count(training.global_batch_tokens)} tokens, "
+        f"{training.workers} worker{'s' if training.workers > 1 else ''}, ZeRO {training.zero_stage}"
+    )
+
+
+def describe_growth(growth: GrowthRecord) -> str:
+    """'grown by stack in 1.2 s: eval loss 2.290 -> 2.312, logits differ by up to 0.0031'."""
+    certificate = growth.certificate
+    return (
+        f"grown by {growth.operator} in {growth.seconds:.1f} s: "
+        f"eval loss {format_jump(certificate.eval_loss_before, certificate.eval_loss_after)}, "
+        f"logits differ by up to {certificate.max_logit_difference:.2g}"
+    )
+
+
+# --- displays ---------------------------------------------------------------------------------
+
+
+class Display:
+    """Follows a run, stage by stage. What is told of a reused stage is past, and only its result is shown."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def run_started(self, run: RunPlan) -> None:
+        """A run shows itself with its first stage."""
+
+    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
+        self._progress = None if reused else Progress(run, stage, "SCHEDULING")
+        if self._progress:
+            self._show_start(self._progress)
+
+    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None:
+        if self._progress:
+            self._progress = replace(self._progress, state="RUNNING")
+            self._show_growth(self._progress, growth)
+
+    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
+        if self._progress:
+            self._progress = self._progress.after_training(point)
+            self._show_progress(self._progress, is_evaluation=False)
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
+        if self._progress:
+            self._progress = self._progress.after_evaluation(point)
+            self._show_progress(self._progress, is_evaluation=True)
+
+    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
+        if self._progress:
+            self._progress = replace(self._progress, state="RESTARTING")
+            self._show_restart(self._progress, reason)
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
+        self._progress = None
+        self._show_result(Progress(run, stage, "REUSED" if reused else "FINISHED"), record)
+
+    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:
+        """A run ends with its last stage."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was. Called whether or not the run went well."""
+
+    def _show_start(self, progress: Progress) -> None:
+        raise NotImplementedError
+
+    def _show_growth(self, progress: Progress, growth: GrowthRecord) -> None:
+        raise NotImplementedError
+
+    def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
+        raise NotImplementedError
+
+    def _show_restart(self, progress: Progress, reason: str) -> None:
+        raise NotImplementedError
+
+    def _show_result(self, progress: Progress, record: StageRecord) -> None:
+        raise NotImplementedError
+
+
+class PlainDisplay(Display):
+    """One line at the start and end of a stage, at a growth, at an evaluation; between them at most one per 10 s."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._stream = stream
+        self._clock = clock
+        self._last_progress = clock()
+
+    def _show_start(self, progress: Progress) -> None:
+        self._last_progress = self._clock()
+        self._write(progress, describe_stage(progress.stage))
+
+    def _show_growth(self, progress: Progress, growth: GrowthRecord) -> None:
+        self._write(progress, describe_growth(growth))
+
+    def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
+        now = self._clock()
+        if is_evaluation or now - self._last_progress >= TRAIN_LINE_SECONDS:
+            self._last_progress = now
+            self._write(progress, progress.text())
+
+    def _show_restart(self, progress: Progress, reason: str) -> None:
+        self._write(progress, f"RESTARTING: {reason}")
+
+    def _show_result(self, progress: Progress, record: StageRecord) -> None:
+        took = format_seconds(record.seconds)
+        self._write(progress, f"{progress.state}: eval loss {format_loss(record.eval_loss)} after {took} of training")
+
+    def _write(self, progress: Progress, text: str) -> None:
+        print(progress.label, text, file=self._stream, flush=True)
+
+
+class LiveDisplay(Display):
+    """One line that moves, for the stage at hand; what is finished stays above it as the rows of a table."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        super().__init__()
+        self._widths = _column_widths(plan)
+        self._console = console
+        self._has_header = False
+        # Without the redirection other output would tear the line; what goes into a pipe is not for this terminal.
+        self._live = Live(
+            console=console,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _show_start(self, progress: Progress) -> None:
+        self._live.update(_live_line(progress))
+        self._live.start()
+
+    def _show_growth(self, progress: Progress, growth: GrowthRecord) -> None:
+        """What the growth did stands in the row of the finished stage."""
+        self._live.update(_live_line(progress))
+
+    def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
+        self._live.update(_live_line(progress))
+
+    def _show_restart(self, progress: Progress, reason: str) -> None:
+        self._console.print(Text(f"{progress.label} RESTARTING: {reason}", style=STATE_STYLES["RESTARTING"]))
+        self._live.update(_live_line(progress))
+
+    def _show_result(self, progress: Progress, record: StageRecord) -> None:
+        self._live.update(Text(""))
+        if not self._has_header:
+            self._console.print(_row(self._widths, (Text(header, style="dim") for header in _HEADERS)))
+            self._has_header = True
+        self._console.print(_row(self._widths, _result_cells(progress, record)))
+
+
+_HEADERS = ("run", "", "stage", "eval", "loss at growth", "time", "state")
+
+
+def _column_widths(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """Fixed before the first row, so that rows printed one by one stand under each other; a width of 0 is left out.
+
+    On a narrow terminal the stages have their numbers only.
+    """
+    run = max(len(run.name) for run in plan.runs())
+    number = max(len(f"{len(run.stages)}/{len(run.stages)}") for run in plan.runs())
+    stage = max(len(stage.name) for run in plan.runs() for stage in run.stages)
+    return (run, number, stage, 6, 16, 7, 8), (run, number, 0, 6, 14, 7, 8)
+
+
+def _row(layouts: tuple[tuple[int, ...], ...], cells: Iterable[Text]) -> FirstThatFits:
+    cells = list(cells)
+    return FirstThatFits(tuple(_line(cells, widths) for widths in layouts))
+
+
+def _result_cells(progress: Progress, record: StageRecord) -> list[Text]:
+    certificate = record.growth.certificate if record.growth else None
+    jump = format_jump(certificate.eval_loss_before, certificate.eval_loss_after) if certificate else "-"
+    cells = (
+        progress.run.name,
+        progress.number,
+        progress.stage.name,
+        format_loss(record.eval_loss),
+        jump,
+        format_seconds(record.seconds),
+    )
+    return [*map(Text, cells), Text(progress.state, style=STATE_STYLES[progress.state])]
+
+
+def _live_line(progress: Progress) -> FirstThatFits:
+    """On a narrow terminal the figures are worth more than the bar, the state and the names."""
+    name = Text(f"{progress.run.name} {progress.number} {progress.stage.name}", style="bold")
+    state = Text(progress.state, style=STATE_STYLES[progress.state])
+    bar = ProgressBar(total=progress.stage.steps, completed=progress.step, width=_BAR_WIDTH)
+    figures = Text(progress.text())
+    shortest = Text(f"{progress.number} {progress.text()}", no_wrap=True, overflow="ellipsis")
+    layouts = ((name, state, bar, figures), (name, state, figures), (name, figures))
+    return FirstThatFits((*(_line(cells) for cells in layouts), shortest))
+
+
+def _line(cells: Sequence[RenderableType], widths: Sequence[int] | None = None) -> Table:
+    """Cells side by side, each as wide as it needs or as `widths` says."""
+    placed = [(cell, width) for cell, width in zip(cells, widths or [None] * len(cells), strict=True) if width != 0]
+    line = Table.grid(*(Column(width=width, no_wrap=True) for _, width in placed), padding=(0, 1, 0, 0))
+    line.add_row(*(cell for cell, _ in placed))
+    return line

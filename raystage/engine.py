@@ -1,0 +1,190 @@
+"""A DeepSpeed engine for a stage: built, stepped, evaluated. One per worker.
+
+The global batch is the same whoever works on it: worker r of W takes its even share of the sequences,
+workers with one sequence less pad with a sequence of weight zero, and every target weighs the same in
+the gradient. So 3 workers may share 64 sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import deepspeed
+import deepspeed.ops
+import numpy as np
+import torch
+from deepspeed import comm
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
+
+from raystage import model as models
+from raystage.objective import logits_of, next_token_loss
+from raystage.plan import StagePlan
+from raystage.schedule import Optimizer
+
+# Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a
+# CPU (30 s and more). A name of DeepSpeed's own, so a test holds that it is still there.
+if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def deepspeed_config(stage: StagePlan, world: int) -> dict:
+    """DeepSpeed's configuration of a stage: what raystage owns laid over what the schedule passes on."""
+    training = stage.training
+    accumulation = accumulation_steps(stage, world)
+    zero = dict(training.deepspeed.get("zero_optimization", {}))
+    config = {
+        # The loss carries each sequence's own weight, so these two need to agree only with each other.
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": training.micro_batch_size * accumulation * world,
+        "gradient_clipping": training.gradient_clipping or 0.0,
+        "zero_optimization": {**zero, "stage": training.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+    }
+    if training.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        if training.zero_stage > 0:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    passed_on = {name: value for name, value in training.deepspeed.items() if name != "zero_optimization"}
+    return {**passed_on, **config, "steps_per_print": passed_on.get("steps_per_print", config["steps_per_print"])}
+
+
+def accumulation_steps(stage: StagePlan, world: int) -> int:
+    """Micro steps per optimizer step: as many as the worker with the largest share needs."""
+    share = math.ceil(_batch_sequences(stage) / world)
+    return math.ceil(share / stage.training.micro_batch_size)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float, steps: dict[str, int]) -> list[dict]:
+    """Parameter groups: matrices decay and vectors do not; parameters that have seen different numbers of
+    optimizer steps are apart, because DeepSpeed keeps one count per group."""
+    groups: dict[tuple[bool, int], list] = {}
+    for name, parameter in model.named_parameters():
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        groups.setdefault((dimensions >= 2, steps[name]), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if decays else 0.0}
+        for (decays, _), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+class StageEngine:
+    """The model of a stage under DeepSpeed, its weights still to be filled."""
+
+    def __init__(self, stage: StagePlan, steps: dict[str, int]) -> None:
+        self.world, self.rank = comm.get_world_size(), comm.get_rank()
+        self.device = torch.device(get_accelerator().current_device_name())
+        self.stage = stage
+        config = deepspeed_config(stage, self.world)
+        model = self._build(config)
+        groups = parameter_groups(model, stage.training.optimizer.weight_decay, steps)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=_optimizer(groups, stage.training.optimizer),
+            config=config,
+            dist_init_required=False,
+        )
+        _restore_buffers(self.deepspeed.module, buffers)
+
+    def _build(self, config: dict) -> torch.nn.Module:
+        training = self.stage.training
+        zero_init = None
+        if training.zero_stage == 3:
+            # The precision comes from the config: the argument `dtype` is misread on machines without fp16.
+            # Only parameters take it on; positions stay in fp32.
+            overrides = [DeepSpeedTensorOverride.device]
+            zero_init = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
+        model = models.build(self.stage.shape, _DTYPES[training.precision], zero_init)
+        if training.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model if zero_init else model.to(self.device)
+
+    @property
+    def accumulation(self) -> int:
+        return accumulation_steps(self.stage, self.world)
+
+    def train_step(self, sequences: np.ndarray, lr: float, step: int) -> torch.Tensor:
+        """One optimizer step on a global batch of shape (sequences, context_length + 1).
+
+        Returns this worker's sum of losses over its own targets, on the device.
+        """
+        torch.manual_seed(_step_seed(self.stage.seed, step, self.rank))
+        for group in self.deepspeed.basic_optimizer.param_groups:
+            group["lr"] = lr
+        self.deepspeed.train()
+        targets = sequences.shape[0] * self.stage.shape.context_length
+        total = torch.zeros((), device=self.device)
+        for batch, weight in self._shares(sequences, self.accumulation):
+            loss = next_token_loss(self.deepspeed, batch)
+            # DeepSpeed divides by the accumulation steps and averages over the workers.
+            self.deepspeed.backward(loss * (weight * self.accumulation * self.world / targets))
+            self.deepspeed.step()
+            total += loss.detach() * weight
+        return total
+
+    def gradient_norm(self) -> float:
+        """The global gradient norm of the last step, before clipping; NaN where DeepSpeed did not take it."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @torch.no_grad()
+    def evaluate(self, sequences: np.ndarray) -> float:
+        """The mean loss over all targets of `sequences`, in nats per token: the same on every worker."""
+        self.deepspeed.eval()
+        micro_steps = math.ceil(math.ceil(len(sequences) / self.world) / self.stage.training.micro_batch_size)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, weight in self._shares(sequences, micro_steps):
+            total += next_token_loss(self.deepspeed.module, batch).double() * weight
+        comm.all_reduce(total)
+        return total.item() / (len(sequences) * (sequences.shape[1] - 1))
+
+    def logits(self, sequences: np.ndarray) -> np.ndarray:
+        """fp32 logits on `sequences` of shape (batch, length). Every worker computes all of them."""
+        self.deepspeed.eval()
+        return logits_of(self.deepspeed.module, torch.from_numpy(sequences).to(self.device)).cpu().numpy()
+
+    def sum_over_workers(self, value: torch.Tensor) -> float:
+        total = value.double()
+        comm.all_reduce(total)
+        return total.item()
+
+    def destroy(self) -> None:
+        self.deepspeed.destroy()
+
+    def _shares(self, sequences: np.ndarray, micro_steps: int) -> Iterator[tuple[torch.Tensor, float]]:
+        """This worker's micro batches with their weight: 1, or 0 for one that only keeps step with the others."""
+        count, micro = len(sequences), self.stage.training.micro_batch_size
+        mine = sequences[self.rank * count // self.world : (self.rank + 1) * count // self.world]
+        for index in range(micro_steps):
+            part = mine[index * micro : (index + 1) * micro]
+            weight = 1.0 if len(part) else 0.0
+            yield torch.from_numpy(part if weight else sequences[:1]).to(self.device), weight
+
+
+def _batch_sequences(stage: StagePlan) -> int:
+    return stage.training.global_batch_tokens // stage.shape.context_length
+
+
+def _optimizer(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+
+
+def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """DeepSpeed rounds buffers to bf16 along with the weights; rotary frequencies must not be."""
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        current = model.get_submodule(owner)._buffers
+        current[leaf] = buffer.to(current[leaf].device)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for every step and worker: nothing random has to be carried over a restart."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")

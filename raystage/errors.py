@@ -1,0 +1,53 @@
+"""What can go wrong, as one small tree.
+
+    RaystageError             exit status 1
+    ├── InputError            exit status 2: what the user wrote cannot be done
+    ├── StageFailed           training of a stage ended before its budget
+    │   └── NonFiniteLoss     ... because the loss became NaN or infinite
+    ├── ResourcesMissing      the cluster does not have what a stage asks for
+    └── CheckpointError       a checkpoint is missing, damaged or not ours
+
+Every message is one line that names the place (file, key or path), what was found there and
+what would be right. The command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class RaystageError(Exception):
+    """Anything raystage stops for on purpose."""
+
+    exit_status = 1
+
+
+class InputError(RaystageError):
+    """The input is wrong. `place` is a file, a key or a path; `problem` says found and expected."""
+
+    exit_status = 2
+
+    def __init__(self, problem: str, *, key: str | None = None, file: str | None = None) -> None:
+        self.problem, self.key, self.file = problem, key, file
+        super().__init__(problem, key, file)
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.key, self.problem) if part)
+
+    def inside(self, file: str) -> InputError:
+        """The same error, said of a key in `file`."""
+        return InputError(self.problem, key=self.key, file=self.file or file)
+
+
+class StageFailed(RaystageError):
+    """A stage did not reach the end of its budget."""
+
+
+class NonFiniteLoss(StageFailed):
+    """The training loss became NaN or infinite."""
+
+
+class ResourcesMissing(RaystageError):
+    """The cluster has too few CPUs or GPUs; waiting would be for ever."""
+
+
+class CheckpointError(RaystageError):
+    """A checkpoint is missing, damaged or of another kind."""

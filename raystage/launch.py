@@ -1,0 +1,233 @@
+"""A job as a Ray Train run: started, listened to, its failures put into words.
+
+Workers tell the driver how they do through a small actor: unlike `ray.train.report` it does not hold
+the training up, and it keeps what was said when a worker dies. What counts, checkpoints and records,
+goes through the store alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raystage.errors import InputError, NonFiniteLoss, RaystageError, ResourcesMissing, StageFailed
+from raystage.schedule import Training
+from raystage.storage import open_folder
+from raystage.worker import Job, run_job
+
+OnEvent = Callable[[str, str, Any], None]
+
+POLL_SECONDS = 0.2
+RESOURCES_SECONDS = 60.0
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+class Mailbox:
+    """What workers have said and nobody has fetched yet; and why training must not be tried again, if so."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, str, Any]] = []
+        self._failure: RaystageError | None = None
+
+    def put(self, kind: str, key: str, what: Any) -> None:
+        self._events.append((kind, key, what))
+
+    def take(self) -> list[tuple[str, str, Any]]:
+        taken, self._events = self._events, []
+        return taken
+
+    def fail(self, error: RaystageError) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> RaystageError | None:
+        return self._failure
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+    """A connection to the cluster at `address`, or a local one of this process's own.
+
+    A local cluster has at least `cpus` CPUs, whatever the machine has: three workers can share two cores.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # The controller looks after its workers this often; the default of 2 s delays every stage's end.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **quiet,
+            )
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address!r} ({error})", key="--address") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_train(job: Job, on_event: OnEvent) -> None:
+    """Carry out a job as one Ray Train run; `on_event` hears of it in the calling thread.
+
+    Raises ResourcesMissing, StageFailed, or what a worker stopped for on purpose.
+    """
+    training = job.stages[0].training
+    _await_resources(training)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    try:
+        error = _fit(_trainer(job, training, mailbox), lambda: _deliver(mailbox, on_event))
+        failure = ray.get(mailbox.failure.remote())
+    finally:
+        ray.kill(mailbox)
+        _run_folder(job).delete()
+    if failure is not None:
+        raise failure
+    if error is not None:
+        raise _in_words(error, job)
+
+
+def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
+    folder = _run_folder(job)
+    on_gpu = training.gpus_per_worker > 0
+    resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
+    return TorchTrainer(
+        train_on_worker,
+        train_loop_config={"job": job, "mailbox": mailbox},
+        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        run_config=RunConfig(
+            # A name of its own: Ray would go on silently with a run that it finds under the same one.
+            name=f"{job.stages[-1].key[:12]}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder.path,
+            storage_filesystem=folder.system,
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(training)},
+        ),
+    )
+
+
+def worker_environment(training: Training) -> dict[str, str]:
+    """What must be set before a worker imports torch and DeepSpeed."""
+    variables = {
+        "OMP_NUM_THREADS": str(training.cpus_per_worker),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return variables if training.gpus_per_worker else {**variables, "DS_ACCELERATOR": "cpu"}
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker.
+
+    An error raystage stops for on purpose would only come again: it is left in the mailbox, and workers that
+    Ray starts anew leave at once when they find it there.
+    """
+    job, mailbox = config["job"], config["mailbox"]
+    if ray.get(mailbox.failure.remote()) is not None:
+        return
+    try:
+        run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what))
+    except NonFiniteLoss as error:  # on every worker alike, so all can leave quietly
+        ray.get(mailbox.fail.remote(error))
+    except RaystageError as error:  # perhaps on this worker alone: the others must be stopped
+        ray.get(mailbox.fail.remote(error))
+        raise
+    ray.get(mailbox.put.remote("left", job.stages[-1].key, None))
+
+
+def _fit(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
+    """Run the trainer in a thread of its own, so that this one stays free to listen. Returns its error."""
+    outcome: list[Exception | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            outcome.append(None)
+        except Exception as error:  # handed to the calling thread, which puts it into words
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        meanwhile()
+        thread.join(POLL_SECONDS)
+    meanwhile()
+    return outcome[0]
+
+
+def _deliver(mailbox: Any, on_event: OnEvent) -> None:
+    for event in ray.get(mailbox.take.remote()):
+        on_event(*event)
+
+
+def _run_folder(job: Job) -> Any:
+    """Where Ray Train keeps its own notes on a run; none of them are needed afterwards."""
+    return open_folder(job.store) / "ray" / job.stages[-1].key[:12]
+
+
+def _await_resources(training: Training) -> None:
+    """Wait a little for a cluster that is still growing; without this Ray would wait for ever and say nothing.
+
+    Raises ResourcesMissing.
+    """
+    deadline = time.monotonic() + RESOURCES_SECONDS
+    while (places := count_places(ray.nodes(), training)) < training.workers:
+        if time.monotonic() > deadline:
+            have = ray.cluster_resources()
+            raise ResourcesMissing(
+                f"training.workers: {training.workers} workers with {_wants(training)} each do not fit on the "
+                f"cluster, which has room for {places} ({have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs on "
+                f"{sum(node['Alive'] for node in ray.nodes())} nodes); start more nodes or ask for less"
+            )
+        time.sleep(1.0)
+
+
+def count_places(nodes: list[dict], training: Training) -> int:
+    """How many workers fit on the living nodes, each worker whole on one of them."""
+    places = 0
+    for node in nodes:
+        have = node["Resources"] if node["Alive"] else {}
+        room = have.get("CPU", 0) // training.cpus_per_worker
+        if training.gpus_per_worker:
+            room = min(room, have.get("GPU", 0) // training.gpus_per_worker)
+        places += int(room)
+    return places
+
+
+def _wants(training: Training) -> str:
+    gpus = f" and {training.gpus_per_worker} GPUs" if training.gpus_per_worker else ""
+    return f"{training.cpus_per_worker} CPUs{gpus}"
+
+
+def _in_words(error: Exception, job: Job) -> StageFailed:
+    """The first worker's own error, without Ray's wrapping."""
+    name = job.stages[-1].name
+    failures = getattr(error, "worker_failures", None) or {}
+    logs = f"the workers' logs are in {_logs_folder()}"
+    for rank, failure in sorted(failures.items()):
+        lines = [line for line in str(failure).splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else type(failure).__name__
+        return StageFailed(f"stage {name}: worker {rank} failed: {reason} ({logs})")
+    return StageFailed(f"stage {name}: {str(error).strip().splitlines()[-1]} ({logs})")
+
+
+def _logs_folder() -> str:
+    node = ray._private.worker.global_worker.node
+    return node.get_logs_dir_path() if node else "the cluster's session folder"

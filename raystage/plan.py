@@ -1,0 +1,331 @@
+"""The schedule resolved: every stage with all its values, its key, its FLOPs, its memory.
+
+Nothing here imports torch or ray. A plan is what the driver carries out and what `raystage plan`
+prints; the same schedule always gives the same plan.
+
+The unit is `StagePlan`: a stretch of training under one set of values. A stage of the schedule is
+one of them; a baseline run is one or several, because under a wsd rate the baselines of all budgets
+share a trunk, whose pieces have equal keys and so are trained once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from raystage import memory, rates
+from raystage.errors import InputError
+from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
+from raystage.schedule import LrSchedule, Schedule, Training, check_name
+from raystage.shape import ModelShape, flops_per_token, num_params
+
+# Raise when the code changes what a stage computes: every key changes, nothing old is reused.
+CODE_EPOCH = 1
+
+EVALUATIONS_PER_RUN = 20
+CHECKPOINTS_PER_STAGE = 4
+
+# What may differ between two runs of a stage without changing what it computes. The rate counts apart.
+_WITHOUT_EFFECT = {
+    "max_failures": True,
+    "checkpoint": True,
+    "evaluate": {"every"},
+    "lr_schedule": True,
+    "deepspeed": {
+        "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Growth:
+    operator: str
+    optimizer_state: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stretch of training.
+
+    start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
+    in the rate are counted from the run's start. growth is None where it goes on with the very
+    weights of its parent, or from nothing.
+    """
+
+    name: str
+    key: str
+    parent_key: str | None
+    shape: ModelShape
+    parent_shape: ModelShape | None
+    growth: Growth | None
+    data: DataPlan
+    training: Training
+    seed: int
+    rate: rates.Curve
+    start_tokens: int
+    start_steps: int
+    start_flops: int
+    steps: int
+    evaluate_every_tokens: int
+    checkpoint_every_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.training.global_batch_tokens
+
+    @property
+    def end_tokens(self) -> int:
+        return self.start_tokens + self.tokens
+
+    @property
+    def end_flops(self) -> int:
+        return self.start_flops + self.flops
+
+    @property
+    def num_params(self) -> int:
+        return num_params(self.shape)
+
+    @property
+    def flops(self) -> int:
+        return self.tokens * flops_per_token(self.shape)
+
+    @property
+    def memory(self) -> memory.MemoryEstimate:
+        return memory.estimate(self.shape, self.training)
+
+    @property
+    def growth_operator(self) -> str | None:
+        return self.growth.operator if self.growth else None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A chain of stages from nothing to a finished model."""
+
+    name: str
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def flops(self) -> int:
+        return sum(stage.flops for stage in self.stages)
+
+    def jobs(self) -> tuple[tuple[StagePlan, ...], ...]:
+        """The stages in groups that one Train run carries out: growth or another layout begins a new one."""
+        groups: list[list[StagePlan]] = []
+        for stage in self.stages:
+            if groups and continues(groups[-1][-1], stage):
+                groups[-1].append(stage)
+            else:
+                groups.append([stage])
+        return tuple(map(tuple, groups))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The staged run and its baselines."""
+
+    name: str
+    staged: RunPlan
+    baselines: tuple[RunPlan, ...]
+    scratch_flops: int
+
+    @property
+    def predicted_saving(self) -> float:
+        """1 - staged FLOPs / FLOPs of the last stage's model from scratch at equal tokens."""
+        return 1 - self.staged.flops / self.scratch_flops
+
+    def runs(self) -> tuple[RunPlan, ...]:
+        return (self.staged, *self.baselines)
+
+    def baseline_flops_shared(self) -> int:
+        """FLOPs of the baselines with each shared stage counted once."""
+        return sum({stage.key: stage.flops for run in self.baselines for stage in run.stages}.values())
+
+
+def continues(first: StagePlan, second: StagePlan) -> bool:
+    """Whether a worker that ended `first` can go on with `second` as it stands."""
+    same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
+    return second.growth is None and second.parent_key == first.key and same
+
+
+def make_plan(schedule: Schedule, name: str | None = None) -> Plan:
+    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together."""
+    if name is not None:
+        _check_run_name(name)
+    try:
+        return _plan(schedule, name or schedule.name)
+    except InputError as error:
+        raise error.inside(schedule.file or "") from None
+
+
+def _check_run_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise InputError(str(error), key="--name") from None
+
+
+def _plan(schedule: Schedule, name: str) -> Plan:
+    stages = resolve(schedule)
+    last = stages[-1]
+    run_tokens = sum(stage.tokens for stage in stages)
+    cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
+    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, cadence))
+    return Plan(
+        name=name,
+        staged=staged,
+        baselines=_baselines(schedule, last, cadence),
+        scratch_flops=run_tokens * flops_per_token(last.shape),
+    )
+
+
+def _chain_staged(
+    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, cadence: int
+) -> tuple[StagePlan, ...]:
+    chain: list[StagePlan] = []
+    for index, stage in enumerate(stages):
+        start = chain[-1].end_tokens if chain else 0
+        span = (start, stage.tokens) if stage.own_rate else (0, run_tokens)
+        key = f"stages[{index}].training.lr_schedule" if stage.own_rate else "training.lr_schedule"
+        chain.append(
+            _plan_stage(
+                stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
+                schedule.seed, stage.steps, cadence,
+            )
+        )  # fmt: skip
+    return tuple(chain)
+
+
+def _baselines(schedule: Schedule, last: ResolvedStage, cadence: int) -> tuple[RunPlan, ...]:
+    if schedule.baseline is None:
+        return ()
+    batch = last.training.global_batch_tokens
+    lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
+    runs: list[RunPlan] = []
+    for index, steps in sorted(enumerate(lengths), key=lambda pair: pair[1]):
+        key = f"baseline.budgets[{index}]"
+        if steps in lengths[:index]:
+            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
+            raise InputError(f"{found}; expected each budget once", key=key)
+        runs.append(_baseline(schedule, last, steps, cadence, runs, key))
+    return tuple(runs)
+
+
+def _baseline(
+    schedule: Schedule, last: ResolvedStage, steps: int, cadence: int, earlier: list[RunPlan], key: str
+) -> RunPlan:
+    """The last stage's model from scratch for `steps` steps, cut where smaller budgets leave the trunk."""
+    batch = last.training.global_batch_tokens
+    curve = _curve(last.training, 0, steps * batch, key)
+    borders = [*_trunk_borders(curve, earlier, batch, steps), steps]
+    chain: list[StagePlan] = []
+    for border in borders:
+        name = f"scratch-{border * batch}"
+        length = border - (chain[-1].start_steps + chain[-1].steps if chain else 0)
+        chain.append(_plan_stage(last, name, chain[-1] if chain else None, curve, schedule.seed, length, cadence,
+                                 grows=False))  # fmt: skip
+    return RunPlan(f"baseline-{steps * batch}", tuple(chain))
+
+
+def _trunk_borders(curve: rates.Curve, earlier: list[RunPlan], batch: int, steps: int) -> list[int]:
+    """The steps at which to cut the stretch whose rate a longer run has too: where smaller budgets were cut, as far
+    as their rate was the same up to there, and at its end, for larger budgets to come."""
+    trunk_end = rates.stable_end(curve)
+    if trunk_end is None:
+        return []
+    ends = {
+        stage.end_tokens
+        for run in earlier
+        for stage in run.stages
+        if rates.signature(stage.rate, 0, stage.end_tokens) == rates.signature(curve, 0, stage.end_tokens)
+    }
+    cuts = {end // batch for end in ends | {trunk_end} if end <= trunk_end}
+    return sorted(cut for cut in cuts if 0 < cut < steps)
+
+
+def _curve(training: Training, start: int, total: int, key: str) -> rates.Curve:
+    schedule: LrSchedule = training.lr_schedule
+    check_rate(schedule, total, key)
+    return rates.build(
+        schedule.kind,
+        training.optimizer.lr,
+        start,
+        total,
+        span_tokens(schedule.warmup, total),
+        span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0,
+        schedule.min_lr_ratio,
+    )
+
+
+def _plan_stage(
+    stage: ResolvedStage,
+    name: str,
+    parent: StagePlan | None,
+    rate: rates.Curve,
+    seed: int,
+    steps: int,
+    cadence: int,
+    grows: bool = True,
+) -> StagePlan:
+    tokens = steps * stage.training.global_batch_tokens
+    start_tokens = parent.end_tokens if parent else 0
+    growth = _growth_of(stage, parent) if grows else None
+    return StagePlan(
+        name=name,
+        key=_stage_key(stage, parent, growth, rate, seed, start_tokens, tokens),
+        parent_key=parent.key if parent else None,
+        shape=stage.shape,
+        parent_shape=parent.shape if parent else None,
+        growth=growth,
+        data=stage.data,
+        training=stage.training,
+        seed=seed,
+        rate=rate,
+        start_tokens=start_tokens,
+        start_steps=parent.start_steps + parent.steps if parent else 0,
+        start_flops=parent.end_flops if parent else 0,
+        steps=steps,
+        evaluate_every_tokens=stage.training.evaluate.every or cadence,
+        checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+    )
+
+
+def _growth_of(stage: ResolvedStage, parent: StagePlan | None) -> Growth | None:
+    """A stage that changes nothing about the model is entered by the identity."""
+    if parent is None:
+        return None
+    if stage.grow is None:
+        return Growth("identity", "grow")
+    return Growth(stage.grow.operator, stage.grow.optimizer_state)
+
+
+def _stage_key(
+    stage: ResolvedStage,
+    parent: StagePlan | None,
+    growth: Growth | None,
+    rate: rates.Curve,
+    seed: int,
+    start_tokens: int,
+    tokens: int,
+) -> str:
+    """SHA-256 over all that can change the stage's result, and its parent's key. Names, paths and cadences cannot."""
+    data = asdict(stage.data)
+    del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
+    facts = {
+        "epoch": CODE_EPOCH,
+        "parent": parent.key if parent else None,
+        "growth": asdict(growth) if growth else None,
+        "shape": asdict(stage.shape),
+        "data": data,
+        "training": stage.training.model_dump(exclude=_WITHOUT_EFFECT),
+        "rate": rates.signature(rate, start_tokens, start_tokens + tokens),
+        "seed": seed,
+        "start_tokens": start_tokens,
+        "tokens": tokens,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

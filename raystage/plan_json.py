@@ -1,0 +1,58 @@
+"""A plan as plain values: what `raystage plan --json` prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from raystage.plan import Plan, RunPlan, StagePlan
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Every stage with its values, key, FLOPs and memory; the baselines; the saving that FLOPs alone predict."""
+    return {
+        "name": plan.name,
+        "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
+        "baseline": {
+            "runs": [_baseline(run) for run in plan.baselines],
+            "flops_shared": plan.baseline_flops_shared(),
+            "flops_apart": sum(run.flops for run in plan.baselines),
+        },
+        "flops": plan.staged.flops,
+        "scratch_flops": plan.scratch_flops,
+        "predicted_saving": plan.predicted_saving,
+    }
+
+
+def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
+    training = stage.training
+    return {
+        "name": stage.name,
+        "key": stage.key,
+        "parent_key": stage.parent_key,
+        **asdict(stage.shape),
+        "num_params": stage.num_params,
+        "tokens": stage.tokens,
+        "steps": stage.steps,
+        "start_tokens": stage.start_tokens,
+        "flops": stage.flops,
+        "flops_share": stage.flops / run.flops,
+        "memory": stage.memory.as_dict(),
+        "num_workers": training.workers,
+        "zero_stage": training.zero_stage,
+        "precision": training.precision,
+        "growth": asdict(stage.growth) if stage.growth else None,
+    }
+
+
+def _baseline(run: RunPlan) -> dict[str, Any]:
+    """A budget in whole steps, and the stretches it is trained in; equal keys are trained once."""
+    return {
+        "name": run.name,
+        "budget_tokens": run.tokens,
+        "tokens": run.tokens,
+        "flops": run.flops,
+        "stages": [
+            {"name": stage.name, "key": stage.key, "tokens": stage.tokens, "flops": stage.flops} for stage in run.stages
+        ],
+    }

@@ -1,0 +1,107 @@
+"""Learning rate as a function of the token position, in pieces.
+
+A curve is the same whoever asks and whenever: a stage that is split in two, or resumed, sees the
+rates it would have seen whole. `signature` says what a stretch of it depends on, so that two
+schedules whose rates agree up to some token have equal stage keys up to there. For that to hold, a
+curve has one form only: no empty piece, and no two constant pieces of one rate in a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+KINDS = ("wsd", "cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rate between two token positions: a straight line, or half a cosine."""
+
+    start_tokens: int
+    end_tokens: int
+    start_lr: float
+    end_lr: float
+    form: str = "line"  # or "cosine"
+
+    @property
+    def is_flat(self) -> bool:
+        return self.start_lr == self.end_lr
+
+    def at(self, tokens: float) -> float:
+        if self.is_flat:
+            return self.start_lr
+        done = (tokens - self.start_tokens) / (self.end_tokens - self.start_tokens)
+        if self.form == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start_lr + (self.end_lr - self.start_lr) * done
+
+
+Curve = tuple[Piece, ...]
+
+
+def build(kind: str, lr: float, start: int, total: int, warmup: int, decay: int, min_ratio: float) -> Curve:
+    """The curve over `total` tokens from position `start`.
+
+    wsd: warm-up, constant, then a straight line to `min_ratio * lr` over the last `decay` tokens
+    (MiniCPM, 2404.06395). cosine: warm-up, then half a cosine. linear: warm-up, then a straight
+    line. constant: warm-up, then constant. `decay` counts for wsd alone. The caller sees to it that
+    total > 0 and warmup + decay <= total.
+    """
+    end, low = start + total, lr * min_ratio
+    warm = Piece(start, start + warmup, 0.0, lr)
+    if kind == "wsd":
+        rest = (Piece(start + warmup, end - decay, lr, lr), Piece(end - decay, end, lr, low))
+    elif kind == "constant":
+        rest = (Piece(start + warmup, end, lr, lr),)
+    else:
+        rest = (Piece(start + warmup, end, lr, low, "cosine" if kind == "cosine" else "line"),)
+    return _joined(piece for piece in (warm, *rest) if piece.end_tokens > piece.start_tokens)
+
+
+def _joined(pieces: Iterable[Piece]) -> Curve:
+    """Neighbours at one constant rate as one piece: a decay to all of the rate is none."""
+    curve: list[Piece] = []
+    for piece in pieces:
+        if curve and curve[-1].is_flat and piece.is_flat and curve[-1].end_lr == piece.start_lr:
+            piece = Piece(curve.pop().start_tokens, piece.end_tokens, piece.start_lr, piece.end_lr)
+        curve.append(piece)
+    return tuple(curve)
+
+
+def rate_at(curve: Curve, tokens: float) -> float:
+    """The rate at a token position; before the first piece and after the last, that piece's end."""
+    for piece in curve:
+        if tokens < piece.end_tokens:
+            return piece.at(max(tokens, piece.start_tokens))
+    return curve[-1].end_lr
+
+
+def signature(curve: Curve, start: int, end: int) -> list[list]:
+    """All that decides the rates between two positions, as plain lists.
+
+    A constant piece is cut to the stretch; of any other the whole counts, since it depends on both ends.
+    """
+    described = []
+    for piece in curve:
+        if piece.end_tokens <= start or piece.start_tokens >= end:
+            continue
+        if piece.is_flat:
+            first, last = max(piece.start_tokens, start), min(piece.end_tokens, end)
+            described.append(["constant", first, last, piece.start_lr])
+        else:
+            described.append([piece.form, piece.start_tokens, piece.end_tokens, piece.start_lr, piece.end_lr])
+    return described
+
+
+def stable_end(curve: Curve) -> int | None:
+    """Up to where the rate is that of a longer run too: where a wsd curve begins to decay, or where a constant
+    one ends. None where it depends on the total from its first token on, or from the warm-up on.
+    """
+    last = curve[-1]
+    if last.is_flat:
+        return last.end_tokens
+    if len(curve) > 1 and curve[-2].is_flat and last.form == "line":
+        return last.start_tokens
+    return None

@@ -1,0 +1,136 @@
+"""What is known of a stage's training: the points of its curves, its growth, its record.
+
+Frozen values that turn into JSON and back. `tokens`, `steps` and `flops` of a point are counted from
+the start of the run that the stage belongs to, so that the curves of a chain of stages join up;
+`seconds` from the start of the stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from raystage.plan import RunPlan, StagePlan
+from raystage.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class TrainPoint:
+    """Training since the previous point: mean loss (nats per token), the last rate and gradient norm."""
+
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    loss: float
+    lr: float
+    gradient_norm: float
+    tokens_per_second: float
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss (nats per token) on the held-out documents."""
+
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a growth did to the model: loss on the source's held-out data, and logits on fixed inputs."""
+
+    eval_loss_before: float
+    eval_loss_after: float
+    max_logit_difference: float
+
+
+@dataclass(frozen=True)
+class GrowthRecord:
+    operator: str
+    optimizer_state: str
+    seconds: float
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
+
+    flops and tokens are the stage's own, without its ancestors'; seconds are of wall-clock.
+    """
+
+    key: str
+    parent_key: str | None
+    name: str
+    shape: ModelShape
+    num_params: int
+    num_workers: int
+    zero_stage: int
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    evaluation_seconds: float
+    evaluation_flops: int
+    peak_memory_bytes: int
+    eval_loss: float
+    checkpoint: str  # folder, relative to the stage's own folder in the store
+    growth: GrowthRecord | None = None
+    train: tuple[TrainPoint, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def worker_seconds(self) -> float:
+        return self.seconds * self.num_workers
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StageRecord:
+        content = dict(content)
+        growth = content.pop("growth")
+        return cls(
+            shape=ModelShape(**content.pop("shape")),
+            growth=growth_from_json(growth),
+            train=tuple(TrainPoint(**point) for point in content.pop("train")),
+            evaluations=tuple(Evaluation(**point) for point in content.pop("evaluations")),
+            **content,
+        )
+
+
+def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
+    if content is None:
+        return None
+    return GrowthRecord(**{**content, "certificate": Certificate(**content["certificate"])})
+
+
+class Listener(Protocol):
+    """Someone who is told how a run goes: the terminal, W&B. All calls come from the driver's thread.
+
+    For each run: run_started, then for each of its stages stage_started, any number of trained /
+    evaluated / grown, stage_finished; then run_finished. A reused stage gets its recorded points too,
+    with reused=True, so that a listener sees whole curves.
+    """
+
+    def run_started(self, run: RunPlan) -> None: ...
+
+    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
+
+    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None: ...
+
+    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None: ...
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
+
+    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None: ...
+
+    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None: ...

@@ -1,0 +1,344 @@
+"""What came out of a run, as one JSON object and as a page of Markdown.
+
+`build_report` lays the records of finished stages beside the plan. It works at any time: a stage
+that is not finished is listed with its state and nulls, and the savings say what they wait for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from raystage import rates
+from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.record import Evaluation, StageRecord
+from raystage.savings import FinishedRun, Savings, compare, format_flops, format_share, no_figure
+from raystage.units import format_bytes, format_count, format_seconds
+
+DONE = ("FINISHED", "REUSED")
+
+# What adds up along a chain of stages.
+_SUMMED = ("tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops")
+# A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
+_DECAYED_RATIO = 0.1
+# Protocol: fewer budgets leave too much to the interpolation.
+_ENOUGH_BUDGETS = 3
+# Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
+_OPTIMAL_TOKENS_PER_PARAMETER = 20
+
+
+def build_report(
+    plan: Plan,
+    records: Mapping[str, StageRecord],
+    states: Mapping[str, str],
+    environment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The report: plain values, strictly JSON (what is not finite becomes null).
+
+    records, states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
+    """
+    stages = [stage for run in plan.runs() for stage in run.stages]
+    overall = _joint_state([_state(stage, records, states) for stage in stages])
+    return _strict(
+        {
+            "name": plan.name,
+            "state": "FINISHED" if overall in DONE else overall,
+            "stages": [_stage_row(stage, records, states) for stage in plan.staged.stages],
+            "baseline": {"runs": [_baseline_row(run, records, states) for run in plan.baselines]},
+            "tokens_per_parameter": tokens_per_parameter(plan.staged),
+            "savings": asdict(measure_savings(plan, records)),
+            "warnings": list(doubts(plan, records)),
+            "environment": dict(environment or {}),
+        }
+    )
+
+
+def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
+    """The evaluations of a chain of stages, as far as they are finished; tokens and flops from the run's start."""
+    return tuple(point for record in _finished(run.stages, records) for point in record.evaluations)
+
+
+def tokens_per_parameter(run: RunPlan) -> float:
+    """Training tokens of the whole run per parameter of its last model."""
+    return run.tokens / run.stages[-1].num_params
+
+
+# --- savings ----------------------------------------------------------------------------------
+
+
+def measure_savings(plan: Plan, records: Mapping[str, StageRecord]) -> Savings:
+    """The staged run against the baselines, once all are finished; tokens per parameter stand beside the figure."""
+    staged = _finished_run(plan.staged, records)
+    if not plan.baselines:
+        return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
+    baselines = [_finished_run(run, records) for run in plan.baselines]
+    if staged is None or None in baselines:
+        return no_figure(f"no saving to report yet: {_unfinished(plan, records)}", staged)
+    savings = compare(staged, baselines)
+    if not savings.equal_loss_reached:
+        return savings
+    beside = f"{savings.verdict}, at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    return Savings(**{**asdict(savings), "verdict": beside})
+
+
+def _finished_run(run: RunPlan, records: Mapping[str, StageRecord]) -> FinishedRun | None:
+    chain = _finished(run.stages, records)
+    if len(chain) < len(run.stages):
+        return None
+    return FinishedRun(chain[-1].eval_loss, sum(one.flops for one in chain), sum(one.seconds for one in chain))
+
+
+def _finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
+    return [records[stage.key] for stage in stages if stage.key in records]
+
+
+def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> str:
+    waiting = [run.name for run in plan.runs() if len(_finished(run.stages, records)) < len(run.stages)]
+    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(waiting)})"
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def _stage_row(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+    growth = records[stage.key].growth if stage.key in records else None
+    return {
+        **_row(RunPlan(stage.name, (stage,)), records, states),
+        "growth": asdict(growth) if growth else None,
+        "start_tokens": stage.start_tokens,
+        "start_flops": stage.start_flops,
+    }
+
+
+def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+    """One budget. Stages shared with other budgets count in full: each run is what it would cost alone."""
+    return {
+        **_row(run, records, states),
+        "growth": None,
+        "budget_tokens": run.tokens,
+        "tokens_per_parameter": tokens_per_parameter(run),
+    }
+
+
+def _row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+    """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
+    last, chain = run.stages[-1], _finished(run.stages, records)
+    done = len(chain) == len(run.stages)
+    return {
+        "name": run.name,
+        "key": last.key,
+        "state": _joint_state([_state(stage, records, states) for stage in run.stages]),
+        "num_params": last.num_params,
+        "num_layers": last.shape.num_layers,
+        "num_workers": last.training.workers,
+        "zero_stage": last.training.zero_stage,
+        **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
+        "eval_loss": chain[-1].eval_loss if done else None,
+        "evaluations": [asdict(point) for point in curve(run, records)],
+        "train": [asdict(point) for record in chain for point in record.train],
+    }
+
+
+def _state(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> str:
+    return states.get(stage.key, "FINISHED" if stage.key in records else "SCHEDULING")
+
+
+def _joint_state(states: Sequence[str]) -> str:
+    """One state for several stages: trouble first, REUSED only where nothing had to be trained."""
+    for state in ("ERRORED", "ABORTED", "RESTARTING"):
+        if state in states:
+            return state
+    for state in ("SCHEDULING", "REUSED"):
+        if all(one == state for one in states):
+            return state
+    return "FINISHED" if all(one in DONE for one in states) else "RUNNING"
+
+
+def _strict(value: Any) -> Any:
+    """The same value without NaN and infinity, for which JSON has no words."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- warnings ---------------------------------------------------------------------------------
+
+
+def doubts(plan: Plan, records: Mapping[str, StageRecord]) -> tuple[str, ...]:
+    """Sentences on what leaves the comparison open to doubt; none where nothing is compared."""
+    if not plan.baselines:
+        return ()
+    found = (
+        *_tuning_doubts(plan),
+        _decay_doubt("staged run", plan.staged),
+        *(_decay_doubt("baseline", run) for run in plan.baselines),
+        _budgets_doubt(plan),
+        _length_doubt(plan),
+        _data_doubt(plan),
+        _workers_doubt(plan),
+        _order_doubt(plan, records),
+    )
+    return tuple(dict.fromkeys(doubt for doubt in found if doubt))
+
+
+def _tuning_doubts(plan: Plan) -> tuple[str, str]:
+    last = plan.baselines[-1].stages[-1]
+    return (
+        f"One seed ({last.seed}): how far the figure moves from seed to seed is not known; "
+        f"three seeds or more give an interval.",
+        f"One learning rate ({last.training.optimizer.lr:g}): the baseline's rate is not tuned, "
+        f"and a baseline at the wrong rate makes the saving look larger.",
+    )
+
+
+def _decay_doubt(side: str, run: RunPlan) -> str | None:
+    last = run.stages[-1]
+    peak = max(max(piece.start_lr, piece.end_lr) for piece in last.rate)
+    ratio = rates.rate_at(last.rate, last.end_tokens) / peak
+    if ratio <= _DECAYED_RATIO * (1 + 1e-9):
+        return None
+    return (
+        f"The {side}'s rate is not decayed: it ends at {ratio:.0%} of its peak under the "
+        f"{last.training.lr_schedule.kind} schedule, so its final loss is not what its budget can reach."
+    )
+
+
+def _budgets_doubt(plan: Plan) -> str | None:
+    count = len(plan.baselines)
+    if count >= _ENOUGH_BUDGETS:
+        return None
+    return (
+        f"Only {count} baseline budget{'s' if count > 1 else ''}: equal loss is interpolated between "
+        f"decayed runs, and fewer than {_ENOUGH_BUDGETS} leave it coarse."
+    )
+
+
+def _length_doubt(plan: Plan) -> str | None:
+    ratio = tokens_per_parameter(plan.staged)
+    if ratio >= _OPTIMAL_TOKENS_PER_PARAMETER:
+        return None
+    return (
+        f"Short training, {ratio:.3g} tokens per parameter: below {_OPTIMAL_TOKENS_PER_PARAMETER} the gains of "
+        f"growing are at their largest, and longer training is likely to save less."
+    )
+
+
+def _data_doubt(plan: Plan) -> str | None:
+    texts = {stage.data.fingerprint for run in plan.runs() for stage in run.stages}
+    if len(texts) == 1:
+        return None
+    return "Not the same text: the staged run's stages read other data than the baseline, so more than growing differs."
+
+
+def _workers_doubt(plan: Plan) -> str | None:
+    counts = sorted({stage.training.workers for run in plan.runs() for stage in run.stages})
+    if len(counts) == 1:
+        return None
+    return (
+        f"Not the same machines throughout ({' and '.join(map(str, counts))} workers): "
+        f"time_saved compares wall-clock, not worker-seconds."
+    )
+
+
+def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    runs = [_finished_run(run, records) for run in plan.baselines]
+    losses = [run.eval_loss for run in runs if run is not None]
+    if losses == sorted(losses, reverse=True):
+        return None
+    return (
+        "The baseline's loss does not fall with every larger budget: noise is as large as the difference "
+        "between budgets, and the cheapest budget that reaches the loss counts."
+    )
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A short page: the verdict, the stages, the baseline, what is open to doubt."""
+    blocks = [
+        f"**{_sentence(report['savings']['verdict'])}**",
+        _about(report),
+        "## Stages",
+        _table(_STAGE_COLUMNS, [_stage_cells(row) for row in report["stages"]]),
+    ]
+    if report["baseline"]["runs"]:
+        blocks += ["## Baseline: the last stage's model from scratch"]
+        blocks += [_table(_BASELINE_COLUMNS, [_baseline_cells(row) for row in report["baseline"]["runs"]])]
+    if report["warnings"]:
+        blocks += ["## Open to doubt", "\n".join(f"- {warning}" for warning in report["warnings"])]
+    return "\n\n".join(blocks) + "\n"
+
+
+_STAGE_COLUMNS = (
+    "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
+    "eval loss", "grown by", "loss at growth",
+)  # fmt: skip
+_BASELINE_COLUMNS = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _about(report: Mapping[str, Any]) -> str:
+    time_saved = report["savings"]["time_saved"]
+    about = f"Run `{report['name']}`: {report['state']}, {report['tokens_per_parameter']:.3g} tokens per parameter."
+    return about if time_saved is None else f"{about} Wall-clock time saved: {format_share(time_saved)}."
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _stage_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        row["state"],
+        str(row["num_layers"]),
+        format_count(row["num_params"]),
+        str(row["num_workers"]),
+        str(row["zero_stage"]),
+        _shown(row["tokens"], format_count),
+        _shown(row["steps"], str),
+        _shown(row["flops"], format_flops),
+        _shown(row["seconds"], format_seconds),
+        _shown(row["peak_memory_bytes"], format_bytes),
+        _shown(row["eval_loss"], _loss),
+        _shown(row["growth"], lambda growth: f"{growth['operator']}, moments: {growth['optimizer_state']}"),
+        _shown(row["growth"], lambda growth: _jump(growth["certificate"])),
+    ]
+
+
+def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        format_count(row["budget_tokens"]),
+        row["state"],
+        f"{row['tokens_per_parameter']:.3g}",
+        _shown(row["steps"], str),
+        _shown(row["flops"], format_flops),
+        _shown(row["seconds"], format_seconds),
+        _shown(row["eval_loss"], _loss),
+    ]
+
+
+def _jump(certificate: Mapping[str, float | None]) -> str:
+    before, after = certificate["eval_loss_before"], certificate["eval_loss_after"]
+    if before is None or after is None:
+        return f"{_shown(before, _loss)} to {_shown(after, _loss)}"
+    return f"{before:.3f} to {after:.3f} ({after - before:+.3f})"
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.3f}"
+
+
+def _shown(value: Any, as_text: Callable[[Any], str]) -> str:
+    """A cell; what is not known yet is a dash."""
+    return "-" if value is None else as_text(value)

@@ -1,0 +1,376 @@
+"""What the user writes: a schedule, typed and frozen.
+
+A stage is the file's defaults plus what it overrides. Sections are read as they stand in the file
+(every key optional), then `resolve` lays a stage's sections over the file's and asks for what is
+missing. Errors name the file, the key, what was found and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from raystage import yamlfile
+from raystage.corpus import BYTE_TOKENIZER
+from raystage.errors import InputError
+from raystage.units import parse_bool, parse_count, parse_real, shown
+
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+def check_name(name: str) -> str:
+    """A name that can stand in a path and on a command line. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {shown(name)}; expected letters, digits, '_', and after the first '.' and '-'")
+    return name
+
+
+def parse_span(value: object) -> float:
+    """A stretch of a run: below 1 a fraction of it, above 1 a number of tokens. Raises ValueError."""
+    try:
+        number = parse_real(value)
+    except ValueError:
+        number = math.inf
+    if abs(number) < 1:
+        return number
+    try:
+        tokens = parse_count(value)
+    except ValueError:
+        raise ValueError(f"found {shown(value)}; expected a fraction below 1, or tokens such as 50K") from None
+    if tokens == 1:
+        raise ValueError(f"found {shown(value)}, one token or all of the run; expected a fraction below 1, or tokens")
+    return tokens
+
+
+def _as_list(value: object) -> object:
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
+    return [value] if isinstance(value, str) else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+# What every random generator that a seed may reach accepts; numpy's legacy one has 32 bits.
+Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
+Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]
+NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0)]
+Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1)]
+Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1)]
+Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
+Flag = Annotated[bool, BeforeValidator(parse_bool)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(check_name)]
+Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the schedule. What a section does not set, it does not change.
+
+    null sets a key to what follows from the rest, where there is such a value (heads, micro batch,
+    cadences, options of DeepSpeed), and is an error elsewhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    def overlaid(self, other: Self) -> Self:
+        """This section with everything that `other` sets, section by section."""
+        changes = {name: _overlaid(getattr(self, name), getattr(other, name)) for name in other.model_fields_set}
+        return self.model_copy(update=changes)
+
+
+def _overlaid(mine: object, theirs: object) -> object:
+    """Sections and mappings are laid over each other key by key; of anything else the second counts.
+
+    None counts too: it takes a value back, to what follows without it.
+    """
+    if isinstance(mine, Section) and isinstance(theirs, Section):
+        return mine.overlaid(theirs)
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine | {key: _overlaid(mine.get(key), value) for key, value in theirs.items()}
+    return theirs
+
+
+class Data(Section):
+    """Where the text comes from and how it is read."""
+
+    source: Literal["python-stdlib", "text"] = "python-stdlib"
+    path: Annotated[tuple[Text, ...], BeforeValidator(_as_list)] = ()
+    tokenizer: Text = BYTE_TOKENIZER
+    validation_fraction: Share = 0.05
+
+
+class Model(Section):
+    """The model's shape, field by field; what is not given follows from the rest."""
+
+    family: Literal["llama"] = "llama"
+    num_layers: Count | None = None
+    hidden_size: Count | None = None
+    num_heads: Count | None = None
+    num_kv_heads: Count | None = None
+    head_size: Count | None = None
+    ffn_size: Count | None = None
+    vocab_size: Count | None = None
+    context_length: Count | None = None
+    tied_embeddings: Flag = False
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: Positive = 1e-3
+    betas: Annotated[tuple[Beta, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+
+
+class LrSchedule(Section):
+    """warmup and decay: below 1 a fraction of the whole, above 1 tokens. decay is for wsd alone."""
+
+    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    warmup: Span = 0.0
+    decay: Span = 0.2
+    min_lr_ratio: Fraction = 0.0
+
+
+class Evaluate(Section):
+    every: Count | None = None
+    tokens: Count = 65_536
+
+
+class Checkpointing(Section):
+    every: Count | None = None
+
+
+class Training(Section):
+    workers: Count = 1
+    cpus_per_worker: Count = 1
+    gpus_per_worker: CountOrZero = 0
+    zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    global_batch_tokens: Count | None = None
+    micro_batch_size: Count | None = None
+    gradient_clipping: NotNegative = 1.0
+    activation_checkpointing: Flag = False
+    optimizer: Optimizer = Optimizer()
+    lr_schedule: LrSchedule = LrSchedule()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpointing = Checkpointing()
+    max_failures: CountOrZero = 3
+    deepspeed: dict[str, Any] = {}
+
+
+class Until(Section):
+    """When a stage ends: one of these, counted from its own start."""
+
+    tokens: Count | None = None
+    steps: Count | None = None
+    flops: Count | None = None
+
+
+class Grow(Section):
+    operator: Annotated[Literal["stack", "interleave", "identity"], Field(examples=["stack"])]
+    optimizer_state: Literal["grow", "reset", "keep"] = "grow"
+
+
+class Stage(Section):
+    name: Annotated[Name, Field(examples=["small"])]
+    until: Annotated[Until, Field(examples=["{tokens: 400K}"])]
+    grow: Grow | None = None
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+
+
+class Baseline(Section):
+    """The last stage's model from scratch, once per budget of tokens, each decayed on its own."""
+
+    budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]
+
+
+class Schedule(Section):
+    """A whole file. `file` is where it was read, for messages; None where it was not read from one."""
+
+    name: Annotated[Name, Field(examples=["quickstart"])]
+    seed: Seed = 0
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    stages: Annotated[
+        tuple[Stage, ...],
+        Field(min_length=1, examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"]),
+    ]
+    baseline: Baseline | None = None
+    _file: str | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> str | None:
+        return self._file
+
+    def resolved(self, index: int) -> Stage:
+        """Stage `index` with the file's defaults under what it overrides."""
+        stage = self.stages[index]
+        return stage.model_copy(
+            update={
+                "data": self.data.overlaid(stage.data),
+                "model": self.model.overlaid(stage.model),
+                "training": self.training.overlaid(stage.training),
+            }
+        )
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Schedule:
+    """The schedule in the file at `path` with `KEY=VALUE` overrides laid over it.
+
+    Raises InputError: one message, for the first thing that is wrong.
+    """
+    file = Path(path)
+    content = yamlfile.read_mapping(file)
+    try:
+        for override in overrides:
+            yamlfile.apply_override(content, override)
+        schedule = parse(content, beside=file.parent)
+    except InputError as error:
+        raise error.inside(str(file)) from None
+    schedule._file = str(file)
+    return schedule
+
+
+def parse(content: dict, beside: Path | None = None) -> Schedule:
+    """A schedule from plain data. Relative data paths are looked for in the working directory, then `beside`."""
+    try:
+        schedule = Schedule.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error) from None
+    return schedule.model_copy(
+        update={
+            "data": _located(schedule.data, beside),
+            "stages": tuple(s.model_copy(update={"data": _located(s.data, beside)}) for s in schedule.stages),
+        }
+    )
+
+
+def _located(data: Data, beside: Path | None) -> Data:
+    """The same with absolute paths; a tokenizer is a path where there is such a folder."""
+    changes: dict[str, object] = {}
+    if data.path:
+        changes["path"] = tuple(_locate(path, beside) for path in data.path)
+    if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
+        changes["tokenizer"] = _locate(data.tokenizer, beside)
+    return data.model_copy(update=changes)
+
+
+def _locate(path: str, beside: Path | None) -> str:
+    here = os.path.abspath(os.path.expanduser(path))
+    there = os.path.abspath(os.path.join(beside or "", os.path.expanduser(path)))
+    return here if os.path.exists(here) or not os.path.exists(there) else there
+
+
+# --- errors in the user's words ---------------------------------------------------------------
+
+
+def _explain(error: ValidationError) -> InputError:
+    """The first thing wrong; unknown keys come before what they may have caused to be missing."""
+    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
+    location = found["loc"]
+    if found["type"] == "extra_forbidden":
+        problem = _unknown_key(location)
+    elif found["type"] == "missing":
+        problem = _missing_key(location)
+    else:
+        problem = _wrong_value(found)
+    return InputError(problem, key=yamlfile.dotted(location))
+
+
+def _wrong_value(found: dict) -> str:
+    context, value = found.get("ctx", {}), shown(found["input"])
+    match found["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "literal_error":
+            return f"found {value}; expected {context['expected']}{_suggest(found['input'], context['expected'])}"
+        case "greater_than":
+            return f"found {value}; expected more than {context['gt']:g}"
+        case "greater_than_equal":
+            return f"found {value}; expected at least {context['ge']:g}"
+        case "less_than":
+            return f"found {value}; expected less than {context['lt']:,.10g}"
+        case "less_than_equal":
+            return f"found {value}; expected at most {context['le']:g}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"found {value}; expected a mapping of keys to values"
+        case "tuple_type":
+            return f"found {value}; expected a list"
+        case "too_short":
+            return f"found {_entries(found['input'])}; expected {_at_least(context)}"
+        case "too_long":
+            return f"found {_entries(found['input'])}; expected {context['max_length']}"
+        case "string_type":
+            return f"found {value}; expected text"
+        case "string_too_short":
+            return f"found {value}; expected text that is not empty"
+    return f"found {value}; {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+def _entries(value: typing.Sized) -> str:
+    return "1 entry" if len(value) == 1 else f"{len(value)} entries"
+
+
+def _at_least(context: dict) -> str:
+    return "at least one" if context["min_length"] == 1 else str(context["min_length"])
+
+
+def _suggest(value: object, expected: str) -> str:
+    close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _missing_key(location: tuple) -> str:
+    field = _section_at(location[:-1]).model_fields[location[-1]]
+    return f"missing; expected for example {location[-1]}: {field.examples[0]}"
+
+
+def _unknown_key(location: tuple) -> str:
+    name, known = str(location[-1]), sorted(_section_at(location[:-1]).model_fields)
+    homes = {section for section, _, key in (path.rpartition(".") for path in _paths(Schedule)) if key == name}
+    if len(homes) == 1:
+        top = "the file itself" if name in Schedule.model_fields else "a stage"
+        return f"unknown key here; it belongs in {homes.pop() or top}"
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"unknown key; did you mean {close[0]!r}?"
+    return f"unknown key; known here: {', '.join(known)}"
+
+
+def _paths(section: type[Section], prefix: str = "") -> typing.Iterator[str]:
+    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in _sections_in(field.annotation):
+            yield from _paths(inner, "" if inner is Stage else f"{prefix}{name}.")
+
+
+def _section_at(location: tuple) -> type[Section]:
+    """The section class that a pydantic error location leads into."""
+    section: type[Section] = Schedule
+    for step in location:
+        if isinstance(step, str):
+            section = next(_sections_in(section.model_fields[step].annotation))
+    return section
+
+
+def _sections_in(annotation: object) -> typing.Iterator[type[Section]]:
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, Section)
+    ):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _sections_in(inner)

@@ -1,0 +1,105 @@
+"""Where finished stages live under their keys, and what each run left for its reports.
+
+stages/<key>/record.json              written last: the stage is finished
+stages/<key>/checkpoints/<tokens>-<attempt>/
+runs/<name>/                          plan, report, figures of a run
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raystage import checkpoint
+from raystage.errors import CheckpointError, RaystageError
+from raystage.record import StageRecord
+from raystage.storage import Folder
+
+RECORD = "record.json"
+
+
+class Store:
+    """Stages and runs in a folder on any file system."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def stage_folder(self, key: str) -> Folder:
+        return self.folder / "stages" / key
+
+    def record(self, key: str) -> StageRecord | None:
+        """The record of a finished stage, or None. Raises RaystageError where it is damaged."""
+        folder = self.stage_folder(key)
+        try:
+            content = folder.read(RECORD)
+        except FileNotFoundError:
+            return None
+        try:
+            return StageRecord.from_json(json.loads(content))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RaystageError(
+                f"{folder.uri}/{RECORD}: damaged ({error}); remove it to train the stage again"
+            ) from None
+
+    def commit_record(self, record: StageRecord) -> None:
+        """From here on the stage is finished; its other checkpoints, whole or half written, go."""
+        folder = self.stage_folder(record.key)
+        folder.write_whole(RECORD, _json(record.to_json()))
+        kept = record.checkpoint.rsplit("/", 1)[-1]
+        for name in (folder / "checkpoints").names():
+            if name != kept:
+                (folder / "checkpoints" / name).delete()
+
+    def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:
+        return self.stage_folder(key) / "checkpoints" / f"{tokens:015}-{attempt}"
+
+    def finished_checkpoint(self, key: str) -> Folder:
+        """The checkpoint that a finished stage ended with. Raises CheckpointError where there is none."""
+        record = self.record(key)
+        if record is None:
+            raise CheckpointError(f"{self.stage_folder(key).uri}: no {RECORD}; the stage is not finished")
+        return self.stage_folder(key) / record.checkpoint
+
+    def latest_checkpoint(self, key: str) -> Folder | None:
+        """The furthest whole checkpoint within an unfinished stage."""
+        for folder in self._whole_checkpoints(key):
+            try:
+                checkpoint.Checkpoint(folder).close()
+            except CheckpointError:
+                continue
+            return folder
+        return None
+
+    def drop_older_checkpoints(self, key: str, keep: int) -> None:
+        """Remove all but the `keep` furthest whole checkpoints of an unfinished stage."""
+        for folder in self._whole_checkpoints(key)[keep:]:
+            folder.delete()
+
+    def _whole_checkpoints(self, key: str) -> list[Folder]:
+        folders = self.stage_folder(key) / "checkpoints"
+        found = [folders / name for name in reversed(folders.names())]
+        return [folder for folder in found if checkpoint.exists(folder)]
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    def run_folder(self, name: str) -> Folder:
+        return self.folder / "runs" / name
+
+    def run_names(self) -> list[str]:
+        return (self.folder / "runs").names()
+
+    def write_run(self, name: str, file: str, content: dict[str, Any]) -> None:
+        self.run_folder(name).write_whole(file, _json(content))
+
+    def read_run(self, name: str, file: str) -> dict[str, Any] | None:
+        """A JSON file of a run, or None where there is none."""
+        try:
+            return json.loads(self.run_folder(name).read(file))
+        except FileNotFoundError:
+            return None
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,0 +1,222 @@
+"""Tables for people: what `raystage plan` prints, and what stands at the end of a run.
+
+Rich alone: nothing here may import torch or ray, since `raystage plan` must answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
+
+from raystage.memory import MemoryEstimate
+from raystage.plan import Plan, StagePlan
+from raystage.savings import format_flops, format_share
+from raystage.units import format_bytes, format_count, format_seconds
+
+KEY_DIGITS = 12
+
+STATE_STYLES = {
+    "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
+    "FINISHED": "green", "REUSED": "green",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FirstThatFits:
+    """The same facts laid out several ways, widest first. Which one fits is known only when it is printed."""
+
+    layouts: tuple[RenderableType, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for layout in self.layouts[:-1]:
+            if Measurement.get(console, options.update(width=10_000), layout).maximum <= options.max_width:
+                yield layout
+                return
+        yield self.layouts[-1]
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The stages, what the baselines cost, and the saving that FLOPs alone predict."""
+    stages = FirstThatFits(
+        (
+            _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS),
+            _stages(plan, plan.name, _SIZES, _MEMORY, _MEANS),
+            Group(_stages(plan, plan.name, _SIZES), "", _stages(plan, None, _MEMORY, _MEANS)),
+        )
+    )
+    return Group(stages, "", *map(Text, _baseline_lines(plan)), Text(_prediction(plan)))
+
+
+@dataclass(frozen=True)
+class _PlanColumn:
+    """A column of the plan: its heading, a stage's cell and, where there is one, the total."""
+
+    header: str
+    cell: Callable[[Plan, StagePlan], str]
+    total: Callable[[Plan], str] = lambda plan: ""
+    is_number: bool = True
+
+
+def _memory_part(header: str, part: Callable[[MemoryEstimate], int]) -> _PlanColumn:
+    return _PlanColumn(header, lambda plan, stage: format_bytes(part(stage.memory)))
+
+
+_STAGE = _PlanColumn("stage", lambda plan, stage: stage.name, lambda plan: "total", is_number=False)
+_SIZES = (
+    _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
+    _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
+    _PlanColumn("tokens", lambda plan, stage: format_count(stage.tokens),
+                lambda plan: format_count(plan.staged.tokens)),
+    _PlanColumn("steps", lambda plan, stage: str(stage.steps),
+                lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
+    _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
+    _PlanColumn("share", lambda plan, stage: f"{stage.flops / plan.staged.flops:.0%}"),
+)  # fmt: skip
+_MEMORY = (_memory_part("memory\nper worker", lambda memory: memory.total_bytes),)
+_MEMORY_PARTS = (
+    _memory_part("of which\nweights", lambda memory: memory.weights_bytes),
+    _memory_part("gradients", lambda memory: memory.gradients_bytes),
+    _memory_part("optimizer", lambda memory: memory.optimizer_bytes),
+    _memory_part("activations", lambda memory: memory.activations_bytes),
+)
+_MEANS = (
+    _PlanColumn("workers", lambda plan, stage: f"{stage.training.workers} x ZeRO {stage.training.zero_stage}",
+                is_number=False),
+    _PlanColumn("growth", lambda plan, stage: stage.growth_operator or "-", is_number=False),
+    _PlanColumn("key", lambda plan, stage: stage.key[:KEY_DIGITS], is_number=False),
+)  # fmt: skip
+
+
+def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> Table:
+    columns = [_STAGE, *(column for group in groups for column in group)]
+    table = _table(title, [_number(one.header) if one.is_number else _name(one.header) for one in columns])
+    for stage in plan.staged.stages:
+        table.add_row(*(column.cell(plan, stage) for column in columns))
+    totals = [column.total(plan) for column in columns]
+    if any(totals[1:]):
+        table.add_section()
+        table.add_row(*totals)
+    return table
+
+
+def _baseline_lines(plan: Plan) -> list[str]:
+    if not plan.baselines:
+        return ["No baseline: the run will not measure what it saves."]
+    layers = plan.staged.stages[-1].shape.num_layers
+    budgets = ", ".join(
+        f"{format_count(run.tokens)} tokens ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
+    )
+    lines = [f"Baseline: {layers} layers from scratch for {budgets}."]
+    apart, shared = sum(run.flops for run in plan.baselines), plan.baseline_flops_shared()
+    if shared < apart:
+        less = format_share(1 - shared / apart)
+        lines.append(
+            f"The budgets share a trunk: {format_flops(shared)} FLOPs to train, "
+            f"{less} less than {format_flops(apart)} apart."
+        )
+    return lines
+
+
+def _prediction(plan: Plan) -> str:
+    return (
+        f"Predicted saving at equal tokens: {format_share(plan.predicted_saving)} of the FLOPs "
+        f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} from scratch). "
+        f"The saving at equal loss is what a run measures."
+    )
+
+
+# --- the end of a run -------------------------------------------------------------------------
+
+
+def final_table(report: Mapping[str, Any]) -> RenderableType:
+    """The stages, the baselines and, as the last line, the verdict. `report` is what `build_report` returns."""
+    parts = [_report_table("stage", report["name"], report["stages"]), ""]
+    if report["baseline"]["runs"]:
+        parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+    return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
+
+
+@dataclass(frozen=True)
+class _ReportColumn:
+    header: str
+    cell: Callable[[Mapping[str, Any]], RenderableType]
+    is_number: bool = True
+
+
+_WHAT = (
+    _ReportColumn("layers", lambda row: str(row["num_layers"])),
+    _ReportColumn("params", lambda row: format_count(row["num_params"])),
+    _ReportColumn("tokens", lambda row: _known(row["tokens"], format_count)),
+)
+_OUTCOME = (
+    _ReportColumn("FLOPs", lambda row: _known(row["flops"], format_flops)),
+    _ReportColumn("eval\nloss", lambda row: _known(row["eval_loss"], format_loss)),
+)
+_GROWTH = (_ReportColumn("loss at growth", lambda row: _jump(row["growth"]), is_number=False),)
+_END = (
+    _ReportColumn("time", lambda row: _known(row["seconds"], format_seconds)),
+    _ReportColumn("state", lambda row: Text(row["state"], style=STATE_STYLES.get(row["state"], "")), is_number=False),
+)
+
+
+def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
+    growth = _GROWTH if any(row["growth"] for row in rows) else ()
+    layouts = ((*name, *_WHAT, *_OUTCOME, *growth, *_END), (*name, *_OUTCOME, *growth, *_END))
+    return FirstThatFits(tuple(_rows(title, columns, rows) for columns in layouts))
+
+
+def _rows(title: str | None, columns: Sequence[_ReportColumn], rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(title, [_number(one.header) if one.is_number else _name(one.header) for one in columns])
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    return table
+
+
+def _jump(growth: Mapping[str, Any] | None) -> str:
+    if growth is None:
+        return "-"
+    certificate = growth["certificate"]
+    return format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
+
+
+def format_jump(before: float | None, after: float | None) -> str:
+    """The held-out loss on both sides of a growth."""
+    return f"{_known(before, format_loss)} -> {_known(after, format_loss)}"
+
+
+def format_loss(loss: float) -> str:
+    return f"{loss:.3f}"
+
+
+def _known(value: Any, as_text: Callable[[Any], str]) -> str:
+    """A cell; what is not known is a dash."""
+    return "-" if value is None else as_text(value)
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def _table(title: str | None, columns: Iterable[Column]) -> Table:
+    return Table(
+        *columns, title=title, title_justify="left", title_style="bold", header_style="",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+
+
+def _name(header: str) -> Column:
+    return Column(header, no_wrap=True)
+
+
+def _number(header: str) -> Column:
+    return Column(header, justify="right", no_wrap=True)

@@ -1,0 +1,103 @@
+"""Numbers as people write them: `500K`, `1.5B`, `3e-4`; and as people read them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from decimal import Decimal
+
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
+LARGEST_COUNT = 10**27  # all digits of a count up to here fit into the 28 that Decimal keeps
+
+# At most three digits of exponent: no number here is larger, and 1e999999999 as an int would fill the memory.
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d{1,3})?)\s*([A-Za-z]?)\s*")
+
+
+def parse_count(value: object) -> int:
+    """A whole number from `400000`, `4e5`, `"400K"`, `"0.4M"`; suffixes are powers of 1,000.
+
+    Raises ValueError where `value` is no number, no whole one or beyond `LARGEST_COUNT`.
+    """
+    number = _parse_number(value, SUFFIXES, "a number such as 500000, 500K or 1.5B")
+    if not number.is_finite() or (abs(number) <= LARGEST_COUNT and number != int(number)):
+        raise ValueError(f"found {shown(value)}; expected a whole number such as 500000, 500K or 1.5B")
+    if abs(number) > LARGEST_COUNT:
+        raise ValueError(f"found {shown(value)}; expected at most {LARGEST_COUNT:.0e}")
+    return int(number)
+
+
+def parse_real(value: object) -> float:
+    """A finite number from `0.1`, `"3e-4"` (which YAML 1.1 reads as a string) or `3`. Raises ValueError."""
+    number = float(_parse_number(value, {"": 1}, "a number such as 0.1 or 3e-4"))
+    if not math.isfinite(number):
+        raise ValueError(f"found {shown(value)}; expected a finite number such as 0.1 or 3e-4")
+    return number
+
+
+def parse_bool(value: object) -> bool:
+    """`true` or `false`; YAML 1.1's yes, no, on and off too. Raises ValueError."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(f"found {shown(value)}; expected true or false")
+
+
+def _parse_number(value: object, suffixes: dict[str, int], expected: str) -> Decimal:
+    """Exact, where binary fractions are not: 2.3T is 2300000000000."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return Decimal(int(value) if isinstance(value, numbers.Integral) else str(float(value)))
+    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    # A small e is an exponent that lost its digits, not 10^18.
+    suffix = "?" if match is None else match.group(2).upper() if match.group(2) != "e" else "?"
+    if match is None or suffix not in suffixes:
+        raise ValueError(f"found {shown(value)}; expected {expected}")
+    return Decimal(match.group(1).replace("_", "")) * suffixes[suffix]
+
+
+def shown(value: object) -> str:
+    """A value from YAML in a message: one short line, in YAML's words rather than Python's."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def kind_of(value: object) -> str:
+    """What sort of YAML value this is, in a message about structure."""
+    names = {dict: "a mapping", list: "a list", type(None): "nothing"}
+    return names.get(type(value), f"the value {shown(value)}")
+
+
+def format_count(number: float) -> str:
+    """Three figures and a suffix: 401408 -> '401K', 1.5e9 -> '1.5B'."""
+    for suffix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= 0.9995 * size:  # below, three figures do not round up to the next suffix
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def format_bytes(number: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1023.5:
+            return _three_figures(number, unit)
+        number /= 1024
+    return _three_figures(number, "TiB")
+
+
+def _three_figures(number: float, unit: str) -> str:
+    """1010 -> '1010': %.3g would write 1.01e+03."""
+    return f"{number:.3g} {unit}" if abs(number) < 999.5 else f"{number:.0f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> '1:15', 3700 -> '1:01:40'."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

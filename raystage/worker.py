@@ -1,0 +1,451 @@
+"""A stage's training on one worker: enter it from whatever there is, train, evaluate, save, record.
+
+A job is one or more stages that one Train run carries out in a row. Every step of the way may be the
+last: a worker that starts again finds the furthest whole checkpoint and goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import transformers
+from deepspeed import comm
+from deepspeed.accelerator import get_accelerator
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from raystage import checkpoint, zero
+from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.data import Reader, open_streams
+from raystage.engine import StageEngine
+from raystage.errors import CheckpointError, NonFiniteLoss
+from raystage.growth.apply import STATES, grown_slice, grown_steps
+from raystage.growth.operator import GrowthMap, growth_map, initial_map
+from raystage.hardware import peak_flops_per_second
+from raystage.plan import StagePlan, continues
+from raystage.rates import rate_at
+from raystage.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint, growth_from_json
+from raystage.shape import FAMILIES, flops_per_token, parameters
+from raystage.storage import Folder, open_folder
+from raystage.store import Store
+
+PROBE = "probe.safetensors"
+PROBE_TOKENS = 256
+PROBE_LOGITS = 4_000_000
+POINT_EVERY_STEPS = 10
+POINTS_PER_STAGE = 400
+KEPT_CHECKPOINTS = 2
+
+Send = Callable[[str, str, Any], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages to train in a row, and the store's address."""
+
+    stages: tuple[StagePlan, ...]
+    store: str
+
+
+@dataclass
+class Progress:
+    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart."""
+
+    steps: int
+    tokens: int
+    flops: int
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluation_flops: int = 0
+    pending_loss: float = 0.0
+    pending_steps: int = 0
+    growth: GrowthRecord | None = None
+    train: list[TrainPoint] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @classmethod
+    def at_start(cls, stage: StagePlan) -> Progress:
+        return cls(stage.start_steps, stage.start_tokens, stage.start_flops)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Progress:
+        return cls(
+            **{
+                **content,
+                "growth": growth_from_json(content["growth"]),
+                "train": [TrainPoint(**point) for point in content["train"]],
+                "evaluations": [Evaluation(**point) for point in content["evaluations"]],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a stage is entered: from which checkpoint, through which map. `resumed`: from its own."""
+
+    rules: GrowthMap
+    source: Checkpoint | None
+    resumed: bool
+
+
+def run_job(job: Job, send: Send) -> None:
+    """Train the job's unfinished stages. `send(kind, stage key, what)` is called on the first worker only.
+
+    Raises NonFiniteLoss on every worker alike, CheckpointError, InputError.
+    """
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+    torch.set_num_threads(job.stages[0].training.cpus_per_worker)
+    store = Store(open_folder(job.store))
+    attempt = _shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
+    runner: StageRunner | None = None
+    for stage in job.stages:
+        if _shared(store.record(stage.key) is not None):
+            continue
+        if runner is not None and continues(runner.stage, stage):
+            runner = runner.into(stage)
+        else:
+            runner = StageRunner.enter(stage, store, attempt, send)
+        runner.train()
+
+
+class StageRunner:
+    """One stage on one worker."""
+
+    def __init__(self, stage: StagePlan, store: Store, attempt: str, send: Send, engine: StageEngine) -> None:
+        self.stage, self.store, self.attempt, self.engine = stage, store, attempt, engine
+        self._send_to = send
+        self.progress = Progress.at_start(stage)
+        streams = open_streams(stage.data, stage.shape.vocab_size)
+        self.reader = Reader(streams.train, stage.shape.context_length, stage.seed)
+        self.held_out = evaluation_set(stage)
+        self._loss = torch.zeros((), device=engine.device)
+        self._mark = time.monotonic()
+
+    # --- entering -----------------------------------------------------------------------------
+
+    @classmethod
+    def enter(cls, stage: StagePlan, store: Store, attempt: str, send: Send) -> StageRunner:
+        """Build the stage's model and fill this worker's part of it."""
+        entry = find_entry(stage, store)
+        source_steps = entry.source.steps if entry.source else {}
+        steps = grown_steps(entry.rules, source_steps)
+        runner = cls(stage, store, attempt, send, StageEngine(stage, steps))
+        began = time.monotonic()
+        fill(runner.engine, entry, steps, stage.seed)
+        seconds = time.monotonic() - began
+        if entry.resumed:
+            runner.progress = Progress.from_json(entry.source.manifest.progress)
+            runner._send("resumed", runner.progress)
+        elif stage.growth is not None:
+            runner._certify(entry.source.folder, seconds)
+        if entry.source:
+            entry.source.close()
+        runner._mark = time.monotonic()
+        return runner
+
+    def into(self, stage: StagePlan) -> StageRunner:
+        """Go on with a stage that differs from this one in nothing but its place in the run."""
+        return StageRunner(stage, self.store, self.attempt, self._send_to, self.engine)
+
+    def _certify(self, source: Folder, seconds: float) -> None:
+        """Measure what growing did: on the source's own held-out text, and on the inputs it was probed with."""
+        before = self.store.record(self.stage.parent_key)
+        probe = load_tensors(source.read(PROBE))
+        logits = self.engine.logits(probe["input_ids"])
+        common = min(logits.shape[-1], probe["logits"].shape[-1])
+        difference = float(np.abs(logits[..., :common] - probe["logits"][..., :common]).max())
+        after = self.engine.evaluate(probe["held_out"])
+        self.progress.growth = GrowthRecord(
+            operator=self.stage.growth.operator,
+            optimizer_state=self.stage.growth.optimizer_state,
+            seconds=seconds,
+            certificate=Certificate(before.eval_loss, after, difference),
+        )
+        self.progress.seconds += seconds
+        self._send("grown", self.progress.growth)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train to the end of the stage, save, and commit its record."""
+        self._send("started", self.progress.steps - self.stage.start_steps)
+        if not self.progress.evaluations:
+            self._evaluate()
+        end = self.stage.start_steps + self.stage.steps
+        while self.progress.steps < end:
+            before = self.progress.tokens
+            self._step()
+            last = self.progress.steps == end
+            if last or self.progress.steps % self._point_steps() == 0:
+                self._point()
+            if last or crossed(self.stage.evaluate_every_tokens, before, self.progress.tokens):
+                self._point()
+                self._evaluate()
+            if last or crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage):
+                self._point()
+                self._save(last)
+        self._finish()
+
+    def _step(self) -> None:
+        stage, progress = self.stage, self.progress
+        batch = stage.training.global_batch_tokens
+        count = batch // stage.shape.context_length
+        first = progress.tokens // stage.shape.context_length
+        # The rate in the middle of the step: neither the first step nor the last is taken at zero.
+        lr = rate_at(stage.rate, progress.tokens + batch / 2)
+        self._loss += self.engine.train_step(self.reader.sequences(first, count), lr, progress.steps)
+        self._lr = lr
+        progress.steps += 1
+        progress.tokens += batch
+        progress.flops += batch * flops_per_token(stage.shape)
+        progress.pending_steps += 1
+
+    def _point_steps(self) -> int:
+        return max(min(POINT_EVERY_STEPS, self.stage.steps // 20), self.stage.steps // POINTS_PER_STAGE, 1)
+
+    def _point(self) -> None:
+        """Close the stretch since the last point. Raises NonFiniteLoss, on all workers alike."""
+        progress = self.progress
+        if not progress.pending_steps:
+            return
+        targets = progress.pending_steps * self.stage.training.global_batch_tokens
+        loss = self.engine.sum_over_workers(self._loss) / targets
+        seconds = self._tick()
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"stage {self.stage.name}: the training loss is {loss} at step {progress.steps} "
+                f"({progress.tokens} tokens); the last good checkpoint is kept. "
+                f"Try a lower training.optimizer.lr (now {self._lr:.3g}) or a longer warm-up"
+            )
+        speed = targets / seconds if seconds > 0 else 0.0
+        peak = peak_flops_per_second(self.stage.training.precision)
+        point = TrainPoint(
+            tokens=progress.tokens,
+            steps=progress.steps,
+            flops=progress.flops,
+            seconds=progress.seconds,
+            loss=loss,
+            lr=self._lr,
+            gradient_norm=self.engine.gradient_norm(),
+            tokens_per_second=speed,
+            mfu=speed * flops_per_token(self.stage.shape) / (peak * self.engine.world) if peak else None,
+        )
+        progress.train.append(point)
+        progress.pending_steps = 0
+        self._loss.zero_()
+        self._send("trained", point)
+
+    def _evaluate(self) -> None:
+        self._tick()
+        progress = self.progress
+        began = time.monotonic()
+        loss = self.engine.evaluate(self.held_out)
+        progress.evaluation_seconds += time.monotonic() - began
+        progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
+        self._mark = time.monotonic()
+        point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, loss)
+        progress.evaluations.append(point)
+        self._send("evaluated", point)
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def _save(self, last: bool) -> None:
+        """Every worker writes its own shard, then the first one the manifest."""
+        folder = self.store.checkpoint_folder(self.stage.key, self.progress.tokens, self.attempt)
+        shard, steps = write_own_shard(self.engine, folder)
+        shards, all_steps = _gathered(shard), _gathered(steps)
+        if last:
+            self._write_probe(folder)
+        self._tick()
+        if self.engine.rank == 0:
+            merged = {name: step for steps in all_steps for name, step in steps.items()}
+            checkpoint.commit(folder, self._manifest(tuple(shards), merged))
+            self.store.drop_older_checkpoints(self.stage.key, KEPT_CHECKPOINTS)
+            self._send("saved", folder.name)
+        comm.barrier()
+
+    def _manifest(self, shards: tuple[Shard, ...], steps: dict[str, int]) -> Manifest:
+        stage, progress = self.stage, self.progress
+        return Manifest(
+            model=stage.shape,
+            parameters=tuple(
+                ParameterEntry(parameter.name, parameter.shape, "float32", steps[parameter.name])
+                for parameter in parameters(stage.shape)
+            ),
+            shards=shards,
+            stage_key=stage.key,
+            step=progress.steps,
+            tokens=progress.tokens,
+            data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
+            rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
+            optimizer={**stage.training.optimizer.model_dump(), "num_workers": self.engine.world,
+                       "zero_stage": stage.training.zero_stage, "precision": stage.training.precision},
+            progress=asdict(progress),
+        )  # fmt: skip
+
+    def _write_probe(self, folder: Folder) -> None:
+        """What the next growth is measured against: this model's logits on fixed inputs, and its held-out text."""
+        count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // self.stage.shape.vocab_size))
+        inputs = probe_inputs(self.held_out, count)
+        logits = self.engine.logits(inputs)
+        if self.engine.rank == 0:
+            tensors = {"input_ids": inputs, "logits": logits, "held_out": self.held_out}
+            folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
+
+    def _finish(self) -> None:
+        """Commit the record: the stage is finished."""
+        peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
+        comm.all_reduce(peak, op=comm.ReduceOp.MAX)
+        if self.engine.rank == 0:
+            record = self._record(int(peak.item()))
+            self.store.commit_record(record)
+            self._send("finished", record)
+        comm.barrier()
+
+    def _record(self, peak_bytes: int) -> StageRecord:
+        stage, progress = self.stage, self.progress
+        return StageRecord(
+            key=stage.key,
+            parent_key=stage.parent_key,
+            name=stage.name,
+            shape=stage.shape,
+            num_params=stage.num_params,
+            num_workers=self.engine.world,
+            zero_stage=stage.training.zero_stage,
+            tokens=progress.tokens - stage.start_tokens,
+            steps=progress.steps - stage.start_steps,
+            flops=progress.flops - stage.start_flops,
+            seconds=progress.seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            evaluation_flops=progress.evaluation_flops,
+            peak_memory_bytes=peak_bytes,
+            eval_loss=progress.evaluations[-1].loss,
+            checkpoint=self._final_checkpoint(),
+            growth=progress.growth,
+            train=tuple(progress.train),
+            evaluations=tuple(progress.evaluations),
+            environment=environment(),
+        )
+
+    def _final_checkpoint(self) -> str:
+        """Where this stage ended: written just now, or found on entering a stage that had only its record to write."""
+        latest = self.store.latest_checkpoint(self.stage.key)
+        if latest is None:
+            raise CheckpointError(f"{self.store.stage_folder(self.stage.key).uri}: no checkpoint of the finished stage")
+        return f"checkpoints/{latest.name}"
+
+    def _tick(self) -> float:
+        """Add the time since the last mark to the stage's seconds."""
+        now = time.monotonic()
+        elapsed, self._mark = now - self._mark, now
+        self.progress.seconds += elapsed
+        return elapsed
+
+    def _send(self, kind: str, what: Any) -> None:
+        if self.engine.rank == 0:
+            self._send_to(kind, self.stage.key, what)
+
+
+# --- entering a stage, apart from any runner --------------------------------------------------------
+
+
+def find_entry(stage: StagePlan, store: Store) -> Entry:
+    """From the stage's own furthest checkpoint, else through the growth map from its parent's, else from nothing."""
+    own = _shared(store.latest_checkpoint(stage.key))
+    if own is not None:
+        return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own), resumed=True)
+    if stage.parent_key is None:
+        return Entry(initial_map(stage.shape, FAMILIES[stage.shape.family].init_std), None, resumed=False)
+    operator = stage.growth.operator if stage.growth else "identity"
+    policy = stage.growth.optimizer_state if stage.growth else "grow"
+    rules = growth_map(stage.parent_shape, stage.shape, operator, policy)
+    return Entry(rules, Checkpoint(store.finished_checkpoint(stage.parent_key)), resumed=False)
+
+
+def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int) -> None:
+    """Compute and set every slice this worker's optimizer holds, then bring the model's weights up to date."""
+    rules = {rule.target: rule for rule in entry.rules}
+    read = entry.source.read if entry.source else _nothing_to_read
+    for part in zero.partitions(engine.deepspeed):
+        for state in STATES:
+            values = grown_slice(rules[part.parameter], state, part.start, part.stop, read, seed)
+            part.tensors[state].copy_(torch.tensor(values))
+    zero.set_steps(engine.deepspeed, steps)
+    zero.refresh(engine.deepspeed)
+
+
+def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
+    """Write this worker's part of all state; returns its shard's entry and the step counts it knows."""
+    pieces = []
+    for part in zero.partitions(engine.deepspeed):
+        first, last = part.saves
+        if last > first:
+            for state in STATES:
+                values = part.tensors[state][first:last].cpu().numpy()
+                pieces.append((part.parameter, state, part.start + first, values))
+    shard = checkpoint.write_shard(folder, checkpoint.shard_name(engine.rank, engine.world), pieces)
+    return shard, zero.get_steps(engine.deepspeed)
+
+
+def evaluation_set(stage: StagePlan) -> np.ndarray:
+    """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone."""
+    streams = open_streams(stage.data, stage.shape.vocab_size)
+    reader = Reader(streams.held_out, stage.shape.context_length, stage.seed)
+    return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
+
+
+def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
+    """The first few held-out sequences, `tokens` in all (or the start of one that is longer)."""
+    length = held_out.shape[1] - 1
+    return held_out[: max(1, tokens // length), : min(length, tokens)]
+
+
+def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:
+    """Whether a multiple of `every` lies in (before, after], counted from the run's or the stage's start."""
+    start = stage.start_tokens if stage else 0
+    return (after - start) // every > (before - start) // every
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this worker has held: on the GPU where it has one, else resident in RAM."""
+    if get_accelerator().device_name() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(get_accelerator().max_memory_allocated())
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+        "device": get_accelerator().device_name(),
+        "host": platform.node(),
+    }
+
+
+def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:
+    raise CheckpointError(f"{state} of {parameter} has no source to be read from")
+
+
+def _shared(value: Any) -> Any:
+    """The first worker's value, on every worker: what was found in the store must not differ between them."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _gathered(value: Any) -> list:
+    found: list = [None] * comm.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found

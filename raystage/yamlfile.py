@@ -1,0 +1,170 @@
+"""Reading YAML the way a schedule needs it: mappings only, no key twice, overrides by dotted path.
+
+Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4` is a number,
+`no` is text, `1:30` is not 90, `010` is not 8, and `2024-01-01` is not a date.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from raystage.errors import InputError
+from raystage.units import kind_of
+
+_TAG = "tag:yaml.org,2002:"
+_NAME = r"[A-Za-z_][\w-]*"
+_PATH = re.compile(rf"{_NAME}(\[\d+\])*(\.{_NAME}(\[\d+\])*)*")
+_STEP = re.compile(rf"({_NAME})|\[(\d+)\]")
+_PLAIN_VALUES = {
+    "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]{0,40})", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "merge": ("<<", "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML lets pass or fails on: a key given twice (it keeps the last), keys that are not text,
+    a value that contains itself, sets, dates and binary data."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar[dict] = {
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_TAG) in {"null", "bool", "int", "float", "str", "seq", "map"}
+    }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.deep_construct = True  # a value inside itself is an error, where PyYAML would build it
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in {f"{_TAG}str", f"{_TAG}merge"}:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "found a key that is not text; quote it", key.start_mark
+                )
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands here a second time"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+for _name, (_pattern, _first) in _PLAIN_VALUES.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def read_mapping(path: Path) -> dict:
+    """The mapping in the file at `path`. Raises InputError naming file, line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError("no such file; expected a YAML file", file=str(path)) from None
+    except IsADirectoryError:
+        raise InputError("is a folder; expected a YAML file", file=str(path)) from None
+    except UnicodeDecodeError as error:
+        problem = f"is not text (byte {error.start} is not UTF-8); expected a YAML file"
+        raise InputError(problem, file=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror}); expected a YAML file", file=str(path)) from None
+    try:
+        content = _parse(text)
+    except ValueError as error:
+        raise InputError(f"is not valid YAML: {error}", file=str(path)) from None
+    if not isinstance(content, dict):
+        raise InputError(f"found {kind_of(content)}; expected a mapping of keys to values", file=str(path))
+    return content
+
+
+def apply_override(content: dict, override: str) -> None:
+    """Set `a.b[1].c=VALUE` in place; VALUE is YAML. Raises InputError where the path leads nowhere."""
+    path, equals, text = override.partition("=")
+    label = f"--set {' '.join(override.split())}"
+    steps = parse_path(path.strip())
+    if not equals or not steps:
+        raise InputError("expected KEY=VALUE with a key such as stages[1].until.tokens", key=label)
+    try:
+        value = _parse(text)
+    except ValueError as error:
+        raise InputError(f"the value is not valid YAML: {error}", key=label) from None
+    set_value(content, steps, value, label)
+
+
+def set_value(content: dict, steps: list[str | int], value: object, label: str) -> None:
+    """Set the value at a path in place; mappings on the way are made. Raises InputError, naming `label`."""
+    place: dict | list = content
+    for position, step in enumerate(steps[:-1]):
+        _check_step(place, steps, position, label)
+        child = place.get(step) if isinstance(place, dict) else place[step]
+        place[step] = _copied(child, steps[position + 1])
+        place = place[step]
+    _check_step(place, steps, len(steps) - 1, label)
+    place[steps[-1]] = value
+
+
+def _copied(child: object, following: str | int) -> object:
+    """A value of its own to change: under an anchor, one value may stand in several places."""
+    if child is None and isinstance(following, str):
+        return {}
+    return child.copy() if isinstance(child, (dict, list)) else child
+
+
+def _check_step(place: object, steps: list[str | int], position: int, label: str) -> None:
+    step, before = steps[position], dotted(steps[:position]) or "the file"
+    if isinstance(step, str) and not isinstance(place, dict):
+        raise InputError(f"{before} is {kind_of(place)}; expected a mapping that {step!r} can be set in", key=label)
+    if isinstance(step, int) and not isinstance(place, list):
+        raise InputError(f"{before} is {kind_of(place)}; expected a list that has an entry [{step}]", key=label)
+    if isinstance(step, int) and step >= len(place):
+        raise InputError(f"found [{step}], but {before} has {len(place)} entries, counted from 0", key=label)
+
+
+def parse_path(path: str) -> list[str | int]:
+    """'stages[1].until.tokens' -> ['stages', 1, 'until', 'tokens']; [] where it is no path."""
+    if not _PATH.fullmatch(path):
+        return []
+    return [name or int(index) for name, index in _STEP.findall(path)]
+
+
+def dotted(steps: tuple | list) -> str:
+    """['stages', 1, 'until'] -> 'stages[1].until'. A key with odd characters is quoted."""
+    text = ""
+    for step in steps:
+        name = str(step) if str(step).isprintable() else repr(step)
+        text += f"[{step}]" if isinstance(step, int) else f".{name}" if text else name
+    return text
+
+
+def _parse(text: str) -> object:
+    """The value in a YAML text. Raises ValueError with one line on what is wrong and where."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(_describe(error)) from None
+    except RecursionError:
+        raise ValueError("values are nested too deep") from None
+    except (ValueError, KeyError, OverflowError) as error:  # PyYAML's own, on !!int x, !!bool x and "\\U99999999"
+        raise ValueError(f"a value does not fit its tag or escape ({error})") from None
+
+
+def _describe(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character {chr(error.character)!r} at position {error.position} is not allowed in it"
+    problem, mark = " ".join(str(error.problem).split()), error.problem_mark
+    if problem.startswith("but "):
+        problem = f"{error.context}, {problem}"
+    if "'\\t'" in problem:
+        problem = "found a tab; YAML indents with spaces"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

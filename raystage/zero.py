@@ -1,0 +1,171 @@
+"""The one file that touches DeepSpeed's partitions.
+
+Whatever the ZeRO stage and precision, a worker's part of the optimizer is a list of `Partition`s:
+live, flat views of the fp32 weight and of both moments of a slice of one parameter. Saving reads
+them, loading fills them, `refresh` then brings the weights the model computes with up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from deepspeed import comm
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The flat slice [start, stop) of one parameter that this worker's optimizer holds.
+
+    tensors: `fp32`, `exp_avg`, `exp_avg_sq`, live views. saves: the part of the slice, relative to it,
+    that this worker writes to a checkpoint; where all workers hold the same, each writes its share.
+    """
+
+    parameter: str
+    start: int
+    stop: int
+    tensors: dict[str, torch.Tensor]
+    saves: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Master:
+    """A tensor the optimizer steps, and the places of parameters in it."""
+
+    flat: torch.Tensor
+    places: list[tuple[str, int, int, int]]  # parameter, start in parameter, offset in flat, numel
+
+
+def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
+    """This worker's partitions, with moments made (zero) where the optimizer has not made them yet."""
+    found = []
+    for master in _masters(engine):
+        state = _state_of(engine, master.flat)
+        for parameter, start, offset, numel in master.places:
+            tensors = {"fp32": master.flat.detach().view(-1).narrow(0, offset, numel)}
+            tensors |= {name: state[name].view(-1).narrow(0, offset, numel) for name in MOMENTS}
+            saves = _share(numel) if _is_replicated(engine) else (0, numel)
+            found.append(Partition(parameter, start, start + numel, tensors, saves))
+    _link_state(engine)
+    return found
+
+
+def set_steps(engine: deepspeed.DeepSpeedEngine, steps: dict[str, int]) -> None:
+    """Tell the optimizer how many steps each parameter's moments have seen.
+
+    All parameters of a parameter group must agree: DeepSpeed keeps one count for each flat tensor.
+    """
+    for master in _masters(engine):
+        counts = {steps[parameter] for parameter, *_ in master.places}
+        if len(counts) > 1:
+            raise ValueError(f"parameters of one group have seen different numbers of steps: {sorted(counts)}")
+        if counts:
+            _state_of(engine, master.flat)["step"].fill_(float(counts.pop()))
+
+
+def get_steps(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    """The optimizer steps of each parameter of which this worker holds a part."""
+    return {
+        parameter: int(_state_of(engine, master.flat)["step"].item())
+        for master in _masters(engine)
+        for parameter, *_ in master.places
+    }
+
+
+def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Bring the model's own weights up to date with the fp32 ones. Collective: every worker calls it."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        if optimizer.persistent_parameters:  # kept whole on every worker: let go of the old values first
+            optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif engine.zero_optimization_stage() > 0:
+        optimizer.update_lp_params()
+    elif hasattr(optimizer, "fp32_groups"):
+        for low, high in zip(_flatten(optimizer.fp16_groups), _flatten(optimizer.fp32_groups), strict=True):
+            low.data.copy_(high.data)
+
+
+def _masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Master]:
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        yield from _partitioned_parameters(optimizer, names)
+    elif stage > 0:
+        yield from _partitioned_groups(optimizer, names)
+    elif hasattr(optimizer, "fp32_groups"):  # bf16 without ZeRO: fp32 copies beside the model's own
+        for low, high in zip(_flatten(optimizer.fp16_groups), _flatten(optimizer.fp32_groups), strict=True):
+            yield _Master(high, [(names[id(low)], 0, 0, high.numel())])
+    else:
+        for parameter in _flatten(group["params"] for group in optimizer.param_groups):
+            yield _Master(parameter, [(names[id(parameter)], 0, 0, parameter.numel())])
+
+
+def _partitioned_groups(optimizer: object, names: dict[int, str]) -> Iterator[_Master]:
+    """ZeRO 1 and 2: the parameters of a group end to end, cut into equal slices."""
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):
+        groups, flats = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+    else:  # bf16 with fp32 gradients, ZeRO 1
+        groups, flats = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+    for parameters, flat in zip(groups, flats, strict=True):
+        held = [(names[id(parameter)], parameter._hp_mapping) for parameter in parameters]
+        yield _Master(
+            flat,
+            [
+                (name, part.lp_fragment_address.start, part.hp_fragment_address.start, part.hp_fragment_address.numel)
+                for name, part in held
+                if part is not None
+            ],
+        )
+
+
+def _partitioned_parameters(optimizer: object, names: dict[int, str]) -> Iterator[_Master]:
+    """ZeRO 3: every parameter cut on its own, worker r from r * ceil(numel / workers); the last ones padded."""
+    for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        places, offset = [], 0
+        for parameter in parameters:
+            length = parameter.partition_numel()
+            start = min(comm.get_rank() * length, parameter.ds_numel)
+            stop = min(start + length, parameter.ds_numel)
+            if stop > start:
+                places.append((names[id(parameter)], start, offset, stop - start))
+            offset += length
+        yield _Master(flat, places)
+
+
+def _state_of(engine: deepspeed.DeepSpeedEngine, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The optimizer's state of `flat`; Adam makes it at its first step, loading needs it before."""
+    basic = engine.basic_optimizer
+    state = basic.state[flat]
+    if "exp_avg" not in state:
+        state["step"] = torch.tensor(0.0)
+        for name in MOMENTS:
+            state[name] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+    return state
+
+
+def _link_state(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Tell ZeRO 1 and 2 about state that was made before the first step."""
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_replicated(engine: deepspeed.DeepSpeedEngine) -> bool:
+    return engine.zero_optimization_stage() == 0
+
+
+def _share(numel: int) -> tuple[int, int]:
+    length = -(-numel // comm.get_world_size())
+    start = min(comm.get_rank() * length, numel)
+    return start, min(start + length, numel)
+
+
+def _flatten(groups: object) -> Iterator[torch.Tensor]:
+    for group in groups:
+        yield from group

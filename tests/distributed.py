@@ -1,0 +1,34 @@
+"""A few local processes with a gloo process group: what a Train run gives its workers, without Ray."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+
+def run_workers(world: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
+    """`work(*arguments)` on each of `world` processes; what each of them returned, by rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
+    multiprocessing.spawn(_enter, args=(world, str(folder), work, arguments), nprocs=world)
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _enter(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple) -> None:
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+    try:
+        torch.save(work(*arguments), f"{folder}/result-{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()

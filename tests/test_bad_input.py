@@ -1,0 +1,366 @@
+"""Everything a schedule can have wrong, and what is said of it: one line that names the file and the key as the
+user wrote it, what was found and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from factories import write_documents
+
+from raystage import yamlfile
+from raystage.errors import InputError
+from raystage.plan import make_plan
+from raystage.schedule import load
+
+GOOD = """
+name: tiny
+data: {source: text, path: FOLDER/texts, validation_fraction: 0.5}
+model: {hidden_size: 16, num_heads: 4, context_length: 8}
+training: {workers: 2, global_batch_tokens: 64, lr_schedule: {warmup: 64, decay: 0.2}}
+stages:
+  - {name: small, model: {num_layers: 2}, until: {tokens: 640}}
+  - {name: full, model: {num_layers: 4}, until: {tokens: 640}, grow: {operator: stack}}
+baseline: {budgets: [640, 1280]}
+"""
+
+NUMBER = "expected a number such as 500000, 500K or 1.5B"
+WHOLE = "expected a whole number such as 500000, 500K or 1.5B"
+REAL = "expected a number such as 0.1 or 3e-4"
+MAPPING = "expected a mapping of keys to values"
+KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
+KNOWN_TOP = "known here: baseline, data, model, name, seed, stages, training"
+
+# How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
+# values in it (a=1 | b=2). "set": the good file with --set. FOLDER is the folder of the schedule.
+CASES = [
+    # --- not a schedule at all
+    ("file", "name: [a, b", "is not valid YAML: line 1, column 12: expected ',' or ']', but got '<stream end>'"),
+    ("file", "", f"found nothing; {MAPPING}"),
+    ("file", "# only a comment\n", f"found nothing; {MAPPING}"),
+    ("file", "- name: a\n- name: b\n", f"found a list; {MAPPING}"),
+    ("file", "train my model", f"found the value 'train my model'; {MAPPING}"),
+    ("file", "model:\n\tfamily: llama\n", "is not valid YAML: line 2, column 1: found a tab; YAML indents with spaces"),
+    ("file", "seed: 1\nseed: 2\n", "is not valid YAML: line 2, column 1: the key 'seed' stands here a second time"),
+    ("file", "a: {b: 1, b: 2}", "is not valid YAML: line 1, column 11: the key 'b' stands here a second time"),
+    ("file", "1: one", "is not valid YAML: line 1, column 1: found a key that is not text; quote it"),
+    ("file", "? [a, b]\n: c", "is not valid YAML: line 1, column 3: found a key that is not text; quote it"),
+    ("file", "a: b\n---\nc: d", "is not valid YAML: line 2, column 1: expected a single document in the stream, "
+     "but found another document"),
+    ("file", "stages: *all", "is not valid YAML: line 1, column 9: found undefined alias 'all'"),
+    ("file", "stages: &all [*all]", "is not valid YAML: line 1, column 9: found unconstructable recursive node"),
+    ("file", "name: !!python/name:os.system", "is not valid YAML: line 1, column 7: could not determine a constructor "
+     "for the tag 'tag:yaml.org,2002:python/name:os.system'"),
+    ("file", "seed: !!int one", "is not valid YAML: a value does not fit its tag or escape "
+     "(invalid literal for int() with base 10: 'one')"),
+    ("file", "name: \0", "is not valid YAML: the character '\\x00' at position 6 is not allowed in it"),
+    ("file", "[" * 1000, "is not valid YAML: values are nested too deep"),
+    ("file", b"\x7fELF\xff\xfe\x00", "is not text (byte 4 is not UTF-8); expected a YAML file"),
+    # --- unknown keys
+    ("change", "stage=[]", "stage: unknown key; did you mean 'stages'?"),
+    ("change", "steps=5", "steps: unknown key here; it belongs in until"),
+    ("change", "colour=5", f"colour: unknown key; {KNOWN_TOP}"),
+    ("change", "until={tokens: 5}", "until: unknown key here; it belongs in a stage"),
+    ("change", "data.paths=x", "data.paths: unknown key; did you mean 'path'?"),
+    ("change", "model.hidden=5", "model.hidden: unknown key; did you mean 'hidden_size'?"),
+    ("change", "training.zero_stag=1", "training.zero_stag: unknown key; did you mean 'zero_stage'?"),
+    ("change", "training.lr=1e-3", "training.lr: unknown key here; it belongs in training.optimizer"),
+    ("change", "training.lr_schedule.warm_up=5", "training.lr_schedule.warm_up: unknown key; did you mean 'warmup'?"),
+    ("change", "stages[0].seed=5", "stages[0].seed: unknown key here; it belongs in the file itself"),
+    ("change", "stages[0].num_layers=5", "stages[0].num_layers: unknown key here; it belongs in model"),
+    ("change", "stages[0].until.token=5", "stages[0].until.token: unknown key; did you mean 'tokens'?"),
+    ("change", "stages[1].grow.operater=stack", "stages[1].grow.operater: unknown key; did you mean 'operator'?"),
+    ("change", "stages[1].training.optimizer.beta=[0.9, 0.9]",
+     "stages[1].training.optimizer.beta: unknown key; did you mean 'betas'?"),
+    ("change", "stages[1].training.evaluate.evry=5",
+     "stages[1].training.evaluate.evry: unknown key; did you mean 'every'?"),
+    ("change", "baseline.budget=[640]", "baseline.budget: unknown key; did you mean 'budgets'?"),
+    # --- values of the wrong kind
+    ("change", "model.hidden_size=wide", f"model.hidden_size: found 'wide'; {NUMBER}"),
+    ("change", "model.hidden_size=[16]", f"model.hidden_size: found [16]; {NUMBER}"),
+    ("change", "model.hidden_size=true", f"model.hidden_size: found true; {NUMBER}"),
+    ("change", "training.workers=yes", f"training.workers: found 'yes'; {NUMBER}"),
+    ("change", "training.workers=", f"training.workers: found nothing; {NUMBER}"),
+    ("change", "training.gradient_clipping=null", f"training.gradient_clipping: found nothing; {REAL}"),
+    ("change", "model.tied_embeddings=2", "model.tied_embeddings: found 2; expected true or false"),
+    ("change", "model=[16, 4]", f"model: found [16, 4]; {MAPPING}"),
+    ("change", "model=", f"model: found nothing; {MAPPING}"),
+    ("change", "training.optimizer=adamw", f"training.optimizer: found 'adamw'; {MAPPING}"),
+    ("change", "stages[0]=small", f"stages[0]: found 'small'; {MAPPING}"),
+    ("change", "stages={small: {num_layers: 2}}", "stages: found {'small': {'num_layers': 2}}; expected a list"),
+    ("change", "stages=", "stages: found nothing; expected a list"),
+    ("change", "name=7", "name: found 7; expected text"),
+    ("change", "data.path=7", "data.path: found 7; expected a file or folder, or a list of them"),
+    ("change", "data.path=['']", "data.path[0]: found ''; expected text that is not empty"),
+    ("change", "baseline.budgets=800K", "baseline.budgets: found '800K'; expected a list"),
+    # --- numbers out of range
+    ("change", "model.hidden_size=0", "model.hidden_size: found 0; expected more than 0"),
+    ("change", "stages[0].model.num_layers=-2", "stages[0].model.num_layers: found -2; expected more than 0"),
+    ("change", "stages[0].until.tokens=1.5", f"stages[0].until.tokens: found 1.5; {WHOLE}"),
+    ("change", "stages[0].until.tokens=10X", f"stages[0].until.tokens: found '10X'; {NUMBER}"),
+    ("change", "stages[0].until.tokens=10e", f"stages[0].until.tokens: found '10e'; {NUMBER}"),
+    ("change", "stages[0].until.tokens=.nan", f"stages[0].until.tokens: found nan; {WHOLE}"),
+    ("change", "stages[0].until.tokens=.inf", f"stages[0].until.tokens: found inf; {WHOLE}"),
+    ("change", "stages[0].until.tokens=1e40", "stages[0].until.tokens: found 1e+40; expected at most 1e+27"),
+    ("change", "seed=-1", "seed: found -1; expected at least 0"),
+    ("change", "seed=5G", "seed: found '5G'; expected less than 4,294,967,296"),
+    ("change", "training.optimizer.lr=fast", f"training.optimizer.lr: found 'fast'; {REAL}"),
+    ("change", "training.optimizer.lr=0", "training.optimizer.lr: found 0; expected more than 0"),
+    ("change", "training.optimizer.lr=.inf",
+     "training.optimizer.lr: found inf; expected a finite number such as 0.1 or 3e-4"),
+    ("change", "training.optimizer.betas=[0.9]", "training.optimizer.betas: found 1 entry; expected 2"),
+    ("change", "training.optimizer.betas=[0.9, 0.9, 0.9]", "training.optimizer.betas: found 3 entries; expected 2"),
+    ("change", "training.optimizer.betas=[0.9, 1.0]", "training.optimizer.betas[1]: found 1.0; expected less than 1"),
+    ("change", "training.optimizer.weight_decay=-1", "training.optimizer.weight_decay: found -1; expected at least 0"),
+    ("change", "data.validation_fraction=0", "data.validation_fraction: found 0; expected more than 0"),
+    ("change", "data.validation_fraction=1", "data.validation_fraction: found 1; expected less than 1"),
+    ("change", "training.lr_schedule.min_lr_ratio=1.1",
+     "training.lr_schedule.min_lr_ratio: found 1.1; expected at most 1"),
+    ("change", "training.lr_schedule.warmup=-0.1", "training.lr_schedule.warmup: found -0.1; expected at least 0"),
+    ("change", "training.lr_schedule.warmup=1.5",
+     "training.lr_schedule.warmup: found 1.5; expected a fraction below 1, or tokens such as 50K"),
+    ("change", "training.lr_schedule.decay=1.0",
+     "training.lr_schedule.decay: found 1.0, one token or all of the run; expected a fraction below 1, or tokens"),
+    ("change", "training.zero_stage=4", "training.zero_stage: found 4; expected at most 3"),
+    # --- values that are not on offer
+    ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib' or 'text'"),
+    ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama'; did you mean 'llama'?"),
+    ("change", "training.precision=bf61",
+     "training.precision: found 'bf61'; expected 'fp32' or 'bf16'; did you mean 'bf16'?"),
+    ("change", "training.lr_schedule.kind=cosin", "training.lr_schedule.kind: found 'cosin'; "
+     "expected 'wsd', 'cosine', 'linear' or 'constant'; did you mean 'cosine'?"),
+    ("change", "training.optimizer.name=sgd", "training.optimizer.name: found 'sgd'; expected 'adamw' or 'adam'"),
+    ("change", "stages[1].grow.operator=stak", "stages[1].grow.operator: found 'stak'; "
+     "expected 'stack', 'interleave' or 'identity'; did you mean 'stack'?"),
+    ("change", "stages[1].grow.optimizer_state=rest", "stages[1].grow.optimizer_state: found 'rest'; "
+     "expected 'grow', 'reset' or 'keep'; did you mean 'reset'?"),
+    # --- names
+    ("change", "name=my run", "name: found 'my run'; expected letters, digits, '_', and after the first '.' and '-'"),
+    ("change", "stages[0].name=a/b",
+     "stages[0].name: found 'a/b'; expected letters, digits, '_', and after the first '.' and '-'"),
+    ("change", "stages[0].name=..",
+     "stages[0].name: found '..'; expected letters, digits, '_', and after the first '.' and '-'"),
+    ("change", "stages[1].name=small", "stages[1].name: found 'small' a second time; expected a name of its own"),
+    # --- what is missing
+    ("file", "name: a", "stages: missing; expected for example stages: "
+     "[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"),
+    ("change", "stages=[]", "stages: found 0 entries; expected at least one"),
+    ("change", "stages[0]={name: small}", "stages[0].until: missing; expected for example until: {tokens: 400K}"),
+    ("change", "stages[0]={until: {tokens: 5}}", "stages[0].name: missing; expected for example name: small"),
+    ("change", "stages[1].grow={}", "stages[1].grow.operator: missing; expected for example operator: stack"),
+    ("change", "baseline={}", "baseline.budgets: missing; expected for example budgets: [800K, 1.2M, 1.6M]"),
+    ("change", "baseline.budgets=[]", "baseline.budgets: found 0 entries; expected at least one"),
+    ("change", "model.hidden_size=",
+     "model.hidden_size: missing; expected a number, in the file's model section or a stage's"),
+    ("change", "model={}", "model.hidden_size: missing; expected a number, in the file's model section or a stage's"),
+    ("change", "stages[1].model={}",
+     "stages[1].model.num_layers: missing; expected a number, in the file's model section or a stage's"),
+    ("change", "training.global_batch_tokens=",
+     "training.global_batch_tokens: missing; expected the tokens of one optimizer step over all workers"),
+    # --- when a stage ends
+    ("change", "stages[0].until={}",
+     "stages[0].until: found nothing; expected exactly one of tokens, steps, flops"),
+    ("change", "stages[0].until.steps=10",
+     "stages[0].until: found tokens and steps; expected exactly one of tokens, steps, flops"),
+    # --- shapes
+    ("change", "model.num_heads=5", "model.hidden_size: found 16 for 5 heads; expected a multiple of 10 "
+     "(rotary positions need heads of even size), or a head_size beside it"),
+    ("change", "model.num_heads=16", "model.hidden_size: found 16 for 16 heads; expected a multiple of 32 "
+     "(rotary positions need heads of even size), or a head_size beside it"),
+    ("change", "stages[0].model.hidden_size=18", "stages[0].model.hidden_size: found 18 for 4 heads; expected a "
+     "multiple of 8 (rotary positions need heads of even size), or a head_size beside it"),
+    ("change", "model.head_size=3", "model.head_size: found 3; expected an even number, for rotary positions"),
+    ("change", "model.num_kv_heads=3", "model.num_kv_heads: found 3; expected a divisor of num_heads (4)"),
+    ("change", "stages[1].model.num_kv_heads=8",
+     "stages[1].model.num_kv_heads: found 8; expected a divisor of num_heads (4)"),
+    ("change", "model.vocab_size=256", "model.vocab_size: found 256; expected at least 257 for the byte tokenizer"),
+    # --- growing
+    ("change", "stages[0].grow={operator: stack}",
+     "stages[0].grow: found in the first stage, which has nothing to grow from; remove it"),
+    ("change", "stages[1].grow=",
+     "stages[1].grow: missing, though num_layers goes from 2 to 4; expected for example grow: {operator: stack}"),
+    ("change", "stages[1].model.num_layers=5",
+     "stages[1].model.num_layers: found 5 layers after 2; expected a multiple to stack (2, 4, 6, 8, ...)"),
+    ("change", "stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 layers after 2; expected a multiple to stack (2, 4, 6, 8, ...)"),
+    ("change", "stages[1].grow.operator=interleave | stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 layers after 2; expected at least 2"),
+    ("change", "stages[1].grow= | stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 after 2; a stage without grow keeps its shape"),
+    ("change", "stages[1].model.hidden_size=32",
+     "stages[1].model.hidden_size: found 32 after 16; stack grows num_layers only"),
+    ("change", "stages[1].grow= | stages[1].model={num_layers: 2, ffn_size: 5}",
+     "stages[1].model.ffn_size: found 5 after 64; a stage without grow keeps its shape"),
+    # --- batches and workers
+    ("change", "training.global_batch_tokens=60",
+     "training.global_batch_tokens: found 60; expected a multiple of context_length (8), such as 64"),
+    ("change", "stages[1].training.global_batch_tokens=3",
+     "stages[1].training.global_batch_tokens: found 3; expected a multiple of context_length (8), such as 8"),
+    ("change", "training.workers=9",
+     "training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
+    ("change", "stages[1].training.workers=9",
+     "stages[1].training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
+    # --- the rate and the baseline
+    ("change", "training.lr_schedule.warmup=1200", "training.lr_schedule: found a warm-up of 1200 and a decay of 256 "
+     "tokens in a run of 1280; expected them to fit into it"),
+    ("change", "training.lr_schedule={kind: cosine, warmup: 2K}", "training.lr_schedule: found a warm-up of 2000 "
+     "tokens in a run of 1280; expected them to fit into it"),
+    ("change", "stages[0].training.lr_schedule.warmup=600", "stages[0].training.lr_schedule: found a warm-up of 600 "
+     "and a decay of 128 tokens in a run of 640; expected them to fit into it"),
+    ("change", "baseline.budgets=[640, 64]", "baseline.budgets[1]: found a warm-up of 64 and a decay of 13 tokens "
+     "in a run of 64; expected them to fit into it"),
+    ("change", "baseline.budgets=[640, 0]", "baseline.budgets[1]: found 0; expected more than 0"),
+    ("change", "baseline.budgets=[640, 640]",
+     "baseline.budgets[1]: found 640, 10 steps of 64 tokens, a second time; expected each budget once"),
+    ("change", "baseline.budgets=[640, 600]",
+     "baseline.budgets[1]: found 600, 10 steps of 64 tokens, a second time; expected each budget once"),
+    # --- data
+    ("change", "data={source: text}",
+     "data.path: missing; expected a file or folder, or a list of them, for source: text"),
+    ("change", "data.path=FOLDER/nowhere",
+     "data.path: found no file or folder 'FOLDER/nowhere'; expected one that is there"),
+    ("change", "stages[1].data.path=FOLDER/nowhere",
+     "stages[1].data.path: found no file or folder 'FOLDER/nowhere'; expected one that is there"),
+    ("change", "data.path=FOLDER/empty",
+     "data.path: found no text in FOLDER/empty; expected files with something in them"),
+    ("change", "data.path=FOLDER/texts/1.txt",
+     "data.path: found 1 document; expected two or more, some of them to hold out"),
+    ("change", "data.path=[FOLDER/texts/1.txt, FOLDER/texts/1.txt]",
+     "data.path: found 2 documents of one and the same text; expected two or more, some of them to hold out"),
+    ("change", "data.validation_fraction=0.001", "data.validation_fraction: found 0.001, which holds out none of 12 "
+     "documents; expected more documents, or for example 0.08"),
+    ("change", "data.validation_fraction=0.999", "data.validation_fraction: found 0.999, which leaves none for "
+     "training of 12 documents; expected more documents, or for example 0.08"),
+    ("change", "data.source=python-stdlib",
+     "data.path: found a path, but source python-stdlib reads none; expected source: text, or path: []"),
+    ("change", "data.tokenizer=gpt2", "model.vocab_size: missing; expected the size of the tokenizer 'gpt2'"),
+    ("change", "data.tokenizer=./nowhere",
+     "data.tokenizer: found './nowhere', which is no folder here; expected 'bytes', a folder or a hub name"),
+    ("change", "data.tokenizer=FOLDER/texts", "data.tokenizer: found no tokenizer in the folder 'FOLDER/texts'; "
+     "expected tokenizer.json or the like in it"),
+    # --- DeepSpeed's options
+    ("change", "training.deepspeed=zero", f"training.deepspeed: found 'zero'; {MAPPING}"),
+    ("change", "training.deepspeed.train_batch_size=4",
+     "training.deepspeed.train_batch_size: is worked out from training.global_batch_tokens; set that instead"),
+    ("change", "training.deepspeed.zero_optimization={stage: 2}",
+     "training.deepspeed.zero_optimization.stage: is worked out from training.zero_stage; set that instead"),
+    ("change", "training.deepspeed.bf16={enabled: true}",
+     "training.deepspeed.bf16: is worked out from training.precision; set that instead"),
+    ("change", "training.deepspeed.zero_optimisation={}", "training.deepspeed.zero_optimisation: not an option that is "
+     "passed on to DeepSpeed; did you mean 'zero_optimization'?"),
+    ("change", "stages[1].training.deepspeed.zero_optimization={overlap_com: true}",
+     "stages[1].training.deepspeed.zero_optimization.overlap_com: not an option that is passed on to DeepSpeed; "
+     "did you mean 'overlap_comm'?"),
+    ("change", "training.deepspeed.zero_optimization=2", f"training.deepspeed.zero_optimization: found 2; {MAPPING}"),
+    ("change", "training.deepspeed.zero_optimization={overlap_comm: maybe}",
+     "training.deepspeed.zero_optimization.overlap_comm: found 'maybe'; expected true or false"),
+    ("change", "training.deepspeed.zero_optimization={reduce_bucket_size: big}",
+     f"training.deepspeed.zero_optimization.reduce_bucket_size: found 'big'; {NUMBER}"),
+    ("change", "training.deepspeed.zero_optimization={reduce_bucket_size: -1}",
+     "training.deepspeed.zero_optimization.reduce_bucket_size: found -1; expected at least 0"),
+    ("change", "training.deepspeed.communication_data_type=fp8",
+     "training.deepspeed.communication_data_type: found 'fp8'; expected 'fp32', 'bf16' or 'fp16'"),
+    ("change", "training.deepspeed.comms_logger={prof_ops: all_reduce}",
+     "training.deepspeed.comms_logger.prof_ops: found 'all_reduce'; expected a list of texts"),
+    # --- the command line
+    ("set", "seed", f"--set seed: {KEY_VALUE}"),
+    ("set", "=5", f"--set =5: {KEY_VALUE}"),
+    ("set", "stages.0.name=a", f"--set stages.0.name=a: {KEY_VALUE}"),
+    ("set", "model..hidden_size=8", f"--set model..hidden_size=8: {KEY_VALUE}"),
+    ("set", "stages[2].name=a", "--set stages[2].name=a: found [2], but stages has 2 entries, counted from 0"),
+    ("set", "stages.name=a",
+     "--set stages.name=a: stages is a list; expected a mapping that 'name' can be set in"),
+    ("set", "name.first=a",
+     "--set name.first=a: name is the value 'tiny'; expected a mapping that 'first' can be set in"),
+    ("set", "sweeps[0]=a", "--set sweeps[0]=a: sweeps is nothing; expected a list that has an entry [0]"),
+    ("set", "model.hidden_size=[", "--set model.hidden_size=[: the value is not valid YAML: line 1, column 2: "
+     "expected the node content, but found '<stream end>'"),
+    ("set", "modle.hidden_size=8", "modle: unknown key; did you mean 'model'?"),
+    ("set", "model.hidden_size=zero", f"model.hidden_size: found 'zero'; {NUMBER}"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bad")
+    for name in ("texts", "empty"):
+        (path / name).mkdir()
+    write_documents(path / "texts")
+    (path / "empty" / "nothing.txt").touch()
+    return path
+
+
+@pytest.mark.parametrize(("how", "written", "said"), CASES, ids=[f"{how}-{str(text)[:60]}" for how, text, _ in CASES])
+def test_one_line_says_what_is_wrong(how: str, written: str | bytes, said: str, folder: Path) -> None:
+    file = folder / "schedule.yaml"
+    good = GOOD.replace("FOLDER", str(folder))
+    if how == "file":
+        file.write_bytes(written if isinstance(written, bytes) else written.encode())
+    elif how == "set":
+        file.write_text(good)
+    else:
+        file.write_text(changed(good, written.replace("FOLDER", str(folder))))
+    with pytest.raises(InputError) as caught:
+        make_plan(load(file, (written,) if how == "set" else ()))
+    assert str(caught.value) == f"{file}: {said.replace('FOLDER', str(folder))}"
+    assert "\n" not in str(caught.value)
+
+
+def changed(text: str, changes: str) -> str:
+    content = yaml.safe_load(text)
+    for change in changes.split(" | "):
+        yamlfile.apply_override(content, change)
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def test_the_good_file_is_good(folder: Path) -> None:
+    (folder / "good.yaml").write_text(GOOD.replace("FOLDER", str(folder)))
+    assert make_plan(load(folder / "good.yaml")).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.precision=bf16 | training.zero_stage=0",
+        "model.tied_embeddings=yes",
+        "stages[0].until={tokens: 640, steps: null}",
+        "training.workers=8",
+        "training.deepspeed={zero_optimization: {reduce_bucket_size: 5e8}}",
+        "baseline=null",
+        "data.tokenizer=gpt2 | model.vocab_size=50257",
+        "stages[1].model.context_length=16",
+    ],
+)
+def test_unusual_but_good(change: str, folder: Path) -> None:
+    (folder / "unusual.yaml").write_text(changed(GOOD.replace("FOLDER", str(folder)), change))
+    make_plan(load(folder / "unusual.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.yaml", "no such file; expected a YAML file"),
+        ("texts", "is a folder; expected a YAML file"),
+        ("texts/0.txt/a.yaml", "cannot be read (Not a directory); expected a YAML file"),
+    ],
+)
+def test_no_file_to_read(name: str, said: str, folder: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load(folder / name)
+    assert str(caught.value) == f"{folder / name}: {said}"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", "-a"])
+def test_a_run_needs_a_name_that_can_be_a_folder(name: str, folder: Path) -> None:
+    (folder / "good.yaml").write_text(GOOD.replace("FOLDER", str(folder)))
+    with pytest.raises(InputError, match=r"^--name: found '.*'; expected letters"):
+        make_plan(load(folder / "good.yaml"), name)
+
+
+def test_a_file_says_no_more_than_one_error_at_a_time(folder: Path) -> None:
+    """The unknown key comes first: what is missing may be what it was meant to be."""
+    (folder / "many.yaml").write_text("nmae: a\nseed: -1\nstages: []")
+    with pytest.raises(InputError) as caught:
+        load(folder / "many.yaml")
+    assert str(caught.value) == f"{folder / 'many.yaml'}: nmae: unknown key; did you mean 'name'?"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from factories import write_documents
+
+from raystage import corpus
+from raystage.corpus import read_corpus, stdlib_files, tokenizer_fingerprint
+from raystage.errors import InputError
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_documents(folder)
+    return folder
+
+
+def digests(folder: Path, fraction: float) -> tuple[set[str], set[str]]:
+    training, held_out = read_corpus("text", (str(folder),)).split(fraction)
+    return {document.digest for document in training}, {document.digest for document in held_out}
+
+
+def test_a_document_is_its_content(texts: Path, tmp_path: Path) -> None:
+    """Under other names, in other folders, found in another order: the same documents, split and fingerprint."""
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    for number, file in enumerate(sorted(texts.iterdir(), reverse=True)):
+        shutil.copy(file, elsewhere / f"{number:03}.md" if number % 2 else elsewhere.parent / f"z{number}")
+    first, second = read_corpus("text", (str(texts),)), read_corpus("text", (str(elsewhere.parent),))
+    assert first.fingerprint == second.fingerprint
+    assert [one.digest for one in first.documents] == [one.digest for one in second.documents]
+    assert digests(texts, 0.5) == digests(elsewhere.parent, 0.5)
+
+
+def test_the_order_of_paths_does_not_matter(texts: Path) -> None:
+    files = tuple(str(file) for file in texts.iterdir())
+    whole = read_corpus("text", (str(texts),)).fingerprint
+    assert read_corpus("text", files).fingerprint == read_corpus("text", files[::-1]).fingerprint == whole
+
+
+@pytest.mark.parametrize("change", ["more", "less", "other", "twice"])
+def test_other_text_has_another_fingerprint(change: str, texts: Path) -> None:
+    before = read_corpus("text", (str(texts),)).fingerprint
+    match change:
+        case "more":
+            (texts / "new.txt").write_text("new")
+        case "less":
+            (texts / "0.txt").unlink()
+        case "other":
+            (texts / "0.txt").write_text("other")
+        case "twice":
+            shutil.copy(texts / "0.txt", texts / "again.txt")
+    assert read_corpus("text", (str(texts),)).fingerprint != before
+
+
+def test_the_split_is_by_the_hash_of_the_content(texts: Path) -> None:
+    for file in texts.iterdir():
+        digest = sha256(file.read_bytes()).hexdigest()
+        training, held_out = digests(texts, 0.5)
+        assert (digest in held_out) == (digest[0] in "01234567")
+        assert (digest in training) == (digest[0] in "89abcdef")
+
+
+def test_what_is_held_out_stays_so_at_larger_fractions(texts: Path) -> None:
+    held = [digests(texts, fraction)[1] for fraction in (0.1, 0.3, 0.5, 0.9)]
+    assert all(smaller <= larger for smaller, larger in pairwise(held))
+
+
+def test_a_fraction_that_works(texts: Path) -> None:
+    documents = read_corpus("text", (str(texts),))
+    training, held_out = documents.split(documents.working_fraction())
+    assert training
+    assert held_out
+
+
+def test_what_is_no_document(texts: Path) -> None:
+    before = read_corpus("text", (str(texts),))
+    (texts / "empty.txt").touch()
+    (texts / ".hidden").write_text("hidden")
+    (texts / "__pycache__").mkdir()
+    (texts / "__pycache__" / "a.pyc").write_text("cached")
+    (texts / "broken").symlink_to(texts / "nowhere")
+    assert read_corpus("text", (str(texts),)) == before
+
+
+def test_the_standard_library_is_that_of_the_running_python_without_its_tests() -> None:
+    stdlib, files = Path(sysconfig.get_path("stdlib")), stdlib_files()
+    assert {stdlib / "os.py", stdlib / "json" / "decoder.py"} <= set(files)
+    assert all(file.suffix == ".py" for file in files)
+    folders = {part for file in files for part in file.relative_to(stdlib).parts[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    assert len(read_corpus("python-stdlib", ()).documents) > 300
+
+
+def test_an_unreadable_folder_is_not_an_empty_one(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, onerror) -> list:
+        onerror(PermissionError(13, "Permission denied", str(texts)))
+        return []
+
+    monkeypatch.setattr(corpus.os, "walk", refuse)
+    with pytest.raises(InputError, match=r"^data.path: .* cannot be read \(Permission denied\)"):
+        read_corpus("text", (str(texts),))
+
+
+def test_tokenizers_without_a_folder() -> None:
+    assert tokenizer_fingerprint("bytes") == "bytes"
+    assert tokenizer_fingerprint("gpt2") == "gpt2"
+    assert tokenizer_fingerprint("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+
+
+def test_a_tokenizer_folder_is_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+        (tmp_path / name / "README.md").write_text(name)
+    first, second = (tokenizer_fingerprint(str(tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    assert first.startswith("sha256:")
+    (tmp_path / "b" / "special_tokens_map.json").write_text("{}")
+    assert tokenizer_fingerprint(str(tmp_path / "b")) != first

@@ -1,0 +1,141 @@
+"""The house: one corridor of modules, imports go down only. And what floors 0 and 1 must not pull in."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "raystage"
+
+# Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
+FLOORS: dict[int, set[str]] = {
+    0: {"", "growth", "errors", "units", "shape"},
+    1: {
+        "corpus", "growth.depth", "growth.operator", "memory", "plan", "plan_json", "rates", "record", "report",
+        "resolve", "savings", "schedule", "yamlfile",
+    },
+    2: {"data", "figures", "growth.apply", "hardware", "model", "objective"},
+    3: {"checkpoint", "storage", "store", "tracking", "zero"},
+    4: {"engine", "launch", "worker"},
+    5: {"display", "driver", "tables"},
+    6: {"cli"},
+}  # fmt: skip
+
+# What a floor may import from outside, besides what the floors below it may.
+PACKAGES: dict[int, set[str]] = {
+    0: set(),
+    1: {"pydantic", "yaml"},
+    2: {"matplotlib", "numpy", "torch", "transformers"},
+    3: {"deepspeed", "pyarrow", "safetensors", "wandb", "xxhash"},
+    4: {"psutil", "ray"},
+    5: {"rich"},
+    6: {"click"},
+}
+
+# Modules that are poorer than their floor.
+POORER: dict[str, set[str]] = {
+    "yamlfile": {"yaml"},
+    "corpus": set(),
+    "rates": set(),
+    "growth.depth": set(),
+    "growth.operator": set(),
+    "savings": set(),
+    "report": set(),
+    "figures": {"matplotlib", "numpy"},  # a report is drawn without torch
+}
+
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow", "numpy")
+
+
+def module_name(path: Path) -> str:
+    """'growth.operator'; '' is the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+every_module = pytest.mark.parametrize("module", FILES, ids=[name or "raystage" for name in FILES])
+
+
+def imports_of(module: str) -> list[tuple[str, bool]]:
+    """(what is imported, whether inside a function) for each import statement of a module."""
+    tree = ast.parse(FILES[module].read_text())
+    inside = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    return [
+        (name, node in inside)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in names_in(node)
+    ]
+
+
+def names_in(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    assert node.level == 0, f"line {node.lineno}: relative import; write raystage...."
+    return [f"{node.module}.{alias.name}" for alias in node.names]
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of raystage that a module imports: of 'raystage.growth.depth.stack' the longest that is a file."""
+    found = set()
+    for name, _ in imports_of(module):
+        parts = name.split(".")
+        if parts[0] == "raystage":
+            found.add(next(own for end in range(len(parts), 0, -1) if (own := ".".join(parts[1:end])) in FILES))
+    return found - {module}
+
+
+def packages_of(module: str) -> set[str]:
+    names = {name.split(".")[0] for name, _ in imports_of(module)}
+    return names - {"raystage", "__future__"} - sys.stdlib_module_names
+
+
+@every_module
+def test_every_module_has_a_floor(module: str) -> None:
+    assert module in FLOOR_OF, f"raystage/{module.replace('.', '/')}.py has no floor: add it to FLOORS in this test"
+    assert sum(module in modules for modules in FLOORS.values()) == 1
+
+
+@every_module
+def test_imports_go_down_or_stay_on_the_floor(module: str) -> None:
+    up = {other for other in own_imports(module) if FLOOR_OF.get(other, 99) > FLOOR_OF.get(module, -1)}
+    assert not up, f"{module} (floor {FLOOR_OF.get(module)}) imports from above: {sorted(up)}"
+
+
+def test_imports_have_no_cycles() -> None:
+    graphlib.TopologicalSorter({module: own_imports(module) for module in FILES}).prepare()
+
+
+@every_module
+def test_imports_stand_at_the_top(module: str) -> None:
+    """cli may import inside a function: `raystage --help` should not wait for torch."""
+    late = {name for name, inside in imports_of(module) if inside}
+    assert module == "cli" or not late, f"{module} imports inside a function: {sorted(late)}"
+
+
+@every_module
+def test_a_floor_imports_only_what_it_may(module: str) -> None:
+    floor = FLOOR_OF.get(module, -1)
+    allowed = POORER.get(module, set().union(*(PACKAGES[below] for below in range(floor + 1))))
+    beyond = packages_of(module) - allowed
+    assert not beyond, f"{module} (floor {floor}) imports {sorted(beyond)}; it may import {sorted(allowed)}"
+
+
+def test_floors_0_and_1_import_nothing_heavy() -> None:
+    """In a process of their own, since this one has imported what other tests need."""
+    light = [f"raystage.{module}".rstrip(".") for module in FILES if FLOOR_OF.get(module, 99) <= 1]
+    script = f"import sys, {', '.join(light)}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

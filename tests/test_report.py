@@ -1,0 +1,316 @@
+"""The report: one object of plain values for a run at any time, and its page of Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from factories import make_record, make_records, make_schedule
+
+from raystage.plan import make_plan
+from raystage.record import Certificate
+from raystage.report import build_report, curve, markdown, measure_savings, tokens_per_parameter
+
+BASELINE_LOSSES = (2.4, 2.2, 2.1)
+STAGE_FIELDS = {
+    "name", "key", "state", "num_params", "num_layers", "num_workers", "zero_stage", "tokens", "steps", "flops",
+    "seconds", "worker_seconds", "peak_memory_bytes", "eval_loss", "growth",
+}  # fmt: skip
+SAVINGS_FIELDS = {
+    "at_eval_loss", "compute_saved", "speedup", "time_saved", "flops_staged", "flops_baseline", "equal_loss_reached",
+    "verdict",
+}  # fmt: skip
+MEASURED = {
+    "tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops",
+    "peak_memory_bytes", "eval_loss",
+}  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return make_plan(make_schedule(tmp_path, training={"workers": 2}))
+
+
+@pytest.fixture
+def records(plan):
+    return make_records(plan, 2.2, BASELINE_LOSSES)
+
+
+@pytest.fixture
+def report(plan, records):
+    return build_report(plan, records, {}, {"python": "3.11"})
+
+
+# --- a finished run ---------------------------------------------------------------------------
+
+
+def test_it_is_strict_json(report):
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_stages_stand_in_order_with_all_their_fields(report):
+    assert [row["name"] for row in report["stages"]] == ["small", "full"]
+    assert all(row.keys() >= STAGE_FIELDS for row in report["stages"])
+    assert report["name"] == "tiny"
+    assert report["state"] == "FINISHED"
+    assert report["environment"] == {"python": "3.11"}
+
+
+def test_a_stages_figures_are_its_own(plan, report):
+    row, stage = report["stages"][1], plan.staged.stages[1]
+    assert (row["tokens"], row["steps"], row["flops"]) == (1200, 12, stage.flops)
+    assert (row["num_layers"], row["num_params"], row["num_workers"], row["zero_stage"]) == (4, stage.num_params, 2, 1)
+    assert row["worker_seconds"] == 2 * row["seconds"]
+    assert (row["start_tokens"], row["start_flops"]) == (800, plan.staged.stages[0].flops)
+    assert row["eval_loss"] == 2.2
+
+
+def test_a_grown_stage_has_its_certificate(report):
+    first, second = report["stages"]
+    assert first["growth"] is None
+    assert second["growth"] == {
+        "operator": "stack",
+        "optimizer_state": "grow",
+        "seconds": 0.5,
+        "certificate": {"eval_loss_before": 2.0, "eval_loss_after": 2.5, "max_logit_difference": 3.0},
+    }
+
+
+def test_curves_are_part_of_a_row(report):
+    assert [point["loss"] for point in report["stages"][0]["evaluations"]] == [3.0]
+    assert [point["lr"] for point in report["stages"][0]["train"]] == [2e-3]
+
+
+def test_a_baseline_run_sums_over_its_chain(plan, records, report):
+    """Trunk pieces shared with smaller budgets count in full: it is what the budget would have cost alone."""
+    row, run = report["baseline"]["runs"][2], plan.baselines[2]
+    chain = [records[stage.key] for stage in run.stages]
+    assert len(chain) > 1
+    assert (row["budget_tokens"], row["tokens"], row["steps"]) == (2000, 2000, 20)
+    assert row["flops"] == run.flops
+    assert row["seconds"] == pytest.approx(sum(record.seconds for record in chain))
+    assert row["worker_seconds"] == pytest.approx(2 * row["seconds"])
+    assert row["evaluation_seconds"] == 0.25 * len(chain)
+    assert row["peak_memory_bytes"] == max(record.peak_memory_bytes for record in chain)
+    assert row["eval_loss"] == 2.1
+    assert row["key"] == run.stages[-1].key
+    assert row["tokens_per_parameter"] == 2000 / run.stages[-1].num_params
+    assert row.keys() >= STAGE_FIELDS
+
+
+def test_the_curve_of_a_chain_joins_its_stages(plan, records):
+    points = curve(plan.staged, records)
+    assert [(point.tokens, point.flops) for point in points] == [
+        (800, plan.staged.stages[0].flops),
+        (2000, plan.staged.flops),
+    ]
+    assert [point.loss for point in points] == [3.0, 2.2]
+
+
+def test_savings_stand_beside_the_tokens_per_parameter(plan, report):
+    savings = report["savings"]
+    baseline, staged = plan.baselines[1].flops, plan.staged.flops  # 2.2 is the loss of the second budget
+    assert savings.keys() == SAVINGS_FIELDS
+    assert savings["compute_saved"] == 1 - staged / baseline
+    assert savings["speedup"] == baseline / staged - 1
+    assert (savings["flops_staged"], savings["flops_baseline"]) == (staged, baseline)
+    assert savings["at_eval_loss"] == 2.2
+    assert savings["equal_loss_reached"] is True
+    ratio = 2000 / plan.staged.stages[-1].num_params
+    assert report["tokens_per_parameter"] == tokens_per_parameter(plan.staged) == ratio
+    assert savings["verdict"].endswith(f"FLOPs, at {ratio:.3g} tokens per parameter")
+
+
+def test_every_stage_of_the_staged_run_counts(plan, records):
+    """Growing's seconds are the stage's; evaluation's are not."""
+    savings = measure_savings(plan, records)
+    assert savings.flops_staged == sum(records[stage.key].flops for stage in plan.staged.stages)
+
+
+def test_equal_loss_never_reached_is_said(plan):
+    savings = build_report(plan, make_records(plan, 2.9, BASELINE_LOSSES), {})["savings"]
+    assert savings["compute_saved"] is None
+    assert savings["equal_loss_reached"] is False
+    assert "never reached" in savings["verdict"]
+    assert "tokens per parameter" not in savings["verdict"]
+
+
+def test_a_loss_that_is_not_finite_becomes_null(plan, records):
+    last = plan.staged.stages[-1]
+    growth = replace(records[last.key].growth, certificate=Certificate(2.0, math.inf, math.nan))
+    report = build_report(plan, {**records, last.key: make_record(last, math.nan, growth=growth)}, {})
+    assert report["stages"][1]["eval_loss"] is None
+    assert report["stages"][1]["growth"]["certificate"]["eval_loss_after"] is None
+    assert report["savings"]["at_eval_loss"] is None
+    assert "held-out loss is nan" in report["savings"]["verdict"]
+    assert "2.000 to -" in markdown(report)
+
+
+# --- a run in progress ------------------------------------------------------------------------
+
+
+def test_before_it_starts_all_is_planned_and_nothing_measured(plan):
+    report = build_report(plan, {}, {})
+    assert report["state"] == "SCHEDULING"
+    for row in report["stages"] + report["baseline"]["runs"]:
+        assert row["state"] == "SCHEDULING"
+        assert {row[field] for field in MEASURED} == {None}
+        assert row["growth"] is None
+        assert row["evaluations"] == row["train"] == []
+    assert [row["num_layers"] for row in report["stages"]] == [2, 4]
+    assert report["savings"]["compute_saved"] is None
+    assert "no saving to report yet: 4 of 4 runs not finished" in report["savings"]["verdict"]
+
+
+def test_halfway_the_finished_stages_have_their_figures(plan, records):
+    small, full = plan.staged.stages
+    report = build_report(plan, {small.key: records[small.key]}, {full.key: "RUNNING"})
+    assert report["state"] == "RUNNING"
+    assert [row["state"] for row in report["stages"]] == ["FINISHED", "RUNNING"]
+    assert report["stages"][0]["eval_loss"] == 3.0
+    assert report["stages"][1]["eval_loss"] is None
+
+
+def test_the_staged_run_may_be_finished_before_its_baseline(plan, records):
+    staged = {stage.key: records[stage.key] for stage in plan.staged.stages}
+    savings = build_report(plan, staged, {})["savings"]
+    assert (savings["at_eval_loss"], savings["flops_staged"]) == (2.2, plan.staged.flops)
+    assert savings["flops_baseline"] is None
+    assert "3 of 4 runs not finished (baseline-1000, baseline-1500, baseline-2000)" in savings["verdict"]
+
+
+def test_a_baseline_run_is_reused_only_if_all_of_it_is(plan, records):
+    run = plan.baselines[2]
+    states = dict.fromkeys((stage.key for stage in run.stages), "REUSED")
+    assert build_report(plan, records, states)["baseline"]["runs"][2]["state"] == "REUSED"
+    states[run.stages[-1].key] = "FINISHED"
+    assert build_report(plan, records, states)["baseline"]["runs"][2]["state"] == "FINISHED"
+
+
+def test_a_run_that_reused_everything_is_finished(plan, records):
+    report = build_report(plan, records, dict.fromkeys(records, "REUSED"))
+    assert report["state"] == "FINISHED"
+    assert {row["state"] for row in report["stages"] + report["baseline"]["runs"]} == {"REUSED"}
+
+
+@pytest.mark.parametrize("state", ["ERRORED", "ABORTED", "RESTARTING"])
+def test_trouble_in_one_stage_is_the_runs_state(plan, records, state):
+    last = plan.baselines[-1].stages[-1].key
+    known = {key: record for key, record in records.items() if key != last}
+    report = build_report(plan, known, {last: state})
+    assert report["state"] == report["baseline"]["runs"][-1]["state"] == state
+    assert report["stages"][0]["state"] == "FINISHED"
+
+
+def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path):
+    plan = make_plan(make_schedule(tmp_path, baseline=None))
+    report = build_report(plan, make_records(plan, 2.2, ()), {})
+    assert report["baseline"] == {"runs": []}
+    assert report["savings"]["compute_saved"] is None
+    assert report["savings"]["verdict"] == "no saving to report: the schedule has no baseline to compare with"
+    assert report["warnings"] == []
+    assert "## Baseline" not in markdown(report)
+
+
+# --- what is open to doubt --------------------------------------------------------------------
+
+
+def warnings(folder, losses=BASELINE_LOSSES, **changes) -> str:
+    plan = make_plan(make_schedule(folder, **changes))
+    return "\n".join(build_report(plan, make_records(plan, 2.2, losses), {})["warnings"])
+
+
+def test_one_seed_and_one_rate_are_always_said(tmp_path):
+    assert warnings(tmp_path, seed=7).startswith("One seed (7): ")
+    assert "One learning rate (0.002): the baseline's rate is not tuned" in warnings(tmp_path)
+
+
+def test_a_decayed_run_of_enough_tokens_and_budgets_has_no_other_doubt(tmp_path):
+    text = warnings(tmp_path, stages=stages(200_000), baseline={"budgets": ["100K", "150K", "200K"]})
+    assert len(text.split("\n")) == 2
+
+
+@pytest.mark.parametrize("rate", [{"kind": "constant"}, {"kind": "wsd", "decay": 0}, {"min_lr_ratio": 1.0}])
+def test_a_rate_that_is_not_decayed_is_said_of_both_sides(tmp_path, rate):
+    text = warnings(tmp_path, training={"global_batch_tokens": 100, "lr_schedule": rate})
+    assert text.count("is not decayed: it ends at 100% of its peak") == 2
+    assert "The staged run's rate" in text
+    assert "The baseline's rate" in text
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine", "linear"])
+def test_a_tenth_of_the_peak_counts_as_decayed(tmp_path, kind):
+    rate = {"kind": kind, "min_lr_ratio": 0.1}
+    assert "decayed:" not in warnings(tmp_path, training={"global_batch_tokens": 100, "lr_schedule": rate})
+
+
+def test_few_budgets_are_said(tmp_path):
+    text = warnings(tmp_path, (2.4, 2.2), baseline={"budgets": [1000, 2000]})
+    assert "Only 2 baseline budgets: " in text
+    assert "Only 1 baseline budget: " in warnings(tmp_path, (2.2,), baseline={"budgets": [2000]})
+
+
+def test_short_training_is_said(tmp_path):
+    assert "Short training" in warnings(tmp_path)
+    assert "Short training" not in warnings(tmp_path, stages=stages(200_000))
+
+
+def test_other_data_in_a_stage_is_said(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(8):
+        (other / f"{number}.txt").write_text(f"something else {number}")
+    first = {**stages(1200)[0], "data": {"path": str(other)}}
+    assert "Not the same text" in warnings(tmp_path, stages=[first, *stages(1200)[1:]])
+
+
+def test_other_numbers_of_workers_are_said(tmp_path):
+    first = {**stages(1200)[0], "training": {"workers": 3}}
+    assert "(1 and 3 workers)" in warnings(tmp_path, stages=[first, *stages(1200)[1:]])
+
+
+def test_baselines_that_do_not_improve_are_said(tmp_path):
+    assert "does not fall with every larger budget" in warnings(tmp_path, (2.4, 2.1, 2.15))
+    assert "does not fall with every larger budget" not in warnings(tmp_path)
+
+
+def stages(last_tokens: int) -> list[dict]:
+    grown = {
+        "name": "full",
+        "model": {"num_layers": 4},
+        "until": {"tokens": last_tokens},
+        "grow": {"operator": "stack"},
+    }
+    return [{"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800}}, grown]
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def test_the_page_begins_with_the_verdict(report):
+    first = markdown(report).split("\n")[0]
+    assert first.startswith("**Saved ")
+    assert first.endswith(" tokens per parameter.**")
+
+
+def test_the_page_has_both_tables_and_the_doubts(report):
+    page = markdown(report)
+    assert "| small | FINISHED | 2 |" in page
+    assert "| stack, moments: grow | 2.000 to 2.500 (+0.500) |" in page
+    assert "| 1.5K | FINISHED |" in page
+    assert "Wall-clock time saved: " in page
+    assert "- One seed (0)" in page
+
+
+def test_every_table_row_has_as_many_cells_as_its_head(report):
+    tables = [line for line in markdown(report).split("\n") if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {15, 8}
+
+
+def test_a_page_of_an_unfinished_run_shows_dashes(plan):
+    page = markdown(build_report(plan, {}, {}))
+    assert page.startswith("**No saving to report yet: ")
+    assert "| full | SCHEDULING | 4 | " in page
+    assert "| - | - |" in page
