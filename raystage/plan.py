@@ -244,7 +244,7 @@ def _trunk_borders(curve: rates.Curve, earlier: list[RunPlan], batch: int, steps
         for stage in run.stages
         if rates.signature(stage.rate, 0, stage.end_tokens) == rates.signature(curve, 0, stage.end_tokens)
     }
-    cuts = {end // batch for end in ends | {trunk_end} if end <= trunk_end}
+    cuts = {end // batch for end in ends | {trunk_end}}
     return sorted(cut for cut in cuts if 0 < cut < steps)
 
 
