@@ -99,8 +99,9 @@ def default_cache() -> Path:
 
 
 def _cache_key(data: DataPlan) -> str:
+    """The text, the tokenizer and the split by what they are, not by where they lie."""
     facts = asdict(data)
-    del facts["path"]
+    del facts["path"], facts["source"], facts["tokenizer"]
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

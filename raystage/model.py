@@ -42,4 +42,5 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
     config = CONFIGS[shape.family](shape)
     with zero_init or nullcontext(), no_init_weights():
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # left out with the initialisation
     return model

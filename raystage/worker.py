@@ -269,29 +269,10 @@ class StageRunner:
         self._tick()
         if self.engine.rank == 0:
             merged = {name: step for steps in all_steps for name, step in steps.items()}
-            checkpoint.commit(folder, self._manifest(tuple(shards), merged))
+            checkpoint.commit(folder, make_manifest(self.stage, tuple(shards), merged, self.progress))
             self.store.drop_older_checkpoints(self.stage.key, KEPT_CHECKPOINTS)
             self._send("saved", folder.name)
         comm.barrier()
-
-    def _manifest(self, shards: tuple[Shard, ...], steps: dict[str, int]) -> Manifest:
-        stage, progress = self.stage, self.progress
-        return Manifest(
-            model=stage.shape,
-            parameters=tuple(
-                ParameterEntry(parameter.name, parameter.shape, "float32", steps[parameter.name])
-                for parameter in parameters(stage.shape)
-            ),
-            shards=shards,
-            stage_key=stage.key,
-            step=progress.steps,
-            tokens=progress.tokens,
-            data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
-            rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
-            optimizer={**stage.training.optimizer.model_dump(), "num_workers": self.engine.world,
-                       "zero_stage": stage.training.zero_stage, "precision": stage.training.precision},
-            progress=asdict(progress),
-        )  # fmt: skip
 
     def _write_probe(self, folder: Folder) -> None:
         """What the next growth is measured against: this model's logits on fixed inputs, and its held-out text."""
@@ -395,6 +376,27 @@ def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[st
                 pieces.append((part.parameter, state, part.start + first, values))
     shard = checkpoint.write_shard(folder, checkpoint.shard_name(engine.rank, engine.world), pieces)
     return shard, zero.get_steps(engine.deepspeed)
+
+
+def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, int], progress: Progress) -> Manifest:
+    """The manifest of a stage's checkpoint; `steps` are the optimizer steps of every parameter."""
+    training = stage.training
+    layout = {"num_workers": training.workers, "zero_stage": training.zero_stage, "precision": training.precision}
+    return Manifest(
+        model=stage.shape,
+        parameters=tuple(
+            ParameterEntry(parameter.name, parameter.shape, "float32", steps[parameter.name])
+            for parameter in parameters(stage.shape)
+        ),
+        shards=shards,
+        stage_key=stage.key,
+        step=progress.steps,
+        tokens=progress.tokens,
+        data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
+        rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
+        optimizer={**training.optimizer.model_dump(), **layout},
+        progress=asdict(progress),
+    )
 
 
 def evaluation_set(stage: StagePlan) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Container, Mapping
 from itertools import pairwise
 
 from factories import make_record
-
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, Listener, StageRecord, TrainPoint
 

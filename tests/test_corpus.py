@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from factories import write_documents
 
+from factories import write_documents
 from raystage import corpus
 from raystage.corpus import read_corpus, stdlib_files, tokenizer_fingerprint
 from raystage.errors import InputError

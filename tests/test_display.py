@@ -10,10 +10,10 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
-from factories import make_record, make_schedule
-from playback import curved_records, play, play_stage
 from rich.console import Console
 
+from factories import make_record, make_schedule
+from playback import curved_records, play, play_stage
 from raystage.display import LiveDisplay, PlainDisplay, Progress, make_display
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord

@@ -6,9 +6,9 @@ import struct
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from factories import make_curves, make_schedule
 from matplotlib import rcParams
 
+from factories import make_curves, make_schedule
 from raystage.figures import Point, draw, loss_range, write_curves
 from raystage.plan import make_plan
 from raystage.report import build_report

@@ -23,9 +23,9 @@ def training(**changes: object) -> Training:
         ("fp32", 2, 4 * N, 4 * N // 4, 12 * N // 4),
         ("fp32", 3, 4 * N // 4, 4 * N // 4, 12 * N // 4),
         ("bf16", 0, 2 * N, 2 * N, 12 * N),
-        ("bf16", 1, 2 * N, 2 * N, 12 * N // 4),
-        ("bf16", 2, 2 * N, 2 * N // 4, 12 * N // 4),
-        ("bf16", 3, 2 * N // 4, 2 * N // 4, 12 * N // 4),
+        ("bf16", 1, 2 * N, 4 * N, 12 * N // 4),
+        ("bf16", 2, 2 * N, 4 * N // 4, 12 * N // 4),
+        ("bf16", 3, 2 * N // 4, 4 * N // 4, 12 * N // 4),
     ],
 )
 def test_states_by_hand(precision: str, zero_stage: int, weights: int, gradients: int, optimizer: int) -> None:

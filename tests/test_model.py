@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from raystage import model
 from raystage.objective import next_token_loss
@@ -39,7 +40,7 @@ def test_flops_agree_with_a_count_of_what_runs() -> None:
         torch.nn.init.normal_(parameter, std=0.02)
     sequences = torch.randint(0, 257, (2, 65))
     built.set_attn_implementation("eager")
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         next_token_loss(built, sequences).backward()
     assert counter.get_total_flops() / (2 * 64) == pytest.approx(flops_per_token(shape), rel=0.01)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from factories import make_schedule
 
+from factories import make_schedule
 from raystage.plan import Plan, RunPlan, continues, make_plan
 from raystage.rates import rate_at, stable_end
 from raystage.schedule import parse

@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from factories import make_record, make_records, make_schedule
 
+from factories import make_record, make_records, make_schedule
 from raystage.plan import make_plan
 from raystage.record import Certificate
 from raystage.report import build_report, curve, markdown, measure_savings, tokens_per_parameter

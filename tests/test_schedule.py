@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from factories import write_documents
 
+from factories import write_documents
 from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES
 from raystage.plan import make_plan
 from raystage.resolve import DEEPSPEED_OPTIONS, read_deepspeed, resolve

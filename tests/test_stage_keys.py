@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from factories import write_documents
 
+from factories import write_documents
 from raystage import plan as plans
 from raystage import yamlfile
 from raystage.plan import Plan, make_plan

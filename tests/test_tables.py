@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import make_records, make_schedule
 from rich.console import Console, RenderableType
 
+from factories import make_records, make_schedule
 from raystage.plan import Plan, make_plan
 from raystage.plan_json import plan_json
 from raystage.report import build_report

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import wandb
+
 from factories import make_schedule
 from playback import curved_records, play, play_stage
-from wandb_reader import OfflineRun, read_run, read_runs, run_files
-
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
 from raystage.tracking import WandbTracker, artifact_name, perplexity, result_row, savings_summary, train_row
+from wandb_reader import OfflineRun, read_run, read_runs, run_files
 
 CONFIG = {"seed": 0, "training": {"optimizer": {"lr": 2e-3}}, "stages": [{"name": "small"}, {"name": "full"}]}
 SAVINGS = {
