@@ -109,6 +109,8 @@ def run(
       raystage run jobs/schedules/quickstart.yaml --set training.optimizer.lr=4e-3 --name faster
     """
     parsed, made = _load(schedule, overrides, name)
+    # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rich.console import Console
 
     from raystage.display import make_display

@@ -12,6 +12,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",
     "WANDB_CACHE_DIR": f"{_CACHE}/wandb",
     "WANDB_CONFIG_DIR": f"{_CACHE}/wandb",
     "WANDB_DATA_DIR": f"{_CACHE}/wandb",

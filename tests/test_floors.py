@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "growth", "errors", "units", "shape"},
     1: {
-        "corpus", "growth.depth", "growth.operator", "memory", "plan", "plan_json", "rates", "record", "report",
-        "resolve", "savings", "schedule", "yamlfile",
+        "corpus", "growth.depth", "growth.operator", "mailbox", "memory", "plan", "plan_json", "rates", "record",
+        "report", "resolve", "savings", "schedule", "yamlfile",
     },
     2: {"data", "figures", "growth.apply", "hardware", "model", "objective"},
     3: {"checkpoint", "storage", "store", "tracking", "zero"},

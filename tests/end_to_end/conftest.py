@@ -1,0 +1,152 @@
+"""One Ray cluster for all stories, and the command line as a user has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+BIN = Path(sys.executable).parent
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A head node started as the README says, `ray start --head`, with four CPUs whatever the machine has."""
+
+    address: str
+    dashboard: str
+    process: psutil.Process
+
+    def workers(self) -> list[psutil.Process]:
+        """The Train workers that live on it now."""
+        found = []
+        for process in self.process.children(recursive=True):
+            try:
+                if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    port, dashboard = free_port(), free_port()
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    command = [
+        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
+        f"--dashboard-port={dashboard}", "--object-store-memory=200000000", "--disable-usage-stats",
+    ]  # fmt: skip
+    with log.open("w") as output:
+        head = subprocess.Popen(command, env=os.environ | QUIET, stdout=output, stderr=output, start_new_session=True)
+    process = psutil.Process(head.pid)
+    try:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), 60, f"no Ray head; see {log}")
+        yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
+    finally:
+        family = [process, *process.children(recursive=True)]
+        head.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for one in alive:
+            one.kill()
+        head.wait(10)
+
+
+class Raystage:
+    """The installed command, run in a folder of its own."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder = folder
+        self.environment = os.environ | QUIET | {"RAY_ADDRESS": address}
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [BIN / "raystage", *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess:
+        """Run to the end and expect an exit status."""
+        process = self.start(*arguments)
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == status, f"exit {process.returncode}\n{output}\n{errors}"
+        return subprocess.CompletedProcess(arguments, status, output, errors)
+
+    def report(self, name: str) -> dict:
+        return json.loads(self("report", name, "--json").stdout)
+
+    def report_in(self, store: str, name: str) -> dict:
+        return json.loads(self("report", name, "--json", "--store", store).stdout)
+
+    def stop_at(self, text: str, how: signal.Signals, *arguments: str | Path) -> int:
+        """Start, send a signal as soon as a line with `text` appears; returns the exit status."""
+        process = self.start(*arguments)
+        for line in process.stderr:
+            if text in line:
+                process.send_signal(how)
+                break
+        process.communicate(timeout=60)
+        return process.returncode
+
+
+@pytest.fixture
+def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
+    return Raystage(tmp_path, cluster.address)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+TINY = """
+name: tiny
+data: {source: text, path: text, validation_fraction: 0.3}
+model: {hidden_size: 32, num_heads: 4, num_kv_heads: 2, ffn_size: 96, context_length: 32}
+training:
+  workers: 2
+  global_batch_tokens: 4096
+  optimizer: {lr: 5e-3}
+  lr_schedule: {kind: wsd, warmup: 16K, decay: 0.25}
+  evaluate: {every: 16K, tokens: 8K}
+  checkpoint: {every: 32K}
+stages:
+  - {name: small, model: {num_layers: 1}, until: {steps: 40}}
+  - {name: full,  model: {num_layers: 2}, until: {steps: 40}, grow: {operator: stack}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Two small stages on a folder of text of the user's own: 40 + 40 steps, a checkpoint every 8."""
+    text = tmp_path / "text"
+    text.mkdir()
+    source = Path(json.__file__).parent
+    for number, line in enumerate((source / "decoder.py").read_text().split("\n\n")):
+        (text / f"{number}.txt").write_text(line * 20)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path

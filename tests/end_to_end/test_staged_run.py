@@ -1,0 +1,206 @@
+"""The product's spine, through the command line, on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BIN, QUIET, RayCluster, Raystage
+
+from raystage import model
+from raystage.shape import ModelShape, flops_per_token
+from wandb_reader import read_runs
+
+pytestmark = pytest.mark.end_to_end
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = REPOSITORY / "jobs/schedules/quickstart.yaml"
+
+# The quickstart itself, with less to do in each stage.
+SHORT = [
+    "--set", "training.global_batch_tokens=1024", "--set", "training.evaluate={every: 8K, tokens: 8K}",
+    "--set", "training.lr_schedule.warmup=4K", "--set", "stages[0].until.tokens=20K",
+    "--set", "stages[1].until.tokens=20K", "--set", "stages[2].until.tokens=20K",
+    "--set", "baseline.budgets=[20K, 60K]",
+]  # fmt: skip
+
+
+def test_the_quickstart_from_yaml_to_savings(raystage: Raystage) -> None:
+    """Three stages and their baselines; the report adds up; W&B has it all; a second run trains nothing."""
+    first = raystage("run", QUICKSTART, *SHORT)
+    report = raystage.report("quickstart")
+    _check_stages(report)
+    _check_savings(report)
+    _check_wandb(raystage.folder, report)
+    folder = raystage.folder / ".raystage/runs/quickstart"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    verdict = report["savings"]["verdict"]
+    assert verdict[1:] in (folder / "report.md").read_text()
+    assert verdict in " ".join(first.stdout.split())
+
+    again = raystage("run", QUICKSTART, *SHORT, "--json")
+    second = json.loads(again.stdout)
+    rows = second["stages"] + second["baseline"]["runs"]
+    assert {row["state"] for row in rows} == {"REUSED"}
+    assert [row["eval_loss"] for row in rows] == [
+        row["eval_loss"] for row in report["stages"] + report["baseline"]["runs"]
+    ]
+    _check_calm(first.stderr + again.stderr)
+
+
+def _check_stages(report: dict) -> None:
+    assert [row["name"] for row in report["stages"]] == ["small", "medium", "full"]
+    assert [row["num_layers"] for row in report["stages"]] == [3, 6, 12]
+    assert {row["state"] for row in report["stages"]} == {"FINISHED"}
+    for row in report["stages"]:
+        shape = ModelShape("llama", row["num_layers"], 64, 4, 4, 16, 192, 257, 64)
+        assert row["num_params"] == sum(p.numel() for p in model.build(shape).parameters())
+        assert row["tokens"] == 20 * 1024 == row["steps"] * 1024
+        body = row["num_params"] - 2 * 257 * 64
+        assert flops_per_token(shape) == 6 * (body + 64 * 257) + 12 * row["num_layers"] * 64 * 64
+        assert row["flops"] == row["tokens"] * flops_per_token(shape)
+        assert row["worker_seconds"] == pytest.approx(2 * row["seconds"])
+        assert row["peak_memory_bytes"] > 50e6
+        assert 0 < row["eval_loss"] < 6
+    assert report["stages"][0]["growth"] is None
+    for before, row in zip(report["stages"], report["stages"][1:], strict=False):
+        assert row["growth"]["operator"] == "stack"
+        certificate = row["growth"]["certificate"]
+        assert certificate["eval_loss_before"] == before["eval_loss"]
+        assert certificate["eval_loss_after"] != before["eval_loss"]
+        assert certificate["max_logit_difference"] > 0
+
+
+def _check_savings(report: dict) -> None:
+    runs, savings = report["baseline"]["runs"], report["savings"]
+    assert [run["tokens"] for run in runs] == [20 * 1024, 59 * 1024]
+    assert savings["flops_staged"] == sum(row["flops"] for row in report["stages"])
+    assert savings["at_eval_loss"] == report["stages"][-1]["eval_loss"]
+    if savings["equal_loss_reached"]:
+        assert savings["compute_saved"] == pytest.approx(1 - savings["flops_staged"] / savings["flops_baseline"])
+        assert savings["speedup"] == pytest.approx(savings["flops_baseline"] / savings["flops_staged"] - 1)
+    else:
+        assert savings["compute_saved"] is None
+
+
+def _check_wandb(folder: Path, report: dict) -> None:
+    runs = read_runs(folder)
+    assert sorted(run.job_type for run in runs.values()) == ["baseline", "baseline", "staged"]
+    assert {run.group for run in runs.values()} == {"quickstart"}
+    staged = next(run for run in runs.values() if run.job_type == "staged")
+    assert staged.summary["savings/verdict"] == report["savings"]["verdict"]
+    last = [row for row in staged.history if "eval/loss" in row][-1]
+    assert (last["eval/loss"], last["tokens"]) == (report["stages"][-1]["eval_loss"], 60 * 1024)
+
+
+def _check_calm(errors: str) -> None:
+    """What reaches the user is ours: no noise of Ray, DeepSpeed or torch."""
+    foreign = [line for line in errors.splitlines() if line.strip() and not line.startswith(("[staged", "[baseline"))]
+    assert not foreign
+
+
+def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: Raystage, tiny: Path) -> None:
+    """1 -> 2 -> 3 workers, ZeRO 0 -> 1 -> 3, grown by the identity, on a user's own folder of text."""
+    tiny.write_text(
+        tiny.read_text().partition("stages:")[0]
+        + """stages:
+  - {name: one, until: {steps: 12}, model: {num_layers: 1}, training: {workers: 1, zero_stage: 0}}
+  - {name: two, until: {steps: 12}, model: {num_layers: 2}, training: {workers: 2, zero_stage: 1},
+     grow: {operator: identity}}
+  - {name: three, until: {steps: 12}, model: {num_layers: 3}, training: {workers: 3, zero_stage: 3},
+     grow: {operator: identity}}
+"""
+    )
+    raystage("run", tiny, "--wandb", "disabled")
+    report = raystage.report("tiny")
+    assert [(row["num_workers"], row["zero_stage"]) for row in report["stages"]] == [(1, 0), (2, 1), (3, 3)]
+    for row in report["stages"][1:]:
+        certificate = row["growth"]["certificate"]
+        assert certificate["eval_loss_after"] == pytest.approx(certificate["eval_loss_before"], rel=1e-5)
+        assert certificate["max_logit_difference"] < 1e-4
+    assert not (raystage.folder / "wandb").exists()
+    assert report["savings"]["compute_saved"] is None
+
+
+def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
+    raystage: Raystage, tiny: Path, cluster: RayCluster
+) -> None:
+    """The driver killed within a stage, workers between two stages and within the second, Ctrl-C at the end."""
+    calm = raystage("run", tiny, "--wandb", "disabled", "--store", "calm", "--json")
+    chaos = ["run", tiny, "--wandb", "disabled", "--store", "chaos", "--json"]
+    assert raystage.stop_at("small] step 12/40", signal.SIGKILL, *chaos) == -signal.SIGKILL
+
+    process, said = raystage.start(*chaos), []
+    moments = iter([("full] 2 layers", "worker"), ("full] step 10/40", "worker"), ("full] step 30/40", "driver"), None])
+    moment = next(moments)
+    for line in process.stderr:
+        said.append(line)
+        if moment and moment[0] in line:
+            victims = cluster.workers()[:1] if moment[1] == "worker" else []
+            for victim in victims:
+                victim.kill()
+            if not victims and moment[1] == "driver":
+                process.send_signal(signal.SIGINT)
+            moment = next(moments)
+    output, _ = process.communicate(timeout=60)
+    assert moment is None, "".join(said)
+    assert process.returncode == 130, "".join(said)
+    assert output == ""
+    assert any("RESTARTING" in line for line in said), "".join(said)
+    assert raystage.report_in("chaos", "tiny")["state"] == "ABORTED"
+
+    assert _losses(json.loads(raystage(*chaos).stdout)) == _losses(json.loads(calm.stdout))
+
+
+def _losses(report: dict) -> list[list[float]]:
+    return [[point["loss"] for point in row["evaluations"]] for row in report["stages"]]
+
+
+def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystage, tiny: Path) -> None:
+    failed = raystage("run", tiny, "--wandb", "disabled", "--set", "training.optimizer.lr=1e19", status=1)
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("raystage: stage small: the training loss is nan at step")
+    assert "Try a lower training.optimizer.lr" in last
+    assert "Traceback" not in failed.stderr
+    report = raystage.report("tiny")
+    assert (report["state"], report["stages"][0]["state"]) == ("ERRORED", "ERRORED")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "missing.yaml"], "missing.yaml: no such file"),
+        (["run", "tiny.yaml", "--set", "stages[1].until.tokns=2M"], "tiny.yaml: stages[1].until.tokns: unknown key"),
+        (["plan", "tiny.yaml", "--set", "training.workers=0"], "tiny.yaml: training.workers: found 0"),
+        (["report", "nobody"], "no run 'nobody'"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_status_2(
+    raystage: Raystage, tiny: Path, arguments: list[str], message: str
+) -> None:
+    failed = raystage(*arguments, status=2)
+    assert failed.stdout == ""
+    assert len(failed.stderr.splitlines()) == 1
+    assert message in failed.stderr
+    assert not (raystage.folder / ".raystage").exists()
+
+
+def test_ray_job_submit_runs_a_schedule(cluster: RayCluster, tmp_path: Path) -> None:
+    """As the README shows it, with a shorter schedule; the store outlives the job."""
+    command = [
+        BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--",
+        sys.executable, "jobs/run.py", "jobs/schedules/quickstart.yaml", *SHORT[:-8], "--set", "baseline=null",
+        "--set", "stages=[{name: small, model: {num_layers: 3}, until: {steps: 4}}]",
+        "--store", str(tmp_path / "store"), "--wandb", "disabled",
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), cwd=REPOSITORY, env=os.environ | QUIET, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    report = json.loads((tmp_path / "store/runs/quickstart/report.json").read_text())
+    assert [row["state"] for row in report["stages"]] == ["FINISHED"]
