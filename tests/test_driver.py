@@ -1,0 +1,85 @@
+"""What the driver makes of what workers say: each thing told once, however often they start again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from factories import make_schedule
+from playback import curved_records
+from raystage.driver import Narrator, in_order
+from raystage.plan import Plan, make_plan
+from raystage.record import StageRecord
+from raystage.worker import Progress
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(make_schedule(tmp_path))
+
+
+class Told:
+    """Writes down what it is told: what, of which stage, at how many tokens."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __call__(self, what: str, run: object, stage: object, *facts: object) -> None:
+        tokens = getattr(facts[0], "tokens", None) if what in ("trained", "evaluated") else None
+        self.calls.append((what, stage.name, tokens))
+
+    def of(self, what: str) -> list[tuple]:
+        return [call for call in self.calls if call[0] == what]
+
+
+def narrate(plan: Plan, stage_index: int) -> tuple[Narrator, Told, StageRecord]:
+    stage, told = plan.staged.stages[stage_index], Told()
+    narrator = Narrator(plan.staged, (stage,), told, lambda stage, record: None, lambda stage: None)
+    return narrator, told, curved_records(plan)[stage.key]
+
+
+def say(narrator: Narrator, record: StageRecord, until_tokens: int | None = None) -> None:
+    narrator.hear("started", record.key, 0)
+    for point in in_order(record.train, record.evaluations):
+        if until_tokens is None or point.tokens <= until_tokens:
+            narrator.hear("trained" if hasattr(point, "lr") else "evaluated", record.key, point)
+
+
+def test_a_calm_stage_is_told_from_start_to_end(plan: Plan) -> None:
+    narrator, told, record = narrate(plan, 0)
+    say(narrator, record)
+    narrator.hear("finished", record.key, record)
+    assert told.calls[0] == ("stage_started", "small", None)
+    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
+    assert told.calls[-1] == ("stage_finished", "small", None)
+    assert not told.of("restarted")
+
+
+def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
+    """They go back to their last checkpoint and train the same points again, with the same bits."""
+    narrator, told, record = narrate(plan, 1)
+    narrator.hear("grown", record.key, record.growth)
+    say(narrator, record, until_tokens=record.train[2].tokens)
+    narrator.hear("grown", record.key, record.growth)
+    say(narrator, record)
+    assert len(told.of("restarted")) == 1
+    assert len(told.of("grown")) == 1
+    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
+
+
+def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) -> None:
+    """So that W&B and the screen show whole curves."""
+    narrator, told, record = narrate(plan, 1)
+    half = Progress(0, 0, 0, growth=record.growth, train=list(record.train[:2]), evaluations=[record.evaluations[0]])
+    narrator.hear("resumed", record.key, half)
+    say(narrator, record)
+    assert len(told.of("grown")) == 1
+    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
+    assert [call[2] for call in told.of("evaluated")] == [point.tokens for point in record.evaluations]
+
+
+def test_messages_of_other_stages_are_passed_over(plan: Plan) -> None:
+    narrator, told, record = narrate(plan, 0)
+    narrator.hear("trained", "someone else's", record.train[0])
+    assert told.calls == [("stage_started", "small", None)]

@@ -1,0 +1,74 @@
+"""What the README shows: its commands are ones the command line takes, its schedule plans, its map is the tree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from factories import write_documents
+from raystage.cli import main
+from raystage.growth.operator import OPERATORS
+from raystage.plan import make_plan
+from raystage.schedule import Baseline, Data, Grow, Model, Schedule, Stage, Training, load
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = [block.replace("\n    ", "\n").strip() for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", README, re.M)]
+
+
+def block_with(text: str) -> str:
+    return next(block for block in BLOCKS if text in block)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report)\b", line)]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_shown_is_one_the_command_line_takes(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    context = main.commands[name].make_context(name, arguments)
+    assert context.params
+
+
+def test_every_make_target_shown_is_there() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)$", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_first_schedule_can_be_planned(tmp_path: Path) -> None:
+    (tmp_path / "my/texts").mkdir(parents=True)
+    write_documents(tmp_path / "my/texts", 60)
+    path = tmp_path / "mine.yaml"
+    path.write_text(block_with("name: mine"))
+    plan = make_plan(load(path))
+    assert [stage.shape.num_layers for stage in plan.staged.stages] == [4, 8]
+    assert len(plan.baselines) == 3
+    assert plan.predicted_saving > 0
+
+
+def test_the_file_map_is_the_tree() -> None:
+    block = block_with("raystage/\n").split("jobs/\n")[0]
+    shown = set(re.findall(r"[\w/]+\.py", block))
+    package = REPOSITORY / "raystage"
+    real = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert shown == real
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_the_tables_name_every_key_and_operator() -> None:
+    """A key or an operator that is added is written down, too."""
+    for section in (Data, Model, Training, Stage, Baseline, Schedule, Grow):
+        for field in section.model_fields:
+            assert re.search(rf"\b{field}\b", README), f"{section.__name__}.{field}"
+    for operator in OPERATORS:
+        assert f"| `{operator}` |" in README
