@@ -12,7 +12,6 @@ any number of workers.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import xxhash
 from raystage.errors import CheckpointError
 from raystage.shape import ModelShape
 from raystage.storage import Folder
+from raystage.tensorfile import Tensor, header_bytes, laid_out
 
 FORMAT = "raystage-checkpoint"
 VERSION = 1
@@ -70,7 +70,9 @@ class ParameterEntry:
 class Manifest:
     """All about a checkpoint but the numbers themselves.
 
+    stage_key: the stage whose training wrote it; empty where no training did.
     progress: where training stood (steps, tokens, curves so far, ...), as the engine left it.
+    grown_from: for one that `raystage grow` wrote, its source and how it was grown.
     """
 
     model: ModelShape
@@ -83,6 +85,7 @@ class Manifest:
     rng: dict[str, Any]
     optimizer: dict[str, Any]
     progress: dict[str, Any]
+    grown_from: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}).encode()
@@ -90,6 +93,8 @@ class Manifest:
 
 # What a worker hands over to be written: parameter, state, start and the flat float32 values.
 Piece = tuple[str, str, int, np.ndarray]
+# What a fragment will hold: parameter, state, start and stop.
+Span = tuple[str, str, int, int]
 
 
 def shard_name(rank: int, world: int) -> str:
@@ -97,22 +102,30 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def write_shard(folder: Folder, name: str, pieces: Iterable[Piece]) -> Shard:
-    """Write one worker's fragments as a safetensors file, front to back, and bring it to the disk.
+    """Write one worker's fragments as a safetensors file, front to back, and bring it to the disk."""
+    pieces = list(pieces)
+    spans = [(parameter, state, start, start + values.size) for parameter, state, start, values in pieces]
+    return stream_shard(folder, name, spans, (values for *_, values in pieces))
+
+
+def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[np.ndarray]) -> Shard:
+    """Write a shard whose fragments are known beforehand; `values` yields their flat float32 one after the other.
 
     The file is streamed by hand, because the safetensors library would first build it whole in memory.
     """
-    pieces = list(pieces)
-    header, offsets = _layout(pieces)
+    tensors = laid_out(Tensor(f"{p}:{state}:{start}-{stop}", "F32", (stop - start,)) for p, state, start, stop in spans)
+    header = header_bytes(tensors, {"format": FORMAT})
     whole = xxhash.xxh3_128(header)
     fragments = []
     with folder.open_writer(name) as file:
         file.write(header)
-        for (parameter, state, start, values), offset in zip(pieces, offsets, strict=True):
-            data = memoryview(np.ascontiguousarray(values, dtype="<f4")).cast("B") if values.size else b""
+        for span, tensor, part in zip(spans, tensors, values, strict=True):
+            data = memoryview(np.ascontiguousarray(part, dtype="<f4")).cast("B") if part.size else b""
+            if len(data) != tensor.num_bytes:
+                raise ValueError(f"found {len(data)} bytes for {tensor.name}; expected {tensor.num_bytes}")
             file.write(data)
             whole.update(data)
-            checksum = xxhash.xxh3_128_hexdigest(data)
-            fragments.append(Fragment(parameter, state, start, start + values.size, len(header) + offset, checksum))
+            fragments.append(Fragment(*span, len(header) + tensor.place, xxhash.xxh3_128_hexdigest(data)))
         size = file.tell()
     folder.sync(name)
     return Shard(name, size, f"xxh3_128:{whole.hexdigest()}", tuple(fragments))
@@ -172,8 +185,7 @@ class Checkpoint:
         for shard, fragment in self._index.get((parameter, state), ()):
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             if first < last:
-                values = self._values(shard, fragment)
-                result[first - start : last - start] = values[first - fragment.start : last - fragment.start]
+                result[first - start : last - start] = self._values(shard, fragment, first, last)
                 filled += last - first
         if filled != stop:
             raise CheckpointError(f"{self.folder.uri}: {state} of {parameter} [{start}:{stop}] is not all there")
@@ -184,43 +196,30 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def _values(self, shard: Shard, fragment: Fragment) -> np.ndarray:
+    def _values(self, shard: Shard, fragment: Fragment, first: int, last: int) -> np.ndarray:
+        """The part [first, last) of a fragment. The first touch reads all of it, for its checksum."""
         if shard.file not in self._files:
             self._files[shard.file] = self.folder.open_reader(shard.file)
-        data = self._files[shard.file].read_at(fragment.num_bytes, fragment.offset)
+        file, place = self._files[shard.file], (shard.file, fragment.offset)
+        begin, end = _ITEM_BYTES * (first - fragment.start), _ITEM_BYTES * (last - fragment.start)
+        if place in self._checked:
+            self.bytes_read += end - begin
+            return np.frombuffer(file.read_at(end - begin, fragment.offset + begin), dtype="<f4")
+        data = file.read_at(fragment.num_bytes, fragment.offset)
         self.bytes_read += fragment.num_bytes
-        place = (shard.file, fragment.offset)
-        if place not in self._checked:
-            if xxhash.xxh3_128_hexdigest(data) != fragment.checksum:
-                raise CheckpointError(
-                    f"{self.folder.uri}/{shard.file}: damaged; {fragment.state} of {fragment.parameter} "
-                    f"does not match its checksum"
-                )
-            self._checked.add(place)
-        return np.frombuffer(data, dtype="<f4")
+        if xxhash.xxh3_128_hexdigest(data) != fragment.checksum:
+            raise CheckpointError(
+                f"{self.folder.uri}/{shard.file}: damaged; {fragment.state} of {fragment.parameter} "
+                f"does not match its checksum"
+            )
+        self._checked.add(place)
+        return np.frombuffer(data, dtype="<f4")[first - fragment.start : last - fragment.start]
 
     def _check_size(self, shard: Shard) -> None:
         size = self.folder.size_of(shard.file)
         if size != shard.size_bytes:
             found = "no such file" if size is None else f"found {size} bytes"
             raise CheckpointError(f"{self.folder.uri}/{shard.file}: {found}; expected {shard.size_bytes}")
-
-
-def _layout(pieces: list[Piece]) -> tuple[bytes, list[int]]:
-    """The safetensors header (8 bytes of length, then JSON padded to 8 bytes) and each piece's place after it."""
-    entries, offsets, position = {}, [], 0
-    for parameter, state, start, values in pieces:
-        offsets.append(position)
-        end = position + values.size * _ITEM_BYTES
-        entries[f"{parameter}:{state}:{start}-{start + values.size}"] = {
-            "dtype": "F32",
-            "shape": [values.size],
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps({"__metadata__": {"format": FORMAT}, **entries}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, offsets
 
 
 def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard, Fragment]]]:

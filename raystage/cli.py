@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from typing import Any
 import click
 
 from raystage.errors import InputError, RaystageError
+from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES, GrowthOptions
 
 INTERRUPTED = 130
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
@@ -59,25 +63,31 @@ _store = click.option("--store", metavar="URI", help="Where stages are kept: a p
 @main.command()
 @click.argument("schedule", type=click.Path(path_type=Path))
 @_set
+@click.option("--suggest", "suggested", is_flag=True, help="Also propose lengths for the stages, by published rules.")
 @_json
 @_exits
-def plan(schedule: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print what a schedule would do and cost, without doing it.
+def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: bool) -> None:
+    """Print what a schedule would do and cost, and what to beware of, without doing it.
 
     \b
     Example:
       raystage plan jobs/schedules/quickstart.yaml --set stages[1].until.tokens=600K
+      raystage plan jobs/schedules/quickstart.yaml --suggest
     """
     from rich.console import Console
 
-    from raystage.plan_json import plan_json
-    from raystage.tables import plan_table
+    from raystage.advice import suggest
+    from raystage.plan_json import plan_json, suggestions_json
+    from raystage.tables import plan_table, suggestion_table
 
     _, made = _load(schedule, overrides, None)
     if as_json:
-        click.echo(json.dumps(plan_json(made), indent=1))
-    else:
-        Console().print(plan_table(made))
+        suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
+        click.echo(json.dumps(plan_json(made) | suggestions, indent=1))
+        return
+    Console().print(plan_table(made))
+    if suggested:
+        Console().print("", suggestion_table(made, suggest(made)), sep="\n")
 
 
 @main.command()
@@ -134,11 +144,12 @@ def run(
     driver.listeners, driver.run_ids = [display, tracker], tracker.run_ids
     failed = True
     try:
-        report = driver.run()
+        # What Ray prints (a worker died) the display tells in its own words.
+        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display):
+            report = driver.run()
         tracker.savings(report["savings"])
         failed = False
     finally:
-        display.close()
         tracker.close(failed)
     if as_json:
         click.echo(json.dumps(report, indent=1))
@@ -169,6 +180,91 @@ def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
         return
     for one in reports:
         Console().print(final_table(one))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", required=False)
+@click.option(
+    "--set", "overrides", multiple=True, required=True, metavar="KEY=VALUE",
+    help="A size of the grown model, e.g. num_layers=12.",
+)  # fmt: skip
+@click.option("--operator", type=click.Choice(list(OPERATORS)), default="stack", show_default=True)
+@click.option(
+    "--optimizer-state", type=click.Choice(OPTIMIZER_STATE_POLICIES), default="grow", show_default=True,
+    help="What becomes of a checkpoint's moments; a Hugging Face folder has none.",
+)  # fmt: skip
+@click.option("--layers", metavar="LIST", help="The source layer of every target layer, e.g. 0,1,2,0,1,2.")
+@click.option("--block", type=click.IntRange(min=1), help="How many layers are repeated as one, for middle.")
+@click.option("--explain", is_flag=True, help="Print where every parameter would come from; write nothing.")
+@_store
+@_json
+@_exits
+def grow(
+    source: str,
+    target: str | None,
+    overrides: tuple[str, ...],
+    operator: str,
+    optimizer_state: str,
+    layers: str | None,
+    block: int | None,
+    explain: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Grow a whole model into a new folder.
+
+    SOURCE is a raystage checkpoint, a stage key in the store or a Hugging Face folder of a Llama; TARGET, a new
+    folder, becomes the same kind. The model may be larger than the memory.
+
+    \b
+    Example:
+      raystage grow my/llama my/llama-deeper --set num_layers=12 --operator stack
+      raystage grow 3f9a2c41 grown --set num_layers=12 --explain
+    """
+    from rich.console import Console
+
+    from raystage.grow import open_source, open_target, write
+    from raystage.growth.request import GrowthRequest, plan_growth
+    from raystage.tables import growth_table
+    from raystage.units import format_bytes, format_count
+
+    if target is None and not explain:
+        raise InputError("missing; expected a new folder (or --explain)", key="TARGET")
+    request = GrowthRequest(overrides, operator, optimizer_state, GrowthOptions(_layer_list(layers), block))
+    opened = open_source(source, _open_store(store))
+    growth = plan_growth(opened.shape, request)
+    if explain and not as_json:
+        Console().print(growth_table(growth))
+        return
+    done = growth.to_json() if explain else write(opened, growth, open_target(target))
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+        return
+    click.echo(
+        f"{operator}: {done['source_num_layers']} -> {done['num_layers']} layers, "
+        f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s: "
+        f"{done['target']}"
+    )
+
+
+def _layer_list(text: str | None) -> tuple[int, ...] | None:
+    """The numbers of `--layers 0,1,2`."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"found {text!r}; expected layer numbers such as 0,1,2,0,1,2", key="--layers") from None
+
+
+class _DebugStream(io.TextIOBase):
+    """Takes what libraries print and keeps it for whoever turns debug logging on."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("raystage.noise").debug("%s", text.rstrip())
+        return len(text)
 
 
 def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:

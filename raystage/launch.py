@@ -17,13 +17,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raystage.errors import InputError, NonFiniteLoss, RaystageError, ResourcesMissing, StageFailed
+from raystage.guardian import guarded
 from raystage.mailbox import Mailbox
 from raystage.schedule import Training
 from raystage.storage import open_folder
@@ -33,7 +33,6 @@ OnEvent = Callable[[str, str, Any], None]
 
 POLL_SECONDS = 0.2
 RESOURCES_SECONDS = 60.0
-REAP_SECONDS = 3.0
 # A helper of every Train run asks the API server whether the run's controller is alive. Without this
 # address it would look for a server in whatever cluster was last started on this machine, and each
 # run would end 12 s late; a refused connection it takes as it comes.
@@ -66,13 +65,11 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address!r} ({error})", key="--address") from None
     _take_sigterm()
-    own = [] if address else _raylets()
-    try:
-        yield
-    finally:
-        left = [process for raylet in own for process in (raylet, *raylet.children(recursive=True))]
-        ray.shutdown()
-        _reap(left)
+    with contextlib.nullcontext() if address else guarded():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _take_sigterm() -> None:
@@ -83,19 +80,6 @@ def _take_sigterm() -> None:
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _raylets() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.name() == "raylet"]
-
-
-def _reap(processes: list[psutil.Process]) -> None:
-    """Ray's processes end by themselves, but for some that hang in their exit (a Train controller at times)."""
-    _, alive = psutil.wait_procs(processes, timeout=REAP_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=REAP_SECONDS)
 
 
 def run_train(job: Job, on_event: OnEvent) -> None:

@@ -59,6 +59,7 @@ def _activations(shape: ModelShape, training: Training, element_bytes: int) -> i
     tokens = training.micro_batch_size * shape.context_length
     per_layer = tokens * shape.hidden_size * _ACTIVATION_BYTES * element_bytes // 2
     kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
-    layers = shape.num_layers * kept + per_layer if training.activation_checkpointing else shape.num_layers * per_layer
+    recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
+    layers = shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
     logits = 2 * tokens * shape.vocab_size * 4  # fp32 logits and their gradient
     return layers + logits

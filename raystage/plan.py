@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 from raystage import memory, rates
 from raystage.errors import InputError
+from raystage.growth.operator import NO_OPTIONS, GrowthOptions, complete_options
 from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
 from raystage.schedule import LrSchedule, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
@@ -40,8 +41,19 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Growth:
+    """options: complete, with what follows where the schedule gives none."""
+
     operator: str
     optimizer_state: str
+    options: GrowthOptions = NO_OPTIONS
+
+    def facts(self) -> dict[str, object]:
+        """As plain values. Options that are not given are left out: to learn a new one changes no key of before."""
+        return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given()}
+
+
+# How a stage that changes nothing about the model is entered.
+UNCHANGED = Growth("identity", "grow")
 
 
 @dataclass(frozen=True)
@@ -296,12 +308,13 @@ def _plan_stage(
 
 
 def _growth_of(stage: ResolvedStage, parent: StagePlan | None) -> Growth | None:
-    """A stage that changes nothing about the model is entered by the identity."""
     if parent is None:
         return None
     if stage.grow is None:
-        return Growth("identity", "grow")
-    return Growth(stage.grow.operator, stage.grow.optimizer_state)
+        return UNCHANGED
+    operator = stage.grow.operator
+    options = complete_options(parent.shape, stage.shape, operator, stage.grow.options)
+    return Growth(operator, stage.grow.optimizer_state, options)
 
 
 def _stage_key(
@@ -319,7 +332,7 @@ def _stage_key(
     facts = {
         "epoch": CODE_EPOCH,
         "parent": parent.key if parent else None,
-        "growth": asdict(growth) if growth else None,
+        "growth": growth.facts() if growth else None,
         "shape": asdict(stage.shape),
         "data": data,
         "training": stage.training.model_dump(exclude=_WITHOUT_EFFECT),

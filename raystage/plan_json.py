@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from raystage.advice import suggest, warnings
 from raystage.plan import Plan, RunPlan, StagePlan
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Every stage with its values, key, FLOPs and memory; the baselines; the saving that FLOPs alone predict."""
+    """Every stage with its values, key, FLOPs and memory; the baselines; the saving that FLOPs alone predict;
+    the warnings."""
     return {
         "name": plan.name,
         "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
@@ -21,7 +23,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.staged.flops,
         "scratch_flops": plan.scratch_flops,
         "predicted_saving": plan.predicted_saving,
+        "warnings": [asdict(advice) for advice in warnings(plan)],
     }
+
+
+def suggestions_json(plan: Plan) -> list[dict[str, Any]]:
+    """Each suggestion with its stages' tokens; `overrides` are what `--set` takes."""
+    return [{**asdict(one), "overrides": one.overrides} for one in suggest(plan)]
 
 
 def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "num_workers": training.workers,
         "zero_stage": training.zero_stage,
         "precision": training.precision,
-        "growth": asdict(stage.growth) if stage.growth else None,
+        "growth": stage.growth.facts() if stage.growth else None,
     }
 
 

@@ -376,17 +376,19 @@ def _check_growth(previous: ResolvedStage | None, stage: ResolvedStage) -> None:
     if stage.grow is None:
         _check_unchanged(previous.shape, stage.shape)
         return
-    found = refusal(previous.shape, stage.shape, stage.grow.operator)
+    found = refusal(previous.shape, stage.shape, stage.grow.operator, stage.grow.options)
     if found:
         field, problem = found
-        raise InputError(problem, key=f"model.{field}")
+        section = "grow" if field in Grow.model_fields else "model"
+        raise InputError(problem, key=f"{section}.{field}")
 
 
 def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
     changed = changed_fields(source, target)
     if changed == ["num_layers"] and target.num_layers > source.num_layers:
         layers = f"num_layers goes from {source.num_layers} to {target.num_layers}"
-        raise InputError(f"missing, though {layers}; expected for example grow: {{operator: stack}}", key="grow")
+        operator = "stack" if source.num_layers else "random"
+        raise InputError(f"missing, though {layers}; expected for example grow: {{operator: {operator}}}", key="grow")
     if changed:
         field = changed[0]
         found, before = getattr(target, field), getattr(source, field)

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from raystage import yamlfile
 from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
+from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES, GrowthOptions
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -111,7 +112,7 @@ class Model(Section):
     """The model's shape, field by field; what is not given follows from the rest."""
 
     family: Literal["llama"] = "llama"
-    num_layers: Count | None = None
+    num_layers: CountOrZero | None = None
     hidden_size: Count | None = None
     num_heads: Count | None = None
     num_kv_heads: Count | None = None
@@ -175,8 +176,16 @@ class Until(Section):
 
 
 class Grow(Section):
-    operator: Annotated[Literal["stack", "interleave", "identity"], Field(examples=["stack"])]
-    optimizer_state: Literal["grow", "reset", "keep"] = "grow"
+    """How a stage's model comes from the one before. layers and block are for the operators that take them."""
+
+    operator: Annotated[Literal[tuple(OPERATORS)], Field(examples=["stack"])]
+    optimizer_state: Literal[OPTIMIZER_STATE_POLICIES] = "grow"
+    layers: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] | None = None
+    block: Count | None = None
+
+    @property
+    def options(self) -> GrowthOptions:
+        return GrowthOptions(self.layers, self.block)
 
 
 class Stage(Section):

@@ -128,6 +128,12 @@ def num_params(shape: ModelShape) -> int:
     return _count(shape, frozenset())
 
 
+def num_body_params(shape: ModelShape) -> int:
+    """The trainable parameters besides the embedding and the head: the non-embedding parameters of scaling laws."""
+    family = FAMILIES[shape.family]
+    return _count(shape, frozenset({family.embedding, family.head}))
+
+
 def flops_per_token(shape: ModelShape) -> int:
     """Training FLOPs of one token, forward and backward.
 
@@ -136,10 +142,8 @@ def flops_per_token(shape: ModelShape) -> int:
     attention term counts the whole square, not only its causal half. Source: Kaplan et al.
     (2001.08361) with PaLM's attention term (2204.02311, appendix B).
     """
-    family = FAMILIES[shape.family]
-    body = _count(shape, frozenset({family.embedding, family.head}))
     attention = shape.num_layers * shape.axis_size("query") * shape.context_length
-    return 6 * (body + shape.hidden_size * shape.vocab_size) + 12 * attention
+    return 6 * (num_body_params(shape) + shape.hidden_size * shape.vocab_size) + 12 * attention
 
 
 def _count(shape: ModelShape, skipped: frozenset[str]) -> int:

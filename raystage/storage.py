@@ -32,8 +32,19 @@ class Folder:
         return isinstance(self.system, fs.LocalFileSystem)
 
     @property
+    def unmapped(self) -> Folder:
+        """The same folder, its local files read rather than mapped: what was read and let go is not resident."""
+        return Folder(fs.LocalFileSystem(use_mmap=False), self.path) if self.is_local else self
+
+    @property
     def uri(self) -> str:
         return self.path if self.is_local else f"{self.system.type_name}://{self.path}"
+
+    def exists(self) -> bool:
+        return self.system.get_file_info(self.path).type == fs.FileType.Directory
+
+    def is_file(self) -> bool:
+        return self.system.get_file_info(self.path).type == fs.FileType.File
 
     def names(self) -> list[str]:
         """What lies directly in the folder, sorted; nothing where there is no folder."""
@@ -86,7 +97,7 @@ class Folder:
 
     def delete(self) -> None:
         """Remove the folder and all in it; nothing where there is no folder."""
-        if self.system.get_file_info(self.path).type == fs.FileType.Directory:
+        if self.exists():
             self.system.delete_dir(self.path)
 
 

@@ -29,6 +29,10 @@ class Store:
     def stage_folder(self, key: str) -> Folder:
         return self.folder / "stages" / key
 
+    def stage_keys(self) -> list[str]:
+        """The keys of all stages that were begun, finished or not."""
+        return (self.folder / "stages").names()
+
     def record(self, key: str) -> StageRecord | None:
         """The record of a finished stage, or None. Raises RaystageError where it is damaged."""
         folder = self.stage_folder(key)

@@ -15,6 +15,9 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage.advice import Suggestion, warnings
+from raystage.growth.explain import explain
+from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
 from raystage.savings import format_flops, format_share
@@ -46,7 +49,7 @@ class FirstThatFits:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """The stages, what the baselines cost, and the saving that FLOPs alone predict."""
+    """The stages, what the baselines cost, the saving that FLOPs alone predict, and what to beware of."""
     stages = FirstThatFits(
         (
             _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS),
@@ -54,7 +57,7 @@ def plan_table(plan: Plan) -> RenderableType:
             Group(_stages(plan, plan.name, _SIZES), "", _stages(plan, None, _MEMORY, _MEANS)),
         )
     )
-    return Group(stages, "", *map(Text, _baseline_lines(plan)), Text(_prediction(plan)))
+    return Group(stages, "", *map(Text, _baseline_lines(plan)), Text(_prediction(plan)), *_warning_lines(plan))
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,43 @@ def _prediction(plan: Plan) -> str:
     )
 
 
+def _warning_lines(plan: Plan) -> list[Text]:
+    lines = [f"Warning: {one.key}: {one.text} ({one.source})." for one in warnings(plan)]
+    return [Text(line, style="yellow") for line in lines]
+
+
+# --- suggestions ------------------------------------------------------------------------------
+
+
+def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> RenderableType:
+    """The tokens of every stage now and as suggested, what that would cost, and the options to copy."""
+    if not suggestions:
+        return Text("Nothing to suggest: no stage grows.")
+    return Group(_suggested_tokens(plan, suggestions), *(part for one in suggestions for part in _explained(one)))
+
+
+def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
+    stages = plan.staged.stages
+    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number("tokens\nnow"),
+                                         *(_number(one.rule) for one in suggestions)])  # fmt: skip
+    for index, stage in enumerate(stages):
+        suggested = (format_count(one.tokens[index]) for one in suggestions)
+        table.add_row(stage.name, str(stage.shape.num_layers), format_count(stage.tokens), *suggested)
+    table.add_section()
+    table.add_row("FLOPs", "", format_flops(plan.staged.flops), *(format_flops(one.flops) for one in suggestions))
+    table.add_row("predicted saving", "", format_share(plan.predicted_saving),
+                  *(format_share(one.predicted_saving) for one in suggestions))  # fmt: skip
+    return table
+
+
+def _explained(suggestion: Suggestion) -> list[RenderableType]:
+    """Where a suggestion comes from, and options that can be pasted after `raystage plan SCHEDULE` as they are."""
+    growth = f"The last growth is at {format_share(suggestion.last_growth_share)} of the tokens."
+    lines = [f"{suggestion.rule}, after {suggestion.source}. {growth}", *(f"- {note}." for note in suggestion.notes)]
+    options = " \\\n".join(f"  --set '{override}'" for override in suggestion.overrides)
+    return ["", *map(Text, lines), Text(options, no_wrap=True, overflow="ignore")]
+
+
 # --- the end of a run -------------------------------------------------------------------------
 
 
@@ -202,6 +242,20 @@ def format_loss(loss: float) -> str:
 def _known(value: Any, as_text: Callable[[Any], str]) -> str:
     """A cell; what is not known is a dash."""
     return "-" if value is None else as_text(value)
+
+
+# --- a growth map -----------------------------------------------------------------------------
+
+
+def growth_table(growth: Growth) -> Table:
+    """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
+    request, layers = growth.request, f"{growth.source.num_layers} -> {growth.target.num_layers} layers"
+    kind = "the same function" if growth.how()["exact"] else "not exact"
+    title = f"{request.operator}: {layers} ({kind}; optimizer_state {request.optimizer_state})"
+    table = _table(title, [Column(header, overflow="fold") for header in ("target", "<- source", "weights", "moments")])
+    for line in explain(growth.source, growth.target, growth.rules):
+        table.add_row(*map(Text, (line.target, line.source, line.weights, line.moments)))
+    return table
 
 
 # --- columns ----------------------------------------------------------------------------------

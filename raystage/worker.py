@@ -32,7 +32,7 @@ from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.growth.apply import STATES, grown_slice, grown_steps
 from raystage.growth.operator import GrowthMap, growth_map, initial_map
 from raystage.hardware import peak_flops_per_second
-from raystage.plan import StagePlan, continues
+from raystage.plan import UNCHANGED, StagePlan, continues
 from raystage.rates import rate_at
 from raystage.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint, growth_from_json
 from raystage.shape import FAMILIES, flops_per_token, parameters
@@ -347,9 +347,8 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
         return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own), resumed=True)
     if stage.parent_key is None:
         return Entry(initial_map(stage.shape, FAMILIES[stage.shape.family].init_std), None, resumed=False)
-    operator = stage.growth.operator if stage.growth else "identity"
-    policy = stage.growth.optimizer_state if stage.growth else "grow"
-    rules = growth_map(stage.parent_shape, stage.shape, operator, policy)
+    growth = stage.growth or UNCHANGED
+    rules = growth_map(stage.parent_shape, stage.shape, growth.operator, growth.optimizer_state, growth.options)
     return Entry(rules, Checkpoint(store.finished_checkpoint(stage.parent_key)), resumed=False)
 
 

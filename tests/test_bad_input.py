@@ -96,7 +96,7 @@ CASES = [
     ("change", "baseline.budgets=800K", "baseline.budgets: found '800K'; expected a list"),
     # --- numbers out of range
     ("change", "model.hidden_size=0", "model.hidden_size: found 0; expected more than 0"),
-    ("change", "stages[0].model.num_layers=-2", "stages[0].model.num_layers: found -2; expected more than 0"),
+    ("change", "stages[0].model.num_layers=-2", "stages[0].model.num_layers: found -2; expected at least 0"),
     ("change", "stages[0].until.tokens=1.5", f"stages[0].until.tokens: found 1.5; {WHOLE}"),
     ("change", "stages[0].until.tokens=10X", f"stages[0].until.tokens: found '10X'; {NUMBER}"),
     ("change", "stages[0].until.tokens=10e", f"stages[0].until.tokens: found '10e'; {NUMBER}"),
@@ -132,7 +132,11 @@ CASES = [
      "expected 'wsd', 'cosine', 'linear' or 'constant'; did you mean 'cosine'?"),
     ("change", "training.optimizer.name=sgd", "training.optimizer.name: found 'sgd'; expected 'adamw' or 'adam'"),
     ("change", "stages[1].grow.operator=stak", "stages[1].grow.operator: found 'stak'; "
-     "expected 'stack', 'interleave' or 'identity'; did you mean 'stack'?"),
+     "expected 'stack', 'interleave', 'middle', 'last', 'first', 'layers', 'random' or 'identity'; "
+     "did you mean 'stack'?"),
+    ("change", "stages[1].grow.operator=mid", "stages[1].grow.operator: found 'mid'; "
+     "expected 'stack', 'interleave', 'middle', 'last', 'first', 'layers', 'random' or 'identity'; "
+     "did you mean 'middle'?"),
     ("change", "stages[1].grow.optimizer_state=rest", "stages[1].grow.optimizer_state: found 'rest'; "
      "expected 'grow', 'reset' or 'keep'; did you mean 'reset'?"),
     # --- names
@@ -190,6 +194,47 @@ CASES = [
      "stages[1].model.num_layers: found 1 after 2; a stage without grow keeps its shape"),
     ("change", "stages[1].model.hidden_size=32",
      "stages[1].model.hidden_size: found 32 after 16; stack grows num_layers only"),
+    ("change", "stages[1].grow.operator=last | stages[1].model.num_layers=5",
+     "stages[1].model.num_layers: found 5 layers after 2; expected 2 to 4"),
+    ("change", "stages[1].grow.operator=first | stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 layers after 2; expected 2 to 4"),
+    ("change", "stages[1].grow.operator=random | stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 layers after 2; expected at least 2"),
+    ("change", "stages[1].grow={operator: middle, block: 2} | stages[1].model.num_layers=1",
+     "stages[1].model.num_layers: found 1 layers after 2; expected at least 2"),
+    ("change", "stages[1].grow={operator: middle, block: 2} | stages[1].model.num_layers=5",
+     "stages[1].grow.block: found 2, which does not divide the 3 new layers; expected a divisor of 3"),
+    ("change", "stages[1].grow={operator: middle, block: 3} | stages[1].model.num_layers=5",
+     "stages[1].grow.block: found 3; expected at most the source's 2 layers"),
+    ("change", "stages[1].grow={operator: middle, block: 0}", "stages[1].grow.block: found 0; expected more than 0"),
+    ("change", "stages[1].grow.block=2",
+     "stages[1].grow.block: found 2, but stack takes no block; expected operator: middle, or no block"),
+    ("change", "stages[1].grow.layers=[0, 1, 0, 1]", "stages[1].grow.layers: found [0, 1, 0, 1], but stack takes no "
+     "layers; expected operator: layers or identity, or no layers"),
+    ("change", "stages[1].grow.operator=layers",
+     "stages[1].grow.layers: missing; expected a list of 4 of the source's layers (0 to 1)"),
+    ("change", "stages[1].grow={operator: layers, layers: [0, 1, 1]}",
+     "stages[1].grow.layers: found a list of 3; expected 4 entries, one for each of num_layers"),
+    ("change", "stages[1].grow={operator: layers, layers: [0, 1, 2, 3]}",
+     "stages[1].grow.layers: found 2; expected the source's layers (0 to 1)"),
+    ("change", "stages[1].grow={operator: layers, layers: [0, 1, -1, 0]}",
+     "stages[1].grow.layers[2]: found -1; expected at least 0"),
+    ("change", "stages[1].grow={operator: layers, layers: [0, 1, one, 0]}",
+     f"stages[1].grow.layers[2]: found 'one'; {NUMBER}"),
+    ("change", "stages[1].grow={operator: layers, layers: []}",
+     "stages[1].grow.layers: found 0 entries; expected at least one"),
+    ("change", "stages[1].grow={operator: layers, layers: 0101}",
+     "stages[1].grow.layers: found '0101'; expected a list"),
+    ("change", "stages[1].grow={operator: identity, layers: [0, 1, 1]}",
+     "stages[1].grow.layers: found a list of 3; expected 4 entries, one for each of num_layers"),
+    ("change", "stages[1].grow={operator: identity, layers: [1, 0, 0, 1]}", "stages[1].grow.layers: found layers that "
+     "first come in the order [1, 0]; expected all of 0 to 1 in theirs, since the first of each is the kept one"),
+    ("change", "stages[1].grow={operator: identity, layers: [0, 0, 0, 0]}", "stages[1].grow.layers: found layers that "
+     "first come in the order [0]; expected all of 0 to 1 in theirs, since the first of each is the kept one"),
+    ("change", "stages[0].model.num_layers=0", "stages[1].grow.operator: found 'stack' after 0 layers, which leave it "
+     "nothing to copy; expected random"),
+    ("change", "stages[0].model.num_layers=0 | stages[1].grow=",
+     "stages[1].grow: missing, though num_layers goes from 0 to 4; expected for example grow: {operator: random}"),
     ("change", "stages[1].grow= | stages[1].model={num_layers: 2, ffn_size: 5}",
      "stages[1].model.ffn_size: found 5 after 64; a stage without grow keeps its shape"),
     # --- batches and workers
@@ -330,6 +375,11 @@ def test_the_good_file_is_good(folder: Path) -> None:
         "baseline=null",
         "data.tokenizer=gpt2 | model.vocab_size=50257",
         "stages[1].model.context_length=16",
+        "stages[0].model.num_layers=0 | stages[1].grow.operator=random",
+        "stages[0].model.num_layers=0 | stages[1].model.num_layers=0 | stages[1].grow=",
+        "stages[1].grow={operator: layers, layers: [1]} | stages[1].model.num_layers=1",
+        "stages[1].grow={operator: identity, layers: [0, 1, 0, 1]}",
+        "stages[1].grow={operator: middle, block: 1, layers: null} | stages[1].model.num_layers=7",
     ],
 )
 def test_unusual_but_good(change: str, folder: Path) -> None:

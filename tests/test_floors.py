@@ -16,12 +16,12 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "growth", "errors", "units", "shape"},
     1: {
-        "corpus", "growth.depth", "growth.operator", "mailbox", "memory", "plan", "plan_json", "rates", "record",
-        "report", "resolve", "savings", "schedule", "yamlfile",
+        "advice", "corpus", "growth.depth", "growth.explain", "growth.operator", "growth.request", "mailbox",
+        "memory", "plan", "plan_json", "rates", "record", "report", "resolve", "savings", "schedule", "yamlfile",
     },
     2: {"data", "figures", "growth.apply", "hardware", "model", "objective"},
-    3: {"checkpoint", "storage", "store", "tracking", "zero"},
-    4: {"engine", "launch", "worker"},
+    3: {"checkpoint", "grow", "huggingface", "storage", "store", "tensorfile", "tracking", "zero"},
+    4: {"engine", "guardian", "launch", "worker"},
     5: {"display", "driver", "tables"},
     6: {"cli"},
 }  # fmt: skip

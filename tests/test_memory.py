@@ -50,6 +50,12 @@ def test_activations_by_hand(precision: str, checkpointing: bool, layers: int) -
     assert found.activations_bytes == layers + 2 * TOKENS * 257 * 4
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_layers_there_are_no_activations_of_any(checkpointing: bool) -> None:
+    found = estimate(SHAPE.with_layers(0), training(activation_checkpointing=checkpointing))
+    assert found.activations_bytes == 2 * TOKENS * 257 * 4
+
+
 def test_a_cut_that_does_not_divide_is_rounded_up() -> None:
     found = estimate(SHAPE, Training(workers=7, micro_batch_size=2, zero_stage=3))
     assert found.weights_bytes == -(-4 * N // 7)

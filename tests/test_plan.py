@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
+from raystage.growth.operator import GrowthOptions
 from raystage.plan import Plan, RunPlan, continues, make_plan
 from raystage.rates import rate_at, stable_end
 from raystage.schedule import parse
@@ -188,6 +189,33 @@ def test_a_stage_that_changes_nothing_is_entered_by_the_identity(tmp_path: Path)
     ]
     _, second = make_plan(make_schedule(tmp_path, stages=stages)).staged.stages
     assert (second.growth.operator, second.growth.optimizer_state) == ("identity", "grow")
+
+
+def test_a_run_may_start_without_layers(tmp_path: Path) -> None:
+    stages = [
+        {"name": "none", "model": {"num_layers": 0}, "until": {"tokens": 800}},
+        {"name": "full", "model": {"num_layers": 4}, "until": {"tokens": 1200}, "grow": {"operator": "random"}},
+    ]
+    plan = make_plan(make_schedule(tmp_path, stages=stages))
+    none, full = plan.staged.stages
+    assert (none.shape.num_layers, none.num_params) == (0, 2 * 257 * 8 + 8)
+    assert none.flops == 800 * 6 * (257 * 8 + 8) < full.flops
+    assert full.growth_operator == "random"
+    assert plan.predicted_saving > 0
+
+
+def test_the_options_of_a_growth_are_complete(tmp_path: Path) -> None:
+    def options(**grow: object) -> GrowthOptions:
+        stages = [
+            {"name": "small", "model": {"num_layers": 4}, "until": {"tokens": 200}},
+            {"name": "full", "model": {"num_layers": 6}, "until": {"tokens": 200}, "grow": grow},
+        ]
+        return make_plan(make_schedule(tmp_path, stages=stages)).staged.stages[1].growth.options
+
+    assert options(operator="last") == GrowthOptions()
+    assert options(operator="middle") == options(operator="middle", block="2") == GrowthOptions(block=2)
+    layers = (0, 1, 2, 3, 0, 1)
+    assert options(operator="identity", layers=list(layers)) == GrowthOptions(layers=layers)
 
 
 def test_tokenizers_are_known_by_their_content(tmp_path: Path) -> None:

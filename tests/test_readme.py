@@ -25,7 +25,7 @@ def block_with(text: str) -> str:
 
 def commands() -> list[str]:
     lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report)\b", line)]
+    return [line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report|grow)\b", line)]
 
 
 @pytest.mark.parametrize("line", commands())

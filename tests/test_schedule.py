@@ -168,8 +168,8 @@ def test_what_a_schedule_offers_is_what_there_is() -> None:
 def test_the_quickstart() -> None:
     plan = make_plan(load(Path(__file__).parents[1] / "jobs" / "schedules" / "quickstart.yaml"))
     assert [stage.shape.num_layers for stage in plan.staged.stages] == [3, 6, 12]
-    assert [stage.steps for stage in plan.staged.stages] == [98, 98, 196]
-    assert [run.tokens for run in plan.baselines] == [802816, 1200128, 1601536]
+    assert [stage.steps for stage in plan.staged.stages] == [62, 62, 123]
+    assert [run.tokens for run in plan.baselines] == [753664, 1101824, 1503232]
     assert 0 < plan.predicted_saving < 1
 
 

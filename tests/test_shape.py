@@ -56,6 +56,15 @@ def test_flops_of_a_well_known_shape() -> None:
     assert flops_per_token(llama) == 6 * (6_738_415_616 - 131_072_000) + 12 * 32 * 4096 * 4096
 
 
+def test_without_layers_there_are_embedding_norm_and_head() -> None:
+    bare = SHAPE.with_layers(0)
+    assert [parameter.name for parameter in parameters(bare)] == [
+        "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+    ]  # fmt: skip
+    assert num_params(bare) == 2 * EMBEDDING + 8
+    assert flops_per_token(bare) == 6 * (8 + EMBEDDING)
+
+
 def test_counting_does_not_list() -> None:
     deep = SHAPE.with_layers(10**9)
     assert num_params(deep) - num_params(SHAPE) == (10**9 - 3) * LAYER

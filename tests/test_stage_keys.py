@@ -99,6 +99,14 @@ CHANGES_SECOND = [
     "stages[1].model.num_layers=6",
     "stages[1].grow.operator=interleave",
     "stages[1].grow.operator=identity",
+    "stages[1].grow={operator: identity, layers: [0, 1, 0, 1]}",
+    "stages[1].grow.operator=middle",
+    "stages[1].grow={operator: middle, block: 1}",
+    "stages[1].grow.operator=last",
+    "stages[1].grow.operator=first",
+    "stages[1].grow={operator: layers, layers: [0, 1, 0, 1]}",
+    "stages[1].grow={operator: layers, layers: [0, 1, 1, 0]}",
+    "stages[1].grow.operator=random",
     "stages[1].grow.optimizer_state=reset",
     "stages[1].grow.optimizer_state=keep",
     "stages[1].training.optimizer.lr=2e-3",
@@ -138,6 +146,7 @@ CHANGES_NOTHING = [
     "model.num_kv_heads=4 | model.head_size=4 | model.ffn_size=64 | model.family=llama",
     "stages[1].model={num_layers: 4, hidden_size: 16}",
     "stages[1].grow.optimizer_state=grow",
+    "stages[1].grow={operator: stack, layers: null, block: null}",
     "baseline={budgets: [640]}",
 ]
 
@@ -162,6 +171,11 @@ def test_what_changes_no_key(change: str, folder: Path) -> None:
 def test_all_changes_lead_to_different_keys(folder: Path) -> None:
     found = [keys(folder, change)[1] for change in [*CHANGES_ALL, *CHANGES_SECOND, ""]]
     assert len(set(found)) == len(found)
+
+
+def test_a_block_that_follows_anyway_changes_no_key(folder: Path) -> None:
+    left_out, given = (f"stages[1].grow={{operator: middle, block: {block}}}" for block in ("null", 2))
+    assert keys(folder, left_out) == keys(folder, given)
 
 
 def test_the_order_of_keys_in_the_file_does_not_matter(folder: Path) -> None:

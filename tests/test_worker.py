@@ -51,6 +51,16 @@ LOADED = [
     (3, 2, "bf16"),
 ]
 REFERENCE = (2, 0, "fp32")
+# Trained like SAVED, with something more in the schedule: it must change nothing.
+VARIANTS = {
+    "activation checkpointing": ((2, 1, "fp32"), {"activation_checkpointing": True}),
+    "activation checkpointing under ZeRO 3": ((2, 3, "fp32"), {"activation_checkpointing": True}),
+    "one sequence at a time": ((2, 2, "fp32"), {"micro_batch_size": 1}),
+    "options of DeepSpeed": (
+        (2, 3, "fp32"),
+        {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0, "sub_group_size": 1000}}},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,12 @@ def label(layout: tuple[int, int, str]) -> str:
     return f"{layout[0]} workers, ZeRO {layout[1]}, {layout[2]}"
 
 
-def stage_in(schedule: Schedule, layout: tuple[int, int, str]) -> StagePlan:
+def stage_in(schedule: Schedule, layout: tuple[int, int, str], changes: dict | None = None) -> StagePlan:
     """The schedule's first stage in another layout, under a key that says which."""
     workers, zero_stage, precision = layout
     stage = make_plan(schedule).staged.stages[0]
-    training = stage.training.model_copy(
-        update={"workers": workers, "zero_stage": zero_stage, "precision": precision, "micro_batch_size": 2}
-    )
+    update = {"workers": workers, "zero_stage": zero_stage, "precision": precision, "micro_batch_size": 2}
+    training = stage.training.model_copy(update={**update, **(changes or {})})
     return replace(stage, training=training, key=f"{workers}-{zero_stage}-{precision}")
 
 
@@ -79,8 +88,8 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
     """Two steps from the same start in each layout; the state after them saved under the layout's key."""
     _connect()
     results = []
-    for layout in layouts:
-        stage = stage_in(schedule, layout)
+    for layout, changes in layouts:
+        stage = stage_in(schedule, layout, changes)
         entry = Entry(initial_map(stage.shape, 0.02), None, resumed=False)
         engine = _entered(stage, entry)
         reader = worker.Reader(
@@ -93,7 +102,8 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
             for step in range(2)
         ]
         results.append(Trained(losses, engine.evaluate(worker.evaluation_set(stage))))
-        _save(engine, stage, store)
+        if not changes:
+            _save(engine, stage, store)
         engine.destroy()
     return results
 
@@ -149,11 +159,10 @@ def rounds(schedule: Schedule, tmp_path_factory: pytest.TempPathFactory) -> dict
     store = str(folder / "store")
     found: dict = {"store": store, "trained": {}}
     for world in (2, 3):
-        layouts = [layout for layout in SAVED + LOADED if layout[0] == world]
-        for layout, result in zip(
-            layouts, run_workers(world, train_and_save, schedule, layouts, store, folder=folder)[0], strict=True
-        ):
-            found["trained"][layout] = result
+        named = {layout: (layout, None) for layout in SAVED + LOADED} | VARIANTS
+        mine = {name: layout for name, layout in named.items() if layout[0][0] == world}
+        results = run_workers(world, train_and_save, schedule, list(mine.values()), store, folder=folder)[0]
+        found["trained"] |= dict(zip(mine, results, strict=True))
     losses = run_workers(3, load_and_save, schedule, SAVED, LOADED, store, folder=folder)[0]
     pairs = [(source, target) for target in LOADED for source in SAVED]
     return found | dict(zip(pairs, losses, strict=True))
@@ -193,6 +202,13 @@ def test_the_loaded_model_computes_what_the_saved_one_did(rounds: dict, source: 
 def test_every_layout_trains_alike(rounds: dict, layout: tuple) -> None:
     """10 sequences over 2 or 3 workers, in micro batches of 2: the same losses, the same model."""
     reference, found = rounds["trained"][REFERENCE], rounds["trained"][layout]
+    assert found.losses == pytest.approx(reference.losses, rel=1e-6)
+    assert found.eval_loss == pytest.approx(reference.eval_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_saves_memory_or_time_changes_nothing(rounds: dict, variant: str) -> None:
+    reference, found = rounds["trained"][REFERENCE], rounds["trained"][variant]
     assert found.losses == pytest.approx(reference.losses, rel=1e-6)
     assert found.eval_loss == pytest.approx(reference.eval_loss, rel=1e-6)
 

@@ -7,7 +7,8 @@ just the source's bytes that those need.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -34,6 +35,14 @@ def grown_slice(rule: Rule, state: str, start: int, stop: int, read: Read, seed:
     values = read(rule.source, state, start, stop)
     factor = rule.gradient_factor ** _ORDER[state]
     return values if factor == 1.0 else values * np.float32(factor)
+
+
+def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
+    """The target parameter as slices of at most `most` elements; whole where each would draw all of it anew."""
+    numel = math.prod(rule.shape)
+    step = numel if rule.weights == "normal" else most
+    for start in range(0, numel, step):
+        yield start, min(numel, start + step)
 
 
 def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int]:

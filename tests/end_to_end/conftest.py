@@ -109,6 +109,17 @@ def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
     return Raystage(tmp_path, cluster.address)
 
 
+def ray_processes() -> set[int]:
+    """The ids of all living Ray processes of this machine, and of those that guard a cluster."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "name", "status"]):
+        command = " ".join(process.info["cmdline"] or [process.info["name"]])
+        ours = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.guardian"))
+        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.add(process.pid)
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,17 +142,17 @@ training:
   global_batch_tokens: 4096
   optimizer: {lr: 5e-3}
   lr_schedule: {kind: wsd, warmup: 16K, decay: 0.25}
-  evaluate: {every: 16K, tokens: 8K}
-  checkpoint: {every: 32K}
+  evaluate: {every: 32K, tokens: 8K}
+  checkpoint: {every: 64K}
 stages:
-  - {name: small, model: {num_layers: 1}, until: {steps: 40}}
-  - {name: full,  model: {num_layers: 2}, until: {steps: 40}, grow: {operator: stack}}
+  - {name: small, model: {num_layers: 1}, until: {steps: 90}}
+  - {name: full,  model: {num_layers: 2}, until: {steps: 90}, grow: {operator: stack}}
 """
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """Two small stages on a folder of text of the user's own: 40 + 40 steps, a checkpoint every 8."""
+    """Two small stages on a folder of text of the user's own: 90 + 90 steps, a checkpoint every 16."""
     text = tmp_path / "text"
     text.mkdir()
     source = Path(json.__file__).parent
