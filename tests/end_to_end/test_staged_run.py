@@ -25,7 +25,7 @@ SHORT = [
     "--set", "training.global_batch_tokens=1024", "--set", "training.evaluate={every: 8K, tokens: 8K}",
     "--set", "training.lr_schedule.warmup=4K", "--set", "stages[0].until.tokens=20K",
     "--set", "stages[1].until.tokens=20K", "--set", "stages[2].until.tokens=20K",
-    "--set", "baseline.budgets=[20K, 60K]",
+    "--set", "baseline.budgets=[60K]",
 ]  # fmt: skip
 
 
@@ -77,19 +77,17 @@ def _check_stages(report: dict) -> None:
 
 def _check_savings(report: dict) -> None:
     runs, savings = report["baseline"]["runs"], report["savings"]
-    assert [run["tokens"] for run in runs] == [20 * 1024, 59 * 1024]
+    assert [run["tokens"] for run in runs] == [59 * 1024]
     assert savings["flops_staged"] == sum(row["flops"] for row in report["stages"])
     assert savings["at_eval_loss"] == report["stages"][-1]["eval_loss"]
-    if savings["equal_loss_reached"]:
-        assert savings["compute_saved"] == pytest.approx(1 - savings["flops_staged"] / savings["flops_baseline"])
-        assert savings["speedup"] == pytest.approx(savings["flops_baseline"] / savings["flops_staged"] - 1)
-    else:
-        assert savings["compute_saved"] is None
+    # One budget gives no range to interpolate in: the report says so and prints no figure.
+    assert (savings["equal_loss_reached"], savings["compute_saved"], savings["speedup"]) == (False, None, None)
+    assert savings["verdict"].startswith("no saving to report")
 
 
 def _check_wandb(folder: Path, report: dict) -> None:
     runs = read_runs(folder)
-    assert sorted(run.job_type for run in runs.values()) == ["baseline", "baseline", "staged"]
+    assert sorted(run.job_type for run in runs.values()) == ["baseline", "staged"]
     assert {run.group for run in runs.values()} == {"quickstart"}
     staged = next(run for run in runs.values() if run.job_type == "staged")
     assert staged.summary["savings/verdict"] == report["savings"]["verdict"]
@@ -129,13 +127,13 @@ def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: 
 def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
     raystage: Raystage, tiny: Path, cluster: RayCluster
 ) -> None:
-    """The driver killed within a stage; workers as soon as they have grown, and within the stage; then Ctrl-C."""
+    """The driver killed within a stage, a worker as soon as it has grown, and Ctrl-C within the last stage."""
     calm = raystage("run", tiny, "--wandb", "disabled", "--store", "calm", "--json")
     chaos = ["run", tiny, "--wandb", "disabled", "--store", "chaos", "--json"]
     assert raystage.stop_at("small] step 2", signal.SIGKILL, *chaos) == -signal.SIGKILL
 
     process, said = raystage.start(*chaos), []
-    moments = ["full] grown", "full] step 2", "full] step 6"]
+    moments = ["full] grown", "full] step 4"]
     for line in process.stderr:
         said.append(line)
         if moments and moments[0] in line:
@@ -147,7 +145,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, "".join(said)
     assert (moments, output) == ([], "")
-    assert sum("RESTARTING" in line for line in said) == 2, "".join(said)
+    assert sum("RESTARTING" in line for line in said) == 1, "".join(said)
     assert raystage.report_in("chaos", "tiny")["state"] == "ABORTED"
 
     assert _losses(json.loads(raystage(*chaos).stdout)) == _losses(json.loads(calm.stdout))
@@ -160,7 +158,7 @@ def _losses(report: dict) -> list[list[float]]:
 def test_a_killed_driver_leaves_no_process_of_its_local_cluster(raystage: Raystage, tiny: Path) -> None:
     del raystage.environment["RAY_ADDRESS"]
     before = ray_processes()
-    assert raystage.stop_at("small] step 0", signal.SIGKILL, "run", tiny, "--wandb", "disabled") == -signal.SIGKILL
+    assert raystage.stop_at("small] 1 layers", signal.SIGKILL, "run", tiny, "--wandb", "disabled") == -signal.SIGKILL
     wait_until(lambda: ray_processes() <= before, 30, "processes of the dead driver's cluster are still there")
 
 
