@@ -139,7 +139,7 @@ def run(
         lambda record: (opened.stage_folder(record.key) / record.checkpoint).uri,
         mode="disabled" if driver.is_finished and earlier.get("state") == "FINISHED" else wandb_mode,
         directory=folder.path if _in_job_copy() and folder.is_local else None,
-        run_ids={} if earlier.get("state") == "FINISHED" else earlier.get("wandb_run_ids"),
+        run_ids=_unfinished_run_ids(earlier, made),
     )
     driver.listeners, driver.run_ids = [display, tracker], tracker.run_ids
     failed = True
@@ -256,6 +256,13 @@ def _layer_list(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"found {text!r}; expected layer numbers such as 0,1,2,0,1,2", key="--layers") from None
+
+
+def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
+    """The W&B runs to go on with: those of an attempt at this very plan that did not reach its end."""
+    keys = [stage.key for run in plan.runs() for stage in run.stages]
+    same = [stage["key"] for stage in earlier.get("stages", [])] == keys
+    return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 
 class _DebugStream(io.TextIOBase):

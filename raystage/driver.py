@@ -101,7 +101,8 @@ class Driver:
     def _train(self, run: RunPlan, pending: tuple[StagePlan, ...]) -> None:
         narrator = Narrator(run, pending, self._tell, self._finished, self._stage_started)
         try:
-            launch.run_train(Job(pending, self.store.folder.uri), narrator.hear)
+            patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
+            launch.run_train(Job(pending, self.store.folder.uri), narrator.hear, patience)
         except BaseException as error:
             current = narrator.current or pending[0]
             self.states[current.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"

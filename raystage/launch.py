@@ -32,7 +32,7 @@ from raystage.worker import Job, run_job
 OnEvent = Callable[[str, str, Any], None]
 
 POLL_SECONDS = 0.2
-RESOURCES_SECONDS = 60.0
+GROWING_CLUSTER_SECONDS = 60.0
 # A helper of every Train run asks the API server whether the run's controller is alive. Without this
 # address it would look for a server in whatever cluster was last started on this machine, and each
 # run would end 12 s late; a refused connection it takes as it comes.
@@ -62,7 +62,7 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
                 include_dashboard=False,
                 **quiet,
             )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address!r} ({error})", key="--address") from None
     _take_sigterm()
     with contextlib.nullcontext() if address else guarded():
@@ -82,13 +82,15 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def run_train(job: Job, on_event: OnEvent) -> None:
+def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> None:
     """Carry out a job as one Ray Train run; `on_event` hears of it in the calling thread.
+
+    patience_seconds: how long to wait for a cluster that is still growing.
 
     Raises ResourcesMissing, StageFailed, or what a worker stopped for on purpose.
     """
     training = job.stages[0].training
-    _await_resources(training)
+    _await_resources(training, patience_seconds)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     try:
         error = _fit(_trainer(job, training, mailbox), lambda: _deliver(mailbox, on_event))
@@ -183,12 +185,12 @@ def _run_folder(job: Job) -> Any:
     return open_folder(job.store) / "ray" / job.stages[-1].key[:12]
 
 
-def _await_resources(training: Training) -> None:
-    """Wait a little for a cluster that is still growing; without this Ray would wait for ever and say nothing.
+def _await_resources(training: Training, patience_seconds: float) -> None:
+    """Wait until there is room for all workers; without this Ray would wait for ever and say nothing.
 
     Raises ResourcesMissing.
     """
-    deadline = time.monotonic() + RESOURCES_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while (places := count_places(ray.nodes(), training)) < training.workers:
         if time.monotonic() > deadline:
             have = ray.cluster_resources()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,13 +15,19 @@ from raystage.errors import InputError
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder (or key prefix). It need not exist; writing into it makes it."""
+    """A folder (or key prefix). It need not exist; writing into it makes it.
+
+    scheme, query: what stood around the path in the URI that it was opened by, such as "s3" and
+    "region=eu-west-1", so that its own URI opens the same thing elsewhere.
+    """
 
     system: fs.FileSystem
     path: str
+    scheme: str = ""
+    query: str = ""
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.system, f"{self.path}/{name}")
+        return replace(self, path=f"{self.path}/{name}")
 
     @property
     def name(self) -> str:
@@ -38,7 +44,9 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        return self.path if self.is_local else f"{self.system.type_name}://{self.path}"
+        if not self.scheme:
+            return self.path
+        return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     def exists(self) -> bool:
         return self.system.get_file_info(self.path).type == fs.FileType.Directory
@@ -111,8 +119,8 @@ def open_folder(uri: str | Path) -> Folder:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{text!r} cannot be opened ({str(error).splitlines()[0]})", key="store") from None
     if isinstance(system, fs.LocalFileSystem):
-        system = fs.LocalFileSystem(use_mmap=True)
-    return Folder(system, path.rstrip("/"))
+        return Folder(fs.LocalFileSystem(use_mmap=True), path.rstrip("/"))
+    return Folder(system, path.rstrip("/"), text.partition("://")[0], text.partition("?")[2])
 
 
 def _fsync(path: str) -> None:
