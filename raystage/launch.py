@@ -11,11 +11,13 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import ray.train
@@ -32,6 +34,7 @@ from raystage.worker import Job, run_job
 OnEvent = Callable[[str, str, Any], None]
 
 POLL_SECONDS = 0.2
+CONNECT_SECONDS = 10.0
 GROWING_CLUSTER_SECONDS = 60.0
 # A helper of every Train run asks the API server whether the run's controller is alive. Without this
 # address it would look for a server in whatever cluster was last started on this machine, and each
@@ -52,6 +55,7 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
+            _check_address(address)
             ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_API_SERVER_ADDRESS", NO_API_SERVER)
@@ -63,13 +67,35 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
                 **quiet,
             )
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray cluster answers at {address!r} ({error})", key="--address") from None
+        raise InputError(f"no Ray cluster answers at {address!r} ({_first_line(error)})", key="--address") from None
     _take_sigterm()
     with contextlib.nullcontext() if address else guarded():
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would try for minutes. Raises InputError."""
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"found {address!r}, which is where jobs are submitted to; expected the cluster's own address, "
+            f"such as {urlsplit(address).hostname}:6379 or auto (or no RAY_ADDRESS in the environment)",
+            key="--address",
+        )
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise InputError(
+                f"no Ray cluster answers at {address!r} ({error.strerror or error})", key="--address"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _take_sigterm() -> None:
@@ -193,11 +219,12 @@ def _await_resources(training: Training, patience_seconds: float) -> None:
     deadline = time.monotonic() + patience_seconds
     while (places := count_places(ray.nodes(), training)) < training.workers:
         if time.monotonic() > deadline:
-            have = ray.cluster_resources()
+            have, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
             raise ResourcesMissing(
-                f"training.workers: {training.workers} workers with {_wants(training)} each do not fit on the "
-                f"cluster, which has room for {places} ({have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs on "
-                f"{sum(node['Alive'] for node in ray.nodes())} nodes); start more nodes or ask for less"
+                f"training.workers: {_count(training.workers, 'worker')} with {_wants(training)} each do not fit on "
+                f"the cluster, which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
+                f"{_count(have.get('GPU', 0), 'GPU')} on {_count(nodes, 'node')}); "
+                f"start more nodes or ask for less"
             )
         time.sleep(1.0)
 
@@ -215,8 +242,12 @@ def count_places(nodes: list[dict], training: Training) -> int:
 
 
 def _wants(training: Training) -> str:
-    gpus = f" and {training.gpus_per_worker} GPUs" if training.gpus_per_worker else ""
-    return f"{training.cpus_per_worker} CPUs{gpus}"
+    gpus = f" and {_count(training.gpus_per_worker, 'GPU')}" if training.gpus_per_worker else ""
+    return _count(training.cpus_per_worker, "CPU") + gpus
+
+
+def _count(number: float, thing: str) -> str:
+    return f"{number:g} {thing}" + ("" if number == 1 else "s")
 
 
 def _in_words(error: Exception, job: Job) -> StageFailed:
