@@ -179,10 +179,15 @@ def _explained(suggestion: Suggestion) -> list[RenderableType]:
 
 
 def final_table(report: Mapping[str, Any]) -> RenderableType:
-    """The stages, the baselines and, as the last line, the verdict. `report` is what `build_report` returns."""
+    """The stages, the baselines, what can be held against the figure and, as the last line, the verdict.
+
+    `report` is what `build_report` returns.
+    """
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+    if report["savings"]["equal_loss_reached"]:
+        parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
 
 

@@ -133,6 +133,7 @@ def test_the_final_table_ends_with_the_verdict(plan, width):
     assert max(map(len, lines)) <= width
     assert report["savings"]["compute_saved"] > 0
     assert text.endswith(report["savings"]["verdict"])
+    assert all(warning in text for warning in report["warnings"])
     assert "2.000 -> 2.500" in text
     assert "…" not in text
     for row in [*report["stages"], *report["baseline"]["runs"]]:
