@@ -45,12 +45,23 @@ def _exits(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, **options)
         except RaystageError as error:
             click.echo(f"raystage: {error}", err=True)
-            sys.exit(error.exit_status)
+            _leave(error.exit_status)
         except KeyboardInterrupt:
             click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
-            sys.exit(INTERRUPTED)
+            _leave(INTERRUPTED)
 
     return guarded
+
+
+def _leave(status: int) -> None:
+    """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
+    end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
+    launch = sys.modules.get("raystage.launch")
+    if launch is not None and launch.is_waiting():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 _set = click.option(

@@ -20,11 +20,11 @@ from raystage import launch
 from raystage.errors import StageFailed
 from raystage.figures import write_curves
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, Listener, StageRecord, TrainPoint
+from raystage.record import Evaluation, Listener, Progress, StageRecord, TrainPoint
 from raystage.report import build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
-from raystage.worker import Job, Progress
+from raystage.worker import Job
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"

@@ -5,7 +5,7 @@ leaves agents behind, and now and then a Train controller hangs in its exit. So 
 own keeps a list of what belongs to the cluster, and when the driver lets go of it (by closing the
 pipe, or by dying) it gives them a few seconds and ends the rest.
 
-    python -m raystage.guardian DRIVER_PID      # stdin: the pipe
+    python -m raystage.guardian PID...      # the cluster's processes; stdin: the pipe
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -25,44 +26,57 @@ _ROOTS = ("raylet", "gcs_server")
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Within this, a local cluster started by this process has a guardian; at the end of it nothing is left."""
-    command = [sys.executable, "-m", "raystage.guardian", str(psutil.Process().pid)]
+    """Within this, a local cluster started by this process has a guardian; at the end of it nothing is left.
+
+    After an error the cluster is left as it is: it ends when this process does.
+    """
+    there = with_children({child for child in psutil.Process().children() if child.name() in _ROOTS})
+    command = [sys.executable, "-m", "raystage.guardian", *(str(process.pid) for process in there)]
     # A session of its own: what is sent to the driver's whole group (Ctrl-C) must not reach the guardian.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guardian:
-        try:
-            yield
-        finally:
-            guardian.stdin.close()
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    yield
+    guardian.stdin.close()
+    guardian.wait()
 
 
-def watch(driver_pid: int) -> None:
-    """Follow the driver's cluster until standard input closes, then end what does not end by itself."""
+def watch(pids: list[int]) -> None:
+    """Follow a cluster, given by its first processes, until standard input closes; then end the rest of it."""
     known: set[psutil.Process] = set()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        driver = psutil.Process(driver_pid)
-        while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
-            known = {process for process in known | cluster_of(driver) if process.is_running()}
-        known |= cluster_of(driver)
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            known.add(psutil.Process(pid))
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        known = with_children(known)
     end(known)
 
 
-def cluster_of(driver: psutil.Process) -> set[psutil.Process]:
-    """The Ray processes that this driver started, and all of theirs."""
+def with_children(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Those that still run, and all that they have started."""
     found: set[psutil.Process] = set()
-    for child in driver.children():
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() in _ROOTS:
-                found |= {child, *child.children(recursive=True)}
+            if process.is_running():
+                found |= {process, *process.children(recursive=True)}
     return found
 
 
 def end(processes: set[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
-    for process in alive:
+    """Wait a little for `processes` and what they may still start, then kill the rest."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while processes and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS / 5)
+        processes = {process for process in with_children(processes) if not _is_zombie(process)}
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=GRACE_SECONDS)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]))
+    watch([int(pid) for pid in sys.argv[1:]])

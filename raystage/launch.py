@@ -33,6 +33,7 @@ from raystage.worker import Job, run_job
 
 OnEvent = Callable[[str, str, Any], None]
 
+_FIT_THREAD = "raystage-fit"
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 10.0
 GROWING_CLUSTER_SECONDS = 60.0
@@ -48,6 +49,8 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     """A connection to the cluster at `address`, or a local one of this process's own.
 
     A local cluster has at least `cpus` CPUs, whatever the machine has: three workers can share two cores.
+    After an error the connection is left as it is, for a Train run may still be waited for in a thread of
+    its own, and Ray ends a process whose thread finds it shut down. With the process, all of it ends.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     # The controller looks after its workers this often; the default of 2 s delays every stage's end.
@@ -70,10 +73,8 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
         raise InputError(f"no Ray cluster answers at {address!r} ({_first_line(error)})", key="--address") from None
     _take_sigterm()
     with contextlib.nullcontext() if address else guarded():
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        yield
+        ray.shutdown()
 
 
 def _check_address(address: str) -> None:
@@ -192,13 +193,18 @@ def _fit(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | No
         except Exception as error:  # handed to the calling thread, which puts it into words
             outcome.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=fit, name=_FIT_THREAD, daemon=True)
     thread.start()
     while thread.is_alive():
         meanwhile()
         thread.join(POLL_SECONDS)
     meanwhile()
     return outcome[0]
+
+
+def is_waiting() -> bool:
+    """Whether a Train run is still being waited for: after an interruption, say."""
+    return any(thread.name == _FIT_THREAD for thread in threading.enumerate())
 
 
 def _deliver(mailbox: Any, on_event: OnEvent) -> None:

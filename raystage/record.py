@@ -111,6 +111,38 @@ def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
     return GrowthRecord(**{**content, "certificate": Certificate(**content["certificate"])})
 
 
+@dataclass
+class Progress:
+    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart."""
+
+    steps: int
+    tokens: int
+    flops: int
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluation_flops: int = 0
+    pending_loss: float = 0.0
+    pending_steps: int = 0
+    growth: GrowthRecord | None = None
+    train: list[TrainPoint] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @classmethod
+    def at_start(cls, stage: StagePlan) -> Progress:
+        return cls(stage.start_steps, stage.start_tokens, stage.start_flops)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Progress:
+        return cls(
+            **{
+                **content,
+                "growth": growth_from_json(content["growth"]),
+                "train": [TrainPoint(**point) for point in content["train"]],
+                "evaluations": [Evaluation(**point) for point in content["evaluations"]],
+            }
+        )
+
+
 class Listener(Protocol):
     """Someone who is told how a run goes: the terminal, W&B. All calls come from the driver's thread.
 

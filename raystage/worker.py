@@ -12,7 +12,7 @@ import resource
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -24,18 +24,17 @@ from deepspeed.accelerator import get_accelerator
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from raystage import checkpoint, zero
-from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage import checkpoint
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
-from raystage.growth.apply import STATES, grown_slice, grown_steps
-from raystage.growth.operator import GrowthMap, growth_map, initial_map
+from raystage.growth.apply import grown_steps
+from raystage.handover import fill, find_entry, gathered, make_manifest, shared, write_own_shard
 from raystage.hardware import peak_flops_per_second
-from raystage.plan import UNCHANGED, StagePlan, continues
+from raystage.plan import StagePlan, continues
 from raystage.rates import rate_at
-from raystage.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint, growth_from_json
-from raystage.shape import FAMILIES, flops_per_token, parameters
+from raystage.record import Certificate, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.shape import flops_per_token
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
 
@@ -57,47 +56,6 @@ class Job:
     store: str
 
 
-@dataclass
-class Progress:
-    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart."""
-
-    steps: int
-    tokens: int
-    flops: int
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    evaluation_flops: int = 0
-    pending_loss: float = 0.0
-    pending_steps: int = 0
-    growth: GrowthRecord | None = None
-    train: list[TrainPoint] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-
-    @classmethod
-    def at_start(cls, stage: StagePlan) -> Progress:
-        return cls(stage.start_steps, stage.start_tokens, stage.start_flops)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Progress:
-        return cls(
-            **{
-                **content,
-                "growth": growth_from_json(content["growth"]),
-                "train": [TrainPoint(**point) for point in content["train"]],
-                "evaluations": [Evaluation(**point) for point in content["evaluations"]],
-            }
-        )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How a stage is entered: from which checkpoint, through which map. `resumed`: from its own."""
-
-    rules: GrowthMap
-    source: Checkpoint | None
-    resumed: bool
-
-
 def run_job(job: Job, send: Send) -> None:
     """Train the job's unfinished stages. `send(kind, stage key, what)` is called on the first worker only.
 
@@ -106,10 +64,10 @@ def run_job(job: Job, send: Send) -> None:
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
     torch.set_num_threads(job.stages[0].training.cpus_per_worker)
     store = Store(open_folder(job.store))
-    attempt = _shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
+    attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     runner: StageRunner | None = None
     for stage in job.stages:
-        if _shared(store.record(stage.key) is not None):
+        if shared(store.record(stage.key) is not None):
             continue
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
@@ -263,7 +221,7 @@ class StageRunner:
         """Every worker writes its own shard, then the first one the manifest."""
         folder = self.store.checkpoint_folder(self.stage.key, self.progress.tokens, self.attempt)
         shard, steps = write_own_shard(self.engine, folder)
-        shards, all_steps = _gathered(shard), _gathered(steps)
+        shards, all_steps = gathered(shard), gathered(steps)
         if last:
             self._write_probe(folder)
         self._tick()
@@ -337,67 +295,6 @@ class StageRunner:
             self._send_to(kind, self.stage.key, what)
 
 
-# --- entering a stage, apart from any runner --------------------------------------------------------
-
-
-def find_entry(stage: StagePlan, store: Store) -> Entry:
-    """From the stage's own furthest checkpoint, else through the growth map from its parent's, else from nothing."""
-    own = _shared(store.latest_checkpoint(stage.key))
-    if own is not None:
-        return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own), resumed=True)
-    if stage.parent_key is None:
-        return Entry(initial_map(stage.shape, FAMILIES[stage.shape.family].init_std), None, resumed=False)
-    growth = stage.growth or UNCHANGED
-    rules = growth_map(stage.parent_shape, stage.shape, growth.operator, growth.optimizer_state, growth.options)
-    return Entry(rules, Checkpoint(store.finished_checkpoint(stage.parent_key)), resumed=False)
-
-
-def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int) -> None:
-    """Compute and set every slice this worker's optimizer holds, then bring the model's weights up to date."""
-    rules = {rule.target: rule for rule in entry.rules}
-    read = entry.source.read if entry.source else _nothing_to_read
-    for part in zero.partitions(engine.deepspeed):
-        for state in STATES:
-            values = grown_slice(rules[part.parameter], state, part.start, part.stop, read, seed)
-            part.tensors[state].copy_(torch.tensor(values))
-    zero.set_steps(engine.deepspeed, steps)
-    zero.refresh(engine.deepspeed)
-
-
-def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
-    """Write this worker's part of all state; returns its shard's entry and the step counts it knows."""
-    pieces = []
-    for part in zero.partitions(engine.deepspeed):
-        first, last = part.saves
-        if last > first:
-            for state in STATES:
-                values = part.tensors[state][first:last].cpu().numpy()
-                pieces.append((part.parameter, state, part.start + first, values))
-    shard = checkpoint.write_shard(folder, checkpoint.shard_name(engine.rank, engine.world), pieces)
-    return shard, zero.get_steps(engine.deepspeed)
-
-
-def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, int], progress: Progress) -> Manifest:
-    """The manifest of a stage's checkpoint; `steps` are the optimizer steps of every parameter."""
-    training = stage.training
-    layout = {"num_workers": training.workers, "zero_stage": training.zero_stage, "precision": training.precision}
-    return Manifest(
-        model=stage.shape,
-        parameters=tuple(
-            ParameterEntry(parameter.name, parameter.shape, "float32", steps[parameter.name])
-            for parameter in parameters(stage.shape)
-        ),
-        shards=shards,
-        stage_key=stage.key,
-        step=progress.steps,
-        tokens=progress.tokens,
-        data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
-        rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
-        optimizer={**training.optimizer.model_dump(), **layout},
-        progress=asdict(progress),
-    )
-
-
 def evaluation_set(stage: StagePlan) -> np.ndarray:
     """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone."""
     streams = open_streams(stage.data, stage.shape.vocab_size)
@@ -433,20 +330,3 @@ def environment() -> dict[str, Any]:
         "device": get_accelerator().device_name(),
         "host": platform.node(),
     }
-
-
-def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:
-    raise CheckpointError(f"{state} of {parameter} has no source to be read from")
-
-
-def _shared(value: Any) -> Any:
-    """The first worker's value, on every worker: what was found in the store must not differ between them."""
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _gathered(value: Any) -> list:
-    found: list = [None] * comm.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found

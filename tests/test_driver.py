@@ -10,8 +10,7 @@ from factories import make_schedule
 from playback import curved_records
 from raystage.driver import Narrator, in_order
 from raystage.plan import Plan, make_plan
-from raystage.record import StageRecord
-from raystage.worker import Progress
+from raystage.record import Progress, StageRecord
 
 
 @pytest.fixture

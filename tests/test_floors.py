@@ -21,7 +21,7 @@ FLOORS: dict[int, set[str]] = {
     },
     2: {"data", "figures", "growth.apply", "hardware", "model", "objective"},
     3: {"checkpoint", "grow", "huggingface", "storage", "store", "tensorfile", "tracking", "zero"},
-    4: {"engine", "guardian", "launch", "worker"},
+    4: {"engine", "guardian", "handover", "launch", "worker"},
     5: {"display", "driver", "tables"},
     6: {"cli"},
 }  # fmt: skip

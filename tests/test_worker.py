@@ -12,23 +12,26 @@ import deepspeed
 import deepspeed.ops
 import numpy as np
 import pytest
+from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
 from distributed import run_workers
 from factories import make_schedule
-from raystage import worker
+from raystage import checkpoint, handover, worker
 from raystage.checkpoint import Checkpoint
+from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import NonFiniteLoss
 from raystage.growth.apply import STATES, grown_steps
 from raystage.growth.operator import growth_map, initial_map
+from raystage.handover import Entry, write_own_shard
 from raystage.plan import StagePlan, make_plan
-from raystage.record import StageRecord
+from raystage.record import Progress, StageRecord
 from raystage.schedule import Schedule
 from raystage.shape import parameters
 from raystage.storage import open_folder
 from raystage.store import Store
-from raystage.worker import Entry, Job, run_job, write_own_shard
+from raystage.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
 
@@ -92,9 +95,7 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
         stage = stage_in(schedule, layout, changes)
         entry = Entry(initial_map(stage.shape, 0.02), None, resumed=False)
         engine = _entered(stage, entry)
-        reader = worker.Reader(
-            worker.open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0
-        )
+        reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
         count = stage.training.global_batch_tokens // stage.shape.context_length
         losses = [
             engine.sum_over_workers(engine.train_step(reader.sequences(step * count, count), 1e-2, step))
@@ -131,7 +132,7 @@ def _connect() -> None:
 def _entered(stage: StagePlan, entry: Entry) -> StageEngine:
     steps = grown_steps(entry.rules, entry.source.steps if entry.source else {})
     engine = StageEngine(stage, steps)
-    worker.fill(engine, entry, steps, stage.seed)
+    handover.fill(engine, entry, steps, stage.seed)
     return engine
 
 
@@ -139,12 +140,12 @@ def _save(engine: StageEngine, stage: StagePlan, store: str, name: str | None = 
     layout = (stage.training.workers, stage.training.zero_stage, stage.training.precision)
     folder = open_folder(store) / (name or label(layout))
     shard, steps = write_own_shard(engine, folder)
-    shards, all_steps = worker._gathered(shard), worker._gathered(steps)
+    shards, all_steps = handover.gathered(shard), handover.gathered(steps)
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
-        manifest = worker.make_manifest(stage, tuple(shards), merged, worker.Progress.at_start(stage))
-        worker.checkpoint.commit(folder, manifest)
-    worker.comm.barrier()
+        manifest = handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
+        checkpoint.commit(folder, manifest)
+    comm.barrier()
 
 
 @pytest.fixture(scope="module")

@@ -106,15 +106,15 @@ def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
     return Raystage(tmp_path, cluster.address)
 
 
-def ray_processes() -> set[int]:
-    """The ids of all living Ray processes of this machine, and of those that guard a cluster."""
-    found = set()
+def other_ray_processes(cluster: RayCluster) -> set[int]:
+    """The ids of all living Ray processes, and guardians of clusters, that are not part of `cluster`."""
+    found, its_own = set(), {one.pid for one in cluster.process.children(recursive=True)}
     for process in psutil.process_iter(["cmdline", "name", "status"]):
         command = " ".join(process.info["cmdline"] or [process.info["name"]])
-        ours = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.guardian"))
-        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+        is_ray = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.guardian"))
+        if is_ray and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.add(process.pid)
-    return found
+    return found - its_own - {cluster.process.pid}
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUIET, RayCluster, Raystage, ray_processes, wait_until
+from conftest import BIN, QUIET, RayCluster, Raystage, other_ray_processes, wait_until
 
 from raystage import model
 from raystage.shape import ModelShape, flops_per_token
@@ -133,7 +133,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
     assert raystage.stop_at("small] step 2", signal.SIGKILL, *chaos) == -signal.SIGKILL
 
     process, said = raystage.start(*chaos), []
-    moments = ["full] grown", "full] step 4"]
+    moments = ["full] grown", "full] step 5"]  # an evaluation in the fifties
     for line in process.stderr:
         said.append(line)
         if moments and moments[0] in line:
@@ -155,11 +155,15 @@ def _losses(report: dict) -> list[list[float]]:
     return [[point["loss"] for point in row["evaluations"]] for row in report["stages"]]
 
 
-def test_a_killed_driver_leaves_no_process_of_its_local_cluster(raystage: Raystage, tiny: Path) -> None:
+def test_a_killed_driver_leaves_no_process_of_its_local_cluster(
+    raystage: Raystage, tiny: Path, cluster: RayCluster
+) -> None:
     del raystage.environment["RAY_ADDRESS"]
-    before = ray_processes()
+    before = other_ray_processes(cluster)
     assert raystage.stop_at("small] 1 layers", signal.SIGKILL, "run", tiny, "--wandb", "disabled") == -signal.SIGKILL
-    wait_until(lambda: ray_processes() <= before, 30, "processes of the dead driver's cluster are still there")
+    wait_until(
+        lambda: other_ray_processes(cluster) <= before, 30, "processes of the dead driver's cluster are still there"
+    )
 
 
 def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystage, tiny: Path) -> None:
