@@ -44,11 +44,20 @@ class Driver:
     run_ids: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, StageRecord] = field(default_factory=dict)
+    _began: float = 0.0
+    _connected: bool = False
+
+    def __post_init__(self) -> None:
+        """Look once for what is finished; stages that several runs share are looked for once, too."""
+        for key in {stage.key for run in self.plan.runs() for stage in run.stages}:
+            record = self.store.record(key)
+            self.states[key] = "REUSED" if record else "SCHEDULING"
+            if record:
+                self.records[key] = record
 
     def run(self) -> dict[str, Any]:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
         self._began = time.time()
-        self._find_finished()
         self._note("RUNNING")
         try:
             with contextlib.ExitStack() as stack:
@@ -64,17 +73,9 @@ class Driver:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return all(self.store.record(stage.key) for run in self.plan.runs() for stage in run.stages)
+        return self.records.keys() == self.states.keys()
 
     # --- one run ------------------------------------------------------------------------------
-
-    def _find_finished(self) -> None:
-        for run in self.plan.runs():
-            for stage in run.stages:
-                record = self.store.record(stage.key)
-                self.states[stage.key] = "REUSED" if record else "SCHEDULING"
-                if record:
-                    self.records[stage.key] = record
 
     def _carry_out(self, run: RunPlan, stack: contextlib.ExitStack) -> None:
         self._tell("run_started", run)
@@ -120,7 +121,7 @@ class Driver:
         self._note("RUNNING")
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
-        if not getattr(self, "_connected", False):
+        if not self._connected:
             needs = [stage.training for run in self.plan.runs() for stage in run.stages]
             cpus = max(training.workers * training.cpus_per_worker for training in needs)
             gpus = max(training.workers * training.gpus_per_worker for training in needs)
