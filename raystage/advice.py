@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raystage.growth.operator import WIDTHS, width_operator
 from raystage.plan import Plan, StagePlan
 from raystage.rates import Curve, rate_at
 from raystage.savings import format_share
@@ -33,6 +34,7 @@ G_STACK_PARAMS = (4e8, 7e9)
 BU = "Bu (2511.04981)"
 G_STACK = "G_stack (2405.15319)"
 MIDAS = "MIDAS (2409.19044)"
+SPARKLING = "SPARKLING (2602.02472)"
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,42 @@ def _one_layer_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice 
 
 def _large_factor(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
     source, target = stage.parent_shape.num_layers, stage.shape.num_layers
-    if target <= LARGEST_FACTOR * source:
+    if target > LARGEST_FACTOR * source:
+        factor = f", a factor of {target / source:.3g}" if source else ""
+        return Advice(
+            f"stages[{index}].grow",
+            f"grows from {source} to {target} layers{factor}; 4 is the advice and 2 the most "
+            f"reliable. Larger ones went well for sources of 0 or 1 layer under wsd",
+            f"{G_STACK}: factor 4; 2605.13405: factor 2; {BU}: 0 or 1 layer",
+        )
+    source, target = stage.parent_shape.hidden_size, stage.shape.hidden_size
+    if target > LARGEST_FACTOR * source:
+        return Advice(
+            f"stages[{index}].grow",
+            f"grows from a hidden size of {source} to {target}, a factor of {target / source:.3g}; factor 2 is the "
+            f"most reliable, and nobody reports on more than 4",
+            f"2605.13405: factor 2; {G_STACK}: factor 4; {SPARKLING}: width by 2",
+        )
+    return None
+
+
+def _locked_twins(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    """Copies with equal fan-in and equal optimizer state are equal for ever: only `rms` leaves parting them to the
+    optimizer's state alone."""
+    growth, source, target = stage.growth, stage.parent_shape, stage.shape
+    locked = [
+        field
+        for field in WIDTHS
+        if getattr(target, field) > getattr(source, field) and width_operator(growth.operator, field) == "rms"
+    ]
+    if not locked or growth.optimizer_state == "grow":
         return None
     return Advice(
         f"stages[{index}].grow",
-        f"grows from {source} to {target} layers, a factor of {target / source:.3g}; 4 is the advice and 2 the most "
-        f"reliable. Larger ones went well for sources of 0 or 1 layer under wsd",
-        f"{G_STACK}: factor 4; 2605.13405: factor 2; {BU}: 0 or 1 layer",
+        f"grows {' and '.join(locked)} by rms, whose copies share their fan-in evenly, with optimizer_state: "
+        f"{growth.optimizer_state}, under which their moments are alike, too: such twins stay equal for ever. Use "
+        f"optimizer_state: grow, or duplicate",
+        f"symmetry lock, measured (docs/operators.md); {SPARKLING} gives new parameters a state of their own",
     )
 
 
@@ -195,7 +226,7 @@ def _costs_more(plan: Plan) -> Advice | None:
 
 
 _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
-    _late_under_cosine, _one_layer_under_cosine, _large_factor, _inside_decay, _beyond_cap,
+    _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_twins, _inside_decay, _beyond_cap,
 )  # fmt: skip
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (_never_decays, _few_budgets, _costs_more)
 

@@ -3,10 +3,10 @@
     shard-00000-of-00002.safetensors   flat fp32 fragments, one tensor each
     manifest.json                      written last; without it the checkpoint does not exist
 
-A fragment is the flat slice [start, stop) of one state (`fp32`, `exp_avg`, `exp_avg_sq`) of one
-parameter. The manifest says which fragments each shard holds, where in the file and with which
-checksum. Nothing is pickled. Any slice of any parameter can be read without reading the rest, into
-any number of workers.
+A fragment is the flat slice [start, stop) of one state of one parameter: of the weight (`fp32`) or of
+what the optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which
+fragments each shard holds, where in the file and with which checksum. Nothing is pickled. Any slice of
+any parameter can be read without reading the rest, into any number of workers.
 """
 
 from __future__ import annotations
@@ -174,6 +174,15 @@ class Checkpoint:
     @property
     def steps(self) -> dict[str, int]:
         return {entry.name: entry.step for entry in self.manifest.parameters}
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states it holds, the weights first."""
+        found = {fragment.state for shard in self.manifest.shards for fragment in shard.fragments}
+        return tuple(sorted(found, key=lambda state: (state != "fp32", state)))
+
+    def has(self, states: Iterable[str]) -> bool:
+        return set(states) <= set(self.states)
 
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
         """The flat slice [start, stop) of a state: float32, put together from the fragments that hold it.

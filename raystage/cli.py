@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from raystage.errors import InputError, RaystageError
-from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES, GrowthOptions
+from raystage.growth.depth import GrowthOptions
+from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
 
 INTERRUPTED = 130
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
@@ -198,15 +199,19 @@ def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
 @click.argument("target", required=False)
 @click.option(
     "--set", "overrides", multiple=True, required=True, metavar="KEY=VALUE",
-    help="A size of the grown model, e.g. num_layers=12.",
+    help="A size of the grown model, e.g. num_layers=12 or hidden_size=1024.",
 )  # fmt: skip
-@click.option("--operator", type=click.Choice(list(OPERATORS)), default="stack", show_default=True)
+@click.option(
+    "--operator", default="stack", show_default=True,
+    help="One for all that grows, or one for each part: num_layers=stack,width=duplicate.",
+)  # fmt: skip
 @click.option(
     "--optimizer-state", type=click.Choice(OPTIMIZER_STATE_POLICIES), default="grow", show_default=True,
     help="What becomes of a checkpoint's moments; a Hugging Face folder has none.",
 )  # fmt: skip
 @click.option("--layers", metavar="LIST", help="The source layer of every target layer, e.g. 0,1,2,0,1,2.")
 @click.option("--block", type=click.IntRange(min=1), help="How many layers are repeated as one, for middle.")
+@click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
 @click.option("--explain", is_flag=True, help="Print where every parameter would come from; write nothing.")
 @_store
 @_json
@@ -219,32 +224,41 @@ def grow(
     optimizer_state: str,
     layers: str | None,
     block: int | None,
+    family: str | None,
     explain: bool,
     store: str | None,
     as_json: bool,
 ) -> None:
     """Grow a whole model into a new folder.
 
-    SOURCE is a raystage checkpoint, a stage key in the store or a Hugging Face folder of a Llama; TARGET, a new
-    folder, becomes the same kind. The model may be larger than the memory.
+    SOURCE is a raystage checkpoint, a stage key in the store or a Hugging Face folder; TARGET, a new folder, becomes
+    the same kind. The model may be larger than the memory.
 
     \b
     Example:
-      raystage grow my/llama my/llama-deeper --set num_layers=12 --operator stack
+      raystage grow my/llama my/deeper --set num_layers=12 --operator stack
+      raystage grow my/gpt2 my/wider --set hidden_size=1536 --set ffn_size=6144 --operator duplicate
+      raystage grow my/llama my/both --set num_layers=24 --set hidden_size=2048 \\
+          --operator depth=identity,width=zero_pad
+      raystage grow my/mistral my/mixtral --set num_experts=4 --operator upcycle
       raystage grow 3f9a2c41 grown --set num_layers=12 --explain
     """
     from rich.console import Console
 
-    from raystage.grow import open_source, open_target, write
-    from raystage.growth.request import GrowthRequest, plan_growth
+    from raystage.grow import open_source, open_target, planned, write
+    from raystage.growth.explain import what_grows
+    from raystage.growth.request import GrowthRequest
     from raystage.tables import growth_table
     from raystage.units import format_bytes, format_count
 
     if target is None and not explain:
         raise InputError("missing; expected a new folder (or --explain)", key="TARGET")
-    request = GrowthRequest(overrides, operator, optimizer_state, GrowthOptions(_layer_list(layers), block))
+    options = GrowthOptions(_layer_list(layers), block)
+    request = GrowthRequest(overrides, _operator(operator), optimizer_state, options)
+    if family is not None:
+        _register_family(family)
     opened = open_source(source, _open_store(store))
-    growth = plan_growth(opened.shape, request)
+    growth = planned(opened, request)
     if explain and not as_json:
         Console().print(growth_table(growth))
         return
@@ -253,10 +267,76 @@ def grow(
         click.echo(json.dumps(done, indent=1))
         return
     click.echo(
-        f"{operator}: {done['source_num_layers']} -> {done['num_layers']} layers, "
+        f"{operator}: {what_grows(growth.source, growth.target)}, "
         f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s: "
         f"{done['target']}"
     )
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target")
+@click.option("--text", type=click.Path(path_type=Path), help="Text to try both on; for models whose tokens are bytes.")
+@click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
+@_store
+@_json
+@_exits
+def certify(source: str, target: str, text: Path | None, family: str | None, store: str | None, as_json: bool) -> None:
+    """Measure what growing SOURCE into TARGET did, whoever did it.
+
+    Each is a raystage checkpoint, a stage key in the store or a Hugging Face folder. Both are run on the same random
+    tokens on this machine's CPU: loss, logits, activations, gradients against what the growth predicts, moments, and
+    whether copies part in a few steps of training.
+
+    \b
+    Example:
+      raystage grow    my/llama my/deeper --set num_layers=12 --operator identity
+      raystage certify my/llama my/deeper
+    """
+    from rich.console import Console
+
+    from raystage.certify import certify as measure
+    from raystage.grow import open_source
+    from raystage.tables import certificate_table
+
+    if family is not None:
+        _register_family(family)
+    opened = _open_store(store)
+    models = open_source(source, opened, "SOURCE"), open_source(target, opened, "TARGET")
+    with contextlib.redirect_stderr(_DebugStream()):  # the progress bars of transformers
+        found = measure(*models, _read_text(text))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    Console().print(certificate_table(found))
+
+
+def _read_text(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror}); expected a text file", key="--text", file=str(path)
+        ) from None
+
+
+def _register_family(path: str) -> None:
+    """Make the family in the file at `path` known to this command."""
+    from raystage.families import register
+    from raystage.family_file import read_family
+
+    try:
+        register(read_family(Path(path)))
+    except ValueError as error:
+        raise InputError(str(error), key="name", file=path) from None
+
+
+def _operator(text: str) -> str:
+    """The operator of `--operator`, in its one form."""
+    try:
+        return parse_operator(text)
+    except ValueError as error:
+        raise InputError(str(error), key="--operator") from None
 
 
 def _layer_list(text: str | None) -> tuple[int, ...] | None:

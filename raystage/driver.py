@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from raystage import launch
-from raystage.errors import StageFailed
+from raystage.errors import BrokenPromise, StageFailed
 from raystage.figures import write_curves
 from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.promises import check_promises
 from raystage.record import Evaluation, Listener, Progress, StageRecord, TrainPoint
 from raystage.report import build_report, markdown
 from raystage.schedule import Schedule
@@ -92,6 +93,11 @@ class Driver:
     def _reuse(self, run: RunPlan, stage: StagePlan) -> None:
         """Tell of a finished stage as if it had just been trained."""
         record = self.records[stage.key]
+        try:
+            check_promises(stage, record.growth)  # the schedule may ask for more than when it was trained
+        except BrokenPromise:
+            self.states[stage.key] = "ERRORED"
+            raise
         self._tell("stage_started", run, stage, True)
         if record.growth:
             self._tell("grown", run, stage, record.growth)

@@ -20,16 +20,18 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
 from raystage import model as models
+from raystage import optimizer, zero
+from raystage.growth.mask import GrowthMask
+from raystage.growth.trained import is_masked, mask_value
 from raystage.objective import logits_of, next_token_loss
 from raystage.plan import StagePlan
-from raystage.schedule import Optimizer
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a
 # CPU (30 s and more). A name of DeepSpeed's own, so a test holds that it is still there.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def deepspeed_config(stage: StagePlan, world: int) -> dict:
@@ -61,19 +63,6 @@ def accumulation_steps(stage: StagePlan, world: int) -> int:
     return math.ceil(share / stage.training.micro_batch_size)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, steps: dict[str, int]) -> list[dict]:
-    """Parameter groups: matrices decay and vectors do not; parameters that have seen different numbers of
-    optimizer steps are apart, because DeepSpeed keeps one count per group."""
-    groups: dict[tuple[bool, int], list] = {}
-    for name, parameter in model.named_parameters():
-        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        groups.setdefault((dimensions >= 2, steps[name]), []).append(parameter)
-    return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0}
-        for (decays, _), members in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
 class StageEngine:
     """The model of a stage under DeepSpeed, its weights still to be filled."""
 
@@ -83,15 +72,21 @@ class StageEngine:
         self.stage = stage
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
-        groups = parameter_groups(model, stage.training.optimizer.weight_decay, steps)
+        self._growth = optimizer.growth_of(stage)
+        self._rewarm = stage.growth.rewarm if stage.growth else None
+        self._new_elements: optimizer.NewElements | None = None
+        apart = optimizer.wholly_new(self._growth) if self._rewarm else frozenset()
+        groups = optimizer.parameter_groups(model, stage.training.optimizer.weight_decay, steps, apart)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(groups, stage.training.optimizer),
+            optimizer=optimizer.build(groups, stage.training.optimizer),
             config=config,
             dist_init_required=False,
         )
         _restore_buffers(self.deepspeed.module, buffers)
+        self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
+        self.open_mask(0)
 
     def _build(self, config: dict) -> torch.nn.Module:
         training = self.stage.training
@@ -101,7 +96,7 @@ class StageEngine:
             # Only parameters take it on; positions stay in fp32.
             overrides = [DeepSpeedTensorOverride.device]
             zero_init = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
-        model = models.build(self.stage.shape, _DTYPES[training.precision], zero_init)
+        model = models.build(self.stage.shape, DTYPES[training.precision], zero_init)
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model if zero_init else model.to(self.device)
@@ -116,18 +111,49 @@ class StageEngine:
         Returns this worker's sum of losses over its own targets, on the device.
         """
         torch.manual_seed(_step_seed(self.stage.seed, step, self.rank))
-        for group in self.deepspeed.basic_optimizer.param_groups:
-            group["lr"] = lr
+        self._set_rates(lr, step)
+        done = step - self.stage.start_steps
+        self.open_mask(done + 0.5)
         self.deepspeed.train()
         targets = sequences.shape[0] * self.stage.shape.context_length
         total = torch.zeros((), device=self.device)
-        for batch, weight in self._shares(sequences, self.accumulation):
+        for batch, weight in self.shares(sequences):
             loss = next_token_loss(self.deepspeed, batch)
             # DeepSpeed divides by the accumulation steps and averages over the workers.
             self.deepspeed.backward(loss * (weight * self.accumulation * self.world / targets))
             self.deepspeed.step()
             total += loss.detach() * weight
+        self.open_mask(done + 1)
         return total
+
+    def open_mask(self, done: float) -> None:
+        """Open the mask of the stage's growth, if it has one, as far as it is `done` steps into the stage."""
+        if self._mask:
+            tokens = done * self.stage.training.global_batch_tokens
+            self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
+
+    def count_new_apart(self, done: int) -> None:
+        """Let what the stage's growth made new, `done` steps ago, count its own steps. State and step counts are set
+        before this. It lasts until it makes no difference any more, or to the end of the stage (`end_growth`)."""
+        if self._new_elements:
+            self._new_elements.forget()
+        parts = zero.partitions(self.deepspeed)
+        self._new_elements = optimizer.NewElements(self.deepspeed.basic_optimizer, parts, self._growth, done)
+
+    def end_growth(self) -> None:
+        """A stage that goes on with this engine finds nothing new in it, as one that enters from a checkpoint."""
+        if self._new_elements:
+            self._new_elements.forget()
+        self._new_elements, self._rewarm = None, None
+
+    def _set_rates(self, lr: float, step: int) -> None:
+        """`lr` for the old parameters; the new ones may be warming up. As `lr` is, it is taken mid-step."""
+        tokens = (step - self.stage.start_steps + 0.5) * self.stage.training.global_batch_tokens
+        boost = self._rewarm.at(tokens) if self._rewarm else 1.0
+        for group in self.deepspeed.basic_optimizer.param_groups:
+            group["lr"] = lr * boost if group["is_new"] else lr
+        if self._new_elements:
+            self._new_elements.set_rate(boost, lasting=self._rewarm is None or self._rewarm.is_over(tokens))
 
     def gradient_norm(self) -> float:
         """The global gradient norm of the last step, before clipping; NaN where DeepSpeed did not take it."""
@@ -158,6 +184,10 @@ class StageEngine:
     def destroy(self) -> None:
         self.deepspeed.destroy()
 
+    def shares(self, sequences: np.ndarray) -> Iterator[tuple[torch.Tensor, float]]:
+        """This worker's micro batches of a global batch, and what each counts."""
+        return self._shares(sequences, self.accumulation)
+
     def _shares(self, sequences: np.ndarray, micro_steps: int) -> Iterator[tuple[torch.Tensor, float]]:
         """This worker's micro batches with their weight: 1, or 0 for one that only keeps step with the others."""
         count, micro = len(sequences), self.stage.training.micro_batch_size
@@ -168,13 +198,15 @@ class StageEngine:
             yield torch.from_numpy(part if weight else sequences[:1]).to(self.device), weight
 
 
+def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.device) -> GrowthMask | None:
+    growth = stage.growth
+    if growth is None or not is_masked(growth.operator):
+        return None
+    return GrowthMask(network, stage.parent_shape, stage.shape, growth.operator, growth.options, device)
+
+
 def _batch_sequences(stage: StagePlan) -> int:
     return stage.training.global_batch_tokens // stage.shape.context_length
-
-
-def _optimizer(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=options.lr, betas=options.betas, eps=options.eps)
 
 
 def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:

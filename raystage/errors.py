@@ -3,7 +3,8 @@
     RaystageError             exit status 1
     ├── InputError            exit status 2: what the user wrote cannot be done
     ├── StageFailed           training of a stage ended before its budget
-    │   └── NonFiniteLoss     ... because the loss became NaN or infinite
+    │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
+    │   └── BrokenPromise     ... because its growth did more than `grow.require` allows
     ├── ResourcesMissing      the cluster does not have what a stage asks for
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
@@ -43,6 +44,10 @@ class StageFailed(RaystageError):
 
 class NonFiniteLoss(StageFailed):
     """The training loss became NaN or infinite."""
+
+
+class BrokenPromise(StageFailed):
+    """A growth did more to the model than the schedule's `grow.require` allows."""
 
 
 class ResourcesMissing(RaystageError):

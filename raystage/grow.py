@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from raystage import checkpoint, huggingface
-from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Span
+from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.errors import CheckpointError, InputError, RaystageError
-from raystage.growth.apply import STATES, grown_slice, grown_steps, slices
+from raystage.families import FAMILIES
+from raystage.growth.apply import Grown, grown_steps, slices
 from raystage.growth.explain import layer_sources
-from raystage.growth.operator import Rule
-from raystage.growth.request import Growth
+from raystage.growth.request import Growth, GrowthRequest, plan_growth
 from raystage.huggingface import HuggingFaceModel
-from raystage.shape import FAMILIES, ModelShape, num_params, parameters
+from raystage.shape import ModelShape, parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
 from raystage.tensorfile import CHUNK_BYTES, cut_into_shards
@@ -55,23 +53,28 @@ class Source:
         return self.model.manifest.rng.get("seed", 0) if self.is_checkpoint else 0
 
 
-def open_source(text: str, store: Store) -> Source:
+def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
     """The checkpoint or Hugging Face model at a path or URI, or that a stage key of the store (or its beginning) ends
-    with. Only headers are read. Raises InputError.
+    with. Only headers are read. Raises InputError, which names the `argument` of the command line.
 
     Files are not mapped into memory: pages that were looked at would stay resident, and count as this process's.
     """
-    with _as_input_errors("SOURCE"):
-        folder = _folder(text, "SOURCE")
+    with _as_input_errors(argument):
+        folder = _folder(text, argument)
         if not folder.exists() and _STAGE_KEY.fullmatch(text):
-            return _stage_source(text, Store(store.folder.unmapped))
+            return _stage_source(text, Store(store.folder.unmapped), argument)
         if checkpoint.exists(folder):
             return Source(folder.uri, _opened_checkpoint(folder))
         if huggingface.is_model(folder):
             return Source(folder.uri, huggingface.open_model(folder))
     found = f"no {checkpoint.MANIFEST} or {huggingface.CONFIG} in it" if folder.exists() else "no such folder"
     expected = "expected a raystage checkpoint, a Hugging Face folder or a stage key (8 hex digits or more)"
-    raise InputError(f"{found}; {expected}", key="SOURCE", file=folder.uri)
+    raise InputError(f"{found}; {expected}", key=argument, file=folder.uri)
+
+
+def planned(source: Source, request: GrowthRequest) -> Growth:
+    """The growth of `source` that is asked for. Raises InputError."""
+    return plan_growth(source.shape, request, None if source.is_checkpoint else source.model.tables)
 
 
 def open_target(text: str) -> Folder:
@@ -100,9 +103,7 @@ def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int =
                 _write_checkpoint(source, growth, target, grown_from, max_shard_bytes)
             else:
                 layers = _entries_from(growth)
-                huggingface.write_grown(
-                    source.model, target, growth.target, growth.rules, layers, grown_from, max_shard_bytes
-                )
+                huggingface.write_grown(source.model, target, growth, layers, grown_from, max_shard_bytes)
     except BaseException:
         target.delete()
         raise
@@ -113,7 +114,7 @@ def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int =
         **growth.how(),
         "source_num_layers": growth.source.num_layers,
         "num_layers": growth.target.num_layers,
-        "num_params": num_params(growth.target),
+        "num_params": growth.num_params,
         "files": target.names(),
         "bytes": sum(target.size_of(name) or 0 for name in target.names()),
         "seconds": time.monotonic() - began,
@@ -122,7 +123,7 @@ def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int =
 
 def _entries_from(growth: Growth) -> tuple[int, ...]:
     """For each layer the source layer whose entries in a config it takes; new layers go on with the pattern."""
-    layers = layer_sources(growth.source, growth.target, growth.rules)
+    layers = layer_sources(growth.source, growth.target, growth.rules, growth.families)
     return tuple(i % growth.source.num_layers if layer is None else layer for i, layer in enumerate(layers))
 
 
@@ -136,13 +137,13 @@ def _folder(text: str, argument: str) -> Folder:
 # --- raystage checkpoints -----------------------------------------------------------------------
 
 
-def _stage_source(beginning: str, store: Store) -> Source:
+def _stage_source(beginning: str, store: Store, argument: str) -> Source:
     keys = [key for key in store.stage_keys() if key.startswith(beginning)]
     if len(keys) != 1:
         found = (
             f"{len(keys)} stage keys begin with {beginning!r}" if keys else f"no stage key begins with {beginning!r}"
         )
-        raise InputError(f"{found}; expected just one, or a folder", key="SOURCE", file=store.folder.uri)
+        raise InputError(f"{found}; expected just one, or a folder", key=argument, file=store.folder.uri)
     folder = store.finished_checkpoint(keys[0])
     return Source(folder.uri, _opened_checkpoint(folder), keys[0])
 
@@ -166,28 +167,24 @@ def _write_checkpoint(
     source: Source, growth: Growth, target: Folder, grown_from: dict[str, Any], max_shard_bytes: int
 ) -> None:
     """Every state of every parameter in fragments of bounded size, then the manifest."""
-    opened, rules = source.model, {rule.target: rule for rule in growth.rules}
+    opened = source.model
+    grown = Grown(growth.rules, opened.read, source.seed)
     spans = [
         (rule.target, state, start, stop)
         for rule in growth.rules
-        for state in STATES
+        for state in opened.states
         for start, stop in slices(rule, CHUNK_BYTES // _ITEM_BYTES)
     ]
     parts = cut_into_shards([_ITEM_BYTES * (stop - start) for *_, start, stop in spans], max_shard_bytes)
     shards = []
     for number, places in enumerate(parts):
         chosen = [spans[place] for place in places]
-        values = _values(chosen, rules, opened, source.seed)
+        values = (grown.slice(*span) for span in chosen)
         shards.append(checkpoint.stream_shard(target, checkpoint.shard_name(number, len(parts)), chosen, values))
     opened.close()
     steps = grown_steps(growth.rules, opened.steps)
     entries = tuple(ParameterEntry(rule.target, rule.shape, "float32", steps[rule.target]) for rule in growth.rules)
     checkpoint.commit(target, _grown_manifest(opened.manifest, growth.target, entries, tuple(shards), grown_from))
-
-
-def _values(spans: list[Span], rules: dict[str, Rule], opened: Checkpoint, seed: int) -> Iterator[np.ndarray]:
-    for parameter, state, start, stop in spans:
-        yield grown_slice(rules[parameter], state, start, stop, opened.read, seed)
 
 
 def _grown_manifest(

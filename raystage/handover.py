@@ -17,11 +17,13 @@ from raystage import checkpoint, zero
 from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError
-from raystage.growth.apply import STATES, grown_slice
-from raystage.growth.operator import GrowthMap, growth_map, initial_map
+from raystage.growth.apply import Grown
+from raystage.growth.learned import Fitted
+from raystage.growth.maps import GrowthMap, growth_map, initial_map
+from raystage.growth.trained import fitted_map, is_learned
 from raystage.plan import UNCHANGED, StagePlan
 from raystage.record import Progress
-from raystage.shape import FAMILIES, parameters
+from raystage.shape import parameters
 from raystage.storage import Folder
 from raystage.store import Store
 
@@ -36,27 +38,37 @@ class Entry:
 
 
 def find_entry(stage: StagePlan, store: Store) -> Entry:
-    """From the stage's own furthest checkpoint, else through the growth map from its parent's, else from nothing."""
+    """From the stage's own furthest checkpoint, else through the growth map from its parent's, else from nothing.
+
+    Where another kind of optimizer wrote the parent's, its state is of no use: weights alone carry over.
+    """
     own = shared(store.latest_checkpoint(stage.key))
     if own is not None:
         return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own), resumed=True)
     if stage.parent_key is None:
-        return Entry(initial_map(stage.shape, FAMILIES[stage.shape.family].init_std), None, resumed=False)
-    growth = stage.growth or UNCHANGED
-    rules = growth_map(stage.parent_shape, stage.shape, growth.operator, growth.optimizer_state, growth.options)
-    return Entry(rules, Checkpoint(store.finished_checkpoint(stage.parent_key)), resumed=False)
+        return Entry(initial_map(stage.shape), None, resumed=False)
+    source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key)), stage.growth or UNCHANGED
+    policy = growth.optimizer_state if source.has(stage.training.optimizer.moments) else "reset"
+    if is_learned(growth.operator):
+        return Entry(fitted_map(stage.shape), source, resumed=False)
+    rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
+    return Entry(rules, source, resumed=False)
 
 
-def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int) -> None:
-    """Compute and set every slice this worker's optimizer holds, then bring the model's weights up to date."""
-    rules = {rule.target: rule for rule in entry.rules}
-    read = entry.source.read if entry.source else _nothing_to_read
+def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fitted: Fitted | None = None) -> None:
+    """Compute and set every slice this worker's optimizer holds, then bring the model's weights up to date.
+
+    fitted: the model whose weights were fitted, where no rule tells them.
+    """
+    grown = fitted or Grown(entry.rules, entry.source.read if entry.source else _nothing_to_read, seed)
     for part in zero.partitions(engine.deepspeed):
-        for state in STATES:
-            values = grown_slice(rules[part.parameter], state, part.start, part.stop, read, seed)
-            part.tensors[state].copy_(torch.tensor(values))
+        for state, held in part.tensors.items():
+            held.copy_(torch.tensor(grown.slice(part.parameter, state, part.start, part.stop)))
     zero.set_steps(engine.deepspeed, steps)
     zero.refresh(engine.deepspeed)
+    done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
+    engine.count_new_apart(done)
+    engine.open_mask(done)
 
 
 def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
@@ -65,9 +77,8 @@ def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[st
     for part in zero.partitions(engine.deepspeed):
         first, last = part.saves
         if last > first:
-            for state in STATES:
-                values = part.tensors[state][first:last].cpu().numpy()
-                pieces.append((part.parameter, state, part.start + first, values))
+            for state, held in part.tensors.items():
+                pieces.append((part.parameter, state, part.start + first, held[first:last].cpu().numpy()))
     shard = checkpoint.write_shard(folder, checkpoint.shard_name(engine.rank, engine.world), pieces)
     return shard, zero.get_steps(engine.deepspeed)
 
@@ -88,7 +99,7 @@ def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, 
         tokens=progress.tokens,
         data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
-        optimizer={**training.optimizer.model_dump(), **layout},
+        optimizer={**training.optimizer.used(), **layout},
         progress=asdict(progress),
     )
 

@@ -24,7 +24,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raystage.errors import InputError, NonFiniteLoss, RaystageError, ResourcesMissing, StageFailed
+from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, ResourcesMissing, StageFailed
 from raystage.guardian import guarded
 from raystage.mailbox import Mailbox
 from raystage.schedule import Training
@@ -174,7 +174,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
         return
     try:
         run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what))
-    except NonFiniteLoss as error:  # on every worker alike, so all can leave quietly
+    except (NonFiniteLoss, BrokenPromise) as error:  # on every worker alike, so all can leave quietly
         ray.get(mailbox.fail.remote(error))
     except RaystageError as error:  # perhaps on this worker alone: the others must be stopped
         ray.get(mailbox.fail.remote(error))

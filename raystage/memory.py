@@ -32,17 +32,18 @@ class MemoryEstimate:
 
 
 def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
-    """Weights, gradients and Adam state as ZeRO cuts them (1910.02054, figure 1), and activations.
+    """Weights, gradients and optimizer state as ZeRO cuts them (1910.02054, figure 1), and activations.
 
     fp32: 4 bytes for weight and gradient; bf16: 2, but gradients are summed up in fp32 under ZeRO 1
-    to 3. Optimizer: two moments of 4 bytes, and a master weight of 4, which DeepSpeed's ZeRO
-    optimizers keep beside fp32 weights too. Only fp32 with zero_stage 0 has none. `training` is a
-    resolved one, whose micro_batch_size is known.
+    to 3. Optimizer: its moments (two of Adam, one of SGD with momentum) of 4 bytes, and a master weight of 4,
+    which DeepSpeed's ZeRO optimizers keep beside fp32 weights too. Only fp32 with zero_stage 0 has none.
+    `training` is a resolved one, whose micro_batch_size is known.
     """
     params, workers, stage = num_params(shape), training.workers, training.zero_stage
     low = 4 if training.precision == "fp32" else 2
     gradient = 2 if training.precision == "bf16" and stage == 0 else 4
-    optimizer = 8 if training.precision == "fp32" and stage == 0 else 12
+    master = 0 if training.precision == "fp32" and stage == 0 else 4
+    optimizer = 4 * len(training.optimizer.moments) + master
     return MemoryEstimate(
         weights_bytes=_cut(params * low, workers, stage >= 3),
         gradients_bytes=_cut(params * gradient, workers, stage >= 2),

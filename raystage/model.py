@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import transformers
 from transformers.initialization import no_init_weights
 
+from raystage.families import FAMILIES
 from raystage.shape import ModelShape
 
 
-def llama_config(shape: ModelShape) -> transformers.LlamaConfig:
-    return transformers.LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.ffn_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_size,
-        max_position_embeddings=shape.context_length,
-        tie_word_embeddings=shape.tied_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-
-
-# The family's transformers configuration, by the family's name.
-CONFIGS: dict[str, Callable[[ModelShape], transformers.PretrainedConfig]] = {"llama": llama_config}
+def config(shape: ModelShape) -> transformers.PretrainedConfig:
+    """transformers' configuration of a model of `shape`: the family's names for its sizes, and its constants."""
+    family = FAMILIES[shape.family]
+    sizes = {key: getattr(shape, field) for field, (key, _) in family.fields.items()}
+    return transformers.AutoConfig.for_model(family.name, **sizes, **family.constants, use_cache=False)
 
 
 def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: object = None) -> torch.nn.Module:
-    """A causal language model of `shape` whose weights are still to be filled.
+    """A language model of `shape` whose weights are still to be filled: causal, or for masked tokens, as its family
+    is.
 
     zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
     """
-    config = CONFIGS[shape.family](shape)
-    with zero_init or nullcontext(), no_init_weights():
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    causal = FAMILIES[shape.family].objective == "next token"
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if causal else transformers.MODEL_FOR_MASKED_LM_MAPPING
+    chosen = config(shape)
+    # Looking the class up imports it. That must not wait for `zero_init`, which changes torch.Tensor and every class
+    # of a module that is made under it (Mixtral's experts would lose their config); nor must `no_init_weights`.
+    if classes.get(type(chosen), None) is None:
+        raise ValueError(f"transformers has no language model for {type(chosen).__name__}")
+    with no_init_weights(), zero_init or nullcontext():
+        model = auto.from_config(chosen, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()  # left out with the initialisation
     return model

@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 
 from raystage import memory, rates
 from raystage.errors import InputError
-from raystage.growth.operator import NO_OPTIONS, GrowthOptions, complete_options
+from raystage.growth.depth import NO_OPTIONS, GrowthOptions
+from raystage.growth.operator import complete_options
+from raystage.growth.trained import fit_flops
 from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
-from raystage.schedule import LrSchedule, Schedule, Training, check_name
+from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
-CODE_EPOCH = 1
+CODE_EPOCH = 2
 
 EVALUATIONS_PER_RUN = 20
 CHECKPOINTS_PER_STAGE = 4
@@ -41,15 +43,19 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Growth:
-    """options: complete, with what follows where the schedule gives none."""
+    """options: complete, with what follows where the schedule gives none. require: what the certificate must stay
+    below; it changes no bit of the result, and so is not among the facts that a key is made of."""
 
     operator: str
     optimizer_state: str
     options: GrowthOptions = NO_OPTIONS
+    rewarm: rates.Rewarming | None = None
+    require: Require = NOTHING_REQUIRED
 
     def facts(self) -> dict[str, object]:
         """As plain values. Options that are not given are left out: to learn a new one changes no key of before."""
-        return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given()}
+        rewarm = {"rewarm": asdict(self.rewarm)} if self.rewarm else {}
+        return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
 
 
 # How a stage that changes nothing about the model is entered.
@@ -99,8 +105,16 @@ class StagePlan:
         return num_params(self.shape)
 
     @property
+    def growth_flops(self) -> int:
+        """What entering the stage computes: 0 but for operators that fit something."""
+        if self.growth is None:
+            return 0
+        batch = self.training.global_batch_tokens
+        return fit_flops(self.shape, self.growth.operator, self.growth.options, batch)
+
+    @property
     def flops(self) -> int:
-        return self.tokens * flops_per_token(self.shape)
+        return self.growth_flops + self.tokens * flops_per_token(self.shape)
 
     @property
     def memory(self) -> memory.MemoryEstimate:
@@ -314,7 +328,8 @@ def _growth_of(stage: ResolvedStage, parent: StagePlan | None) -> Growth | None:
         return UNCHANGED
     operator = stage.grow.operator
     options = complete_options(parent.shape, stage.shape, operator, stage.grow.options)
-    return Growth(operator, stage.grow.optimizer_state, options)
+    rewarm = rates.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
+    return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)
 
 
 def _stage_key(
@@ -329,13 +344,14 @@ def _stage_key(
     """SHA-256 over all that can change the stage's result, and its parent's key. Names, paths and cadences cannot."""
     data = asdict(stage.data)
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
+    training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     facts = {
         "epoch": CODE_EPOCH,
         "parent": parent.key if parent else None,
         "growth": growth.facts() if growth else None,
         "shape": asdict(stage.shape),
         "data": data,
-        "training": stage.training.model_dump(exclude=_WITHOUT_EFFECT),
+        "training": training | {"optimizer": stage.training.optimizer.used()},
         "rate": rates.signature(rate, start_tokens, start_tokens + tokens),
         "seed": seed,
         "start_tokens": start_tokens,

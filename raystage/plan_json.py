@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.advice import suggest, warnings
-from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.plan import Growth, Plan, RunPlan, StagePlan
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -49,8 +49,13 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "num_workers": training.workers,
         "zero_stage": training.zero_stage,
         "precision": training.precision,
-        "growth": stage.growth.facts() if stage.growth else None,
+        "growth": _growth(stage.growth) if stage.growth else None,
     }
+
+
+def _growth(growth: Growth) -> dict[str, Any]:
+    require = growth.require.model_dump(exclude_none=True)
+    return growth.facts() | ({"require": require} if require else {})
 
 
 def _baseline(run: RunPlan) -> dict[str, Any]:

@@ -78,6 +78,27 @@ def rate_at(curve: Curve, tokens: float) -> float:
     return curve[-1].end_lr
 
 
+@dataclass(frozen=True)
+class Rewarming:
+    """What the rate of new parameters is multiplied by after a growth, while that of the old ones stays as it is.
+
+    From 0 in a straight line to `factor` over `tokens` tokens, then in another to 1 over as many (SPARKLING,
+    2602.02472, which rises to 1.3 over 250 steps).
+    """
+
+    factor: float
+    tokens: int
+
+    def at(self, tokens: float) -> float:
+        """The multiplier `tokens` tokens after the growth."""
+        if tokens <= self.tokens:
+            return self.factor * max(tokens, 0.0) / self.tokens
+        return self.factor + (1 - self.factor) * min(tokens / self.tokens - 1, 1.0)
+
+    def is_over(self, tokens: float) -> bool:
+        return tokens >= 2 * self.tokens
+
+
 def signature(curve: Curve, start: int, end: int) -> list[list]:
     """All that decides the rates between two positions, as plain lists.
 

@@ -42,11 +42,43 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a growth did to the model: loss on the source's held-out data, and logits on fixed inputs."""
+    """What a growth did to the model, measured. None where there was nothing to measure it on.
+
+    eval_loss_before, eval_loss_after: on the source's held-out data, in nats per token. The rest is from fixed inputs.
+    max_logit_difference, mean_logit_difference: absolute, over the tokens that both models know.
+    activation_rms_ratio: for each target layer the RMS of the residual stream after it over that after the source
+    layer it comes from, or for a layer from nowhere the nearest below that comes from one.
+    gradient_error: the largest relative difference between the gradient that the growth map predicts from the
+    source's and the real one, of the parameters whose rules claim to be exact; gradient_error_estimated: of those
+    whose rules claim an estimate. A mixture of experts under ZeRO 3 has neither.
+    moment_norms: by state of the optimizer its norm "before" and "after".
+    twin_distance: the smallest relative distance, over the parameters, between what began as copies of one unit or
+    layer, after `twin_steps` steps of training; 0 means that these never part.
+    seconds: of growing, on this worker; bytes_read: of the source, by all workers. exact: what the operator claims.
+    """
 
     eval_loss_before: float
     eval_loss_after: float
     max_logit_difference: float
+    mean_logit_difference: float | None = None
+    activation_rms_ratio: tuple[float | None, ...] = ()
+    gradient_error: float | None = None
+    gradient_error_estimated: float | None = None
+    moment_norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    twin_distance: float | None = None
+    twin_steps: int | None = None
+    seconds: float | None = field(default=None, compare=False)
+    bytes_read: int | None = None
+    exact: bool | None = None
+
+    @property
+    def loss_increase(self) -> float:
+        return self.eval_loss_after - self.eval_loss_before
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Certificate:
+        """From plain values, those of older versions included, which measured less."""
+        return cls(**{**content, "activation_rms_ratio": tuple(content.get("activation_rms_ratio", ()))})
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,7 @@ class GrowthRecord:
     optimizer_state: str
     seconds: float
     certificate: Certificate
+    flops: int = 0  # of fitting, where the operator fits anything
 
 
 @dataclass(frozen=True)
@@ -108,7 +141,7 @@ class StageRecord:
 def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
     if content is None:
         return None
-    return GrowthRecord(**{**content, "certificate": Certificate(**content["certificate"])})
+    return GrowthRecord(**{**content, "certificate": Certificate.from_json(content["certificate"])})
 
 
 @dataclass

@@ -260,13 +260,16 @@ def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A short page: the verdict, the stages, the baseline, what is open to doubt."""
+    """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
     blocks = [
         f"**{_sentence(report['savings']['verdict'])}**",
         _about(report),
         "## Stages",
         _table(_STAGE_COLUMNS, [_stage_cells(row) for row in report["stages"]]),
     ]
+    grown = [row for row in report["stages"] if row["growth"]]
+    if grown:
+        blocks += ["## What growing did", _table(_GROWTH_COLUMNS, [_growth_cells(row) for row in grown])]
     if report["baseline"]["runs"]:
         blocks += ["## Baseline: the last stage's model from scratch"]
         blocks += [_table(_BASELINE_COLUMNS, [_baseline_cells(row) for row in report["baseline"]["runs"]])]
@@ -278,6 +281,10 @@ def markdown(report: Mapping[str, Any]) -> str:
 _STAGE_COLUMNS = (
     "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
     "eval loss", "grown by", "loss at growth",
+)  # fmt: skip
+_GROWTH_COLUMNS = (
+    "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
+    "twins' distance", "time",
 )  # fmt: skip
 _BASELINE_COLUMNS = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
 
@@ -316,6 +323,29 @@ def _stage_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _growth_cells(row: Mapping[str, Any]) -> list[str]:
+    growth, certificate = row["growth"], row["growth"]["certificate"]
+    return [
+        row["name"],
+        growth["operator"],
+        _shown(certificate["exact"], lambda exact: "yes" if exact else "no"),
+        _shown(certificate["eval_loss_before"], _loss),
+        _shown(certificate["eval_loss_after"], _loss),
+        f"{_shown(certificate['max_logit_difference'], _figure)} "
+        f"({_shown(certificate['mean_logit_difference'], _figure)})",
+        _gradient_cell(certificate),
+        _shown(certificate["twin_distance"], lambda distance: f"{distance:.2g} at {certificate['twin_steps']} steps"),
+        f"{growth['seconds']:.1f} s",
+    ]
+
+
+def _gradient_cell(certificate: Mapping[str, Any]) -> str:
+    """Of the predictions that claim to be exact; where there are none, of the estimates."""
+    if certificate["gradient_error"] is not None:
+        return _figure(certificate["gradient_error"])
+    return _shown(certificate["gradient_error_estimated"], lambda error: f"{error:.2g} (estimated)")
+
+
 def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         format_count(row["budget_tokens"]),
@@ -333,6 +363,10 @@ def _jump(certificate: Mapping[str, float | None]) -> str:
     if before is None or after is None:
         return f"{_shown(before, _loss)} to {_shown(after, _loss)}"
     return f"{before:.3f} to {after:.3f} ({after - before:+.3f})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2g}"
 
 
 def _loss(loss: float) -> str:

@@ -2,114 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
+from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
-from raystage.growth.operator import changed_fields, refusal
-from raystage.schedule import Data, Grow, LrSchedule, Model, Schedule, Section, Stage, Training, Until
-from raystage.shape import ModelShape, flops_per_token
-from raystage.units import parse_bool, parse_count, parse_real, shown
+from raystage.families import FAMILIES
+from raystage.growth.exact import with_norm_eps
+from raystage.growth.operator import is_trained, layer_origins
+from raystage.growth.refusal import changed_fields, refusal
+from raystage.growth.trained import stage_refusal
+from raystage.schedule import Data, Grow, LrSchedule, Model, Optimizer, Schedule, Section, Stage, Training, Until
+from raystage.shape import ModelShape, flops_per_token, heads_problem
+from raystage.units import shown
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 DEFAULT_MICRO_BATCH_TOKENS = 8_192
-
-
-def _size(value: object) -> int:
-    size = parse_count(value)
-    if size < 0:
-        raise ValueError(f"found {shown(value)}; expected at least 0")
-    return size
-
-
-def _positive(value: object) -> float:
-    number = parse_real(value)
-    if number <= 0:
-        raise ValueError(f"found {shown(value)}; expected more than 0")
-    return number
-
-
-def _data_type(value: object) -> str:
-    if value not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"found {shown(value)}; expected 'fp32', 'bf16' or 'fp16'")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"found {shown(value)}; expected text")
-    return value
-
-
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError(f"found {shown(value)}; expected a list of texts")
-    return [_text(entry) for entry in value]
-
-
-# DeepSpeed options a schedule may pass on: how to read each, or a section's own options.
-# DeepSpeed itself says nothing of an option it does not know.
-DEEPSPEED_OPTIONS: dict = {
-    "zero_optimization": {
-        "allgather_bucket_size": _size,
-        "allgather_partitions": parse_bool,
-        "contiguous_gradients": parse_bool,
-        "overlap_comm": parse_bool,
-        "reduce_bucket_size": _size,
-        "reduce_scatter": parse_bool,
-        "stage3_gather_16bit_weights_on_model_save": parse_bool,
-        "stage3_max_live_parameters": _size,
-        "stage3_max_reuse_distance": _size,
-        "stage3_param_persistence_threshold": _size,
-        "stage3_prefetch_bucket_size": _size,
-        "sub_group_size": _size,
-    },
-    "activation_checkpointing": {
-        "contiguous_memory_optimization": parse_bool,
-        "cpu_checkpointing": parse_bool,
-        "number_checkpoints": _size,
-        "partition_activations": parse_bool,
-        "profile": parse_bool,
-        "synchronize_checkpoint_boundary": parse_bool,
-    },
-    "comms_logger": {
-        "debug": parse_bool,
-        "enabled": parse_bool,
-        "prof_all": parse_bool,
-        "prof_ops": _texts,
-        "verbose": parse_bool,
-    },
-    "communication_data_type": _data_type,
-    "dump_state": parse_bool,
-    "flops_profiler": {
-        "detailed": parse_bool,
-        "enabled": parse_bool,
-        "module_depth": parse_count,
-        "output_file": _text,
-        "profile_step": _size,
-        "recompute_fwd_factor": parse_real,
-        "top_modules": _size,
-    },
-    "gradient_predivide_factor": _positive,
-    "memory_breakdown": parse_bool,
-    "prescale_gradients": parse_bool,
-    "steps_per_print": _size,
-    "wall_clock_breakdown": parse_bool,
-}
-# DeepSpeed options raystage works out itself, and from what.
-DEEPSPEED_OWNED = {
-    "train_batch_size": "training.global_batch_tokens",
-    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
-    "gradient_accumulation_steps": "training.global_batch_tokens",
-    "gradient_clipping": "training.gradient_clipping",
-    "optimizer": "training.optimizer",
-    "scheduler": "training.lr_schedule",
-    "bf16": "training.precision",
-    "fp16": "training.precision",
-    "zero_optimization.stage": "training.zero_stage",
-}
 
 
 @dataclass(frozen=True)
@@ -145,12 +53,13 @@ class ResolvedStage:
 def resolve(schedule: Schedule) -> tuple[ResolvedStage, ...]:
     """Every stage resolved. Raises InputError at the first thing that does not fit."""
     _check_names(schedule)
+    _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     corpora: dict[tuple, Corpus] = {}
     stages: list[ResolvedStage] = []
     for index in range(len(schedule.stages)):
         previous = stages[-1] if stages else None
         try:
-            stages.append(_resolve_stage(schedule, index, corpora))
+            stages.append(_resolve_stage(schedule, index, corpora, previous))
             _check_growth(previous, stages[-1])
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
@@ -194,10 +103,15 @@ def _check_names(schedule: Schedule) -> None:
 # Below, the key of an error is the stage's own ('model.num_heads'); `resolve` says where the user wrote it.
 
 
-def _resolve_stage(schedule: Schedule, index: int, corpora: dict[tuple, Corpus]) -> ResolvedStage:
+def _resolve_stage(
+    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], previous: ResolvedStage | None
+) -> ResolvedStage:
     written, stage = schedule.stages[index], schedule.resolved(index)
     data = _resolve_data(stage.data, corpora)
     shape = resolve_shape(stage.model, stage.data)
+    if previous and stage.model.norm_eps is None:
+        shape = _with_norm_eps(previous.shape, shape, stage.grow)
+    _check_optimizer(written.training.optimizer, stage.training.optimizer)
     training = _resolve_training(stage.training, shape)
     return ResolvedStage(
         name=stage.name,
@@ -217,32 +131,75 @@ def resolve_shape(model: Model, data: Data) -> ModelShape:
             raise InputError(
                 "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
             )
-    num_kv_heads = model.num_kv_heads or model.num_heads
-    if model.num_heads % num_kv_heads:
-        problem = f"found {num_kv_heads}; expected a divisor of num_heads ({model.num_heads})"
-        raise InputError(problem, key="model.num_kv_heads")
-    return ModelShape(
+    family = FAMILIES[model.family]
+    _check_family(model)
+    shape = ModelShape(
         family=model.family,
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_heads=model.num_heads,
-        num_kv_heads=num_kv_heads,
+        num_kv_heads=model.num_kv_heads or model.num_heads,
         head_size=_head_size(model),
         ffn_size=model.ffn_size or 4 * model.hidden_size,
         vocab_size=_vocab_size(model, data),
         context_length=model.context_length,
-        tied_embeddings=model.tied_embeddings,
+        tied_embeddings=family.fields["tied_embeddings"][1] if model.tied_embeddings is None else model.tied_embeddings,
+        norm_eps=model.norm_eps or family.default_norm_eps,
+        **_experts(model),
     )
+    problem = heads_problem(shape)
+    if problem:
+        raise InputError(problem[1], key=f"model.{problem[0]}")
+    return shape
+
+
+def _check_family(model: Model) -> None:
+    family = FAMILIES[model.family]
+    if family.objective != "next token":
+        able = ", ".join(name for name, other in FAMILIES.items() if other.objective == "next token")
+        problem = f"found {family.name!r}, which learns {family.objective}; a schedule trains on the next token"
+        raise InputError(f"{problem}; expected one of {able}", key="model.family")
+
+
+def _with_norm_eps(previous: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
+    """The eps goes along with the model; where a growth pads the residual stream with zeros, scaled as these ask."""
+    if grow is None:
+        return replace(shape, norm_eps=previous.norm_eps)
+    return with_norm_eps(previous, shape, grow.operator)
+
+
+def _experts(model: Model) -> dict[str, int]:
+    """The experts of a mixture; a dense model has none."""
+    is_mixture = "num_experts" in FAMILIES[model.family].fields
+    if not is_mixture:
+        for field in ("num_experts", "experts_per_token"):
+            if getattr(model, field) is not None:
+                problem = (
+                    f"found {getattr(model, field)}, but a {model.family} has no experts; expected family: mixtral"
+                )
+                raise InputError(problem, key=f"model.{field}")
+        return {}
+    if model.num_experts is None:
+        raise InputError(f"missing; expected the number of experts of a {model.family}", key="model.num_experts")
+    chosen = model.experts_per_token or min(2, model.num_experts)
+    if chosen > model.num_experts:
+        problem = f"found {chosen}; expected at most num_experts ({model.num_experts})"
+        raise InputError(problem, key="model.experts_per_token")
+    return {"num_experts": model.num_experts, "experts_per_token": chosen}
 
 
 def _head_size(model: Model) -> int:
+    rotary = FAMILIES[model.family].rotary
     if model.head_size is not None:
-        if model.head_size % 2:
+        if rotary and model.head_size % 2:
             problem = f"found {model.head_size}; expected an even number, for rotary positions"
             raise InputError(problem, key="model.head_size")
         return model.head_size
     head_size, left = divmod(model.hidden_size, model.num_heads)
-    if left or head_size % 2:
+    if left and not rotary:
+        problem = f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of num_heads"
+        raise InputError(problem, key="model.hidden_size")
+    if left or (rotary and head_size % 2):
         raise InputError(
             f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of {2 * model.num_heads} "
             f"(rotary positions need heads of even size), or a head_size beside it",
@@ -317,40 +274,12 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
 
 
-def read_deepspeed(options: dict, known: dict, prefix: str = "") -> dict:
-    """The options that are set, read as `known` says; one that is null is not set.
-
-    Raises InputError for options that are raystage's own to set, that nobody knows, or of the wrong kind.
-    """
-    read = {}
-    for name, value in options.items():
-        reader = _known_option(name, known, prefix)
-        if value is not None:
-            read[name] = _read_option(f"{prefix}{name}", value, reader)
-    return read
-
-
-def _known_option(name: str, known: dict, prefix: str) -> Callable | dict:
-    path, key = f"{prefix}{name}", f"training.deepspeed.{prefix}{name}"
-    if path in DEEPSPEED_OWNED:
-        raise InputError(f"is worked out from {DEEPSPEED_OWNED[path]}; set that instead", key=key)
-    if name not in known:
-        close = difflib.get_close_matches(name, [*known, *DEEPSPEED_OWNED], 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
-        raise InputError(f"not an option that is passed on to DeepSpeed; {hint}", key=key)
-    return known[name]
-
-
-def _read_option(path: str, value: object, reader: Callable | dict) -> object:
-    if isinstance(reader, dict):
-        if not isinstance(value, dict):
-            problem = f"found {shown(value)}; expected a mapping of keys to values"
-            raise InputError(problem, key=f"training.deepspeed.{path}")
-        return read_deepspeed(value, reader, f"{path}.")
-    try:
-        return reader(value)
-    except ValueError as error:
-        raise InputError(str(error), key=f"training.deepspeed.{path}") from None
+def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
+    """Refuse a key that the optimizer it was written for has no use for."""
+    for field in sorted(written.model_fields_set.intersection(chosen.unused)):
+        fitting = "sgd" if field == "momentum" else "adamw or adam"
+        problem = f"found {shown(written.model_dump(mode='json')[field])}, but {chosen.name} takes no {field}"
+        raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
 
 
 def _steps(stage: Stage, training: Training, shape: ModelShape) -> int:
@@ -376,11 +305,27 @@ def _check_growth(previous: ResolvedStage | None, stage: ResolvedStage) -> None:
     if stage.grow is None:
         _check_unchanged(previous.shape, stage.shape)
         return
-    found = refusal(previous.shape, stage.shape, stage.grow.operator, stage.grow.options)
+    growth = previous.shape, stage.shape, stage.grow.operator, stage.grow.options
+    found = refusal(*growth) or stage_refusal(*growth, stage.tokens)
     if found:
         field, problem = found
         section = "grow" if field in Grow.model_fields else "model"
         raise InputError(problem, key=f"{section}.{field}")
+    if stage.grow.rewarm:
+        _check_rewarm(previous, stage)
+
+
+def _check_rewarm(previous: ResolvedStage, stage: ResolvedStage) -> None:
+    """Refuse one that concerns nothing, or that the stage is too short for."""
+    operator, tokens = stage.grow.operator, stage.grow.rewarm.tokens
+    origins = layer_origins(previous.shape, stage.shape, operator, stage.grow.options)
+    changed = set(changed_fields(previous.shape, stage.shape))
+    if not (changed - {"num_layers"} or any(origin.new for origin in origins) or (changed and is_trained(operator))):
+        problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
+        raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")
+    if 2 * tokens > stage.tokens:
+        problem = f"found {tokens}, which rise and fall over {2 * tokens} tokens in a stage of {stage.tokens}"
+        raise InputError(f"{problem}; expected at most {stage.tokens // 2}", key="grow.rewarm.tokens")
 
 
 def _check_unchanged(source: ModelShape, target: ModelShape) -> None:

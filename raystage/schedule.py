@@ -21,7 +21,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from raystage import yamlfile
 from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
-from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES, GrowthOptions
+from raystage.families import FAMILIES
+from raystage.growth.depth import GrowthOptions
+from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -111,7 +113,7 @@ class Data(Section):
 class Model(Section):
     """The model's shape, field by field; what is not given follows from the rest."""
 
-    family: Literal["llama"] = "llama"
+    family: Literal[tuple(FAMILIES)] = "llama"
     num_layers: CountOrZero | None = None
     hidden_size: Count | None = None
     num_heads: Count | None = None
@@ -120,15 +122,37 @@ class Model(Section):
     ffn_size: Count | None = None
     vocab_size: Count | None = None
     context_length: Count | None = None
-    tied_embeddings: Flag = False
+    tied_embeddings: Flag | None = None
+    norm_eps: Positive | None = None
+    num_experts: Count | None = None
+    experts_per_token: Count | None = None
 
 
 class Optimizer(Section):
-    name: Literal["adamw", "adam"] = "adamw"
+    """betas and eps are for adamw and adam, momentum for sgd."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 1e-3
     betas: Annotated[tuple[Beta, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
     eps: Positive = 1e-8
+    momentum: Beta = 0.9
     weight_decay: NotNegative = 0.1
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The keys that count for other optimizers only."""
+        return ("betas", "eps") if self.name == "sgd" else ("momentum",)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What it keeps for every parameter besides the weight, under torch's names."""
+        if self.name == "sgd":
+            return ("momentum_buffer",) if self.momentum else ()
+        return ("exp_avg", "exp_avg_sq")
+
+    def used(self) -> dict[str, Any]:
+        """All that decides what it does, as plain values."""
+        return self.model_dump(exclude=set(self.unused))
 
 
 class LrSchedule(Section):
@@ -175,17 +199,42 @@ class Until(Section):
     flops: Count | None = None
 
 
-class Grow(Section):
-    """How a stage's model comes from the one before. layers and block are for the operators that take them."""
+class Rewarm(Section):
+    """New parameters alone: from no rate to `factor` times the others' over `tokens`, to just theirs over as many."""
 
-    operator: Annotated[Literal[tuple(OPERATORS)], Field(examples=["stack"])]
+    factor: Positive = 1.3
+    tokens: Annotated[Count, Field(examples=["50K"])]
+
+
+class Require(Section):
+    """What a growth's certificate must show; otherwise the run stops there."""
+
+    loss_increase_below: Positive | None = None
+    max_logit_difference_below: Positive | None = None
+    gradient_error_below: Positive | None = None
+
+
+NOTHING_REQUIRED = Require()
+
+
+class Grow(Section):
+    """How a stage's model comes from the one before: one operator, or one for each part that grows.
+
+    layers, block, grow_tokens and fit_steps are for the operators that take them.
+    """
+
+    operator: Annotated[str, BeforeValidator(parse_operator), Field(examples=["stack"])]
     optimizer_state: Literal[OPTIMIZER_STATE_POLICIES] = "grow"
+    rewarm: Rewarm | None = None
     layers: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] | None = None
     block: Count | None = None
+    grow_tokens: Count | None = None
+    fit_steps: Count | None = None
+    require: Require = NOTHING_REQUIRED
 
     @property
     def options(self) -> GrowthOptions:
-        return GrowthOptions(self.layers, self.block)
+        return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
 class Stage(Section):

@@ -1,8 +1,5 @@
-"""The shape of a model and, per family, the table of its parameters.
-
-A family is a table that names each parameter's axes. Everything that can be known about a
-model without building it comes from here: its parameters' names and shapes, their number, the
-FLOPs of a token, which parameters belong to which layer and which write to the residual stream.
+"""The shape of a model, and what follows from it and its family's table without building it:
+its parameters' names and shapes, their number, the FLOPs of a token.
 """
 
 from __future__ import annotations
@@ -10,10 +7,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from raystage.families import FAMILIES, Axis, Family, ParameterSpec
+
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. `head_size * num_heads` need not be `hidden_size`."""
+    """Sizes of a transformer. `head_size * num_heads` need not be `hidden_size` where the family allows it.
+
+    norm_eps: what the norms add to the variance; growing the hidden size by zeros scales it, to stay exact.
+    num_experts, experts_per_token: 0 in a dense model.
+    """
 
     family: str
     num_layers: int
@@ -25,44 +28,28 @@ class ModelShape:
     vocab_size: int
     context_length: int
     tied_embeddings: bool = False
+    norm_eps: float = 1e-6
+    num_experts: int = 0
+    experts_per_token: int = 0
 
     def with_layers(self, num_layers: int) -> ModelShape:
         return replace(self, num_layers=num_layers)
 
-    def axis_size(self, axis: str) -> int:
+    def units(self, name: str) -> int:
+        """How many units of a kind the model has: what an axis of a parameter is made of."""
         return {
             "hidden": self.hidden_size,
             "query": self.num_heads * self.head_size,
             "key_value": self.num_kv_heads * self.head_size,
+            "head": self.head_size,
             "ffn": self.ffn_size,
             "vocab": self.vocab_size,
-        }[axis]
+            "position": self.context_length,
+            "expert": self.num_experts,
+        }[name]
 
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One row of a family's table; `{layer}` in the name stands for the layer's index.
-
-    writes_residual: the last projection of a block; zeroing it makes the block an identity.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    init: str = "normal"  # or "ones"
-    writes_residual: bool = False
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family: what comes before the layers, in every layer, and after them."""
-
-    name: str
-    before: tuple[ParameterSpec, ...]
-    layer: tuple[ParameterSpec, ...]
-    after: tuple[ParameterSpec, ...]
-    embedding: str
-    head: str
-    init_std: float = 0.02
+    def axis_size(self, axis: Axis) -> int:
+        return axis.fixed or sum(self.units(name) for name in axis.units)
 
 
 @dataclass(frozen=True)
@@ -73,54 +60,52 @@ class Parameter:
     shape: tuple[int, ...]
     spec: ParameterSpec
     layer: int | None
+    expert: int | None = None
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
 
-_LAYER = "model.layers.{layer}."
+def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
+    """Every trainable parameter, in the model's own order. A tied head is its embedding: listed once.
 
-LLAMA = Family(
-    name="llama",
-    before=(ParameterSpec("model.embed_tokens.weight", ("vocab", "hidden")),),
-    layer=(
-        ParameterSpec(_LAYER + "self_attn.q_proj.weight", ("query", "hidden")),
-        ParameterSpec(_LAYER + "self_attn.k_proj.weight", ("key_value", "hidden")),
-        ParameterSpec(_LAYER + "self_attn.v_proj.weight", ("key_value", "hidden")),
-        ParameterSpec(_LAYER + "self_attn.o_proj.weight", ("hidden", "query"), writes_residual=True),
-        ParameterSpec(_LAYER + "mlp.gate_proj.weight", ("ffn", "hidden")),
-        ParameterSpec(_LAYER + "mlp.up_proj.weight", ("ffn", "hidden")),
-        ParameterSpec(_LAYER + "mlp.down_proj.weight", ("hidden", "ffn"), writes_residual=True),
-        ParameterSpec(_LAYER + "input_layernorm.weight", ("hidden",), init="ones"),
-        ParameterSpec(_LAYER + "post_attention_layernorm.weight", ("hidden",), init="ones"),
-    ),
-    after=(
-        ParameterSpec("model.norm.weight", ("hidden",), init="ones"),
-        ParameterSpec("lm_head.weight", ("vocab", "hidden")),
-    ),
-    embedding="model.embed_tokens.weight",
-    head="lm_head.weight",
-)
-
-FAMILIES = {family.name: family for family in (LLAMA,)}
-
-
-def parameters(shape: ModelShape) -> tuple[Parameter, ...]:
-    """Every trainable parameter, in the model's own order. A tied head is its embedding: listed once."""
-    family = FAMILIES[shape.family]
+    family: the table to read, where it is not the registered one of the shape's family.
+    """
+    family = family or FAMILIES[shape.family]
     rows = [(spec, None) for spec in family.before]
     rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer]
-    rows += [(spec, None) for spec in family.after if not (shape.tied_embeddings and spec.name == family.head)]
+    left_out = {family.head, *family.untied} if shape.tied_embeddings else set()
+    rows += [(spec, None) for spec in family.after if spec.name not in left_out]
     return tuple(
         Parameter(
-            name=spec.name.format(layer=layer),
+            name=spec.name.format(layer=layer, expert=expert),
             shape=tuple(shape.axis_size(axis) for axis in spec.axes),
             spec=spec,
             layer=layer,
+            expert=expert,
         )
         for spec, layer in rows
+        for expert in (range(shape.num_experts) if "{expert}" in spec.name else (None,))
     )
+
+
+def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
+    """The field and what is wrong with it, where the heads of a shape do not fit together or its family; else None."""
+    family = FAMILIES[shape.family]
+    if shape.num_heads % shape.num_kv_heads:
+        return "num_kv_heads", f"found {shape.num_kv_heads}; expected a divisor of num_heads ({shape.num_heads})"
+    if family.heads_fill_hidden and shape.num_kv_heads != shape.num_heads:
+        found = f"found {shape.num_kv_heads} for {shape.num_heads} heads"
+        return "num_kv_heads", f"{found}; expected as many, since a {family.name} has no grouped queries"
+    if family.heads_fill_hidden and shape.num_heads * shape.head_size != shape.hidden_size:
+        found = f"found {shape.num_heads} heads of {shape.head_size} for a hidden size of {shape.hidden_size}"
+        expected = f"num_heads: {shape.hidden_size // shape.head_size}"
+        return "num_heads", f"{found}; expected {expected}, since a {family.name}'s heads fill the hidden size"
+    if family.heads_divide_hidden and shape.hidden_size % shape.num_heads:
+        found = f"found {shape.num_heads} heads for a hidden size of {shape.hidden_size}"
+        return "num_heads", f"{found}; expected a divisor of it, as transformers asks of a {family.name}"
+    return None
 
 
 def num_params(shape: ModelShape) -> int:
@@ -129,9 +114,8 @@ def num_params(shape: ModelShape) -> int:
 
 
 def num_body_params(shape: ModelShape) -> int:
-    """The trainable parameters besides the embedding and the head: the non-embedding parameters of scaling laws."""
-    family = FAMILIES[shape.family]
-    return _count(shape, frozenset({family.embedding, family.head}))
+    """The trainable parameters besides embeddings and head: the non-embedding parameters of scaling laws."""
+    return _count(shape, FAMILIES[shape.family].not_body)
 
 
 def flops_per_token(shape: ModelShape) -> int:
@@ -139,11 +123,13 @@ def flops_per_token(shape: ModelShape) -> int:
 
     `6 * (non-embedding parameters + hidden_size * vocab_size) + 12 * num_layers * width * context_length`
     where width is `num_heads * head_size` (the hidden size unless the shape says otherwise). The
-    attention term counts the whole square, not only its causal half. Source: Kaplan et al.
-    (2001.08361) with PaLM's attention term (2204.02311, appendix B).
+    attention term counts the whole square, not only its causal half. Of a mixture of experts, those count
+    that a token sees. Source: Kaplan et al. (2001.08361) with PaLM's attention term (2204.02311, appendix B).
     """
-    attention = shape.num_layers * shape.axis_size("query") * shape.context_length
-    return 6 * (num_body_params(shape) + shape.hidden_size * shape.vocab_size) + 12 * attention
+    attention = shape.num_layers * shape.units("query") * shape.context_length
+    active = replace(shape, num_experts=shape.experts_per_token)
+    router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token)
+    return 6 * (num_body_params(active) + router + shape.hidden_size * shape.vocab_size) + 12 * attention
 
 
 def _count(shape: ModelShape, skipped: frozenset[str]) -> int:

@@ -1,6 +1,7 @@
 """Where finished stages live under their keys, and what each run left for its reports.
 
 stages/<key>/record.json              written last: the stage is finished
+stages/<key>/certificate.json         what the growth it began with did, for people
 stages/<key>/checkpoints/<tokens>-<attempt>/
 runs/<name>/                          plan, report, figures of a run
 """
@@ -8,6 +9,7 @@ runs/<name>/                          plan, report, figures of a run
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from raystage import checkpoint
@@ -16,6 +18,7 @@ from raystage.record import StageRecord
 from raystage.storage import Folder
 
 RECORD = "record.json"
+CERTIFICATE = "certificate.json"
 
 
 class Store:
@@ -50,6 +53,8 @@ class Store:
     def commit_record(self, record: StageRecord) -> None:
         """From here on the stage is finished; its other checkpoints, whole or half written, go."""
         folder = self.stage_folder(record.key)
+        if record.growth:
+            folder.write_whole(CERTIFICATE, _json({"stage": record.name, "key": record.key, **asdict(record.growth)}))
         folder.write_whole(RECORD, _json(record.to_json()))
         kept = record.checkpoint.rsplit("/", 1)[-1]
         for name in (folder / "checkpoints").names():

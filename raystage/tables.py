@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.advice import Suggestion, warnings
-from raystage.growth.explain import explain
+from raystage.growth.explain import explain, what_grows
 from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
@@ -95,9 +95,14 @@ _MEMORY_PARTS = (
 _MEANS = (
     _PlanColumn("workers", lambda plan, stage: f"{stage.training.workers} x ZeRO {stage.training.zero_stage}",
                 is_number=False),
-    _PlanColumn("growth", lambda plan, stage: stage.growth_operator or "-", is_number=False),
+    _PlanColumn("growth", lambda plan, stage: _growth_of(stage), is_number=False),
     _PlanColumn("key", lambda plan, stage: stage.key[:KEY_DIGITS], is_number=False),
 )  # fmt: skip
+
+
+def _growth_of(stage: StagePlan) -> str:
+    rewarm = stage.growth.rewarm if stage.growth else None
+    return f"{stage.growth_operator or '-'}{f', rewarm {rewarm.factor:g}x' if rewarm else ''}"
 
 
 def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> Table:
@@ -254,13 +259,49 @@ def _known(value: Any, as_text: Callable[[Any], str]) -> str:
 
 def growth_table(growth: Growth) -> Table:
     """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
-    request, layers = growth.request, f"{growth.source.num_layers} -> {growth.target.num_layers} layers"
+    request, grown = growth.request, what_grows(growth.source, growth.target)
     kind = "the same function" if growth.how()["exact"] else "not exact"
-    title = f"{request.operator}: {layers} ({kind}; optimizer_state {request.optimizer_state})"
+    title = f"{request.operator}: {grown} ({kind}; optimizer_state {request.optimizer_state})"
     table = _table(title, [Column(header, overflow="fold") for header in ("target", "<- source", "weights", "moments")])
-    for line in explain(growth.source, growth.target, growth.rules):
+    for line in explain(growth.source, growth.target, growth.rules, growth.families):
         table.add_row(*map(Text, (line.target, line.source, line.weights, line.moments)))
     return table
+
+
+# --- a certificate ----------------------------------------------------------------------------
+
+
+def certificate_table(found: Mapping[str, Any]) -> RenderableType:
+    """What `raystage certify` found, a line for each figure; those that could not be measured are dashes."""
+    kind = {True: ", which claims the same function", False: ", which is not exact", None: ""}[found["exact"]]
+    how = f" by {found['operator']}{kind}" if found["operator"] else ", it does not say how"
+    table = _table(None, [_name("figure"), Column("found", overflow="fold")])
+    for name, figure in _figures(found["certificate"]):
+        table.add_row(Text(name), Text(figure))
+    return Group(
+        Text(f"{found['source']} -> {found['target']}"),
+        Text(f"grown{how}; measured in {found['seconds']:.1f} s", style="dim"),
+        "",
+        table,
+    )
+
+
+def _figures(certificate: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "loss before -> after", format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
+    yield "logits differ by", _known(certificate["max_logit_difference"], _short)
+    yield "... in the mean", _known(certificate["mean_logit_difference"], _short)
+    ratios = [_known(ratio, lambda ratio: f"{ratio:.3f}") for ratio in certificate["activation_rms_ratio"]]
+    yield "activation RMS, layer by layer", " ".join(ratios) or "-"
+    yield "gradients, exactly predicted: error", _known(certificate["gradient_error"], _short)
+    yield "... estimated: error", _known(certificate["gradient_error_estimated"], _short)
+    for state, sides in certificate["moment_norms"].items():
+        yield f"norm of {state}", f"{_short(sides['before'])} -> {_short(sides['after'])}"
+    after = f" after {certificate['twin_steps']} steps" if certificate["twin_steps"] else ""
+    yield f"copies differ{after} by", _known(certificate["twin_distance"], _short)
+
+
+def _short(figure: float) -> str:
+    return f"{figure:.2g}"
 
 
 # --- columns ----------------------------------------------------------------------------------

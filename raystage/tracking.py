@@ -109,6 +109,8 @@ class WandbTracker:
         """Nothing to log: the points that now come a second time are the same and are left out."""
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
+        if record.growth and record.growth.certificate.twin_steps is not None:
+            self._log(run, "growth", twins_row(stage, record.growth))
         self._log(run, "stage", result_row(run, stage, record, reused))
         if run.name in self._open:
             self._attempt(partial(self._log_checkpoint, run, stage, record))
@@ -306,17 +308,38 @@ def perplexity(loss: float) -> float:
 
 
 def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:
-    """A growth happens at the first token of the stage it leads into."""
+    """A growth happens at the first token of the stage it leads into. What was not measured is left out."""
     certificate = growth.certificate
-    return {
-        "tokens": stage.start_tokens,
-        "flops": stage.start_flops,
-        "growth/eval_loss_before": certificate.eval_loss_before,
-        "growth/eval_loss_after": certificate.eval_loss_after,
-        "growth/loss_increase": certificate.eval_loss_after - certificate.eval_loss_before,
-        "growth/max_logit_difference": certificate.max_logit_difference,
-        "growth/seconds": growth.seconds,
+    figures = {
+        "eval_loss_before": certificate.eval_loss_before,
+        "eval_loss_after": certificate.eval_loss_after,
+        "loss_increase": certificate.loss_increase,
+        "max_logit_difference": certificate.max_logit_difference,
+        "mean_logit_difference": certificate.mean_logit_difference,
+        "gradient_error": certificate.gradient_error,
+        "gradient_error_estimated": certificate.gradient_error_estimated,
+        "seconds": growth.seconds,
+        "bytes_read": certificate.bytes_read,
+        "exact": None if certificate.exact is None else int(certificate.exact),
     }
+    norms = {
+        f"growth/{state}_norm_{when}": norm
+        for state, sides in certificate.moment_norms.items()
+        for when, norm in sides.items()
+    }
+    known = {f"growth/{name}": figure for name, figure in figures.items() if figure is not None}
+    return {"tokens": stage.start_tokens, "flops": stage.start_flops, **known, **norms}
+
+
+def twins_row(stage: StagePlan, growth: GrowthRecord) -> Row:
+    """How far copies had parted, some steps into the stage; without a distance where there were none."""
+    certificate = growth.certificate
+    row = {
+        "tokens": stage.start_tokens + certificate.twin_steps * stage.training.global_batch_tokens,
+        "flops": stage.start_flops + stage.flops * certificate.twin_steps // stage.steps,
+        "growth/twin_steps": certificate.twin_steps,
+    }
+    return row if certificate.twin_distance is None else {**row, "growth/twin_distance": certificate.twin_distance}
 
 
 def stage_row(run: RunPlan, stage: StagePlan) -> Row:

@@ -21,26 +21,24 @@ import torch
 import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
-from raystage import checkpoint
+from raystage import checkpoint, probe
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
+from raystage.fitting import fit
 from raystage.growth.apply import grown_steps
-from raystage.handover import fill, find_entry, gathered, make_manifest, shared, write_own_shard
+from raystage.growth.trained import is_learned
+from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, shared, write_own_shard
 from raystage.hardware import peak_flops_per_second
 from raystage.plan import StagePlan, continues
+from raystage.promises import check_promises
 from raystage.rates import rate_at
-from raystage.record import Certificate, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
 from raystage.shape import flops_per_token
-from raystage.storage import Folder, open_folder
+from raystage.storage import open_folder
 from raystage.store import Store
 
-PROBE = "probe.safetensors"
-PROBE_TOKENS = 256
-PROBE_LOGITS = 4_000_000
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
 KEPT_CHECKPOINTS = 2
@@ -59,7 +57,7 @@ class Job:
 def run_job(job: Job, send: Send) -> None:
     """Train the job's unfinished stages. `send(kind, stage key, what)` is called on the first worker only.
 
-    Raises NonFiniteLoss on every worker alike, CheckpointError, InputError.
+    Raises NonFiniteLoss and BrokenPromise on every worker alike, CheckpointError, InputError.
     """
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
     torch.set_num_threads(job.stages[0].training.cpus_per_worker)
@@ -99,35 +97,40 @@ class StageRunner:
         steps = grown_steps(entry.rules, source_steps)
         runner = cls(stage, store, attempt, send, StageEngine(stage, steps))
         began = time.monotonic()
-        fill(runner.engine, entry, steps, stage.seed)
+        fitted = None
+        if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
+            fitted = fit(runner.engine, entry.source, runner.reader)
+        fill(runner.engine, entry, steps, stage.seed, fitted)
         seconds = time.monotonic() - began
         if entry.resumed:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
             runner._send("resumed", runner.progress)
         elif stage.growth is not None:
-            runner._certify(entry.source.folder, seconds)
+            runner.progress.flops += stage.growth_flops
+            runner._certify(entry, seconds)
+        # One worker's word for all: they must stop together.
+        check_promises(stage, shared(runner.progress.growth))
         if entry.source:
             entry.source.close()
         runner._mark = time.monotonic()
+        if fitted is not None:  # so that no restart fits again
+            runner._save(last=False)
         return runner
 
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
+        self.engine.end_growth()
         return StageRunner(stage, self.store, self.attempt, self._send_to, self.engine)
 
-    def _certify(self, source: Folder, seconds: float) -> None:
-        """Measure what growing did: on the source's own held-out text, and on the inputs it was probed with."""
-        before = self.store.record(self.stage.parent_key)
-        probe = load_tensors(source.read(PROBE))
-        logits = self.engine.logits(probe["input_ids"])
-        common = min(logits.shape[-1], probe["logits"].shape[-1])
-        difference = float(np.abs(logits[..., :common] - probe["logits"][..., :common]).max())
-        after = self.engine.evaluate(probe["held_out"])
+    def _certify(self, entry: Entry, seconds: float) -> None:
+        """Measure what growing did, and say so."""
+        before = self.store.record(self.stage.parent_key).eval_loss
         self.progress.growth = GrowthRecord(
             operator=self.stage.growth.operator,
             optimizer_state=self.stage.growth.optimizer_state,
             seconds=seconds,
-            certificate=Certificate(before.eval_loss, after, difference),
+            certificate=probe.certify(self.engine, entry.rules, entry.source, before, seconds),
+            flops=self.stage.growth_flops,
         )
         self.progress.seconds += seconds
         self._send("grown", self.progress.growth)
@@ -143,6 +146,7 @@ class StageRunner:
         while self.progress.steps < end:
             before = self.progress.tokens
             self._step()
+            self._compare_twins()
             last = self.progress.steps == end
             if last or self.progress.steps % self._point_steps() == 0:
                 self._point()
@@ -167,6 +171,16 @@ class StageRunner:
         progress.tokens += batch
         progress.flops += batch * flops_per_token(stage.shape)
         progress.pending_steps += 1
+
+    def _compare_twins(self) -> None:
+        """Complete the certificate once copies have had time to part. Like evaluation it counts as no training."""
+        step = self.progress.steps - self.stage.start_steps
+        if probe.are_twins_due(self.stage, self.progress.growth, step):
+            began = time.monotonic()
+            self.progress.growth = probe.with_twins(self.engine, self.progress.growth, step)
+            elapsed = time.monotonic() - began
+            self.progress.evaluation_seconds += elapsed
+            self._mark += elapsed
 
     def _point_steps(self) -> int:
         return max(min(POINT_EVERY_STEPS, self.stage.steps // 20), self.stage.steps // POINTS_PER_STAGE, 1)
@@ -223,7 +237,7 @@ class StageRunner:
         shard, steps = write_own_shard(self.engine, folder)
         shards, all_steps = gathered(shard), gathered(steps)
         if last:
-            self._write_probe(folder)
+            probe.write_probe(self.engine, folder, self.held_out)
         self._tick()
         if self.engine.rank == 0:
             merged = {name: step for steps in all_steps for name, step in steps.items()}
@@ -231,15 +245,6 @@ class StageRunner:
             self.store.drop_older_checkpoints(self.stage.key, KEPT_CHECKPOINTS)
             self._send("saved", folder.name)
         comm.barrier()
-
-    def _write_probe(self, folder: Folder) -> None:
-        """What the next growth is measured against: this model's logits on fixed inputs, and its held-out text."""
-        count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // self.stage.shape.vocab_size))
-        inputs = probe_inputs(self.held_out, count)
-        logits = self.engine.logits(inputs)
-        if self.engine.rank == 0:
-            tensors = {"input_ids": inputs, "logits": logits, "held_out": self.held_out}
-            folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
 
     def _finish(self) -> None:
         """Commit the record: the stage is finished."""
@@ -300,12 +305,6 @@ def evaluation_set(stage: StagePlan) -> np.ndarray:
     streams = open_streams(stage.data, stage.shape.vocab_size)
     reader = Reader(streams.held_out, stage.shape.context_length, stage.seed)
     return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
-
-
-def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
-    """The first few held-out sequences, `tokens` in all (or the start of one that is longer)."""
-    length = held_out.shape[1] - 1
-    return held_out[: max(1, tokens // length), : min(length, tokens)]
 
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:

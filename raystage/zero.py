@@ -1,8 +1,8 @@
 """The one file that touches DeepSpeed's partitions.
 
 Whatever the ZeRO stage and precision, a worker's part of the optimizer is a list of `Partition`s:
-live, flat views of the fp32 weight and of both moments of a slice of one parameter. Saving reads
-them, loading fills them, `refresh` then brings the weights the model computes with up to date.
+live, flat views of the fp32 weight and of the optimizer's moments of a slice of one parameter. Saving
+reads them, loading fills them, `refresh` then brings the weights the model computes with up to date.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import deepspeed
 import torch
 from deepspeed import comm
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 @dataclass(frozen=True)
 class Partition:
     """The flat slice [start, stop) of one parameter that this worker's optimizer holds.
 
-    tensors: `fp32`, `exp_avg`, `exp_avg_sq`, live views. saves: the part of the slice, relative to it,
+    tensors: `fp32` and the optimizer's moments, live views. saves: the part of the slice, relative to it,
     that this worker writes to a checkpoint; where all workers hold the same, each writes its share.
+    master: the tensor that the optimizer steps, of which `fp32` is a part.
     """
 
     parameter: str
@@ -30,6 +29,7 @@ class Partition:
     stop: int
     tensors: dict[str, torch.Tensor]
     saves: tuple[int, int]
+    master: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,23 @@ class _Master:
     places: list[tuple[str, int, int, int]]  # parameter, start in parameter, offset in flat, numel
 
 
+def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The names of what an optimizer keeps for every element: Adam's two moments, SGD's momentum if it has any."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+    return ("exp_avg", "exp_avg_sq")
+
+
 def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
     """This worker's partitions, with moments made (zero) where the optimizer has not made them yet."""
-    found = []
+    found, moments = [], moments_of(engine.basic_optimizer)
     for master in _masters(engine):
         state = _state_of(engine, master.flat)
         for parameter, start, offset, numel in master.places:
             tensors = {"fp32": master.flat.detach().view(-1).narrow(0, offset, numel)}
-            tensors |= {name: state[name].view(-1).narrow(0, offset, numel) for name in MOMENTS}
+            tensors |= {name: state[name].view(-1).narrow(0, offset, numel) for name in moments}
             saves = _share(numel) if _is_replicated(engine) else (0, numel)
-            found.append(Partition(parameter, start, start + numel, tensors, saves))
+            found.append(Partition(parameter, start, start + numel, tensors, saves, master.flat))
     _link_state(engine)
     return found
 
@@ -140,12 +147,12 @@ def _partitioned_parameters(optimizer: object, names: dict[int, str]) -> Iterato
 
 
 def _state_of(engine: deepspeed.DeepSpeedEngine, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The optimizer's state of `flat`; Adam makes it at its first step, loading needs it before."""
+    """The optimizer's state of `flat`; it is made at the first step, loading needs it before."""
     basic = engine.basic_optimizer
     state = basic.state[flat]
-    if "exp_avg" not in state:
+    if "step" not in state:
         state["step"] = torch.tensor(0.0)
-        for name in MOMENTS:
+        for name in moments_of(basic):
             state[name] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
     return state
 

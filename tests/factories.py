@@ -3,77 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
-from raystage.growth.operator import NO_OPTIONS, OPERATORS, GrowthMap, GrowthOptions, growth_map
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.schedule import Schedule, parse
-from raystage.shape import ModelShape
 
 FLOPS_PER_SECOND = 1e10
-
-
-@dataclass(frozen=True)
-class GrowthCase:
-    """An operator from `sources` layers to `targets`, for the laws that every operator keeps."""
-
-    operator: str
-    sources: int
-    targets: int
-    options: GrowthOptions = NO_OPTIONS
-
-    def __str__(self) -> str:
-        options = [str(value).replace(" ", "") for value in self.options.given().values()]
-        return "-".join([self.operator, str(self.sources), str(self.targets), *options])
-
-    @property
-    def exact(self) -> bool:
-        return OPERATORS[self.operator].exact
-
-    def shapes(self, shape: ModelShape) -> tuple[ModelShape, ModelShape]:
-        return shape.with_layers(self.sources), shape.with_layers(self.targets)
-
-    def map(self, shape: ModelShape, policy: str = "grow") -> GrowthMap:
-        return growth_map(*self.shapes(shape), self.operator, policy, self.options)
-
-
-def _cases(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
-    return tuple(GrowthCase(operator, *case) for case in depths)
-
-
-def listed(*layers: int) -> GrowthOptions:
-    return GrowthOptions(layers=layers)
-
-
-def in_blocks(block: int) -> GrowthOptions:
-    return GrowthOptions(block=block)
-
-
-# Every operator stands here with depths and options it takes.
-GROWTHS = (
-    *_cases("stack", (1, 1), (1, 5), (2, 4), (2, 6), (3, 3), (3, 6), (3, 12)),
-    *_cases("interleave", (1, 2), (2, 3), (2, 4), (3, 3), (3, 7), (4, 6), (5, 7), (6, 9), (7, 8)),
-    *_cases(
-        "middle",
-        (1, 1), (1, 5), (2, 4), (3, 4), (4, 6), (5, 7),
-        (2, 2, in_blocks(2)), (3, 7, in_blocks(2)), (5, 6, in_blocks(1)), (6, 10, in_blocks(2)),
-    ),
-    *_cases("last", (1, 1), (1, 2), (2, 3), (3, 6), (4, 6), (7, 8)),
-    *_cases("first", (1, 1), (1, 2), (2, 3), (3, 6), (4, 6), (7, 8)),
-    *_cases(
-        "layers",
-        (1, 2, listed(0, 0)), (2, 2, listed(1, 0)), (3, 5, listed(2, 2, 0, 0, 1)), (4, 3, listed(3, 0, 3)),
-        (6, 8, listed(0, 1, 2, 3, 2, 3, 4, 5)),
-    ),
-    *_cases("random", (0, 0), (0, 1), (0, 3), (1, 1), (1, 5), (2, 3), (3, 6)),
-    *_cases(
-        "identity",
-        (0, 0), (1, 1), (1, 5), (2, 3), (3, 6), (3, 7), (5, 7),
-        (2, 4, listed(0, 1, 0, 1)), (3, 6, listed(0, 1, 1, 1, 2, 0)), (3, 3, listed(0, 1, 2)),
-    ),
-)  # fmt: skip
 
 
 def make_schedule(folder: Path, **changes: object) -> Schedule:
@@ -136,7 +72,21 @@ def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageR
 
 
 def make_growth(stage: StagePlan, before: float, after: float) -> GrowthRecord:
-    return GrowthRecord(stage.growth.operator, stage.growth.optimizer_state, 0.5, Certificate(before, after, 3.0))
+    certificate = Certificate(
+        before,
+        after,
+        3.0,
+        mean_logit_difference=0.5,
+        activation_rms_ratio=(1.0, None),
+        gradient_error_estimated=1.25,
+        moment_norms={"exp_avg": {"before": 0.5, "after": 0.75}},
+        twin_distance=0.02,
+        twin_steps=min(20, stage.steps),
+        seconds=0.5,
+        bytes_read=4096,
+        exact=False,
+    )
+    return GrowthRecord(stage.growth.operator, stage.growth.optimizer_state, 0.5, certificate)
 
 
 def make_records(plan: Plan, staged_loss: float, baseline_losses: tuple[float, ...]) -> dict[str, StageRecord]:

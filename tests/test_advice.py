@@ -40,6 +40,15 @@ def stages(*layers_and_tokens: tuple[int, int], **last: object) -> list[dict]:
     return written
 
 
+def wider(heads: int, operator: str, **grow: str) -> list[dict]:
+    """Two stages, the second with `heads` heads of 4 instead of 2 and all else wider in proportion."""
+    model = {"num_layers": 2, "hidden_size": 4 * heads, "num_heads": heads, "ffn_size": 8 * heads}
+    return [
+        stages((2, 800))[0],
+        {"name": "wide", "model": model, "until": {"tokens": 1200}, "grow": {"operator": operator, **grow}},
+    ]
+
+
 def rate(kind: str, **changes: object) -> dict:
     return {"lr_schedule": {"kind": kind, "warmup": 100, **changes}}
 
@@ -75,6 +84,21 @@ CASES = {
         {"stages": stages((1, 800), (5, 1200))},
         {"stages": stages((1, 800), (4, 1200))},
         "stages[1].grow", "from 1 to 5 layers, a factor of 5", "2405.15319",
+    ),
+    "hidden factor above 4": (
+        {"stages": wider(12, "duplicate")},
+        {"stages": wider(8, "duplicate")},
+        "stages[1].grow", "from a hidden size of 8 to 48, a factor of 6", "2605.13405",
+    ),
+    "twins for ever": (
+        {"stages": wider(4, "rms", optimizer_state="reset")},
+        {"stages": wider(4, "rms")},
+        "stages[1].grow", "by rms, whose copies share their fan-in evenly, with optimizer_state: reset", "symmetry",
+    ),
+    "twins for ever, where state of another shape is dropped": (
+        {"stages": wider(4, "rms", optimizer_state="keep")},
+        {"stages": wider(4, "duplicate", optimizer_state="keep")},
+        "stages[1].grow", "grows hidden_size and ffn_size and num_heads by rms", "symmetry",
     ),
     "inside the decay": (
         {"training": WSD, "stages": stages((2, 1600), (4, 400))},

@@ -125,18 +125,31 @@ CASES = [
     ("change", "training.zero_stage=4", "training.zero_stage: found 4; expected at most 3"),
     # --- values that are not on offer
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib' or 'text'"),
-    ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama'; did you mean 'llama'?"),
+    ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama', 'mistral', 'qwen2', 'qwen3', "
+     "'gpt2', 'bert' or 'mixtral'; did you mean 'llama'?"),
+    ("change", "model.family=bert", "model.family: found 'bert', which learns masked tokens; a schedule trains on the "
+     "next token; expected one of llama, mistral, qwen2, qwen3, gpt2, mixtral"),
     ("change", "training.precision=bf61",
      "training.precision: found 'bf61'; expected 'fp32' or 'bf16'; did you mean 'bf16'?"),
     ("change", "training.lr_schedule.kind=cosin", "training.lr_schedule.kind: found 'cosin'; "
      "expected 'wsd', 'cosine', 'linear' or 'constant'; did you mean 'cosine'?"),
-    ("change", "training.optimizer.name=sgd", "training.optimizer.name: found 'sgd'; expected 'adamw' or 'adam'"),
-    ("change", "stages[1].grow.operator=stak", "stages[1].grow.operator: found 'stak'; "
-     "expected 'stack', 'interleave', 'middle', 'last', 'first', 'layers', 'random' or 'identity'; "
-     "did you mean 'stack'?"),
-    ("change", "stages[1].grow.operator=mid", "stages[1].grow.operator: found 'mid'; "
-     "expected 'stack', 'interleave', 'middle', 'last', 'first', 'layers', 'random' or 'identity'; "
-     "did you mean 'middle'?"),
+    ("change", "training.optimizer.name=adamx", "training.optimizer.name: found 'adamx'; "
+     "expected 'adamw', 'adam' or 'sgd'; did you mean 'adam'?"),
+    ("change", "training.optimizer={name: sgd, betas: [0.9, 0.99]}", "training.optimizer.betas: found [0.9, 0.99], "
+     "but sgd takes no betas; expected it with adamw or adam alone"),
+    ("change", "training.optimizer.momentum=0.8",
+     "training.optimizer.momentum: found 0.8, but adamw takes no momentum; expected it with sgd alone"),
+    ("change", "training.optimizer={name: adam, betas: [0.9, 0.99]} | stages[1].training.optimizer={name: sgd, "
+     "eps: 1e-8}", "stages[1].training.optimizer.eps: found 1e-08, but sgd takes no eps; expected it with adamw or "
+     "adam alone"),
+    ("change", "training.optimizer={name: sgd, momentum: 1}",
+     "training.optimizer.momentum: found 1; expected less than 1"),
+    ("change", "stages[1].grow.operator=stak", "stages[1].grow.operator: found the operator 'stak'; "
+     "expected one of stack, interleave, middle, last, first, layers, random, identity, zero_pad, "
+     "duplicate, aki, rms, masked, learned, upcycle; did you mean 'stack'?"),
+    ("change", "stages[1].grow.operator=mid", "stages[1].grow.operator: found the operator 'mid'; "
+     "expected one of stack, interleave, middle, last, first, layers, random, identity, zero_pad, "
+     "duplicate, aki, rms, masked, learned, upcycle; did you mean 'middle'?"),
     ("change", "stages[1].grow.optimizer_state=rest", "stages[1].grow.optimizer_state: found 'rest'; "
      "expected 'grow', 'reset' or 'keep'; did you mean 'reset'?"),
     # --- names
@@ -180,6 +193,17 @@ CASES = [
      "stages[1].model.num_kv_heads: found 8; expected a divisor of num_heads (4)"),
     ("change", "model.vocab_size=256", "model.vocab_size: found 256; expected at least 257 for the byte tokenizer"),
     # --- growing
+    ("change", "stages[1].grow.rewarm={factor: 1.3}",
+     "stages[1].grow.rewarm.tokens: missing; expected for example tokens: 50K"),
+    ("change", "stages[1].grow={operator: identity, rewarm: {factor: 0, tokens: 64}}",
+     "stages[1].grow.rewarm.factor: found 0; expected more than 0"),
+    ("change", "stages[1].grow={operator: identity, rewarm: {tokens: 321}}", "stages[1].grow.rewarm.tokens: found 321, "
+     "which rise and fall over 642 tokens in a stage of 640; expected at most 320"),
+    ("change", "stages[1].grow.rewarm={tokens: 64}", "stages[1].grow.rewarm: found a rewarm, but stack makes no new "
+     "parameters here, only copies with their state; expected none, or another operator"),
+    ("change", "stages[1]={name: same, model: {num_layers: 2}, until: {tokens: 1280}, grow: {operator: zero_pad, "
+     "rewarm: {tokens: 64}}}", "stages[1].grow.rewarm: found a rewarm, but zero_pad makes no new parameters here, only "
+     "copies with their state; expected none, or another operator"),
     ("change", "stages[0].grow={operator: stack}",
      "stages[0].grow: found in the first stage, which has nothing to grow from; remove it"),
     ("change", "stages[1].grow=",
@@ -193,7 +217,32 @@ CASES = [
     ("change", "stages[1].grow= | stages[1].model.num_layers=1",
      "stages[1].model.num_layers: found 1 after 2; a stage without grow keeps its shape"),
     ("change", "stages[1].model.hidden_size=32",
-     "stages[1].model.hidden_size: found 32 after 16; stack grows num_layers only"),
+     "stages[1].model.hidden_size: found 32 after 16; stack grows num_layers only; "
+     "expected for example operator: {num_layers: stack, width: duplicate}"),
+    ("change", "stages[1].grow.operator={depth: stack, wdith: duplicate}", "stages[1].grow.operator: found the part "
+     "'wdith'; expected one of depth, width, num_layers, hidden_size, ffn_size, num_heads, num_experts"),
+    ("change", "stages[1].grow.operator={width: stack}",
+     "stages[1].grow.operator: found stack for width; stack grows num_layers only"),
+    ("change", "stages[1].grow.operator={}", "stages[1].grow.operator: found no part; "
+     "expected for example {num_layers: stack, width: duplicate}"),
+    ("change", "stages[1].grow.operator={depth: stack, width: duplicate} | stages[1].model.hidden_size=32",
+     "stages[1].model.hidden_size: found heads of 8 after 4, and heads grow in number, not in size; "
+     "expected head_size: 4, with for example num_heads: 8"),
+    ("change", "stages[1].grow.operator={depth: stack, width: duplicate} | stages[1].model.ffn_size=20",
+     "stages[1].model.ffn_size: found 20 after 64; expected at least 64"),
+    ("change", "stages[1].grow.operator={depth: stack, width: zero_pad} | stages[1].model.num_kv_heads=4 | "
+     "stages[0].model.num_kv_heads=2", "stages[1].model.num_kv_heads: found 4 query and 4 key/value heads after 4 and "
+     "2, which leaves zero_pad no place for every query head beside its own key/value head; expected as many query "
+     "heads for each key/value head as before, or more"),
+    ("change", "stages[1].model.family=mixtral", "model.num_experts: missing; expected the number of "
+     "experts of a mixtral"),
+    ("change", "model.num_experts=4",
+     "model.num_experts: found 4, but a llama has no experts; expected family: mixtral"),
+    ("change", "model.family=mixtral | model.num_experts=2 | model.experts_per_token=3",
+     "model.experts_per_token: found 3; expected at most num_experts (2)"),
+    ("change", "stages[1].model.family=mixtral | stages[1].model.num_experts=4",
+     "stages[1].model.family: found mixtral after llama; stack grows num_layers only; "
+     "expected for example operator: {num_layers: stack, num_experts: upcycle}"),
     ("change", "stages[1].grow.operator=last | stages[1].model.num_layers=5",
      "stages[1].model.num_layers: found 5 layers after 2; expected 2 to 4"),
     ("change", "stages[1].grow.operator=first | stages[1].model.num_layers=1",
@@ -232,7 +281,7 @@ CASES = [
     ("change", "stages[1].grow={operator: identity, layers: [0, 0, 0, 0]}", "stages[1].grow.layers: found layers that "
      "first come in the order [0]; expected all of 0 to 1 in theirs, since the first of each is the kept one"),
     ("change", "stages[0].model.num_layers=0", "stages[1].grow.operator: found 'stack' after 0 layers, which leave it "
-     "nothing to copy; expected random"),
+     "nothing to copy; expected random or masked"),
     ("change", "stages[0].model.num_layers=0 | stages[1].grow=",
      "stages[1].grow: missing, though num_layers goes from 0 to 4; expected for example grow: {operator: random}"),
     ("change", "stages[1].grow= | stages[1].model={num_layers: 2, ffn_size: 5}",

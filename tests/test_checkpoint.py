@@ -71,6 +71,8 @@ def test_any_slice_is_read_from_any_cut(folder: Folder, cuts: tuple[int, ...]) -
                     opened.read("weight", state, start, stop), VALUES["weight", state][start:stop]
                 )
     assert opened.steps == {"weight": 3, "scalar": 0}
+    assert opened.states == ("fp32", "exp_avg")
+    assert (opened.has(["exp_avg"]), opened.has([]), opened.has(["exp_avg", "exp_avg_sq"])) == (True, True, False)
     opened.close()
 
 

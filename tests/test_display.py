@@ -14,7 +14,7 @@ from rich.console import Console
 
 from factories import make_record, make_schedule
 from playback import curved_records, play, play_stage
-from raystage.display import LiveDisplay, PlainDisplay, Progress, make_display
+from raystage.display import LiveDisplay, PlainDisplay, Progress, describe_growth, make_display
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
 from raystage.units import format_count
@@ -102,6 +102,13 @@ def test_plain_lines_of_a_stage_tell_start_growth_evaluations_and_end(plan, reco
     assert said[3].startswith("step 12/12")
     assert said[4] == "FINISHED: eval loss 2.373 after 0:00 of training"
     assert len(said) == 5
+
+
+def test_gradients_are_spoken_of_where_an_exact_prediction_was_tested(plan, records):
+    growth = records[plan.staged.stages[1].key].growth
+    exact = replace(growth, certificate=replace(growth.certificate, gradient_error=2e-6))
+    assert "gradients" not in describe_growth(growth)
+    assert describe_growth(exact).endswith("logits differ by up to 3, gradients as predicted (to 2e-06)")
 
 
 def test_train_lines_come_at_most_every_ten_seconds(plan, records):

@@ -14,14 +14,19 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "growth", "errors", "units", "shape"},
+    0: {"", "growth", "errors", "families", "units", "shape"},
     1: {
-        "advice", "corpus", "growth.depth", "growth.explain", "growth.operator", "growth.request", "mailbox",
-        "memory", "plan", "plan_json", "rates", "record", "report", "resolve", "savings", "schedule", "yamlfile",
+        "advice", "corpus", "deepspeed_options", "family_file", "growth.depth", "growth.exact", "growth.explain",
+        "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units",
+        "growth.width", "hf_config", "hf_family", "mailbox", "memory", "plan", "plan_json", "promises", "rates",
+        "record", "report", "resolve", "savings", "schedule", "yamlfile",
     },
-    2: {"data", "figures", "growth.apply", "hardware", "model", "objective"},
-    3: {"checkpoint", "grow", "huggingface", "storage", "store", "tensorfile", "tracking", "zero"},
-    4: {"engine", "guardian", "handover", "launch", "worker"},
+    2: {
+        "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
+        "hardware", "model", "objective",
+    },
+    3: {"certify", "checkpoint", "grow", "huggingface", "storage", "store", "tensorfile", "tracking", "zero"},
+    4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
     5: {"display", "driver", "tables"},
     6: {"cli"},
 }  # fmt: skip
@@ -44,13 +49,17 @@ POORER: dict[str, set[str]] = {
     "rates": set(),
     "growth.depth": set(),
     "growth.operator": set(),
+    "growth.maps": set(),
+    "growth.width": set(),
+    "growth.units": {"numpy"},  # maps as long as an axis, which numbers are looked up in
     "savings": set(),
     "report": set(),
     "figures": {"matplotlib", "numpy"},  # a report is drawn without torch
 }
 
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow", "numpy")
+# numpy is not among them: it takes a tenth of a second, and axis maps are made of it.
+HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow")
 
 
 def module_name(path: Path) -> str:

@@ -23,9 +23,11 @@ from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.cli import main
 from raystage.errors import InputError
 from raystage.grow import Source, open_source, open_target, write
-from raystage.growth.apply import STATES, grown_slice, grown_steps
+from raystage.growth.apply import STATES, Grown, grown_steps
+from raystage.growth.depth import DEPTH_OPERATORS, GrowthOptions
 from raystage.growth.explain import layer_sources
-from raystage.growth.operator import OPERATORS, GrowthOptions, growth_map
+from raystage.growth.maps import growth_map
+from raystage.growth.operator import OPERATORS
 from raystage.growth.request import GrowthRequest, plan_growth
 from raystage.shape import ModelShape, parameters
 from raystage.storage import Folder, open_folder
@@ -34,6 +36,8 @@ from raystage.tensorfile import cut_into_shards
 
 LAYERS, TARGET = 2, 4
 OPTIONS = {"layers": GrowthOptions(layers=(0, 1, 0, 1))}
+# The operators that deepen a folder by themselves.
+DEEPENING = [one.name for one in OPERATORS.values() if "num_layers" in one.grows and not one.trains]
 SEED = 11
 SHAPE = ModelShape("llama", LAYERS, 16, 4, 2, 4, 24, 31, 12)
 KEY = "0123456789abcdef" * 4
@@ -90,7 +94,7 @@ def llama(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make_llama(tmp_path / "source", **KINDS[request.param])
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", DEEPENING)
 def test_plain_transformers_loads_the_model_with_its_layers_copied(llama: Path, operator: str, tmp_path: Path) -> None:
     done = grow(llama, tmp_path / "target", "--set", f"num_layers={TARGET}", "--operator", operator,
                 *options_of(operator))  # fmt: skip
@@ -106,7 +110,7 @@ def test_plain_transformers_loads_the_model_with_its_layers_copied(llama: Path, 
 
 def copied_by_hand(source: torch.nn.Module, target: torch.nn.Module, operator: str) -> dict[str, torch.Tensor]:
     """The source's tensors under the target's names; a new layer's own where the operator draws it."""
-    origins = OPERATORS[operator].layers(LAYERS, TARGET, options_after_completion(operator))
+    origins = DEPTH_OPERATORS[operator].layers(LAYERS, TARGET, options_after_completion(operator))
     tensors, drawn = source.state_dict(), target.state_dict()
     result = {name: tensor for name, tensor in tensors.items() if ".layers." not in name}
     for number, origin in enumerate(origins):
@@ -189,12 +193,14 @@ def test_a_head_stored_twice_is_left_out_where_it_is_tied(tmp_path: Path) -> Non
 # --- raystage checkpoints -----------------------------------------------------------------------
 
 
-def make_checkpoint(folder: Folder, shape: ModelShape = SHAPE, workers: int = 2) -> Manifest:
+def make_checkpoint(
+    folder: Folder, shape: ModelShape = SHAPE, workers: int = 2, states: tuple[str, ...] = STATES
+) -> Manifest:
     """A checkpoint such as `workers` leave: every state of every parameter cut among them, steps of their own."""
     generator = np.random.default_rng(5)
     pieces: list[list[checkpoint.Piece]] = [[] for _ in range(workers)]
     for parameter in parameters(shape):
-        for state in STATES:
+        for state in states:
             values = generator.random(parameter.numel, dtype=np.float32)
             start = 0
             for rank, part in enumerate(np.array_split(values, workers)):
@@ -221,8 +227,21 @@ def make_checkpoint(folder: Folder, shape: ModelShape = SHAPE, workers: int = 2)
     return manifest
 
 
+def test_a_checkpoint_with_momentum_grows_with_the_state_it_has(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "source")
+    make_checkpoint(folder, states=("fp32", "momentum_buffer"))
+    arguments = ("--set=ffn_size=48", "--operator=duplicate")
+    assert grow(folder.path, tmp_path / "target", *arguments).exit_code == 0
+    source, target = Checkpoint(folder), Checkpoint(open_folder(tmp_path / "target"))
+    assert target.states == ("fp32", "momentum_buffer")
+    name, size = "model.layers.1.mlp.down_proj.weight", 16 * 24
+    momentum = source.read(name, "momentum_buffer", 0, size).reshape(16, 24)
+    grown = target.read(name, "momentum_buffer", 0, 2 * size).reshape(16, 48)
+    np.testing.assert_array_equal(grown, np.hstack([momentum, np.zeros_like(momentum)]))
+
+
 @pytest.mark.parametrize("policy", ["grow", "reset", "keep"])
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", DEEPENING)
 def test_a_grown_checkpoint_holds_what_the_workers_would_read(operator: str, policy: str, tmp_path: Path) -> None:
     folder = open_folder(tmp_path / "source")
     make_checkpoint(folder)
@@ -232,12 +251,13 @@ def test_a_grown_checkpoint_holds_what_the_workers_would_read(operator: str, pol
     source, target = Checkpoint(folder), Checkpoint(open_folder(tmp_path / "target"))
     shape = SHAPE.with_layers(TARGET)
     rules = growth_map(SHAPE, shape, operator, policy, OPTIONS.get(operator, GrowthOptions()))
+    grown = Grown(rules, source.read, SEED)
     for rule, parameter in zip(rules, parameters(shape), strict=True):
         for state in STATES:
             for start, stop in ((0, parameter.numel), (parameter.numel // 3, parameter.numel // 2)):
                 np.testing.assert_array_equal(
                     target.read(rule.target, state, start, stop),
-                    grown_slice(rule, state, start, stop, source.read, SEED),
+                    grown.slice(rule.target, state, start, stop),
                 )
     assert target.steps == grown_steps(rules, source.steps)
     assert target.manifest.model == shape
@@ -289,10 +309,10 @@ def test_a_checkpoint_is_cut_into_shards_and_fragments(tmp_path: Path, monkeypat
     drawn = {rule.target for rule in growth.rules if rule.weights == "normal"}
     for fragment in (one for shard in target.manifest.shards for one in shard.fragments):
         assert fragment.num_bytes <= 400 or (fragment.parameter in drawn)
+    grown = Grown(growth.rules, source.model.read, SEED)
     for rule in growth.rules:
-        numel = int(np.prod(rule.shape))
         np.testing.assert_array_equal(
-            target.read(rule.target, "fp32", 0, numel), grown_slice(rule, "fp32", 0, numel, source.model.read, SEED)
+            target.read(rule.target, "fp32", 0, rule.numel), grown.slice(rule.target, "fp32", 0, rule.numel)
         )
 
 
@@ -344,7 +364,7 @@ def test_explain_shows_every_layer_once_and_writes_nothing(tmp_path: Path) -> No
 def test_explain_as_json_is_the_map(tmp_path: Path) -> None:
     done = grow(make_llama(tmp_path / "source"), "--set=num_layers=4", "--explain", "--json")
     shown = json.loads(done.stdout)
-    assert shown["rules"][-1]["source"] == "lm_head.weight"
+    assert shown["rules"][-1]["sources"] == ["lm_head.weight"]
     assert len(shown["rules"]) == 9 * 4 + 3
     assert (shown["operator"], shown["source"]["num_kv_heads"], shown["target"]["num_layers"]) == ("stack", 2, 4)
     assert list(tmp_path.iterdir()) == [tmp_path / "source"]
@@ -386,8 +406,8 @@ def test_shards_are_filled_in_order() -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from raystage.grow import open_source, open_target, write
-from raystage.growth.request import GrowthRequest, plan_growth
+from raystage.grow import open_source, open_target, planned, write
+from raystage.growth.request import GrowthRequest
 from raystage.storage import open_folder
 from raystage.store import Store
 
@@ -398,7 +418,8 @@ def resident(field):
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
 before = resident("VmRSS")
 source = open_source(sys.argv[1], Store(open_folder(".raystage")))
-write(source, plan_growth(source.shape, GrowthRequest(("num_layers=8",), sys.argv[3])), open_target(sys.argv[2]))
+request = GrowthRequest(tuple(sys.argv[4:]), sys.argv[3])
+write(source, planned(source, request), open_target(sys.argv[2]))
 print(resident("VmHWM") - before)
 """
 LARGE = ModelShape("llama", 4, 1024, 16, 4, 64, 3072, 16000, 64)  # 85M parameters: 324 MiB of fp32
@@ -406,7 +427,7 @@ WITH_STATE = replace(LARGE, hidden_size=512, num_heads=8, ffn_size=1536, vocab_s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("operator", ["stack", "random"])
+@pytest.mark.parametrize("operator", ["stack", "random", "duplicate", "zero_pad"])
 @pytest.mark.parametrize("kind", ["huggingface", "checkpoint"])
 def test_growing_holds_little_of_the_model(kind: str, operator: str, tmp_path: Path) -> None:
     """About 330 MiB grown under 120 MiB above what the interpreter and its imports take."""
@@ -414,7 +435,9 @@ def test_growing_holds_little_of_the_model(kind: str, operator: str, tmp_path: P
     make(open_folder(tmp_path / "source"), LARGE if kind == "huggingface" else WITH_STATE)
     size = sum(path.stat().st_size for path in (tmp_path / "source").iterdir())
     assert size > 300 * 2**20
-    command = [sys.executable, "-c", MEASURE, tmp_path / "source", tmp_path / "target", operator]
+    wider = LARGE.hidden_size if kind == "huggingface" else WITH_STATE.hidden_size
+    sizes = ["num_layers=8"] if operator in DEEPENING else [f"hidden_size={2 * wider}"]
+    command = [sys.executable, "-c", MEASURE, tmp_path / "source", tmp_path / "target", operator, *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(f"{kind}, {operator}: {size / 2**20:.0f} MiB grown in {done.stdout.strip()} MiB")
     assert int(done.stdout) < 120
@@ -469,7 +492,7 @@ CASES = {
     "no model folder": (HF, lambda at: (at / CONFIG).unlink(), [FOUR],
                         "FOLDER: SOURCE: no manifest.json or config.json in it; expected a raystage checkpoint"),
     "another family": (HF, lambda at: change_json(at / CONFIG, model_type="gpt2"), [FOUR],
-                       "FOLDER/config.json: model_type: found 'gpt2'; expected llama"),
+                       "FOLDER: found no tensor for transformer.wte.weight and "),
     "no family": (HF, lambda at: (at / CONFIG).write_text("{}"), [FOUR],
                   "FOLDER/config.json: model_type: found nothing; expected llama"),
     "config cut": (HF, lambda at: cut(at / CONFIG, 9), [FOUR], "FOLDER/config.json: damaged ("),
@@ -489,9 +512,13 @@ CASES = {
                          "FOLDER: found no tensor for model.norm.weight; expected a whole model"),
     "a layer missing": (HF, lambda at: change_json(at / CONFIG, num_hidden_layers=3), [FOUR],
                         "FOLDER: found no tensor for model.layers.2.self_attn.q_proj.weight and 8 more; expected"),
-    "biases": (HF, lambda at: with_tensor(at / WEIGHTS, "model.layers.0.self_attn.q_proj.bias", 16), [FOUR],
-               "FOLDER: found model.layers.0.self_attn.q_proj.bias; expected a llama without biases, adapters or "
-               "quantization"),
+    "biases of one layer": (HF, lambda at: with_tensor(at / WEIGHTS, "model.layers.0.self_attn.q_proj.bias", 16),
+                            [FOUR], "FOLDER: found no tensor for model.layers.1.self_attn.q_proj.bias; expected"),
+    "adapters": (HF, lambda at: with_tensor(at / WEIGHTS, "model.layers.0.self_attn.q_proj.lora_A.weight", 2, 16),
+                 [FOUR], "FOLDER: found model.layers.0.self_attn.q_proj.lora_A.weight; expected a llama without "
+                         "adapters or quantization"),
+    "no eps": (HF, lambda at: change_json(at / CONFIG, rms_norm_eps="small"), [FOUR],
+               "FOLDER/config.json: rms_norm_eps: found 'small'; expected a small number such as 1e-6"),
     "weights cut": (HF, lambda at: cut(at / WEIGHTS, 4), [FOUR],
                     "FOLDER/model.safetensors: damaged (found 21724 bytes; expected 21728); expected safetensors"),
     "weights empty": (HF, lambda at: (at / WEIGHTS).write_bytes(b""), [FOUR], "FOLDER/model.safetensors: damaged ("),
@@ -539,11 +566,19 @@ CASES = {
     "fewer": (HF, None, ["--set=num_layers=1", "--operator=interleave"],
               "--set num_layers: found 1 layers after 2; expected at least 2"),
     "width": (HF, None, ["--set=hidden_size=32"], "--set hidden_size: found 32 after 16; stack grows num_layers only"),
+    "heads that fill no width": (HF, None, ["--set=hidden_size=18", "--operator=duplicate"],
+                                 "--set num_heads: found 4 heads for a hidden size of 18; expected a divisor of it"),
+    "trained": (HF, None, ["--set=hidden_size=32", "--operator=masked"],
+                "--operator: found masked, which needs training; expected it in a schedule, or another operator"),
+    "biases of a mixture": (HF, lambda at: [with_tensor(at / WEIGHTS, f"model.layers.{layer}.mlp.up_proj.bias", 24)
+                                            for layer in range(2)],
+                            ["--set=num_experts=2", "--operator=upcycle"],
+                            "FOLDER: found model.layers.0.mlp.up_proj.bias; expected none, for a mixtral has no such"),
     "no list": (HF, None, [FOUR, "--operator=layers"], "--layers: missing; expected a list of 4"),
     "not a list": (HF, None, [FOUR, "--operator=layers", "--layers=0,a"],
                    "--layers: found '0,a'; expected layer numbers such as 0,1,2,0,1,2"),
     "option of another": (HF, None, [FOUR, "--block=2"], "--block: found 2, but stack takes no block"),
-    "no such operator": (HF, None, [FOUR, "--operator=stac"], "'stac' is not one of 'stack'"),
+    "no such operator": (HF, None, [FOUR, "--operator=stac"], "--operator: found the operator 'stac'; expected "),
     "nothing set": (HF, None, [], "Missing option '--set'"),
 }  # fmt: skip
 

@@ -37,6 +37,17 @@ def test_states_by_hand(precision: str, zero_stage: int, weights: int, gradients
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [({"name": "adam"}, 2), ({"name": "sgd"}, 1), ({"name": "sgd", "momentum": 0}, 0)],
+    ids=["adam", "sgd", "sgd without momentum"],
+)
+def test_an_optimizer_needs_what_it_keeps(optimizer: dict, moments: int) -> None:
+    of_workers = {stage: -(-N * 4 * (moments + (stage > 0)) // (4 if stage else 1)) for stage in (0, 1)}
+    for stage, expected in of_workers.items():
+        assert estimate(SHAPE, training(zero_stage=stage, optimizer=optimizer)).optimizer_bytes == expected
+
+
+@pytest.mark.parametrize(
     ("precision", "checkpointing", "layers"),
     [
         ("bf16", False, 3 * TOKENS * 8 * 34),

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.growth.operator import GrowthOptions
+from raystage.growth.depth import GrowthOptions
 from raystage.plan import Plan, RunPlan, continues, make_plan
-from raystage.rates import rate_at, stable_end
+from raystage.plan_json import plan_json
+from raystage.rates import Rewarming, rate_at, stable_end
 from raystage.schedule import parse
 from raystage.shape import flops_per_token
 
@@ -230,3 +231,18 @@ def test_tokenizers_are_known_by_their_content(tmp_path: Path) -> None:
     data = make_plan(parse(content)).staged.stages[0].data
     assert data.tokenizer_fingerprint.startswith("sha256:")
     assert data.tokenizer == str(tmp_path / "tokenizer")
+
+
+def test_a_rewarm_is_part_of_the_growth_where_there_is_one(tmp_path: Path) -> None:
+    written = {"stages": [
+        {"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800}},
+        {"name": "wide", "model": {"num_layers": 2, "ffn_size": 32}, "until": {"tokens": 400},
+         "grow": {"operator": "rms", "rewarm": {"tokens": 200}}},
+        {"name": "deep", "model": {"num_layers": 4, "ffn_size": 32}, "until": {"tokens": 400},
+         "grow": {"operator": "identity"}},
+    ]}  # fmt: skip
+    plan = make_plan(make_schedule(tmp_path, **written))
+    assert [stage.growth and stage.growth.rewarm for stage in plan.staged.stages] == [None, Rewarming(1.3, 200), None]
+    shown = [stage["growth"] for stage in plan_json(plan)["stages"]]
+    assert shown[1] == {"operator": "rms", "optimizer_state": "grow", "rewarm": {"factor": 1.3, "tokens": 200}}
+    assert "rewarm" not in shown[2]

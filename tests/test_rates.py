@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from raystage.rates import Curve, Piece, build, rate_at, signature, stable_end
+from raystage.rates import Curve, Piece, Rewarming, build, rate_at, signature, stable_end
 
 LR = 1e-3
 
@@ -88,3 +88,19 @@ def test_a_signature_is_all_that_decides_the_rates_of_a_stretch() -> None:
     assert signature(made, 50, 150) == [["line", 0, 100, 0.0, LR], ["constant", 100, 150, LR]]
     assert signature(made, 850, 900) == [["line", 800, 1000, LR, 0.0]]
     assert signature(curve("cosine"), 500, 600) == [["cosine", 100, 1000, LR, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("factor", "rates"),
+    [
+        (1.3, {-5: 0, 0: 0, 50: 0.65, 100: 1.3, 150: 1.15, 200: 1, 1000: 1}),
+        (0.5, {50: 0.25, 100: 0.5, 150: 0.75, 200: 1, 1000: 1}),
+        (1.0, {50: 0.5, 100: 1, 150: 1, 200: 1}),
+    ],
+)
+def test_rewarming_by_hand(factor: float, rates: dict[int, float]) -> None:
+    rewarming = Rewarming(factor, 100)
+    for tokens, multiplier in rates.items():
+        assert rewarming.at(tokens) == pytest.approx(multiplier, abs=1e-15)
+    assert [rewarming.is_over(tokens) for tokens in (0, 199.5, 200, 1000)] == [False, False, True, True]
+    assert rewarming.at(200) == rewarming.at(10**9) == 1.0  # to the bit: from here on the rates are the old ones'

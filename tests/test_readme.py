@@ -16,6 +16,7 @@ from raystage.schedule import Baseline, Data, Grow, Model, Schedule, Stage, Trai
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
+OPERATOR_PAGE = (REPOSITORY / "docs/operators.md").read_text()
 BLOCKS = [block.replace("\n    ", "\n").strip() for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", README, re.M)]
 
 
@@ -25,7 +26,9 @@ def block_with(text: str) -> str:
 
 def commands() -> list[str]:
     lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report|grow)\b", line)]
+    return [
+        line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report|grow|certify)\b", line)
+    ]
 
 
 @pytest.mark.parametrize("line", commands())
@@ -71,4 +74,5 @@ def test_the_tables_name_every_key_and_operator() -> None:
         for field in section.model_fields:
             assert re.search(rf"\b{field}\b", README), f"{section.__name__}.{field}"
     for operator in OPERATORS:
-        assert f"| `{operator}` |" in README
+        assert f"`{operator}`" in README
+        assert re.search(rf"^\| `{operator}` \||^`{operator}` \(", OPERATOR_PAGE, re.M), operator

@@ -10,7 +10,7 @@ import pytest
 
 from factories import make_record, make_records, make_schedule
 from raystage.plan import make_plan
-from raystage.record import Certificate
+from raystage.record import Certificate, StageRecord
 from raystage.report import build_report, curve, markdown, measure_savings, tokens_per_parameter
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
@@ -74,8 +74,55 @@ def test_a_grown_stage_has_its_certificate(report):
         "operator": "stack",
         "optimizer_state": "grow",
         "seconds": 0.5,
-        "certificate": {"eval_loss_before": 2.0, "eval_loss_after": 2.5, "max_logit_difference": 3.0},
+        "flops": 0,
+        "certificate": {
+            "eval_loss_before": 2.0,
+            "eval_loss_after": 2.5,
+            "max_logit_difference": 3.0,
+            "mean_logit_difference": 0.5,
+            "activation_rms_ratio": [1.0, None],
+            "gradient_error": None,
+            "gradient_error_estimated": 1.25,
+            "moment_norms": {"exp_avg": {"before": 0.5, "after": 0.75}},
+            "twin_distance": 0.02,
+            "twin_steps": 12,
+            "seconds": 0.5,
+            "bytes_read": 4096,
+            "exact": False,
+        },
     }
+
+
+def test_the_page_says_what_growing_did(plan, records, report):
+    row = next(line for line in markdown(report).splitlines() if line.startswith("| full | stack |"))
+    cells = ["full", "stack", "no", "2.000", "2.500", "3 (0.5)", "1.2 (estimated)", "0.02 at 12 steps", "0.5 s"]
+    assert row == f"| {' | '.join(cells)} |"
+    first = plan.staged.stages[0]
+    assert "What growing did" not in markdown(build_report(plan, {first.key: records[first.key]}, {}))
+
+
+def test_an_exact_prediction_counts_more_than_an_estimate(plan, records):
+    stage = plan.staged.stages[1]
+    growth = records[stage.key].growth
+    both = replace(growth, certificate=replace(growth.certificate, gradient_error=1e-6, exact=True))
+    page = markdown(build_report(plan, {**records, stage.key: make_record(stage, 2.2, growth=both)}, {}))
+    assert "| 1e-06 | 0.02 at 12 steps |" in page
+
+
+def test_a_record_of_before_these_figures_is_shown_with_dashes(plan, records):
+    """Records are kept for ever: one with the three first figures alone is read and shown."""
+    stage = plan.staged.stages[1]
+    content = json.loads(json.dumps(records[stage.key].to_json()))
+    figures = ("eval_loss_before", "eval_loss_after", "max_logit_difference")
+    content["growth"]["certificate"] = {figure: content["growth"]["certificate"][figure] for figure in figures}
+    old = StageRecord.from_json(content)
+    page = markdown(build_report(plan, {**records, stage.key: old}, {}))
+    assert "| full | stack | - | 2.000 | 2.500 | 3 (-) | - | - | 0.5 s |" in page
+
+
+def test_a_record_survives_json(plan, records):
+    record = records[plan.staged.stages[1].key]
+    assert StageRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 def test_curves_are_part_of_a_row(report):
@@ -306,7 +353,7 @@ def test_the_page_has_both_tables_and_the_doubts(report):
 
 def test_every_table_row_has_as_many_cells_as_its_head(report):
     tables = [line for line in markdown(report).split("\n") if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {15, 8}
+    assert {line.count("|") for line in tables} == {15, 10, 8}
 
 
 def test_a_page_of_an_unfinished_run_shows_dashes(plan):

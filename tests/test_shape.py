@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raystage.shape import ModelShape, flops_per_token, num_params, parameters
+from raystage.shape import ModelShape, flops_per_token, heads_problem, num_body_params, num_params, parameters
 
 SHAPE = ModelShape("llama", 3, 8, 4, 2, 6, 20, 257, 16)
 EMBEDDING = 257 * 8
@@ -68,3 +68,68 @@ def test_without_layers_there_are_embedding_norm_and_head() -> None:
 def test_counting_does_not_list() -> None:
     deep = SHAPE.with_layers(10**9)
     assert num_params(deep) - num_params(SHAPE) == (10**9 - 3) * LAYER
+
+
+# --- other families -----------------------------------------------------------------------------
+
+
+def test_numbers_of_well_known_models() -> None:
+    """As their papers and cards count them: GPT-2 small 124,439,808; Mixtral 8x7B 46.70e9, of which 12.88e9 are
+    active."""
+    gpt2 = ModelShape("gpt2", 12, 768, 12, 12, 64, 3072, 50257, 1024, tied_embeddings=True)
+    assert num_params(gpt2) == 124_439_808
+    mixtral = ModelShape("mixtral", 32, 4096, 32, 8, 128, 14336, 32000, 32768, num_experts=8, experts_per_token=2)
+    assert num_params(mixtral) == 46_702_792_704
+    attention = 12 * 32 * 4096 * 32768
+    active = 12_879_925_248 - 32000 * 4096  # the embedding is looked up
+    assert flops_per_token(mixtral) == 6 * active + attention
+
+
+def test_only_the_experts_that_a_token_sees_cost_it_something() -> None:
+    shape = ModelShape("mixtral", 3, 8, 4, 2, 6, 20, 257, 16, num_experts=4, experts_per_token=2)
+    expert, router = 3 * 8 * 20, 8
+    more = replace(shape, num_experts=5)
+    assert num_params(more) - num_params(shape) == 3 * (expert + router)
+    assert flops_per_token(more) - flops_per_token(shape) == 6 * 3 * router
+    assert flops_per_token(replace(shape, experts_per_token=3)) - flops_per_token(shape) == 6 * 3 * expert
+
+
+def test_body_params_leave_out_embeddings_and_head() -> None:
+    assert num_body_params(SHAPE) == num_params(SHAPE) - 2 * EMBEDDING
+    gpt2 = ModelShape("gpt2", 2, 16, 4, 4, 4, 24, 31, 12, tied_embeddings=True)
+    assert num_body_params(gpt2) == num_params(gpt2) - (31 + 12) * 16
+
+
+def test_sizes_of_fused_axes() -> None:
+    gpt2 = ModelShape("gpt2", 1, 16, 4, 4, 4, 24, 31, 12, tied_embeddings=True)
+    listed = {parameter.name: parameter.shape for parameter in parameters(gpt2)}
+    assert listed["transformer.h.0.attn.c_attn.weight"] == (16, 48)
+    assert listed["transformer.h.0.attn.c_attn.bias"] == (48,)
+    assert listed["transformer.wpe.weight"] == (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "field", "said"),
+    [
+        (SHAPE, None, None),
+        (replace(SHAPE, num_kv_heads=3), "num_kv_heads", "found 3; expected a divisor of num_heads (4)"),
+        (
+            replace(SHAPE, num_heads=6), "num_heads",
+            "found 6 heads for a hidden size of 8; expected a divisor of it, as transformers asks of a llama",
+        ),
+        (replace(SHAPE, family="mistral", num_heads=6), None, None),
+        (
+            replace(SHAPE, family="gpt2"), "num_kv_heads",
+            "found 2 for 4 heads; expected as many, since a gpt2 has no grouped queries",
+        ),
+        (
+            replace(SHAPE, family="bert", num_kv_heads=4, head_size=4), "num_heads",
+            "found 4 heads of 4 for a hidden size of 8; expected num_heads: 2, since a bert's heads fill the hidden "
+            "size",
+        ),
+        (replace(SHAPE, family="bert", num_kv_heads=4, head_size=2), None, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_heads_that_do_not_fit(shape: ModelShape, field: str | None, said: str | None) -> None:
+    assert heads_problem(shape) == (None if field is None else (field, said))

@@ -82,6 +82,9 @@ CHANGES_ALL = [
     "training.gradient_clipping=0.5",
     "training.activation_checkpointing=true",
     "training.optimizer.name=adam",
+    "training.optimizer.name=sgd",
+    "training.optimizer={name: sgd, momentum: 0.8}",
+    "training.optimizer={name: sgd, momentum: 0}",
     "training.optimizer.lr=2e-3",
     "training.optimizer.betas=[0.9, 0.99]",
     "training.optimizer.eps=1e-6",
@@ -107,6 +110,10 @@ CHANGES_SECOND = [
     "stages[1].grow={operator: layers, layers: [0, 1, 0, 1]}",
     "stages[1].grow={operator: layers, layers: [0, 1, 1, 0]}",
     "stages[1].grow.operator=random",
+    "stages[1].grow={operator: identity, rewarm: {tokens: 64}}",
+    "stages[1].grow={operator: identity, rewarm: {tokens: 640}}",
+    "stages[1].grow={operator: identity, rewarm: {factor: 1.5, tokens: 64}}",
+    "stages[1].training.optimizer.name=sgd",
     "stages[1].grow.optimizer_state=reset",
     "stages[1].grow.optimizer_state=keep",
     "stages[1].training.optimizer.lr=2e-3",
@@ -146,6 +153,7 @@ CHANGES_NOTHING = [
     "model.num_kv_heads=4 | model.head_size=4 | model.ffn_size=64 | model.family=llama",
     "stages[1].model={num_layers: 4, hidden_size: 16}",
     "stages[1].grow.optimizer_state=grow",
+    "stages[1].grow.rewarm=null",
     "stages[1].grow={operator: stack, layers: null, block: null}",
     "baseline={budgets: [640]}",
 ]
@@ -176,6 +184,18 @@ def test_all_changes_lead_to_different_keys(folder: Path) -> None:
 def test_a_block_that_follows_anyway_changes_no_key(folder: Path) -> None:
     left_out, given = (f"stages[1].grow={{operator: middle, block: {block}}}" for block in ("null", 2))
     assert keys(folder, left_out) == keys(folder, given)
+
+
+def test_what_another_optimizer_would_use_changes_no_key_and_is_no_error(folder: Path) -> None:
+    """A stage with SGD takes Adam's betas over from the file and does not see them."""
+    sgd = "stages[1].training.optimizer.name=sgd"
+    first, second = keys(folder, sgd)
+    other_first, other_second = keys(folder, f"{sgd} | stages[1].training.optimizer.momentum=0.9")
+    assert (first, second) == (other_first, other_second)
+    plan = plan_of(folder, f"training.optimizer.betas=[0.9, 0.99] | {sgd}")
+    assert plan.staged.stages[1].training.optimizer.used() == {
+        "name": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1,
+    }  # fmt: skip
 
 
 def test_the_order_of_keys_in_the_file_does_not_matter(folder: Path) -> None:

@@ -35,7 +35,10 @@ SAVINGS = {
 TRAIN_KEYS = {"train/loss", "train/lr", "train/gradient_norm", "train/tokens_per_second"}
 STAGE_KEYS = {"stage/index", "stage/num_layers", "stage/num_params", "stage/num_workers", "stage/zero_stage"}
 RESULT_KEYS = {"stage/eval_loss", "stage/flops", "stage/seconds", "stage/tokens", "stage/steps", "stage/reused"}
-GROWTH_KEYS = {"eval_loss_before", "eval_loss_after", "loss_increase", "max_logit_difference", "seconds"}
+GROWTH_KEYS = {
+    "eval_loss_before", "eval_loss_after", "loss_increase", "max_logit_difference", "mean_logit_difference", "seconds",
+    "gradient_error_estimated", "exp_avg_norm_before", "exp_avg_norm_after", "bytes_read", "exact",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -161,6 +164,15 @@ def test_growth_stands_at_the_first_token_of_its_stage(told, plan, records):
     assert rows[0]["growth/loss_increase"] == 0.5
     assert rows[0]["growth/max_logit_difference"] == growth.certificate.max_logit_difference
     assert rows[0]["growth/seconds"] == growth.seconds
+    assert (rows[0]["growth/exp_avg_norm_before"], rows[0]["growth/exp_avg_norm_after"]) == (0.5, 0.75)
+
+
+def test_how_far_copies_have_parted_comes_when_it_is_known(told, plan, records):
+    stage = plan.staged.stages[1]
+    rows = [row for row in told["staged"].history if "growth/twin_steps" in row]
+    steps = records[stage.key].growth.certificate.twin_steps
+    assert [row["tokens"] for row in rows] == [stage.start_tokens + steps * stage.training.global_batch_tokens]
+    assert (rows[0]["growth/twin_steps"], rows[0]["growth/twin_distance"]) == (steps, 0.02)
 
 
 def test_stages_stand_at_their_first_and_last_token(told, plan, records):

@@ -22,12 +22,12 @@ from raystage.checkpoint import Checkpoint
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import NonFiniteLoss
-from raystage.growth.apply import STATES, grown_steps
-from raystage.growth.operator import growth_map, initial_map
+from raystage.growth.apply import grown_steps
+from raystage.growth.maps import growth_map, initial_map
 from raystage.handover import Entry, write_own_shard
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress, StageRecord
-from raystage.schedule import Schedule
+from raystage.schedule import Optimizer, Schedule
 from raystage.shape import parameters
 from raystage.storage import open_folder
 from raystage.store import Store
@@ -35,32 +35,53 @@ from raystage.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
 
-# (workers, zero_stage, precision). Three workers neither divide the batch nor any parameter evenly.
+
+@dataclass(frozen=True)
+class Layout:
+    workers: int
+    zero_stage: int
+    precision: str
+    optimizer: str = "adamw"
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers, ZeRO {self.zero_stage}, {self.precision}, {self.optimizer}"
+
+
+# Three workers neither divide the batch nor any parameter evenly.
 SAVED = [
-    (2, 0, "fp32"),
-    (2, 1, "fp32"),
-    (2, 2, "fp32"),
-    (2, 3, "fp32"),
-    (2, 0, "bf16"),
-    (2, 1, "bf16"),
-    (2, 3, "bf16"),
+    Layout(2, 0, "fp32"),
+    Layout(2, 1, "fp32"),
+    Layout(2, 2, "fp32"),
+    Layout(2, 3, "fp32"),
+    Layout(2, 0, "bf16"),
+    Layout(2, 1, "bf16"),
+    Layout(2, 3, "bf16"),
+    Layout(2, 0, "fp32", "sgd"),
+    Layout(2, 2, "fp32", "sgd"),
+    Layout(2, 3, "bf16", "sgd"),
 ]
 LOADED = [
-    (3, 0, "fp32"),
-    (3, 1, "fp32"),
-    (3, 2, "fp32"),
-    (3, 3, "fp32"),
-    (3, 1, "bf16"),
-    (3, 2, "bf16"),
+    Layout(3, 0, "fp32"),
+    Layout(3, 1, "fp32"),
+    Layout(3, 2, "fp32"),
+    Layout(3, 3, "fp32"),
+    Layout(3, 1, "bf16"),
+    Layout(3, 2, "bf16"),
+    Layout(3, 1, "fp32", "sgd"),
+    Layout(3, 3, "fp32", "sgd"),
+    Layout(3, 1, "bf16", "sgd"),
 ]
-REFERENCE = (2, 0, "fp32")
+PAIRS = [(source, target) for target in LOADED for source in SAVED if source.optimizer == target.optimizer]
+# What each optimizer's other layouts are compared with.
+REFERENCES = {layout.optimizer: layout for layout in SAVED if (layout.zero_stage, layout.precision) == (0, "fp32")}
+REFERENCE = REFERENCES["adamw"]
 # Trained like SAVED, with something more in the schedule: it must change nothing.
 VARIANTS = {
-    "activation checkpointing": ((2, 1, "fp32"), {"activation_checkpointing": True}),
-    "activation checkpointing under ZeRO 3": ((2, 3, "fp32"), {"activation_checkpointing": True}),
-    "one sequence at a time": ((2, 2, "fp32"), {"micro_batch_size": 1}),
+    "activation checkpointing": (Layout(2, 1, "fp32"), {"activation_checkpointing": True}),
+    "activation checkpointing under ZeRO 3": (Layout(2, 3, "fp32"), {"activation_checkpointing": True}),
+    "one sequence at a time": (Layout(2, 2, "fp32"), {"micro_batch_size": 1}),
     "options of DeepSpeed": (
-        (2, 3, "fp32"),
+        Layout(2, 3, "fp32"),
         {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0, "sub_group_size": 1000}}},
     ),
 }
@@ -74,17 +95,12 @@ class Trained:
     eval_loss: float
 
 
-def label(layout: tuple[int, int, str]) -> str:
-    return f"{layout[0]} workers, ZeRO {layout[1]}, {layout[2]}"
-
-
-def stage_in(schedule: Schedule, layout: tuple[int, int, str], changes: dict | None = None) -> StagePlan:
+def stage_in(schedule: Schedule, layout: Layout, changes: dict | None = None) -> StagePlan:
     """The schedule's first stage in another layout, under a key that says which."""
-    workers, zero_stage, precision = layout
     stage = make_plan(schedule).staged.stages[0]
-    update = {"workers": workers, "zero_stage": zero_stage, "precision": precision, "micro_batch_size": 2}
+    update = {**vars(layout), "optimizer": Optimizer(name=layout.optimizer), "micro_batch_size": 2}
     training = stage.training.model_copy(update={**update, **(changes or {})})
-    return replace(stage, training=training, key=f"{workers}-{zero_stage}-{precision}")
+    return replace(stage, training=training, key=str(layout))
 
 
 def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Trained]:
@@ -93,7 +109,7 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
     results = []
     for layout, changes in layouts:
         stage = stage_in(schedule, layout, changes)
-        entry = Entry(initial_map(stage.shape, 0.02), None, resumed=False)
+        entry = Entry(initial_map(stage.shape), None, resumed=False)
         engine = _entered(stage, entry)
         reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
         count = stage.training.global_batch_tokens // stage.shape.context_length
@@ -109,19 +125,18 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
     return results
 
 
-def load_and_save(schedule: Schedule, sources: list, targets: list, store: str) -> list[float]:
-    """Every source layout's checkpoint loaded into every target layout and saved again from there."""
+def load_and_save(schedule: Schedule, pairs: list[tuple[Layout, Layout]], store: str) -> list[float]:
+    """Every source layout's checkpoint loaded into its target layouts and saved again from there."""
     _connect()
     losses = []
-    for target in targets:
-        for source in sources:
-            stage = stage_in(schedule, target)
-            opened = Checkpoint(open_folder(store) / label(source))
-            rules = growth_map(stage.shape, stage.shape, "identity", "grow")
-            engine = _entered(stage, Entry(rules, opened, resumed=False))
-            losses.append(engine.evaluate(worker.evaluation_set(stage)))
-            _save(engine, replace(stage, key="copy"), store, f"{label(source)} -> {label(target)}")
-            engine.destroy()
+    for source, target in pairs:
+        stage = stage_in(schedule, target)
+        opened = Checkpoint(open_folder(store) / str(source))
+        rules = growth_map(stage.shape, stage.shape, "identity", "grow")
+        engine = _entered(stage, Entry(rules, opened, resumed=False))
+        losses.append(engine.evaluate(worker.evaluation_set(stage)))
+        _save(engine, stage, store, f"{source} -> {target}")
+        engine.destroy()
     return losses
 
 
@@ -137,8 +152,7 @@ def _entered(stage: StagePlan, entry: Entry) -> StageEngine:
 
 
 def _save(engine: StageEngine, stage: StagePlan, store: str, name: str | None = None) -> None:
-    layout = (stage.training.workers, stage.training.zero_stage, stage.training.precision)
-    folder = open_folder(store) / (name or label(layout))
+    folder = open_folder(store) / (name or stage.key)
     shard, steps = write_own_shard(engine, folder)
     shards, all_steps = handover.gathered(shard), handover.gathered(steps)
     if engine.rank == 0:
@@ -161,48 +175,47 @@ def rounds(schedule: Schedule, tmp_path_factory: pytest.TempPathFactory) -> dict
     found: dict = {"store": store, "trained": {}}
     for world in (2, 3):
         named = {layout: (layout, None) for layout in SAVED + LOADED} | VARIANTS
-        mine = {name: layout for name, layout in named.items() if layout[0][0] == world}
+        mine = {name: layout for name, layout in named.items() if layout[0].workers == world}
         results = run_workers(world, train_and_save, schedule, list(mine.values()), store, folder=folder)[0]
         found["trained"] |= dict(zip(mine, results, strict=True))
-    losses = run_workers(3, load_and_save, schedule, SAVED, LOADED, store, folder=folder)[0]
-    pairs = [(source, target) for target in LOADED for source in SAVED]
-    return found | dict(zip(pairs, losses, strict=True))
+    losses = run_workers(3, load_and_save, schedule, PAIRS, store, folder=folder)[0]
+    return found | dict(zip(PAIRS, losses, strict=True))
 
 
 def states_of(store: str, name: str, schedule: Schedule) -> dict[tuple[str, str], np.ndarray]:
     opened = Checkpoint(open_folder(store) / name)
     shape = make_plan(schedule).staged.stages[0].shape
-    return {(p.name, state): opened.read(p.name, state, 0, p.numel) for p in parameters(shape) for state in STATES}
+    return {
+        (p.name, state): opened.read(p.name, state, 0, p.numel) for p in parameters(shape) for state in opened.states
+    }
 
 
-@pytest.mark.parametrize("target", LOADED, ids=label)
-@pytest.mark.parametrize("source", SAVED, ids=label)
+@pytest.mark.parametrize(("source", "target"), PAIRS, ids=str)
 def test_any_layout_loads_into_any_other_bit_for_bit(
-    rounds: dict, schedule: Schedule, source: tuple, target: tuple
+    rounds: dict, schedule: Schedule, source: Layout, target: Layout
 ) -> None:
-    before = states_of(rounds["store"], label(source), schedule)
-    after = states_of(rounds["store"], f"{label(source)} -> {label(target)}", schedule)
+    before = states_of(rounds["store"], str(source), schedule)
+    after = states_of(rounds["store"], f"{source} -> {target}", schedule)
+    moments = {"adamw": {"exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}[source.optimizer]
+    assert {state for _, state in before} == {"fp32", *moments}
+    assert all(values.any() for (_, state), values in before.items() if state in moments)
     for key, values in before.items():
         np.testing.assert_array_equal(after[key], values, err_msg=str(key))
-    steps = [
-        Checkpoint(open_folder(rounds["store"]) / name).steps
-        for name in (label(source), f"{label(source)} -> {label(target)}")
-    ]
+    steps = [Checkpoint(open_folder(rounds["store"]) / name).steps for name in (str(source), f"{source} -> {target}")]
     assert steps[0] == steps[1] == dict.fromkeys(steps[0], 2)
 
 
-@pytest.mark.parametrize("target", LOADED, ids=label)
-@pytest.mark.parametrize("source", SAVED, ids=label)
-def test_the_loaded_model_computes_what_the_saved_one_did(rounds: dict, source: tuple, target: tuple) -> None:
+@pytest.mark.parametrize(("source", "target"), PAIRS, ids=str)
+def test_the_loaded_model_computes_what_the_saved_one_did(rounds: dict, source: Layout, target: Layout) -> None:
     """Weights the model computes with follow from the loaded ones: the small kept-whole ones of ZeRO 3 too."""
-    tolerance = 1e-6 if source[2] == target[2] == "fp32" else 2e-3
+    tolerance = 1e-6 if source.precision == target.precision == "fp32" else 2e-3
     assert rounds[source, target] == pytest.approx(rounds["trained"][source].eval_loss, rel=tolerance)
 
 
-@pytest.mark.parametrize("layout", [layout for layout in SAVED + LOADED if layout[2] == "fp32"], ids=label)
-def test_every_layout_trains_alike(rounds: dict, layout: tuple) -> None:
+@pytest.mark.parametrize("layout", [layout for layout in SAVED + LOADED if layout.precision == "fp32"], ids=str)
+def test_every_layout_trains_alike(rounds: dict, layout: Layout) -> None:
     """10 sequences over 2 or 3 workers, in micro batches of 2: the same losses, the same model."""
-    reference, found = rounds["trained"][REFERENCE], rounds["trained"][layout]
+    reference, found = rounds["trained"][REFERENCES[layout.optimizer]], rounds["trained"][layout]
     assert found.losses == pytest.approx(reference.losses, rel=1e-6)
     assert found.eval_loss == pytest.approx(reference.eval_loss, rel=1e-6)
 
@@ -214,9 +227,9 @@ def test_what_saves_memory_or_time_changes_nothing(rounds: dict, variant: str) -
     assert found.eval_loss == pytest.approx(reference.eval_loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", [layout for layout in SAVED + LOADED if layout[2] == "bf16"], ids=label)
-def test_bf16_trains_close_to_fp32(rounds: dict, layout: tuple) -> None:
-    reference, found = rounds["trained"][REFERENCE], rounds["trained"][layout]
+@pytest.mark.parametrize("layout", [layout for layout in SAVED + LOADED if layout.precision == "bf16"], ids=str)
+def test_bf16_trains_close_to_fp32(rounds: dict, layout: Layout) -> None:
+    reference, found = rounds["trained"][REFERENCES[layout.optimizer]], rounds["trained"][layout]
     assert found.losses == pytest.approx(reference.losses, rel=5e-3)
     assert found.losses[1] < found.losses[0]
 

@@ -13,36 +13,166 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from raystage.growth.operator import GrowthMap, Rule
+from raystage.growth.maps import GrowthMap, Rule
+from raystage.growth.units import FRESH, MEAN, ZERO
 
-# (parameter, state, start, stop) -> float32 of the flat slice [start, stop)
+# (parameter, state, start, stop) -> the flat slice [start, stop), of floats
 Read = Callable[[str, str, int, int], np.ndarray]
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 # A gradient that scales by s takes first-order state with s and second-order state with s squared.
-_ORDER = {"exp_avg": 1, "exp_avg_sq": 2}
+_ORDER = {"gradient": 1, "exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1}
+
+# New weights are drawn in stretches of this many, each from a generator of its own, so that a slice costs no more
+# than itself.
+_STRETCH = 2**16
+# Elements that are mapped at a time.
+_PIECE = 2**20
 
 
-def grown_slice(rule: Rule, state: str, start: int, stop: int, read: Read, seed: int) -> np.ndarray:
-    """The flat slice [start, stop) of `state` of the target parameter: float32 of shape (stop - start,).
+class Grown:
+    """A grown model, of which any slice can be had. `read` reads the source; new weights are drawn by `seed`."""
 
-    Growing whole and growing by slices give the same bits.
-    """
-    if state == "fp32":
-        return _weights(rule, start, stop, read, seed)
+    def __init__(self, rules: GrowthMap, read: Read, seed: int) -> None:
+        self.rules = {rule.target: rule for rule in rules}
+        self._read, self._seed = read, seed
+        self._means: dict[tuple, np.ndarray] = {}
+
+    def slice(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
+        """The flat slice [start, stop) of `state` of a target parameter: (stop - start,), as floats of the source's
+        type. Growing whole and growing by slices give the same bits."""
+        rule = self.rules[parameter]
+        if state == "fp32":
+            return self._weights(rule, start, stop)
+        if rule.moments == "zeros":
+            return np.zeros(stop - start, dtype=np.float32)
+        if not rule.axes:
+            return self._from(rule, rule.sources, state, start, stop)
+        return _in_pieces(lambda first, last: self._moments(rule, state, first, last), start, stop)
+
+    def predicted_gradient(self, parameter: str, start: int, stop: int) -> np.ndarray:
+        """The gradient that the source's (its state "gradient") foretells, exactly or as an estimate (as the rule
+        says); NaN where it foretells none."""
+        rule = self.rules[parameter]
+        if rule.gradient == "none":
+            return np.full(stop - start, np.nan, dtype=np.float32)
+        if not rule.axes:
+            return self._from(rule, rule.sources, "gradient", start, stop)
+        values = self._mapped(rule, "gradient", start, stop)
+        foretold = _over_axes(rule, "indices", start, stop, np.minimum) >= 0
+        return np.where(foretold, values, values.dtype.type(np.nan))
+
+    def _weights(self, rule: Rule, start: int, stop: int) -> np.ndarray:
+        match rule.weights:
+            case "copy":
+                return self._from(rule, rule.sources, "fp32", start, stop)
+            case "mapped":
+                return _in_pieces(lambda first, last: self._mapped_weights(rule, first, last), start, stop)
+            case "zeros":
+                return np.zeros(stop - start, dtype=np.float32)
+            case _:
+                return drawn(rule, start, stop, self._seed)
+
+    def _mapped_weights(self, rule: Rule, start: int, stop: int) -> np.ndarray:
+        values = self._mapped(rule, "fp32", start, stop)
+        if all(axis.indices.min() >= 0 for axis in rule.axes):
+            return values
+        fresh = _over_axes(rule, "indices", start, stop, _fresh_over_mean) == FRESH
+        if fresh.any():
+            values = np.where(fresh, drawn(rule, start, stop, self._seed).astype(values.dtype), values)
+        return np.where(_over_axes(rule, "indices", start, stop, np.minimum) == ZERO, values.dtype.type(0), values)
+
+    def _moments(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
+        values = self._mapped(rule, state, start, stop)
+        kept = _over_axes(rule, "keeps", start, stop, np.logical_and)
+        return np.where(kept, values, values.dtype.type(0))
+
+    def _mapped(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
+        """The source's elements in their places, times the factors of all axes; means where an axis asks for one.
+
+        What is drawn, zero or not kept stands here as whatever it is: those who call put it right.
+        """
+        rows, cut = _rows_of(rule, start, stop)
+        columns = rule.axes[-1].indices
+        values = _columns(self._rows(rule, rule.sources, state, rows), columns)
+        if rule.beyond and state == "fp32":
+            beyond = _over_axes(rule, "from_beyond", rows.start * len(columns), rows.stop * len(columns), np.logical_or)
+            following = _columns(self._rows(rule, rule.beyond, state, rows), columns)
+            values = np.where(beyond.reshape(values.shape), following, values)
+        values = values * _factors(rule, state, rows).astype(values.dtype)
+        return values.reshape(-1)[cut]
+
+    def _rows(self, rule: Rule, sources: tuple[str, ...], state: str, rows: range) -> np.ndarray:
+        """For each of the target's `rows` (all axes but the last) the source's whole row: (rows, source's last)."""
+        origins = row_origins(rule, rows)
+        width = rule.source_shape[-1]
+        block: np.ndarray | None = None
+        for at, count, origin in _runs(origins):
+            if origin >= 0:
+                part = self._from(rule, sources, state, origin * width, (origin + count) * width)
+            elif origin == MEAN:
+                part = self._mean_rows(rule, sources, state, rows[at])
+            else:
+                continue
+            if block is None:
+                block = np.zeros((len(rows), width), dtype=part.dtype)
+            block[at : at + count] = part.reshape(-1, width)
+        return np.zeros((len(rows), width), dtype=np.float32) if block is None else block
+
+    def _mean_rows(self, rule: Rule, sources: tuple[str, ...], state: str, row: int) -> np.ndarray:
+        """The mean of the source's rows along the axes that ask for it, for one target row."""
+        *lead, _ = rule.axes
+        place = np.unravel_index(row, rule.shape[:-1])
+        wanted = tuple(int(axis.indices[i]) for axis, i in zip(lead, place, strict=True))
+        key = (sources, state, wanted)
+        if key not in self._means:
+            spans = [range(axis.source) if i == MEAN else range(i, i + 1) for axis, i in zip(lead, wanted, strict=True)]
+            sizes = [axis.source for axis in lead]
+            picked = np.ravel_multi_index(np.ix_(*spans), sizes).reshape(-1)
+            self._means[key] = self._mean_of(rule, sources, state, picked)
+        return self._means[key]
+
+    def _mean_of(self, rule: Rule, sources: tuple[str, ...], state: str, rows: np.ndarray) -> np.ndarray:
+        width = rule.source_shape[-1]
+        step = max(1, _STRETCH // width)
+        total, dtype = np.zeros(width), np.dtype(np.float32)
+        for _, count, origin in _runs(rows):
+            for first in range(origin, origin + count, step):
+                last = min(first + step, origin + count)
+                part = self._from(rule, sources, state, first * width, last * width)
+                total, dtype = total + part.reshape(-1, width).sum(axis=0, dtype=np.float64), part.dtype
+        return (total / len(rows)).astype(dtype)
+
+    def _from(self, rule: Rule, sources: tuple[str, ...], state: str, start: int, stop: int) -> np.ndarray:
+        """The flat slice [start, stop) of the sources laid end to end."""
+        if len(sources) == 1:
+            return self._read(sources[0], state, start, stop)
+        size = math.prod(rule.source_shape) // len(sources)
+        parts = [
+            self._read(name, state, max(start - at, 0), min(stop - at, size))
+            for at, name in zip(range(0, size * len(sources), size), sources, strict=True)
+            if start < at + size and stop > at
+        ]
+        return np.concatenate(parts)
+
+
+def row_origins(rule: Rule, rows: range) -> np.ndarray:
+    """The source row of each target row (all axes but the last), or the least of what its axes say instead."""
+    origins, least = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    for axis, place in zip(rule.axes[:-1], _places(rule, rows), strict=True):
+        index = axis.indices[place]
+        origins = origins * axis.source + np.maximum(index, 0)
+        least = np.minimum(least, index)
+    return np.where(least < 0, least, origins)
+
+
+def is_new(rule: Rule, start: int, stop: int) -> np.ndarray:
+    """Of the flat slice [start, stop) of a target parameter, which elements start without optimizer state: bool."""
     if rule.moments == "zeros":
-        return np.zeros(stop - start, dtype=np.float32)
-    values = read(rule.source, state, start, stop)
-    factor = rule.gradient_factor ** _ORDER[state]
-    return values if factor == 1.0 else values * np.float32(factor)
-
-
-def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
-    """The target parameter as slices of at most `most` elements; whole where each would draw all of it anew."""
-    numel = math.prod(rule.shape)
-    step = numel if rule.weights == "normal" else most
-    for start in range(0, numel, step):
-        yield start, min(numel, start + step)
+        return np.ones(stop - start, dtype=bool)
+    if not rule.axes:
+        return np.zeros(stop - start, dtype=bool)
+    return ~_over_axes(rule, "keeps", start, stop, np.logical_and)
 
 
 def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int]:
@@ -50,20 +180,89 @@ def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int
     return {rule.target: source_steps[rule.source] if rule.moments == "copy" else 0 for rule in rules}
 
 
-def _weights(rule: Rule, start: int, stop: int, read: Read, seed: int) -> np.ndarray:
-    match rule.weights:
-        case "copy":
-            return read(rule.source, "fp32", start, stop)
-        case "ones":
-            return np.ones(stop - start, dtype=np.float32)
-        case "normal":
-            return _normal(rule, seed)[start:stop]
-        case _:
-            return np.zeros(stop - start, dtype=np.float32)
+def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
+    """The target parameter as slices of at most `most` elements, of whole rows where these are shorter."""
+    row = rule.shape[-1] if rule.shape else 1
+    step = most // row * row or most
+    for start in range(0, rule.numel, step):
+        yield start, min(rule.numel, start + step)
 
 
-def _normal(rule: Rule, seed: int) -> np.ndarray:
-    """The whole parameter from a generator of its own: a slice never depends on who asks for it."""
-    digest = hashlib.sha256(f"{seed}/{rule.target}".encode()).digest()
+def drawn(rule: Rule, start: int, stop: int, seed: int) -> np.ndarray:
+    """The slice [start, stop) of the parameter as its family draws it: fixed by (seed, name), whoever asks."""
+    if rule.init != "normal":
+        return np.full(stop - start, 1.0 if rule.init == "ones" else 0.0, dtype=np.float32)
+    first = start // _STRETCH
+    parts = [_stretch(rule, number, seed) for number in range(first, -(-stop // _STRETCH))]
+    return np.concatenate([*parts, np.empty(0, np.float32)])[start - first * _STRETCH : stop - first * _STRETCH]
+
+
+def _stretch(rule: Rule, number: int, seed: int) -> np.ndarray:
+    digest = hashlib.sha256(f"{seed}/{rule.target}/{number}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(rule.shape).normal_(0.0, rule.std, generator=generator).flatten().numpy()
+    return torch.empty(_STRETCH).normal_(0.0, rule.std, generator=generator).numpy()
+
+
+def _in_pieces(compute: Callable[[int, int], np.ndarray], start: int, stop: int) -> np.ndarray:
+    """`compute` over [start, stop) a piece at a time: what it needs on the way is larger than what it gives."""
+    if stop - start <= _PIECE:
+        return compute(start, stop)
+    return np.concatenate([compute(first, min(first + _PIECE, stop)) for first in range(start, stop, _PIECE)])
+
+
+def _rows_of(rule: Rule, start: int, stop: int) -> tuple[range, slice]:
+    """The rows (all axes but the last) that a flat slice touches, and where in them it lies."""
+    width = len(rule.axes[-1].index)
+    rows = range(start // width, -(-stop // width))
+    return rows, slice(start - rows.start * width, stop - rows.start * width)
+
+
+def _places(rule: Rule, rows: range) -> tuple[np.ndarray, ...]:
+    """The indices of rows along every axis but the last."""
+    return np.unravel_index(np.arange(rows.start, rows.stop), rule.shape[:-1]) if len(rule.axes) > 1 else ()
+
+
+def _over_axes(rule: Rule, what: str, start: int, stop: int, combine: Callable) -> np.ndarray:
+    """An attribute of the axes, combined, for every element of a flat slice."""
+    rows, cut = _rows_of(rule, start, stop)
+    *lead, last = rule.axes
+    result = np.broadcast_to(getattr(last, what), (len(rows), len(last.index)))
+    for axis, place in zip(lead, _places(rule, rows), strict=True):
+        result = combine(result, getattr(axis, what)[place][:, None])
+    return result.reshape(-1)[cut]
+
+
+def _factors(rule: Rule, state: str, rows: range) -> np.ndarray:
+    """What the elements of rows are multiplied by: (rows, columns), or what broadcasts to it."""
+    what, order = ("values", 1) if state == "fp32" else ("gradients", _ORDER[state])
+    *lead, last = rule.axes
+    factors = getattr(last, what)[None, :] ** order
+    for axis, place in zip(lead, _places(rule, rows), strict=True):
+        factors = factors * getattr(axis, what)[place][:, None] ** order
+    return factors
+
+
+def _columns(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """A block's columns in the order of `columns`; where these ask for the mean, the mean of all."""
+    if len(columns) == block.shape[1] and (columns == np.arange(len(columns))).all():
+        return block
+    taken = block[:, np.maximum(columns, 0)]
+    mean = columns == MEAN
+    if mean.any():
+        taken[:, mean] = block.mean(axis=1, dtype=np.float64).astype(block.dtype)[:, None]
+    return taken
+
+
+def _fresh_over_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """FRESH where either says so; else the lesser."""
+    return np.where((one == FRESH) | (other == FRESH), FRESH, np.minimum(one, other))
+
+
+def _runs(origins: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(place, count, origin) of stretches of rows that follow each other in the source; each other row alone."""
+    if not len(origins):  # of an empty slice at a row's edge
+        return
+    breaks = np.flatnonzero((origins[1:] != origins[:-1] + 1) | (origins[1:] <= 0)) + 1
+    starts = [0, *breaks.tolist()]
+    for at, end in zip(starts, [*starts[1:], len(origins)], strict=True):
+        yield at, end - at, int(origins[at])

@@ -1,8 +1,73 @@
-"""Depth: from how many layers to how many, as lists of source layers."""
+"""Depth: where each layer of a deeper model comes from."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from raystage.units import shown
+
+
+@dataclass(frozen=True)
+class LayerOrigin:
+    """Where layer `i` of the target comes from; source None: from nowhere, it is freshly initialised.
+
+    A `new` layer starts with an optimizer state of its own, zeros; `silenced` means that its projections onto the
+    residual stream start at zero.
+    """
+
+    source: int | None
+    new: bool = False
+    silenced: bool = False
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """What an operator may be told besides the sizes; None where it is not.
+
+    layers: the source layer of every target layer. block: how many layers are repeated as one. grow_tokens: the
+    tokens over which a mask opens. fit_steps: the steps for which a map is fitted.
+    """
+
+    layers: tuple[int, ...] | None = None
+    block: int | None = None
+    grow_tokens: int | None = None
+    fit_steps: int | None = None
+
+    def given(self) -> dict[str, object]:
+        """The options that are given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+NO_OPTIONS = GrowthOptions()
+FIT_STEPS = 100
+
+# A field of the target's shape, an option's name or "operator", and what is wrong with it (found and expected).
+Refusal = tuple[str, str]
+
+
+def _as_given(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
+    return options
+
+
+@dataclass(frozen=True)
+class DepthOperator:
+    """A way to grow depth.
+
+    layers(l, L, options): the L layer origins of the target, from l source layers; options are complete.
+    refuse(l, L, options): why it cannot grow l to L layers, or None.
+    complete(l, L, options): the options with what follows where one is not given.
+    fewest: the fewest source layers it can add layers to.
+    """
+
+    layers: Callable[[int, int, GrowthOptions], tuple[LayerOrigin, ...]]
+    refuse: Callable[[int, int, GrowthOptions], Refusal | None]
+    complete: Callable[[int, int, GrowthOptions], GrowthOptions] = _as_given
+    fewest: int = 1
+
+
+# --- lists of source layers ---------------------------------------------------------------------
 
 
 def stack(sources: int, targets: int) -> tuple[int, ...]:
@@ -42,3 +107,125 @@ def last(sources: int, targets: int) -> tuple[int, ...]:
 def first(sources: int, targets: int) -> tuple[int, ...]:
     """The first `L - l` layers, at most all of them, then all: 4 -> 6 is 0 1 0 1 2 3. The mirror image of `last`."""
     return (*range(targets - sources), *range(sources))
+
+
+# --- origins ------------------------------------------------------------------------------------
+
+
+def _copies(sources: tuple[int, ...]) -> tuple[LayerOrigin, ...]:
+    return tuple(LayerOrigin(source) for source in sources)
+
+
+def _stack(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(stack(sources, targets))
+
+
+def _interleave(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(interleave(sources, targets))
+
+
+def _middle(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(middle(sources, targets, options.block))
+
+
+def _last(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(last(sources, targets))
+
+
+def _first(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(first(sources, targets))
+
+
+def _layers(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    return _copies(options.layers)
+
+
+def _random(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    """The source's layers in their order at the bottom, where they were trained, and the new ones on top of them."""
+    return (*_copies(tuple(range(sources))), *(LayerOrigin(None, new=True) for _ in range(targets - sources)))
+
+
+def _identity(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
+    """The listed order, or the interleaved: of each source layer the first is kept, the others are silenced."""
+    origins, kept = [], set()
+    for source in interleave(sources, targets) if options.layers is None else options.layers:
+        origins.append(LayerOrigin(source, new=source in kept, silenced=source in kept))
+        kept.add(source)
+    return tuple(origins)
+
+
+def _with_block(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
+    return options if options.block else replace(options, block=middle_block(sources, targets))
+
+
+def _with_fit_steps(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
+    return options if options.fit_steps else replace(options, fit_steps=FIT_STEPS)
+
+
+def _not_fewer(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    if targets >= sources:
+        return None
+    return "num_layers", f"found {targets} layers after {sources}; expected at least {sources}"
+
+
+def _multiple(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    if targets == sources or (targets > sources and targets % sources == 0):
+        return None
+    fitting = ", ".join(str(sources * factor) for factor in (1, 2, 3, 4))
+    return "num_layers", f"found {targets} layers after {sources}; expected a multiple to stack ({fitting}, ...)"
+
+
+def _at_most_twofold(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    if sources <= targets <= 2 * sources:
+        return None
+    return "num_layers", f"found {targets} layers after {sources}; expected {sources} to {2 * sources}"
+
+
+def _whole_blocks(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    added, block = targets - sources, options.block
+    if added < 0 or block is None:
+        return _not_fewer(sources, targets, options)
+    if block > sources:
+        return "block", f"found {block}; expected at most the source's {sources} layers"
+    if added % block:
+        return "block", f"found {block}, which does not divide the {added} new layers; expected a divisor of {added}"
+    return None
+
+
+def _listed(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    layers, there = options.layers, f"the source's layers (0 to {sources - 1})"
+    if layers is None:
+        return "layers", f"missing; expected a list of {targets} of {there}"
+    if len(layers) != targets:
+        return "layers", f"found a list of {len(layers)}; expected {targets} entries, one for each of num_layers"
+    for layer in layers:
+        if not 0 <= layer < sources:
+            return "layers", f"found {layer}; expected {there}"
+    return None
+
+
+def _kept_in_order(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
+    """Of a list, the first occurrences are the old model: all of its layers, in their order."""
+    wrong = _not_fewer(sources, targets, options)
+    if wrong or options.layers is None:
+        return wrong
+    wrong = _listed(sources, targets, options)
+    firsts = tuple(dict.fromkeys(options.layers))
+    if wrong or firsts == tuple(range(sources)):
+        return wrong
+    found = f"found layers that first come in the order {shown(list(firsts))}"
+    return "layers", f"{found}; expected all of 0 to {sources - 1} in theirs, since the first of each is the kept one"
+
+
+DEPTH_OPERATORS = {
+    "stack": DepthOperator(_stack, _multiple),
+    "interleave": DepthOperator(_interleave, _not_fewer),
+    "middle": DepthOperator(_middle, _whole_blocks, complete=_with_block),
+    "last": DepthOperator(_last, _at_most_twofold),
+    "first": DepthOperator(_first, _at_most_twofold),
+    "layers": DepthOperator(_layers, _listed),
+    "random": DepthOperator(_random, _not_fewer, fewest=0),
+    "identity": DepthOperator(_identity, _kept_in_order),
+    "masked": DepthOperator(_random, _not_fewer, fewest=0),
+    "learned": DepthOperator(_interleave, _not_fewer, complete=_with_fit_steps),
+}

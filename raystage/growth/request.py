@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.growth.explain import layer_sources
-from raystage.growth.operator import (
-    NO_OPTIONS,
-    OPERATORS,
-    GrowthMap,
-    GrowthOptions,
-    complete_options,
-    growth_map,
-    refusal,
-)
-from raystage.shape import ModelShape
-from raystage.units import parse_bool, parse_count, shown
+from raystage.families import FAMILIES, Family
+from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
+from raystage.growth.exact import is_exact, with_norm_eps
+from raystage.growth.maps import GrowthMap, growth_map
+from raystage.growth.operator import complete_options, is_trained, layer_origins, operators_of
+from raystage.growth.refusal import refusal
+from raystage.growth.units import AxisMap
+from raystage.shape import ModelShape, Parameter, parameters
+from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000
 
@@ -36,12 +33,25 @@ class GrowthRequest:
 
 @dataclass(frozen=True)
 class Growth:
-    """A growth that can be carried out; `request` with its options complete."""
+    """A growth that can be carried out; `request` with its options complete.
+
+    families: the tables of source and target, where they are not the registered ones.
+    """
 
     source: ModelShape
     target: ModelShape
     request: GrowthRequest
     rules: GrowthMap
+    families: tuple[Family | None, Family | None] = (None, None)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The target's, one for each rule."""
+        return parameters(self.target, self.families[1])
+
+    @property
+    def num_params(self) -> int:
+        return sum(rule.numel for rule in self.rules)
 
     def to_json(self) -> dict[str, Any]:
         """The map as `raystage grow --explain --json` prints it."""
@@ -49,37 +59,82 @@ class Growth:
             "source": asdict(self.source),
             "target": asdict(self.target),
             **self.how(),
-            "rules": [asdict(rule) for rule in self.rules],
+            **rules_json(self.rules),
         }
 
     def how(self) -> dict[str, Any]:
         """The operator, its options and the policy; exact: the grown model computes the same function."""
-        unchanged = layer_sources(self.source, self.target, self.rules) == tuple(range(self.source.num_layers))
+        request = self.request
         return {
-            "operator": self.request.operator,
-            **self.request.options.given(),
-            "optimizer_state": self.request.optimizer_state,
-            "exact": OPERATORS[self.request.operator].exact or unchanged,
+            "operator": request.operator,
+            **request.options.given(),
+            "optimizer_state": request.optimizer_state,
+            "exact": is_exact(self.source, self.target, request.operator, request.options),
         }
 
 
-def plan_growth(source: ModelShape, request: GrowthRequest) -> Growth:
-    """The growth map for what is asked. Raises InputError, naming the option that is wrong."""
-    target = _target_shape(source, request.overrides)
+def rules_json(rules: GrowthMap) -> dict[str, Any]:
+    """Rules and, by number, the axis maps that they share."""
+    numbers: dict[AxisMap, int] = {}
+    by_id = {id(axis): axis for rule in rules for axis in rule.axes}  # equal ones are mostly one and the same
+    number_of = {key: numbers.setdefault(axis, len(numbers)) for key, axis in by_id.items()}
+    return {
+        "axis_maps": [{**asdict(axis), "index": list(axis.index)} for axis in numbers],
+        "rules": [
+            {**asdict(replace(rule, axes=())), "axes": [number_of[id(axis)] for axis in rule.axes]} for rule in rules
+        ],
+    }
+
+
+def plan_growth(
+    source: ModelShape, request: GrowthRequest, families: Callable[[ModelShape], tuple[Family, Family]] | None = None
+) -> Growth:
+    """The growth map for what is asked. Raises InputError, naming the option that is wrong.
+
+    families: the tables of source and target where they are not the registered ones, for a target's shape.
+    """
+    target = _target_shape(source, request)
+    if is_trained(request.operator):
+        found = f"found {request.operator}, which needs training; expected it in a schedule"
+        raise InputError(f"{found}, or another operator", key="--operator")
+    _check_has_table(source, target)
     found = refusal(source, target, request.operator, request.options)
     if found:
         field, problem = found
         raise InputError(problem, key=f"--set {field}" if hasattr(target, field) else f"--{field}")
     options = complete_options(source, target, request.operator, request.options)
-    rules = growth_map(source, target, request.operator, request.optimizer_state, request.options)
-    return Growth(source, target, replace(request, options=options), rules)
+    _check_are_copies(source, layer_origins(source, target, request.operator, options), request.operator)
+    tables = families(target) if families else None
+    rules = growth_map(source, target, request.operator, request.optimizer_state, request.options, tables)
+    return Growth(source, target, replace(request, options=options), rules, tables or (None, None))
 
 
-def _target_shape(source: ModelShape, overrides: Sequence[str]) -> ModelShape:
-    """The source's shape with KEY=VALUE set in it."""
+_NEEDS_TABLE = "--family FILE with a table of it (see docs/families.md)"
+
+
+def _check_has_table(source: ModelShape, target: ModelShape) -> None:
+    """Without a table a model grows in depth alone."""
+    if source.family in FAMILIES:
+        return
+    for field in (one.name for one in fields(ModelShape)):
+        if field != "num_layers" and getattr(source, field) != getattr(target, field):
+            found = f"found no table for the model_type {shown(source.family)}, whose depth alone can grow"
+            raise InputError(f"{found}; expected num_layers, or {_NEEDS_TABLE}", key=f"--set {field}")
+
+
+def _check_are_copies(source: ModelShape, origins: tuple[LayerOrigin, ...], operator: str) -> None:
+    """Without a table nothing can be made but copies: nobody knows what to silence, or what new weights are like."""
+    if source.family not in FAMILIES and any(one.new for one in origins):
+        found = f"found {operator}, but nothing says which tensors of the model_type {shown(source.family)} write"
+        problem = f"{found} to the residual stream, or how new ones begin; expected copies, as of stack"
+        raise InputError(f"{problem}, or {_NEEDS_TABLE}", key="--operator")
+
+
+def _target_shape(source: ModelShape, request: GrowthRequest) -> ModelShape:
+    """The source's shape with KEY=VALUE set in it, and with what follows from that."""
     known = [field.name for field in fields(ModelShape)]
     changes: dict[str, Any] = {}
-    for override in overrides:
+    for override in request.overrides:
         name, equals, value = (part.strip() for part in override.partition("="))
         if not equals:
             raise InputError("expected KEY=VALUE, for example num_layers=12", key=f"--set {override}")
@@ -88,17 +143,40 @@ def _target_shape(source: ModelShape, overrides: Sequence[str]) -> ModelShape:
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
             raise InputError(f"unknown key; {hint}", key=f"--set {name}")
         changes[name] = _value(name, value)
-    target = replace(source, **changes)
+    target = replace(source, **(_following(source, request, changes) | changes))
+    if "norm_eps" not in changes and target.hidden_size != source.hidden_size and source.family in FAMILIES:
+        target = with_norm_eps(source, target, request.operator)
     if target.num_layers > MOST_LAYERS:
         raise InputError(f"found {target.num_layers}; expected at most {MOST_LAYERS}", key="--set num_layers")
     return target
 
 
+def _following(source: ModelShape, request: GrowthRequest, changes: dict[str, Any]) -> dict[str, Any]:
+    """What the changes bring along: heads, where these fill the hidden size; the family of a mixture."""
+    following: dict[str, Any] = {}
+    family = FAMILIES.get(source.family)
+    if family and family.heads_fill_hidden and "hidden_size" in changes and "num_heads" not in changes:
+        if changes["hidden_size"] % source.head_size:
+            expected = f"a multiple of {source.head_size}, the size of a head, since heads fill it"
+            raise InputError(f"found {changes['hidden_size']}; expected {expected}", key="--set hidden_size")
+        following["num_heads"] = changes["hidden_size"] // source.head_size
+    if family and family.heads_fill_hidden and ("num_heads" in changes or following):
+        following["num_kv_heads"] = changes.get("num_heads", following.get("num_heads"))
+    if "num_experts" in operators_of(request.operator) and "num_experts" in changes:
+        following["family"] = "mixtral"
+        following["experts_per_token"] = source.experts_per_token or min(2, changes["num_experts"])
+    return following
+
+
 def _value(name: str, text: str) -> Any:
-    """A field's value from the command line: a name, true or false, or a count such as 12 or 4K."""
+    """A field's value from the command line: a name, true or false, a number or a count such as 12 or 4K."""
     if name == "family":
+        if text not in FAMILIES:
+            raise InputError(f"found {shown(text)}; expected one of {', '.join(FAMILIES)}", key="--set family")
         return text
     try:
+        if name == "norm_eps":
+            return parse_real(text)
         value = parse_bool(text) if name == "tied_embeddings" else parse_count(text)
     except ValueError as error:
         raise InputError(str(error), key=f"--set {name}") from None

@@ -1,0 +1,120 @@
+"""The operators that need training, `masked` and `learned`: what they ask of a stage, and what follows from it.
+
+Nothing here touches a tensor: `growth.mask` and `growth.learned` carry out what is decided here.
+"""
+
+from __future__ import annotations
+
+from raystage.families import FAMILIES, Family
+from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
+from raystage.growth.maps import GrowthMap, Rule
+from raystage.growth.operator import PARTS, layer_origins, operators_of
+from raystage.growth.refusal import changed_fields
+from raystage.growth.units import FRESH
+from raystage.shape import ModelShape, flops_per_token, parameters
+
+# The part of a model that says how many units of a kind there are.
+_PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}
+
+
+def is_masked(operator: str) -> bool:
+    return any(one.name == "masked" for one in operators_of(operator).values())
+
+
+def is_learned(operator: str) -> bool:
+    return any(one.name == "learned" for one in operators_of(operator).values())
+
+
+def stage_refusal(
+    source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions, tokens: int
+) -> Refusal | None:
+    """Why a stage of so many `tokens` cannot grow so; None where it can. For operators that need no training, None."""
+    if is_masked(operator):
+        return _family_refusal("masked", target) or _ramp_refusal(options, tokens)
+    if is_learned(operator):
+        return _family_refusal("learned", target) or _learned_refusal(source, target, operator)
+    return None
+
+
+def _family_refusal(name: str, target: ModelShape) -> Refusal | None:
+    family = FAMILIES[target.family]
+    why = "whose norms come after its blocks" if family.post_norm else "which is a mixture of experts"
+    if not family.post_norm and not _has_experts(family):
+        return None
+    able = ", ".join(other.name for other in FAMILIES.values() if not other.post_norm and not _has_experts(other))
+    return "operator", f"found {name} for a {target.family}, {why}; {name} grows {able}"
+
+
+def _has_experts(family: Family) -> bool:
+    return any(axis.units == ("expert",) for row in family.layer for axis in row.axes)
+
+
+def _ramp_refusal(options: GrowthOptions, tokens: int) -> Refusal | None:
+    if options.grow_tokens is None:
+        return (
+            "grow_tokens",
+            f"missing; expected the tokens over which masked opens its mask, at most the {tokens} here",
+        )
+    if options.grow_tokens > tokens:
+        return "grow_tokens", f"found {options.grow_tokens}; expected at most the stage's {tokens} tokens"
+    return None
+
+
+def _learned_refusal(source: ModelShape, target: ModelShape, operator: str) -> Refusal | None:
+    others = sorted({one.name for one in operators_of(operator).values()} - {"learned"})
+    if others:
+        found = f"found {' and '.join(others)} beside learned"
+        return "operator", f"{found}, whose maps are fitted together; expected operator: learned for all that grows"
+    if not set(changed_fields(source, target)) & {*PARTS, "num_kv_heads"}:
+        return "operator", "found learned in a stage that grows neither depth nor width; expected one that does"
+    return None
+
+
+# --- masked -------------------------------------------------------------------------------------
+
+
+def mask_value(grow_tokens: int, tokens: float) -> float:
+    """How far the mask is open, 0 to 1, `tokens` after the stage's start: a straight line over `grow_tokens`."""
+    return min(1.0, max(0.0, tokens / grow_tokens))
+
+
+def masked_units(maps: dict, operator: str) -> dict[str, tuple[bool, ...]]:
+    """By kind of units ("hidden", "query", "ffn"), which are behind the mask; kinds without any are left out.
+
+    maps: `growth.maps.unit_maps` of the growth.
+    """
+    chosen = operators_of(operator)
+    found = {}
+    for unit, part in _PART_OF_UNITS.items():
+        new = tuple(index == FRESH for index in maps["in", unit].index)
+        if part in chosen and chosen[part].name == "masked" and any(new):
+            found[unit] = new
+    return found
+
+
+def masked_layers(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions) -> frozenset[int]:
+    """The target's layers that are behind the mask as a whole."""
+    chosen = operators_of(operator).get("num_layers")
+    if chosen is None or chosen.name != "masked":
+        return frozenset()
+    origins: tuple[LayerOrigin, ...] = layer_origins(source, target, operator, options)
+    return frozenset(layer for layer, origin in enumerate(origins) if origin.source is None)
+
+
+# --- learned ------------------------------------------------------------------------------------
+
+
+def fitted_map(target: ModelShape) -> GrowthMap:
+    """What a growth map says of a model whose weights are fitted: of each parameter that it is new, with no state."""
+    return tuple(Rule(p.name, p.shape, weights="fitted", moments="zeros", init=p.spec.init) for p in parameters(target))
+
+
+def fit_flops(target: ModelShape, operator: str, options: GrowthOptions, batch_tokens: int) -> int:
+    """What fitting costs: its steps, each of a global batch, at the FLOPs of the target; 0 for other operators.
+
+    `options` are complete. The maps themselves, products of matrices once a step, are not counted: as little
+    beside a batch as an optimizer's step.
+    """
+    if not is_learned(operator):
+        return 0
+    return options.fit_steps * batch_tokens * flops_per_token(target)

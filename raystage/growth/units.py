@@ -1,0 +1,177 @@
+"""Axis maps: what becomes of the rows and columns of parameters when the units that they are made of grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+# In place of a source index: a new unit's values are drawn as the family draws them, are the mean of all of the
+# source's along this axis, or are zero. Where the axes of an element say different things, zero comes first, and
+# fresh before the mean.
+FRESH, MEAN, ZERO = -1, -2, -3
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """One axis of a target parameter, index by index; of empty tuples every entry is the one in brackets.
+
+    note: for people. source: the source's size. index: the source's index, or FRESH, MEAN, ZERO. value: what the
+    source's weight is multiplied by (1). gradient: what the source's gradient is multiplied by to give this
+    element's (1); predicts: whether that is exact, not an estimate. kept: whether optimizer state goes along; where
+    not it starts at zero (where there is a source). beyond: whether the weight is taken from the next layer (no).
+    """
+
+    note: str
+    source: int
+    index: range | tuple[int, ...]
+    value: tuple[float, ...] = ()
+    gradient: tuple[float, ...] = ()
+    predicts: bool = True
+    kept: tuple[bool, ...] = ()
+    beyond: tuple[bool, ...] = ()
+
+    @property
+    def is_identity(self) -> bool:
+        return self.index == range(self.source) and not self.value and not self.gradient
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        return np.array(self.index, dtype=np.int64)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        return np.array(self.value) if self.value else np.ones(len(self.index))
+
+    @cached_property
+    def gradients(self) -> np.ndarray:
+        return np.array(self.gradient) if self.gradient else np.ones(len(self.index))
+
+    @cached_property
+    def keeps(self) -> np.ndarray:
+        return (np.array(self.kept) if self.kept else True) & (self.indices >= 0)
+
+    @cached_property
+    def from_beyond(self) -> np.ndarray:
+        return np.array(self.beyond) if self.beyond else np.zeros(len(self.index), dtype=bool)
+
+
+def unchanged(size: int) -> AxisMap:
+    return AxisMap("", size, range(size))
+
+
+def end_to_end(maps: Sequence[AxisMap]) -> AxisMap:
+    """The map of a fused axis, from those of its parts."""
+    if len(maps) == 1:
+        return maps[0]
+    total = sum(part.source for part in maps)
+    if all(part.is_identity for part in maps):
+        return unchanged(total)
+    index: list[int] = []
+    start = 0
+    for part in maps:
+        index += [i + start if i >= 0 else i for i in part.index]
+        start += part.source
+    return AxisMap(
+        note=next(part.note for part in maps if part.note),
+        source=total,
+        index=tuple(index),
+        value=_joined(part.values for part in maps),
+        gradient=_joined(part.gradients for part in maps),
+        predicts=all(part.predicts for part in maps),
+        kept=_joined(part.keeps for part in maps),
+        beyond=_joined(part.from_beyond for part in maps),
+    )
+
+
+def _joined(arrays: object) -> tuple:
+    return tuple(np.concatenate(list(arrays)).tolist())
+
+
+@dataclass(frozen=True)
+class Widening:
+    """Units that become more: of which of the source's each is a copy (-1: of none)."""
+
+    source: int
+    origin: tuple[int, ...]
+
+    @property
+    def target(self) -> int:
+        return len(self.origin)
+
+    @cached_property
+    def number(self) -> tuple[int, ...]:
+        """Each unit's number among the copies of its source, from 0."""
+        seen: Counter[int] = Counter()
+        numbers = []
+        for unit in self.origin:
+            numbers.append(seen[unit])
+            seen[unit] += 1
+        return tuple(numbers)
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """How many copies there are of each unit's source."""
+        counts = Counter(self.origin)
+        return tuple(counts[unit] for unit in self.origin)
+
+    @property
+    def first(self) -> tuple[bool, ...]:
+        """Whether each is the first copy of its source."""
+        return tuple(unit >= 0 and number == 0 for unit, number in zip(self.origin, self.number, strict=True))
+
+
+def repeated(source: int, target: int) -> Widening:
+    """Unit j a copy of `j mod source`: the source's units first, then again from the first on."""
+    return Widening(source, tuple(j % source for j in range(target)))
+
+
+def padded(source: int, target: int) -> Widening:
+    """The source's units, then new ones."""
+    return Widening(source, tuple(j if j < source else -1 for j in range(target)))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads and key/value heads, in groups: query head i belongs to key/value head `i // group`."""
+
+    query: int
+    key_value: int
+
+    @property
+    def group(self) -> int:
+        return self.query // self.key_value
+
+
+def repeated_heads(source: Heads, target: Heads) -> tuple[Widening, Widening] | None:
+    """Query and key/value heads as copies, each query head with the key/value head it had. None where no such
+    copying reaches every query head.
+
+    Key/value head t copies `t mod k`. The query heads of the c-th copy of a group go on where those of the
+    (c-1)-th ended, so that several narrow groups together hold what one wide group held.
+    """
+    key_value = repeated(source.key_value, target.key_value)
+    query = [
+        origin * source.group + (number * target.group + place) % source.group
+        for origin, number in zip(key_value.origin, key_value.number, strict=True)
+        for place in range(target.group)
+    ]
+    if len(set(query)) < source.query:
+        return None
+    return Widening(source.query, tuple(query)), key_value
+
+
+def padded_heads(source: Heads, target: Heads) -> tuple[Widening, Widening] | None:
+    """Every group with its own query heads and then new ones, then new groups. None where groups get narrower."""
+    if target.group < source.group:
+        return None
+    key_value = padded(source.key_value, target.key_value)
+    query = [
+        origin * source.group + place if origin >= 0 and place < source.group else -1
+        for origin in key_value.origin
+        for place in range(target.group)
+    ]
+    return Widening(source.query, tuple(query)), key_value

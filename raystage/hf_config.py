@@ -1,0 +1,176 @@
+"""`config.json` of a Hugging Face folder: the shape it describes, and itself with grown sizes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.families import FAMILIES, Family
+from raystage.shape import ModelShape
+from raystage.units import shown
+
+Config = dict[str, Any]
+
+_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer
+# Where a model without a table says how large it is; of these only the layers are needed.
+_USUAL_KEYS = {
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_heads": ("num_attention_heads", "n_head"),
+    "num_kv_heads": ("num_key_value_heads",),
+    "head_size": ("head_dim",),
+    "ffn_size": ("intermediate_size", "ffn_dim", "n_inner"),
+    "vocab_size": ("vocab_size",),
+    "context_length": ("max_position_embeddings", "n_positions"),
+}
+# How far a dense model looks back unless its configuration says something else.
+_WINDOWS = {"mistral": 4096}
+# What only a dense model's configuration says.
+_DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def shape_of(config: Config, file: str) -> ModelShape:
+    """The shape that a configuration describes, the family's defaults filled in.
+
+    Of a model without a table only `num_layers` is sure; other sizes are 0 where no usual key says them.
+    file: for messages. Raises InputError where a size is missing or none.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        expected = f"{', '.join(FAMILIES)} or another name of transformers'"
+        raise InputError(f"found {shown(name)}; expected {expected}", key="model_type", file=file)
+    if name not in FAMILIES:
+        return _unknown_shape(config, name, file)
+    return _known_shape(config, FAMILIES[name], file)
+
+
+def layers_key(config: Config) -> str | None:
+    """The key under which a configuration says how many layers there are; None where it says it under no usual one."""
+    return next((key for key in _USUAL_KEYS["num_layers"] if type(config.get(key)) is int), None)
+
+
+def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
+    values = {field: _value(config, field, *family.fields[field], file) for field in family.fields}
+    hidden, heads = values["hidden_size"], values["num_heads"]
+    following = {"num_kv_heads": heads, "head_size": hidden // heads, "ffn_size": 4 * hidden}
+    for field, value in following.items():
+        if values.get(field) is None:
+            values[field] = value
+    return ModelShape(family=family.name, **values)
+
+
+def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
+    """A field's value; None where it follows from others."""
+    found = config.get(key, default)
+    if field == "tied_embeddings":
+        return found is True and not _is_headless(config)
+    if found is None and (default is not None or field in ("num_kv_heads", "head_size", "ffn_size")):
+        return default
+    if field == "norm_eps":
+        return _eps(found, key, file)
+    if type(found) is not int or found < 1:
+        raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key=key, file=file)
+    return found
+
+
+def _is_headless(config: Config) -> bool:
+    """Whether the model is a GPT2Model, a BertModel or the like: its hidden states are what it puts out, so that there
+    is nothing for the embedding to be tied to."""
+    names = config.get("architectures") or [""]
+    return str(names[0]).endswith("Model") and not str(names[0]).endswith("HeadModel")
+
+
+def _eps(found: object, key: str, file: str) -> float:
+    if type(found) not in (int, float) or not 0 <= found < 1:
+        raise InputError(f"found {shown(found)}; expected a small number such as 1e-6", key=key, file=file)
+    return float(found)
+
+
+def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
+    if layers_key(config) is None:
+        found = f"found no number of layers for the model_type {name!r}, which has no table here"
+        raise InputError(f"{found}; expected one of {', '.join(_USUAL_KEYS['num_layers'])}", file=file)
+    values = {
+        field: next((config[key] for key in keys if type(config.get(key)) is int), 0)
+        for field, keys in _USUAL_KEYS.items()
+    }
+    return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def grown_config(config: Config, source: ModelShape, target: ModelShape, layers: tuple[int, ...], file: str) -> Config:
+    """The source's configuration with the grown sizes in it, all else kept, in its order.
+
+    layers: for each target layer the source layer whose entries in per-layer lists it takes. Raises InputError where
+    the configuration's lists do not fit.
+    """
+    grown = dict(config)
+    if source.family != target.family:
+        grown = _as_mixture(config, source, target)
+    _set_sizes(grown, target, file)
+    _set_layers(grown, config, source, layers, file)
+    return grown
+
+
+def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
+    """Make the configuration describe `target`, in place; what follows from others is said where it follows no more."""
+    fields = _fields(config, target)
+    for _ in range(2):  # what was set changes what follows from it
+        said = shape_of(config, file)
+        for field, key in fields.items():
+            if getattr(said, field) != getattr(target, field):
+                config[key] = getattr(target, field)
+
+
+def _fields(config: Config, target: ModelShape) -> Mapping[str, str]:
+    """By field its key."""
+    if target.family not in FAMILIES:
+        return {"num_layers": layers_key(config)}
+    return {field: key for field, (key, _) in FAMILIES[target.family].fields.items()}
+
+
+def _set_layers(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...], file: str) -> None:
+    for key in _PER_LAYER:
+        entries = config.get(key)
+        if entries is None:
+            continue
+        if not isinstance(entries, list) or len(entries) != source.num_layers:
+            problem = f"found {shown(entries)}; expected a list with an entry for each layer"
+            raise InputError(problem, key=key, file=file)
+        grown[key] = [entries[layer] for layer in layers]
+    _set_windows(grown, config, source, layers)
+
+
+def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...]) -> None:
+    """Of a Qwen: the layers from `max_window_layers` on see a window only. Which ones is told layer by layer where it
+    was told by this number alone, for copies need not lie in a row."""
+    most = config.get("max_window_layers")
+    if type(most) is not int:
+        return
+    everywhere = [layer < most for layer in layers]
+    grown["max_window_layers"] = max(most, len(layers)) if most >= source.num_layers else sum(everywhere)
+    windowed = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    if windowed and config.get("layer_types") is None:
+        grown["layer_types"] = ["full_attention" if whole else "sliding_attention" for whole in everywhere]
+
+
+def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Config:
+    """A dense model's configuration as a mixture's, every size said, since the families' defaults differ."""
+    grown = {key: value for key, value in config.items() if key not in _DENSE_KEYS}
+    before, after = FAMILIES[source.family], FAMILIES[target.family]
+    names = config.get("architectures") or [f"{before.name.capitalize()}ForCausalLM"]
+    grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize()) for name in names]
+    grown["model_type"] = after.name
+    grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
+    # Unless they are told, the two turn positions by different angles and look back differently far.
+    rope = before.constants["rope_parameters"]
+    if "rope_parameters" not in grown and "rope_theta" not in grown:
+        grown |= {"rope_theta": rope["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(rope)}
+    grown.setdefault("sliding_window", _WINDOWS.get(before.name))
+    return grown
