@@ -91,7 +91,7 @@ def test_an_exact_growth_changes_neither_logits_nor_what_gradients_follow(
     assert max(logit_differences(before.logits, after.logits, MASK)) < 1e-5
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     assert 0 <= exact < 1e-3  # rounding; a bias of BERT's keys is all of it
-    assert estimated is None
+    assert (estimated is None) == (family != "bert")  # behind whose norms some are known in sum alone
 
 
 def test_a_stacked_model_is_another_function_whose_gradients_nobody_foretells() -> None:

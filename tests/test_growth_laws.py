@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from growths import EXACT, SOURCES, GrowthCase, deeper, growth, mixture
+from raystage.families import FAMILIES
 from raystage.growth.apply import Grown
 from raystage.growth.exact import is_exact
 from raystage.growth.maps import Rule
@@ -113,7 +114,9 @@ def foretold_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
 def test_of_whole_copies_every_gradient_is_foretold(name: str) -> None:
     heads = {"num_heads": 8, "num_kv_heads": 2 * SOURCES[name].num_kv_heads}
     case = growth("duplicate", name, hidden_size=32, ffn_size=48, **heads)
-    assert {rule.gradient for rule in case.map()} == {"exact"}
+    # Behind BERT's norms the gradients of what writes the residual stream are known in sum alone.
+    known = {"exact", "estimated"} if FAMILIES[case.source.family].post_norm else {"exact"}
+    assert {rule.gradient for rule in case.map()} == known
     assert not any(np.isnan(gradient).any() for gradient in foretold_gradients(case).values())
 
 

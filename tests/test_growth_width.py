@@ -76,7 +76,8 @@ def test_duplicates_share_unevenly_in_kind_and_evenly_in_effect() -> None:
 def test_behind_a_post_norm_gains_stay_alike() -> None:
     maps = hidden("duplicate", 2, 4, POST_NORM)
     assert maps["gain"].value == (1.0,) * 4
-    assert maps["in"].value == (0.5,) * 4
+    assert maps["in"].value == (0.75, 0.75, 0.25, 0.25)
+    assert not maps["out"].predicts
 
 
 def test_what_is_left_over_a_whole_number_of_copies() -> None:

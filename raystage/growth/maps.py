@@ -15,7 +15,7 @@ from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.exact import is_exact, stream_of
 from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
 from raystage.growth.refusal import heads_of, refusal
-from raystage.growth.units import AxisMap, end_to_end, unchanged
+from raystage.growth.units import AxisMap, end_to_end, unchanged, without_copies
 from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
 from raystage.shape import ModelShape, Parameter, parameters
 
@@ -119,6 +119,8 @@ class _Growing:
         if not sources:
             return _fresh(parameter, self.family.init_std)
         axes = tuple(self._axis(axis, parameter.spec, sources) for axis in parameter.spec.axes)
+        if origin.silenced:
+            axes = tuple(map(_apart, parameter.spec.axes, axes))
         plain = all(axis.is_identity for axis in axes)
         kept = all(axis.keeps.any() for axis in axes) and not (self.optimizer_state == "keep" and not plain)
         silent = origin.silenced and parameter.spec.writes_residual
@@ -209,6 +211,13 @@ def _each(source: int, target: int) -> AxisMap:
     if source == target:
         return unchanged(source)
     return AxisMap(f"experts upcycle > {target}", 1, (0,) * target, (), (1 / target,) * target, predicts=False)
+
+
+def _apart(axis: Axis, one: AxisMap) -> AxisMap:
+    """In a silenced layer nothing tells copies of an inner unit apart, as all are read by zeros: they would stay twins
+    for ever. So there only the first is a copy; no function hangs on the others."""
+    is_inner = axis.role == "out" and set(axis.units) <= {"query", "key_value", "ffn"}
+    return without_copies(one) if is_inner else one
 
 
 def _fresh(parameter: Parameter, std: float) -> Rule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -89,6 +89,13 @@ def end_to_end(maps: Sequence[AxisMap]) -> AxisMap:
 
 def _joined(arrays: object) -> tuple:
     return tuple(np.concatenate(list(arrays)).tolist())
+
+
+def without_copies(one: AxisMap) -> AxisMap:
+    """The map with fresh units for the second copy of a unit and all further ones."""
+    firsts = Widening(one.source, tuple(one.index)).first
+    index = tuple(i if first or i < 0 else FRESH for i, first in zip(one.index, firsts, strict=True))
+    return replace(one, index=index) if index != tuple(one.index) else one
 
 
 @dataclass(frozen=True)

@@ -95,22 +95,27 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     The fan-in is split evenly in effect, so that the gradients of copies stay in proportion through the norms, but
     unevenly in kind: before a projection, copy c has the gain `u_c` and the column `1 / (n u_c)`, with a `u` of its
     own for every copy, so that twins part from the second step on. Where a norm's output is the residual stream
-    itself (BERT), gains must stay alike, and the optimizer's state alone parts the twins.
+    itself (BERT), gains must stay alike: there columns share the source's unevenly, and of what writes the copies the
+    gradients are known only in sum.
     """
     count = target // source
     whole = repeated(source, count * source)
     units = Widening(source, whole.origin + (-1,) * (target - count * source))
     rest = units.target - whole.target
     root = math.sqrt(count * source / target)
-    uneven = count > 1 and not stream.post_norm
-    u = [1 / (1 + number / (count - 1)) if uneven else 1.0 for number in whole.number]
+    even = count == 1 or stream.post_norm
+    u = [1.0 if even else 1 / (1 + number / (count - 1)) for number in whole.number]
+    share = uneven_shares(count) if stream.post_norm else [1 / count] * count
+    columns = [share[number] / one for number, one in zip(whole.number, u, strict=True)]
     ones = [1.0] * rest
-    sure = {"predicts": rest == 0 or (stream.norm == "rms" and not stream.post_norm), "kept": units.first}
+    foretold = rest == 0 or (stream.norm == "rms" and not stream.post_norm)
+    read = {"predicts": foretold, "kept": units.first}
+    sure = {"predicts": foretold and not stream.post_norm, "kept": units.first}
     maps = {
         "out": _map(
             "duplicate", units, ZERO if stream.norm == "rms" else MEAN, (), [1 / count for _ in u] + ones, **sure
         ),
-        "in": _map("duplicate", units, FRESH, [1 / (count * one) for one in u] + ones, u + ones, **sure),
+        "in": _map("duplicate", units, FRESH, columns + ones, u + ones, **read),
         "gain": _map(
             "duplicate", units, FRESH,
             [root * one for one in u] + ones, [1 / (count * one * root) for one in u] + ones, **sure,
@@ -123,9 +128,9 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     return {
         **maps,
         "final gain": _map(
-            "duplicate", units, FRESH, [root / count for _ in u] + ones, [1 / root for _ in u] + ones, **sure
+            "duplicate", units, FRESH, [root / count for _ in u] + ones, [1 / root for _ in u] + ones, **read
         ),
-        "final shift": _map("duplicate", units, FRESH, [1 / count for _ in u] + ones, **sure),
+        "final shift": _map("duplicate", units, FRESH, [1 / count for _ in u] + ones, **read),
     }
 
 
