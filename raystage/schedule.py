@@ -7,16 +7,13 @@ missing. Errors name the file, the key, what was found and what would be right.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 
 from raystage import yamlfile
 from raystage.corpus import BYTE_TOKENIZER
@@ -24,6 +21,7 @@ from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
+from raystage.section import Section, explain
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -72,33 +70,6 @@ Flag = Annotated[bool, BeforeValidator(parse_bool)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(check_name)]
 Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the schedule. What a section does not set, it does not change.
-
-    null sets a key to what follows from the rest, where there is such a value (heads, micro batch,
-    cadences, options of DeepSpeed), and is an error elsewhere.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-    def overlaid(self, other: Self) -> Self:
-        """This section with everything that `other` sets, section by section."""
-        changes = {name: _overlaid(getattr(self, name), getattr(other, name)) for name in other.model_fields_set}
-        return self.model_copy(update=changes)
-
-
-def _overlaid(mine: object, theirs: object) -> object:
-    """Sections and mappings are laid over each other key by key; of anything else the second counts.
-
-    None counts too: it takes a value back, to what follows without it.
-    """
-    if isinstance(mine, Section) and isinstance(theirs, Section):
-        return mine.overlaid(theirs)
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return mine | {key: _overlaid(mine.get(key), value) for key, value in theirs.items()}
-    return theirs
 
 
 class Data(Section):
@@ -188,7 +159,7 @@ class Training(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
     max_failures: CountOrZero = 3
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
 
 
 class Until(Section):
@@ -238,6 +209,8 @@ class Grow(Section):
 
 
 class Stage(Section):
+    stands_alone: ClassVar[bool] = True
+
     name: Annotated[Name, Field(examples=["small"])]
     until: Annotated[Until, Field(examples=["{tokens: 400K}"])]
     grow: Grow | None = None
@@ -305,7 +278,7 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
     try:
         schedule = Schedule.model_validate(content)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error, Schedule) from None
     return schedule.model_copy(
         update={
             "data": _located(schedule.data, beside),
@@ -331,104 +304,3 @@ def _locate(path: str, beside: Path | None) -> str:
 
 
 # --- errors in the user's words ---------------------------------------------------------------
-
-
-def _explain(error: ValidationError) -> InputError:
-    """The first thing wrong; unknown keys come before what they may have caused to be missing."""
-    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
-    location = found["loc"]
-    if found["type"] == "extra_forbidden":
-        problem = _unknown_key(location)
-    elif found["type"] == "missing":
-        problem = _missing_key(location)
-    else:
-        problem = _wrong_value(found)
-    return InputError(problem, key=yamlfile.dotted(location))
-
-
-def _wrong_value(found: dict) -> str:
-    context, value = found.get("ctx", {}), shown(found["input"])
-    match found["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "literal_error":
-            return f"found {value}; expected {context['expected']}{_suggest(found['input'], context['expected'])}"
-        case "greater_than":
-            return f"found {value}; expected more than {context['gt']:g}"
-        case "greater_than_equal":
-            return f"found {value}; expected at least {context['ge']:g}"
-        case "less_than":
-            return f"found {value}; expected less than {context['lt']:,.10g}"
-        case "less_than_equal":
-            return f"found {value}; expected at most {context['le']:g}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"found {value}; expected a mapping of keys to values"
-        case "tuple_type":
-            return f"found {value}; expected a list"
-        case "too_short":
-            return f"found {_entries(found['input'])}; expected {_at_least(context)}"
-        case "too_long":
-            return f"found {_entries(found['input'])}; expected {context['max_length']}"
-        case "string_type":
-            return f"found {value}; expected text"
-        case "string_too_short":
-            return f"found {value}; expected text that is not empty"
-    return f"found {value}; {found['msg'][0].lower()}{found['msg'][1:]}"
-
-
-def _entries(value: typing.Sized) -> str:
-    return "1 entry" if len(value) == 1 else f"{len(value)} entries"
-
-
-def _at_least(context: dict) -> str:
-    return "at least one" if context["min_length"] == 1 else str(context["min_length"])
-
-
-def _suggest(value: object, expected: str) -> str:
-    close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _missing_key(location: tuple) -> str:
-    field = _section_at(location[:-1]).model_fields[location[-1]]
-    return f"missing; expected for example {location[-1]}: {field.examples[0]}"
-
-
-def _unknown_key(location: tuple) -> str:
-    name, known = str(location[-1]), sorted(_section_at(location[:-1]).model_fields)
-    homes = {section for section, _, key in (path.rpartition(".") for path in _paths(Schedule)) if key == name}
-    if len(homes) == 1:
-        top = "the file itself" if name in Schedule.model_fields else "a stage"
-        return f"unknown key here; it belongs in {homes.pop() or top}"
-    close = difflib.get_close_matches(name, known, 1)
-    if close:
-        return f"unknown key; did you mean {close[0]!r}?"
-    return f"unknown key; known here: {', '.join(known)}"
-
-
-def _paths(section: type[Section], prefix: str = "") -> typing.Iterator[str]:
-    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for inner in _sections_in(field.annotation):
-            yield from _paths(inner, "" if inner is Stage else f"{prefix}{name}.")
-
-
-def _section_at(location: tuple) -> type[Section]:
-    """The section class that a pydantic error location leads into."""
-    section: type[Section] = Schedule
-    for step in location:
-        if isinstance(step, str):
-            section = next(_sections_in(section.model_fields[step].annotation))
-    return section
-
-
-def _sections_in(annotation: object) -> typing.Iterator[type[Section]]:
-    if (
-        isinstance(annotation, type)
-        and not isinstance(annotation, types.GenericAlias)
-        and issubclass(annotation, Section)
-    ):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _sections_in(inner)

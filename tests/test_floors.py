@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "growth", "errors", "families", "units", "shape"},
+    0: {"", "growth", "errors", "families", "retry", "units", "shape"},
     1: {
         "advice", "corpus", "deepspeed_options", "family_file", "growth.depth", "growth.exact", "growth.explain",
         "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units",
         "growth.width", "hf_config", "hf_family", "mailbox", "memory", "plan", "plan_json", "promises", "rates",
-        "record", "report", "resolve", "savings", "schedule", "yamlfile",
+        "record", "report", "resolve", "savings", "schedule", "section", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
