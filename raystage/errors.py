@@ -6,6 +6,7 @@
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
     │   └── BrokenPromise     ... because its growth did more than `grow.require` allows
     ├── ResourcesMissing      the cluster does not have what a stage asks for
+    ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
 Every message is one line that names the place (file, key or path), what was found there and
@@ -52,6 +53,10 @@ class BrokenPromise(StageFailed):
 
 class ResourcesMissing(RaystageError):
     """The cluster has too few CPUs or GPUs; waiting would be for ever."""
+
+
+class StorageError(RaystageError):
+    """A file system refused to read, write or remove something, also when it was asked again."""
 
 
 class CheckpointError(RaystageError):

@@ -1,16 +1,42 @@
-"""A folder on any file system that pyarrow opens: local, shared, S3, GCS. The same code path for all."""
+"""A folder on any file system that pyarrow opens: local, shared, S3, GCS. The same code path for all.
+
+What passes by itself is waited out (raystage.retry); what does not becomes one StorageError that names the place.
+A file that is not there stays a FileNotFoundError: that is an answer, not a failure.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raystage.errors import InputError
+from raystage.errors import InputError, StorageError
+from raystage.retry import is_transient, retried
+
+Result = TypeVar("Result")
+
+# Of each request by itself, the parts of a long upload too, which could not be sent anew from here.
+REQUEST_ATTEMPTS = 3
+# What a URI of S3 may ask for that pyarrow's constructor takes as well.
+_S3_TEXTS = frozenset({"region", "scheme", "endpoint_override", "tls_ca_file_path"})
+_S3_SWITCHES = frozenset({"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open"})
+
+
+@dataclass(frozen=True, order=True)
+class StoredFile:
+    """A file within a folder. path: from there; changed_at: seconds since 1970."""
+
+    path: str
+    bytes: int
+    changed_at: float
 
 
 @dataclass(frozen=True)
@@ -19,6 +45,8 @@ class Folder:
 
     scheme, query: what stood around the path in the URI that it was opened by, such as "s3" and
     "region=eu-west-1", so that its own URI opens the same thing elsewhere.
+
+    Everything here raises StorageError where the file system refuses.
     """
 
     system: fs.FileSystem
@@ -49,78 +77,256 @@ class Folder:
         return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     def exists(self) -> bool:
-        return self.system.get_file_info(self.path).type == fs.FileType.Directory
+        return self._info().type == fs.FileType.Directory
 
     def is_file(self) -> bool:
-        return self.system.get_file_info(self.path).type == fs.FileType.File
+        return self._info().type == fs.FileType.File
 
     def names(self) -> list[str]:
         """What lies directly in the folder, sorted; nothing where there is no folder."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.system.get_file_info(selector))
+        return sorted(info.base_name for info in self._tried("listed", lambda: self.system.get_file_info(selector)))
+
+    def files(self) -> list[StoredFile]:
+        """All files in the folder and in those within it, sorted by path; nothing where there is no folder."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        found = self._tried("listed", lambda: self.system.get_file_info(selector))
+        return sorted(
+            (StoredFile(one.path[len(self.path) + 1 :], one.size, (one.mtime_ns or 0) / 1e9))
+            for one in found
+            if one.type == fs.FileType.File
+        )
 
     def size_of(self, name: str) -> int | None:
         """The size of a file in bytes, or None where there is no such file."""
-        info = self.system.get_file_info(f"{self.path}/{name}")
+        info = (self / name)._info()
         return info.size if info.type == fs.FileType.File else None
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        with self.system.open_input_file(f"{self.path}/{name}") as file:
-            return file.read()
 
-    def open_reader(self, name: str) -> pa.NativeFile:
-        """A file to read ranges from; memory-mapped where it is local."""
-        return self.system.open_input_file(f"{self.path}/{name}")
+        def content() -> bytes:
+            with self.system.open_input_file(f"{self.path}/{name}") as file:
+                return file.read()
 
-    def open_writer(self, name: str) -> pa.NativeFile:
-        """A new file to write from front to back."""
-        self.make()
-        return self.system.open_output_stream(f"{self.path}/{name}")
+        return (self / name)._tried("read", content)
+
+    def open_reader(self, name: str) -> Reader:
+        """A file to read ranges from; memory-mapped where it is local. Raises FileNotFoundError."""
+        return Reader(self / name)
+
+    @contextlib.contextmanager
+    def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
+        """A new file to write from front to back. Where that fails, what was written of it goes."""
+        with _writing(self / name, self / name) as file:
+            yield file
 
     def make(self) -> None:
         if self.is_local:
-            self.system.create_dir(self.path, recursive=True)
+            self._tried("made", lambda: self.system.create_dir(self.path, recursive=True))
 
     def sync(self, name: str) -> None:
         """Bring a written local file to the disk; elsewhere a closed file is already there."""
         if self.is_local:
-            _fsync(f"{self.path}/{name}")
+            (self / name)._tried("written", lambda: _fsync(f"{self.path}/{name}"))
 
     def write_whole(self, name: str, content: bytes) -> None:
         """Write a file so that it is seen whole or not at all, and lasts.
 
         A local file is renamed into place; an object store shows an object only once it is complete.
         """
-        if not self.is_local:
-            with self.open_writer(name) as file:
-                file.write(content)
-            return
-        temporary = f".{name}.{uuid.uuid4().hex}"
-        with self.open_writer(temporary) as file:
-            file.write(content)
-        _fsync(f"{self.path}/{temporary}")
-        os.replace(f"{self.path}/{temporary}", f"{self.path}/{name}")
-        _fsync(self.path)
+        if self.is_local:
+            self._rename_into_place(name, content)
+        else:
+            (self / name)._tried("written", lambda: self._put(name, content))
 
     def delete(self) -> None:
         """Remove the folder and all in it; nothing where there is no folder."""
-        if self.exists():
-            self.system.delete_dir(self.path)
+
+        def remove() -> None:
+            if self.system.get_file_info(self.path).type == fs.FileType.Directory:
+                self.system.delete_dir(self.path)
+
+        self._tried("removed", remove)
+
+    def delete_file(self, name: str) -> None:
+        """Remove one file; nothing where there is none."""
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.system.delete_file(f"{self.path}/{name}")
+
+        (self / name)._tried("removed", remove)
+
+    def _info(self) -> fs.FileInfo:
+        return self._tried("looked at", lambda: self.system.get_file_info(self.path))
+
+    def _tried(self, done: str, action: Callable[[], Result]) -> Result:
+        """Do something to this folder or file. `done` says what, for the error: "cannot be `done`"."""
+        try:
+            return retried(action)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _in_words(self, done, error) from None
+
+    def _put(self, name: str, content: bytes) -> None:
+        # Not `with`: pyarrow completes an upload on the way out of an exception, too.
+        file = self.system.open_output_stream(f"{self.path}/{name}")
+        file.write(content)
+        file.close()
+
+    def _rename_into_place(self, name: str, content: bytes) -> None:
+        temporary = f".{name}.{uuid.uuid4().hex}"
+        with _writing(self / temporary, self / name) as file:
+            file.write(content)
+        try:
+            _fsync(f"{self.path}/{temporary}")
+            os.replace(f"{self.path}/{temporary}", f"{self.path}/{name}")
+            _fsync(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.path}/{temporary}")
+            raise _in_words(self / name, "written", error) from None
+
+
+class Reader:
+    """A file, open for reading ranges of it."""
+
+    def __init__(self, place: Folder) -> None:
+        self._place = place
+        self._file = place._tried("read", lambda: place.system.open_input_file(place.path))
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        """The bytes [offset, offset + num_bytes), or fewer where the file ends. Raises StorageError."""
+        return self._place._tried("read", lambda: self._file.read_at(num_bytes, offset))
+
+    def view_at(self, num_bytes: int, offset: int) -> pa.Buffer:
+        """The same, not copied where the file is mapped. For one thread at a time."""
+
+        def view() -> pa.Buffer:
+            self._file.seek(offset)
+            return self._file.read_buffer(num_bytes)
+
+        return self._place._tried("read", view)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(place: Folder, meant: Folder) -> Iterator[pa.NativeFile]:
+    """A new file at `place`, gone again where writing it fails; the error speaks of `meant`.
+
+    pyarrow cannot abort an upload: a file that is closed, or forgotten, becomes an object however little it holds.
+    So it is closed, and removed. Should this process die in between, a part of a checkpoint lies there without a
+    manifest, which is none.
+    """
+    parent = replace(place, path=place.path.rsplit("/", 1)[0])
+    parent.make()
+    file = meant._tried("written", lambda: place.system.open_output_stream(place.path))
+    try:
+        yield file
+        _complete(file, place)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            file.close()
+        with contextlib.suppress(OSError):
+            place.system.delete_file(place.path)
+        if isinstance(error, OSError):
+            raise _in_words(meant, "written", error) from None
+        raise
+
+
+def _complete(file: pa.NativeFile, place: Folder) -> None:
+    """Close a file. An object that is there in its full length is complete, even if the answer that said so was lost:
+    before it is complete it is not there at all, and its name is new."""
+    written = file.tell()
+    try:
+        file.close()
+    except OSError:
+        info = place._info()
+        if place.is_local or info.type != fs.FileType.File or info.size != written:
+            raise
 
 
 def open_folder(uri: str | Path) -> Folder:
-    """The folder at a local path or a URI such as s3://bucket/prefix. Raises InputError."""
+    """The folder at a local path or a URI such as s3://bucket/prefix.
+
+    Raises InputError, StorageError where S3 does not answer.
+    """
     text = str(uri)
     if "://" not in text:
         return Folder(fs.LocalFileSystem(use_mmap=True), str(Path(text).expanduser().absolute()))
+    _refuse_credentials(text)
     try:
         system, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{text!r} cannot be opened ({str(error).splitlines()[0]})", key="store") from None
+        raise InputError(f"{text!r} cannot be opened ({_first_line(error)})", key="store") from None
     if isinstance(system, fs.LocalFileSystem):
         return Folder(fs.LocalFileSystem(use_mmap=True), path.rstrip("/"))
-    return Folder(system, path.rstrip("/"), text.partition("://")[0], text.partition("?")[2])
+    query = text.partition("?")[2]
+    if not isinstance(system, fs.S3FileSystem):
+        return Folder(system, path.rstrip("/"), text.partition("://")[0], query)
+    folder = Folder(_patient(system, query), path.rstrip("/"), text.partition("://")[0], query)
+    _check_bucket(folder)
+    return folder
+
+
+def _refuse_credentials(uri: str) -> None:
+    """They would be printed, and kept in reports; and workers, which get the URI without them, could open nothing."""
+    scheme, _, rest = uri.partition("://")
+    _, found, place = rest.partition("?")[0].partition("/")[0].rpartition("@")
+    if found and scheme == "s3":
+        raise InputError(
+            f"found a key in the URI of {scheme}://{place}; expected it in the environment "
+            f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws, on every node",
+            key="store",
+        )
+
+
+def _patient(system: fs.S3FileSystem, query: str) -> fs.S3FileSystem:
+    """The same with exponential back-off: what a URI opens asks again every 0.2 s, 30 times.
+
+    Where the URI asks for what only a URI can, it stays as it is.
+    """
+    asked = dict(parse_qsl(query))
+    if not set(asked) <= _S3_TEXTS | _S3_SWITCHES:
+        return system
+    switches = {name: asked.pop(name).lower() in ("1", "true") for name in _S3_SWITCHES & set(asked)}
+    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_ATTEMPTS)
+    return fs.S3FileSystem(**{**asked, "region": system.region}, **switches, retry_strategy=strategy)
+
+
+def _check_bucket(folder: Folder) -> None:
+    """Without this a bucket that is not there looks like an empty folder. Raises InputError, StorageError."""
+    bucket = folder.path.partition("/")[0]
+    if not bucket:
+        raise InputError(f"{folder.uri!r} names no bucket; expected s3://bucket/prefix", key="store")
+    try:
+        found = retried(lambda: folder.system.get_file_info(folder.path).type)
+        if found == fs.FileType.NotFound:
+            found = retried(lambda: folder.system.get_file_info(bucket).type)
+    except OSError as error:
+        if is_transient(error):
+            raise _in_words(folder, "reached", error) from None
+        raise InputError(f"{folder.uri!r} cannot be opened ({_first_line(error)})", key="store") from None
+    if found == fs.FileType.NotFound:
+        raise InputError(f"no bucket {bucket!r}, which {folder.uri!r} is in; expected one that exists", key="store")
+
+
+def _in_words(place: Folder, done: str, error: OSError) -> StorageError:
+    return StorageError(f"{place.uri}: cannot be {done} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _fsync(path: str) -> None:

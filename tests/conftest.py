@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+import s3_server
 
 # Before anything imports torch, DeepSpeed or W&B.
 _CACHE = tempfile.mkdtemp(prefix="raystage-tests-")
@@ -18,3 +23,13 @@ os.environ |= {
     "WANDB_DATA_DIR": f"{_CACHE}/wandb",
     "XDG_CACHE_HOME": _CACHE,
 }
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[s3_server.S3Server]:
+    """One S3 server for all tests, with one bucket; every test uses a prefix of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.CREDENTIALS.items():
+            patch.setenv(name, value)
+        with s3_server.running() as server:
+            yield server

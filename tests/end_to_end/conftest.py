@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from s3_server import CREDENTIALS
+
 BIN = Path(sys.executable).parent
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -48,8 +50,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
         f"--dashboard-port={dashboard}", "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
+    environment = os.environ | QUIET | CREDENTIALS  # workers have theirs from the node, not from the driver
     with log.open("w") as output:
-        head = subprocess.Popen(command, env=os.environ | QUIET, stdout=output, stderr=output, start_new_session=True)
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     process = psutil.Process(head.pid)
     try:
         wait_until(lambda: "Ray runtime started" in log.read_text(), 60, f"no Ray head; see {log}")
