@@ -6,7 +6,7 @@
 A fragment is the flat slice [start, stop) of one state of one parameter: of the weight (`fp32`) or of
 what the optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which
 fragments each shard holds, where in the file and with which checksum. Nothing is pickled. Any slice of
-any parameter can be read without reading the rest, into any number of workers.
+any parameter can be read without reading the rest, into any number of workers. docs/checkpoints.md is its description.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import numpy as np
 import xxhash
 
 from raystage.errors import CheckpointError
+from raystage.manifest_check import check_manifest
 from raystage.shape import ModelShape
-from raystage.storage import Folder
+from raystage.storage import Folder, Reader
 from raystage.tensorfile import Tensor, header_bytes, laid_out
 
 FORMAT = "raystage-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 _ITEM_BYTES = 4
+_CHUNK_BYTES = 2**20
+_READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little to hold
+_SEAL = b', "checksum": "xxh3_128:'
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,26 @@ class Manifest:
     grown_from: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}).encode()
+        return sealed(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}).encode())
+
+
+def sealed(text: bytes) -> bytes:
+    """A JSON object with the checksum of all that stands before it as its last key."""
+    return _with_seal(text.removesuffix(b"}"))
+
+
+def _with_seal(body: bytes) -> bytes:
+    return body + _SEAL + xxhash.xxh3_128_hexdigest(body).encode() + b'"}'
 
 
 # What a worker hands over to be written: parameter, state, start and the flat float32 values.
 Piece = tuple[str, str, int, np.ndarray]
 # What a fragment will hold: parameter, state, start and stop.
 Span = tuple[str, str, int, int]
+
+# The longest fragment that workers write, in elements. A reader checks every fragment that it touches a part of, so
+# that short ones keep small what several workers check of the same; each costs the manifest some 150 bytes.
+FRAGMENT_NUMEL = 2**20
 
 
 def shard_name(rank: int, world: int) -> str:
@@ -113,7 +130,7 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
 
     The file is streamed by hand, because the safetensors library would first build it whole in memory.
     """
-    tensors = laid_out(Tensor(f"{p}:{state}:{start}-{stop}", "F32", (stop - start,)) for p, state, start, stop in spans)
+    tensors = laid_out(_tensor(*span) for span in spans)
     header = header_bytes(tensors, {"format": FORMAT})
     whole = xxhash.xxh3_128(header)
     fragments = []
@@ -123,12 +140,26 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
             data = memoryview(np.ascontiguousarray(part, dtype="<f4")).cast("B") if part.size else b""
             if len(data) != tensor.num_bytes:
                 raise ValueError(f"found {len(data)} bytes for {tensor.name}; expected {tensor.num_bytes}")
-            file.write(data)
-            whole.update(data)
-            fragments.append(Fragment(*span, len(header) + tensor.place, xxhash.xxh3_128_hexdigest(data)))
+            checksum = xxhash.xxh3_128()
+            for first in range(0, len(data), _CHUNK_BYTES):  # written and hashed while the cache holds it
+                chunk = data[first : first + _CHUNK_BYTES]
+                file.write(chunk)
+                whole.update(chunk)
+                checksum.update(chunk)
+            fragments.append(Fragment(*span, len(header) + tensor.place, checksum.hexdigest()))
         size = file.tell()
     folder.sync(name)
     return Shard(name, size, f"xxh3_128:{whole.hexdigest()}", tuple(fragments))
+
+
+def shard_header(shard: Shard) -> bytes:
+    """The bytes that the shard begins with, as they follow from its fragments."""
+    tensors = laid_out(_tensor(one.parameter, one.state, one.start, one.stop) for one in shard.fragments)
+    return header_bytes(tensors, {"format": FORMAT})
+
+
+def _tensor(parameter: str, state: str, start: int, stop: int) -> Tensor:
+    return Tensor(f"{parameter}:{state}:{start}-{stop}", "F32", (stop - start,))
 
 
 def commit(folder: Folder, manifest: Manifest) -> None:
@@ -143,10 +174,10 @@ def exists(folder: Folder) -> bool:
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or foreign."""
     try:
-        content = json.loads(folder.read(MANIFEST))
+        content = _unsealed(folder.read(MANIFEST))
     except FileNotFoundError:
         raise CheckpointError(f"{folder.uri}: no {MANIFEST}; not a finished checkpoint") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged ({error})") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder.uri}/{MANIFEST}: not a raystage checkpoint")
@@ -154,8 +185,11 @@ def read_manifest(folder: Folder) -> Manifest:
     if version != VERSION:
         raise CheckpointError(f"{folder.uri}/{MANIFEST}: found format version {version!r}; expected {VERSION}")
     try:
+        check_manifest(content)
         return _manifest_from(content)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged (the key {error} is missing)") from None
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged ({error})") from None
 
 
@@ -165,7 +199,7 @@ class Checkpoint:
     def __init__(self, folder: Folder) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
         self._index = _index(self.manifest.shards)
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Reader] = {}
         self._checked: set[tuple[str, int]] = set()
         self.bytes_read = 0
         for shard in self.manifest.shards:
@@ -189,12 +223,12 @@ class Checkpoint:
 
         Raises CheckpointError where a part of it is missing or damaged.
         """
-        result = np.empty(stop - start, dtype=np.float32)
+        result = np.empty(stop - start, dtype="<f4")
         filled = start
         for shard, fragment in self._index.get((parameter, state), ()):
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             if first < last:
-                result[first - start : last - start] = self._values(shard, fragment, first, last)
+                self._copy(shard, fragment, first, result[first - start : last - start])
                 filled += last - first
         if filled != stop:
             raise CheckpointError(f"{self.folder.uri}: {state} of {parameter} [{start}:{stop}] is not all there")
@@ -205,24 +239,40 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def _values(self, shard: Shard, fragment: Fragment, first: int, last: int) -> np.ndarray:
-        """The part [first, last) of a fragment. The first touch reads all of it, for its checksum."""
-        if shard.file not in self._files:
-            self._files[shard.file] = self.folder.open_reader(shard.file)
-        file, place = self._files[shard.file], (shard.file, fragment.offset)
-        begin, end = _ITEM_BYTES * (first - fragment.start), _ITEM_BYTES * (last - fragment.start)
-        if place in self._checked:
-            self.bytes_read += end - begin
-            return np.frombuffer(file.read_at(end - begin, fragment.offset + begin), dtype="<f4")
-        data = file.read_at(fragment.num_bytes, fragment.offset)
-        self.bytes_read += fragment.num_bytes
-        if xxhash.xxh3_128_hexdigest(data) != fragment.checksum:
+    def _copy(self, shard: Shard, fragment: Fragment, first: int, into: np.ndarray) -> None:
+        """The fragment's values from `first` on, as many as go into `into`. The first touch reads all of the fragment,
+        for its checksum. Besides `into` no more than _READ_BYTES are held."""
+        begin = _ITEM_BYTES * (first - fragment.start)
+        wanted, data = range(begin, begin + into.nbytes), into.view(np.uint8)
+        file, place = self._opened(shard), (shard.file, fragment.offset)
+        is_checked, checksum, is_whole = place in self._checked, xxhash.xxh3_128(), True
+        touched = wanted if is_checked else range(fragment.num_bytes)
+        for start in range(touched.start, touched.stop, _READ_BYTES):
+            stop = min(start + _READ_BYTES, touched.stop)
+            chunk = file.view_at(stop - start, fragment.offset + start)
+            self.bytes_read += len(chunk)
+            is_whole &= len(chunk) == stop - start
+            if not is_checked:
+                checksum.update(chunk)
+            low, high = max(start, wanted.start), min(start + len(chunk), wanted.stop)
+            if low < high:
+                data[low - begin : high - begin] = np.frombuffer(chunk, np.uint8)[low - start : high - start]
+        if not is_whole or (not is_checked and checksum.hexdigest() != fragment.checksum):
             raise CheckpointError(
                 f"{self.folder.uri}/{shard.file}: damaged; {fragment.state} of {fragment.parameter} "
                 f"does not match its checksum"
             )
         self._checked.add(place)
-        return np.frombuffer(data, dtype="<f4")[first - fragment.start : last - fragment.start]
+
+    def _opened(self, shard: Shard) -> Reader:
+        """The shard's file. It must begin as its fragments say: another checkpoint's does not, unless it is equal."""
+        if shard.file not in self._files:
+            file = self._files[shard.file] = self.folder.open_reader(shard.file)
+            header = shard_header(shard)
+            if file.read_at(len(header), 0) != header:
+                self._files.pop(shard.file).close()
+                raise CheckpointError(f"{self.folder.uri}/{shard.file}: damaged; its header is not what was written")
+        return self._files[shard.file]
 
     def _check_size(self, shard: Shard) -> None:
         size = self.folder.size_of(shard.file)
@@ -237,6 +287,16 @@ def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard
         for fragment in shard.fragments:
             index.setdefault((fragment.parameter, fragment.state), []).append((shard, fragment))
     return index
+
+
+def _unsealed(text: bytes) -> Any:
+    """A manifest's JSON without its checksum, which those written by hand may lack. Raises ValueError."""
+    content = json.loads(text)
+    if isinstance(content, dict) and "checksum" in content:
+        del content["checksum"]
+        if _with_seal(text.rpartition(_SEAL)[0]) != text:
+            raise ValueError("it does not match its checksum")
+    return content
 
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:

@@ -6,6 +6,7 @@ map; leaving it writes them. Nothing here trains.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,18 +15,21 @@ import torch
 from deepspeed import comm
 
 from raystage import checkpoint, zero
-from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, Shard
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError
 from raystage.growth.apply import Grown
 from raystage.growth.learned import Fitted
 from raystage.growth.maps import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
+from raystage.huggingface import FolderWeights, open_model
+from raystage.initial import InitPlan, check_same
 from raystage.plan import UNCHANGED, StagePlan
 from raystage.record import Progress
 from raystage.shape import parameters
-from raystage.storage import Folder
+from raystage.storage import Folder, open_folder
 from raystage.store import Store
+from raystage.zero import Partition
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Entry:
     """How a stage is entered: from which checkpoint, through which map. `resumed`: from its own."""
 
     rules: GrowthMap
-    source: Checkpoint | None
+    source: Checkpoint | FolderWeights | None
     resumed: bool
 
 
@@ -44,15 +48,27 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
     """
     own = shared(store.latest_checkpoint(stage.key))
     if own is not None:
-        return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own), resumed=True)
+        return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own.unmapped), resumed=True)
+    if stage.init is not None:
+        return initial_entry(stage, stage.init)
     if stage.parent_key is None:
         return Entry(initial_map(stage.shape), None, resumed=False)
-    source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key)), stage.growth or UNCHANGED
+    source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key).unmapped), stage.growth or UNCHANGED
     policy = growth.optimizer_state if source.has(stage.training.optimizer.moments) else "reset"
     if is_learned(growth.operator):
         return Entry(fitted_map(stage.shape), source, resumed=False)
     rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
     return Entry(rules, source, resumed=False)
+
+
+def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
+    """From what the schedule's `init` names. Raises InputError where this worker does not find it as it was planned."""
+    check_same(init)
+    folder, growth = open_folder(init.path), stage.growth or UNCHANGED
+    source = Checkpoint(folder) if init.is_checkpoint else FolderWeights(open_model(folder))
+    keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
+    policy = growth.optimizer_state if keeps else "reset"
+    return Entry(growth_map(init.shape, stage.shape, growth.operator, policy, growth.options), source, resumed=False)
 
 
 def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fitted: Fitted | None = None) -> None:
@@ -61,9 +77,7 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     fitted: the model whose weights were fitted, where no rule tells them.
     """
     grown = fitted or Grown(entry.rules, entry.source.read if entry.source else _nothing_to_read, seed)
-    for part in zero.partitions(engine.deepspeed):
-        for state, held in part.tensors.items():
-            held.copy_(torch.tensor(grown.slice(part.parameter, state, part.start, part.stop)))
+    fill_partitions(zero.partitions(engine.deepspeed), grown)
     zero.set_steps(engine.deepspeed, steps)
     zero.refresh(engine.deepspeed)
     done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
@@ -71,16 +85,36 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     engine.open_mask(done)
 
 
+def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted) -> None:
+    """Set every slice that the partitions hold, in place. Beside them a worker holds a fragment's worth at a time."""
+    for part in parts:
+        for state, held in part.tensors.items():
+            for first, last in _pieces(0, part.stop - part.start):
+                values = grown.slice(part.parameter, state, part.start + first, part.start + last)
+                held[first:last].copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
+
+
 def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
     """Write this worker's part of all state; returns its shard's entry and the step counts it knows."""
-    pieces = []
-    for part in zero.partitions(engine.deepspeed):
-        first, last = part.saves
-        if last > first:
-            for state, held in part.tensors.items():
-                pieces.append((part.parameter, state, part.start + first, held[first:last].cpu().numpy()))
-    shard = checkpoint.write_shard(folder, checkpoint.shard_name(engine.rank, engine.world), pieces)
+    name = checkpoint.shard_name(engine.rank, engine.world)
+    shard = write_partitions(zero.partitions(engine.deepspeed), folder, name)
     return shard, zero.get_steps(engine.deepspeed)
+
+
+def write_partitions(parts: Iterable[Partition], folder: Folder, name: str) -> Shard:
+    """Write what this worker saves of its partitions. Of those on a GPU one fragment at a time comes to the host."""
+    cut = [
+        (part, state, first, last) for part in parts for state in part.tensors for first, last in _pieces(*part.saves)
+    ]
+    spans = [(part.parameter, state, part.start + first, part.start + last) for part, state, first, last in cut]
+    values = (part.tensors[state][first:last].cpu().numpy() for part, state, first, last in cut)
+    return checkpoint.stream_shard(folder, name, spans, values)
+
+
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in pieces as long as a fragment may be."""
+    for first in range(start, stop, FRAGMENT_NUMEL):
+        yield first, min(first + FRAGMENT_NUMEL, stop)
 
 
 def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, int], progress: Progress) -> Manifest:
@@ -97,7 +131,13 @@ def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, 
         stage_key=stage.key,
         step=progress.steps,
         tokens=progress.tokens,
-        data_cursor={"tokens": progress.tokens, "seed": stage.seed, "fingerprint": stage.data.fingerprint},
+        data_cursor={
+            "tokens": progress.tokens,
+            "seed": stage.seed,
+            "fingerprint": stage.data.fingerprint,
+            "tokenizer": stage.data.tokenizer,
+            "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
+        },
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
         optimizer={**training.optimizer.used(), **layout},
         progress=asdict(progress),

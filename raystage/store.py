@@ -9,15 +9,18 @@ runs/<name>/                          plan, report, figures of a run
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raystage import checkpoint
 from raystage.errors import CheckpointError, RaystageError
-from raystage.record import StageRecord
+from raystage.record import Evaluation, StageRecord
+from raystage.retention import best, retained
 from raystage.storage import Folder
 
 RECORD = "record.json"
+CHECKPOINTS = "checkpoints"
 CERTIFICATE = "certificate.json"
 
 
@@ -51,15 +54,15 @@ class Store:
             ) from None
 
     def commit_record(self, record: StageRecord) -> None:
-        """From here on the stage is finished; its other checkpoints, whole or half written, go."""
+        """From here on the stage is finished; checkpoints that it does not name, whole or half written, go."""
         folder = self.stage_folder(record.key)
         if record.growth:
             folder.write_whole(CERTIFICATE, _json({"stage": record.name, "key": record.key, **asdict(record.growth)}))
         folder.write_whole(RECORD, _json(record.to_json()))
-        kept = record.checkpoint.rsplit("/", 1)[-1]
+        kept = {place.rsplit("/", 1)[-1] for place in (record.checkpoint, *record.best_checkpoints)}
         for name in (folder / "checkpoints").names():
-            if name != kept:
-                (folder / "checkpoints" / name).delete()
+            if name not in kept:
+                drop_checkpoint(folder / "checkpoints" / name)
 
     def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:
         return self.stage_folder(key) / "checkpoints" / f"{tokens:015}-{attempt}"
@@ -81,10 +84,20 @@ class Store:
             return folder
         return None
 
-    def drop_older_checkpoints(self, key: str, keep: int) -> None:
-        """Remove all but the `keep` furthest whole checkpoints of an unfinished stage."""
-        for folder in self._whole_checkpoints(key)[keep:]:
-            folder.delete()
+    def drop_older_checkpoints(
+        self, key: str, keep: int, keep_best: int = 0, evaluations: Sequence[Evaluation] = ()
+    ) -> None:
+        """Remove all but the `keep` furthest and the `keep_best` best whole checkpoints of an unfinished stage."""
+        whole = self._whole_checkpoints(key)
+        kept = retained([folder.name for folder in whole], keep, keep_best, evaluations)
+        for folder in whole:
+            if folder.name not in kept:
+                drop_checkpoint(folder)
+
+    def best_checkpoints(self, key: str, count: int, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+        """The whole checkpoints of lowest loss, the best first, as a record names them."""
+        names = [folder.name for folder in self._whole_checkpoints(key)] if count else []
+        return tuple(f"checkpoints/{name}" for name in best(names, count, evaluations))
 
     def _whole_checkpoints(self, key: str) -> list[Folder]:
         folders = self.stage_folder(key) / "checkpoints"
@@ -108,6 +121,12 @@ class Store:
             return json.loads(self.run_folder(name).read(file))
         except FileNotFoundError:
             return None
+
+
+def drop_checkpoint(folder: Folder) -> None:
+    """Remove a checkpoint, its manifest first: what an interrupted removal leaves behind is none."""
+    folder.delete_file(checkpoint.MANIFEST)
+    folder.delete()
 
 
 def _json(content: dict[str, Any]) -> bytes:

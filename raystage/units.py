@@ -27,6 +27,26 @@ def parse_count(value: object) -> int:
     return int(number)
 
 
+def parse_bytes(value: str) -> int:
+    """A size from `5GB`, `500MB`, `1e6`; suffixes are powers of 1,000, as transformers counts. Raises ValueError."""
+    expected = f"found {shown(value)}; expected a size such as 5GB or 500MB"
+    try:
+        size = parse_count(value.strip().upper().removesuffix("B"))
+    except ValueError:
+        raise ValueError(expected) from None
+    if size < 1:
+        raise ValueError(expected)
+    return size
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `30m`, `1h`, `2d`, `90s`; 0 as well. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*|\s*0\s*", text)
+    if match is None:
+        raise ValueError(f"found {shown(text)}; expected a time such as 30m, 1h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match[1] else 0.0
+
+
 def parse_real(value: object) -> float:
     """A finite number from `0.1`, `"3e-4"` (which YAML 1.1 reads as a string) or `3`. Raises ValueError."""
     number = float(_parse_number(value, {"": 1}, "a number such as 0.1 or 3e-4"))

@@ -9,6 +9,7 @@ from raystage.units import (
     kind_of,
     parse_bool,
     parse_count,
+    parse_duration,
     parse_real,
     shown,
 )
@@ -120,3 +121,14 @@ def test_format_bytes(number: float, text: str) -> None:
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h", 3600), (" 1.5d ", 129600), ("0", 0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1", "-1h", "h", "1 hour", "1w", "nan", "1h 30m"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected a time such as 30m, 1h or 2d$"):
+        parse_duration(text)

@@ -192,9 +192,12 @@ def drawn(rule: Rule, start: int, stop: int, seed: int) -> np.ndarray:
     """The slice [start, stop) of the parameter as its family draws it: fixed by (seed, name), whoever asks."""
     if rule.init != "normal":
         return np.full(stop - start, 1.0 if rule.init == "ones" else 0.0, dtype=np.float32)
-    first = start // _STRETCH
-    parts = [_stretch(rule, number, seed) for number in range(first, -(-stop // _STRETCH))]
-    return np.concatenate([*parts, np.empty(0, np.float32)])[start - first * _STRETCH : stop - first * _STRETCH]
+    result = np.empty(stop - start, np.float32)
+    for number in range(start // _STRETCH, -(-stop // _STRETCH)):
+        at = number * _STRETCH
+        low, high = max(start, at), min(stop, at + _STRETCH)
+        result[low - start : high - start] = _stretch(rule, number, seed)[low - at : high - at]
+    return result
 
 
 def _stretch(rule: Rule, number: int, seed: int) -> np.ndarray:
@@ -207,7 +210,13 @@ def _in_pieces(compute: Callable[[int, int], np.ndarray], start: int, stop: int)
     """`compute` over [start, stop) a piece at a time: what it needs on the way is larger than what it gives."""
     if stop - start <= _PIECE:
         return compute(start, stop)
-    return np.concatenate([compute(first, min(first + _PIECE, stop)) for first in range(start, stop, _PIECE)])
+    result: np.ndarray | None = None
+    for first in range(start, stop, _PIECE):
+        piece = compute(first, min(first + _PIECE, stop))
+        if result is None:
+            result = np.empty(stop - start, piece.dtype)
+        result[first - start : first - start + len(piece)] = piece
+    return result
 
 
 def _rows_of(rule: Rule, start: int, stop: int) -> tuple[range, slice]:

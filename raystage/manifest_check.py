@@ -1,0 +1,147 @@
+"""Whether a checkpoint's manifest, as it was read from JSON, can be what a worker wrote.
+
+A manifest that passes leads to no wrong number: every fragment lies within its parameter and in its file, and no two
+of them hold the same elements. Whether all elements are there is seen on reading them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from raystage.shape import ModelShape
+from raystage.units import shown
+
+ITEM_BYTES = 4
+_SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
+_WHOLE_CHECKSUM = re.compile(r"xxh3_128:[0-9a-f]{32}")
+
+
+def check_manifest(content: Mapping[str, Any]) -> None:
+    """Raises ValueError, which says what was found and what would be right, or KeyError for a key that is missing."""
+    for key in ("data_cursor", "rng", "optimizer", "progress", "model"):
+        _expect(content[key], _is_mapping, "a mapping", key)
+    if content.get("grown_from") is not None:
+        _expect(content["grown_from"], _is_mapping, "a mapping", "grown_from")
+    _expect(content["stage_key"], _is_text, "text", "stage_key")
+    for key in ("step", "tokens"):
+        _expect(content[key], _is_count, "a count", key)
+    _check_model(content["model"])
+    sizes = _check_parameters(_list(content["parameters"], "parameters"))
+    _check_shards(_list(content["shards"], "shards"), sizes)
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """Keys that are unknown or missing are found when a ModelShape is made of it."""
+    kinds = {
+        "str": (_is_text, "text"),
+        "bool": (lambda value: isinstance(value, bool), "true or false"),
+        "int": (_is_count, "a count"),
+        "float": (_is_finite, "a finite number"),
+    }
+    for field in fields(ModelShape):
+        if field.name in model:
+            _expect(model[field.name], *kinds[field.type], f"model.{field.name}")
+
+
+def _check_parameters(entries: list[Any]) -> dict[str, int]:
+    """The number of elements of every parameter."""
+    sizes: dict[str, int] = {}
+    for place, entry in enumerate(entries):
+        where = f"parameters[{place}]"
+        _expect(entry, _is_mapping, "a mapping", where)
+        _expect(
+            entry["name"], lambda name: _is_text(name) and name and name not in sizes, "a new name", f"{where}.name"
+        )
+        _expect(entry["dtype"], lambda dtype: dtype == "float32", "float32", f"{where}.dtype")
+        _expect(entry["step"], _is_count, "a count", f"{where}.step")
+        shape = _list(entry["shape"], f"{where}.shape")
+        _expect(shape, lambda found: all(map(_is_count, found)), "counts", f"{where}.shape")
+        sizes[entry["name"]] = math.prod(shape)
+    return sizes
+
+
+def _check_shards(shards: list[Any], sizes: Mapping[str, int]) -> None:
+    files: set[str] = set()
+    held: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for place, shard in enumerate(shards):
+        where = f"shards[{place}]"
+        _expect(shard, _is_mapping, "a mapping", where)
+        _expect(shard["file"], lambda file: _matches(_SHARD_NAME, file) and file not in files,
+                "the name of another file beside the manifest", f"{where}.file")  # fmt: skip
+        files.add(shard["file"])
+        _expect(shard["size_bytes"], _is_count, "a count", f"{where}.size_bytes")
+        _expect(shard["checksum"], lambda text: _matches(_WHOLE_CHECKSUM, text), "xxh3_128:...", f"{where}.checksum")
+        _check_fragments(_list(shard["fragments"], f"{where}.fragments"), shard["size_bytes"], sizes, held, where)
+    for (parameter, state), spans in held.items():
+        _check_overlap(spans, f"{state} of {parameter}")
+
+
+def _check_fragments(
+    fragments: list[Any],
+    size_bytes: int,
+    sizes: Mapping[str, int],
+    held: dict[tuple[str, str], list[tuple[int, int]]],
+    shard: str,
+) -> None:
+    """Each within its parameter, one behind the other to the end of the file; they are added to what is `held`."""
+    end = None
+    for place, fragment in enumerate(fragments):
+        where = f"{shard}.fragments[{place}]"
+        _expect(fragment, _is_mapping, "a mapping", where)
+        _expect(fragment["parameter"], lambda name: _is_text(name) and name in sizes,
+                "one of the parameters", f"{where}.parameter")  # fmt: skip
+        _expect(fragment["state"], lambda state: _is_text(state) and state, "a state's name", f"{where}.state")
+        _expect(fragment["checksum"], lambda text: _matches(_CHECKSUM, text), "32 hex digits", f"{where}.checksum")
+        start, stop, size = fragment["start"], fragment["stop"], sizes[fragment["parameter"]]
+        whole = _is_count(start) and _is_count(stop) and start <= stop <= size
+        _expect((start, stop), lambda _, whole=whole: whole, f"a stretch within [0, {size})", f"{where}.start, .stop")
+        _expect(fragment["offset"], lambda offset, end=end: _is_count(offset) and offset == (end or offset),
+                f"{'a count' if end is None else end}", f"{where}.offset")  # fmt: skip
+        end = fragment["offset"] + ITEM_BYTES * (stop - start)
+        held.setdefault((fragment["parameter"], fragment["state"]), []).append((start, stop))
+    if end is not None:
+        _expect(
+            end, lambda found: found == size_bytes, f"size_bytes, {size_bytes}", f"{shard}: the last fragment's end"
+        )
+
+
+def _check_overlap(spans: Iterable[tuple[int, int]], what: str) -> None:
+    for (_, stop), (start, _) in itertools.pairwise(sorted(spans)):
+        if start < stop:
+            raise ValueError(f"{what}: found two fragments that both hold element {start}; expected one")
+
+
+def _expect(value: Any, fits: Callable[[Any], Any], expected: str, where: str) -> None:
+    if not fits(value):
+        raise ValueError(f"{where}: found {shown(value)}; expected {expected}")
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    _expect(value, lambda found: isinstance(found, list), "a list", where)
+    return value
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _matches(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None

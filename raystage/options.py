@@ -1,0 +1,66 @@
+"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raystage.errors import RaystageError
+
+INTERRUPTED = 130
+# Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
+_JOB_COPY = "runtime_resources/working_dir_files"
+
+
+def exits(command: Callable[..., None]) -> Callable[..., None]:
+    """One message and the right exit status for what goes wrong on purpose; no traceback."""
+
+    @wraps(command)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except RaystageError as error:
+            click.echo(f"raystage: {error}", err=True)
+            _leave(error.exit_status)
+        except KeyboardInterrupt:
+            click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
+            _leave(INTERRUPTED)
+
+    return guarded
+
+
+def _leave(status: int) -> None:
+    """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
+    end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
+    launch = sys.modules.get("raystage.launch")
+    if launch is not None and launch.is_waiting():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+store_option = click.option(
+    "--store", metavar="URI", help="Where stages are kept: a path, s3://..., gs://... [.raystage]"
+)
+
+
+def open_store(uri: str | None) -> Any:
+    from raystage.storage import open_folder
+    from raystage.store import Store
+
+    if uri is None and in_job_copy():
+        uri = str(Path.home() / ".raystage")
+        click.echo(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
+    return Store(open_folder(uri or ".raystage"))
+
+
+def in_job_copy() -> bool:
+    return _JOB_COPY in str(Path.cwd())

@@ -1,0 +1,94 @@
+"""A worker's peak memory while it enters a stage and saves it, as Linux counts resident memory."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import deepspeed
+from deepspeed import comm
+from deepspeed.accelerator import get_accelerator
+
+from raystage import checkpoint, handover
+from raystage.checkpoint import Checkpoint
+from raystage.engine import StageEngine
+from raystage.growth.apply import grown_steps
+from raystage.growth.maps import growth_map, initial_map
+from raystage.handover import Entry, write_own_shard
+from raystage.plan import StagePlan
+from raystage.record import Progress
+from raystage.storage import open_folder
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of resident memory on one worker, above what it held before each."""
+
+    build: int
+    fill: int
+    save: int
+
+
+class Watch:
+    """The peak of resident memory above what there was when the watch began."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _resident("VmRSS")
+
+    def peak(self) -> int:
+        return _resident("VmHWM") - self._before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def watched(first: StagePlan, targets: list[tuple[StagePlan, str]], zero_stages: list[int], store: str) -> list[Peaks]:
+    """On one worker: `first` built from nothing and saved, then loaded into each target, for each ZeRO stage.
+
+    targets: a stage and the operator that grows `first` into it. What the first round brings with it, code and
+    allocators' pools, would count as memory of the stage; so there is a round before that nobody counts.
+    """
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+    peaks = []
+    for zero_stage in [zero_stages[0], *zero_stages]:
+        _round(_under(first, zero_stage), Entry(initial_map(first.shape), None, resumed=False), f"{store}/first")
+        opened = open_folder(f"{store}/first").unmapped
+        for number, (stage, operator) in enumerate(targets):
+            rules = growth_map(first.shape, stage.shape, operator, "grow")
+            entry = Entry(rules, Checkpoint(opened), resumed=False)
+            peaks.append(_round(_under(stage, zero_stage), entry, f"{store}/grown-{number}"))
+    return peaks[len(targets) :]
+
+
+def _under(stage: StagePlan, zero_stage: int) -> StagePlan:
+    return replace(stage, training=stage.training.model_copy(update={"zero_stage": zero_stage}), growth=None)
+
+
+def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
+    steps = grown_steps(entry.rules, entry.source.steps if entry.source else {})
+    watch = Watch()
+    engine = StageEngine(stage, steps)
+    build = watch.peak()
+    watch = Watch()
+    handover.fill(engine, entry, steps, stage.seed)
+    fill = watch.peak()
+    watch = Watch()
+    shard, known = write_own_shard(engine, open_folder(folder))
+    save = watch.peak()
+    shards, merged = handover.gathered(shard), {}
+    for one in handover.gathered(known):
+        merged |= one
+    if comm.get_rank() == 0:
+        checkpoint.commit(
+            open_folder(folder), handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
+        )
+    comm.barrier()
+    if entry.source:
+        entry.source.close()
+    engine.destroy()
+    return Peaks(build, fill, save)
