@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 SCHEDULE = HERE / "operators.yaml"
 LATER_STEPS = 200
 
-DEPTH = ("stack", "interleave", "middle", "last", "first", "random", "identity")
+# At twice the depth `last` and `first` are `stack`, and so is `middle` with one block; `layers` is what one lists.
+DEPTH = {"stack": "", "interleave": "", "middle": ", block: 1", "random": "", "identity": ""}
 WIDTH = ("zero_pad", "duplicate", "aki", "rms")
 OF_BOTH = {"masked": "grow_tokens: 200K", "learned": "fit_steps: 100"}
 
@@ -52,8 +53,7 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    depth = [_grown("depth", name, f"operator: {name}") for name in DEPTH]
-    depth.append(_grown("depth", "layers", "operator: layers, layers: [0, 1, 1, 1, 1, 2]"))
+    depth = [_grown("depth", name, f"operator: {name}{options}") for name, options in DEPTH.items()]
     depth += [_grown("depth", name, f"operator: {name}, {option}") for name, option in OF_BOTH.items()]
     width = [_grown("width", name, f"operator: {name}", NARROW, WIDE) for name in WIDTH]
     width += [_grown("width", name, f"operator: {name}, {option}", NARROW, WIDE) for name, option in OF_BOTH.items()]
