@@ -225,10 +225,23 @@ def _costs_more(plan: Plan) -> Advice | None:
     )
 
 
+def _unequal_starts(plan: Plan) -> Advice | None:
+    if not plan.baselines or plan.staged.stages[0].init is None:
+        return None
+    return Advice(
+        "init",
+        "gives the stages a trained model to start from, and the baselines none: what is saved leaves out what that "
+        "model had cost",
+        "point 5 of raystage's protocol: every stage counts",
+    )
+
+
 _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
     _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_twins, _inside_decay, _beyond_cap,
 )  # fmt: skip
-_PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (_never_decays, _few_budgets, _costs_more)
+_PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
+    _never_decays, _few_budgets, _costs_more, _unequal_starts,
+)  # fmt: skip
 
 
 def _share_done(curve: Curve, tokens: int) -> float:

@@ -8,20 +8,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from raystage.errors import InputError, RaystageError
+from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
-from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
-
-INTERRUPTED = 130
-# Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
-_JOB_COPY = "runtime_resources/working_dir_files"
+from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
+from raystage.options import exits, in_job_copy, json_option, open_store, store_option
+from raystage.store_commands import store_group
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,47 +33,19 @@ def main() -> None:
     """
 
 
-def _exits(command: Callable[..., None]) -> Callable[..., None]:
-    """One message and the right exit status for what goes wrong on purpose; no traceback."""
-
-    @wraps(command)
-    def guarded(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except RaystageError as error:
-            click.echo(f"raystage: {error}", err=True)
-            _leave(error.exit_status)
-        except KeyboardInterrupt:
-            click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
-            _leave(INTERRUPTED)
-
-    return guarded
-
-
-def _leave(status: int) -> None:
-    """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
-    end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
-    launch = sys.modules.get("raystage.launch")
-    if launch is not None and launch.is_waiting():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
+main.add_command(store_group)
 
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. stages[1].until.tokens=2M."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-_store = click.option("--store", metavar="URI", help="Where stages are kept: a path, s3://..., gs://... [.raystage]")
 
 
 @main.command()
 @click.argument("schedule", type=click.Path(path_type=Path))
 @_set
 @click.option("--suggest", "suggested", is_flag=True, help="Also propose lengths for the stages, by published rules.")
-@_json
-@_exits
+@json_option
+@exits
 def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: bool) -> None:
     """Print what a schedule would do and cost, and what to beware of, without doing it.
 
@@ -105,14 +73,14 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: b
 @main.command()
 @click.argument("schedule", type=click.Path(path_type=Path))
 @_set
-@_store
+@store_option
 @click.option("--name", help="The run's name; the schedule's own unless given.")
 @click.option("--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise.")
 @click.option(
     "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
 )
-@_json
-@_exits
+@json_option
+@exits
 def run(
     schedule: Path,
     overrides: tuple[str, ...],
@@ -140,7 +108,7 @@ def run(
     from raystage.tables import final_table
     from raystage.tracking import WandbTracker
 
-    opened = _open_store(store)
+    opened = open_store(store)
     folder = opened.run_folder(made.name)
     display = make_display(made, sys.stderr)
     earlier = opened.read_run(made.name, "run.json") or {}
@@ -150,7 +118,7 @@ def run(
         parsed.model_dump(mode="json"),
         lambda record: (opened.stage_folder(record.key) / record.checkpoint).uri,
         mode="disabled" if driver.is_finished and earlier.get("state") == "FINISHED" else wandb_mode,
-        directory=folder.path if _in_job_copy() and folder.is_local else None,
+        directory=folder.path if in_job_copy() and folder.is_local else None,
         run_ids=_unfinished_run_ids(earlier, made),
     )
     driver.listeners, driver.run_ids = [display, tracker], tracker.run_ids
@@ -171,9 +139,9 @@ def run(
 
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@_store
-@_json
-@_exits
+@store_option
+@json_option
+@exits
 def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
     """Show what runs came to: stages, baselines, savings.
 
@@ -185,7 +153,7 @@ def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
 
     from raystage.tables import final_table
 
-    opened = _open_store(store)
+    opened = open_store(store)
     reports = [_read_report(opened, name) for name in names]
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
@@ -213,9 +181,9 @@ def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
 @click.option("--block", type=click.IntRange(min=1), help="How many layers are repeated as one, for middle.")
 @click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
 @click.option("--explain", is_flag=True, help="Print where every parameter would come from; write nothing.")
-@_store
-@_json
-@_exits
+@store_option
+@json_option
+@exits
 def grow(
     source: str,
     target: str | None,
@@ -257,7 +225,7 @@ def grow(
     request = GrowthRequest(overrides, _operator(operator), optimizer_state, options)
     if family is not None:
         _register_family(family)
-    opened = open_source(source, _open_store(store))
+    opened = open_source(source, open_store(store))
     growth = planned(opened, request)
     if explain and not as_json:
         Console().print(growth_table(growth))
@@ -267,10 +235,55 @@ def grow(
         click.echo(json.dumps(done, indent=1))
         return
     click.echo(
-        f"{operator}: {what_grows(growth.source, growth.target)}, "
+        f"{in_short(request.operator)}: {what_grows(growth.source, growth.target)}, "
         f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s: "
         f"{done['target']}"
     )
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.argument("target")
+@click.option("--format", "_", type=click.Choice(["huggingface"]), default="huggingface", show_default=True,
+              help="What to write.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+              help="The type of the weights; float32 is exact.")  # fmt: skip
+@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="The most bytes in one file.")
+@click.option(
+    "--tokenizer", metavar="NAME", help="A folder or hub name in place of the stage's own tokenizer, or none."
+)
+@store_option
+@json_option
+@exits
+def export(
+    checkpoint: str, target: str, _: str, dtype: str, max_shard_size: str, tokenizer: str | None, store: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write a checkpoint as a Hugging Face folder, with config and tokenizer.
+
+    CHECKPOINT is a raystage checkpoint or the key of a finished stage in the store; TARGET a new folder, which plain
+    transformers loads. The model may be larger than the memory.
+
+    \b
+    Example:
+      raystage export 3f9a2c41 my/model
+      raystage export .raystage/stages/3f9a2c41.../checkpoints/000000000400000-1c2d my/model --dtype bfloat16
+    """
+    from raystage.export import ExportOptions
+    from raystage.export import export as write
+    from raystage.grow import open_source, open_target
+    from raystage.units import format_bytes, format_count, parse_bytes
+
+    try:
+        options = ExportOptions(dtype, parse_bytes(max_shard_size), tokenizer)
+    except ValueError as error:
+        raise InputError(str(error), key="--max-shard-size") from None
+    done = write(open_source(checkpoint, open_store(store), "CHECKPOINT"), open_target(target), options)
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+        return
+    size = f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s"
+    click.echo(f"{dtype}: {size}, tokenizer: {done['tokenizer'] or 'none'}: {done['target']}")
 
 
 @main.command()
@@ -278,9 +291,9 @@ def grow(
 @click.argument("target")
 @click.option("--text", type=click.Path(path_type=Path), help="Text to try both on; for models whose tokens are bytes.")
 @click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
-@_store
-@_json
-@_exits
+@store_option
+@json_option
+@exits
 def certify(source: str, target: str, text: Path | None, family: str | None, store: str | None, as_json: bool) -> None:
     """Measure what growing SOURCE into TARGET did, whoever did it.
 
@@ -301,7 +314,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
 
     if family is not None:
         _register_family(family)
-    opened = _open_store(store)
+    opened = open_store(store)
     models = open_source(source, opened, "SOURCE"), open_source(target, opened, "TARGET")
     with contextlib.redirect_stderr(_DebugStream()):  # the progress bars of transformers
         found = measure(*models, _read_text(text))
@@ -374,20 +387,6 @@ def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any
         return parsed, make_plan(parsed, name)
     except InputError as error:
         raise error.inside(str(path)) from None
-
-
-def _open_store(uri: str | None) -> Any:
-    from raystage.storage import open_folder
-    from raystage.store import Store
-
-    if uri is None and _in_job_copy():
-        uri = str(Path.home() / ".raystage")
-        click.echo(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
-    return Store(open_folder(uri or ".raystage"))
-
-
-def _in_job_copy() -> bool:
-    return _JOB_COPY in str(Path.cwd())
 
 
 def _read_report(store: Any, name: str) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class Family:
     objective: what such a model learns to tell. name, fields, constants: how `transformers` names the family, its
     configuration's key and default for every field of the shape, and what a configuration made from a shape says
     besides.
-    on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has.
+    on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has; stored_as:
+    the rows that then lie end to end in one of the model's, expert by expert.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Family:
     fields: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     constants: Mapping[str, object] = field(default_factory=dict)
     on_disk: Family | None = None
+    stored_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def not_body(self) -> frozenset[str]:
@@ -245,6 +247,11 @@ MIXTRAL = replace(
     on_disk=replace(
         LLAMA, name="mixtral", layer=(*_ATTENTION, *_EXPERTS_ON_DISK, *_NORMS), optional=(), fields=_MIXTRAL_FIELDS
     ),
+    stored_as={
+        _EXPERTS[0].name: (_EXPERTS_ON_DISK[0].name,),
+        _EXPERTS[1].name: (_EXPERTS_ON_DISK[1].name, _EXPERTS_ON_DISK[3].name),
+        _EXPERTS[2].name: (_EXPERTS_ON_DISK[2].name,),
+    },
 )
 
 # Where the parts of a mixture's experts come from in a dense model, row by row, in the model and on the disk.

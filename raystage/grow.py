@@ -15,7 +15,7 @@ from typing import Any
 
 from raystage import checkpoint, huggingface
 from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry
-from raystage.errors import CheckpointError, InputError, RaystageError
+from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
 from raystage.families import FAMILIES
 from raystage.growth.apply import Grown, grown_steps, slices
 from raystage.growth.explain import layer_sources
@@ -59,7 +59,7 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
 
     Files are not mapped into memory: pages that were looked at would stay resident, and count as this process's.
     """
-    with _as_input_errors(argument):
+    with as_input_errors(argument):
         folder = _folder(text, argument)
         if not folder.exists() and _STAGE_KEY.fullmatch(text):
             return _stage_source(text, Store(store.folder.unmapped), argument)
@@ -79,7 +79,7 @@ def planned(source: Source, request: GrowthRequest) -> Growth:
 
 def open_target(text: str) -> Folder:
     """A folder to write into, not there yet or empty. Raises InputError."""
-    with _as_input_errors("TARGET"):
+    with as_input_errors("TARGET"):
         folder = _folder(text, "TARGET")
         if folder.is_file():
             raise InputError("is a file; expected a new folder", key="TARGET", file=folder.uri)
@@ -98,7 +98,7 @@ def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int =
     grown_from = {"source": source.uri, "stage_key": source.stage_key, "num_layers": growth.source.num_layers,
                   "seed": source.seed, **growth.how()}  # fmt: skip
     try:
-        with _as_input_errors("SOURCE"):
+        with as_input_errors("SOURCE"):
             if source.is_checkpoint:
                 _write_checkpoint(source, growth, target, grown_from, max_shard_bytes)
             else:
@@ -210,11 +210,11 @@ def _grown_manifest(
 
 
 @contextmanager
-def _as_input_errors(argument: str) -> Iterator[None]:
+def as_input_errors(argument: str) -> Iterator[None]:
     """What the user named and is damaged or unfinished is wrong input; what the system refuses is a failure."""
     try:
         yield
-    except InputError:
+    except (InputError, StorageError):
         raise
     except RaystageError as error:
         raise InputError(str(error), key=argument) from None

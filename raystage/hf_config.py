@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raystage.errors import InputError
@@ -26,6 +26,8 @@ _USUAL_KEYS = {
 }
 # How far a dense model looks back unless its configuration says something else.
 _WINDOWS = {"mistral": 4096}
+# The base of rotary positions in a configuration that says none, where it is not 10,000.
+_ROPE_THETAS = {"mixtral": 1_000_000.0}
 # What only a dense model's configuration says.
 _DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
 
@@ -60,7 +62,20 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     for field, value in following.items():
         if values.get(field) is None:
             values[field] = value
+    if family.rotary:
+        values["rope_theta"] = _rope_theta(config, family.name)
     return ModelShape(family=family.name, **values)
+
+
+def _rope_theta(config: Config, family: str) -> float:
+    """The base of the rotary positions, under its new key or its old one."""
+    found = _rope(config).get("rope_theta", config.get("rope_theta"))
+    return float(found) if type(found) in (int, float) else _ROPE_THETAS.get(family, 10000.0)
+
+
+def _rope(config: Config) -> Mapping[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, dict) else {}
 
 
 def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
@@ -99,6 +114,83 @@ def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
         for field, keys in _USUAL_KEYS.items()
     }
     return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+# What must be as in the models that raystage builds, else the same weights compute something else.
+_AS_BUILT: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "activation_function": ("gelu_new",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "use_sliding_window": (False, None),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, None),
+    "router_jitter_noise": (0.0, None),
+    "output_router_logits": (False, None),
+}
+# What the weights compute without: names, tokens, dropout, which training leaves out, heads of other tasks.
+_WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_range", "max_window_layers",
+    "model_type", "reorder_and_upcast_attn", "return_dict", "router_aux_loss_coef", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache", "n_ctx", "gradient_checkpointing", "rope_theta",
+    "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
+    "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj",
+})  # fmt: skip
+
+
+def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
+    """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
+    sizes = {key for key, _ in FAMILIES[shape.family].fields.values()}
+    for key, value in config.items():
+        if key in _AS_BUILT:
+            if value not in _AS_BUILT[key]:
+                raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
+        elif not (key in sizes or key in _WITHOUT_EFFECT or key in _CHECKED or value in (None, False)):
+            problem = f"found {shown(value)}, which the models that are trained here do not have"
+            raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
+    for key in _CHECKED:
+        _CHECKED[key](config, shape, file)
+
+
+def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
+    rope = _rope(config)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    others = {key: value for key, value in rope.items() if key not in ("rope_type", "type", "rope_theta")}
+    if kind != "default" or others.get("partial_rotary_factor", 1.0) != 1.0:
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        raise InputError(f"found {shown(dict(rope))}; expected the rope_type 'default'", key=key, file=file)
+
+
+def _check_window(config: Config, shape: ModelShape, file: str) -> None:
+    """A window as long as the context hides nothing."""
+    window = config.get("sliding_window", _WINDOWS.get(shape.family))
+    if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
+        return
+    if window is not None and window < shape.context_length:
+        problem = f"found a window of {window} in a context of {shape.context_length}; expected null"
+        raise InputError(problem, key="sliding_window", file=file)
+
+
+def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
+    unlike = {str(one) for one in config.get("layer_types") or ()} - {"full_attention"}
+    if unlike:
+        problem = f"found {', '.join(sorted(unlike))}; expected full_attention in every layer"
+        raise InputError(problem, key="layer_types", file=file)
+
+
+_CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
+    "rope_parameters": _check_rope,
+    "rope_scaling": _check_rope,
+    "sliding_window": _check_window,
+    "layer_types": _check_layer_types,
+}
 
 
 # --- writing ------------------------------------------------------------------------------------

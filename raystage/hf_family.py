@@ -6,14 +6,15 @@ table describes, whose layers are then found by their names.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from raystage.errors import InputError
 from raystage.families import FAMILIES, UNKNOWN, UPCYCLED, Family, ParameterSpec, fixed
-from raystage.shape import ModelShape, parameters
+from raystage.shape import ModelShape, Parameter, parameters
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,6 +65,45 @@ def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
     if lost:
         raise InputError(f"found {_some(lost)}; expected none, for a {mixture.name} has no such tensors", file=folder)
     return replace(stored, before=dense.before, after=dense.after)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of that name is computed rather than learned."""
+    return _BUFFER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a folder and where it lies in a model: in `parameter`, as the flat slice from `start` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameter: str
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+def placed(shape: ModelShape) -> tuple[Placed, ...]:
+    """Every tensor that transformers writes of a model of `shape`, in the order of the model's parameters."""
+    family = FAMILIES[shape.family]
+    stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
+    found: list[Placed] = []
+    for parameter in parameters(shape):
+        start = 0
+        for name in _stored_names(family, parameter, shape):
+            found.append(Placed(name, stored[name], parameter.name, start))
+            start = found[-1].stop
+    return tuple(found)
+
+
+def _stored_names(family: Family, parameter: Parameter, shape: ModelShape) -> list[str]:
+    """Of the tensors that lie end to end in a parameter: mostly itself, else its parts, expert by expert."""
+    rows = family.stored_as.get(parameter.spec.name, (parameter.spec.name,))
+    experts = range(shape.num_experts) if any("{expert}" in row for row in rows) else (None,)
+    return [row.format(layer=parameter.layer, expert=expert) for expert in experts for row in rows]
 
 
 # --- a family's own rows ------------------------------------------------------------------------

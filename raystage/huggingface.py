@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import pyarrow as pa
 import torch
 
 from raystage.errors import InputError
-from raystage.families import Family
+from raystage.families import FAMILIES, Family
 from raystage.growth.apply import Grown, slices
 from raystage.growth.maps import Rule
 from raystage.growth.request import Growth
 from raystage.hf_config import grown_config, shape_of
-from raystage.hf_family import folder_table, target_table
+from raystage.hf_family import Placed, folder_table, is_buffer, placed, target_table
 from raystage.shape import ModelShape
 from raystage.storage import Folder
 from raystage.tensorfile import (
@@ -47,7 +48,9 @@ _COPIED = (
 )  # fmt: skip
 
 # The types that can be computed with, as safetensors and as torch name them.
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -101,22 +104,20 @@ def write_grown(
     Raises InputError where the config's lists do not fit or a type cannot be computed with.
     """
     config = grown_config(source.config, growth.source, growth.target, layers, f"{source.folder.uri}/{CONFIG}")
-    planned = _planned(source, growth)
-    shards = cut_into_shards([one.tensor.num_bytes for one in planned], max_shard_bytes)
-    metadata = {"format": "pt", "grown_from": json.dumps(grown_from)}  # transformers asks for the format
-    weight_map = {}
+    planned = {one.tensor.name: one for one in _planned(source, growth)}
     with _Reader(source.tensors) as reader:
         grown = Grown(growth.rules, reader.read, grown_from["seed"])
-        for number, places in enumerate(shards, start=1):
-            name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_file(target, name, [planned[place] for place in places], metadata, grown)
-            weight_map |= {planned[place].tensor.name: name for place in places}
-    if len(shards) > 1:
-        target.write_whole(INDEX, _index_json(planned, weight_map))
+
+        def content(tensor: Tensor) -> Iterable[Bytes]:
+            one = planned[tensor.name]
+            return one.copied.chunks() if one.copied else _computed(one, grown)
+
+        metadata = {"grown_from": json.dumps(grown_from)}
+        write_weights(target, [one.tensor for one in planned.values()], content, metadata, max_shard_bytes)
     for name in source.folder.names():
         if any(fnmatch.fnmatch(name, pattern) for pattern in _COPIED) and source.folder.size_of(name) is not None:
             target.write_whole(name, source.folder.read(name))
-    target.write_whole(CONFIG, _json(config))
+    target.write_whole(CONFIG, as_json(config))
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -141,6 +142,60 @@ def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and "\\" not in name
 
 
+class FolderWeights:
+    """A folder's weights under the names of the model that is trained, any slice of them at a time; fp32.
+
+    Raises InputError where the folder lacks a tensor of that model, or has one too many.
+    """
+
+    def __init__(self, model: HuggingFaceModel) -> None:
+        self._parts: dict[str, list[Placed]] = {}
+        for one in placed(model.shape):
+            self._parts.setdefault(one.parameter, []).append(replace(one, name=_name_in(model, one.name)))
+        _check_tensors(model, [one for parts in self._parts.values() for one in parts])
+        self._reader = _Reader(model.tensors)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        return dict.fromkeys(self._parts, 0)
+
+    def has(self, states: Iterable[str]) -> bool:
+        return set(states) <= {"fp32"}
+
+    def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
+        """The flat slice [start, stop) of a parameter's weights: float32."""
+        pieces = []
+        for one in self._parts[parameter]:
+            first, last = max(start, one.start), min(stop, one.stop)
+            if first < last:
+                pieces.append(self._reader.read(one.name, state, first - one.start, last - one.start))
+        return np.concatenate([np.empty(0, np.float32), *pieces]).astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _name_in(model: HuggingFaceModel, name: str) -> str:
+    """Some folders leave the base's prefix out."""
+    return name if name in model.tensors else name.removeprefix(FAMILIES[model.shape.family].base)
+
+
+def _check_tensors(model: HuggingFaceModel, used: list[Placed]) -> None:
+    for one in used:
+        stored = model.tensors.get(one.name)
+        if stored is None or stored.tensor.shape != one.shape or stored.tensor.dtype not in DTYPES:
+            found = "no such tensor" if stored is None else f"found {stored.tensor.dtype} {list(stored.tensor.shape)}"
+            expected = f"expected {list(one.shape)} of {', '.join(DTYPES)}"
+            raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
+    head = {FAMILIES[model.shape.family].head} if model.shape.tied_embeddings else set()
+    others = [
+        name for name in model.tensors if name not in {*head, *(one.name for one in used)} and not is_buffer(name)
+    ]
+    if others:
+        problem = f"found a tensor that a {model.shape.family} has not in training; expected none"
+        raise InputError(problem, key=others[0], file=model.folder.uri)
+
+
 class _Reader:
     """Slices of the folder's tensors as floats; each file is opened once."""
 
@@ -153,6 +208,10 @@ class _Reader:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._files.clear()
         self._open.close()
 
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
@@ -196,8 +255,8 @@ def _planned(source: HuggingFaceModel, growth: Growth) -> list[_Planned]:
     for rule in growth.rules:
         like = _like(source, rule, names[rule.target])
         is_copy = rule.weights == "copy" and len(rule.sources) == 1
-        if not is_copy and like.tensor.dtype not in _DTYPES:
-            problem = f"found the type {like.tensor.dtype}; expected one of {', '.join(_DTYPES)} where it is no copy"
+        if not is_copy and like.tensor.dtype not in DTYPES:
+            problem = f"found the type {like.tensor.dtype}; expected one of {', '.join(DTYPES)} where it is no copy"
             raise InputError(problem, key=like.tensor.name, file=source.folder.uri)
         planned.append(_Planned(Tensor(rule.target, like.tensor.dtype, rule.shape), rule, like if is_copy else None))
     return planned
@@ -209,32 +268,58 @@ def _like(source: HuggingFaceModel, rule: Rule, row: str) -> StoredTensor:
     return source.tensors[next(name for name in names if name in source.tensors)]
 
 
-def _write_file(target: Folder, name: str, planned: list[_Planned], metadata: dict[str, str], grown: Grown) -> None:
+def write_weights(
+    target: Folder,
+    tensors: list[Tensor],
+    content: Callable[[Tensor], Iterable[Bytes]],
+    metadata: dict[str, str],
+    max_shard_bytes: int,
+) -> None:
+    """Write the tensors as transformers does: in one file, or in several and an index. `content` tells the bytes of
+    each, piece by piece."""
+    shards = cut_into_shards([tensor.num_bytes for tensor in tensors], max_shard_bytes)
+    weight_map = {}
+    for number, places in enumerate(shards, start=1):
+        name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_file(target, name, [tensors[place] for place in places], metadata, content)
+        weight_map |= {tensors[place].name: name for place in places}
+    if len(shards) > 1:
+        target.write_whole(INDEX, _index_json(tensors, weight_map))
+
+
+def _write_file(
+    target: Folder,
+    name: str,
+    tensors: list[Tensor],
+    metadata: dict[str, str],
+    content: Callable[[Tensor], Iterable[Bytes]],
+) -> None:
     """Write one file front to back. Wider types come first, as the library does it, so that all are aligned."""
-    planned = sorted(planned, key=lambda one: -one.tensor.item_bytes)
+    tensors = laid_out(sorted(tensors, key=lambda tensor: -tensor.item_bytes))
     with target.open_writer(name) as file:
-        file.write(header_bytes(laid_out(one.tensor for one in planned), metadata))
-        for one in planned:
-            for chunk in one.copied.chunks() if one.copied else _computed(one, grown):
+        file.write(header_bytes(tensors, {"format": "pt", **metadata}))  # transformers asks for the format
+        for tensor in tensors:
+            for chunk in content(tensor):
                 file.write(chunk)
     target.sync(name)
 
 
 def _computed(planned: _Planned, grown: Grown) -> Iterator[memoryview]:
     """The bytes of a tensor that is no copy, from its rule."""
-    dtype = _DTYPES[planned.tensor.dtype]
+    dtype = DTYPES[planned.tensor.dtype]
     for start, stop in slices(planned.rule, CHUNK_BYTES // 4):
         values = torch.from_numpy(grown.slice(planned.rule.target, "fp32", start, stop))
         yield memoryview(values.to(dtype).view(torch.uint8).numpy())
 
 
-def _index_json(planned: list[_Planned], weight_map: dict[str, str]) -> bytes:
+def _index_json(tensors: list[Tensor], weight_map: dict[str, str]) -> bytes:
     total = {
-        "total_parameters": sum(int(np.prod(one.tensor.shape)) for one in planned),
-        "total_size": sum(one.tensor.num_bytes for one in planned),
+        "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "total_size": sum(tensor.num_bytes for tensor in tensors),
     }
-    return _json({"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
+    return as_json({"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def as_json(content: dict[str, Any]) -> bytes:
+    """As transformers writes its JSON files."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

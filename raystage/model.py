@@ -16,7 +16,10 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
     """transformers' configuration of a model of `shape`: the family's names for its sizes, and its constants."""
     family = FAMILIES[shape.family]
     sizes = {key: getattr(shape, field) for field, (key, _) in family.fields.items()}
-    return transformers.AutoConfig.for_model(family.name, **sizes, **family.constants, use_cache=False)
+    constants = dict(family.constants)
+    if family.rotary:
+        constants["rope_parameters"] = {**constants["rope_parameters"], "rope_theta": shape.rope_theta}
+    return transformers.AutoConfig.for_model(family.name, **sizes, **constants, use_cache=False)
 
 
 def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: object = None) -> torch.nn.Module:
@@ -25,15 +28,26 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
 
     zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
     """
-    causal = FAMILIES[shape.family].objective == "next token"
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
-    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if causal else transformers.MODEL_FOR_MASKED_LM_MAPPING
-    chosen = config(shape)
+    auto = transformers.AutoModelForCausalLM if _is_causal(shape) else transformers.AutoModelForMaskedLM
     # Looking the class up imports it. That must not wait for `zero_init`, which changes torch.Tensor and every class
     # of a module that is made under it (Mixtral's experts would lose their config); nor must `no_init_weights`.
-    if classes.get(type(chosen), None) is None:
-        raise ValueError(f"transformers has no language model for {type(chosen).__name__}")
+    model_class(shape)
     with no_init_weights(), zero_init or nullcontext():
-        model = auto.from_config(chosen, dtype=dtype, attn_implementation="sdpa")
+        model = auto.from_config(config(shape), dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()  # left out with the initialisation
     return model
+
+
+def model_class(shape: ModelShape) -> type[torch.nn.Module]:
+    """transformers' class of such a model. Raises ValueError where it has none."""
+    causal = _is_causal(shape)
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if causal else transformers.MODEL_FOR_MASKED_LM_MAPPING
+    configuration = type(config(shape))
+    found = classes.get(configuration, None)
+    if found is None:
+        raise ValueError(f"transformers has no language model for {configuration.__name__}")
+    return found
+
+
+def _is_causal(shape: ModelShape) -> bool:
+    return FAMILIES[shape.family].objective == "next token"

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from raystage import memory, rates
 from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
-from raystage.growth.operator import complete_options
+from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
+from raystage.initial import InitPlan, find_init
 from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
 from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
@@ -68,7 +69,8 @@ class StagePlan:
 
     start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
     in the rate are counted from the run's start. growth is None where it goes on with the very
-    weights of its parent, or from nothing.
+    weights of its parent, or from nothing. init: what a run's first stage starts from instead; then parent_shape is
+    its shape.
     """
 
     name: str
@@ -87,6 +89,7 @@ class StagePlan:
     steps: int
     evaluate_every_tokens: int
     checkpoint_every_tokens: int
+    init: InitPlan | None = None
 
     @property
     def tokens(self) -> int:
@@ -122,7 +125,7 @@ class StagePlan:
 
     @property
     def growth_operator(self) -> str | None:
-        return self.growth.operator if self.growth else None
+        return in_short(self.growth.operator) if self.growth else None
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,12 @@ def _check_run_name(name: str) -> None:
 
 
 def _plan(schedule: Schedule, name: str) -> Plan:
-    stages = resolve(schedule)
+    init = find_init(schedule.init) if schedule.init else None
+    stages = resolve(schedule, init.shape if init else None)
     last = stages[-1]
     run_tokens = sum(stage.tokens for stage in stages)
     cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
-    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, cadence))
+    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, cadence, init))
     return Plan(
         name=name,
         staged=staged,
@@ -211,7 +215,7 @@ def _plan(schedule: Schedule, name: str) -> Plan:
 
 
 def _chain_staged(
-    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, cadence: int
+    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, cadence: int, init: InitPlan | None
 ) -> tuple[StagePlan, ...]:
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
@@ -221,7 +225,7 @@ def _chain_staged(
         chain.append(
             _plan_stage(
                 stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
-                schedule.seed, stage.steps, cadence,
+                schedule.seed, stage.steps, cadence, init=None if chain else init,
             )
         )  # fmt: skip
     return tuple(chain)
@@ -297,16 +301,18 @@ def _plan_stage(
     steps: int,
     cadence: int,
     grows: bool = True,
+    init: InitPlan | None = None,
 ) -> StagePlan:
     tokens = steps * stage.training.global_batch_tokens
     start_tokens = parent.end_tokens if parent else 0
-    growth = _growth_of(stage, parent) if grows else None
+    before = parent or init
+    growth = _growth_of(stage, before.shape if before else None, is_first=parent is None) if grows else None
     return StagePlan(
         name=name,
-        key=_stage_key(stage, parent, growth, rate, seed, start_tokens, tokens),
+        key=_stage_key(stage, parent, growth, rate, seed, start_tokens, tokens, init),
         parent_key=parent.key if parent else None,
         shape=stage.shape,
-        parent_shape=parent.shape if parent else None,
+        parent_shape=before.shape if before else None,
         growth=growth,
         data=stage.data,
         training=stage.training,
@@ -318,16 +324,17 @@ def _plan_stage(
         steps=steps,
         evaluate_every_tokens=stage.training.evaluate.every or cadence,
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        init=init,
     )
 
 
-def _growth_of(stage: ResolvedStage, parent: StagePlan | None) -> Growth | None:
-    if parent is None:
+def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) -> Growth | None:
+    if before is None or (is_first and stage.grow is None):
         return None
     if stage.grow is None:
         return UNCHANGED
     operator = stage.grow.operator
-    options = complete_options(parent.shape, stage.shape, operator, stage.grow.options)
+    options = complete_options(before, stage.shape, operator, stage.grow.options)
     rewarm = rates.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
     return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)
 
@@ -340,11 +347,14 @@ def _stage_key(
     seed: int,
     start_tokens: int,
     tokens: int,
+    init: InitPlan | None,
 ) -> str:
     """SHA-256 over all that can change the stage's result, and its parent's key. Names, paths and cadences cannot."""
     data = asdict(stage.data)
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
+    if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
+        del training["offload_optimizer"]
     facts = {
         "epoch": CODE_EPOCH,
         "parent": parent.key if parent else None,
@@ -356,5 +366,6 @@ def _stage_key(
         "seed": seed,
         "start_tokens": start_tokens,
         "tokens": tokens,
+        **({"init": init.facts()} if init else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -117,6 +117,7 @@ class StageRecord:
     train: tuple[TrainPoint, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
+    best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
 
     @property
     def worker_seconds(self) -> float:
@@ -130,6 +131,7 @@ class StageRecord:
         content = dict(content)
         growth = content.pop("growth")
         return cls(
+            best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),
             train=tuple(TrainPoint(**point) for point in content.pop("train")),

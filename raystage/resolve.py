@@ -12,7 +12,19 @@ from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
-from raystage.schedule import Data, Grow, LrSchedule, Model, Optimizer, Schedule, Section, Stage, Training, Until
+from raystage.schedule import (
+    NOTHING_REQUIRED,
+    Data,
+    Grow,
+    LrSchedule,
+    Model,
+    Optimizer,
+    Schedule,
+    Section,
+    Stage,
+    Training,
+    Until,
+)
 from raystage.shape import ModelShape, flops_per_token, heads_problem
 from raystage.units import shown
 
@@ -50,20 +62,43 @@ class ResolvedStage:
         return self.steps * self.training.global_batch_tokens
 
 
-def resolve(schedule: Schedule) -> tuple[ResolvedStage, ...]:
-    """Every stage resolved. Raises InputError at the first thing that does not fit."""
+def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[ResolvedStage, ...]:
+    """Every stage resolved; what no stage says of its model is as in `init`, which the first stage starts from.
+
+    Raises InputError at the first thing that does not fit.
+    """
     _check_names(schedule)
+    completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
     _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     corpora: dict[tuple, Corpus] = {}
     stages: list[ResolvedStage] = []
     for index in range(len(schedule.stages)):
-        previous = stages[-1] if stages else None
+        before = stages[-1].shape if stages else init
         try:
-            stages.append(_resolve_stage(schedule, index, corpora, previous))
-            _check_growth(previous, stages[-1])
+            stages.append(_resolve_stage(completed, index, corpora, before))
+            _check_growth(before, stages[-1])
+            if index == 0 and init is not None:
+                _check_first_growth(stages[0].grow)
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
     return tuple(stages)
+
+
+def _model_of(init: ModelShape, written: Model) -> Model:
+    """A model section with the sizes of `init` under what is written. The norms' eps goes from shape to shape."""
+    sizes = {name: getattr(init, name) for name in Model.model_fields if name != "norm_eps" and hasattr(init, name)}
+    given = {name: value for name, value in sizes.items() if value or name not in ("num_experts", "experts_per_token")}
+    return Model(**given).overlaid(written)
+
+
+def _check_first_growth(grow: Grow | None) -> None:
+    """What a growth from `init` cannot be held to or fitted on: there is no stage before it."""
+    if grow is not None and is_trained(grow.operator):
+        problem = f"found {grow.operator}, which needs training; expected another operator for a growth from init"
+        raise InputError(problem, key="grow.operator")
+    if grow is not None and grow.require != NOTHING_REQUIRED:
+        problem = "found in the first stage, whose growth from init has no certificate; remove it"
+        raise InputError(f"{problem} (raystage certify measures one)", key="grow.require")
 
 
 def written_key(schedule: Schedule, index: int, key: str) -> str:
@@ -104,13 +139,15 @@ def _check_names(schedule: Schedule) -> None:
 
 
 def _resolve_stage(
-    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], previous: ResolvedStage | None
+    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], before: ModelShape | None
 ) -> ResolvedStage:
     written, stage = schedule.stages[index], schedule.resolved(index)
     data = _resolve_data(stage.data, corpora)
     shape = resolve_shape(stage.model, stage.data)
-    if previous and stage.model.norm_eps is None:
-        shape = _with_norm_eps(previous.shape, shape, stage.grow)
+    if before:
+        shape = replace(shape, rope_theta=before.rope_theta)
+        if stage.model.norm_eps is None:
+            shape = _with_norm_eps(before, shape, stage.grow)
     _check_optimizer(written.training.optimizer, stage.training.optimizer)
     training = _resolve_training(stage.training, shape)
     return ResolvedStage(
@@ -268,6 +305,9 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     if sequences < training.workers:
         problem = f"found {training.workers}; expected at most one for each of a global batch's {sequences} sequences"
         raise InputError(problem, key="training.workers")
+    if training.offload_optimizer != "none" and training.zero_stage == 0:
+        problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
+        raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
     share = -(-sequences // training.workers)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
@@ -297,29 +337,29 @@ def _steps(stage: Stage, training: Training, shape: ModelShape) -> int:
     return -(-until.flops // (batch * flops_per_token(shape)))
 
 
-def _check_growth(previous: ResolvedStage | None, stage: ResolvedStage) -> None:
-    if previous is None:
+def _check_growth(before: ModelShape | None, stage: ResolvedStage) -> None:
+    if before is None:
         if stage.grow is not None:
             raise InputError("found in the first stage, which has nothing to grow from; remove it", key="grow")
         return
     if stage.grow is None:
-        _check_unchanged(previous.shape, stage.shape)
+        _check_unchanged(before, stage.shape)
         return
-    growth = previous.shape, stage.shape, stage.grow.operator, stage.grow.options
+    growth = before, stage.shape, stage.grow.operator, stage.grow.options
     found = refusal(*growth) or stage_refusal(*growth, stage.tokens)
     if found:
         field, problem = found
         section = "grow" if field in Grow.model_fields else "model"
         raise InputError(problem, key=f"{section}.{field}")
     if stage.grow.rewarm:
-        _check_rewarm(previous, stage)
+        _check_rewarm(before, stage)
 
 
-def _check_rewarm(previous: ResolvedStage, stage: ResolvedStage) -> None:
+def _check_rewarm(before: ModelShape, stage: ResolvedStage) -> None:
     """Refuse one that concerns nothing, or that the stage is too short for."""
     operator, tokens = stage.grow.operator, stage.grow.rewarm.tokens
-    origins = layer_origins(previous.shape, stage.shape, operator, stage.grow.options)
-    changed = set(changed_fields(previous.shape, stage.shape))
+    origins = layer_origins(before, stage.shape, operator, stage.grow.options)
+    changed = set(changed_fields(before, stage.shape))
     if not (changed - {"num_layers"} or any(origin.new for origin in origins) or (changed and is_trained(operator))):
         problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
         raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")

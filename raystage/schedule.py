@@ -141,7 +141,11 @@ class Evaluate(Section):
 
 
 class Checkpointing(Section):
+    """keep_last, keep_best: how many of a stage's checkpoints stay, the furthest and those of lowest loss."""
+
     every: Count | None = None
+    keep_last: Count = 2
+    keep_best: CountOrZero = 0
 
 
 class Training(Section):
@@ -150,6 +154,7 @@ class Training(Section):
     gpus_per_worker: CountOrZero = 0
     zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    offload_optimizer: Literal["none", "cpu"] = "none"
     global_batch_tokens: Count | None = None
     micro_batch_size: Count | None = None
     gradient_clipping: NotNegative = 1.0
@@ -225,6 +230,16 @@ class Baseline(Section):
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]
 
 
+class Init(Section):
+    """What the first stage starts from: a Hugging Face model, a checkpoint or a stage of a store.
+
+    optimizer_state: "grow" takes a checkpoint's along, "reset" begins without; a checkpoint's default is grow.
+    """
+
+    source: Annotated[Text, Field(alias="from", examples=["my/llama"])]
+    optimizer_state: Literal["grow", "reset"] | None = None
+
+
 class Schedule(Section):
     """A whole file. `file` is where it was read, for messages; None where it was not read from one."""
 
@@ -238,6 +253,7 @@ class Schedule(Section):
         Field(min_length=1, examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"]),
     ]
     baseline: Baseline | None = None
+    init: Init | None = None
     _file: str | None = PrivateAttr(default=None)
 
     @property
@@ -282,6 +298,7 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
     return schedule.model_copy(
         update={
             "data": _located(schedule.data, beside),
+            "init": _located_init(schedule.init, beside),
             "stages": tuple(s.model_copy(update={"data": _located(s.data, beside)}) for s in schedule.stages),
         }
     )
@@ -295,6 +312,13 @@ def _located(data: Data, beside: Path | None) -> Data:
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
     return data.model_copy(update=changes)
+
+
+def _located_init(init: Init | None, beside: Path | None) -> Init | None:
+    """The same with an absolute path where there is such a folder; else it is a hub name."""
+    if init is None or not os.path.isdir(_locate(init.source, beside)):
+        return init
+    return init.model_copy(update={"source": _locate(init.source, beside)})
 
 
 def _locate(path: str, beside: Path | None) -> str:

@@ -9,6 +9,7 @@ import typing
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from raystage import yamlfile
 from raystage.errors import InputError
@@ -43,6 +44,11 @@ def _overlaid(mine: object, theirs: object) -> object:
     if isinstance(mine, dict) and isinstance(theirs, dict):
         return mine | {key: _overlaid(mine.get(key), value) for key, value in theirs.items()}
     return theirs
+
+
+def keys_of(section: type[Section]) -> dict[str, FieldInfo]:
+    """The fields by the keys that they have in a file: their names, unless these are words of Python."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def explain(error: ValidationError, root: type[Section]) -> InputError:
@@ -103,12 +109,12 @@ def _suggest(value: object, expected: str) -> str:
 
 
 def _missing_key(location: tuple, root: type[Section]) -> str:
-    field = _section_at(location[:-1], root).model_fields[location[-1]]
+    field = keys_of(_section_at(location[:-1], root))[location[-1]]
     return f"missing; expected for example {location[-1]}: {field.examples[0]}"
 
 
 def _unknown_key(location: tuple, root: type[Section]) -> str:
-    name, known = str(location[-1]), sorted(_section_at(location[:-1], root).model_fields)
+    name, known = str(location[-1]), sorted(keys_of(_section_at(location[:-1], root)))
     homes = {section for section, _, key in (path.rpartition(".") for path in _paths(root)) if key == name}
     if len(homes) == 1:
         top = "the file itself" if name in root.model_fields else "a stage"
@@ -121,7 +127,7 @@ def _unknown_key(location: tuple, root: type[Section]) -> str:
 
 def _paths(section: type[Section], prefix: str = "") -> typing.Iterator[str]:
     """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone."""
-    for name, field in section.model_fields.items():
+    for name, field in keys_of(section).items():
         yield prefix + name
         for inner in _sections_in(field.annotation):
             yield from _paths(inner, "" if inner.stands_alone else f"{prefix}{name}.")
@@ -132,7 +138,7 @@ def _section_at(location: tuple, root: type[Section]) -> type[Section]:
     section = root
     for step in location:
         if isinstance(step, str):
-            section = next(_sections_in(section.model_fields[step].annotation))
+            section = next(_sections_in(keys_of(section)[step].annotation))
     return section
 
 

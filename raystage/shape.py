@@ -15,7 +15,7 @@ class ModelShape:
     """Sizes of a transformer. `head_size * num_heads` need not be `hidden_size` where the family allows it.
 
     norm_eps: what the norms add to the variance; growing the hidden size by zeros scales it, to stay exact.
-    num_experts, experts_per_token: 0 in a dense model.
+    num_experts, experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions, where there are any.
     """
 
     family: str
@@ -31,6 +31,7 @@ class ModelShape:
     norm_eps: float = 1e-6
     num_experts: int = 0
     experts_per_token: int = 0
+    rope_theta: float = 10000.0
 
     def with_layers(self, num_layers: int) -> ModelShape:
         return replace(self, num_layers=num_layers)

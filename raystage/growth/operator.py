@@ -172,6 +172,17 @@ def _check_known(name: object) -> None:
         raise ValueError(f"found the operator {shown(name)}; expected one of {', '.join(OPERATORS)}{hint}")
 
 
+def in_short(operator: str) -> str:
+    """The operator for people: "stack", "depth identity, width duplicate"."""
+    if "=" not in operator:
+        return operator
+    named = {part: one.name for part, one in operators_of(operator).items()}
+    parts = dict(named)
+    if len({named.get(part) for part in WIDTHS}) == 1 and WIDTHS[0] in named:
+        parts = {"width" if part in WIDTHS else part: name for part, name in named.items()}
+    return ", ".join(f"{'depth' if part == 'num_layers' else part} {name}" for part, name in parts.items())
+
+
 def in_words(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

@@ -1,0 +1,186 @@
+"""What a run begins from where it does not begin from nothing: `init`, looked up and identified by its content.
+
+Plain files and hashes, so that a plan needs neither torch nor a file system library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from raystage.errors import InputError
+from raystage.families import FAMILIES
+from raystage.hf_config import check_trainable, shape_of
+from raystage.manifest_check import check_manifest
+from raystage.schedule import Init
+from raystage.shape import ModelShape
+from raystage.units import shown
+
+CONFIG, MANIFEST, RECORD = "config.json", "manifest.json", "record.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_KEY = "init.from"
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """A model to begin from. path: its folder. fingerprint: what its weights and shape are, wherever it lies.
+
+    is_checkpoint: raystage's own, else a Hugging Face folder. keeps_optimizer_state: as far as it has any of use.
+    """
+
+    path: str
+    is_checkpoint: bool
+    fingerprint: str
+    shape: ModelShape
+    keeps_optimizer_state: bool
+
+    def facts(self) -> dict[str, object]:
+        """What of it can change a stage's result."""
+        return {"fingerprint": self.fingerprint, "keeps_optimizer_state": self.keeps_optimizer_state}
+
+
+def find_init(init: Init) -> InitPlan:
+    """The checkpoint, stage or Hugging Face model that `init` names. Raises InputError."""
+    folder = _folder(init.source)
+    if (folder / RECORD).is_file():
+        folder = _stage_checkpoint(folder)
+    is_checkpoint = (folder / MANIFEST).is_file()
+    if not is_checkpoint and not (folder / CONFIG).is_file():
+        problem = (
+            f"found no {CONFIG}, {MANIFEST} or {RECORD} in it; expected a Hugging Face model, a checkpoint or a stage"
+        )
+        raise InputError(problem, key=_KEY, file=str(folder))
+    if not is_checkpoint and init.optimizer_state == "grow":
+        problem = "found grow, but a Hugging Face folder has no optimizer state; expected reset"
+        raise InputError(problem, key="init.optimizer_state")
+    shape = _checkpoint_shape(folder) if is_checkpoint else _folder_shape(folder)
+    keeps = is_checkpoint and init.optimizer_state != "reset"
+    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps)
+
+
+def check_same(init: InitPlan) -> None:
+    """Raises InputError where this machine does not have the model that was planned with."""
+    folder = Path(init.path)
+    if not folder.is_dir():
+        problem = "no such folder on this worker; expected one that all workers see"
+        raise InputError(problem, key=_KEY, file=init.path)
+    found = fingerprint(folder, init.is_checkpoint)
+    if found != init.fingerprint:
+        problem = f"found another model ({found[:12]}) than was planned with ({init.fingerprint[:12]})"
+        raise InputError(f"{problem}; expected the same files on every worker", key=_KEY, file=init.path)
+
+
+def fingerprint(folder: Path, is_checkpoint: bool) -> str:
+    """SHA-256 over all that the model is made of; of a checkpoint over its checksums. Raises InputError."""
+    if is_checkpoint:
+        content = _manifest(folder)
+        facts: Any = [content["model"], content["parameters"], [shard["checksum"] for shard in content["shards"]]]
+    else:
+        facts = [[name, _digest(folder / name)] for name in (CONFIG, *_weight_files(folder))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# --- where it lies ------------------------------------------------------------------------------
+
+
+def _folder(source: str) -> Path:
+    if "://" in source:
+        raise InputError(f"found the URI {source!r}; expected a folder that every worker sees, or a hub name", key=_KEY)
+    if os.path.isdir(source):
+        return Path(source)
+    if not _HUB_NAME.fullmatch(source):
+        raise InputError(f"found {source!r}, which is no folder here; expected a folder or a hub name", key=_KEY)
+    return Path(_from_hub(source))
+
+
+def _from_hub(name: str) -> str:
+    """The folder of a model of the Hugging Face hub, downloaded unless it is in the cache."""
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
+        reason = str(error).strip().splitlines()[0]
+        problem = f"found {name!r}, no folder here, and the hub did not give it ({reason})"
+        raise InputError(f"{problem}; expected a folder, or a hub that can be reached", key=_KEY) from None
+
+
+def _stage_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a stage of a store ended with."""
+    name = _json(folder / RECORD).get("checkpoint")
+    if not isinstance(name, str) or not (folder / name / MANIFEST).is_file():
+        raise InputError("damaged; expected the checkpoint of a finished stage", key=_KEY, file=str(folder / RECORD))
+    return folder / name
+
+
+# --- what is in it ------------------------------------------------------------------------------
+
+
+def _folder_shape(folder: Path) -> ModelShape:
+    config, file = _json(folder / CONFIG), str(folder / CONFIG)
+    shape = shape_of(config, file)
+    if shape.family not in FAMILIES or FAMILIES[shape.family].objective != "next token":
+        able = ", ".join(name for name, family in FAMILIES.items() if family.objective == "next token")
+        raise InputError(f"found {shown(shape.family)}; expected one of {able}", key="model_type", file=file)
+    check_trainable(config, shape, file)
+    return shape
+
+
+def _checkpoint_shape(folder: Path) -> ModelShape:
+    try:
+        shape = ModelShape(**_manifest(folder)["model"])
+    except TypeError as error:
+        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+    if shape.family not in FAMILIES:
+        problem = f"found the family {shown(shape.family)}; expected one of {', '.join(FAMILIES)}"
+        raise InputError(problem, key=_KEY, file=str(folder / MANIFEST))
+    return shape
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    content = _json(folder / MANIFEST)
+    try:
+        check_manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+    return content
+
+
+def _weight_files(folder: Path) -> Iterable[str]:
+    """The names of the files that hold the weights: one, or those of an index. Raises InputError."""
+    if (folder / _WEIGHTS).is_file():
+        return (_WEIGHTS,)
+    if not (folder / _INDEX).is_file():
+        problem = f"found neither {_WEIGHTS} nor {_INDEX}; expected a model saved as safetensors"
+        raise InputError(problem, key=_KEY, file=str(folder))
+    found = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise InputError("damaged; expected a weight_map", key=_KEY, file=str(folder / _INDEX))
+    return (_INDEX, *sorted(set(found.values())))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({error}); expected JSON", key=_KEY, file=str(path)) from None
+    if not isinstance(content, dict):
+        raise InputError("damaged; expected a JSON object", key=_KEY, file=str(path))
+    return content
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); expected a whole model"
+        raise InputError(problem, key=_KEY, file=str(path)) from None

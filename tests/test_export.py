@@ -1,0 +1,217 @@
+"""`raystage export`: checkpoints as folders that plain transformers loads, equal to the last bit, tokenizers too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner, Result
+
+from growths import tiny
+from raystage import checkpoint, model
+from raystage.checkpoint import Manifest, ParameterEntry
+from raystage.cli import main
+from raystage.corpus import tokenizer_fingerprint
+from raystage.data import ByteTokenizer, PretrainedTokenizer
+from raystage.families import FAMILIES
+from raystage.shape import ModelShape, parameters
+from raystage.storage import open_folder
+
+SEED = 5
+LEARNS_NEXT = [name for name, family in FAMILIES.items() if family.objective == "next token"]
+TEXTS = ["two\nlines", "  ¡ñandú! \x00\x7f\x80ÿĀ 漢字 🙂", "an <|endoftext|> in the text", ""]
+
+
+def byte_shape(family: str, **changes: object) -> ModelShape:
+    return replace(tiny(family), vocab_size=257, **changes)
+
+
+def weights_of(shape: ModelShape) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(SEED)
+    return {one.name: generator.normal(scale=0.3, size=one.numel).astype("<f4") for one in parameters(shape)}
+
+
+def make_checkpoint(path: Path, shape: ModelShape, tokenizer: str | None = "bytes", scale: float = 1.0) -> Path:
+    """A checkpoint in two shards, each of whose parameters is cut in two."""
+    folder, weights = open_folder(path), weights_of(shape)
+    halves = [
+        [(name, "fp32", start, scale * values[start:stop]) for name, values in weights.items()
+         for start, stop in [((0, values.size // 2), (values.size // 2, values.size))[rank]]]
+        for rank in range(2)
+    ]  # fmt: skip
+    shards = tuple(
+        checkpoint.write_shard(folder, checkpoint.shard_name(rank, 2), half) for rank, half in enumerate(halves)
+    )
+    named = {} if tokenizer is None else {"tokenizer": tokenizer, "tokenizer_fingerprint": fingerprint(tokenizer)}
+    manifest = Manifest(
+        model=shape,
+        parameters=tuple(ParameterEntry(one.name, one.shape, "float32", 3) for one in parameters(shape)),
+        shards=shards,
+        stage_key="",
+        step=3,
+        tokens=300,
+        data_cursor={"tokens": 300, **named},
+        rng={"seed": 0},
+        optimizer={},
+        progress={},
+    )
+    checkpoint.commit(folder, manifest)
+    return path
+
+
+def fingerprint(tokenizer: str) -> str:
+    return tokenizer_fingerprint(tokenizer)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "120"}).invoke(main, ["export", *map(str, arguments)])
+
+
+def exported(*arguments: object) -> dict:
+    done = invoke(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def network_of(shape: ModelShape) -> torch.nn.Module:
+    """The model in the checkpoint, built without a folder."""
+    network, weights = model.build(shape).eval(), weights_of(shape)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name]).view(parameter.shape))
+    return network
+
+
+def logits(network: torch.nn.Module, shape: ModelShape) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, shape.vocab_size, (3, shape.context_length), generator=generator)
+    with torch.no_grad():
+        return network(input_ids=ids).logits
+
+
+def load(path: Path) -> torch.nn.Module:
+    """What plain transformers makes of the folder, every tensor found and none left over."""
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", ["5GB", "4KB"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", LEARNS_NEXT)
+def test_the_folder_is_the_model_to_the_bit(tmp_path: Path, family: str, tied: bool, size: str) -> None:
+    shape = byte_shape(family, tied_embeddings=tied, norm_eps=1e-4)
+    made = exported(make_checkpoint(tmp_path / "saved", shape), tmp_path / "out", "--max-shard-size", size)
+    network = load(tmp_path / "out")
+    assert torch.equal(logits(network, shape), logits(network_of(shape), shape))
+    assert type(network) is model.model_class(shape)
+    assert network.dtype == torch.float32
+    assert made["num_params"] == sum(one.numel() for one in network.parameters())
+    assert (len([name for name in made["files"] if name.endswith(".safetensors")]) > 1) == (size == "4KB")
+    assert ("model.safetensors.index.json" in made["files"]) == (size == "4KB")
+
+
+@pytest.mark.parametrize("family", LEARNS_NEXT)
+def test_it_writes_what_save_pretrained_writes(tmp_path: Path, family: str) -> None:
+    """The same tensors under the same names, and the same config but for what generation needs."""
+    shape = byte_shape(family)
+    exported(make_checkpoint(tmp_path / "saved", shape), tmp_path / "out")
+    network_of(shape).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "theirs"))
+    assert ours == theirs | {"eos_token_id": 256, "use_cache": True}
+    ours, theirs = (transformers.modeling_utils.load_state_dict(tmp_path / name / "model.safetensors")
+                    for name in ("out", "theirs"))  # fmt: skip
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_types_are_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
+    shape, name = byte_shape("mixtral"), str(dtype).removeprefix("torch.")
+    exported(make_checkpoint(tmp_path / "saved", shape), tmp_path / "out", "--dtype", name)
+    network, expected = load(tmp_path / "out"), network_of(shape).to(dtype)
+    assert network.dtype == dtype
+    found = dict(network.named_parameters())
+    assert all(torch.equal(found[name], values) for name, values in expected.named_parameters())
+
+
+def test_the_byte_tokenizer_goes_along(tmp_path: Path) -> None:
+    exported(make_checkpoint(tmp_path / "saved", byte_shape("llama")), tmp_path / "out")
+    theirs, ours = PretrainedTokenizer(str(tmp_path / "out")), ByteTokenizer()
+    assert theirs.size == ours.size
+    for text in [*TEXTS, "".join(map(chr, range(0x500)))]:
+        assert theirs.encode(text.encode()).tolist() == ours.encode(text.encode()).tolist(), text
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (loaded.eos_token_id, loaded.model_max_length) == (256, byte_shape("llama").context_length)
+    assert [loaded.decode(loaded(text)["input_ids"]) for text in TEXTS] == TEXTS
+    assert loaded.decode([65, 256, 66], skip_special_tokens=True) == "AB"
+
+
+def test_generation_ends_with_a_document(tmp_path: Path) -> None:
+    exported(make_checkpoint(tmp_path / "saved", byte_shape("llama")), tmp_path / "out")
+    network = load(tmp_path / "out")
+    assert network.generation_config.eos_token_id == 256
+    with torch.no_grad():
+        network.lm_head.weight.zero_()
+        network.lm_head.weight[256] = 100 * network.model(torch.tensor([[65]])).last_hidden_state[0, -1]
+    made = network.generate(torch.tensor([[65]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.tolist() == [[65, 256]]
+
+
+def test_a_folders_tokenizer_goes_along_as_it_is(tmp_path: Path) -> None:
+    exported(make_checkpoint(tmp_path / "saved", byte_shape("llama")), tmp_path / "tokens")
+    made = exported(
+        make_checkpoint(tmp_path / "second", byte_shape("llama"), str(tmp_path / "tokens")), tmp_path / "out"
+    )
+    assert made["tokenizer"] == str(tmp_path / "tokens")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "tokens" / name).read_bytes()
+    assert tokenizer_fingerprint(str(tmp_path / "out")) == tokenizer_fingerprint(str(tmp_path / "tokens"))
+
+
+@pytest.mark.parametrize(("tokenizer", "options"), [(None, ()), ("bytes", ("--tokenizer=none",))])
+def test_without_a_tokenizer(tmp_path: Path, tokenizer: str | None, options: tuple[str, ...]) -> None:
+    made = exported(make_checkpoint(tmp_path / "saved", byte_shape("llama"), tokenizer), tmp_path / "out", *options)
+    assert made["tokenizer"] is None
+    assert made["files"] == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "out/config.json").read_text()).get("eos_token_id") is None
+
+
+BAD = {
+    "no such folder": (("nowhere", "out"), "CHECKPOINT: no such folder"),
+    "a Hugging Face folder": (("hf", "out"), "CHECKPOINT: found a Hugging Face folder; expected a raystage checkpoint"),
+    "a target in use": (("saved", "saved"), "TARGET: exists and is not empty"),
+    "no size": (("saved", "out", "--max-shard-size=large"), "--max-shard-size: found 'large'; expected a size"),
+    "nothing in a file": (("saved", "out", "--max-shard-size=0"), "--max-shard-size: found '0'; expected a size"),
+    "no tokenizer there": (("saved", "out", "--tokenizer=saved"), "tokenizer: 'saved' cannot be loaded"),
+    "too large a tokenizer": (("small", "out", "--tokenizer=bytes"), "found 'bytes' with 257 tokens; expected at most"),
+    "too large for the type": (("huge", "out", "--dtype=float16"), "--dtype: found "),
+    "another tokenizer": (("moved", "out"), "found other files in "),
+    "damaged": (("damaged", "out"), "does not match its checksum"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = byte_shape("llama")
+    make_checkpoint(tmp_path / "saved", shape)
+    exported("saved", "hf")
+    make_checkpoint(tmp_path / "small", tiny("llama"))
+    make_checkpoint(tmp_path / "huge", shape, scale=1e6)
+    make_checkpoint(tmp_path / "moved", shape, str(tmp_path / "hf"))
+    config = tmp_path / "hf/tokenizer_config.json"
+    config.write_text(config.read_text() + "\n")
+    shard = make_checkpoint(tmp_path / "damaged", shape) / checkpoint.shard_name(1, 2)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
+    arguments, message = BAD[case]
+    done = invoke(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
