@@ -103,6 +103,7 @@ DEEPSPEED_OWNED = {
     "bf16": "training.precision",
     "fp16": "training.precision",
     "zero_optimization.stage": "training.zero_stage",
+    "zero_optimization.offload_optimizer": "training.offload_optimizer",
 }
 
 

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage.growth.operator import in_short
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.tables import STATE_STYLES, FirstThatFits, format_jump, format_loss
@@ -111,7 +112,7 @@ def describe_growth(growth: GrowthRecord) -> str:
     error = certificate.gradient_error
     gradients = "" if error is None else f", gradients as predicted (to {error:.1g})"
     return (
-        f"grown by {growth.operator} in {growth.seconds:.1f} s: "
+        f"grown by {in_short(growth.operator)} in {growth.seconds:.1f} s: "
         f"eval loss {format_jump(certificate.eval_loss_before, certificate.eval_loss_after)}, "
         f"logits differ by up to {certificate.max_logit_difference:.2g}{gradients}"
     )

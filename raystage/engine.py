@@ -39,6 +39,8 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
     training = stage.training
     accumulation = accumulation_steps(stage, world)
     zero = dict(training.deepspeed.get("zero_optimization", {}))
+    if training.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
     config = {
         # The loss carries each sequence's own weight, so these two need to agree only with each other.
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
@@ -47,6 +49,7 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
         "gradient_clipping": training.gradient_clipping or 0.0,
         "zero_optimization": {**zero, "stage": training.zero_stage},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler, and keeps its state another way
         "steps_per_print": 2**31 - 1,
     }
     if training.precision == "bf16":

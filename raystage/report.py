@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage import rates
+from raystage.growth.operator import in_short
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, StageRecord
 from raystage.savings import FinishedRun, Savings, compare, format_flops, format_share, no_figure
@@ -318,7 +319,7 @@ def _stage_cells(row: Mapping[str, Any]) -> list[str]:
         _shown(row["seconds"], format_seconds),
         _shown(row["peak_memory_bytes"], format_bytes),
         _shown(row["eval_loss"], _loss),
-        _shown(row["growth"], lambda growth: f"{growth['operator']}, moments: {growth['optimizer_state']}"),
+        _shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
         _shown(row["growth"], lambda growth: _jump(growth["certificate"])),
     ]
 
@@ -327,7 +328,7 @@ def _growth_cells(row: Mapping[str, Any]) -> list[str]:
     growth, certificate = row["growth"], row["growth"]["certificate"]
     return [
         row["name"],
-        growth["operator"],
+        in_short(growth["operator"]),
         _shown(certificate["exact"], lambda exact: "yes" if exact else "no"),
         _shown(certificate["eval_loss_before"], _loss),
         _shown(certificate["eval_loss_after"], _loss),

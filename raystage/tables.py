@@ -17,9 +17,11 @@ from rich.text import Text
 
 from raystage.advice import Suggestion, warnings
 from raystage.growth.explain import explain, what_grows
+from raystage.growth.operator import in_short
 from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
+from raystage.prune import Listing
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -101,8 +103,10 @@ _MEANS = (
 
 
 def _growth_of(stage: StagePlan) -> str:
+    """One line for each part that grows: the table is no wider for it."""
     rewarm = stage.growth.rewarm if stage.growth else None
-    return f"{stage.growth_operator or '-'}{f', rewarm {rewarm.factor:g}x' if rewarm else ''}"
+    lines = (stage.growth_operator or "-").split(", ") + ([f"rewarm {rewarm.factor:g}x"] if rewarm else [])
+    return "\n".join(lines)
 
 
 def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> Table:
@@ -261,7 +265,7 @@ def growth_table(growth: Growth) -> Table:
     """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
     request, grown = growth.request, what_grows(growth.source, growth.target)
     kind = "the same function" if growth.how()["exact"] else "not exact"
-    title = f"{request.operator}: {grown} ({kind}; optimizer_state {request.optimizer_state})"
+    title = f"{in_short(request.operator)}: {grown} ({kind}; optimizer_state {request.optimizer_state})"
     table = _table(title, [Column(header, overflow="fold") for header in ("target", "<- source", "weights", "moments")])
     for line in explain(growth.source, growth.target, growth.rules, growth.families):
         table.add_row(*map(Text, (line.target, line.source, line.weights, line.moments)))
@@ -274,7 +278,7 @@ def growth_table(growth: Growth) -> Table:
 def certificate_table(found: Mapping[str, Any]) -> RenderableType:
     """What `raystage certify` found, a line for each figure; those that could not be measured are dashes."""
     kind = {True: ", which claims the same function", False: ", which is not exact", None: ""}[found["exact"]]
-    how = f" by {found['operator']}{kind}" if found["operator"] else ", it does not say how"
+    how = f" by {in_short(found['operator'])}{kind}" if found["operator"] else ", it does not say how"
     table = _table(None, [_name("figure"), Column("found", overflow="fold")])
     for name, figure in _figures(found["certificate"]):
         table.add_row(Text(name), Text(figure))
@@ -302,6 +306,33 @@ def _figures(certificate: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _short(figure: float) -> str:
     return f"{figure:.2g}"
+
+
+# --- a store ----------------------------------------------------------------------------------
+
+
+def store_table(listing: Listing) -> RenderableType:
+    """What lies in a store, a line for each stage and each run."""
+    stages = _table(
+        "stages",
+        [*map(_name, ("key", "name", "state")), *map(_number, ("tokens", "loss", "checkpoints", "size")),
+         Column("runs", overflow="fold")],
+    )  # fmt: skip
+    for stage in listing.stages:
+        stages.add_row(
+            stage.key[:KEY_DIGITS],
+            Text(stage.name or "-"),
+            stage.state,
+            _known(stage.tokens, format_count),
+            _known(stage.eval_loss, lambda loss: f"{loss:.4f}"),
+            str(len(stage.checkpoints)),
+            format_bytes(stage.bytes),
+            Text(", ".join(listing.runs_of(stage.key)) or "-"),
+        )
+    runs = _table("runs", [_name("name"), _name("state"), _number("stages")])
+    for run in listing.runs:
+        runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))
+    return Group(stages, "", runs)
 
 
 # --- columns ----------------------------------------------------------------------------------

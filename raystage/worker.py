@@ -41,7 +41,6 @@ from raystage.store import Store
 
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
-KEPT_CHECKPOINTS = 2
 
 Send = Callable[[str, str, Any], None]
 
@@ -105,7 +104,7 @@ class StageRunner:
         if entry.resumed:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
             runner._send("resumed", runner.progress)
-        elif stage.growth is not None:
+        elif stage.growth is not None and stage.parent_key is not None:
             runner.progress.flops += stage.growth_flops
             runner._certify(entry, seconds)
         # One worker's word for all: they must stop together.
@@ -242,7 +241,8 @@ class StageRunner:
         if self.engine.rank == 0:
             merged = {name: step for steps in all_steps for name, step in steps.items()}
             checkpoint.commit(folder, make_manifest(self.stage, tuple(shards), merged, self.progress))
-            self.store.drop_older_checkpoints(self.stage.key, KEPT_CHECKPOINTS)
+            keep = self.stage.training.checkpoint
+            self.store.drop_older_checkpoints(self.stage.key, keep.keep_last, keep.keep_best, self.progress.evaluations)
             self._send("saved", folder.name)
         comm.barrier()
 
@@ -275,6 +275,9 @@ class StageRunner:
             peak_memory_bytes=peak_bytes,
             eval_loss=progress.evaluations[-1].loss,
             checkpoint=self._final_checkpoint(),
+            best_checkpoints=self.store.best_checkpoints(
+                stage.key, stage.training.checkpoint.keep_best, progress.evaluations
+            ),
             growth=progress.growth,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),

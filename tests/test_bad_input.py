@@ -30,7 +30,7 @@ WHOLE = "expected a whole number such as 500000, 500K or 1.5B"
 REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
-KNOWN_TOP = "known here: baseline, data, model, name, seed, stages, training"
+KNOWN_TOP = "known here: baseline, data, init, model, name, seed, stages, training"
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
 # values in it (a=1 | b=2). "set": the good file with --set. FOLDER is the folder of the schedule.
@@ -122,6 +122,12 @@ CASES = [
      "training.lr_schedule.warmup: found 1.5; expected a fraction below 1, or tokens such as 50K"),
     ("change", "training.lr_schedule.decay=1.0",
      "training.lr_schedule.decay: found 1.0, one token or all of the run; expected a fraction below 1, or tokens"),
+    ("change", "training.offload_optimizer=cpu | training.zero_stage=0",
+     "training.offload_optimizer: found 'cpu' with zero_stage: 0, where nothing is offloaded; "
+     "expected zero_stage 1, 2 or 3, or none"),
+    ("change", "training.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
+     "training.deepspeed.zero_optimization.offload_optimizer: is worked out from training.offload_optimizer; "
+     "set that instead"),
     ("change", "training.zero_stage=4", "training.zero_stage: found 4; expected at most 3"),
     # --- values that are not on offer
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib' or 'text'"),

@@ -459,7 +459,9 @@ def make_large_llama(folder: Folder, shape: ModelShape) -> None:
 
 
 def change_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """As if it had been written so: without the checksum that a manifest has."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
 
 
 def cut(path: Path, count: int) -> None:
@@ -539,7 +541,7 @@ CASES = {
                          "SOURCE: FOLDER/manifest.json: damaged ("),
     "family of a manifest": (CKPT, lambda at: change_json(at / "manifest.json", model=SHAPE.__dict__ | {
                                  "family": "x"}), [FOUR], "SOURCE: FOLDER/manifest.json: found the family 'x'"),
-    "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[]), [FOUR],
+    "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[], shards=[]), [FOUR],
                              "SOURCE: FOLDER/manifest.json: damaged (model.embed_tokens.weight is not in it)"),
     "shard cut": (CKPT, lambda at: cut(at / "shard-00001-of-00002.safetensors", 4), [FOUR],
                   "SOURCE: FOLDER/shard-00001-of-00002.safetensors: found "),

@@ -20,6 +20,7 @@ from raystage.growth.operator import (
     Operator,
     complete_options,
     each_operator,
+    in_short,
     is_trained,
     layer_origins,
     operators_of,
@@ -43,6 +44,21 @@ def needed(operator: Operator, sources: int, targets: int) -> GrowthOptions:
 
 
 # --- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operator", "shown"),
+    [
+        ("stack", "stack"),
+        ("depth=identity, width=duplicate", "depth identity, width duplicate"),
+        ("width=duplicate", "width duplicate"),
+        ("num_layers=stack, ffn_size=rms", "depth stack, ffn_size rms"),
+        ("width=rms, hidden_size=zero_pad", "hidden_size zero_pad, ffn_size rms, num_heads rms"),
+        ("width=rms, num_experts=upcycle", "width rms, num_experts upcycle"),
+    ],
+)
+def test_operators_for_people(operator: str, shown: str) -> None:
+    assert in_short(parse_operator(operator)) == shown
 
 
 @every_operator

@@ -322,7 +322,7 @@ def test_the_closing_line_says_what_grew(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
     done = grow(source, tmp_path / "target", *DEEP, *WIDE, *HEADS, "--operator=depth=stack,width=zero_pad")
     assert done.stdout.startswith(
-        "depth=stack,width=zero_pad: 2 -> 4 layers, hidden size 16 -> 32, FFN size 24 -> 48, 4 -> 8 heads, "
+        "depth stack, width zero_pad: 2 -> 4 layers, hidden size 16 -> 32, FFN size 24 -> 48, 4 -> 8 heads, "
         "2 -> 4 key/value heads, "
     ), done.stdout
 

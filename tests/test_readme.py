@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from factories import write_documents
@@ -27,14 +28,20 @@ def block_with(text: str) -> str:
 def commands() -> list[str]:
     lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
     return [
-        line.split("#")[0].strip() for line in lines if re.match(r"raystage (plan|run|report|grow|certify)\b", line)
+        line.split("#")[0].strip()
+        for line in lines
+        if re.match(r"raystage (plan|run|report|grow|certify|export|store)\b", line)
     ]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_shown_is_one_the_command_line_takes(line: str) -> None:
     _, name, *arguments = shlex.split(line)
-    context = main.commands[name].make_context(name, arguments)
+    command = main.commands[name]
+    if isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    context = command.make_context(name, arguments)
     assert context.params
 
 

@@ -12,6 +12,7 @@ from raystage import checkpoint
 from raystage.checkpoint import Manifest
 from raystage.errors import CheckpointError, RaystageError
 from raystage.plan import StagePlan, make_plan
+from raystage.record import Evaluation
 from raystage.storage import Folder, open_folder
 from raystage.store import RECORD, Store
 
@@ -66,6 +67,20 @@ def test_older_checkpoints_go_and_half_written_ones_are_not_counted(store: Store
     half = save(store, stage, 4000, whole=False).name
     store.drop_older_checkpoints(stage.key, keep=2)
     assert (store.stage_folder(stage.key) / "checkpoints").names() == [*kept, half]
+
+
+def test_the_best_checkpoints_stay_while_a_stage_trains_and_after(store: Store, stage: StagePlan) -> None:
+    curve = [Evaluation(tokens, 0, 0, 0.0, loss) for tokens, loss in ((1000, 2.0), (2000, 1.0), (3000, 3.0))]
+    names = [save(store, stage, tokens).name for tokens in (1000, 2000, 3000, 4000)]
+    store.drop_older_checkpoints(stage.key, keep=1, keep_best=1, evaluations=curve)
+    checkpoints = store.stage_folder(stage.key) / "checkpoints"
+    assert checkpoints.names() == [names[1], names[3]]
+    kept = store.best_checkpoints(stage.key, 1, curve)
+    assert kept == (f"checkpoints/{names[1]}",)
+    record = make_record(stage, 3.0, checkpoint=f"checkpoints/{names[3]}", best_checkpoints=kept)
+    store.commit_record(record)
+    assert checkpoints.names() == [names[1], names[3]]
+    assert store.record(stage.key) == record
 
 
 def test_a_finished_stage_keeps_its_last_checkpoint_alone(store: Store, stage: StagePlan) -> None:

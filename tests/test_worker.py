@@ -27,7 +27,8 @@ from raystage.growth.maps import growth_map, initial_map
 from raystage.handover import Entry, write_own_shard
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress, StageRecord
-from raystage.schedule import Optimizer, Schedule
+from raystage.retention import loss_at, tokens_of
+from raystage.schedule import Checkpointing, Optimizer, Schedule, Training
 from raystage.shape import parameters
 from raystage.storage import open_folder
 from raystage.store import Store
@@ -42,9 +43,22 @@ class Layout:
     zero_stage: int
     precision: str
     optimizer: str = "adamw"
+    offload: str = "none"
 
     def __str__(self) -> str:
-        return f"{self.workers} workers, ZeRO {self.zero_stage}, {self.precision}, {self.optimizer}"
+        offloaded = "" if self.offload == "none" else f" offloaded to {self.offload}"
+        return f"{self.workers} workers, ZeRO {self.zero_stage}, {self.precision}, {self.optimizer}{offloaded}"
+
+    @property
+    def training(self) -> dict:
+        return {
+            "workers": self.workers,
+            "zero_stage": self.zero_stage,
+            "precision": self.precision,
+            "optimizer": Optimizer(name=self.optimizer),
+            "offload_optimizer": self.offload,
+            "micro_batch_size": 2,
+        }
 
 
 # Three workers neither divide the batch nor any parameter evenly.
@@ -59,6 +73,9 @@ SAVED = [
     Layout(2, 0, "fp32", "sgd"),
     Layout(2, 2, "fp32", "sgd"),
     Layout(2, 3, "bf16", "sgd"),
+    Layout(2, 1, "fp32", offload="cpu"),
+    Layout(2, 2, "bf16", offload="cpu"),
+    Layout(2, 3, "fp32", offload="cpu"),
 ]
 LOADED = [
     Layout(3, 0, "fp32"),
@@ -70,6 +87,10 @@ LOADED = [
     Layout(3, 1, "fp32", "sgd"),
     Layout(3, 3, "fp32", "sgd"),
     Layout(3, 1, "bf16", "sgd"),
+    Layout(3, 1, "bf16", offload="cpu"),
+    Layout(3, 2, "fp32", offload="cpu"),
+    Layout(3, 3, "bf16", offload="cpu"),
+    Layout(3, 2, "fp32", "sgd", offload="cpu"),
 ]
 PAIRS = [(source, target) for target in LOADED for source in SAVED if source.optimizer == target.optimizer]
 # What each optimizer's other layouts are compared with.
@@ -98,8 +119,7 @@ class Trained:
 def stage_in(schedule: Schedule, layout: Layout, changes: dict | None = None) -> StagePlan:
     """The schedule's first stage in another layout, under a key that says which."""
     stage = make_plan(schedule).staged.stages[0]
-    update = {**vars(layout), "optimizer": Optimizer(name=layout.optimizer), "micro_batch_size": 2}
-    training = stage.training.model_copy(update={**update, **(changes or {})})
+    training = stage.training.model_copy(update={**layout.training, **(changes or {})})
     return replace(stage, training=training, key=str(layout))
 
 
@@ -275,6 +295,7 @@ def run_all(schedule: Schedule, store: str) -> str:
     first, second = halves(stages[0])
     run_until([Job((first, second), f"{store}/one-job")])
     run_until([Job((first,), f"{store}/two-jobs"), Job((second,), f"{store}/two-jobs")])
+    run_until([Job((keeping(stages[0]),), f"{store}/keeping")])
     try:
         run_job(Job((exploding(stages[0]),), f"{store}/exploding"), lambda *message: None)
     except NonFiniteLoss as error:
@@ -300,6 +321,12 @@ def halves(whole: StagePlan) -> tuple[StagePlan, StagePlan]:
         start_flops=first.flops,
     )
     return first, second
+
+
+def keeping(stage: StagePlan) -> StagePlan:
+    """A stage that keeps its best two checkpoints."""
+    training = stage.training.overlaid(Training(checkpoint=Checkpointing(keep_last=1, keep_best=2)))
+    return replace(stage, key="keeping", training=training)
 
 
 def exploding(stage: StagePlan) -> StagePlan:
@@ -362,6 +389,21 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_last_good_checkp
     assert "stage small: the training loss is nan at step" in stores[1]
     assert store.record("exploding") is None
     assert store.latest_checkpoint("exploding").name.startswith(f"{stage.tokens // 2:015}")
+
+
+def test_a_stage_keeps_its_best_checkpoints_where_asked_and_its_bits(
+    schedule: Schedule, stores: tuple[str, str]
+) -> None:
+    store = Store(open_folder(f"{stores[0]}/keeping"))
+    record, calm = store.record("keeping"), records(schedule, f"{stores[0]}/calm")[0]
+    assert record.eval_loss == calm.eval_loss
+    names = (store.stage_folder("keeping") / "checkpoints").names()
+    assert {f"checkpoints/{name}" for name in names} == {record.checkpoint, *record.best_checkpoints}
+    losses = [loss_at(tokens_of(place.rpartition("/")[2]), record.evaluations) for place in record.best_checkpoints]
+    assert len(losses) == 2
+    assert losses == sorted(losses)
+    for name in names:
+        Checkpoint(store.stage_folder("keeping") / "checkpoints" / name).close()
 
 
 def test_a_finished_stage_keeps_one_checkpoint(schedule: Schedule, stores: tuple[str, str]) -> None:
