@@ -31,6 +31,9 @@ _ROPE_THETAS = {"mixtral": 1_000_000.0}
 # What only a dense model's configuration says.
 _DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
 
+# A key of GPT-2 under which a layer that is moved is another function.
+_PLACED = "scale_attn_by_inverse_layer_idx"
+
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -202,6 +205,9 @@ def grown_config(config: Config, source: ModelShape, target: ModelShape, layers:
     layers: for each target layer the source layer whose entries in per-layer lists it takes. Raises InputError where
     the configuration's lists do not fit.
     """
+    if config.get(_PLACED) is True and layers != tuple(range(source.num_layers)):
+        problem = "found true, which scales a layer's attention by its place; expected false, or as many layers"
+        raise InputError(problem, key=_PLACED, file=file)
     grown = dict(config)
     if source.family != target.family:
         grown = _as_mixture(config, source, target)

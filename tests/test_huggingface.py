@@ -318,6 +318,16 @@ def test_explain_shows_what_experts_are_made_of(tmp_path: Path) -> None:
         assert [f"model.layers.1: {target}", f"model.layers.1: {origin}", "copy", "copy"] in rows
 
 
+def test_layers_that_know_their_place_are_not_moved(tmp_path: Path) -> None:
+    source = make("gpt2", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | {"scale_attn_by_inverse_layer_idx": True}
+    (source / "config.json").write_text(json.dumps(config))
+    done = grow(source, tmp_path / "target", *DEEP, "--operator=identity")
+    assert done.exit_code == 2
+    assert "config.json: scale_attn_by_inverse_layer_idx: found true" in done.stderr
+    assert not (tmp_path / "target").exists()
+
+
 def test_the_closing_line_says_what_grew(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
     done = grow(source, tmp_path / "target", *DEEP, *WIDE, *HEADS, "--operator=depth=stack,width=zero_pad")
