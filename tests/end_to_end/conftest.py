@@ -71,6 +71,9 @@ class Raystage:
         self.environment = os.environ | QUIET | {"RAY_ADDRESS": address}
 
     def start(self, *arguments: str | Path) -> subprocess.Popen:
+        # A shell that starts the tests in the background has them ignore SIGINT, and all that they start with them.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(
             [BIN / "raystage", *map(str, arguments)],
             cwd=self.folder,
