@@ -105,6 +105,11 @@ class Family:
         return any(axis.units == ("head",) for row in self.layer for axis in row.axes)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any(axis.units == ("expert",) for row in self.layer for axis in row.axes)
+
+    @property
     def default_norm_eps(self) -> float:
         return float(self.fields["norm_eps"][1])
 

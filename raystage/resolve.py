@@ -207,8 +207,7 @@ def _with_norm_eps(previous: ModelShape, shape: ModelShape, grow: Grow | None) -
 
 def _experts(model: Model) -> dict[str, int]:
     """The experts of a mixture; a dense model has none."""
-    is_mixture = "num_experts" in FAMILIES[model.family].fields
-    if not is_mixture:
+    if not FAMILIES[model.family].has_experts:
         for field in ("num_experts", "experts_per_token"):
             if getattr(model, field) is not None:
                 problem = (

@@ -439,7 +439,7 @@ def test_the_good_file_is_good(folder: Path) -> None:
 )
 def test_unusual_but_good(change: str, folder: Path) -> None:
     (folder / "unusual.yaml").write_text(changed(GOOD.replace("FOLDER", str(folder)), change))
-    make_plan(load(folder / "unusual.yaml"))
+    assert make_plan(load(folder / "unusual.yaml")).staged.stages
 
 
 @pytest.mark.parametrize(

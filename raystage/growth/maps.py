@@ -118,7 +118,7 @@ class _Growing:
         sources = self._sources(parameter, origin.source)
         if not sources:
             return _fresh(parameter, self.family.init_std)
-        axes = tuple(self._axis(axis, parameter.spec, sources) for axis in parameter.spec.axes)
+        axes = tuple(self._axis(axis, parameter.spec) for axis in parameter.spec.axes)
         if origin.silenced:
             axes = tuple(map(_apart, parameter.spec.axes, axes))
         plain = all(axis.is_identity for axis in axes)
@@ -150,7 +150,7 @@ class _Growing:
     def _next(self, layer: int | None) -> int | None:
         return None if layer is None else min(layer + 1, self.source.num_layers - 1)
 
-    def _axis(self, axis: Axis, spec: ParameterSpec, sources: tuple[Parameter, ...]) -> AxisMap:
+    def _axis(self, axis: Axis, spec: ParameterSpec) -> AxisMap:
         if axis.role == "fixed":
             return unchanged(axis.fixed)
         if axis.role == "each":

@@ -197,7 +197,7 @@ def operators_of(operator: str) -> dict[str, Operator]:
 
 def is_trained(operator: str) -> bool:
     """Whether the growth needs training data or a training loop."""
-    return any(one.trains for one in operators_of(operator).values())
+    return any(one.trains for one in each_operator(operator))
 
 
 def width_operator(operator: str, part: str) -> str:

@@ -5,10 +5,10 @@ Nothing here touches a tensor: `growth.mask` and `growth.learned` carry out what
 
 from __future__ import annotations
 
-from raystage.families import FAMILIES, Family
+from raystage.families import FAMILIES
 from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
 from raystage.growth.maps import GrowthMap, Rule
-from raystage.growth.operator import PARTS, layer_origins, operators_of
+from raystage.growth.operator import OPERATORS, PARTS, each_operator, layer_origins, operators_of
 from raystage.growth.refusal import changed_fields
 from raystage.growth.units import FRESH
 from raystage.shape import ModelShape, flops_per_token, parameters
@@ -18,11 +18,11 @@ _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_siz
 
 
 def is_masked(operator: str) -> bool:
-    return any(one.name == "masked" for one in operators_of(operator).values())
+    return OPERATORS["masked"] in each_operator(operator)
 
 
 def is_learned(operator: str) -> bool:
-    return any(one.name == "learned" for one in operators_of(operator).values())
+    return OPERATORS["learned"] in each_operator(operator)
 
 
 def stage_refusal(
@@ -39,14 +39,10 @@ def stage_refusal(
 def _family_refusal(name: str, target: ModelShape) -> Refusal | None:
     family = FAMILIES[target.family]
     why = "whose norms come after its blocks" if family.post_norm else "which is a mixture of experts"
-    if not family.post_norm and not _has_experts(family):
+    if not family.post_norm and not family.has_experts:
         return None
-    able = ", ".join(other.name for other in FAMILIES.values() if not other.post_norm and not _has_experts(other))
+    able = ", ".join(other.name for other in FAMILIES.values() if not other.post_norm and not other.has_experts)
     return "operator", f"found {name} for a {target.family}, {why}; {name} grows {able}"
-
-
-def _has_experts(family: Family) -> bool:
-    return any(axis.units == ("expert",) for row in family.layer for axis in row.axes)
 
 
 def _ramp_refusal(options: GrowthOptions, tokens: int) -> Refusal | None:
@@ -61,7 +57,7 @@ def _ramp_refusal(options: GrowthOptions, tokens: int) -> Refusal | None:
 
 
 def _learned_refusal(source: ModelShape, target: ModelShape, operator: str) -> Refusal | None:
-    others = sorted({one.name for one in operators_of(operator).values()} - {"learned"})
+    others = sorted({one.name for one in each_operator(operator)} - {"learned"})
     if others:
         found = f"found {' and '.join(others)} beside learned"
         return "operator", f"{found}, whose maps are fitted together; expected operator: learned for all that grows"
