@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from raystage import memory, rates
 from raystage.errors import InputError
@@ -304,21 +304,19 @@ def _plan_stage(
     init: InitPlan | None = None,
 ) -> StagePlan:
     tokens = steps * stage.training.global_batch_tokens
-    start_tokens = parent.end_tokens if parent else 0
     before = parent or init
-    growth = _growth_of(stage, before.shape if before else None, is_first=parent is None) if grows else None
-    return StagePlan(
+    planned = StagePlan(
         name=name,
-        key=_stage_key(stage, parent, growth, rate, seed, start_tokens, tokens, init),
+        key="",
         parent_key=parent.key if parent else None,
         shape=stage.shape,
         parent_shape=before.shape if before else None,
-        growth=growth,
+        growth=_growth_of(stage, before.shape if before else None, is_first=parent is None) if grows else None,
         data=stage.data,
         training=stage.training,
         seed=seed,
         rate=rate,
-        start_tokens=start_tokens,
+        start_tokens=parent.end_tokens if parent else 0,
         start_steps=parent.start_steps + parent.steps if parent else 0,
         start_flops=parent.end_flops if parent else 0,
         steps=steps,
@@ -326,6 +324,7 @@ def _plan_stage(
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
         init=init,
     )
+    return replace(planned, key=key_at(planned, steps))
 
 
 def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) -> Growth | None:
@@ -339,33 +338,41 @@ def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) 
     return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)
 
 
-def _stage_key(
-    stage: ResolvedStage,
-    parent: StagePlan | None,
-    growth: Growth | None,
-    rate: rates.Curve,
-    seed: int,
-    start_tokens: int,
-    tokens: int,
-    init: InitPlan | None,
-) -> str:
-    """SHA-256 over all that can change the stage's result, and its parent's key. Names, paths and cadences cannot."""
+def key_at(stage: StagePlan, steps: int) -> str:
+    """The key that the stage would have if it ended after `steps` steps: its own, at its own length.
+
+    Where another stage has it, that one did just what this one does up to there.
+    """
+    end = stage.start_tokens + steps * stage.training.global_batch_tokens
+    rate = rates.signature(stage.rate, stage.start_tokens, end)
+    return _digest({**_facts(stage), "rate": rate, "tokens": end - stage.start_tokens})
+
+
+def trunk_key(stage: StagePlan) -> str:
+    """The same for all stages that differ in nothing but where they end, and in the rate."""
+    return _digest(_facts(stage))
+
+
+def _facts(stage: StagePlan) -> dict[str, object]:
+    """All that can change the stage's result but its length and rate. Names, paths and cadences cannot."""
     data = asdict(stage.data)
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
         del training["offload_optimizer"]
-    facts = {
+    return {
         "epoch": CODE_EPOCH,
-        "parent": parent.key if parent else None,
-        "growth": growth.facts() if growth else None,
+        "parent": stage.parent_key,
+        "growth": stage.growth.facts() if stage.growth else None,
         "shape": asdict(stage.shape),
         "data": data,
         "training": training | {"optimizer": stage.training.optimizer.used()},
-        "rate": rates.signature(rate, start_tokens, start_tokens + tokens),
-        "seed": seed,
-        "start_tokens": start_tokens,
-        "tokens": tokens,
-        **({"init": init.facts()} if init else {}),
+        "seed": stage.seed,
+        "start_tokens": stage.start_tokens,
+        **({"init": stage.init.facts()} if stage.init else {}),
     }
+
+
+def _digest(facts: dict[str, object]) -> str:
+    """SHA-256 of facts, whatever their order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
