@@ -10,18 +10,20 @@ import contextlib
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from raystage import launch
-from raystage.errors import BrokenPromise, StageFailed
+from raystage.errors import BrokenPromise, StageFailed, WorkersLost
 from raystage.figures import write_curves
-from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.narrator import Narrator
+from raystage.plan import Plan, StagePlan, jobs
 from raystage.promises import check_promises
-from raystage.record import Evaluation, Listener, Progress, StageRecord, TrainPoint
+from raystage.record import Listener, StageRecord
 from raystage.report import build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
@@ -29,8 +31,6 @@ from raystage.worker import Job
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
-
-Point = TrainPoint | Evaluation
 
 
 @dataclass
@@ -60,10 +60,13 @@ class Driver:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
         self._began = time.time()
         self._note("RUNNING")
+        narrator = Narrator(self.plan.runs(), self.records, self._tell, self._take_turn, self._check_reused)
         try:
             with contextlib.ExitStack() as stack:
-                for run in self.plan.runs():
-                    self._carry_out(run, stack)
+                narrator.advance()
+                while job := self._next_job():
+                    self._ensure_cluster(stack)
+                    self._train(job, narrator)
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
@@ -76,55 +79,57 @@ class Driver:
         """Whether there is nothing left to train."""
         return self.records.keys() == self.states.keys()
 
-    # --- one run ------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------
 
-    def _carry_out(self, run: RunPlan, stack: contextlib.ExitStack) -> None:
-        self._tell("run_started", run)
-        for job in run.jobs():
-            pending = tuple(stage for stage in job if stage.key not in self.records)
-            for stage in job:
-                if stage.key in self.records:
-                    self._reuse(run, stage)
-            if pending:
-                self._ensure_cluster(stack)
-                self._train(run, pending)
-        self._tell("run_finished", run, tuple(self.records[stage.key] for stage in run.stages))
+    def _next_job(self) -> tuple[StagePlan, ...]:
+        """The stages that are to be trained next by one and the same workers; none where all is finished."""
+        stages = {stage.key: stage for run in self.plan.runs() for stage in run.stages}
+        pending = [stage for key, stage in stages.items() if key not in self.records]
+        return jobs(pending)[0] if pending else ()
 
-    def _reuse(self, run: RunPlan, stage: StagePlan) -> None:
-        """Tell of a finished stage as if it had just been trained."""
-        record = self.records[stage.key]
-        try:
-            check_promises(stage, record.growth)  # the schedule may ask for more than when it was trained
-        except BrokenPromise:
-            self.states[stage.key] = "ERRORED"
-            raise
-        self._tell("stage_started", run, stage, True)
-        if record.growth:
-            self._tell("grown", run, stage, record.growth)
-        for point in in_order(record.train, record.evaluations):
-            self._tell(_kind(point), run, stage, point)
-        self._tell("stage_finished", run, stage, record, True)
-
-    def _train(self, run: RunPlan, pending: tuple[StagePlan, ...]) -> None:
-        narrator = Narrator(run, pending, self._tell, self._finished, self._stage_started)
+    def _train(self, job: tuple[StagePlan, ...], narrator: Narrator) -> None:
+        """Train a job, or as much of it as one Train run gets done. Raises where that is nothing."""
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            launch.run_train(Job(pending, self.store.folder.uri), narrator.hear, patience)
+            launch.run_train(Job(job, self.store.folder.uri), partial(self._hear, narrator), patience)
+        except WorkersLost:
+            # What failed in the end may be far from where the run began: max_failures are each stage's own.
+            if job[0].key not in self.records:
+                self.states[narrator.stage.key] = "ERRORED"
+                raise
         except BaseException as error:
-            current = narrator.current or pending[0]
-            self.states[current.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
+            self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
             raise
-        for stage in pending:
-            if stage.key not in self.records:
-                raise StageFailed(f"stage {stage.name}: the Train run ended without a record of it in the store")
+        if job[0].key not in self.records:
+            raise StageFailed(f"stage {job[0].name}: the Train run ended without a record of it in the store")
 
-    def _stage_started(self, stage: StagePlan) -> None:
+    def _hear(self, narrator: Narrator, kind: str, key: str, what: Any) -> None:
+        """One message of the first worker."""
+        if kind == "started" and narrator.stage is not None and key != narrator.stage.key:
+            self._catch_up(narrator)
+        narrator.hear(kind, key, what)
+        if kind == "finished":
+            self.states[key], self.records[key] = "FINISHED", what
+            self._note("RUNNING")
+            narrator.advance()
+
+    def _catch_up(self, narrator: Narrator) -> None:
+        """Workers pass over what they find finished, by whomever; so do we."""
+        while narrator.stage is not None and (record := self.store.record(narrator.stage.key)):
+            self.states[record.key], self.records[record.key] = "REUSED", record
+            narrator.advance()
+
+    def _take_turn(self, stage: StagePlan) -> None:
         self.states[stage.key] = "RUNNING"
         self._note("RUNNING")
 
-    def _finished(self, stage: StagePlan, record: StageRecord) -> None:
-        self.states[stage.key], self.records[stage.key] = "FINISHED", record
-        self._note("RUNNING")
+    def _check_reused(self, stage: StagePlan) -> None:
+        """The schedule may ask for more than when the stage was trained. Raises BrokenPromise."""
+        try:
+            check_promises(stage, self.records[stage.key].growth)
+        except BrokenPromise:
+            self.states[stage.key] = "ERRORED"
+            raise
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
         if not self._connected:
@@ -170,85 +175,6 @@ class Driver:
         with tempfile.TemporaryDirectory() as work:
             for figure in write_curves(report, Path(work, "curves.png")):
                 folder.write_whole(figure.name, figure.read_bytes())
-
-
-class Narrator:
-    """Turns what the workers of a Train run say into calls of a listener, each thing told once.
-
-    A worker that starts again goes back to its last checkpoint and says what it has said before.
-    """
-
-    def __init__(
-        self,
-        run: RunPlan,
-        stages: tuple[StagePlan, ...],
-        tell: Callable[..., None],
-        finished: Callable[[StagePlan, StageRecord], None],
-        started: Callable[[StagePlan], None],
-    ) -> None:
-        self._run, self._stages = run, {stage.key: stage for stage in stages}
-        self._tell, self._finished, self._started = tell, finished, started
-        self._furthest: dict[tuple[str, str], int] = {}
-        self._grown: set[str] = set()
-        self.current: StagePlan | None = None
-        self._announce(stages[0])
-
-    def hear(self, kind: str, key: str, what: Any) -> None:
-        """One message of the first worker."""
-        stage = self._stages.get(key)
-        if stage is None:
-            return
-        match kind:
-            case "started":
-                self._start(stage, what)
-            case "resumed":
-                self._replay(stage, what)
-            case "grown":
-                self._grow(stage, what)
-            case "trained" | "evaluated":
-                self._point(stage, what)
-            case "finished":
-                self._tell("stage_finished", self._run, stage, what, False)
-                self._finished(stage, what)
-
-    def _announce(self, stage: StagePlan) -> None:
-        self.current = stage
-        self._tell("stage_started", self._run, stage, False)
-        self._started(stage)
-        self._entered = False
-
-    def _start(self, stage: StagePlan, steps_done: int) -> None:
-        if stage is not self.current:
-            self._announce(stage)
-        elif self._entered:
-            self._tell("restarted", self._run, stage, f"the workers were started again, from step {steps_done}")
-        self._entered = True
-
-    def _replay(self, stage: StagePlan, progress: Progress) -> None:
-        if progress.growth:
-            self._grow(stage, progress.growth)
-        for point in in_order(progress.train, progress.evaluations):
-            self._point(stage, point)
-
-    def _grow(self, stage: StagePlan, growth: Any) -> None:
-        if stage.key not in self._grown:
-            self._grown.add(stage.key)
-            self._tell("grown", self._run, stage, growth)
-
-    def _point(self, stage: StagePlan, point: Point) -> None:
-        kind = _kind(point)
-        if point.tokens > self._furthest.get((stage.key, kind), -1):
-            self._furthest[stage.key, kind] = point.tokens
-            self._tell(kind, self._run, stage, point)
-
-
-def in_order(train: Sequence[TrainPoint], evaluations: Sequence[Evaluation]) -> list[Point]:
-    """The points of both curves as they came: by tokens, training before the evaluation of it."""
-    return sorted([*train, *evaluations], key=lambda point: (point.tokens, isinstance(point, Evaluation)))
-
-
-def _kind(point: Point) -> str:
-    return "evaluated" if isinstance(point, Evaluation) else "trained"
 
 
 def environment() -> dict[str, Any]:

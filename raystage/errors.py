@@ -3,6 +3,7 @@
     RaystageError             exit status 1
     ├── InputError            exit status 2: what the user wrote cannot be done
     ├── StageFailed           training of a stage ended before its budget
+    │   ├── WorkersLost       ... because its workers failed more often than max_failures allows
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
     │   └── BrokenPromise     ... because its growth did more than `grow.require` allows
     ├── ResourcesMissing      the cluster does not have what a stage asks for
@@ -41,6 +42,10 @@ class InputError(RaystageError):
 
 class StageFailed(RaystageError):
     """A stage did not reach the end of its budget."""
+
+
+class WorkersLost(StageFailed):
+    """Workers raised, died or hung more often than `training.max_failures` allows."""
 
 
 class NonFiniteLoss(StageFailed):

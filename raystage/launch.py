@@ -24,7 +24,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, ResourcesMissing, StageFailed
+from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, ResourcesMissing, WorkersLost
 from raystage.guardian import guarded
 from raystage.mailbox import Mailbox
 from raystage.schedule import Training
@@ -114,7 +114,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> Non
 
     patience_seconds: how long to wait for a cluster that is still growing.
 
-    Raises ResourcesMissing, StageFailed, or what a worker stopped for on purpose.
+    Raises ResourcesMissing, WorkersLost, or what a worker stopped for on purpose.
     """
     training = job.stages[0].training
     _await_resources(training, patience_seconds)
@@ -256,7 +256,7 @@ def _count(number: float, thing: str) -> str:
     return f"{number:g} {thing}" + ("" if number == 1 else "s")
 
 
-def _in_words(error: Exception, job: Job) -> StageFailed:
+def _in_words(error: Exception, job: Job) -> WorkersLost:
     """The first worker's own error, without Ray's wrapping."""
     name = job.stages[-1].name
     failures = getattr(error, "worker_failures", None) or {}
@@ -264,8 +264,8 @@ def _in_words(error: Exception, job: Job) -> StageFailed:
     for rank, failure in sorted(failures.items()):
         lines = [line for line in str(failure).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else type(failure).__name__
-        return StageFailed(f"stage {name}: worker {rank} failed: {reason} ({logs})")
-    return StageFailed(f"stage {name}: {str(error).strip().splitlines()[-1]} ({logs})")
+        return WorkersLost(f"stage {name}: worker {rank} failed: {reason} ({logs})")
+    return WorkersLost(f"stage {name}: {str(error).strip().splitlines()[-1]} ({logs})")
 
 
 def _logs_folder() -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 
 from raystage import memory, rates
 from raystage.errors import InputError
@@ -108,6 +110,11 @@ class StagePlan:
         return num_params(self.shape)
 
     @property
+    def layout(self) -> tuple[int, int, int]:
+        """What worker processes it needs: as many, with as many CPUs and GPUs each."""
+        return self.training.workers, self.training.cpus_per_worker, self.training.gpus_per_worker
+
+    @property
     def growth_flops(self) -> int:
         """What entering the stage computes: 0 but for operators that fit something."""
         if self.growth is None:
@@ -143,16 +150,6 @@ class RunPlan:
     def flops(self) -> int:
         return sum(stage.flops for stage in self.stages)
 
-    def jobs(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages in groups that one Train run carries out: growth or another layout begins a new one."""
-        groups: list[list[StagePlan]] = []
-        for stage in self.stages:
-            if groups and continues(groups[-1][-1], stage):
-                groups[-1].append(stage)
-            else:
-                groups.append([stage])
-        return tuple(map(tuple, groups))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -180,6 +177,11 @@ def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that ended `first` can go on with `second` as it stands."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
     return second.growth is None and second.parent_key == first.key and same
+
+
+def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
+    """The stages in groups that one Train run carries out, one after the other: another layout begins a new one."""
+    return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))
 
 
 def make_plan(schedule: Schedule, name: str | None = None) -> Plan:

@@ -6,9 +6,9 @@ last: a worker that starts again finds the furthest whole checkpoint and goes on
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
-import resource
 import time
 import uuid
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from raystage.fitting import fit
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
 from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, shared, write_own_shard
-from raystage.hardware import peak_flops_per_second
+from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
 from raystage.plan import StagePlan, continues
 from raystage.promises import check_promises
 from raystage.rates import rate_at
@@ -69,6 +69,8 @@ def run_job(job: Job, send: Send) -> None:
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:
+            if runner is not None:
+                runner.leave()
             runner = StageRunner.enter(stage, store, attempt, send)
         runner.train()
 
@@ -91,6 +93,7 @@ class StageRunner:
     @classmethod
     def enter(cls, stage: StagePlan, store: Store, attempt: str, send: Send) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
+        forget_peak_memory()
         entry = find_entry(stage, store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
@@ -120,6 +123,12 @@ class StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
         return StageRunner(stage, self.store, self.attempt, self._send_to, self.engine)
+
+    def leave(self) -> None:
+        """Give the engine's memory back: the next stage builds another."""
+        self.engine.destroy()
+        gc.collect()  # an engine and its hooks refer to each other
+        get_accelerator().empty_cache()
 
     def _certify(self, entry: Entry, seconds: float) -> None:
         """Measure what growing did, and say so."""
@@ -314,13 +323,6 @@ def crossed(every: int, before: int, after: int, stage: StagePlan | None = None)
     """Whether a multiple of `every` lies in (before, after], counted from the run's or the stage's start."""
     start = stage.start_tokens if stage else 0
     return (after - start) // every > (before - start) // every
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this worker has held: on the GPU where it has one, else resident in RAM."""
-    if get_accelerator().device_name() == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(get_accelerator().max_memory_allocated())
 
 
 def environment() -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 
 from factories import make_schedule
 from playback import curved_records
-from raystage.driver import Narrator, in_order
-from raystage.plan import Plan, make_plan
+from raystage.narrator import Narrator, in_order
+from raystage.plan import Plan, RunPlan, StagePlan, make_plan
 from raystage.record import Progress, StageRecord
 
 
@@ -24,18 +24,23 @@ class Told:
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
-    def __call__(self, what: str, run: object, stage: object, *facts: object) -> None:
+    def __call__(self, what: str, run: RunPlan, stage: StagePlan | tuple | None = None, *facts: object) -> None:
+        stage = stage if isinstance(stage, StagePlan) else None
         tokens = getattr(facts[0], "tokens", None) if what in ("trained", "evaluated") else None
-        self.calls.append((what, stage.name, tokens))
+        self.calls.append((what, stage.name if stage else run.name, tokens))
 
     def of(self, what: str) -> list[tuple]:
         return [call for call in self.calls if call[0] == what]
 
 
 def narrate(plan: Plan, stage_index: int) -> tuple[Narrator, Told, StageRecord]:
-    stage, told = plan.staged.stages[stage_index], Told()
-    narrator = Narrator(plan.staged, (stage,), told, lambda stage, record: None, lambda stage: None)
-    return narrator, told, curved_records(plan)[stage.key]
+    """A narrator whose turn it is at a stage of the staged run, those before it being finished."""
+    records, told = curved_records(plan), Told()
+    before = {stage.key: records[stage.key] for stage in plan.staged.stages[:stage_index]}
+    narrator = Narrator(plan.runs(), before, told)
+    narrator.advance()
+    told.calls = [call for call in told.calls if call[1] == plan.staged.stages[stage_index].name]
+    return narrator, told, records[plan.staged.stages[stage_index].key]
 
 
 def say(narrator: Narrator, record: StageRecord, until_tokens: int | None = None) -> None:
@@ -82,3 +87,33 @@ def test_messages_of_other_stages_are_passed_over(plan: Plan) -> None:
     narrator, told, record = narrate(plan, 0)
     narrator.hear("trained", "someone else's", record.train[0])
     assert told.calls == [("stage_started", "small", None)]
+
+
+def test_runs_are_told_whole_and_in_order(plan: Plan) -> None:
+    """What baselines share is trained once, and told in each of them."""
+    records, told = curved_records(plan), Told()
+    done: dict[str, StageRecord] = {}
+    narrator = Narrator(plan.runs(), done, told)
+    narrator.advance()
+    while narrator.stage:
+        record = records[narrator.stage.key]
+        say(narrator, record)
+        narrator.hear("finished", record.key, record)
+        done[record.key] = record
+        narrator.advance()
+    assert [name for what, name, _ in told.calls if what == "run_started"] == [run.name for run in plan.runs()]
+    assert [name for what, name, _ in told.calls if what == "run_finished"] == [run.name for run in plan.runs()]
+    expected = [stage.name for run in plan.runs() for stage in run.stages]
+    assert [name for _, name, _ in told.of("stage_started")] == expected
+    assert [name for _, name, _ in told.of("stage_finished")] == expected
+    assert len(told.of("restarted")) == 0
+
+
+def test_nothing_is_told_twice_of_a_finished_run(plan: Plan) -> None:
+    told = Told()
+    narrator = Narrator(plan.runs(), curved_records(plan), told)
+    narrator.advance()
+    count = len(told.calls)
+    narrator.advance()
+    assert narrator.stage is None
+    assert len(told.calls) == count

@@ -31,7 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"display", "driver", "tables"},
+    5: {"display", "driver", "narrator", "tables"},
     6: {"cli", "options", "store_commands"},
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from factories import make_schedule
 from raystage.growth.depth import GrowthOptions
-from raystage.plan import Plan, RunPlan, continues, make_plan
+from raystage.plan import Plan, RunPlan, continues, jobs, make_plan
 from raystage.plan_json import plan_json
 from raystage.rates import Rewarming, rate_at, stable_end
 from raystage.schedule import parse
@@ -169,10 +169,20 @@ def test_a_stage_with_a_rate_of_its_own(tmp_path: Path) -> None:
     assert [(piece.start_tokens, piece.end_tokens) for piece in small.rate] == [(0, 100), (100, 1600), (1600, 2000)]
 
 
-def test_jobs_begin_where_a_worker_cannot_go_on(tmp_path: Path) -> None:
+def test_one_job_has_all_that_the_same_workers_can_do(tmp_path: Path) -> None:
+    """Another number of workers takes other processes; growth and other ZeRO stages do not."""
+    stages = [
+        {"name": "a", "model": {"num_layers": 1}, "until": {"steps": 10}},
+        {"name": "b", "model": {"num_layers": 2}, "until": {"steps": 10}, "grow": {"operator": "stack"},
+         "training": {"zero_stage": 3}},
+        {"name": "c", "until": {"steps": 10}, "model": {"num_layers": 2}, "training": {"workers": 2}},
+    ]  # fmt: skip
+    plan = make_plan(make_schedule(tmp_path, stages=stages))
+    assert [[stage.name for stage in job] for job in jobs(plan.staged.stages)] == [["a", "b"], ["c"]]
+
+
+def test_an_engine_goes_on_where_nothing_changes(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "wsd", [1000, 1500])
-    assert [len(job) for job in plan.staged.jobs()] == [1, 1]
-    assert [len(job) for job in plan.baselines[1].jobs()] == [3]
     first, second = plan.baselines[1].stages[:2]
     assert continues(first, second)
     assert not continues(second, first)
