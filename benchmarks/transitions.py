@@ -2,11 +2,11 @@
 
     python benchmarks/transitions.py [--workers 2]
 
-Runs a staged schedule through the driver, the way `raystage run` does, with a stage after each kind of change: growth,
-another ZeRO stage, bf16, another number of workers (which needs other processes). A transition is the time from the
-last training step of a stage to the end of the first step of the next, so it has the held-out evaluation, the checkpoint with
-its checksums and fsync, the record, the new engine, growth, its certificate and the first evaluation. Prints a
-Markdown table; the start of the whole run, with cold processes, is its first line.
+Runs a staged schedule through the driver, the way `raystage run` does, with a stage after each kind of change:
+growth, another ZeRO stage, bf16, another number of workers (which needs other processes). A transition is the time
+from the last training step of a stage to the end of the first step of the next, so it has the held-out evaluation, the
+checkpoint with its checksums and fsync, the record, the new engine, growth, its certificate and the first evaluation.
+Prints a Markdown table; the start of the whole run, with cold processes, is its first line.
 """
 
 from __future__ import annotations

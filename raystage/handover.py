@@ -24,8 +24,9 @@ from raystage.growth.maps import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.huggingface import FolderWeights, open_model
 from raystage.initial import InitPlan, check_same
-from raystage.plan import UNCHANGED, StagePlan
-from raystage.record import Progress
+from raystage.plan import UNCHANGED, StagePlan, key_at, trunk_key
+from raystage.record import Progress, StageRecord
+from raystage.retention import tokens_of
 from raystage.shape import parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
@@ -34,21 +35,27 @@ from raystage.zero import Partition
 
 @dataclass(frozen=True)
 class Entry:
-    """How a stage is entered: from which checkpoint, through which map. `resumed`: from its own."""
+    """How a stage is entered: from which checkpoint, through which map.
+
+    resumed: from within the stage. donor: then the stage that this one is a longer version of, if it is not its own.
+    """
 
     rules: GrowthMap
     source: Checkpoint | FolderWeights | None
     resumed: bool
+    donor: StageRecord | None = None
 
 
 def find_entry(stage: StagePlan, store: Store) -> Entry:
-    """From the stage's own furthest checkpoint, else through the growth map from its parent's, else from nothing.
+    """From the furthest checkpoint within the stage, its own or that of a shorter version of it; else through the
+    growth map from its parent's, else from nothing.
 
     Where another kind of optimizer wrote the parent's, its state is of no use: weights alone carry over.
     """
-    own = shared(store.latest_checkpoint(stage.key))
-    if own is not None:
-        return Entry(growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(own.unmapped), resumed=True)
+    within, donor = shared(_furthest(stage, store))
+    if within is not None:
+        same = growth_map(stage.shape, stage.shape, "identity", "grow")
+        return Entry(same, Checkpoint(within.unmapped), resumed=True, donor=donor)
     if stage.init is not None:
         return initial_entry(stage, stage.init)
     if stage.parent_key is None:
@@ -59,6 +66,26 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
         return Entry(fitted_map(stage.shape), source, resumed=False)
     rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
     return Entry(rules, source, resumed=False)
+
+
+def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecord | None]:
+    """The furthest checkpoint to go on from within the stage, and whose it is, if not the stage's own."""
+    own = store.latest_checkpoint(stage.key)
+    done = tokens_of(own.name) - stage.start_tokens if own else 0
+    donor = find_donor(stage, store, done // stage.training.global_batch_tokens)
+    if donor is None:
+        return own, None
+    return store.stage_folder(donor.key) / donor.checkpoint, donor
+
+
+def find_donor(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRecord | None:
+    """The longest finished stage that did what this one does, only less of it, and more than `beyond_steps`."""
+    for steps, key in store.trunk(trunk_key(stage)):
+        if beyond_steps < steps < stage.steps and key_at(stage, steps) == key:
+            record = store.record(key)
+            if record is not None:
+                return record
+    return None
 
 
 def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:

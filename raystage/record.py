@@ -91,10 +91,20 @@ class GrowthRecord:
 
 
 @dataclass(frozen=True)
+class Donor:
+    """The finished stage that another, a longer version of it, went on from; what that one needed not train."""
+
+    key: str
+    tokens: int
+    flops: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StageRecord:
     """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
 
-    flops and tokens are the stage's own, without its ancestors'; seconds are of wall-clock.
+    flops and tokens are the stage's own, without its ancestors', with its donor's; seconds are of wall-clock.
     """
 
     key: str
@@ -118,6 +128,12 @@ class StageRecord:
     evaluations: tuple[Evaluation, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
+    donor: Donor | None = None
+
+    @property
+    def flops_spent(self) -> int:
+        """What was trained for it: without what it took over."""
+        return self.flops - (self.donor.flops if self.donor else 0)
 
     @property
     def worker_seconds(self) -> float:
@@ -134,6 +150,7 @@ class StageRecord:
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),
+            donor=donor_from_json(content.pop("donor", None)),
             train=tuple(TrainPoint(**point) for point in content.pop("train")),
             evaluations=tuple(Evaluation(**point) for point in content.pop("evaluations")),
             **content,
@@ -144,6 +161,10 @@ def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
     if content is None:
         return None
     return GrowthRecord(**{**content, "certificate": Certificate.from_json(content["certificate"])})
+
+
+def donor_from_json(content: dict[str, Any] | None) -> Donor | None:
+    return None if content is None else Donor(**content)
 
 
 @dataclass
@@ -161,6 +182,7 @@ class Progress:
     growth: GrowthRecord | None = None
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    donor: Donor | None = None
 
     @classmethod
     def at_start(cls, stage: StagePlan) -> Progress:
@@ -172,6 +194,7 @@ class Progress:
             **{
                 **content,
                 "growth": growth_from_json(content["growth"]),
+                "donor": donor_from_json(content.get("donor")),
                 "train": [TrainPoint(**point) for point in content["train"]],
                 "evaluations": [Evaluation(**point) for point in content["evaluations"]],
             }

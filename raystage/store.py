@@ -3,6 +3,7 @@
 stages/<key>/record.json              written last: the stage is finished
 stages/<key>/certificate.json         what the growth it began with did, for people
 stages/<key>/checkpoints/<tokens>-<attempt>/
+trunks/<trunk key>/<steps>-<key>      finished stages that differ in where they end, a note for each
 runs/<name>/                          plan, report, figures of a run
 """
 
@@ -53,8 +54,11 @@ class Store:
                 f"{folder.uri}/{RECORD}: damaged ({error}); remove it to train the stage again"
             ) from None
 
-    def commit_record(self, record: StageRecord) -> None:
-        """From here on the stage is finished; checkpoints that it does not name, whole or half written, go."""
+    def commit_record(self, record: StageRecord, trunk: str | None = None) -> None:
+        """From here on the stage is finished; checkpoints that it does not name, whole or half written, go.
+
+        trunk: its trunk key, under which longer stages look for it.
+        """
         folder = self.stage_folder(record.key)
         if record.growth:
             folder.write_whole(CERTIFICATE, _json({"stage": record.name, "key": record.key, **asdict(record.growth)}))
@@ -63,6 +67,13 @@ class Store:
         for name in (folder / "checkpoints").names():
             if name not in kept:
                 drop_checkpoint(folder / "checkpoints" / name)
+        if trunk is not None:
+            (self.folder / "trunks" / trunk).write_whole(f"{record.steps:012}-{record.key}", b"")
+
+    def trunk(self, trunk: str) -> list[tuple[int, str]]:
+        """Steps and key of the stages that were finished under a trunk key, the longest first. Some may be gone."""
+        names = (self.folder / "trunks" / trunk).names()
+        return [(int(steps), key) for steps, _, key in (name.partition("-") for name in reversed(names))]
 
     def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:
         return self.stage_folder(key) / "checkpoints" / f"{tokens:015}-{attempt}"

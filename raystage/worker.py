@@ -31,10 +31,10 @@ from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
 from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, shared, write_own_shard
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
-from raystage.plan import StagePlan, continues
+from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
 from raystage.rates import rate_at
-from raystage.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
 from raystage.shape import flops_per_token
 from raystage.storage import open_folder
 from raystage.store import Store
@@ -106,6 +106,8 @@ class StageRunner:
         seconds = time.monotonic() - began
         if entry.resumed:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
+            if entry.donor:
+                runner.progress.donor = as_donor(entry.donor)
             runner._send("resumed", runner.progress)
         elif stage.growth is not None and stage.parent_key is not None:
             runner.progress.flops += stage.growth_flops
@@ -261,7 +263,7 @@ class StageRunner:
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
             record = self._record(int(peak.item()))
-            self.store.commit_record(record)
+            self.store.commit_record(record, trunk_key(self.stage))
             self._send("finished", record)
         comm.barrier()
 
@@ -288,6 +290,7 @@ class StageRunner:
                 stage.key, stage.training.checkpoint.keep_best, progress.evaluations
             ),
             growth=progress.growth,
+            donor=progress.donor,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),
@@ -317,6 +320,10 @@ def evaluation_set(stage: StagePlan) -> np.ndarray:
     streams = open_streams(stage.data, stage.shape.vocab_size)
     reader = Reader(streams.held_out, stage.shape.context_length, stage.seed)
     return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
+
+
+def as_donor(record: StageRecord) -> Donor:
+    return Donor(record.key, record.tokens, record.flops, record.seconds)
 
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:
