@@ -23,9 +23,9 @@ from raystage.schedule import (
     Section,
     Stage,
     Training,
-    Until,
 )
 from raystage.shape import ModelShape, flops_per_token, heads_problem
+from raystage.triggers import cap_steps
 from raystage.units import shown
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
@@ -75,7 +75,8 @@ def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[Resolve
     for index in range(len(schedule.stages)):
         before = stages[-1].shape if stages else init
         try:
-            stages.append(_resolve_stage(completed, index, corpora, before))
+            start_tokens = sum(stage.tokens for stage in stages)
+            stages.append(_resolve_stage(completed, index, corpora, before, start_tokens))
             _check_growth(before, stages[-1])
             if index == 0 and init is not None:
                 _check_first_growth(stages[0].grow)
@@ -139,7 +140,7 @@ def _check_names(schedule: Schedule) -> None:
 
 
 def _resolve_stage(
-    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], before: ModelShape | None
+    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], before: ModelShape | None, start_tokens: int
 ) -> ResolvedStage:
     written, stage = schedule.stages[index], schedule.resolved(index)
     data = _resolve_data(stage.data, corpora)
@@ -156,7 +157,7 @@ def _resolve_stage(
         data=data,
         training=training,
         grow=stage.grow,
-        steps=_steps(stage, training, shape),
+        steps=_steps(stage, training, shape, start_tokens),
         own_rate="lr_schedule" in written.training.model_fields_set,
     )
 
@@ -321,19 +322,13 @@ def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
         raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
 
 
-def _steps(stage: Stage, training: Training, shape: ModelShape) -> int:
-    """Whole optimizer steps: a stage ends with the first step that reaches its budget."""
-    until: Until = stage.until
-    given = [field for field in Until.model_fields if getattr(until, field) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "nothing"
-        raise InputError(f"found {found}; expected exactly one of tokens, steps, flops", key="until")
-    if until.steps is not None:
-        return until.steps
-    batch = training.global_batch_tokens
-    if until.tokens is not None:
-        return -(-until.tokens // batch)
-    return -(-until.flops // (batch * flops_per_token(shape)))
+def _steps(stage: Stage, training: Training, shape: ModelShape, start_tokens: int) -> int:
+    """Whole optimizer steps: a stage ends with the first step that reaches its cap."""
+
+    def stable_end(total: int) -> int | None:
+        return decay_start(training.lr_schedule, total)
+
+    return cap_steps(stage.until, training.global_batch_tokens, flops_per_token(shape), start_tokens, stable_end)
 
 
 def _check_growth(before: ModelShape | None, stage: ResolvedStage) -> None:
@@ -382,6 +377,13 @@ def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
 def span_tokens(span: float, total: int) -> int:
     """A span of a run in tokens: below 1 a fraction of the whole."""
     return round(span * total) if span < 1 else round(span)
+
+
+def decay_start(schedule: LrSchedule, total: int) -> int | None:
+    """Up to where the rate of a run of `total` tokens stays at its height; None where it falls from the warm-up on."""
+    if schedule.kind == "constant":
+        return total
+    return total - span_tokens(schedule.decay, total) if schedule.kind == "wsd" else None
 
 
 def check_rate(schedule: LrSchedule, total: int, key: str) -> None:

@@ -7,7 +7,6 @@ missing. Errors name the file, the key, what was found and what would be right.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -16,13 +15,27 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 
 from raystage import yamlfile
+from raystage.conditions import Until
 from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.section import Section, explain
-from raystage.units import parse_bool, parse_count, parse_real, shown
+from raystage.units import parse_count, shown
+from raystage.values import (
+    Beta,
+    Count,
+    CountOrZero,
+    Flag,
+    Fraction,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Span,
+    Text,
+)
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 
@@ -34,42 +47,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_span(value: object) -> float:
-    """A stretch of a run: below 1 a fraction of it, above 1 a number of tokens. Raises ValueError."""
-    try:
-        number = parse_real(value)
-    except ValueError:
-        number = math.inf
-    if abs(number) < 1:
-        return number
-    try:
-        tokens = parse_count(value)
-    except ValueError:
-        raise ValueError(f"found {shown(value)}; expected a fraction below 1, or tokens such as 50K") from None
-    if tokens == 1:
-        raise ValueError(f"found {shown(value)}, one token or all of the run; expected a fraction below 1, or tokens")
-    return tokens
-
-
 def _as_list(value: object) -> object:
     if not isinstance(value, (str, list, tuple)):
         raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
     return [value] if isinstance(value, str) else value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-# What every random generator that a seed may reach accepts; numpy's legacy one has 32 bits.
-Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
-Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0)]
-Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1)]
-Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1)]
-Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
-Flag = Annotated[bool, BeforeValidator(parse_bool)]
-Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(check_name)]
-Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
 
 
 class Data(Section):
@@ -165,14 +149,6 @@ class Training(Section):
     checkpoint: Checkpointing = Checkpointing()
     max_failures: CountOrZero = 3
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-
-
-class Until(Section):
-    """When a stage ends: one of these, counted from its own start."""
-
-    tokens: Count | None = None
-    steps: Count | None = None
-    flops: Count | None = None
 
 
 class Rewarm(Section):
@@ -325,6 +301,3 @@ def _locate(path: str, beside: Path | None) -> str:
     here = os.path.abspath(os.path.expanduser(path))
     there = os.path.abspath(os.path.join(beside or "", os.path.expanduser(path)))
     return here if os.path.exists(here) or not os.path.exists(there) else there
-
-
-# --- errors in the user's words ---------------------------------------------------------------

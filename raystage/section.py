@@ -125,12 +125,16 @@ def _unknown_key(location: tuple, root: type[Section]) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _paths(section: type[Section], prefix: str = "") -> typing.Iterator[str]:
-    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone."""
+def _paths(section: type[Section], prefix: str = "", above: tuple[type[Section], ...] = ()) -> typing.Iterator[str]:
+    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone.
+
+    A section that stands inside itself is not entered again.
+    """
     for name, field in keys_of(section).items():
         yield prefix + name
         for inner in _sections_in(field.annotation):
-            yield from _paths(inner, "" if inner.stands_alone else f"{prefix}{name}.")
+            if inner not in (*above, section):
+                yield from _paths(inner, "" if inner.stands_alone else f"{prefix}{name}.", (*above, section))
 
 
 def _section_at(location: tuple, root: type[Section]) -> type[Section]:

@@ -47,6 +47,18 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match[1] else 0.0
 
 
+def parse_seconds(value: object) -> float:
+    """Seconds of a number such as `90`, or of `30s`, `5m`, `2h`, `1d`. Raises ValueError."""
+    try:
+        return parse_real(value)
+    except ValueError:
+        pass
+    try:
+        return parse_duration(str(value))
+    except ValueError:
+        raise ValueError(f"found {shown(value)}; expected seconds, or a time such as 30s, 5m or 2h") from None
+
+
 def parse_real(value: object) -> float:
     """A finite number from `0.1`, `"3e-4"` (which YAML 1.1 reads as a string) or `3`. Raises ValueError."""
     number = float(_parse_number(value, {"": 1}, "a number such as 0.1 or 3e-4"))

@@ -30,6 +30,7 @@ WHOLE = "expected a whole number such as 500000, 500K or 1.5B"
 REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
+TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
 KNOWN_TOP = "known here: baseline, data, init, model, name, seed, stages, training"
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
@@ -182,10 +183,30 @@ CASES = [
     ("change", "training.global_batch_tokens=",
      "training.global_batch_tokens: missing; expected the tokens of one optimizer step over all workers"),
     # --- when a stage ends
-    ("change", "stages[0].until={}",
-     "stages[0].until: found nothing; expected exactly one of tokens, steps, flops"),
-    ("change", "stages[0].until.steps=10",
-     "stages[0].until: found tokens and steps; expected exactly one of tokens, steps, flops"),
+    ("change", "stages[0].until={}", f"stages[0].until: found nothing; {TRIGGERS}"),
+    ("change", "stages[0].until={any: [{tokens: 640}, {}]}", f"stages[0].until.any[1]: found nothing; {TRIGGERS}"),
+    ("change", "stages[0].until={all: []}", "stages[0].until.all: found 0 entries; expected at least one"),
+    ("change", "stages[0].until={any: {tokens: 640}}", "stages[0].until.any: found {'tokens': 640}; expected a list"),
+    ("change", "stages[0].until={plateau: {min_delta: 0.01, patience: 3}}",
+     "stages[0].until: missing a cap; expected tokens, steps or flops beside plateau"),
+    ("change", "stages[0].until.plateau={min_delta: 0.01}",
+     "stages[0].until.plateau.patience: missing; expected for example patience: 3"),
+    ("change", "stages[0].until.plateau={min_delta: 0, patience: 3}",
+     "stages[0].until.plateau.min_delta: found 0; expected more than 0"),
+    ("change", "stages[0].until.plateu={}", "stages[0].until.plateu: unknown key; did you mean 'plateau'?"),
+    ("change", "stages[0].until.patience=3", "stages[0].until.patience: unknown key here; it belongs in until.plateau"),
+    ("change", "stages[0].until.any=[{any: [{tokns: 640}]}]",
+     "stages[0].until.any[0].any[0].tokns: unknown key; did you mean 'tokens'?"),
+    ("change", "stages[0].until.slope={tau: 0.0575}",
+     "stages[0].until.slope.tau: found 0.0575; expected less than 0"),
+    ("change", "stages[0].until.seconds=soon",
+     "stages[0].until.seconds: found 'soon'; expected seconds, or a time such as 30s, 5m or 2h"),
+    ("change", "stages[0].until.seconds=0", "stages[0].until.seconds: found 0; expected more than 0"),
+    ("change", "stages[1].until.all=[{mixing: {tokens: 400, of: 1280}}]", "stages[1].until.all[0].mixing: found a "
+     "growth at 624 tokens of the run, where the stage begins at 640; expected a later one: a shorter mixing time, or "
+     "shorter stages before"),
+    ("change", "stages[0].until={mixing: {tokens: 400, of: 1280}} | training.lr_schedule.kind=linear",
+     "stages[0].until.mixing: found with a rate that has no stable phase; expected lr_schedule.kind: wsd or constant"),
     # --- shapes
     ("change", "model.num_heads=5", "model.hidden_size: found 16 for 5 heads; expected a multiple of 10 "
      "(rotary positions need heads of even size), or a head_size beside it"),
@@ -425,6 +446,10 @@ def test_the_good_file_is_good(folder: Path) -> None:
         "training.precision=bf16 | training.zero_stage=0",
         "model.tied_embeddings=yes",
         "stages[0].until={tokens: 640, steps: null}",
+        "stages[0].until={tokens: 640, steps: 5}",
+        "stages[0].until={plateau: {min_delta: 0.01, patience: 3}, seconds: 1.5h, flops: 1e12}",
+        "stages[0].until={any: [{all: [{eval_loss: 2}, {slope: {tau: -0.05, hits: 3}}]}, {steps: 4}], steps: 9}",
+        "stages[0].until={mixing: {tokens: 400, of: 1280}}",
         "training.workers=8",
         "training.deepspeed={zero_optimization: {reduce_bucket_size: 5e8}}",
         "baseline=null",

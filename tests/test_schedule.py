@@ -13,7 +13,8 @@ from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES
 from raystage.plan import make_plan
 from raystage.resolve import resolve
-from raystage.schedule import Grow, LrSchedule, Schedule, load, parse, parse_span
+from raystage.schedule import Grow, LrSchedule, Schedule, load, parse
+from raystage.values import parse_span
 
 STAGES = [{"name": "small", "until": {"steps": 1}}, {"name": "full", "until": {"steps": 1}}]
 

@@ -11,6 +11,7 @@ from raystage.units import (
     parse_count,
     parse_duration,
     parse_real,
+    parse_seconds,
     shown,
 )
 
@@ -132,3 +133,17 @@ def test_durations(text: str, seconds: float) -> None:
 def test_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected a time such as 30m, 1h or 2d$"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [(90, 90), ("90", 90), (0.5, 0.5), ("1e3", 1000), ("30s", 30), ("1.5h", 5400), ("2 m", 120), ("1d", 86400)],
+)
+def test_seconds_are_a_number_or_a_time(written: object, seconds: float) -> None:
+    assert parse_seconds(written) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "soon", "1h 30m", True, None, [5], "nan", float("inf")])
+def test_what_is_no_time(written: object) -> None:
+    with pytest.raises(ValueError, match=r"^found .*; expected seconds, or a time such as 30s, 5m or 2h$"):
+        parse_seconds(written)
