@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raystage.plan import RunPlan, StagePlan
-from raystage.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
 
 Point = TrainPoint | Evaluation
 Tell = Callable[..., None]
@@ -46,10 +46,11 @@ class Narrator:
                 self._begun.add(run.name)
                 self._tell("run_started", run)
             for stage in run.stages:
+                begun = where_it_begins(stage, self._records.get(stage.parent_key))
                 if stage.key not in self._records:
-                    self._take_turn(run, stage)
+                    self._take_turn(run, begun)
                     return
-                self._tell_finished(run, stage)
+                self._tell_finished(run, begun)
             if run.name not in self._ended:
                 self._ended.add(run.name)
                 self._tell("run_finished", run, tuple(self._records[stage.key] for stage in run.stages))

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 from raystage import memory, rates
+from raystage.conditions import Until
 from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
@@ -70,9 +71,10 @@ class StagePlan:
     """One stretch of training.
 
     start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
-    in the rate are counted from the run's start. growth is None where it goes on with the very
-    weights of its parent, or from nothing. init: what a run's first stage starts from instead; then parent_shape is
-    its shape.
+    in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
+    stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's.
+    growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
+    stage starts from instead; then parent_shape is its shape.
     """
 
     name: str
@@ -92,6 +94,8 @@ class StagePlan:
     evaluate_every_tokens: int
     checkpoint_every_tokens: int
     init: InitPlan | None = None
+    until: Until | None = None
+    own_rate: bool = False
 
     @property
     def tokens(self) -> int:
@@ -173,6 +177,18 @@ class Plan:
         return sum({stage.key: stage.flops for run in self.baselines for stage in run.stages}.values())
 
 
+def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
+    """The stage where it really begins in its run, stages before it having ended before their caps.
+
+    A rate of its own moves with it; the run's loses as much of its constant stretch, so that it decays at its end.
+    """
+    by = stage.start_tokens - tokens
+    if not by:
+        return stage
+    rate = rates.moved(stage.rate, by) if stage.own_rate else rates.shortened(stage.rate, by)
+    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate)
+
+
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that ended `first` can go on with `second` as it stands."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
@@ -230,7 +246,25 @@ def _chain_staged(
                 schedule.seed, stage.steps, cadence, init=None if chain else init,
             )
         )  # fmt: skip
+    _check_open_ends(chain)
     return tuple(chain)
+
+
+def _check_open_ends(chain: list[StagePlan]) -> None:
+    """Refuse a stage that may end early where the rate of stages after it could not make up for that."""
+    for index, stage in enumerate(chain):
+        depend = [later.rate for later in chain[index + 1 :] if not later.own_rate]
+        if stage.until is None or not depend:
+            continue
+        ends = [rates.stable_end(curve) for curve in depend]
+        problem = None
+        if None in ends:
+            problem = "found under a rate over the whole run that depends on its length from the start"
+        elif min(ends) < stage.end_tokens:
+            problem = f"found a cap at {stage.end_tokens} tokens of the run, whose rate decays from {min(ends)} on"
+        if problem:
+            expected = "expected lr_schedule wsd or constant, the decay after this stage, or a lr_schedule of their own"
+            raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
 
 
 def _baselines(schedule: Schedule, last: ResolvedStage, cadence: int) -> tuple[RunPlan, ...]:
@@ -325,6 +359,8 @@ def _plan_stage(
         evaluate_every_tokens=stage.training.evaluate.every or cadence,
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
         init=init,
+        until=stage.until if grows else None,
+        own_rate=grows and stage.own_rate,
     )
     return replace(planned, key=key_at(planned, steps))
 
@@ -356,7 +392,8 @@ def trunk_key(stage: StagePlan) -> str:
 
 
 def _facts(stage: StagePlan) -> dict[str, object]:
-    """All that can change the stage's result but its length and rate. Names, paths and cadences cannot."""
+    """All that can change the stage's result but its length and rate. Names, paths and cadences cannot, but for that
+    of evaluation where the stage ends on what it shows."""
     data = asdict(stage.data)
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
@@ -372,7 +409,12 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "seed": stage.seed,
         "start_tokens": stage.start_tokens,
         **({"init": stage.init.facts()} if stage.init else {}),
+        **(_rule(stage, stage.until) if stage.until else {}),
     }
+
+
+def _rule(stage: StagePlan, until: Until) -> dict[str, object]:
+    return {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
 
 
 def _digest(facts: dict[str, object]) -> str:

@@ -43,6 +43,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "tokens": stage.tokens,
         "steps": stage.steps,
         "start_tokens": stage.start_tokens,
+        **({"until": stage.until.model_dump(exclude_none=True)} if stage.until else {}),
         "flops": stage.flops,
         "flops_share": stage.flops / run.flops,
         "memory": stage.memory.as_dict(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KINDS = ("wsd", "cosine", "linear", "constant")
 
@@ -114,6 +114,30 @@ def signature(curve: Curve, start: int, end: int) -> list[list]:
         else:
             described.append([piece.form, piece.start_tokens, piece.end_tokens, piece.start_lr, piece.end_lr])
     return described
+
+
+def moved(curve: Curve, by: int) -> Curve:
+    """The same curve `by` tokens earlier."""
+    return tuple(
+        replace(piece, start_tokens=piece.start_tokens - by, end_tokens=piece.end_tokens - by) for piece in curve
+    )
+
+
+def shortened(curve: Curve, by: int) -> Curve:
+    """The same with `by` tokens less at one height: all that comes after its last constant piece comes earlier.
+
+    The caller sees to it that there is such a piece and that it is as long.
+    """
+    index = max(index for index, piece in enumerate(curve) if piece.is_flat)
+    flat = replace(curve[index], end_tokens=curve[index].end_tokens - by)
+    kept = (flat,) if flat.end_tokens > flat.start_tokens else ()
+    return (*curve[:index], *kept, *moved(curve[index + 1 :], by))
+
+
+def warmup_end(curve: Curve) -> int:
+    """Where the rate has reached its height."""
+    first = curve[0]
+    return first.end_tokens if first.end_lr > first.start_lr else first.start_tokens
 
 
 def stable_end(curve: Curve) -> int | None:

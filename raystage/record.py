@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from raystage.plan import RunPlan, StagePlan
+from raystage.plan import RunPlan, StagePlan, placed
 from raystage.shape import ModelShape
 
 
@@ -129,6 +129,12 @@ class StageRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
     donor: Donor | None = None
+    stopped_by: str = ""  # what ended it, in a sentence
+
+    @property
+    def end(self) -> Evaluation:
+        """Where it ended, counted from its run's start."""
+        return self.evaluations[-1]
 
     @property
     def flops_spent(self) -> int:
@@ -199,6 +205,13 @@ class Progress:
                 "evaluations": [Evaluation(**point) for point in content["evaluations"]],
             }
         )
+
+
+def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
+    """The stage as it is trained after `before`, the finished one that it comes from."""
+    if before is None or not before.evaluations:
+        return stage
+    return placed(stage, before.end.tokens, before.end.steps, before.end.flops)
 
 
 class Listener(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
+from raystage.conditions import Until
 from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
@@ -25,7 +27,7 @@ from raystage.schedule import (
     Training,
 )
 from raystage.shape import ModelShape, flops_per_token, heads_problem
-from raystage.triggers import cap_steps
+from raystage.triggers import DecayStart, cap_steps, is_open, placed_mixing
 from raystage.units import shown
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
@@ -56,6 +58,7 @@ class ResolvedStage:
     grow: Grow | None
     steps: int
     own_rate: bool
+    until: Until | None = None  # what may end it before its steps; positions in it are from the stage's start
 
     @property
     def tokens(self) -> int:
@@ -159,6 +162,7 @@ def _resolve_stage(
         grow=stage.grow,
         steps=_steps(stage, training, shape, start_tokens),
         own_rate="lr_schedule" in written.training.model_fields_set,
+        until=placed_mixing(stage.until, start_tokens, _stable_end(training)) if is_open(stage.until) else None,
     )
 
 
@@ -324,11 +328,12 @@ def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
 
 def _steps(stage: Stage, training: Training, shape: ModelShape, start_tokens: int) -> int:
     """Whole optimizer steps: a stage ends with the first step that reaches its cap."""
+    batch = training.global_batch_tokens
+    return cap_steps(stage.until, batch, flops_per_token(shape), start_tokens, _stable_end(training))
 
-    def stable_end(total: int) -> int | None:
-        return decay_start(training.lr_schedule, total)
 
-    return cap_steps(stage.until, training.global_batch_tokens, flops_per_token(shape), start_tokens, stable_end)
+def _stable_end(training: Training) -> DecayStart:
+    return partial(decay_start, training.lr_schedule)
 
 
 def _check_growth(before: ModelShape | None, stage: ResolvedStage) -> None:

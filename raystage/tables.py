@@ -80,8 +80,8 @@ _STAGE = _PlanColumn("stage", lambda plan, stage: stage.name, lambda plan: "tota
 _SIZES = (
     _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
     _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
-    _PlanColumn("tokens", lambda plan, stage: format_count(stage.tokens),
-                lambda plan: format_count(plan.staged.tokens)),
+    _PlanColumn("tokens", lambda plan, stage: _most([stage]) + format_count(stage.tokens),
+                lambda plan: _most(plan.staged.stages) + format_count(plan.staged.tokens)),
     _PlanColumn("steps", lambda plan, stage: str(stage.steps),
                 lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
     _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
@@ -100,6 +100,11 @@ _MEANS = (
     _PlanColumn("growth", lambda plan, stage: _growth_of(stage), is_number=False),
     _PlanColumn("key", lambda plan, stage: stage.key[:KEY_DIGITS], is_number=False),
 )  # fmt: skip
+
+
+def _most(stages: Iterable[StagePlan]) -> str:
+    """Marks a number as the most it can be."""
+    return "≤ " if any(stage.until for stage in stages) else ""
 
 
 def _growth_of(stage: StagePlan) -> str:

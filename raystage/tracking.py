@@ -359,8 +359,8 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
     """What a stage is and what came of it, at its last token. Tokens, FLOPs and seconds are the stage's own."""
     return {
         **stage_row(run, stage),
-        "tokens": stage.end_tokens,
-        "flops": stage.end_flops,
+        "tokens": stage.start_tokens + record.tokens,
+        "flops": stage.start_flops + record.flops,
         "stage/eval_loss": record.eval_loss,
         "stage/tokens": record.tokens,
         "stage/steps": record.steps,

@@ -17,8 +17,8 @@ from raystage.conditions import Mixing, Plateau, Slope, Until
 from raystage.errors import InputError
 
 FIXED = ("tokens", "steps", "flops", "mixing")
-ON_EVALUATIONS = ("eval_loss", "plateau", "slope")
-ON_TRAINING = (*ON_EVALUATIONS, "seconds")
+CLOCK = "seconds"
+ON_TRAINING = ("eval_loss", "plateau", "slope", CLOCK)
 
 SLOPE_WINDOW = 5  # evaluations in the running mean
 SLOPE_SPIKE = 0.01  # a loss that much above the one before is left out
@@ -65,8 +65,9 @@ def is_open(until: Until) -> bool:
     return _has(until, ON_TRAINING)
 
 
-def needs_evaluations(until: Until) -> bool:
-    return _has(until, ON_EVALUATIONS)
+def reads_clock(until: Until) -> bool:
+    """Whether it depends on how long training took, which no two runs agree on."""
+    return _has(until, (CLOCK,))
 
 
 def _has(until: Until, keys: Sequence[str]) -> bool:

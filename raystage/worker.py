@@ -22,7 +22,7 @@ import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage import checkpoint, probe
+from raystage import checkpoint, probe, rates
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
@@ -33,11 +33,11 @@ from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, 
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
 from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
-from raystage.rates import rate_at
-from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
 from raystage.shape import flops_per_token
 from raystage.storage import open_folder
 from raystage.store import Store
+from raystage.triggers import Seen, fired, reads_clock
 
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
@@ -63,9 +63,10 @@ def run_job(job: Job, send: Send) -> None:
     store = Store(open_folder(job.store))
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     runner: StageRunner | None = None
-    for stage in job.stages:
-        if shared(store.record(stage.key) is not None):
+    for planned in job.stages:
+        if shared(store.record(planned.key) is not None):
             continue
+        stage = shared(where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None))
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:
@@ -152,21 +153,53 @@ class StageRunner:
         self._send("started", self.progress.steps - self.stage.start_steps)
         if not self.progress.evaluations:
             self._evaluate()
-        end = self.stage.start_steps + self.stage.steps
-        while self.progress.steps < end:
+        ended = self._end()
+        while ended is None:
             before = self.progress.tokens
             self._step()
             self._compare_twins()
-            last = self.progress.steps == end
-            if last or self.progress.steps % self._point_steps() == 0:
+            is_pointed = self.progress.steps % self._point_steps() == 0
+            if is_pointed:
                 self._point()
-            if last or crossed(self.stage.evaluate_every_tokens, before, self.progress.tokens):
+            is_over = self._is_at_cap() or (is_pointed and self._is_time_up())
+            if is_over or crossed(self.stage.evaluate_every_tokens, before, self.progress.tokens):
                 self._point()
                 self._evaluate()
-            if last or crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage):
+                ended = self._end()
+            if ended or crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage):
                 self._point()
-                self._save(last)
-        self._finish()
+                self._save(last=ended is not None)
+        self._finish(ended)
+
+    def _is_at_cap(self) -> bool:
+        return self.progress.steps == self.stage.start_steps + self.stage.steps
+
+    def _end(self) -> str | None:
+        """Why the stage ends here, where it does: at its cap, or at an evaluation that shows what `until` waits for.
+
+        Asked again by workers that start again here, it is the same: all it looks at is in the checkpoint.
+        """
+        if self._is_at_cap():
+            return self._fired() or f"steps: all {self.stage.steps} of them"
+        is_evaluated = self.progress.evaluations[-1].tokens == self.progress.tokens
+        return self._fired() if is_evaluated else None
+
+    def _is_time_up(self) -> bool:
+        return self.stage.until is not None and reads_clock(self.stage.until) and self._fired() is not None
+
+    def _fired(self) -> str | None:
+        """What of `until` is the case. Not within the warm-up: the rate after the stage could not make up for that."""
+        stage, progress = self.stage, self.progress
+        if stage.until is None or progress.tokens < rates.warmup_end(stage.rate):
+            return None
+        seen = Seen(
+            tokens=progress.tokens - stage.start_tokens,
+            steps=progress.steps - stage.start_steps,
+            flops=progress.flops - stage.start_flops,
+            seconds=shared(progress.seconds) if reads_clock(stage.until) else progress.seconds,
+            evaluations=tuple(progress.evaluations),
+        )
+        return fired(stage.until, seen)
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
@@ -174,7 +207,7 @@ class StageRunner:
         count = batch // stage.shape.context_length
         first = progress.tokens // stage.shape.context_length
         # The rate in the middle of the step: neither the first step nor the last is taken at zero.
-        lr = rate_at(stage.rate, progress.tokens + batch / 2)
+        lr = rates.rate_at(stage.rate, progress.tokens + batch / 2)
         self._loss += self.engine.train_step(self.reader.sequences(first, count), lr, progress.steps)
         self._lr = lr
         progress.steps += 1
@@ -257,17 +290,17 @@ class StageRunner:
             self._send("saved", folder.name)
         comm.barrier()
 
-    def _finish(self) -> None:
+    def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
-            record = self._record(int(peak.item()))
+            record = self._record(int(peak.item()), ended)
             self.store.commit_record(record, trunk_key(self.stage))
             self._send("finished", record)
         comm.barrier()
 
-    def _record(self, peak_bytes: int) -> StageRecord:
+    def _record(self, peak_bytes: int, ended: str) -> StageRecord:
         stage, progress = self.stage, self.progress
         return StageRecord(
             key=stage.key,
@@ -291,6 +324,7 @@ class StageRunner:
             ),
             growth=progress.growth,
             donor=progress.donor,
+            stopped_by=ended,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),

@@ -19,8 +19,8 @@ from raystage.triggers import (
     is_open,
     loss_slopes,
     mixing_tokens,
-    needs_evaluations,
     placed_mixing,
+    reads_clock,
 )
 
 # quickstart.yaml with stages of 400K and 200K tokens, evaluated every 20K on 16K: (tokens, FLOPs in 10^8, loss).
@@ -113,20 +113,20 @@ def test_what_may_never_come_needs_a_cap(written: dict, beside: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "opens", "evaluates"),
+    ("written", "opens", "clocked"),
     [
         ({"tokens": 800, "steps": 5, "flops": 7}, False, False),
         ({"any": [{"all": [{"tokens": 800}]}]}, False, False),
         ({"mixing": {"tokens": "120K", "of": "2M"}}, False, False),
-        ({"seconds": 90, "steps": 5}, True, False),
-        ({"eval_loss": 1.5, "steps": 5}, True, True),
-        ({"plateau": {"min_delta": 0.01, "patience": 3}}, True, True),
-        ({"slope": {"tau": -0.05}}, True, True),
-        ({"any": [{"steps": 5}, {"all": [{"eval_loss": 2}]}], "tokens": 800}, True, True),
+        ({"seconds": 90, "steps": 5}, True, True),
+        ({"eval_loss": 1.5, "steps": 5}, True, False),
+        ({"plateau": {"min_delta": 0.01, "patience": 3}}, True, False),
+        ({"slope": {"tau": -0.05}}, True, False),
+        ({"any": [{"steps": 5}, {"all": [{"seconds": 2}]}], "tokens": 800}, True, True),
     ],
 )
-def test_what_is_known_only_while_training(written: dict, opens: bool, evaluates: bool) -> None:
-    assert (is_open(until(**written)), needs_evaluations(until(**written))) == (opens, evaluates)
+def test_what_is_known_only_while_training(written: dict, opens: bool, clocked: bool) -> None:
+    assert (is_open(until(**written)), reads_clock(until(**written))) == (opens, clocked)
 
 
 # A wsd rate that decays over the last fifth, or tenth, of a run.
