@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage.attempts import Rejection
 from raystage.growth.operator import in_short
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -153,7 +154,11 @@ class Display:
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:
             self._progress = replace(self._progress, state="RESTARTING")
-            self._show_restart(self._progress, reason)
+            self._show_event(self._progress, f"RESTARTING: {reason}")
+
+    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
+        self._progress = None
+        self._show_event(Progress(run, stage, "RESTARTING"), rejection.sentence())
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         self._progress = None
@@ -174,7 +179,7 @@ class Display:
     def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
         raise NotImplementedError
 
-    def _show_restart(self, progress: Progress, reason: str) -> None:
+    def _show_event(self, progress: Progress, text: str) -> None:
         raise NotImplementedError
 
     def _show_result(self, progress: Progress, record: StageRecord) -> None:
@@ -203,8 +208,8 @@ class PlainDisplay(Display):
             self._last_progress = now
             self._write(progress, progress.text())
 
-    def _show_restart(self, progress: Progress, reason: str) -> None:
-        self._write(progress, f"RESTARTING: {reason}")
+    def _show_event(self, progress: Progress, text: str) -> None:
+        self._write(progress, text)
 
     def _show_result(self, progress: Progress, record: StageRecord) -> None:
         took = format_seconds(record.seconds)
@@ -244,8 +249,8 @@ class LiveDisplay(Display):
     def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
         self._live.update(_live_line(progress))
 
-    def _show_restart(self, progress: Progress, reason: str) -> None:
-        self._console.print(Text(f"{progress.label} RESTARTING: {reason}", style=STATE_STYLES["RESTARTING"]))
+    def _show_event(self, progress: Progress, text: str) -> None:
+        self._console.print(Text(f"{progress.label} {text}", style=STATE_STYLES["RESTARTING"]))
         self._live.update(_live_line(progress))
 
     def _show_result(self, progress: Progress, record: StageRecord) -> None:

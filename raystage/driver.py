@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from raystage import launch
-from raystage.errors import BrokenPromise, StageFailed, WorkersLost
+from raystage.attempts import ABORT, Rejection, answer, replanned
+from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLost
 from raystage.figures import write_curves
+from raystage.gates import judge
 from raystage.narrator import Narrator
 from raystage.plan import Plan, StagePlan, jobs
 from raystage.promises import check_promises
 from raystage.record import Listener, StageRecord
-from raystage.report import build_report, markdown
+from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
 from raystage.worker import Job
@@ -35,7 +37,11 @@ REPORT_FILE = "report.json"
 
 @dataclass
 class Driver:
-    """Carries out one plan. `states` has the state of every stage by its key, `records` what is finished."""
+    """Carries out one schedule. `states` has the state of every stage by its key, `records` what is finished.
+
+    plan: changes where a gate rejects a stage; `written` is that of the schedule as it was written. tried: what was not
+    accepted. discarded: the stages, finished, of plans that were given up; they count as compute spent.
+    """
 
     plan: Plan
     schedule: Schedule
@@ -45,12 +51,18 @@ class Driver:
     run_ids: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, StageRecord] = field(default_factory=dict)
+    tried: tuple[Rejection, ...] = ()
+    discarded: dict[str, StagePlan] = field(default_factory=dict)
     _began: float = 0.0
     _connected: bool = False
 
     def __post_init__(self) -> None:
-        """Look once for what is finished; stages that several runs share are looked for once, too."""
-        for key in {stage.key for run in self.plan.runs() for stage in run.stages}:
+        self.written = self.plan
+        self._look()
+
+    def _look(self) -> None:
+        """Look for what of the plan is finished; stages that several runs share are looked for once."""
+        for key in {stage.key for run in self.plan.runs() for stage in run.stages} - self.records.keys():
             record = self.store.record(key)
             self.states[key] = "REUSED" if record else "SCHEDULING"
             if record:
@@ -60,10 +72,10 @@ class Driver:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
         self._began = time.time()
         self._note("RUNNING")
-        narrator = Narrator(self.plan.runs(), self.records, self._tell, self._take_turn, self._check_reused)
+        narrator = Narrator(self.plan.runs(), self.records, self._tell, self._take_turn)
         try:
             with contextlib.ExitStack() as stack:
-                narrator.advance()
+                self._go_on(narrator)
                 while job := self._next_job():
                     self._ensure_cluster(stack)
                     self._train(job, narrator)
@@ -77,7 +89,7 @@ class Driver:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.records.keys() == self.states.keys()
+        return self._first_rejected() is None and self.records.keys() >= self.states.keys()
 
     # --- training -----------------------------------------------------------------------------
 
@@ -97,6 +109,10 @@ class Driver:
             if job[0].key not in self.records:
                 self.states[narrator.stage.key] = "ERRORED"
                 raise
+        except BrokenPromise as error:
+            self._reject(narrator, narrator.stage, (str(error),), error)
+            self._go_on(narrator)
+            return
         except BaseException as error:
             self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
             raise
@@ -111,25 +127,58 @@ class Driver:
         if kind == "finished":
             self.states[key], self.records[key] = "FINISHED", what
             self._note("RUNNING")
-            narrator.advance()
+            self._go_on(narrator)
 
     def _catch_up(self, narrator: Narrator) -> None:
         """Workers pass over what they find finished, by whomever; so do we."""
         while narrator.stage is not None and (record := self.store.record(narrator.stage.key)):
             self.states[record.key], self.records[record.key] = "REUSED", record
-            narrator.advance()
+            self._go_on(narrator)
 
     def _take_turn(self, stage: StagePlan) -> None:
         self.states[stage.key] = "RUNNING"
         self._note("RUNNING")
 
-    def _check_reused(self, stage: StagePlan) -> None:
-        """The schedule may ask for more than when the stage was trained. Raises BrokenPromise."""
-        try:
-            check_promises(stage, self.records[stage.key].growth)
-        except BrokenPromise:
+    # --- gates --------------------------------------------------------------------------------
+
+    def _go_on(self, narrator: Narrator) -> None:
+        """Judge what is finished, plan anew where that is rejected, and tell of all up to the next stage to train."""
+        while rejected := self._first_rejected():
+            stage, reasons, error = rejected
+            narrator.advance(up_to=stage.key)
+            self._reject(narrator, stage, reasons, error)
+        narrator.advance()
+
+    def _first_rejected(self) -> tuple[StagePlan, tuple[str, ...], StageFailed] | None:
+        """The first finished stage of the staged run that is not accepted, why, and the error that says so."""
+        for stage in self.plan.staged.stages:
+            if stage.key not in self.records:
+                return None
+            record = self.records[stage.key]
+            try:
+                check_promises(stage, record.growth)  # the schedule may ask for more than when it was trained
+            except BrokenPromise as error:
+                return stage, (str(error),), error
+            reasons = judge(stage.accept, record) if stage.accept else ()
+            if reasons:
+                return stage, reasons, StageRejected(f"stage {stage.name}: not accepted: {'; '.join(reasons)}")
+        return None
+
+    def _reject(self, narrator: Narrator, stage: StagePlan, reasons: tuple[str, ...], error: StageFailed) -> None:
+        """Do what the schedule says about a stage that is not accepted. Raises `error` where that is to stop."""
+        index = [one.key for one in self.plan.staged.stages].index(stage.key)
+        rejection = answer(self.schedule, index, stage.key, reasons, self.tried)
+        self._tell("rejected", self.plan.staged, stage, rejection)
+        self.tried = (*self.tried, rejection)
+        if rejection.action == ABORT:
             self.states[stage.key] = "ERRORED"
-            raise
+            raise error
+        given_up = {one.key: one for one in self.plan.staged.stages if one.key in self.records}
+        self.plan = replanned(self.schedule, self.written, self.tried)
+        kept = {one.key for one in self.plan.staged.stages}
+        self.discarded = {key: one for key, one in (self.discarded | given_up).items() if key not in kept}
+        self._look()
+        narrator.follow(self.plan.runs())
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
         if not self._connected:
@@ -147,7 +196,8 @@ class Driver:
 
     def _note(self, state: str) -> dict[str, Any]:
         """Write down how things stand, for `raystage status` and `raystage report`."""
-        report = {**build_report(self.plan, self.records, self.states, environment()), "state": state}
+        given_up = GivenUp(self.tried, tuple(self.discarded.values()))
+        report = {**build_report(self.plan, self.records, self.states, environment(), given_up), "state": state}
         self.store.write_run(self.plan.name, REPORT_FILE, report)
         self.store.write_run(
             self.plan.name,
@@ -158,6 +208,8 @@ class Driver:
                 "started_at": self._began,
                 "updated_at": time.time(),
                 "wandb_run_ids": self.run_ids,
+                "written_keys": [stage.key for run in self.written.runs() for stage in run.stages],
+                "discarded_keys": list(self.discarded),
                 "schedule": self.schedule.model_dump(mode="json"),
                 "stages": [
                     {"run": run.name, "name": stage.name, "key": stage.key, "state": self.states[stage.key]}

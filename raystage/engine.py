@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import deepspeed
 import deepspeed.ops
@@ -23,7 +24,7 @@ from raystage import model as models
 from raystage import optimizer, zero
 from raystage.growth.mask import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
-from raystage.objective import logits_of, next_token_loss
+from raystage.objective import logits_of, next_token_loss, next_token_scores
 from raystage.plan import StagePlan
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a
@@ -64,6 +65,13 @@ def accumulation_steps(stage: StagePlan, world: int) -> int:
     """Micro steps per optimizer step: as many as the worker with the largest share needs."""
     share = math.ceil(_batch_sequences(stage) / world)
     return math.ceil(share / stage.training.micro_batch_size)
+
+
+class Scores(NamedTuple):
+    """loss: mean over all targets, in nats per token. accuracy: the share of targets held the most probable token."""
+
+    loss: float
+    accuracy: float
 
 
 class StageEngine:
@@ -164,15 +172,15 @@ class StageEngine:
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def evaluate(self, sequences: np.ndarray) -> float:
-        """The mean loss over all targets of `sequences`, in nats per token: the same on every worker."""
+    def evaluate(self, sequences: np.ndarray) -> Scores:
+        """How well the model says all targets of `sequences`: the same on every worker."""
         self.deepspeed.eval()
         micro_steps = math.ceil(math.ceil(len(sequences) / self.world) / self.stage.training.micro_batch_size)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, weight in self._shares(sequences, micro_steps):
-            total += next_token_loss(self.deepspeed.module, batch).double() * weight
+            total += next_token_scores(self.deepspeed.module, batch) * weight
         comm.all_reduce(total)
-        return total.item() / (len(sequences) * (sequences.shape[1] - 1))
+        return Scores(*(total / (len(sequences) * (sequences.shape[1] - 1))).tolist())
 
     def logits(self, sequences: np.ndarray) -> np.ndarray:
         """fp32 logits on `sequences` of shape (batch, length). Every worker computes all of them."""

@@ -5,7 +5,8 @@
     ├── StageFailed           training of a stage ended before its budget
     │   ├── WorkersLost       ... because its workers failed more often than max_failures allows
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
-    │   └── BrokenPromise     ... because its growth did more than `grow.require` allows
+    │   ├── BrokenPromise     ... because its growth did more than `grow.require` allows
+    │   └── StageRejected     ... or it reached the end, but not what `accept` asks for
     ├── ResourcesMissing      the cluster does not have what a stage asks for
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     └── CheckpointError       a checkpoint is missing, damaged or not ours
@@ -54,6 +55,10 @@ class NonFiniteLoss(StageFailed):
 
 class BrokenPromise(StageFailed):
     """A growth did more to the model than the schedule's `grow.require` allows."""
+
+
+class StageRejected(StageFailed):
+    """A finished stage is not what the schedule's `accept` asks for, and there is nothing left to try."""
 
 
 class ResourcesMissing(RaystageError):

@@ -19,7 +19,7 @@ Tell = Callable[..., None]
 
 class Narrator:
     """records: by stage key what is finished, kept up to date by whoever owns it. `turn(stage)` is called when a stage
-    that is not finished is next, `reuse(stage)` before one that is finished already is told; it may raise."""
+    that is not finished is next."""
 
     def __init__(
         self,
@@ -27,9 +27,8 @@ class Narrator:
         records: Mapping[str, StageRecord],
         tell: Tell,
         turn: Callable[[StagePlan], None] = lambda stage: None,
-        reuse: Callable[[StagePlan], None] = lambda stage: None,
     ) -> None:
-        self._runs, self._records, self._tell, self._turn, self._reuse = runs, records, tell, turn, reuse
+        self._runs, self._records, self._tell, self._turn = runs, records, tell, turn
         self._told: set[tuple[str, str]] = set()
         self._begun: set[str] = set()
         self._ended: set[str] = set()
@@ -39,8 +38,15 @@ class Narrator:
         self.run: RunPlan | None = None
         self.stage: StagePlan | None = None
 
-    def advance(self) -> None:
-        """Tell of all that is finished up to the first stage that is not: that one's turn it is (`run`, `stage`)."""
+    def follow(self, runs: Sequence[RunPlan]) -> None:
+        """From here on these are the runs: what they share with those before is not told again."""
+        self._runs = runs
+
+    def advance(self, up_to: str | None = None) -> None:
+        """Tell of all that is finished up to the first stage that is not: that one's turn it is (`run`, `stage`).
+
+        up_to: the key of a finished stage that nothing is told after.
+        """
         for run in self._runs:
             if run.name not in self._begun:
                 self._begun.add(run.name)
@@ -51,6 +57,8 @@ class Narrator:
                     self._take_turn(run, begun)
                     return
                 self._tell_finished(run, begun)
+                if stage.key == up_to:
+                    return
             if run.name not in self._ended:
                 self._ended.add(run.name)
                 self._tell("run_finished", run, tuple(self._records[stage.key] for stage in run.stages))
@@ -84,7 +92,6 @@ class Narrator:
         if (run.name, stage.key) in self._told:
             return
         self._told.add((run.name, stage.key))
-        self._reuse(stage)
         record = self._records[stage.key]
         self._tell("stage_started", run, stage, True)
         if record.growth:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 from raystage import memory, rates
-from raystage.conditions import Until
+from raystage.conditions import Accept, Until
 from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
@@ -72,7 +72,8 @@ class StagePlan:
 
     start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
     in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
-    stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's.
+    stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's. accept: what it
+    must show for the next to begin; like `require` it is no part of the key.
     growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
     stage starts from instead; then parent_shape is its shape.
     """
@@ -96,6 +97,7 @@ class StagePlan:
     init: InitPlan | None = None
     until: Until | None = None
     own_rate: bool = False
+    accept: Accept | None = None
 
     @property
     def tokens(self) -> int:
@@ -243,7 +245,7 @@ def _chain_staged(
         chain.append(
             _plan_stage(
                 stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
-                schedule.seed, stage.steps, cadence, init=None if chain else init,
+                stage.seed, stage.steps, cadence, init=None if chain else init,
             )
         )  # fmt: skip
     _check_open_ends(chain)
@@ -361,6 +363,7 @@ def _plan_stage(
         init=init,
         until=stage.until if grows else None,
         own_rate=grows and stage.own_rate,
+        accept=stage.accept if grows else None,
     )
     return replace(planned, key=key_at(planned, steps))
 

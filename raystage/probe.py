@@ -74,7 +74,7 @@ def certify(
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     return Certificate(
         eval_loss_before=loss_before,
-        eval_loss_after=engine.evaluate(probe["held_out"]),
+        eval_loss_after=engine.evaluate(probe["held_out"]).loss,
         max_logit_difference=largest,
         mean_logit_difference=mean,
         activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),

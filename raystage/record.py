@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from raystage.attempts import Rejection
 from raystage.plan import RunPlan, StagePlan, placed
 from raystage.shape import ModelShape
 
@@ -233,6 +234,8 @@ class Listener(Protocol):
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
+
+    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None: ...
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None: ...
 

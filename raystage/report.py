@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from raystage import rates
+from raystage.attempts import Rejection
 from raystage.growth.operator import in_short
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, StageRecord
+from raystage.record import Evaluation, StageRecord, where_it_begins
 from raystage.savings import FinishedRun, Savings, compare, format_flops, format_share, no_figure
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -30,11 +31,20 @@ _ENOUGH_BUDGETS = 3
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
 
 
+@dataclass(frozen=True)
+class GivenUp:
+    """What a run tried and went back on: what was not accepted, and the finished stages that led to it."""
+
+    tried: tuple[Rejection, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
+
+
 def build_report(
     plan: Plan,
     records: Mapping[str, StageRecord],
     states: Mapping[str, str],
     environment: Mapping[str, Any] | None = None,
+    given_up: GivenUp = GivenUp(),
 ) -> dict[str, Any]:
     """The report: plain values, strictly JSON (what is not finite becomes null).
 
@@ -47,9 +57,11 @@ def build_report(
             "name": plan.name,
             "state": "FINISHED" if overall in DONE else overall,
             "stages": [_stage_row(stage, records, states) for stage in plan.staged.stages],
+            "attempts": [asdict(one) for one in given_up.tried],
+            "given_up": [_stage_row(stage, records, states) for stage in given_up.stages],
             "baseline": {"runs": [_baseline_row(run, records, states) for run in plan.baselines]},
             "tokens_per_parameter": tokens_per_parameter(plan.staged),
-            "savings": asdict(measure_savings(plan, records)),
+            "savings": asdict(measure_savings(plan, records, given_up.stages)),
             "warnings": list(doubts(plan, records)),
             "environment": dict(environment or {}),
         }
@@ -69,9 +81,12 @@ def tokens_per_parameter(run: RunPlan) -> float:
 # --- savings ----------------------------------------------------------------------------------
 
 
-def measure_savings(plan: Plan, records: Mapping[str, StageRecord]) -> Savings:
-    """The staged run against the baselines, once all are finished; tokens per parameter stand beside the figure."""
-    staged = _finished_run(plan.staged, records)
+def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
+    """The staged run against the baselines, once all are finished; tokens per parameter stand beside the figure.
+
+    What was given up on the way was spent all the same, and counts.
+    """
+    staged = _with_given_up(_finished_run(plan.staged, records), plan.staged, records, given_up)
     if not plan.baselines:
         return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
     baselines = [_finished_run(run, records) for run in plan.baselines]
@@ -91,6 +106,21 @@ def _finished_run(run: RunPlan, records: Mapping[str, StageRecord]) -> FinishedR
     return FinishedRun(chain[-1].eval_loss, sum(one.flops for one in chain), sum(one.seconds for one in chain))
 
 
+def _with_given_up(
+    run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan]
+) -> FinishedRun | None:
+    """The staged run with all that was tried for it; what one stage took over from another of these counts once."""
+    if run is None or not given_up:
+        return run
+    spent = {record.key: record for record in _finished((*staged.stages, *given_up), records)}
+    donors = [one.donor for one in spent.values() if one.donor and one.donor.key in spent]
+    return FinishedRun(
+        run.eval_loss,
+        sum(one.flops for one in spent.values()) - sum(donor.flops for donor in donors),
+        sum(one.seconds for one in spent.values()) - sum(donor.seconds for donor in donors),
+    )
+
+
 def _finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
     return [records[stage.key] for stage in stages if stage.key in records]
 
@@ -104,12 +134,15 @@ def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> str:
 
 
 def _stage_row(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
-    growth = records[stage.key].growth if stage.key in records else None
+    record = records.get(stage.key)
+    begun = where_it_begins(stage, records.get(stage.parent_key))
     return {
         **_row(RunPlan(stage.name, (stage,)), records, states),
-        "growth": asdict(growth) if growth else None,
-        "start_tokens": stage.start_tokens,
-        "start_flops": stage.start_flops,
+        "growth": asdict(record.growth) if record and record.growth else None,
+        "start_tokens": begun.start_tokens,
+        "start_flops": begun.start_flops,
+        "stopped_by": record.stopped_by if record else None,
+        "donor": asdict(record.donor) if record and record.donor else None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from raystage.conditions import Until
+from raystage.conditions import Accept, Until
 from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
@@ -58,6 +58,8 @@ class ResolvedStage:
     grow: Grow | None
     steps: int
     own_rate: bool
+    seed: int
+    accept: Accept | None = None
     until: Until | None = None  # what may end it before its steps; positions in it are from the stage's start
 
     @property
@@ -162,6 +164,8 @@ def _resolve_stage(
         grow=stage.grow,
         steps=_steps(stage, training, shape, start_tokens),
         own_rate="lr_schedule" in written.training.model_fields_set,
+        seed=schedule.seed if stage.seed is None else stage.seed,
+        accept=stage.accept,
         until=placed_mixing(stage.until, start_tokens, _stable_end(training)) if is_open(stage.until) else None,
     )
 

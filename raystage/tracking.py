@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import wandb
 
+from raystage.attempts import Rejection
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 
@@ -81,6 +82,7 @@ class WandbTracker:
         self._artifacts: dict[str, wandb.Artifact] = {}
         self._session: Any = None
         self._gave_up = False
+        self._attempts = 0
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -107,6 +109,17 @@ class WandbTracker:
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         """Nothing to log: the points that now come a second time are the same and are left out."""
+
+    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
+        """What comes next goes over the same tokens again: the curves go back, with a number of their own."""
+        if run.name in self._open:
+            self._attempts += 1
+            self._open[run.name].go_back()
+            self._log(
+                run,
+                "stage",
+                {"tokens": stage.start_tokens, "flops": stage.start_flops, "stage/attempt": self._attempts},
+            )
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         if record.growth and record.growth.certificate.twin_steps is not None:
@@ -207,6 +220,11 @@ class _OpenRun:
         self._before = int(run.summary.get("tokens") or 0) if run.resumed else 0
         self._reached: dict[str, int] = {}
 
+    def go_back(self) -> None:
+        """Another attempt begins: its points are new, wherever they lie."""
+        self._before = 0
+        self._reached.clear()
+
     def is_new(self, curve: str, tokens: int) -> bool:
         """Whether a row has not been logged yet, by an earlier attempt or before a restart of the workers.
 
@@ -291,12 +309,13 @@ def train_row(point: TrainPoint) -> Row:
 
 
 def evaluation_row(point: Evaluation) -> Row:
-    return {
+    row = {
         "tokens": point.tokens,
         "flops": point.flops,
         "eval/loss": point.loss,
         "eval/perplexity": perplexity(point.loss),
     }
+    return row if point.accuracy is None else {**row, "eval/accuracy": point.accuracy}
 
 
 def perplexity(loss: float) -> float:

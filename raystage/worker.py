@@ -27,6 +27,7 @@ from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.fitting import fit
+from raystage.gates import judge
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
 from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, shared, write_own_shard
@@ -74,6 +75,8 @@ def run_job(job: Job, send: Send) -> None:
                 runner.leave()
             runner = StageRunner.enter(stage, store, attempt, send)
         runner.train()
+        if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
+            return  # the driver says what comes instead
 
 
 class StageRunner:
@@ -264,11 +267,11 @@ class StageRunner:
         self._tick()
         progress = self.progress
         began = time.monotonic()
-        loss = self.engine.evaluate(self.held_out)
+        scores = self.engine.evaluate(self.held_out)
         progress.evaluation_seconds += time.monotonic() - began
         progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
         self._mark = time.monotonic()
-        point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, loss)
+        point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, *scores)
         progress.evaluations.append(point)
         self._send("evaluated", point)
 

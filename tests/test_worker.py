@@ -138,7 +138,7 @@ def train_and_save(schedule: Schedule, layouts: list, store: str) -> list[Traine
             / stage.training.global_batch_tokens
             for step in range(2)
         ]
-        results.append(Trained(losses, engine.evaluate(worker.evaluation_set(stage))))
+        results.append(Trained(losses, engine.evaluate(worker.evaluation_set(stage)).loss))
         if not changes:
             _save(engine, stage, store)
         engine.destroy()
@@ -154,7 +154,7 @@ def load_and_save(schedule: Schedule, pairs: list[tuple[Layout, Layout]], store:
         opened = Checkpoint(open_folder(store) / str(source))
         rules = growth_map(stage.shape, stage.shape, "identity", "grow")
         engine = _entered(stage, Entry(rules, opened, resumed=False))
-        losses.append(engine.evaluate(worker.evaluation_set(stage)))
+        losses.append(engine.evaluate(worker.evaluation_set(stage)).loss)
         _save(engine, stage, store, f"{source} -> {target}")
         engine.destroy()
     return losses
