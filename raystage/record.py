@@ -32,13 +32,14 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (nats per token) on the held-out documents."""
+    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured."""
 
     tokens: int
     steps: int
     flops: int
     seconds: float
     loss: float
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)

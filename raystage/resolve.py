@@ -10,6 +10,7 @@ from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_finge
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
 from raystage.families import FAMILIES
+from raystage.gates import attempts, check_gates
 from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
@@ -70,12 +71,26 @@ class ResolvedStage:
 def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[ResolvedStage, ...]:
     """Every stage resolved; what no stage says of its model is as in `init`, which the first stage starts from.
 
+    Every attempt that `on_reject` may come to is resolved, too, to be refused now rather than after days.
     Raises InputError at the first thing that does not fit.
     """
     _check_names(schedule)
+    check_gates(schedule)
+    corpora: dict[tuple, Corpus] = {}
+    stages = _resolve_stages(schedule, init, corpora)
+    for attempt in attempts(schedule):
+        try:
+            _resolve_stages(attempt.schedule, init, corpora)
+        except InputError as error:
+            raise attempt.refused(error) from None
+    return stages
+
+
+def _resolve_stages(
+    schedule: Schedule, init: ModelShape | None, corpora: dict[tuple, Corpus]
+) -> tuple[ResolvedStage, ...]:
     completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
     _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
-    corpora: dict[tuple, Corpus] = {}
     stages: list[ResolvedStage] = []
     for index in range(len(schedule.stages)):
         before = stages[-1].shape if stages else init

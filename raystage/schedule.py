@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 
 from raystage import yamlfile
-from raystage.conditions import Until
+from raystage.conditions import Accept, OnReject, Until
 from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.families import FAMILIES
@@ -194,6 +194,9 @@ class Stage(Section):
 
     name: Annotated[Name, Field(examples=["small"])]
     until: Annotated[Until, Field(examples=["{tokens: 400K}"])]
+    accept: Accept | None = None
+    on_reject: OnReject | None = None
+    seed: Seed | None = None
     grow: Grow | None = None
     data: Data = Data()
     model: Model = Model()
@@ -235,6 +238,10 @@ class Schedule(Section):
     @property
     def file(self) -> str | None:
         return self._file
+
+    def content(self) -> dict[str, Any]:
+        """What was written, as plain values; `parse` makes the same schedule of it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def resolved(self, index: int) -> Stage:
         """Stage `index` with the file's defaults under what it overrides."""

@@ -206,7 +206,7 @@ def _slope(rule: Slope | None, seen: Seen) -> str | None:
     slopes = loss_slopes(seen.own)
     last = slopes[-rule.hits :]
     # It has to rise above tau: the slope of a warm-up, which begins above it, ends no stage.
-    if len(last) < rule.hits or min(last) <= rule.tau or min(slopes) > rule.tau:
+    if not slopes or min(last) <= rule.tau or min(slopes) > rule.tau:
         return None
     shown = ", ".join(f"{slope:.4f}" for slope in last)
     times = "is" if rule.hits == 1 else f"was {rule.hits} times in a row"

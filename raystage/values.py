@@ -29,6 +29,8 @@ def parse_span(value: object) -> float:
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+# Of training a stage again. Every one of them is planned before the run starts.
+Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
 # What every random generator that a seed may reach accepts; numpy's legacy one has 32 bits.
 Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
 Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]

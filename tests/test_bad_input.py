@@ -34,7 +34,8 @@ TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, pl
 KNOWN_TOP = "known here: baseline, data, init, model, name, seed, stages, training"
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
-# values in it (a=1 | b=2). "set": the good file with --set. FOLDER is the folder of the schedule.
+# values in it (a=1 | b=2). "set": the good file with --set. "reject": the good file with an on_reject in its second
+# stage, which begins the place that is named. FOLDER is the folder of the schedule.
 CASES = [
     # --- not a schedule at all
     ("file", "name: [a, b", "is not valid YAML: line 1, column 12: expected ',' or ']', but got '<stream end>'"),
@@ -68,7 +69,7 @@ CASES = [
     ("change", "training.zero_stag=1", "training.zero_stag: unknown key; did you mean 'zero_stage'?"),
     ("change", "training.lr=1e-3", "training.lr: unknown key here; it belongs in training.optimizer"),
     ("change", "training.lr_schedule.warm_up=5", "training.lr_schedule.warm_up: unknown key; did you mean 'warmup'?"),
-    ("change", "stages[0].seed=5", "stages[0].seed: unknown key here; it belongs in the file itself"),
+    ("change", "stages[0].init={}", "stages[0].init: unknown key here; it belongs in the file itself"),
     ("change", "stages[0].num_layers=5", "stages[0].num_layers: unknown key here; it belongs in model"),
     ("change", "stages[0].until.token=5", "stages[0].until.token: unknown key; did you mean 'tokens'?"),
     ("change", "stages[1].grow.operater=stack", "stages[1].grow.operater: unknown key; did you mean 'operator'?"),
@@ -207,6 +208,46 @@ CASES = [
      "shorter stages before"),
     ("change", "stages[0].until={mixing: {tokens: 400, of: 1280}} | training.lr_schedule.kind=linear",
      "stages[0].until.mixing: found with a rate that has no stable phase; expected lr_schedule.kind: wsd or constant"),
+    # --- whether it is accepted
+    ("change", "stages[0].accept={}", "stages[0].accept: found nothing; expected one or more of eval_loss_below, "
+     "accuracy_above, loss_increase_below, max_logit_difference_below, gradient_error_below, twin_distance_above, "
+     "overfitting"),
+    ("change", "stages[0].accept={accuracy_above: 40}",
+     "stages[0].accept.accuracy_above: found 40; expected less than 1"),
+    ("change", "stages[0].accept={eval_los_below: 2}",
+     "stages[0].accept.eval_los_below: unknown key; did you mean 'eval_loss_below'?"),
+    ("change", "stages[0].accept={loss_increase_below: 0.1}",
+     "stages[0].accept.loss_increase_below: found in a stage without grow, which has no certificate; remove it"),
+    ("change", "stages[0].on_reject=abort",
+     "stages[0].on_reject: found without accept; expected accept beside it, or neither"),
+    ("reject", "abrot", "found 'abrot'; expected abort, or a mapping with one of retry, extend, rewind"),
+    ("reject", "{}", "found a mapping; expected abort, or a mapping with one of retry, extend, rewind"),
+    ("reject", "{retyr: {}}", "retyr: unknown key; did you mean 'retry'?"),
+    ("reject", "{extend: {tokens: 64}, retry: {set: {seed: 1}}}",
+     "found retry and extend; expected one of them"),
+    ("reject", "{extend: {times: 2}}", "extend.tokens: missing; expected for example tokens: 200K"),
+    ("reject", "{retry: {times: 2}}", "retry.set: missing, so that another attempt would be the same again; "
+     'expected for example {training.optimizer.lr: "*0.5"}'),
+    ("reject", "{retry: {times: 101, set: {seed: '+1'}}}", "retry.times: found 101; expected at most 100"),
+    ("reject", "{retry: {times: 2, set: {seed: 1}}}", "retry: found times: 2 with nothing but plain values, so that "
+     'every attempt after the first would be the same again; expected a relative one such as "*0.5", or times: 1'),
+    ("reject", "{retry: {set: {seed: 0}}}", "retry.set: attempt 1 would be the one before it again; expected a change"),
+    ("reject", "{retry: {times: 2, set: {training.optimizer.lr: '*1'}}}",
+     "retry.set: attempt 1 would be the one before it again; expected a change"),
+    ("reject", "{retry: {set: {training lr: 1}}}", "retry.set: found the key 'training lr'; "
+     "expected one of a stage such as training.optimizer.lr"),
+    ("reject", "{retry: {set: {accept.eval_loss_below: 9}}}",
+     "retry.set: found accept.eval_loss_below; another attempt keeps the stage's name and gates"),
+    ("reject", "{retry: {set: {trainin.lr: 1}}}",
+     "retry.set: attempt 1 cannot be planned: stages[1].trainin: unknown key; did you mean 'training'?"),
+    ("reject", "{retry: {times: 3, set: {training.optimizer.weight_decay: '-0.05'}}}", "retry.set: attempt 3 cannot be "
+     "planned: stages[1].training.optimizer.weight_decay: found -0.05; expected at least 0"),
+    ("reject", "{rewind: {set: {seed: 1}}}", "rewind.to: missing; expected for example to: small"),
+    ("reject", "{rewind: {to: full, set: {seed: 1}}}", "rewind.to: found 'full'; expected an earlier stage: small"),
+    ("change", "stages[0].accept={eval_loss_below: 2} | stages[0].on_reject={rewind: {to: small, set: {seed: 1}}}",
+     "stages[0].on_reject.rewind.to: found 'small'; expected retry: the first stage has none before it"),
+    ("reject", "{rewind: {to: small, set: {model.num_layers: 3}}}", "rewind.set: attempt 1 cannot be planned: "
+     "stages[1].model.num_layers: found 4 layers after 3; expected a multiple to stack (3, 6, 9, 12, ...)"),
     # --- shapes
     ("change", "model.num_heads=5", "model.hidden_size: found 16 for 5 heads; expected a multiple of 10 "
      "(rotary positions need heads of even size), or a head_size beside it"),
@@ -420,6 +461,9 @@ def test_one_line_says_what_is_wrong(how: str, written: str | bytes, said: str, 
         file.write_bytes(written if isinstance(written, bytes) else written.encode())
     elif how == "set":
         file.write_text(good)
+    elif how == "reject":
+        file.write_text(changed(good, f"stages[1].accept={{eval_loss_below: 2}} | stages[1].on_reject={written}"))
+        said = f"stages[1].on_reject{': ' if said.startswith('found') else '.'}{said}"
     else:
         file.write_text(changed(good, written.replace("FOLDER", str(folder))))
     with pytest.raises(InputError) as caught:
@@ -450,6 +494,9 @@ def test_the_good_file_is_good(folder: Path) -> None:
         "stages[0].until={plateau: {min_delta: 0.01, patience: 3}, seconds: 1.5h, flops: 1e12}",
         "stages[0].until={any: [{all: [{eval_loss: 2}, {slope: {tau: -0.05, hits: 3}}]}, {steps: 4}], steps: 9}",
         "stages[0].until={mixing: {tokens: 400, of: 1280}}",
+        "stages[1].accept={loss_increase_below: 0.3} | stages[1].on_reject={rewind: {to: small, set: {seed: 1}}}",
+        "stages[0].accept={overfitting: {evaluations: 3}} | stages[0].on_reject={extend: {tokens: 64, times: 3}}",
+        "stages[0].accept={accuracy_above: 0.4} | stages[0].seed=5",
         "training.workers=8",
         "training.deepspeed={zero_optimization: {reduce_bucket_size: 5e8}}",
         "baseline=null",

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "growth", "errors", "families", "retry", "units", "shape"},
     1: {
-        "advice", "conditions", "corpus", "deepspeed_options", "family_file", "growth.depth", "growth.exact",
+        "advice", "conditions", "corpus", "deepspeed_options", "family_file", "gates", "growth.depth", "growth.exact",
         "growth.explain", "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained",
         "growth.units", "growth.width", "hf_config", "hf_family", "initial", "mailbox", "manifest_check", "memory",
         "plan", "plan_json", "promises", "prune", "rates", "record", "report", "resolve", "retention", "savings",

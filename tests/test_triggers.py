@@ -153,6 +153,7 @@ def test_a_mixing_time_among_others() -> None:
     rule = until(tokens=900, **PLATEAU, all=[{**mixing, "tokens": 700}, {"eval_loss": 2}])
     placed = until(tokens=900, **PLATEAU, all=[{"tokens": 480}, {"eval_loss": 2}])
     assert placed_mixing(rule, 1000, last_fifth) == placed
+    assert placed_mixing(until(**mixing, tokens=300), 1000, last_fifth) == until(tokens=300)
     assert cap_steps(until(**PLATEAU, **mixing), 100, 70, 1000, last_fifth) == 5  # a cap, too
     with pytest.raises(ValueError, match="no place yet"):
         fired(rule, seen())
@@ -243,6 +244,7 @@ def test_plateau_by_hand() -> None:
 def test_a_plateau_is_not_what_follows_a_lucky_evaluation_nor_ended_by_recovering_from_an_unlucky_one() -> None:
     rule = until(plateau={"min_delta": 0.1, "patience": 2})
     assert fired(rule, seen(9.0, 3.0, 2.5, 2.8, 2.3)) is None
+    assert fired(rule, seen(9.0, 2.5, 3.0, 2.9, 2.85)) is not None
     assert fired(rule, seen(9.0, 3.0, 2.9, 3.4, 2.95)) is not None
 
 
