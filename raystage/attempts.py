@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raystage.conditions import Extend, OnReject, Retry, Rewind
 from raystage.gates import overridden
 from raystage.plan import Plan, make_plan
 from raystage.schedule import Schedule, parse
@@ -63,19 +64,20 @@ def answer(schedule: Schedule, index: int, key: str, reasons: Sequence[str], tri
     )
 
 
-def _rule(on_reject: Any) -> tuple[str, Any]:
+def _rule(on_reject: OnReject | None) -> tuple[str, Retry | Extend | Rewind | None]:
     """The one thing that is to be done, by name; nothing where the run is to stop."""
-    for name in ("retry", "extend", "rewind"):
-        rule = getattr(on_reject, name, None)
-        if rule is not None:
-            return name, rule
+    if on_reject is not None:
+        for name in ("retry", "extend", "rewind"):
+            rule = getattr(on_reject, name)
+            if rule is not None:
+                return name, rule
     return ABORT, None
 
 
 def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Schedule:
     """The schedule after all that was tried: as written, with the latest answer of every stage laid over it.
 
-    plan: that of the schedule as written.
+    plan: that of the schedule as written, which alone says what is answered.
     """
     content = schedule.content()
     latest = {one.index: one for one in tried}
@@ -87,6 +89,8 @@ def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Sched
         else:
             target = [stage.name for stage in schedule.stages].index(one.target)
             content = overridden(content, target, dict(one.changes), one.number)
+    for stage in content["stages"]:
+        stage.pop("on_reject", None)
     return parse(content)
 
 

@@ -18,8 +18,9 @@ from typing import Protocol
 from raystage import yamlfile
 from raystage.conditions import Accept, OnReject, Overfitting, Retry, Rewind, parse_relative
 from raystage.errors import InputError
-from raystage.schedule import Schedule, Stage, parse
+from raystage.schedule import NOTHING_REQUIRED, Schedule, Stage, parse
 from raystage.section import Section
+from raystage.triggers import is_open
 from raystage.units import shown
 
 OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_error_below", "twin_distance_above")
@@ -280,8 +281,12 @@ def check_gates(schedule: Schedule) -> None:
 
 
 def _check_stage(stage: Stage, index: int, earlier: list[str]) -> None:
-    if stage.on_reject is not None and stage.accept is None:
-        raise InputError("found without accept; expected accept beside it, or neither", key="on_reject")
+    requires = stage.grow is not None and stage.grow.require != NOTHING_REQUIRED
+    if stage.on_reject is not None and stage.accept is None and not requires:
+        raise InputError("found without accept or grow.require; expected one beside it, or none", key="on_reject")
+    if stage.on_reject is not None and stage.on_reject.extend is not None and is_open(stage.until):
+        problem = f"found for a stage that ends on {', '.join(stage.until.given)}, which more tokens would not move"
+        raise InputError(f"{problem}; expected retry or rewind", key="on_reject.extend")
     asked = [name for name in OF_GROWTH if stage.accept is not None and name in stage.accept.given]
     if asked and (stage.grow is None or index == 0):
         where = "a stage without grow, which" if stage.grow is None else "the first stage, whose growth from init"

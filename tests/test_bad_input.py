@@ -219,7 +219,7 @@ CASES = [
     ("change", "stages[0].accept={loss_increase_below: 0.1}",
      "stages[0].accept.loss_increase_below: found in a stage without grow, which has no certificate; remove it"),
     ("change", "stages[0].on_reject=abort",
-     "stages[0].on_reject: found without accept; expected accept beside it, or neither"),
+     "stages[0].on_reject: found without accept or grow.require; expected one beside it, or none"),
     ("reject", "abrot", "found 'abrot'; expected abort, or a mapping with one of retry, extend, rewind"),
     ("reject", "{}", "found a mapping; expected abort, or a mapping with one of retry, extend, rewind"),
     ("reject", "{retyr: {}}", "retyr: unknown key; did you mean 'retry'?"),
