@@ -234,6 +234,8 @@ CASES = [
     ("reject", "{retry: {set: {seed: 0}}}", "retry.set: attempt 1 would be the one before it again; expected a change"),
     ("reject", "{retry: {times: 2, set: {training.optimizer.lr: '*1'}}}",
      "retry.set: attempt 1 would be the one before it again; expected a change"),
+    ("reject", "{retry: {times: 2, set: {training.gradient_clipping: '*0'}}}",
+     "retry.set: attempt 2 would be the one before it again; expected a change"),
     ("reject", "{retry: {set: {training lr: 1}}}", "retry.set: found the key 'training lr'; "
      "expected one of a stage such as training.optimizer.lr"),
     ("reject", "{retry: {set: {accept.eval_loss_below: 9}}}",

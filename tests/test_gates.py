@@ -12,7 +12,7 @@ import pytest
 from factories import make_growth, make_record, make_schedule
 from raystage.conditions import Accept
 from raystage.errors import InputError
-from raystage.gates import attempts, judge, overridden
+from raystage.gates import attempts, check_gates, judge, overridden
 from raystage.plan import make_plan
 from raystage.record import Evaluation, StageRecord, TrainPoint
 from raystage.resolve import resolve
@@ -123,7 +123,7 @@ FALLING = ((100, 2.5), (200, 2.3), (300, 2.2), (400, 2.0))
         # Of the second 100, 90 tokens at 2.4 and 10 at 1.0 are 2.26; it falls from 2.3 over 2.26 to 2.2. Points that
         # all weighed the same would make it 1.7, and rise from there.
         ((3.0, 2.6, 2.7, 2.9), ((100, 2.3), (190, 2.4), (200, 1.0), (300, 2.2)), True),
-        ((3.0, 2.6, 2.7, 2.9), ((100, 2.3), (300, 2.2)), False),  # nothing is known of the second 100
+        ((3.0, 2.6, 2.7, 2.9), ((100, 2.3), (200, 2.2)), False),  # nothing is known of the third 100
     ],
 )
 def test_overfitting(
@@ -174,6 +174,8 @@ WRITTEN: dict = {
         (0, "seed", "-1", 39, 38),  # the stage's own
         (0, "until.tokens", "+1K", 2000, 3000),
         (0, "until.tokens", "*0.5", 500, 250),
+        (0, "training.gradient_clipping", "*2", 2.0, 4.0),
+        (0, "training.workers", "*1.5", 1.5, 2.25),  # for `parse` to refuse: nothing is rounded in silence
         (0, "data.path", "+texts", "+texts", "+texts"),  # not every text that begins so is a number's
         (0, "training.micro_batch_size", None, None, None),
     ],
@@ -257,6 +259,16 @@ def test_a_schedule_s_content_makes_the_same_schedule(on_reject: object, tmp_pat
     schedule = gated(tmp_path, on_reject)
     assert parse(schedule.content()) == schedule
     assert parse(schedule.model_dump(mode="json")).stages == schedule.stages
+
+
+def test_a_growth_from_init_has_no_certificate_to_ask_of() -> None:
+    stage = {"name": "a", "until": {"steps": 1}, "grow": {"operator": "stack"}, "accept": {"twin_distance_above": 0}}
+    with pytest.raises(InputError) as caught:
+        check_gates(parse({"name": "a", "init": {"from": "my/llama"}, "stages": [stage]}))
+    assert str(caught.value) == (
+        "stages[0].accept.twin_distance_above: found in the first stage, whose growth from init has no certificate; "
+        "remove it"
+    )
 
 
 def test_every_attempt_is_resolved_before_the_first_step(tmp_path: Path) -> None:
