@@ -173,7 +173,7 @@ class Driver:
         if rejection.action == ABORT:
             self.states[stage.key] = "ERRORED"
             raise error
-        given_up = {one.key: one for one in self.plan.staged.stages if one.key in self.records}
+        given_up = {one.key: one for one in self.plan.staged.stages[: index + 1] if one.key in self.records}
         self.plan = replanned(self.schedule, self.written, self.tried)
         kept = {one.key for one in self.plan.staged.stages}
         self.discarded = {key: one for key, one in (self.discarded | given_up).items() if key not in kept}
