@@ -19,6 +19,7 @@ from typing import Any
 from raystage import launch
 from raystage.errors import BrokenPromise, StageFailed
 from raystage.figures import write_curves
+from raystage.page import page
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.promises import check_promises
 from raystage.record import Evaluation, Listener, Progress, StageRecord, TrainPoint
@@ -164,8 +165,9 @@ class Driver:
         return report
 
     def _write_papers(self, report: dict[str, Any]) -> None:
-        """The report as Markdown and its figure, beside the report itself."""
+        """The report as a page, as Markdown and as its figure, beside the report itself."""
         folder = self.store.run_folder(self.plan.name)
+        folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
         folder.write_whole("report.md", markdown(report).encode())
         with tempfile.TemporaryDirectory() as work:
             for figure in write_curves(report, Path(work, "curves.png")):
