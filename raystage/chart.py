@@ -103,8 +103,8 @@ class Size:
     margins: tuple[int, int, int, int]
 
 
-WIDE = Size("wide", 920, 430, 13, (58, 18, 50, 52))
-NARROW = Size("narrow", 380, 360, 12.5, (58, 12, 48, 40))
+WIDE = Size("wide", 1000, 440, 13, (50, 18, 50, 52))
+NARROW = Size("narrow", 380, 360, 12.5, (50, 12, 48, 40))
 
 
 # --- scales and ticks -------------------------------------------------------------------------
@@ -230,15 +230,16 @@ def _line(line: Line, x: Scale, y: Scale) -> str:
 
 def _arrow(arrow: Arrow, size: Size, x: Scale, y: Scale) -> str:
     start, end, level = x.at(arrow.start), x.at(arrow.end), y.at(arrow.y)
-    point = 7 if start > end else -7
-    head = f"{end:.1f},{level:.1f} {end + point:.1f},{level - 4:.1f} {end + point:.1f},{level + 4:.1f}"
+    back = 1 if start > end else -1
+    tip, neck = end + 6 * back, end + 14 * back  # beside the mark that stands at its end
+    head = f"{tip:.1f},{level:.1f} {neck:.1f},{level - 4.5:.1f} {neck:.1f},{level + 4.5:.1f}"
     room = level + 1.5 * size.font * (len(arrow.words) + 0.3) < y.start
     first = level + 1.5 * size.font if room else level - 0.8 * size.font - 1.3 * size.font * (len(arrow.words) - 1)
     words = (
         _text(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end")
         for number, word in enumerate(arrow.words)
     )
-    return "".join([_segment(arrow.style, start, level, end, level), _polygon(arrow.style, head), *words])
+    return "".join([_segment(arrow.style, start, level, neck, level), _polygon(arrow.style, head), *words])
 
 
 def _mark(mark: Mark, x: Scale, y: Scale) -> str:

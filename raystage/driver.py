@@ -154,7 +154,7 @@ class Driver:
                 "started_at": self._began,
                 "updated_at": time.time(),
                 "wandb_run_ids": self.run_ids,
-                "schedule": self.schedule.model_dump(mode="json"),
+                "schedule_as_set": self.schedule.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 "stages": [
                     {"run": run.name, "name": stage.name, "key": stage.key, "state": self.states[stage.key]}
                     for run in self.plan.runs()

@@ -106,7 +106,7 @@ def _environment() -> Environment:
 def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None) -> RunView:
     identity = f"run-{number}"
     picture = Picture(identity, "Curves", run_panels(report, identity), run_legend(report))
-    schedule = run["schedule"] if run else None
+    schedule = run.get("schedule_as_set") if run else None
     return RunView(
         identity=identity,
         name=report["name"],
@@ -145,23 +145,24 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_number(cells: Iterable[str]) -> bool:
-    """Whether a column is to be lined up at the right."""
-    return all(cell == "-" or cell[:1].isdigit() or cell[:2].strip("-+").isdigit() for cell in cells)
+    """Whether a column is to be lined up at the right: figures, with a unit perhaps, but no sentences of them."""
+    return all(cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell) for cell in cells)
 
 
 # --- configuration ----------------------------------------------------------------------------
 
 
 def configuration(schedule: Mapping[str, Any]) -> str:
-    """The schedule as YAML that `raystage run` takes; what was left open is left out."""
-    return yaml.safe_dump(_given(schedule), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    """The schedule as YAML that `raystage run` takes: what was set in its file or by --set, and nothing else.
+
+    A null within a section says something (that a value follows from others); sections that are null or empty do not.
+    """
+    given = {**_without_empty(schedule), "stages": [_without_empty(stage) for stage in schedule["stages"]]}
+    return yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
 
-def _given(value: Any) -> Any:
-    """The same without null: in a schedule it means that the key is not set."""
-    if isinstance(value, Mapping):
-        return {key: _given(inner) for key, inner in value.items() if inner is not None}
-    return [_given(inner) for inner in value] if isinstance(value, list) else value
+def _without_empty(sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sections.items() if value not in (None, {}, [])}
 
 
 # --- lineage ----------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
             _levels(report["savings"]),
             (*_baseline_lines(baselines, unit), *_staged_lines(stages, unit)),
             _arrows(report["savings"], unit),
-            (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit)),
+            (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report["savings"], unit)),
         )
 
     return _panels(chart, curves, identity)
@@ -91,7 +91,8 @@ def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
 def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> list[Panel]:
     """The staged runs of several reports in one picture, with where their baselines end."""
     runs = [(report, staged_points(stage_curves(report))) for report in reports]
-    curves = [points for _, points in runs if points]
+    ends = [tuple(run.end for run in baseline_curves(report) if run.end) for report in reports]
+    curves = [points for points in (*(points for _, points in runs), *ends) if points]
 
     def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
         lines, marks, words = [], [], []
@@ -239,6 +240,14 @@ def _stretches(stages: Sequence[Stage], unit: Unit) -> tuple[Stretch, ...]:
 
 def _levels(savings: Mapping[str, Any]) -> tuple[Level, ...]:
     return (Level(savings["at_eval_loss"], "equal"),) if savings["equal_loss_reached"] else ()
+
+
+def _crossing(savings: Mapping[str, Any], unit: Unit) -> list[Mark]:
+    """Where the baseline reaches the equal loss."""
+    if not savings["equal_loss_reached"] or unit.field != "flops":
+        return []
+    place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])}, interpolated"
+    return [Mark(savings["flops_baseline"], savings["at_eval_loss"], "saving", f"the baselines: {place}")]
 
 
 def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
