@@ -88,10 +88,11 @@ def _end_of_growth(row: Mapping[str, Any]) -> float | None:
 
 
 def _baseline(row: Mapping[str, Any]) -> Run:
-    end = None
+    points, end = _points(row["evaluations"]), None
     if row["eval_loss"] is not None:
-        end = Point(row["tokens"], row["flops"], row["eval_loss"], row["seconds"])
-    return Run(_points(row["evaluations"]), end, row["name"])
+        timed = all(point.seconds is not None for point in points)
+        end = Point(row["tokens"], row["flops"], row["eval_loss"], row["seconds"] if timed else None)
+    return Run(points, end, row["name"])
 
 
 def _points(rows: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:

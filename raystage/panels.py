@@ -71,7 +71,7 @@ class Panel:
 def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
     """A run against its baselines; nothing where there is no evaluation yet. identity: unique within the page."""
     stages, baselines = stage_curves(report), baseline_curves(report)
-    curves = [curve for curve in (staged_points(stages), *(run.points for run in baselines)) if curve]
+    curves = [staged_points(stages), *(run.points for run in baselines), _ends(baselines)]
 
     def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
         return Chart(
@@ -91,8 +91,7 @@ def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
 def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> list[Panel]:
     """The staged runs of several reports in one picture, with where their baselines end."""
     runs = [(report, staged_points(stage_curves(report))) for report in reports]
-    ends = [tuple(run.end for run in baseline_curves(report) if run.end) for report in reports]
-    curves = [points for points in (*(points for _, points in runs), *ends) if points]
+    curves = [points for _, points in runs] + [_ends(baseline_curves(report)) for report in reports]
 
     def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
         lines, marks, words = [], [], []
@@ -141,7 +140,8 @@ def colour(number: int) -> str:
 def _panels(
     chart: Callable[[Unit, Axis, Axis], Chart], curves: Sequence[Sequence[Point]], identity: str
 ) -> list[Panel]:
-    """A panel for each unit that the points have."""
+    """A panel for each unit that the points have; all points of `curves` find room."""
+    curves = [curve for curve in curves if curve]
     if not curves:
         return []
     low, high = loss_range(curves)
@@ -180,6 +180,11 @@ def _along(points: Iterable[Point], unit: Unit) -> tuple[tuple[float, float], ..
     return tuple((value, point.loss) for point in points if (value := getattr(point, unit.field)) is not None)
 
 
+def _ends(baselines: Sequence[Run]) -> tuple[Point, ...]:
+    """Where budgets end: in time after the last evaluation, since saving counts."""
+    return tuple(run.end for run in baselines if run.end)
+
+
 def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
     training = [Line(_along(stage.train, unit), "train staged") for stage in stages]
     return [*training, Line(_along(staged_points(stages), unit), "curve staged")]
@@ -188,8 +193,7 @@ def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
 def _baseline_lines(baselines: Sequence[Run], unit: Unit) -> list[Line]:
     """Where a saving is read off is linear in log FLOPs: straight lines between the decayed ends."""
     lines = [Line(_along(run.points, unit), "curve baseline") for run in baselines]
-    ends = [run.end for run in baselines if run.end]
-    return [*lines, Line(_along(ends, unit), "interpolated")] if unit.is_log else lines
+    return [*lines, Line(_along(_ends(baselines), unit), "interpolated")] if unit.is_log else lines
 
 
 def _staged_marks(stages: Sequence[Stage], unit: Unit) -> list[Mark]:
@@ -266,7 +270,7 @@ def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
 def _summary(unit: Unit, stages: Sequence[Stage], baselines: Sequence[Run]) -> str:
     points = staged_points(stages)
     staged = f"The staged run ({', '.join(stage.name for stage in stages)}) is at {_place(points[-1], unit)}. "
-    ends = [_place(run.end, unit) for run in baselines if run.end]
+    ends = [_place(end, unit) for end in _ends(baselines)]
     against = f"Baselines from scratch end at {'; '.join(ends)}. " if ends else ""
     return f"Held-out loss over {unit.label}. {staged if points else ''}{against}In words:"
 
