@@ -151,7 +151,7 @@ def _panels(
         if extent is None:
             continue
         drawn = {}
-        for size, x_ticks, y_ticks in ((WIDE, 9, 6), (NARROW, 4, 5)):
+        for size, x_ticks, y_ticks in ((WIDE, 9, 8), (NARROW, 4, 6)):
             x = _axis(unit, *extent, x_ticks)
             y = Axis(_LOSS_LABEL, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks)))
             drawn[size.name] = draw(chart(unit, x, y), size, f"{identity}-{unit.field}-{size.name}")
