@@ -17,6 +17,7 @@ from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
 from raystage.options import exits, in_job_copy, json_option, open_store, store_option
+from raystage.report_command import report
 from raystage.store_commands import store_group
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     """
 
 
+main.add_command(report)
 main.add_command(store_group)
 
 _set = click.option(
@@ -134,32 +136,9 @@ def run(
     if as_json:
         click.echo(json.dumps(report, indent=1))
     Console(stderr=as_json).print(final_table(report))
-    click.echo(f"report: {folder.uri}/report.md, curves.png, report.json", err=as_json)
-
-
-@main.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@store_option
-@json_option
-@exits
-def report(names: tuple[str, ...], store: str | None, as_json: bool) -> None:
-    """Show what runs came to: stages, baselines, savings.
-
-    \b
-    Example:
-      raystage report quickstart --json
-    """
-    from rich.console import Console
-
-    from raystage.tables import final_table
-
-    opened = open_store(store)
-    reports = [_read_report(opened, name) for name in names]
-    if as_json:
-        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
-        return
-    for one in reports:
-        Console().print(final_table(one))
+    click.echo(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
+    where = f" --store {store}" if store else ""
+    click.echo(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
 
 
 @main.command()
@@ -387,11 +366,3 @@ def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any
         return parsed, make_plan(parsed, name)
     except InputError as error:
         raise error.inside(str(path)) from None
-
-
-def _read_report(store: Any, name: str) -> dict[str, Any]:
-    found = store.read_run(name, "report.json")
-    if found is None:
-        known = ", ".join(store.run_names()) or "none yet"
-        raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
-    return found

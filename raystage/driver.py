@@ -23,6 +23,7 @@ from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLo
 from raystage.figures import write_curves
 from raystage.gates import judge
 from raystage.narrator import Narrator
+from raystage.page import page
 from raystage.plan import Plan, StagePlan, jobs
 from raystage.promises import check_promises
 from raystage.record import Listener, StageRecord
@@ -210,7 +211,7 @@ class Driver:
                 "wandb_run_ids": self.run_ids,
                 "written_keys": [stage.key for run in self.written.runs() for stage in run.stages],
                 "discarded_keys": list(self.discarded),
-                "schedule": self.schedule.model_dump(mode="json"),
+                "schedule_as_set": self.schedule.content(),
                 "stages": [
                     {"run": run.name, "name": stage.name, "key": stage.key, "state": self.states[stage.key]}
                     for run in self.plan.runs()
@@ -221,8 +222,9 @@ class Driver:
         return report
 
     def _write_papers(self, report: dict[str, Any]) -> None:
-        """The report as Markdown and its figure, beside the report itself."""
+        """The report as a page, as Markdown and as its figure, beside the report itself."""
         folder = self.store.run_folder(self.plan.name)
+        folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
         folder.write_whole("report.md", markdown(report).encode())
         with tempfile.TemporaryDirectory() as work:
             for figure in write_curves(report, Path(work, "curves.png")):

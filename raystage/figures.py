@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from raystage.curves import Point, Run, Stage, baseline_curves, loss_range, stage_curves, staged_points
 from raystage.savings import format_flops, format_share
 from raystage.units import format_count
 
@@ -36,36 +36,8 @@ STYLE = {
 }
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 11.0, 5.2, 160
 
-# The first part of a run falls so steeply that it would squash the rest: it counts for no axis.
-_STEEP_PART = 0.2
 _LABEL_CHARACTER = 0.0135  # width of a letter of a stage's label, in widths of a panel
 _TITLE_CHARACTERS = 135  # to the figure's width
-
-
-@dataclass(frozen=True)
-class Point:
-    """Held-out loss (nats per token) at a position counted from the run's start."""
-
-    tokens: float
-    flops: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is drawn of a stage: its points, as far as it has come."""
-
-    name: str
-    num_layers: int
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A baseline run; `end` is where its budget ends, None until it is finished."""
-
-    points: tuple[Point, ...]
-    end: Point | None
 
 
 def write_curves(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
@@ -80,7 +52,7 @@ def write_curves(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
 
 def draw(report: Mapping[str, Any]) -> Figure:
     """Both panels, their legend below and the verdict above them."""
-    stages, baselines = _stages(report["stages"]), _baselines(report["baseline"]["runs"])
+    stages, baselines = stage_curves(report), baseline_curves(report)
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.03)
     over_flops, over_tokens = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
@@ -95,35 +67,6 @@ def draw(report: Mapping[str, Any]) -> Figure:
     _draw_saving(over_flops, report["savings"])
     _write_around(figure, (over_flops, over_tokens), report)
     return figure
-
-
-# --- what is drawn ----------------------------------------------------------------------------
-
-
-def _stages(rows: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
-    return tuple(stage for stage in map(_stage, rows) if stage.points)
-
-
-def _stage(row: Mapping[str, Any]) -> Stage:
-    """After a growth, the certificate's measurement is the first point where no evaluation stands there."""
-    points = _points(row["evaluations"])
-    if row["growth"] and points and points[0].tokens > row["start_tokens"]:
-        grown = {"tokens": row["start_tokens"], "flops": row["start_flops"]}
-        points = _points([{**grown, "loss": row["growth"]["certificate"]["eval_loss_after"]}]) + points
-    return Stage(row["name"], row["num_layers"], points)
-
-
-def _baselines(rows: Sequence[Mapping[str, Any]]) -> tuple[Run, ...]:
-    return tuple(run for run in map(_baseline, rows) if run.points)
-
-
-def _baseline(row: Mapping[str, Any]) -> Run:
-    end = None if row["eval_loss"] is None else Point(row["tokens"], row["flops"], row["eval_loss"])
-    return Run(_points(row["evaluations"]), end)
-
-
-def _points(evaluations: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
-    return tuple(Point(one["tokens"], one["flops"], one["loss"]) for one in evaluations if one["loss"] is not None)
 
 
 # --- the curves -------------------------------------------------------------------------------
@@ -153,7 +96,7 @@ def _draw_interpolation(over_flops: Axes, baselines: Sequence[Run]) -> None:
 def _draw_staged(axes: Axes, unit: str, stages: Sequence[Stage]) -> None:
     if not stages:
         return
-    _line(axes, unit, _staged_points(stages), color=STAGED, linewidth=2.2, label="staged run", zorder=5)
+    _line(axes, unit, staged_points(stages), color=STAGED, linewidth=2.2, label="staged run", zorder=5)
     for index, stage in enumerate(stages[1:]):
         label = "stage border" if index == 0 else None
         axes.axvline(getattr(stage.points[0], unit), color=STAGED, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6,
@@ -180,20 +123,12 @@ def _set_axes(over_flops: Axes, over_tokens: Axes, stages: Sequence[Stage], base
     for axes in (over_flops, over_tokens):
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-    curves = [curve for curve in (_staged_points(stages), *(run.points for run in baselines)) if curve]
+    curves = [curve for curve in (staged_points(stages), *(run.points for run in baselines)) if curve]
     if curves:
         low, high = loss_range(curves)
         over_flops.set_ylim(low, high)
         _set_flops_axis(over_flops, [point.flops for curve in curves for point in curve if point.loss <= high])
         over_tokens.set_xlim(0, 1.04 * max(curve[-1].tokens for curve in curves))
-
-
-def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
-    """The losses worth showing: all but the steep first part of each curve, with room below for words."""
-    lowest = min(point.loss for curve in curves for point in curve)
-    highest = max(point.loss for curve in curves for point in curve if point.tokens >= _STEEP_PART * curve[-1].tokens)
-    span = (highest - lowest) or 0.1
-    return lowest - 0.2 * span, highest + 0.06 * span
 
 
 def _set_flops_axis(axes: Axes, flops: Sequence[float]) -> None:
@@ -280,7 +215,3 @@ def _balanced(text: str) -> str:
     """Lines of about equal length, as few as fit the width."""
     lines = math.ceil(len(text) / _TITLE_CHARACTERS)
     return fill(text, math.ceil(len(text) / lines) + (10 if lines > 1 else 0))
-
-
-def _staged_points(stages: Sequence[Stage]) -> tuple[Point, ...]:
-    return tuple(point for stage in stages for point in stage.points)

@@ -7,17 +7,17 @@ that is not finished is listed with its state and nulls, and the savings say wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raystage import rates
+from raystage import rates, report_tables
 from raystage.attempts import Rejection
-from raystage.growth.operator import in_short
+from raystage.ledger import measure_ledger, net_cost
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, StageRecord, where_it_begins
-from raystage.savings import FinishedRun, Savings, compare, format_flops, format_share, no_figure
-from raystage.units import format_bytes, format_count, format_seconds
+from raystage.record import Evaluation, StageRecord, TrainPoint, where_it_begins
+from raystage.report_tables import Table
+from raystage.savings import FinishedRun, Savings, compare, format_share, no_figure
 
 DONE = ("FINISHED", "REUSED")
 
@@ -56,12 +56,13 @@ def build_report(
         {
             "name": plan.name,
             "state": "FINISHED" if overall in DONE else overall,
-            "stages": [_stage_row(stage, records, states) for stage in plan.staged.stages],
+            "stages": [_stage_row(plan.staged, stage, records, states) for stage in plan.staged.stages],
             "attempts": [asdict(one) for one in given_up.tried],
-            "given_up": [_stage_row(stage, records, states) for stage in given_up.stages],
+            "given_up": [_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages],
             "baseline": {"runs": [_baseline_row(run, records, states) for run in plan.baselines]},
             "tokens_per_parameter": tokens_per_parameter(plan.staged),
             "savings": asdict(measure_savings(plan, records, given_up.stages)),
+            "ledger": asdict(measure_ledger(plan, records, states, _finished(given_up.stages, records))),
             "warnings": list(doubts(plan, records)),
             "environment": dict(environment or {}),
         }
@@ -112,13 +113,8 @@ def _with_given_up(
     """The staged run with all that was tried for it; what one stage took over from another of these counts once."""
     if run is None or not given_up:
         return run
-    spent = {record.key: record for record in _finished((*staged.stages, *given_up), records)}
-    donors = [one.donor for one in spent.values() if one.donor and one.donor.key in spent]
-    return FinishedRun(
-        run.eval_loss,
-        sum(one.flops for one in spent.values()) - sum(donor.flops for donor in donors),
-        sum(one.seconds for one in spent.values()) - sum(donor.seconds for donor in donors),
-    )
+    flops, seconds = net_cost(_finished((*staged.stages, *given_up), records))
+    return FinishedRun(run.eval_loss, flops, seconds)
 
 
 def _finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
@@ -133,14 +129,18 @@ def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> str:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def _stage_row(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+def _stage_row(
+    run: RunPlan, stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]
+) -> dict[str, Any]:
     record = records.get(stage.key)
     begun = where_it_begins(stage, records.get(stage.parent_key))
+    starts = _start_seconds(run, records)
     return {
-        **_row(RunPlan(stage.name, (stage,)), records, states),
+        **_row(RunPlan(stage.name, (stage,)), records, states, starts),
         "growth": asdict(record.growth) if record and record.growth else None,
         "start_tokens": begun.start_tokens,
         "start_flops": begun.start_flops,
+        "start_seconds": starts[stage.key],
         "stopped_by": record.stopped_by if record else None,
         "donor": asdict(record.donor) if record and record.donor else None,
     }
@@ -149,14 +149,26 @@ def _stage_row(stage: StagePlan, records: Mapping[str, StageRecord], states: Map
 def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
     """One budget. Stages shared with other budgets count in full: each run is what it would cost alone."""
     return {
-        **_row(run, records, states),
+        **_row(run, records, states, _start_seconds(run, records)),
         "growth": None,
         "budget_tokens": run.tokens,
         "tokens_per_parameter": tokens_per_parameter(run),
     }
 
 
-def _row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, float | None]:
+    """By stage key the seconds of the run before it began; None where an earlier stage is not finished."""
+    starts: dict[str, float | None] = {}
+    total: float | None = 0.0
+    for stage in run.stages:
+        starts[stage.key], record = total, records.get(stage.key)
+        total = None if total is None or record is None else total + record.seconds
+    return starts
+
+
+def _row(
+    run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str], starts: Mapping[str, float | None]
+) -> dict[str, Any]:
     """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
     last, chain = run.stages[-1], _finished(run.stages, records)
     done = len(chain) == len(run.stages)
@@ -171,9 +183,14 @@ def _row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, 
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
         "eval_loss": chain[-1].eval_loss if done else None,
-        "evaluations": [asdict(point) for point in curve(run, records)],
-        "train": [asdict(point) for record in chain for point in record.train],
+        "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
+        "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
     }
+
+
+def _point(point: Evaluation | TrainPoint, start_seconds: float | None) -> dict[str, Any]:
+    """run_seconds: since the run began, where `seconds` counts from the stage's beginning."""
+    return {**asdict(point), "run_seconds": None if start_seconds is None else start_seconds + point.seconds}
 
 
 def _state(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> str:
@@ -295,35 +312,13 @@ def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
-    blocks = [
-        f"**{_sentence(report['savings']['verdict'])}**",
-        _about(report),
-        "## Stages",
-        _table(_STAGE_COLUMNS, [_stage_cells(row) for row in report["stages"]]),
-    ]
-    grown = [row for row in report["stages"] if row["growth"]]
-    if grown:
-        blocks += ["## What growing did", _table(_GROWTH_COLUMNS, [_growth_cells(row) for row in grown])]
-    if report["baseline"]["runs"]:
-        blocks += ["## Baseline: the last stage's model from scratch"]
-        blocks += [_table(_BASELINE_COLUMNS, [_baseline_cells(row) for row in report["baseline"]["runs"]])]
-    if report["warnings"]:
-        blocks += ["## Open to doubt", "\n".join(f"- {warning}" for warning in report["warnings"])]
-    return "\n\n".join(blocks) + "\n"
+    tables = [_table(table) for table in report_tables.tables(report)]
+    doubts = ["## Open to doubt", "\n".join(f"- {warning}" for warning in report["warnings"])]
+    blocks = [f"**{sentence(report['savings']['verdict'])}**", _about(report), *tables]
+    return "\n\n".join(blocks + (doubts if report["warnings"] else [])) + "\n"
 
 
-_STAGE_COLUMNS = (
-    "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
-    "eval loss", "grown by", "loss at growth",
-)  # fmt: skip
-_GROWTH_COLUMNS = (
-    "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
-    "twins' distance", "time",
-)  # fmt: skip
-_BASELINE_COLUMNS = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
-
-
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -333,80 +328,6 @@ def _about(report: Mapping[str, Any]) -> str:
     return about if time_saved is None else f"{about} Wall-clock time saved: {format_share(time_saved)}."
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _stage_cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        row["name"],
-        row["state"],
-        str(row["num_layers"]),
-        format_count(row["num_params"]),
-        str(row["num_workers"]),
-        str(row["zero_stage"]),
-        _shown(row["tokens"], format_count),
-        _shown(row["steps"], str),
-        _shown(row["flops"], format_flops),
-        _shown(row["seconds"], format_seconds),
-        _shown(row["peak_memory_bytes"], format_bytes),
-        _shown(row["eval_loss"], _loss),
-        _shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
-        _shown(row["growth"], lambda growth: _jump(growth["certificate"])),
-    ]
-
-
-def _growth_cells(row: Mapping[str, Any]) -> list[str]:
-    growth, certificate = row["growth"], row["growth"]["certificate"]
-    return [
-        row["name"],
-        in_short(growth["operator"]),
-        _shown(certificate["exact"], lambda exact: "yes" if exact else "no"),
-        _shown(certificate["eval_loss_before"], _loss),
-        _shown(certificate["eval_loss_after"], _loss),
-        f"{_shown(certificate['max_logit_difference'], _figure)} "
-        f"({_shown(certificate['mean_logit_difference'], _figure)})",
-        _gradient_cell(certificate),
-        _shown(certificate["twin_distance"], lambda distance: f"{distance:.2g} at {certificate['twin_steps']} steps"),
-        f"{growth['seconds']:.1f} s",
-    ]
-
-
-def _gradient_cell(certificate: Mapping[str, Any]) -> str:
-    """Of the predictions that claim to be exact; where there are none, of the estimates."""
-    if certificate["gradient_error"] is not None:
-        return _figure(certificate["gradient_error"])
-    return _shown(certificate["gradient_error_estimated"], lambda error: f"{error:.2g} (estimated)")
-
-
-def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        format_count(row["budget_tokens"]),
-        row["state"],
-        f"{row['tokens_per_parameter']:.3g}",
-        _shown(row["steps"], str),
-        _shown(row["flops"], format_flops),
-        _shown(row["seconds"], format_seconds),
-        _shown(row["eval_loss"], _loss),
-    ]
-
-
-def _jump(certificate: Mapping[str, float | None]) -> str:
-    before, after = certificate["eval_loss_before"], certificate["eval_loss_after"]
-    if before is None or after is None:
-        return f"{_shown(before, _loss)} to {_shown(after, _loss)}"
-    return f"{before:.3f} to {after:.3f} ({after - before:+.3f})"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.2g}"
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:.3f}"
-
-
-def _shown(value: Any, as_text: Callable[[Any], str]) -> str:
-    """A cell; what is not known yet is a dash."""
-    return "-" if value is None else as_text(value)
+def _table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(line)} |" for line in lines)])

@@ -9,7 +9,8 @@ import pytest
 from matplotlib import rcParams
 
 from factories import make_curves, make_schedule
-from raystage.figures import Point, draw, loss_range, write_curves
+from raystage.curves import Point, loss_range
+from raystage.figures import draw, write_curves
 from raystage.plan import make_plan
 from raystage.report import build_report
 

@@ -1,0 +1,267 @@
+"""A chart as SVG text, to stand inside of an HTML page: scales, ticks, lines, marks.
+
+Colours are the page's: every element has a class, and the page's style sheet says what a class looks like, on paper
+and in the dark. Coordinates are in the units of the viewBox, from the upper left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+# Width of a letter, in font sizes; of a system's sans-serif, on the safe side.
+_LETTER = 0.58
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_TIME_STEPS = tuple(
+    factor * unit
+    for unit, factors in ((1, (1, 2, 5, 10, 15, 30)), (_MINUTE, (1, 2, 5, 10, 15, 30)), (_HOUR, (1, 2, 3, 6, 12)))
+    for factor in factors
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is shown from `low` to `high`; ticks with their words."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    points: Sequence[tuple[float, float]]
+    style: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point that says `title` under the pointer. shape: circle, square, or spot, which is not seen itself."""
+
+    x: float
+    y: float
+    style: str
+    title: str
+    shape: str = "circle"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of the x axis with its name above: the first of `labels` that fits into it. `has_border`: at its start."""
+
+    start: float
+    end: float
+    labels: tuple[str, ...]
+    has_border: bool
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line over the whole width."""
+
+    y: float
+    style: str
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Along a level, with words below its right end."""
+
+    start: float
+    end: float
+    y: float
+    style: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """summary: what the picture shows, for those who do not see it."""
+
+    summary: str
+    x: Axis
+    y: Axis
+    stretches: tuple[Stretch, ...] = ()
+    levels: tuple[Level, ...] = ()
+    lines: tuple[Line, ...] = ()
+    arrows: tuple[Arrow, ...] = ()
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the viewBox, and of the letters in it; margins in the order top, right, bottom, left."""
+
+    name: str
+    width: int
+    height: int
+    font: float
+    margins: tuple[int, int, int, int]
+
+
+WIDE = Size("wide", 1000, 440, 13, (50, 18, 50, 52))
+NARROW = Size("narrow", 380, 360, 12.5, (50, 12, 48, 40))
+
+
+# --- scales and ticks -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from `low` to `high` onto `start` to `end`, linear in the value or in its logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def at(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.is_log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+def linear_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """About `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return _multiples(step, low, high)
+
+
+def time_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Round times in seconds: steps of 1, 2, 5, 10, 15, 30 seconds or minutes, of hours, of days."""
+    rough = (high - low) / count
+    fitting = (step for step in _TIME_STEPS if step >= rough)
+    return _multiples(next(fitting, _DAY * math.ceil(rough / _DAY)), low, high)
+
+
+def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """1, 2 and 5 times powers of ten where at most `count` of them fit, else powers of ten alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= count:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / count)]
+
+
+def _multiples(step: float, low: float, high: float) -> list[float]:
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+def draw(chart: Chart, size: Size, identity: str) -> str:
+    """The chart as one <svg>. identity: of this drawing, unique within its page."""
+    top, right, bottom, left = size.margins
+    x = Scale(chart.x.low, chart.x.high, left, size.width - right, chart.x.is_log)
+    y = Scale(chart.y.low, chart.y.high, size.height - bottom, top, chart.y.is_log)
+    frame = f'x="{left}" y="{top}" width="{x.end - left:g}" height="{y.start - top:g}"'
+    parts = [
+        f'<svg class="chart {size.name}" viewBox="0 0 {size.width} {size.height}" role="img" '
+        f'aria-label="{escape(chart.summary)}" font-size="{size.font:g}">',
+        f'<clipPath id="{identity}"><rect {frame}/></clipPath>',
+        *_axes(chart, size, x, y),
+        *_each(_stretch, chart.stretches, size, x, y),
+        f'<g clip-path="url(#{identity})">',
+        *_each(_level, chart.levels, x, y),
+        *_each(_line, chart.lines, x, y),
+        "</g>",
+        *_each(_arrow, chart.arrows, size, x, y),
+        *(_mark(mark, x, y) for mark in chart.marks if _is_within(mark, chart)),
+        "</svg>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _each(draw_one: Callable[..., str], things: Iterable[object], *where: object) -> list[str]:
+    return [draw_one(thing, *where) for thing in things]
+
+
+def _axes(chart: Chart, size: Size, x: Scale, y: Scale) -> list[str]:
+    below, beside = y.start + 1.4 * size.font, x.start - 0.5 * size.font
+    parts = []
+    for value, word in chart.y.ticks:
+        parts.append(_segment("grid", x.start, y.at(value), x.end, y.at(value)))
+        parts.append(_text(word, beside, y.at(value) + 0.35 * size.font, "tick", "end"))
+    parts.append(_segment("axis", x.start, y.start, x.end, y.start))
+    for value, word in chart.x.ticks:
+        parts.append(_segment("axis", x.at(value), y.start, x.at(value), y.start + 4))
+        parts.append(_text(word, _inside(word, x.at(value), size), below, "tick", "middle"))
+    parts.append(_text(chart.x.label, (x.start + x.end) / 2, size.height - 0.6 * size.font, "label", "middle"))
+    parts.append(_text(chart.y.label, 2, 1.1 * size.font, "label", "start"))
+    return parts
+
+
+def _inside(word: str, middle: float, size: Size) -> float:
+    """The middle of a word that does not reach over the picture's edge."""
+    half = _LETTER * size.font * len(word) / 2
+    return min(max(middle, half), size.width - half)
+
+
+def _stretch(one: Stretch, size: Size, x: Scale, y: Scale) -> str:
+    start, end = (min(max(x.at(value), x.start), x.end) for value in (max(one.start, x.low), one.end))
+    border = _segment("border", start, y.end, start, y.start) if one.has_border else ""
+    fitting = (label for label in one.labels if _LETTER * size.font * len(label) <= end - start)
+    label = next(fitting, "")
+    return border + (_text(label, (start + end) / 2, y.end - 0.6 * size.font, "stage", "middle") if label else "")
+
+
+def _level(level: Level, x: Scale, y: Scale) -> str:
+    return _segment(level.style, x.start, y.at(level.y), x.end, y.at(level.y))
+
+
+def _line(line: Line, x: Scale, y: Scale) -> str:
+    """On a logarithmic axis there is no place for what came before the first token."""
+    points = [point for point in line.points if point[0] > 0 or not x.is_log]
+    places = " ".join(f"{x.at(across):.1f},{y.at(up):.1f}" for across, up in points)
+    return f'<polyline class="{line.style}" points="{places}"/>' if len(points) > 1 else ""
+
+
+def _arrow(arrow: Arrow, size: Size, x: Scale, y: Scale) -> str:
+    start, end, level = x.at(arrow.start), x.at(arrow.end), y.at(arrow.y)
+    back = 1 if start > end else -1
+    tip, neck = end + 6 * back, end + 14 * back  # beside the mark that stands at its end
+    head = f"{tip:.1f},{level:.1f} {neck:.1f},{level - 4.5:.1f} {neck:.1f},{level + 4.5:.1f}"
+    room = level + 1.5 * size.font * (len(arrow.words) + 0.3) < y.start
+    first = level + 1.5 * size.font if room else level - 0.8 * size.font - 1.3 * size.font * (len(arrow.words) - 1)
+    words = (
+        _text(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end")
+        for number, word in enumerate(arrow.words)
+    )
+    return "".join([_segment(arrow.style, start, level, neck, level), _polygon(arrow.style, head), *words])
+
+
+def _mark(mark: Mark, x: Scale, y: Scale) -> str:
+    across, up, title = x.at(mark.x), y.at(mark.y), f"<title>{escape(mark.title)}</title>"
+    if mark.shape == "square":
+        where = f'x="{across - 4:.1f}" y="{up - 4:.1f}" width="8" height="8"'
+        return f'<rect class="{mark.style}" {where}>{title}</rect>'
+    radius = {"circle": 4.5, "spot": 9}[mark.shape]
+    return f'<circle class="{mark.style}" cx="{across:.1f}" cy="{up:.1f}" r="{radius:g}">{title}</circle>'
+
+
+def _is_within(mark: Mark, chart: Chart) -> bool:
+    return chart.x.low <= mark.x <= chart.x.high and chart.y.low <= mark.y <= chart.y.high
+
+
+def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _polygon(style: str, points: str) -> str:
+    return f'<polygon class="{style}" points="{points}"/>'
+
+
+def _text(words: str, x: float, y: float, style: str, anchor: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

@@ -1,0 +1,103 @@
+"""The curves of a report: held-out and training loss over tokens, FLOPs and time.
+
+What every picture of a run is drawn from, whoever draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The first part of a run falls so steeply that it would squash the rest: it counts for no axis.
+_STEEP_PART = 0.2
+
+
+@dataclass(frozen=True)
+class Point:
+    """A loss (nats per token) at a position counted from the run's start.
+
+    seconds: wall-clock without evaluation; None where a report of an older version does not say.
+    """
+
+    tokens: float
+    flops: float
+    loss: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is drawn of a stage: its points, as far as it has come. growth: the operator; None if it does not grow."""
+
+    name: str
+    num_layers: int
+    points: tuple[Point, ...]
+    train: tuple[Point, ...] = ()
+    growth: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A baseline run; `end` is where its budget ends, None until it is finished."""
+
+    points: tuple[Point, ...]
+    end: Point | None
+    name: str = ""
+
+
+def stage_curves(report: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """The stages of the staged run that have points, in order; `report` as `build_report` made it."""
+    return tuple(stage for stage in map(_stage, report["stages"]) if stage.points)
+
+
+def baseline_curves(report: Mapping[str, Any]) -> tuple[Run, ...]:
+    return tuple(run for run in map(_baseline, report["baseline"]["runs"]) if run.points)
+
+
+def staged_points(stages: Sequence[Stage]) -> tuple[Point, ...]:
+    return tuple(point for stage in stages for point in stage.points)
+
+
+def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
+    """The losses worth showing: all but the steep first part of each curve, with room below for words."""
+    lowest = min(point.loss for curve in curves for point in curve)
+    highest = max(point.loss for curve in curves for point in curve if point.tokens >= _STEEP_PART * curve[-1].tokens)
+    span = (highest - lowest) or 0.1
+    return lowest - 0.2 * span, highest + 0.06 * span
+
+
+def _stage(row: Mapping[str, Any]) -> Stage:
+    """After a growth, the certificate's measurement is the first point where no evaluation stands there."""
+    points, growth = _points(row["evaluations"]), row["growth"]
+    if growth and points and points[0].tokens > row["start_tokens"]:
+        grown = {
+            "tokens": row["start_tokens"],
+            "flops": row["start_flops"],
+            "run_seconds": _end_of_growth(row),
+            "loss": growth["certificate"]["eval_loss_after"],
+        }
+        points = _points([grown]) + points
+    return Stage(row["name"], row["num_layers"], points, _points(row["train"]), growth["operator"] if growth else None)
+
+
+def _end_of_growth(row: Mapping[str, Any]) -> float | None:
+    """A stage's seconds begin with growing."""
+    start = row.get("start_seconds")
+    return None if start is None else start + row["growth"]["seconds"]
+
+
+def _baseline(row: Mapping[str, Any]) -> Run:
+    points, end = _points(row["evaluations"]), None
+    if row["eval_loss"] is not None:
+        timed = all(point.seconds is not None for point in points)
+        end = Point(row["tokens"], row["flops"], row["eval_loss"], row["seconds"] if timed else None)
+    return Run(points, end, row["name"])
+
+
+def _points(rows: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(one["tokens"], one["flops"], one["loss"], one.get("run_seconds"))
+        for one in rows
+        if one["loss"] is not None
+    )

@@ -1,0 +1,111 @@
+"""`raystage report`: what runs came to, on the terminal, as JSON, Markdown, a page of HTML, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raystage.errors import InputError
+from raystage.options import exits, json_option, open_store, store_option
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one page that needs no network.")
+@click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw each run as PNG and SVG.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, e.g. for a pull request.")
+@store_option
+@json_option
+@exits
+def report(
+    names: tuple[str, ...],
+    html: Path | None,
+    figures: Path | None,
+    as_markdown: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Show what runs came to: stages, baselines, savings; several runs side by side.
+
+    \b
+    Example:
+      raystage report quickstart --json
+      raystage report quickstart faster --html both.html
+      raystage report quickstart --markdown --figures pictures
+    """
+    if as_json and as_markdown:
+        raise InputError("found --json too; expected one of them", key="--markdown")
+    opened = open_store(store)
+    reports = [_read_report(opened, name) for name in names]
+    written = []
+    if html is not None:
+        written += _write_page(opened, reports, html)
+    if figures is not None:
+        written += _write_figures(reports, figures)
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+    elif as_markdown:
+        _print_markdown(reports)
+    elif not written:
+        _print_tables(reports)
+    for path in written:
+        click.echo(f"wrote {path}", err=as_json or as_markdown)
+
+
+def _read_report(store: Any, name: str) -> dict[str, Any]:
+    found = store.read_run(name, "report.json")
+    if found is None:
+        known = ", ".join(store.run_names()) or "none yet"
+        raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
+    return found
+
+
+def _print_tables(reports: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from raystage.tables import final_table
+
+    for one in reports:
+        Console().print(final_table(one))
+
+
+def _print_markdown(reports: list[dict[str, Any]]) -> None:
+    from raystage.report import markdown
+
+    click.echo("\n".join(markdown(one) for one in reports), nl=False)
+
+
+def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:
+    from raystage.page import page
+
+    text = page([(one, store.read_run(one["name"], "run.json")) for one in reports])
+    with _writing("--html", file, "a file in a folder that is there"):
+        file.write_text(text, encoding="utf-8")
+    return [file]
+
+
+def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """NAME.png and NAME.svg of each run; the folder is made."""
+    from raystage.figures import write_curves
+
+    drawn: list[Path] = []
+    with _writing("--figures", folder, "a folder that can be written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in reports:
+            drawn += write_curves(one, folder / f"{one['name']}.png")
+    return drawn
+
+
+@contextlib.contextmanager
+def _writing(option: str, path: Path, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror}); expected {expected}", key=option, file=str(path)
+        ) from None

@@ -1,0 +1,197 @@
+"""A report's tables as text, the same in Markdown and in HTML: stages, growths, baselines, compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raystage.growth.operator import in_short
+from raystage.savings import format_flops, format_share
+from raystage.units import format_bytes, format_count, format_seconds
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every row has a cell for every column; the first column names the row.
+
+    note: how to read it. totals: how many rows at the end are sums.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    totals: int = 0
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """All that this report has; `report` as `build_report` made it, or a version before the ledger."""
+    return [table for table in (make(report) for make in _TABLES) if table.rows]
+
+
+def stage_table(report: Mapping[str, Any]) -> Table:
+    columns = (
+        "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
+        "eval loss", "grown by", "loss at growth",
+    )  # fmt: skip
+    note = (
+        "Time is wall-clock: growing, training and saving, without evaluation. Memory is the most that a worker held. "
+        "Loss is held out, in nats per token."
+    )
+    return Table("Stages", columns, [_stage_cells(row) for row in report["stages"]], note)
+
+
+def growth_table(report: Mapping[str, Any]) -> Table:
+    columns = (
+        "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
+        "twins' distance", "time",
+    )  # fmt: skip
+    note = "Certificates: the grown model against the one it grew from, on held-out text and on fixed inputs."
+    rows = [_growth_cells(row) for row in report["stages"] if row["growth"]]
+    return Table("What growing did", columns, rows, note)
+
+
+def baseline_table(report: Mapping[str, Any]) -> Table:
+    columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
+    rows = [_baseline_cells(row) for row in report["baseline"]["runs"]]
+    note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
+    return Table("Baseline: the last stage's model from scratch", columns, rows, note)
+
+
+def ledger_table(report: Mapping[str, Any]) -> Table:
+    """Where the compute went; `spent` is a bill, what the saving counts another sum."""
+    title = "Compute"
+    note = (
+        "Each stage counts once, however many runs share it. The saving counts the staged run alone, as if nothing had "
+        "been there before; what was found in the store cost this run nothing."
+    )
+    columns = ("work", "FLOPs", "of which reused", "worker-time", "counted in the saving")
+    ledger = report.get("ledger")
+    if ledger is None:
+        return Table(title, columns, ())
+    rows = [_ledger_cells(entry) for entry in ledger["entries"] if entry["worker_seconds"] or entry["flops"]]
+    worker_seconds = sum(entry["worker_seconds"] for entry in ledger["entries"])
+    reused = sum(entry["flops_reused"] for entry in ledger["entries"])
+    totals = [
+        ["computed and reused", _flops(ledger["flops_spent"] + reused), _flops(reused),
+         format_seconds(worker_seconds), _flops(ledger["flops_claimed"])],
+        ["spent by this run", _flops(ledger["flops_spent"]), "-", "-", "-"],
+    ]  # fmt: skip
+    return Table(title, columns, [*rows, *totals] if rows else (), note, len(totals))
+
+
+def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
+    """Several runs, a line each."""
+    columns = (
+        "run", "state", "compute saved", "speed-up", "time saved", "at eval loss", "FLOPs", "baseline's FLOPs",
+        "tokens per parameter",
+    )  # fmt: skip
+    note = "Each run against its own baseline at equal held-out loss."
+    return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
+
+
+_TABLES = (stage_table, growth_table, baseline_table, ledger_table)
+
+
+def _stage_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        row["state"],
+        str(row["num_layers"]),
+        format_count(row["num_params"]),
+        str(row["num_workers"]),
+        str(row["zero_stage"]),
+        shown(row["tokens"], format_count),
+        shown(row["steps"], str),
+        shown(row["flops"], format_flops),
+        shown(row["seconds"], format_seconds),
+        shown(row["peak_memory_bytes"], format_bytes),
+        shown(row["eval_loss"], format_loss),
+        shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
+        shown(row["growth"], lambda growth: _jump(growth["certificate"])),
+    ]
+
+
+def _growth_cells(row: Mapping[str, Any]) -> list[str]:
+    growth, certificate = row["growth"], row["growth"]["certificate"]
+    return [
+        row["name"],
+        in_short(growth["operator"]),
+        shown(certificate["exact"], lambda exact: "yes" if exact else "no"),
+        shown(certificate["eval_loss_before"], format_loss),
+        shown(certificate["eval_loss_after"], format_loss),
+        f"{shown(certificate['max_logit_difference'], _figure)} "
+        f"({shown(certificate['mean_logit_difference'], _figure)})",
+        _gradient_cell(certificate),
+        shown(certificate["twin_distance"], lambda distance: f"{distance:.2g} at {certificate['twin_steps']} steps"),
+        f"{growth['seconds']:.1f} s",
+    ]
+
+
+def _gradient_cell(certificate: Mapping[str, Any]) -> str:
+    """Of the predictions that claim to be exact; where there are none, of the estimates."""
+    if certificate["gradient_error"] is not None:
+        return _figure(certificate["gradient_error"])
+    return shown(certificate["gradient_error_estimated"], lambda error: f"{error:.2g} (estimated)")
+
+
+def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        format_count(row["budget_tokens"]),
+        row["state"],
+        f"{row['tokens_per_parameter']:.3g}",
+        shown(row["steps"], str),
+        shown(row["flops"], format_flops),
+        shown(row["seconds"], format_seconds),
+        shown(row["eval_loss"], format_loss),
+    ]
+
+
+def _ledger_cells(entry: Mapping[str, Any]) -> list[str]:
+    return [
+        entry["what"],
+        _flops(entry["flops"]),
+        _flops(entry["flops_reused"]),
+        format_seconds(entry["worker_seconds"]),
+        "yes" if entry["is_claimed"] else "no",
+    ]
+
+
+def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
+    savings = report["savings"]
+    return [
+        report["name"],
+        report["state"],
+        shown(savings["compute_saved"], format_share),
+        shown(savings["speedup"], format_share),
+        shown(savings["time_saved"], format_share),
+        shown(savings["at_eval_loss"], format_loss),
+        shown(savings["flops_staged"], format_flops),
+        shown(savings["flops_baseline"], format_flops),
+        f"{report['tokens_per_parameter']:.3g}",
+    ]
+
+
+def _flops(flops: float) -> str:
+    return format_flops(flops) if flops else "0"
+
+
+def _jump(certificate: Mapping[str, float | None]) -> str:
+    before, after = certificate["eval_loss_before"], certificate["eval_loss_after"]
+    if before is None or after is None:
+        return f"{shown(before, format_loss)} to {shown(after, format_loss)}"
+    return f"{before:.3f} to {after:.3f} ({after - before:+.3f})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def format_loss(loss: float) -> str:
+    return f"{loss:.3f}"
+
+
+def shown(value: Any, as_text: Callable[[Any], str]) -> str:
+    """A cell; what is not known yet is a dash."""
+    return "-" if value is None else as_text(value)

@@ -1,0 +1,107 @@
+"""The page of a report as a reader sees it, in a real browser: RAYSTAGE_BROWSER, or a Chromium that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from browser import Tab, find_browser, open_tab
+from factories import make_curves, make_schedule
+from raystage.page import page
+from raystage.plan import make_plan
+from raystage.report import build_report
+
+BROWSER = find_browser()
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(
+        BROWSER is None, reason="no browser: RAYSTAGE_BROWSER names none, nor is a Chromium or Chrome installed"
+    ),
+]
+SHOWN = "[...document.querySelectorAll('.panel')].map(panel => getComputedStyle(panel).display != 'none')"
+OVERFLOW = "document.scrollingElement.scrollWidth - innerWidth"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Two runs side by side, one with a long name."""
+    (tmp_path / "text").mkdir()
+    schedule = make_schedule(tmp_path / "text", training={"workers": 2})
+    plan = make_plan(schedule)
+    stages = [
+        {"run": run.name, "name": stage.name, "key": stage.key, "state": "FINISHED"}
+        for run in plan.runs()
+        for stage in run.stages
+    ]
+    run = {"stages": stages, "schedule_as_set": schedule.model_dump(mode="json", by_alias=True, exclude_unset=True)}
+    reports = [build_report(plan, make_curves(plan, offset=offset), {}, {"python": "3.11"}) for offset in (0.0, 2.0)]
+    path = tmp_path / "page.html"
+    path.write_text(page([(reports[0], run), (reports[1] | {"name": "a-run-with-a-name" * 5}, run)]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tab(file: Path, tmp_path: Path) -> Iterator[Tab]:
+    with open_tab(BROWSER, tmp_path / "profile") as opened:
+        opened.resize(1280)
+        opened.open(file)
+        yield opened
+
+
+def test_nothing_is_complained_of_and_nothing_fetched(tab: Tab, file: Path) -> None:
+    assert tab.evaluate("document.readyState") == "complete"
+    assert tab.complaints == []
+    assert [url for url in tab.requests if not url.startswith("data:")] == [file.as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_the_page_is_never_wider_than_the_screen(tab: Tab, width: int) -> None:
+    tab.resize(width)
+    assert tab.evaluate(OVERFLOW) <= 0
+
+
+def test_on_a_phone_tables_scroll_within_their_own_boxes(tab: Tab) -> None:
+    scrolls = "[...document.querySelectorAll('.scroll:has(table)')].some(box => box.scrollWidth > box.clientWidth)"
+    tab.resize(360)
+    assert tab.evaluate(scrolls) is True
+
+
+def test_a_phone_gets_charts_with_letters_that_can_be_read(tab: Tab) -> None:
+    texts = "[...document.querySelectorAll('.chart text')].map(text => text.getBoundingClientRect().height)"
+    height = f"Math.min(...{texts}.filter(height => height > 0))"  # 0: not shown
+    assert tab.evaluate(height) >= 12
+    tab.resize(360)
+    assert tab.evaluate(height) >= 10
+
+
+def test_the_axis_is_picked_by_a_click(tab: Tab) -> None:
+    first = slice(0, 3)
+    assert tab.evaluate(SHOWN)[first] == [True, False, False]
+    tab.evaluate("document.querySelector('label[for=all-seconds]').click()")
+    assert tab.evaluate(SHOWN)[first] == [False, False, True]
+    assert tab.evaluate(SHOWN)[3:6] == [True, False, False]
+
+
+def test_a_growth_says_its_jump_under_the_pointer(tab: Tab) -> None:
+    place = tab.evaluate(
+        "(() => { const circle = document.querySelector('#run-1 ~ section .over-flops .wide circle.jump');"
+        " circle.scrollIntoView({block: 'center'}); const box = circle.getBoundingClientRect();"
+        " return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2).textContent })()"
+    )
+    assert place.startswith("full, grown by stack: held-out loss ")
+
+
+def test_in_the_dark_the_page_is_dark(tab: Tab) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert tab.evaluate(ground) == "rgb(255, 255, 255)"
+    tab.emulate(dark=True)
+    assert tab.evaluate(ground) == "rgb(18, 22, 27)"
+
+
+def test_on_paper_all_axes_are_shown(tab: Tab) -> None:
+    tab.emulate("print", dark=True)
+    assert set(tab.evaluate(SHOWN)) == {True}
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.pdf().startswith(b"%PDF")
