@@ -19,10 +19,11 @@ from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
-from raystage.initial import InitPlan, find_init
-from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
+from raystage.initial import InitPlan
+from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens
 from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
+from raystage.sources import DataPlan, Sources
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
 CODE_EPOCH = 2
@@ -182,12 +183,15 @@ def continues(first: StagePlan, second: StagePlan) -> bool:
     return second.growth is None and second.parent_key == first.key and same
 
 
-def make_plan(schedule: Schedule, name: str | None = None) -> Plan:
-    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together."""
+def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
+    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together.
+
+    sources: what was looked up for other schedules, by whoever plans many.
+    """
     if name is not None:
         _check_run_name(name)
     try:
-        return _plan(schedule, name or schedule.name)
+        return _plan(schedule, name or schedule.name, sources or Sources())
     except InputError as error:
         raise error.inside(schedule.file or "") from None
 
@@ -199,9 +203,9 @@ def _check_run_name(name: str) -> None:
         raise InputError(str(error), key="--name") from None
 
 
-def _plan(schedule: Schedule, name: str) -> Plan:
-    init = find_init(schedule.init) if schedule.init else None
-    stages = resolve(schedule, init.shape if init else None)
+def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
+    init = sources.init(schedule.init) if schedule.init else None
+    stages = resolve(schedule, init.shape if init else None, sources)
     last = stages[-1]
     run_tokens = sum(stage.tokens for stage in stages)
     cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
