@@ -359,7 +359,7 @@ def trunk_key(stage: StagePlan) -> str:
 
 def _facts(stage: StagePlan) -> dict[str, object]:
     """All that can change the stage's result but its length and rate. Names, paths and cadences cannot."""
-    data = asdict(stage.data)
+    data = dict(vars(stage.data))
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
@@ -368,7 +368,7 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,
         "growth": stage.growth.facts() if stage.growth else None,
-        "shape": asdict(stage.shape),
+        "shape": vars(stage.shape),
         "data": data,
         "training": training | {"optimizer": stage.training.optimizer.used()},
         "seed": stage.seed,

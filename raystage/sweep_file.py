@@ -260,8 +260,22 @@ def _check_together(sweep: Sweep) -> None:
         problem = f"found compute_saved, but {sweep.schedule} has no baseline to hold trials against"
         key = "objective" if len(metrics) == 1 else f"objective[{metrics.index('compute_saved')}]"
         raise InputError(f"{problem}; expected one there", key=f"{key}.metric")
-    equal = sweep.constraints.equal_flops
+    if sweep.constraints.equal_flops is not None:
+        _check_equal_flops(sweep)
+
+
+def _check_equal_flops(sweep: Sweep) -> None:
+    """That there is a stage to take what is left, whose length nothing else says."""
     names = [stage["name"] for stage in sweep.base["stages"]]
-    if equal is not None and equal.stage is not None and equal.stage not in names:
-        problem = f"found {shown(equal.stage)}; expected one of {', '.join(names)}"
-        raise InputError(problem, key="constraints.equal_flops.stage")
+    taker = sweep.constraints.equal_flops.stage or names[-1]
+    key = "constraints.equal_flops.stage"
+    if taker not in names:
+        raise InputError(f"found {shown(taker)}; expected one of {', '.join(names)}", key=key)
+    stage = f"stages[{names.index(taker)}]"
+    if stage in sweep.space:
+        problem = f"{taker} takes what is left of the FLOPs, but may be absent; expected a stage that is always there"
+        raise InputError(problem, key=key)
+    for path in sweep.space:
+        if path.startswith(f"{stage}.until"):
+            problem = f"the length of {taker} follows from constraints.equal_flops; expected another path"
+            raise InputError(f"{problem}, or another constraints.equal_flops.stage", key=f"space.{path}")

@@ -20,7 +20,7 @@ FLOORS: dict[int, set[str]] = {
         "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units",
         "growth.width", "hf_config", "hf_family", "initial", "mailbox", "manifest_check", "memory", "plan", "plan_json",
         "promises", "prune", "rates", "record", "report", "resolve", "retention", "savings", "schedule", "section",
-        "sources", "space", "sweep_file", "yamlfile",
+        "sources", "space", "sweep_file", "tree", "trials", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",

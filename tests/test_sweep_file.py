@@ -125,6 +125,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
      "objective[2]: found eval_loss a second time; expected each once"),
     ({"constraints": {"equal_flops": {"stage": "last"}}},
      "constraints.equal_flops.stage: found 'last'; expected one of small, middle, full"),
+    ({"constraints": {"equal_flops": True}, "space": {"stages[2]": {"choice": ["present", "absent"]}}},
+     "constraints.equal_flops.stage: full takes what is left of the FLOPs, but may be absent; "
+     "expected a stage that is always there"),
+    ({"constraints": {"equal_flops": {"stage": "middle"}}, "space": {"stages[1].until": {"grid": [{"steps": 5}]}}},
+     "space.stages[1].until: the length of middle follows from constraints.equal_flops; expected another path, "
+     "or another constraints.equal_flops.stage"),
     ({"constraints": {"equal_flops": 5}},
      "constraints.equal_flops: found 5; expected a mapping of keys to values"),
 ]  # fmt: skip
