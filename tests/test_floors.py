@@ -31,8 +31,8 @@ FLOORS: dict[int, set[str]] = {
         "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"display", "driver", "tables"},
-    6: {"cli", "options", "store_commands"},
+    5: {"columns", "display", "driver", "sweep_tables", "tables"},
+    6: {"cli", "options", "store_commands", "sweep_commands"},
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.
