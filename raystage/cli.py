@@ -19,6 +19,7 @@ from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_o
 from raystage.options import exits, in_job_copy, json_option, open_store, store_option
 from raystage.report_command import report
 from raystage.store_commands import store_group
+from raystage.sweep_commands import print_sweep_plan
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,7 +44,7 @@ _set = click.option(
 
 
 @main.command()
-@click.argument("schedule", type=click.Path(path_type=Path))
+@click.argument("schedule", type=click.Path(path_type=Path), metavar="SCHEDULE|SWEEP")
 @_set
 @click.option("--suggest", "suggested", is_flag=True, help="Also propose lengths for the stages, by published rules.")
 @json_option
@@ -51,17 +52,27 @@ _set = click.option(
 def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: bool) -> None:
     """Print what a schedule would do and cost, and what to beware of, without doing it.
 
+    Of a sweep: its trials, the tree of their stages, and how much these share.
+
     \b
     Example:
       raystage plan jobs/schedules/quickstart.yaml --set stages[1].until.tokens=600K
       raystage plan jobs/schedules/quickstart.yaml --suggest
+      raystage plan jobs/sweeps/quickstart.yaml
     """
     from rich.console import Console
 
     from raystage.advice import suggest
     from raystage.plan_json import plan_json, suggestions_json
+    from raystage.sweep_file import is_sweep
     from raystage.tables import plan_table, suggestion_table
+    from raystage.yamlfile import read_mapping
 
+    if is_sweep(read_mapping(schedule)):
+        if suggested:
+            raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
+        print_sweep_plan(schedule, overrides, as_json)
+        return
     _, made = _load(schedule, overrides, None)
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}

@@ -19,10 +19,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.attempts import Rejection
+from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
-from raystage.tables import STATE_STYLES, FirstThatFits, format_jump, format_loss
+from raystage.tables import STATE_STYLES, format_jump, format_loss
 from raystage.units import format_count, format_seconds
 
 # At most one plain line per this time on training alone.

@@ -22,10 +22,11 @@ from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
-from raystage.initial import InitPlan, find_init
-from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
+from raystage.initial import InitPlan
+from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens
 from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
+from raystage.sources import DataPlan, Sources
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
 CODE_EPOCH = 2
@@ -202,12 +203,15 @@ def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
     return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))
 
 
-def make_plan(schedule: Schedule, name: str | None = None) -> Plan:
-    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together."""
+def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
+    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together.
+
+    sources: what was looked up for other schedules, by whoever plans many.
+    """
     if name is not None:
         _check_run_name(name)
     try:
-        return _plan(schedule, name or schedule.name)
+        return _plan(schedule, name or schedule.name, sources or Sources())
     except InputError as error:
         raise error.inside(schedule.file or "") from None
 
@@ -219,9 +223,9 @@ def _check_run_name(name: str) -> None:
         raise InputError(str(error), key="--name") from None
 
 
-def _plan(schedule: Schedule, name: str) -> Plan:
-    init = find_init(schedule.init) if schedule.init else None
-    stages = resolve(schedule, init.shape if init else None)
+def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
+    init = sources.init(schedule.init) if schedule.init else None
+    stages = resolve(schedule, init.shape if init else None, sources)
     last = stages[-1]
     run_tokens = sum(stage.tokens for stage in stages)
     cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
@@ -397,7 +401,7 @@ def trunk_key(stage: StagePlan) -> str:
 def _facts(stage: StagePlan) -> dict[str, object]:
     """All that can change the stage's result but its length and rate. Names, paths and cadences cannot, but for that
     of evaluation where the stage ends on what it shows."""
-    data = asdict(stage.data)
+    data = dict(vars(stage.data))
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
@@ -406,7 +410,7 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,
         "growth": stage.growth.facts() if stage.growth else None,
-        "shape": asdict(stage.shape),
+        "shape": vars(stage.shape),
         "data": data,
         "training": training | {"optimizer": stage.training.optimizer.used()},
         "seed": stage.seed,

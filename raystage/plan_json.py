@@ -1,4 +1,4 @@
-"""A plan as plain values: what `raystage plan --json` prints."""
+"""A plan as plain values, of a schedule or of a sweep: what `raystage plan --json` prints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from raystage.advice import suggest, warnings
 from raystage.plan import Growth, Plan, RunPlan, StagePlan
+from raystage.tree import Node
+from raystage.trials import SweepPlan, Trial
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -70,4 +72,50 @@ def _baseline(run: RunPlan) -> dict[str, Any]:
         "stages": [
             {"name": stage.name, "key": stage.key, "tokens": stage.tokens, "flops": stage.flops} for stage in run.stages
         ],
+    }
+
+
+def sweep_json(plan: SweepPlan) -> dict[str, Any]:
+    """Every trial with its config and the keys of its stages, every stage once, and what the sweep costs."""
+    tree = plan.tree
+    return {
+        "name": plan.sweep.name,
+        "algorithm": plan.sweep.search.algorithm,
+        "is_foreseen": plan.is_foreseen,
+        "trials": [_trial(trial) for trial in plan.trials],
+        "order": list(tree.order),
+        "stages": [_node(node) for node in tree.nodes.values()],
+        "flops_apart": tree.flops_apart,
+        "flops_shared": tree.flops_shared,
+        "flops_left": tree.flops_left,
+        "sharing_factor": tree.sharing_factor,
+        "longest_flops": tree.longest_flops,
+        "apart": list(tree.apart),
+        "baseline_flops": plan.baselines.flops_shared if plan.baselines else 0,
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    staged = trial.plan.staged
+    return {
+        "number": trial.number,
+        "config": trial.config,
+        "stages": [stage.key for stage in staged.stages],
+        "tokens": staged.tokens,
+        "flops": staged.flops,
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.stage.name,
+        "label": node.label,
+        "key": node.stage.key,
+        "parent_key": node.stage.parent_key,
+        "donor_key": node.donor_key,
+        "tokens": node.stage.tokens,
+        "flops": node.stage.flops,
+        "own_flops": node.own_flops,
+        "is_finished": node.is_finished,
+        "trials": list(node.trials),
     }

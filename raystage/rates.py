@@ -150,3 +150,12 @@ def stable_end(curve: Curve) -> int | None:
     if len(curve) > 1 and curve[-2].is_flat and last.form == "line":
         return last.start_tokens
     return None
+
+
+def stem(curve: Curve, start: int, end: int) -> tuple:
+    """The signature of a stretch but for where a constant piece at its end is left; can be a key of a mapping.
+
+    A stretch with the same start and stem that ends elsewhere in the same piece has equal rates as far as both go.
+    """
+    *whole, last = signature(curve, start, end)
+    return (*map(tuple, whole), ("constant", last[1], last[3]) if last[0] == "constant" else tuple(last))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from raystage.conditions import Accept, Until
-from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
+from raystage.corpus import BYTE_TOKENIZER
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
 from raystage.families import FAMILIES
@@ -28,24 +28,12 @@ from raystage.schedule import (
     Training,
 )
 from raystage.shape import ModelShape, flops_per_token, heads_problem
+from raystage.sources import DataPlan, Sources
 from raystage.triggers import DecayStart, cap_steps, is_open, placed_mixing
 from raystage.units import shown
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 DEFAULT_MICRO_BATCH_TOKENS = 8_192
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """What is read. `fingerprint` identifies the text itself and `tokenizer_fingerprint` the tokenizer
-    ("bytes", a hub name, or the hash of a folder's files), wherever they lie."""
-
-    source: str
-    path: tuple[str, ...]
-    tokenizer: str
-    validation_fraction: float
-    fingerprint: str
-    tokenizer_fingerprint: str = BYTE_TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -68,27 +56,27 @@ class ResolvedStage:
         return self.steps * self.training.global_batch_tokens
 
 
-def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[ResolvedStage, ...]:
+def resolve(
+    schedule: Schedule, init: ModelShape | None = None, sources: Sources | None = None
+) -> tuple[ResolvedStage, ...]:
     """Every stage resolved; what no stage says of its model is as in `init`, which the first stage starts from.
 
     Every attempt that `on_reject` may come to is resolved, too, to be refused now rather than after days.
     Raises InputError at the first thing that does not fit.
     """
+    sources = sources or Sources()
     _check_names(schedule)
     check_gates(schedule)
-    corpora: dict[tuple, Corpus] = {}
-    stages = _resolve_stages(schedule, init, corpora)
+    stages = _resolve_stages(schedule, init, sources)
     for attempt in attempts(schedule):
         try:
-            _resolve_stages(attempt.schedule, init, corpora)
+            _resolve_stages(attempt.schedule, init, sources)
         except InputError as error:
             raise attempt.refused(error) from None
     return stages
 
 
-def _resolve_stages(
-    schedule: Schedule, init: ModelShape | None, corpora: dict[tuple, Corpus]
-) -> tuple[ResolvedStage, ...]:
+def _resolve_stages(schedule: Schedule, init: ModelShape | None, sources: Sources) -> tuple[ResolvedStage, ...]:
     completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
     _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     stages: list[ResolvedStage] = []
@@ -96,7 +84,7 @@ def _resolve_stages(
         before = stages[-1].shape if stages else init
         try:
             start_tokens = sum(stage.tokens for stage in stages)
-            stages.append(_resolve_stage(completed, index, corpora, before, start_tokens))
+            stages.append(_resolve_stage(completed, index, sources, before, start_tokens))
             _check_growth(before, stages[-1])
             if index == 0 and init is not None:
                 _check_first_growth(stages[0].grow)
@@ -160,10 +148,10 @@ def _check_names(schedule: Schedule) -> None:
 
 
 def _resolve_stage(
-    schedule: Schedule, index: int, corpora: dict[tuple, Corpus], before: ModelShape | None, start_tokens: int
+    schedule: Schedule, index: int, sources: Sources, before: ModelShape | None, start_tokens: int
 ) -> ResolvedStage:
     written, stage = schedule.stages[index], schedule.resolved(index)
-    data = _resolve_data(stage.data, corpora)
+    data = sources.data(stage.data)
     shape = resolve_shape(stage.model, stage.data)
     if before:
         shape = replace(shape, rope_theta=before.rope_theta)
@@ -277,42 +265,6 @@ def _vocab_size(model: Model, data: Data) -> int:
         problem = f"found {model.vocab_size}; expected at least {BYTE_VOCABULARY} for the byte tokenizer"
         raise InputError(problem, key="model.vocab_size")
     return model.vocab_size or BYTE_VOCABULARY
-
-
-def _resolve_data(data: Data, corpora: dict[tuple, Corpus]) -> DataPlan:
-    if data.source == "text" and not data.path:
-        raise InputError("missing; expected a file or folder, or a list of them, for source: text", key="data.path")
-    if data.source != "text" and data.path:
-        problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
-        raise InputError(problem, key="data.path")
-    source = (data.source, data.path)
-    if source not in corpora:
-        corpora[source] = read_corpus(*source)
-    _check_split(corpora[source], data.validation_fraction)
-    return DataPlan(
-        source=data.source,
-        path=data.path,
-        tokenizer=data.tokenizer,
-        validation_fraction=data.validation_fraction,
-        fingerprint=corpora[source].fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
-    )
-
-
-def _check_split(corpus: Corpus, fraction: float) -> None:
-    """Refuse a split with nothing on one side: documents are held out by their hash, so few may fall on one."""
-    training, held_out = corpus.split(fraction)
-    if training and held_out:
-        return
-    count, working = len(corpus.documents), corpus.working_fraction()
-    if working is None:
-        found = "1 document" if count == 1 else f"{count} documents of one and the same text"
-        raise InputError(f"found {found}; expected two or more, some of them to hold out", key="data.path")
-    side = "holds out none" if training else "leaves none for training"
-    problem = (
-        f"found {fraction:g}, which {side} of {count} documents; expected more documents, or for example {working}"
-    )
-    raise InputError(problem, key="data.validation_fraction")
 
 
 def _resolve_training(training: Training, shape: ModelShape) -> Training:

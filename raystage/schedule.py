@@ -200,7 +200,7 @@ class Stage(Section):
     grow: Grow | None = None
     data: Data = Data()
     model: Model = Model()
-    training: Training = Training()
+    training: Training = Field(default_factory=Training)
 
 
 class Baseline(Section):
@@ -226,7 +226,7 @@ class Schedule(Section):
     seed: Seed = 0
     data: Data = Data()
     model: Model = Model()
-    training: Training = Training()
+    training: Training = Field(default_factory=Training)
     stages: Annotated[
         tuple[Stage, ...],
         Field(min_length=1, examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"]),

@@ -137,12 +137,40 @@ def _paths(section: type[Section], prefix: str = "", above: tuple[type[Section],
                 yield from _paths(inner, "" if inner.stands_alone else f"{prefix}{name}.", (*above, section))
 
 
+def check_path(location: tuple | list, root: type[Section]) -> None:
+    """Whether a path such as ['stages', 1, 'until', 'tokens'] is one that a file of the section `root` may set.
+
+    Raises InputError, whose key is the path up to where it leads nowhere. Indices are not looked at.
+    """
+    section: type[Section] | None = root
+    for position, step in enumerate(location):
+        if isinstance(step, int):
+            continue
+        here = tuple(location[: position + 1])
+        if section is None:
+            before = yamlfile.dotted(location[:position])
+            raise InputError(f"{before} is a value; expected no key in it", key=yamlfile.dotted(here))
+        if step not in keys_of(section):
+            raise InputError(_unknown_key(here, root), key=yamlfile.dotted(here))
+        annotation = keys_of(section)[step].annotation
+        section = next(_sections_in(annotation), None)
+        if section is None and _is_mapping(annotation):
+            return  # of any keys, such as DeepSpeed's
+
+
+def _is_mapping(annotation: object) -> bool:
+    return typing.get_origin(annotation) is dict or any(map(_is_mapping, typing.get_args(annotation)))
+
+
 def _section_at(location: tuple, root: type[Section]) -> type[Section]:
     """The section class that a pydantic error location leads into."""
-    section = root
-    for step in location:
+    section, steps = root, iter(location)
+    for step in steps:
         if isinstance(step, str):
-            section = next(_sections_in(keys_of(section)[step].annotation))
+            annotation = keys_of(section)[step].annotation
+            section = next(_sections_in(annotation))
+            if _is_mapping(annotation):
+                next(steps, None)  # under any name
     return section
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from raystage.families import FAMILIES, Axis, Family, ParameterSpec
 
@@ -119,6 +120,8 @@ def num_body_params(shape: ModelShape) -> int:
     return _count(shape, FAMILIES[shape.family].not_body)
 
 
+# Kept, since the plan of a large sweep asks ten thousand times; a family's table never changes under its name.
+@lru_cache(maxsize=4096)
 def flops_per_token(shape: ModelShape) -> int:
     """Training FLOPs of one token, forward and backward.
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.advice import Suggestion, warnings
+from raystage.columns import FirstThatFits
+from raystage.columns import name_column as _name
+from raystage.columns import number_column as _number
+from raystage.columns import table as _table
 from raystage.growth.explain import explain, what_grows
 from raystage.growth.operator import in_short
 from raystage.growth.request import Growth
@@ -31,20 +33,6 @@ STATE_STYLES = {
     "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
     "FINISHED": "green", "REUSED": "green",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FirstThatFits:
-    """The same facts laid out several ways, widest first. Which one fits is known only when it is printed."""
-
-    layouts: tuple[RenderableType, ...]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for layout in self.layouts[:-1]:
-            if Measurement.get(console, options.update(width=10_000), layout).maximum <= options.max_width:
-                yield layout
-                return
-        yield self.layouts[-1]
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -338,21 +326,3 @@ def store_table(listing: Listing) -> RenderableType:
     for run in listing.runs:
         runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))
     return Group(stages, "", runs)
-
-
-# --- columns ----------------------------------------------------------------------------------
-
-
-def _table(title: str | None, columns: Iterable[Column]) -> Table:
-    return Table(
-        *columns, title=title, title_justify="left", title_style="bold", header_style="",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-
-
-def _name(header: str) -> Column:
-    return Column(header, no_wrap=True)
-
-
-def _number(header: str) -> Column:
-    return Column(header, justify="right", no_wrap=True)

@@ -122,13 +122,15 @@ def _copied(child: object, following: str | int) -> object:
 
 
 def _check_step(place: object, steps: list[str | int], position: int, label: str) -> None:
-    step, before = steps[position], dotted(steps[:position]) or "the file"
-    if isinstance(step, str) and not isinstance(place, dict):
+    step = steps[position]
+    if isinstance(place, dict) if isinstance(step, str) else isinstance(place, list) and step < len(place):
+        return
+    before = dotted(steps[:position]) or "the file"
+    if isinstance(step, str):
         raise InputError(f"{before} is {kind_of(place)}; expected a mapping that {step!r} can be set in", key=label)
-    if isinstance(step, int) and not isinstance(place, list):
+    if not isinstance(place, list):
         raise InputError(f"{before} is {kind_of(place)}; expected a list that has an entry [{step}]", key=label)
-    if isinstance(step, int) and step >= len(place):
-        raise InputError(f"found [{step}], but {before} has {len(place)} entries, counted from 0", key=label)
+    raise InputError(f"found [{step}], but {before} has {len(place)} entries, counted from 0", key=label)
 
 
 def parse_path(path: str) -> list[str | int]:

@@ -493,7 +493,7 @@ def test_the_good_file_is_good(folder: Path) -> None:
         "model.tied_embeddings=yes",
         "stages[0].until={tokens: 640, steps: null}",
         "stages[0].until={tokens: 640, steps: 5}",
-        "stages[0].until={plateau: {min_delta: 0.01, patience: 3}, seconds: 1.5h, flops: 1e10}",
+        "stages[0].until={plateau: {min_delta: 0.01, patience: 3}, seconds: 1.5h, steps: 2}",
         "stages[0].until={any: [{all: [{eval_loss: 2}, {slope: {tau: -0.05, hits: 3}}]}, {steps: 4}], steps: 9}",
         "stages[0].until={mixing: {tokens: 400, of: 1280}}",
         "stages[1].accept={loss_increase_below: 0.3} | stages[1].on_reject={rewind: {to: small, set: {seed: 1}}}",

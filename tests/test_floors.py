@@ -21,7 +21,7 @@ FLOORS: dict[int, set[str]] = {
         "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "initial",
         "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises", "prune",
         "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section",
-        "triggers", "values", "yamlfile",
+        "sources", "space", "sweep_file", "tree", "trials", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
@@ -32,8 +32,8 @@ FLOORS: dict[int, set[str]] = {
         "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"display", "driver", "narrator", "tables"},
-    6: {"cli", "options", "report_command", "store_commands"},
+    5: {"columns", "display", "driver", "narrator", "sweep_tables", "tables"},
+    6: {"cli", "options", "report_command", "store_commands", "sweep_commands"},
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from factories import write_documents
 from raystage.cli import main
 from raystage.growth.operator import OPERATORS
 from raystage.plan import make_plan
+from raystage.savings import format_flops
 from raystage.schedule import Baseline, Data, Grow, Model, Schedule, Stage, Training, load
+from raystage.space import Entry
+from raystage.sweep_file import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
+from raystage.sweep_file import load as load_sweep
+from raystage.trials import plan_sweep
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -62,6 +68,17 @@ def test_the_first_schedule_can_be_planned(tmp_path: Path) -> None:
     assert plan.predicted_saving > 0
 
 
+def test_the_first_sweep_is_the_one_that_ships() -> None:
+    """Its figures too; only the schedule is named as if it lay beside it."""
+    path = REPOSITORY / "jobs/sweeps/quickstart.yaml"
+    shown, shipped = yaml.safe_load(block_with("name: when-to-grow")), yaml.safe_load(path.read_text())
+    assert shown | {"schedule": "../schedules/growth.yaml"} == shipped
+    tree = plan_sweep(load_sweep(path)).tree
+    apart, shared = format_flops(tree.flops_apart), format_flops(tree.flops_shared)
+    figures = f"{apart} FLOPs apart and are {shared}, a factor of {tree.sharing_factor:.2f}"
+    assert figures in " ".join(README.split())
+
+
 def test_the_file_map_is_the_tree() -> None:
     block = block_with("raystage/\n").split("jobs/\n")[0]
     shown = set(re.findall(r"[\w/]+\.py", block))
@@ -77,7 +94,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_tables_name_every_key_and_operator() -> None:
     """A key or an operator that is added is written down, too."""
-    for section in (Data, Model, Training, Stage, Baseline, Schedule, Grow):
+    sweep = (Entry, Search, Scheduler, AfterGrowth, Objective, Constraints, EqualFlops, Sweep)
+    for section in (Data, Model, Training, Stage, Baseline, Schedule, Grow, *sweep):
         for field in section.model_fields:
             assert re.search(rf"\b{field}\b", README), f"{section.__name__}.{field}"
     for operator in OPERATORS:

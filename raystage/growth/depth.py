@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from raystage.units import shown
 
@@ -37,7 +37,7 @@ class GrowthOptions:
 
     def given(self) -> dict[str, object]:
         """The options that are given, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 NO_OPTIONS = GrowthOptions()

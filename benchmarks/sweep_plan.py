@@ -1,0 +1,58 @@
+"""Seconds to plan a sweep of ten thousand trials: python benchmarks/sweep_plan.py [--trials 10000]
+
+The quickstart's three stages, of random lengths, operators, rates and weight decays, so that nearly every trial has
+stages of its own; under wsd, where they share their starts, and under cosine, where they share nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from raystage.sweep_file import load
+from raystage.trials import plan_sweep
+from raystage.yamlfile import read_mapping
+
+SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/quickstart.yaml"
+SPACE = {
+    "stages[0].until.tokens": {"integer": ["100K", "1M"]},
+    "stages[1].until.tokens": {"integer": ["100K", "1M"]},
+    "stages[1].grow.operator": {"choice": ["stack", "interleave", "identity"]},
+    "training.optimizer.lr": {"choice": ["1e-3", "2e-3", "4e-3"]},
+    "stages[2].training.optimizer.weight_decay": {"uniform": [0, 0.2]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=10_000)
+    trials = parser.parse_args().trials
+    print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print("| rate | trials | different stages | sharing factor | seconds | of CPU |")
+    print("|---|---|---|---|---|---|")
+    for kind in ("wsd", "cosine"):
+        print(row(kind, trials))
+
+
+def row(kind: str, trials: int) -> str:
+    """A line of the table: what was planned, and how long it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder, "sweep.yaml")
+        schedule = read_mapping(SCHEDULE)
+        schedule["training"]["lr_schedule"]["kind"] = kind
+        Path(folder, "schedule.yaml").write_text(yaml.safe_dump(schedule))
+        search = {"algorithm": "random", "num_trials": trials}
+        sweep.write_text(yaml.safe_dump({"name": kind, "schedule": "schedule.yaml", "space": SPACE, "search": search}))
+        began, began_cpu = time.perf_counter(), time.process_time()
+        tree = plan_sweep(load(sweep)).tree
+        seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+    return f"| {kind} | {tree.trials} | {len(tree.nodes)} | {tree.sharing_factor:.2f} | {seconds:.1f} | {cpu:.1f} |"
+
+
+if __name__ == "__main__":
+    main()
