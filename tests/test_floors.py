@@ -27,8 +27,8 @@ FLOORS: dict[int, set[str]] = {
         "hardware", "hf_tokenizer", "model", "objective",
     },
     3: {
-        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "storage", "store",
-        "tensorfile", "tracking", "zero",
+        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
+        "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
     5: {"display", "driver", "tables"},
@@ -40,8 +40,8 @@ PACKAGES: dict[int, set[str]] = {
     0: set(),
     1: {"huggingface_hub", "pydantic", "yaml"},
     2: {"matplotlib", "numpy", "tokenizers", "torch", "transformers"},
-    3: {"deepspeed", "pyarrow", "safetensors", "wandb", "xxhash"},
-    4: {"psutil", "ray"},
+    3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
+    4: {"ray"},
     5: {"rich"},
     6: {"click"},
 }
