@@ -19,12 +19,14 @@ from typing import Any
 from raystage import launch
 from raystage.errors import BrokenPromise, StageFailed
 from raystage.figures import write_curves
+from raystage.lease import Leases
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.promises import check_promises
 from raystage.record import Evaluation, Listener, Progress, StageRecord, TrainPoint
 from raystage.report import build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
+from raystage.turns import Turn, Turns
 from raystage.worker import Job
 
 RUN_FILE = "run.json"
@@ -45,6 +47,7 @@ class Driver:
     run_ids: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, StageRecord] = field(default_factory=dict)
+    turns: Turns | None = None
     _began: float = 0.0
     _connected: bool = False
 
@@ -55,6 +58,7 @@ class Driver:
             self.states[key] = "REUSED" if record else "SCHEDULING"
             if record:
                 self.records[key] = record
+        self.turns = self.turns or Turns(self.store, Leases(self.store.folder / "stages"))
 
     def run(self) -> dict[str, Any]:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
@@ -81,14 +85,29 @@ class Driver:
     def _carry_out(self, run: RunPlan, stack: contextlib.ExitStack) -> None:
         self._tell("run_started", run)
         for job in run.jobs():
-            pending = tuple(stage for stage in job if stage.key not in self.records)
-            for stage in job:
-                if stage.key in self.records:
-                    self._reuse(run, stage)
-            if pending:
-                self._ensure_cluster(stack)
-                self._train(run, pending)
+            pending = self._reuse_finished(run, job)
+            while pending and not self._train_alone(run, pending, stack):
+                pending = self._reuse_finished(run, pending)
         self._tell("run_finished", run, tuple(self.records[stage.key] for stage in run.stages))
+
+    def _reuse_finished(self, run: RunPlan, stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
+        """Tell of what is finished, here or by another driver meanwhile; returns what is not."""
+        for stage in stages:
+            if stage.key not in self.records and (record := self.store.record(stage.key)):
+                self.states[stage.key], self.records[stage.key] = "REUSED", record
+            if stage.key in self.records:
+                self._reuse(run, stage)
+        return tuple(stage for stage in stages if stage.key not in self.records)
+
+    def _train_alone(self, run: RunPlan, pending: tuple[StagePlan, ...], stack: contextlib.ExitStack) -> bool:
+        """Train once nobody else does. False where somebody else came first: some of it may now be finished."""
+        if not self.turns.wait(pending, lambda stage, holder: self._tell("waiting", run, stage, holder)):
+            return False
+        self._ensure_cluster(stack)
+        with self.turns.take(pending) as turn:
+            if turn is not None:
+                self._train(run, pending, turn)
+        return turn is not None
 
     def _reuse(self, run: RunPlan, stage: StagePlan) -> None:
         """Tell of a finished stage as if it had just been trained."""
@@ -105,11 +124,16 @@ class Driver:
             self._tell(_kind(point), run, stage, point)
         self._tell("stage_finished", run, stage, record, True)
 
-    def _train(self, run: RunPlan, pending: tuple[StagePlan, ...]) -> None:
+    def _train(self, run: RunPlan, pending: tuple[StagePlan, ...], turn: Turn) -> None:
         narrator = Narrator(run, pending, self._tell, self._finished, self._stage_started)
+
+        def hear(kind: str, key: str, what: Any) -> None:
+            turn.check()
+            narrator.hear(kind, key, what)
+
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            launch.run_train(Job(pending, self.store.folder.uri), narrator.hear, patience)
+            launch.run_train(Job(pending, self.store.folder.uri), hear, patience)
         except BaseException as error:
             current = narrator.current or pending[0]
             self.states[current.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
@@ -207,6 +231,8 @@ class Narrator:
                 self._grow(stage, what)
             case "trained" | "evaluated":
                 self._point(stage, what)
+            case "saved":
+                self._tell("saved", self._run, stage, what)
             case "finished":
                 self._tell("stage_finished", self._run, stage, what, False)
                 self._finished(stage, what)

@@ -34,7 +34,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raystage.errors import StorageError
-from raystage.processes import ProcessName, this_process
+from raystage.holder import Holder, ProcessName
+from raystage.processes import is_gone, this_process
 from raystage.storage import Folder
 
 TTL_SECONDS = 30.0
@@ -44,21 +45,6 @@ _MARGIN = 0.9
 _SETTLE_SECONDS = 0.05
 _FOLDER = "leases"
 _TICKET, _BEAT = ".json", ".beat"
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who has a ticket. is_held: not just claimed. owner, since (seconds since 1970): None where it is damaged."""
-
-    ticket: str
-    is_held: bool
-    owner: ProcessName | None
-    since: float | None
-
-    def __str__(self) -> str:
-        if self.owner is None:
-            return f"somebody whose lease {self.ticket}{_TICKET} is damaged"
-        return f"{self.owner} (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))})"
 
 
 class Leases:
@@ -75,7 +61,7 @@ class Leases:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._stages, self._owner = stages, owner or this_process()
-        self._ttl_seconds, self._heartbeat_seconds = ttl_seconds, heartbeat_seconds
+        self.ttl_seconds, self._heartbeat_seconds = ttl_seconds, heartbeat_seconds
         self._seen: dict[str, _Seen] = {}
         self._kept: set[Lease] = set()
         self._guard = threading.Lock()
@@ -86,7 +72,7 @@ class Leases:
         folder = self._stages / key / _FOLDER
         if any(other.is_held for other in self._living(folder)):
             return None  # who only waits writes nothing
-        lease = Lease(folder, self._owner, self._ttl_seconds, self._drop)
+        lease = Lease(folder, self._owner, self.ttl_seconds, self._drop)
         try:
             lease.claim()
             if self._comes_first(lease) and lease.beat():
@@ -105,7 +91,7 @@ class Leases:
 
     def _comes_first(self, lease: Lease) -> bool:
         """Whether there is no other ticket beside this one's, once later claimants have withdrawn theirs."""
-        deadline = time.monotonic() + self._ttl_seconds / 3
+        deadline = time.monotonic() + self.ttl_seconds / 3
         while others := self._living(lease.folder, lease.ticket):
             if any(other.is_held or other.ticket < lease.ticket for other in others) or time.monotonic() > deadline:
                 return False
@@ -129,9 +115,9 @@ class Leases:
         path = f"{folder.path}/{holder.ticket}"
         if path not in self._seen or self._seen[path].beat != beat:
             self._seen[path] = _Seen(beat)
-        if holder.owner is not None and holder.owner.is_gone():
+        if holder.owner is not None and is_gone(holder.owner):
             return True
-        return time.monotonic() - self._seen[path].first_at > self._ttl_seconds
+        return time.monotonic() - self._seen[path].first_at > self.ttl_seconds
 
     # --- the heartbeat ------------------------------------------------------------------------
 

@@ -1,54 +1,27 @@
-"""Which process something was left by, and whether that process is known to have ended."""
+"""Which process this is, and whether one that left its name is known to have ended."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from raystage.holder import ProcessName
 
 # Clock ticks round start times; a process id comes round again only much later.
 _SAME_START_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class ProcessName:
-    """A process among those of all hosts.
-
-    host: for people. machine: equal for two processes only where each sees the other's id: one boot of one machine,
-    one container. started: seconds from boot to the process's start, since ids come round again.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: float
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ProcessName:
-        """Raises ValueError, TypeError or KeyError where it is none."""
-        if not 0 < content["pid"] < 2**31:
-            raise ValueError(f"no process id: {content['pid']}")
-        return cls(str(content["host"]), str(content["machine"]), int(content["pid"]), float(content["started"]))
-
-    def is_gone(self) -> bool:
-        """Whether it is known to have ended; of another machine's processes nothing is known."""
-        return self.machine == _machine() and not _runs(self)
-
-
 def this_process() -> ProcessName:
     process = psutil.Process()
     return ProcessName(platform.node(), _machine(), process.pid, _start_of(process))
+
+
+def is_gone(name: ProcessName) -> bool:
+    """Whether it is known to have ended; of another machine's processes nothing is known."""
+    return name.machine == _machine() and not _runs(name)
 
 
 def _runs(name: ProcessName) -> bool:

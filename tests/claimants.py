@@ -13,8 +13,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+from raystage.holder import ProcessName
 from raystage.lease import Leases
-from raystage.processes import ProcessName, this_process
+from raystage.processes import this_process
 from raystage.storage import open_folder
 
 KEY = "5" * 64

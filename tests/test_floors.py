@@ -18,9 +18,9 @@ FLOORS: dict[int, set[str]] = {
     1: {
         "advice", "corpus", "deepspeed_options", "family_file", "growth.depth", "growth.exact", "growth.explain",
         "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units",
-        "growth.width", "hf_config", "hf_family", "initial", "mailbox", "manifest_check", "memory", "plan", "plan_json",
-        "promises", "prune", "rates", "record", "report", "resolve", "retention", "savings", "schedule", "section",
-        "yamlfile",
+        "growth.width", "hf_config", "hf_family", "holder", "initial", "mailbox", "manifest_check", "memory", "plan",
+        "plan_json", "promises", "prune", "rates", "record", "report", "resolve", "retention", "savings", "schedule",
+        "section", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
@@ -31,7 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"display", "driver", "tables"},
+    5: {"display", "driver", "tables", "turns"},
     6: {"cli", "options", "store_commands"},
 }  # fmt: skip
 

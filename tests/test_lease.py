@@ -15,8 +15,9 @@ import pytest
 from claimants import KEY, SPAWN, Timing, elsewhere, held, note_holding, take_turns, try_together
 
 from raystage.errors import StorageError
+from raystage.holder import ProcessName
 from raystage.lease import Lease, Leases
-from raystage.processes import ProcessName, this_process
+from raystage.processes import is_gone, this_process
 from raystage.storage import Folder, open_folder
 from s3_server import S3Server, answers, cut_after
 
@@ -186,9 +187,9 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead_too(local: Folder) 
 
 def test_a_process_that_has_the_id_of_a_dead_one_is_not_taken_for_it(local: Folder) -> None:
     me = this_process()
-    assert not me.is_gone()
-    assert ProcessName(me.host, me.machine, me.pid, me.started - 60).is_gone()
-    assert not ProcessName(me.host, "another machine", me.pid, me.started - 60).is_gone()
+    assert not is_gone(me)
+    assert is_gone(ProcessName(me.host, me.machine, me.pid, me.started - 60))
+    assert not is_gone(ProcessName(me.host, "another machine", me.pid, me.started - 60))
 
 
 def test_what_a_killed_process_of_another_host_held_is_taken_over_when_it_has_been_still_for_long(stages: str) -> None:
