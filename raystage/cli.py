@@ -103,8 +103,11 @@ def run(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rich.console import Console
 
+    from raystage import launch
+    from raystage.attempt import Attempt, following, next_steps, run_command
     from raystage.display import make_display
     from raystage.driver import Driver
+    from raystage.runlog import LogFile, RunLog
     from raystage.tables import final_table
     from raystage.tracking import WandbTracker
 
@@ -121,11 +124,14 @@ def run(
         directory=folder.path if in_job_copy() and folder.is_local else None,
         run_ids=_unfinished_run_ids(earlier, made),
     )
-    driver.listeners, driver.run_ids = [display, tracker], tracker.run_ids
+    command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
+    attempt = Attempt(made.name, command, folder, opened.folder, driver.address, launch.logs_folder, tracker.run_ids)
+    followers = [RunLog(attempt, LogFile(folder))]
+    driver.listeners, driver.run_ids = [display, tracker, *followers], tracker.run_ids
     failed = True
     try:
         # What Ray prints (a worker died) the display tells in its own words.
-        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display):
+        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display), following(attempt, followers):
             report = driver.run()
         tracker.savings(report["savings"])
         failed = False
@@ -134,7 +140,8 @@ def run(
     if as_json:
         click.echo(json.dumps(report, indent=1))
     Console(stderr=as_json).print(final_table(report))
-    click.echo(f"report: {folder.uri}/report.md, curves.png, report.json", err=as_json)
+    for line in (f"report: {folder.uri}/report.md, curves.png, report.json", *next_steps(attempt, None)):
+        click.echo(line, err=as_json)
 
 
 @main.command()

@@ -37,6 +37,7 @@ from raystage.errors import StorageError
 from raystage.holder import Holder, ProcessName
 from raystage.processes import is_gone, this_process
 from raystage.storage import Folder
+from raystage.ticker import Ticker
 
 TTL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
@@ -65,7 +66,7 @@ class Leases:
         self._seen: dict[str, _Seen] = {}
         self._kept: set[Lease] = set()
         self._guard = threading.Lock()
-        self._heart: _Heart | None = None
+        self._heart: Ticker | None = None
 
     def acquire(self, key: str) -> Lease | None:
         """The lease of a stage, or None while somebody else's ticket stands in the way. Does not wait for a holder."""
@@ -126,7 +127,7 @@ class Leases:
         with self._guard:
             self._kept.add(lease)
             if self._heart is None:
-                self._heart = _Heart(self._beat_all, self._heartbeat_seconds)
+                self._heart = Ticker("raystage-leases", self._heartbeat_seconds, self._beat_all)
 
     def _drop(self, lease: Lease) -> None:
         with self._guard:
@@ -209,24 +210,6 @@ class _Seen:
 
     beat: bytes | None
     first_at: float = field(default_factory=time.monotonic)
-
-
-class _Heart:
-    """Calls `beat` every so many seconds in a thread of its own, until it is stopped."""
-
-    def __init__(self, beat: Callable[[], None], seconds: float) -> None:
-        self._beat, self._seconds = beat, seconds
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="raystage-leases", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._seconds):
-            self._beat()
 
 
 def _tickets(folder: Folder) -> list[str]:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "growth", "errors", "families", "retry", "units", "shape"},
+    0: {"", "growth", "errors", "families", "retry", "ticker", "units", "shape"},
     1: {
         "advice", "corpus", "deepspeed_options", "family_file", "growth.depth", "growth.exact", "growth.explain",
         "growth.maps", "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units",
@@ -31,7 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"display", "driver", "tables", "turns"},
+    5: {"attempt", "display", "driver", "runlog", "tables", "turns"},
     6: {"cli", "options", "store_commands"},
 }  # fmt: skip
 
