@@ -116,8 +116,11 @@ def run(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rich.console import Console
 
+    from raystage import launch
     from raystage.display import make_display
     from raystage.driver import Driver
+    from raystage.next_steps import Attempt, following, next_steps, run_command
+    from raystage.runlog import LogFile, RunLog
     from raystage.tables import final_table
     from raystage.tracking import WandbTracker
 
@@ -134,11 +137,14 @@ def run(
         directory=folder.path if in_job_copy() and folder.is_local else None,
         run_ids=_unfinished_run_ids(earlier, made),
     )
-    driver.listeners, driver.run_ids = [display, tracker], tracker.run_ids
+    command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
+    attempt = Attempt(made.name, command, folder, opened.folder, driver.address, launch.logs_folder, tracker.run_ids)
+    followers = [RunLog(attempt, LogFile(folder))]
+    driver.listeners, driver.run_ids = [display, tracker, *followers], tracker.run_ids
     failed = True
     try:
         # What Ray prints (a worker died) the display tells in its own words.
-        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display):
+        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display), following(attempt, followers):
             report = driver.run()
         tracker.savings(report["savings"])
         failed = False
@@ -147,9 +153,14 @@ def run(
     if as_json:
         click.echo(json.dumps(report, indent=1))
     Console(stderr=as_json).print(final_table(report))
-    click.echo(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
     where = f" --store {store}" if store else ""
-    click.echo(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
+    lines = (
+        f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)",
+        f"compare: raystage report {made.name} OTHER --html both.html{where}",
+        *next_steps(attempt, None),
+    )
+    for line in lines:
+        click.echo(line, err=as_json)
 
 
 @main.command()
@@ -355,7 +366,7 @@ def _layer_list(text: str | None) -> tuple[int, ...] | None:
 def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
     """The W&B runs to go on with: those of an attempt at this very plan that did not reach its end."""
     keys = [stage.key for run in plan.runs() for stage in run.stages]
-    same = [stage["key"] for stage in earlier.get("stages", [])] == keys
+    same = earlier.get("written_keys") == keys
     return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 

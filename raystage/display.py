@@ -21,6 +21,7 @@ from rich.text import Text
 from raystage.attempts import Rejection
 from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
+from raystage.holder import Holder
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.tables import STATE_STYLES, format_jump, format_loss
@@ -107,6 +108,11 @@ def describe_stage(stage: StagePlan) -> str:
     )
 
 
+def describe_waiting(holder: Holder) -> str:
+    """'waiting for process 4711 on node1 (since 2026-10-01 12:00:00), which trains it'."""
+    return f"waiting for {holder}, which trains it"
+
+
 def describe_growth(growth: GrowthRecord) -> str:
     """'grown by duplicate in 1.2 s: eval loss 2.290 -> 2.290, logits differ by up to 3e-06, gradients as predicted
     (to 1e-06)'; of gradients only where an exact prediction was tested."""
@@ -132,6 +138,9 @@ class Display:
     def run_started(self, run: RunPlan) -> None:
         """A run shows itself with its first stage."""
 
+    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
+        self._show_waiting(Progress(run, stage, "SCHEDULING"), holder)
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._progress = None if reused else Progress(run, stage, "SCHEDULING")
         if self._progress:
@@ -152,6 +161,9 @@ class Display:
             self._progress = self._progress.after_evaluation(point)
             self._show_progress(self._progress, is_evaluation=True)
 
+    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
+        """Stands in the run's log."""
+
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:
             self._progress = replace(self._progress, state="RESTARTING")
@@ -170,6 +182,9 @@ class Display:
 
     def close(self) -> None:
         """Leave the terminal as it was. Called whether or not the run went well."""
+
+    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
+        raise NotImplementedError
 
     def _show_start(self, progress: Progress) -> None:
         raise NotImplementedError
@@ -195,6 +210,9 @@ class PlainDisplay(Display):
         self._stream = stream
         self._clock = clock
         self._last_progress = clock()
+
+    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
+        self._write(progress, describe_waiting(holder))
 
     def _show_start(self, progress: Progress) -> None:
         self._last_progress = self._clock()
@@ -238,6 +256,9 @@ class LiveDisplay(Display):
 
     def close(self) -> None:
         self._live.stop()
+
+    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
+        self._console.print(Text(f"{progress.label} {describe_waiting(holder)}", style="dim"))
 
     def _show_start(self, progress: Progress) -> None:
         self._live.update(_live_line(progress))

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from raystage.attempts import ABORT, Rejection, answer, replanned
 from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLost
 from raystage.figures import write_curves
 from raystage.gates import judge
+from raystage.lease import Leases
 from raystage.narrator import Narrator
 from raystage.page import page
 from raystage.plan import Plan, StagePlan, jobs
@@ -30,6 +30,7 @@ from raystage.record import Listener, StageRecord
 from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
+from raystage.turns import Turn, Turns
 from raystage.worker import Job
 
 RUN_FILE = "run.json"
@@ -54,6 +55,7 @@ class Driver:
     records: dict[str, StageRecord] = field(default_factory=dict)
     tried: tuple[Rejection, ...] = ()
     discarded: dict[str, StagePlan] = field(default_factory=dict)
+    turns: Turns | None = None
     _began: float = 0.0
     _connected: bool = False
 
@@ -68,6 +70,7 @@ class Driver:
             self.states[key] = "REUSED" if record else "SCHEDULING"
             if record:
                 self.records[key] = record
+        self.turns = self.turns or Turns(self.store, Leases(self.store.folder / "stages"))
 
     def run(self) -> dict[str, Any]:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
@@ -78,8 +81,7 @@ class Driver:
             with contextlib.ExitStack() as stack:
                 self._go_on(narrator)
                 while job := self._next_job():
-                    self._ensure_cluster(stack)
-                    self._train(job, narrator)
+                    self._train_alone(job, narrator, stack)
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
@@ -100,11 +102,31 @@ class Driver:
         pending = [stage for key, stage in stages.items() if key not in self.records]
         return jobs(pending)[0] if pending else ()
 
-    def _train(self, job: tuple[StagePlan, ...], narrator: Narrator) -> None:
-        """Train a job, or as much of it as one Train run gets done. Raises where that is nothing."""
+    def _train_alone(self, job: tuple[StagePlan, ...], narrator: Narrator, stack: contextlib.ExitStack) -> None:
+        """Train what of a job nobody else trains. Where that is not even its first stage, wait until it is, or until it
+        is finished."""
+        if not self.turns.free(job):
+            self.turns.wait(job[:1], lambda stage, holder: self._tell("waiting", narrator.run, stage, holder))
+            self._catch_up(narrator)
+            return
+        self._ensure_cluster(stack)
+        with self.turns.take(self.turns.free(job)) as turn:
+            if turn is None:  # somebody was faster
+                self._catch_up(narrator)
+            else:
+                self._train(turn, narrator)
+
+    def _train(self, turn: Turn, narrator: Narrator) -> None:
+        """Train the stages of a turn, or as many as one Train run gets done. Raises where that is none."""
+        job = turn.stages
+
+        def hear(kind: str, key: str, what: Any) -> None:
+            turn.check()
+            self._hear(narrator, kind, key, what)
+
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            launch.run_train(Job(job, self.store.folder.uri), partial(self._hear, narrator), patience)
+            launch.run_train(Job(job, self.store.folder.uri), hear, patience)
         except WorkersLost:
             # What failed in the end may be far from where the run began: max_failures are each stage's own.
             if job[0].key not in self.records:

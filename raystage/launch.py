@@ -260,7 +260,7 @@ def _in_words(error: Exception, job: Job) -> WorkersLost:
     """The first worker's own error, without Ray's wrapping."""
     name = job.stages[-1].name
     failures = getattr(error, "worker_failures", None) or {}
-    logs = f"the workers' logs are in {_logs_folder()}"
+    logs = f"the workers' logs are in {logs_folder() or 'the session folder of the cluster'}"
     for rank, failure in sorted(failures.items()):
         lines = [line for line in str(failure).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else type(failure).__name__
@@ -268,6 +268,7 @@ def _in_words(error: Exception, job: Job) -> WorkersLost:
     return WorkersLost(f"stage {name}: {str(error).strip().splitlines()[-1]} ({logs})")
 
 
-def _logs_folder() -> str:
+def logs_folder() -> str | None:
+    """Where the logs of the cluster that this process is connected to lie, on each of its nodes; None without one."""
     node = ray._private.worker.global_worker.node
-    return node.get_logs_dir_path() if node else "the cluster's session folder"
+    return node.get_logs_dir_path() if node else None

@@ -77,6 +77,8 @@ class Narrator:
                 self._grow(what)
             case "trained" | "evaluated":
                 self._point(what)
+            case "saved":
+                self._tell("saved", self.run, self.stage, what)
             case "finished":
                 self._tell("stage_finished", self.run, self.stage, what, False)
                 self._told.add((self.run.name, self.stage.key))

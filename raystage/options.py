@@ -27,12 +27,19 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, **options)
         except RaystageError as error:
             click.echo(f"raystage: {error}", err=True)
+            _say_what_next(error)
             _leave(error.exit_status)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
+            _say_what_next(error)
             _leave(INTERRUPTED)
 
     return guarded
+
+
+def _say_what_next(error: BaseException) -> None:
+    for line in getattr(error, "__notes__", ()):
+        click.echo(f"raystage: {line}", err=True)
 
 
 def _leave(status: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from raystage.attempts import Rejection
+from raystage.holder import Holder
 from raystage.plan import RunPlan, StagePlan, placed
 from raystage.shape import ModelShape
 
@@ -220,11 +221,14 @@ class Listener(Protocol):
     """Someone who is told how a run goes: the terminal, W&B. All calls come from the driver's thread.
 
     For each run: run_started, then for each of its stages stage_started, any number of trained /
-    evaluated / grown, stage_finished; then run_finished. A reused stage gets its recorded points too,
-    with reused=True, so that a listener sees whole curves.
+    evaluated / grown / saved, stage_finished; then run_finished. A reused stage gets its recorded points too,
+    with reused=True, so that a listener sees whole curves. Before stage_started there may be calls of waiting:
+    another driver trains the stage.
     """
 
     def run_started(self, run: RunPlan) -> None: ...
+
+    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None: ...
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
 
@@ -233,6 +237,8 @@ class Listener(Protocol):
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None: ...
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
+
+    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None: ...
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
 

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import wandb
 
 from raystage.attempts import Rejection
+from raystage.holder import Holder
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 
@@ -95,6 +96,9 @@ class WandbTracker:
         if self._mode != "disabled":
             self._attempt(partial(self._start, run))
 
+    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
+        """Nothing to log: the stage's points come when another driver has finished it."""
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._log(run, "stage", stage_row(run, stage))
 
@@ -106,6 +110,9 @@ class WandbTracker:
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
         self._log(run, "eval", evaluation_row(point))
+
+    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
+        """Only the checkpoint that a stage ends with becomes an artifact."""
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         """Nothing to log: the points that now come a second time are the same and are left out."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from factories import make_record, make_schedule
 from playback import curved_records, play, play_stage
 from raystage.display import LiveDisplay, PlainDisplay, Progress, describe_growth, make_display
+from raystage.holder import Holder, ProcessName
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
 from raystage.units import format_count
@@ -57,6 +58,16 @@ def live_output(plan: Plan, records: dict[str, StageRecord], width: int) -> list
     play(display, plan, records)
     display.close()
     return seen(console)
+
+
+def test_who_is_waited_for_is_a_line_of_its_own(plan: Plan) -> None:
+    holder = Holder("ticket", True, ProcessName("node2", "machine 2", 4711, 1.0), 0.0)
+    stage, expected = plan.staged.stages[0], "[staged 1/2 small] waiting for process 4711 on node2 (since "
+    lines = plain_lines(lambda display: display.waiting(plan.staged, stage, holder))
+    assert [line[: len(expected)] for line in lines] == [expected]
+    console = terminal(120)
+    LiveDisplay(plan, console).waiting(plan.staged, stage, holder)
+    assert [line[: len(expected)] for line in seen(console)] == [expected]
 
 
 # --- which display ----------------------------------------------------------------------------

@@ -53,7 +53,9 @@ def say(narrator: Narrator, record: StageRecord, until_tokens: int | None = None
 def test_a_calm_stage_is_told_from_start_to_end(plan: Plan) -> None:
     narrator, told, record = narrate(plan, 0)
     say(narrator, record)
+    narrator.hear("saved", record.key, "000000000000800-1c2d")
     narrator.hear("finished", record.key, record)
+    assert len(told.of("saved")) == 1
     assert told.calls[0] == ("stage_started", "small", None)
     assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
     assert told.calls[-1] == ("stage_finished", "small", None)

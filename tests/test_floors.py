@@ -14,25 +14,25 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "errors", "families", "growth", "retry", "shape", "units"},
+    0: {"", "errors", "families", "growth", "retry", "shape", "ticker", "units"},
     1: {
         "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file", "gates",
         "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator", "growth.refusal",
-        "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "initial",
-        "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises", "prune",
-        "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section",
-        "sources", "space", "sweep_file", "tree", "trials", "triggers", "values", "yamlfile",
+        "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "holder",
+        "initial", "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises",
+        "prune", "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule",
+        "section", "sources", "space", "sweep_file", "tree", "trials", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
         "hardware", "hf_tokenizer", "model", "objective",
     },
     3: {
-        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "storage", "store",
-        "tensorfile", "tracking", "zero",
+        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
+        "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"columns", "display", "driver", "narrator", "sweep_tables", "tables"},
+    5: {"next_steps", "columns", "display", "driver", "narrator", "runlog", "sweep_tables", "tables", "turns"},
     6: {"cli", "options", "report_command", "store_commands", "sweep_commands"},
 }  # fmt: skip
 
@@ -41,8 +41,8 @@ PACKAGES: dict[int, set[str]] = {
     0: set(),
     1: {"huggingface_hub", "jinja2", "markupsafe", "pydantic", "yaml"},
     2: {"matplotlib", "numpy", "tokenizers", "torch", "transformers"},
-    3: {"deepspeed", "pyarrow", "safetensors", "wandb", "xxhash"},
-    4: {"psutil", "ray"},
+    3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
+    4: {"ray"},
     5: {"rich"},
     6: {"click"},
 }

@@ -172,9 +172,14 @@ def test_a_killed_driver_leaves_no_process_of_its_local_cluster(
 
 def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystage, tiny: Path) -> None:
     failed = raystage("run", tiny, "--wandb", "disabled", "--set", "training.optimizer.lr=1e19", status=1)
-    last = failed.stderr.splitlines()[-1]
+    last, to_go_on, log = failed.stderr.splitlines()[-3:]
     assert last.startswith("raystage: stage small: the training loss is nan at step")
     assert "Try a lower training.optimizer.lr" in last
+    command = f"raystage run {tiny} --set training.optimizer.lr=1e19 --wandb disabled"
+    assert to_go_on == f"raystage: to go on: {command}"
+    file = raystage.folder / ".raystage/runs/tiny/run.log"
+    assert re.fullmatch(rf"raystage: log: {file}; the workers' logs: /.*", log)
+    assert f"failed: {last.removeprefix('raystage: ')}" in file.read_text()
     assert "Traceback" not in failed.stderr
     report = raystage.report("tiny")
     assert (report["state"], report["stages"][0]["state"]) == ("ERRORED", "ERRORED")

@@ -1,0 +1,90 @@
+"""A driver's turn at a job: its own once nobody else trains any of the job's stages.
+
+Drivers that share a store wait here for each other. What another one finishes meanwhile is there to be reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+
+from raystage.errors import StageFailed
+from raystage.holder import Holder
+from raystage.lease import Lease, Leases
+from raystage.plan import StagePlan
+from raystage.store import Store
+
+POLL_SECONDS = 2.0
+
+OnWaiting = Callable[[StagePlan, Holder], None]
+
+
+class Turn:
+    """Stages to train, and the leases of all of them."""
+
+    def __init__(self, stages: Sequence[StagePlan], leases: Sequence[Lease], ttl_seconds: float) -> None:
+        self.stages, self._leases, self._ttl_seconds = tuple(stages), leases, ttl_seconds
+
+    def check(self) -> None:
+        """Raises StageFailed where somebody else may have taken over."""
+        for stage, lease in zip(self.stages, self._leases, strict=True):
+            if lease.lost:
+                raise StageFailed(
+                    f"stage {stage.name}: this process showed no life for {self._ttl_seconds:.0f} s or more, and "
+                    f"another took the stage over; the same command waits for it and reuses what it finishes"
+                )
+
+
+class Turns:
+    """Gives a driver its turns. poll_seconds: how often is looked whether a stage is free, or finished."""
+
+    def __init__(self, store: Store, leases: Leases, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store, self._leases, self._poll_seconds = store, leases, poll_seconds
+
+    def free(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+        """The stages up to the first one that is somebody's."""
+        return tuple(takewhile(lambda stage: self._leases.holder(stage.key) is None, stages))
+
+    def wait(self, stages: Sequence[StagePlan], on_waiting: OnWaiting) -> bool:
+        """Wait until none of the stages is anybody's. False as soon as one is finished.
+
+        `on_waiting` hears of everyone who is waited for, once.
+        """
+        told: set[str] = set()
+        while found := self._somebodys(stages):
+            stage, holder = found
+            if holder.is_held and holder.ticket not in told:
+                told.add(holder.ticket)
+                on_waiting(stage, holder)
+            time.sleep(self._poll_seconds)
+            if self._any_finished(stages):
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def take(self, stages: Sequence[StagePlan]) -> Iterator[Turn | None]:
+        """Within this the stages are this driver's alone: all of them, or, where one is somebody else's or finished
+        by now, none."""
+        with contextlib.ExitStack() as stack:
+            leases: list[Lease] = []
+            for stage in stages:
+                lease = self._leases.acquire(stage.key)
+                if lease is None:
+                    break
+                leases.append(stack.enter_context(lease))
+            if len(leases) < len(stages) or self._any_finished(stages):
+                stack.close()
+                yield None
+            else:
+                yield Turn(stages, leases, self._leases.ttl_seconds)
+
+    def _somebodys(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, Holder] | None:
+        for stage in stages:
+            if holder := self._leases.holder(stage.key):
+                return stage, holder
+        return None
+
+    def _any_finished(self, stages: Sequence[StagePlan]) -> bool:
+        return any(self._store.record(stage.key) is not None for stage in stages)

@@ -1,0 +1,71 @@
+"""Two drivers of one schedule and one store: no stage is trained twice, and none is left when one of them dies."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Raystage
+
+pytestmark = pytest.mark.end_to_end
+STAGES = ["small", "full"]
+
+
+def follow(raystage: Raystage, tiny: Path, said: list[str]) -> tuple[object, threading.Thread]:
+    """Start a run; what it says on standard error is added to `said`."""
+    process = raystage.start("run", tiny, "--wandb", "disabled", "--store", "shared")
+
+    def listen() -> None:
+        said.extend(process.stderr)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    return process, thread
+
+
+def stages_with(said: list[str], text: str) -> list[str]:
+    return [match[1] for line in said if (match := re.match(rf"\[staged \d/\d (\w+)\] {text}", line))]
+
+
+def test_the_same_schedule_started_twice_at_once_trains_each_stage_once(raystage: Raystage, tiny: Path) -> None:
+    heard: list[list[str]] = [[], []]
+    drivers = [follow(raystage, tiny, said) for said in heard]
+    for process, thread in drivers:
+        thread.join(400)
+        process.wait(60)
+    assert [process.returncode for process, _ in drivers] == [0, 0], heard
+    trained = [stages_with(said, r"\d layers") for said in heard]
+    assert sorted(trained[0] + trained[1], reverse=True) == STAGES
+    assert sorted(stages_with(heard[0], "FINISHED") + stages_with(heard[1], "FINISHED"), reverse=True) == STAGES
+    for own, other in zip(heard, reversed(heard), strict=True):
+        assert stages_with(own, "(FINISHED|REUSED): eval loss") == STAGES
+        assert losses(own) == losses(other)
+    assert any(stages_with(said, "waiting for process") for said in heard)
+
+
+def losses(said: list[str]) -> list[str]:
+    """'eval loss 3.1 after 0:12 of training', as both tell of it."""
+    return [match[1] for line in said if (match := re.search(r"(?:FINISHED|REUSED): (.*)", line))]
+
+
+def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raystage, tiny: Path) -> None:
+    said: list[str] = []
+    killed = raystage.start("run", tiny, "--wandb", "disabled", "--store", "shared")
+    other = None
+    for line in killed.stderr:
+        if other is None and "small] 1 layers" in line:
+            other, thread = follow(raystage, tiny, said)
+        if "small] step 4" in line:
+            killed.send_signal(signal.SIGKILL)
+            break
+    killed.communicate()
+    thread.join(400)
+    other.wait(60)
+    assert other.returncode == 0, said
+    assert stages_with(said, "waiting for process") == ["small"], said
+    assert f"waiting for process {killed.pid} on" in "".join(said)
+    assert stages_with(said, r"\d layers") == stages_with(said, "FINISHED") == STAGES
+    assert raystage.report_in("shared", "tiny")["state"] == "FINISHED"
