@@ -31,8 +31,8 @@ FLOORS: dict[int, set[str]] = {
         "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"attempt", "display", "driver", "runlog", "tables", "turns"},
-    6: {"cli", "options", "store_commands"},
+    5: {"attempt", "display", "driver", "runlog", "status", "status_view", "tables", "turns"},
+    6: {"cli", "options", "status_commands", "store_commands"},
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.
