@@ -18,6 +18,7 @@ from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
 from raystage.options import exits, in_job_copy, json_option, open_store, store_option
 from raystage.report_command import report
+from raystage.status_commands import status_command
 from raystage.store_commands import store_group
 from raystage.sweep_commands import print_sweep_plan
 
@@ -37,6 +38,7 @@ def main() -> None:
 
 main.add_command(report)
 main.add_command(store_group)
+main.add_command(status_command)
 
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. stages[1].until.tokens=2M."
@@ -121,6 +123,7 @@ def run(
     from raystage.driver import Driver
     from raystage.next_steps import Attempt, following, next_steps, run_command
     from raystage.runlog import LogFile, RunLog
+    from raystage.status import RunStatus
     from raystage.tables import final_table
     from raystage.tracking import WandbTracker
 
@@ -139,7 +142,7 @@ def run(
     )
     command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
     attempt = Attempt(made.name, command, folder, opened.folder, driver.address, launch.logs_folder, tracker.run_ids)
-    followers = [RunLog(attempt, LogFile(folder))]
+    followers = [RunLog(attempt, LogFile(folder)), RunStatus(made, attempt)]
     driver.listeners, driver.run_ids = [display, tracker, *followers], tracker.run_ids
     failed = True
     try:

@@ -32,8 +32,11 @@ FLOORS: dict[int, set[str]] = {
         "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "worker"},
-    5: {"next_steps", "columns", "display", "driver", "narrator", "runlog", "sweep_tables", "tables", "turns"},
-    6: {"cli", "options", "report_command", "store_commands", "sweep_commands"},
+    5: {
+        "columns", "display", "driver", "narrator", "next_steps", "runlog", "status", "status_view", "sweep_tables",
+        "tables", "turns",
+    },
+    6: {"cli", "options", "report_command", "status_commands", "store_commands", "sweep_commands"},
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.

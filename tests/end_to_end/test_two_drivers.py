@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import threading
@@ -59,6 +60,7 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
         if other is None and "small] 1 layers" in line:
             other, thread = follow(raystage, tiny, said)
         if "small] step 4" in line:
+            check_live_status(raystage, killed.pid)
             killed.send_signal(signal.SIGKILL)
             break
     killed.communicate()
@@ -69,3 +71,28 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
     assert f"waiting for process {killed.pid} on" in "".join(said)
     assert stages_with(said, r"\d layers") == stages_with(said, "FINISHED") == STAGES
     assert raystage.report_in("shared", "tiny")["state"] == "FINISHED"
+    status = status_of(raystage)
+    assert (status["state"], status["is_alive"], status["process"]["pid"]) == ("FINISHED", None, other.pid)
+    assert [(row["step"], row["attempts"]) for row in status["stages"]] == [(90, 2), (90, 1)]
+    log = (raystage.folder / "shared/runs/tiny/run.log").read_text()
+    assert re.findall(r"\[(\d+)\] stage (\w+) \(staged ./2\): training begins", log) == [
+        (str(killed.pid), "small"), (str(other.pid), "small"), (str(other.pid), "full")]  # fmt: skip
+    assert log.count("saved checkpoint") >= 5
+    assert log.splitlines()[-1].endswith("/shared/runs/tiny/report.md")
+
+
+def check_live_status(raystage: Raystage, pid: int) -> None:
+    """The second driver, which waits, leaves the status to the one that trains."""
+    status = status_of(raystage)
+    first, second = status["stages"]
+    assert (status["state"], status["is_alive"], status["process"]["pid"]) == ("RUNNING", True, pid)
+    assert (first["state"], first["steps"], first["attempts"], second["state"]) == ("RUNNING", 90, 1, "SCHEDULING")
+    assert 0 < first["step"] < 90
+    assert first["seconds_left"] > 0
+    assert Path(status["log"]).exists()
+    assert Path(status["worker_logs"]).is_dir()
+    assert "RUNNING" in raystage("status", "--store", "shared").stdout
+
+
+def status_of(raystage: Raystage) -> dict:
+    return json.loads(raystage("status", "tiny", "--json", "--store", "shared").stdout)

@@ -1,0 +1,204 @@
+"""What `raystage status` shows: the status that drivers keep, judged by whether they still live."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from raystage.errors import InputError, RaystageError
+from raystage.report import DONE
+from raystage.status import STATUS_FILE, process_of, silence
+from raystage.store import Store
+from raystage.tables import KEY_DIGITS, STATE_STYLES, FirstThatFits
+from raystage.units import format_count, format_seconds
+
+RUN_FILE = "run.json"
+_RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
+_STAGE_NAMES = ("run", "name", "key", "state")
+_STAGE_NUMBERS = (
+    "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
+)  # fmt: skip
+_STAGE_FIELDS = (*_STAGE_NUMBERS, "checkpoints", "last_checkpoint", "waiting_for")
+
+
+def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
+    """How a run stands. `is_alive`: whether its driver goes on, None once it has ended; `note`: why perhaps not.
+
+    Raises InputError where there is no such run, RaystageError where its file is damaged.
+    """
+    found = _read(store, name, STATUS_FILE) or _from_run_file(store, name)
+    if found is None:
+        known = ", ".join(store.run_names()) or "none yet"
+        raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
+    is_said_to_go_on = found["state"] == "RUNNING" and found["updated_at"] is not None
+    process = process_of(found) if is_said_to_go_on else None
+    reason = silence(process, found["updated_at"], now) if process else None
+    found["is_alive"] = None if process is None else reason is None
+    found["note"] = f"{reason}; go on with: {found['command']}" if reason else found["error"]
+    return found
+
+
+def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
+    """Of all runs of a store, the one that changed last first; one that cannot be read is damaged."""
+    found = []
+    for name in store.run_names():
+        try:
+            found.append(status_of(store, name, now))
+        except InputError:
+            continue  # a folder without a run
+        except RaystageError as error:
+            found.append({**dict.fromkeys(_RUN_FIELDS), "name": name, "state": "damaged", "store": store.folder.uri,
+                          "wandb_run_ids": {}, "stages": [], "is_alive": None, "note": str(error)})  # fmt: skip
+    return sorted(found, key=lambda status: -(status["updated_at"] or 0.0))
+
+
+def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
+    """A file of a run with all that is asked of it; None where there is none. Raises RaystageError."""
+    try:
+        content = store.read_run(name, file)
+        if content is None:
+            return None
+        stages = [_checked({**dict.fromkeys(_STAGE_FIELDS), **row}, _STAGE_NAMES, _STAGE_NUMBERS)
+                  for row in content["stages"]]  # fmt: skip
+        found = {**dict.fromkeys(_RUN_FIELDS), "wandb_run_ids": {}, **content, "name": name, "stages": stages}
+        return _checked(found, ("state",), ("started_at", "updated_at"))
+    except (ValueError, TypeError, KeyError) as error:
+        place = (store.run_folder(name) / file).uri
+        raise RaystageError(f"{place}: damaged ({error}); expected a run's JSON. Remove it, or run again") from None
+
+
+def _checked(values: dict[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> dict[str, Any]:
+    """Raises ValueError, KeyError where what is to be shown is of another kind."""
+    for name in texts:
+        if not isinstance(values[name], str):
+            raise ValueError(f"{name}: no text")
+    for name in numbers:
+        if not isinstance(values[name], int | float | None):
+            raise ValueError(f"{name}: no number")
+    return values
+
+
+def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
+    """Of a run by a version that kept no status: its states alone."""
+    found = _read(store, name, RUN_FILE)
+    if found is None:
+        return None
+    found.pop("schedule", None)
+    return {**found, "store": store.folder.uri}
+
+
+# --- for people -------------------------------------------------------------------------------
+
+
+def runs_table(statuses: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
+    """A line for each run, with the stage that it is at."""
+    names = ("run", "state", "stage", "step", "loss", "eval", "left", "changed")
+    table = _table(names)
+    for status in statuses:
+        at_hand = _at_hand(status)
+        table.add_row(
+            Text(status["name"]), _state(status["state"]), Text(_place(status)),
+            *(Text(at_hand[name]) for name in ("step", "loss", "eval", "left")),
+            Text(_ago(status["updated_at"], now)),
+        )  # fmt: skip
+    return table
+
+
+def notes(statuses: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is the matter with some runs, and how to go on with them."""
+    return [f"{status['name']}: {status['note']}" for status in statuses if status["note"]]
+
+
+def run_table(status: Mapping[str, Any], now: float) -> RenderableType:
+    """Every stage of one run."""
+    wide = ("run", "stage", "state", "step", "tokens", "loss", "eval", "rate", "tok/s", "left", "attempts", "restarts",
+            "key")  # fmt: skip
+    narrow = tuple(name for name in wide if name not in ("run", "tokens", "rate", "tok/s", "attempts", "key"))
+    layouts = tuple(_stages(status, names) for names in (wide, tuple(n for n in wide if n != "key"), narrow))
+    return Group(_title(status, now), "", FirstThatFits(layouts))
+
+
+def lines_below(status: Mapping[str, Any]) -> list[str]:
+    """Who is waited for, what is the matter, where things are."""
+    waiting = [f"{row['name']} waits for {row['waiting_for']}" for row in status["stages"] if row["waiting_for"]]
+    places = (
+        ("log", status["log"]),
+        ("workers' logs", status["worker_logs"]),
+        ("checkpoints", f"stages/KEY/checkpoints in {status['store']}"),
+        ("W&B runs", ", ".join(f"{run} {identity}" for run, identity in status["wandb_run_ids"].items())),
+        ("command", status["command"]),
+    )
+    note = [status["note"]] if status["note"] else []
+    return ["", *waiting, *note, *(f"{what}: {place}" for what, place in places if place)]
+
+
+def _title(status: Mapping[str, Any], now: float) -> Text:
+    process = status["process"]
+    driver = f", process {process['pid']} on {process['host']}" if process else ""
+    return Text.assemble(
+        (status["name"], "bold"), " ", _state(status["state"]), f"{driver}, changed {_ago(status['updated_at'], now)}"
+    )
+
+
+def _stages(status: Mapping[str, Any], names: Sequence[str]) -> Table:
+    table = _table(names)
+    for row in status["stages"]:
+        cells = _cells(row)
+        table.add_row(*(_state(row["state"]) if name == "state" else Text(cells[name]) for name in names))
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    def known(name: str, as_text: Any) -> str:
+        return "-" if row[name] is None else as_text(row[name])
+
+    return {
+        "run": row["run"],
+        "stage": row["name"],
+        "step": f"{row['step']}/{row['steps']}" if row["steps"] is not None else "-",
+        "tokens": known("tokens", format_count),
+        "loss": known("loss", lambda loss: f"{loss:.3f}"),
+        "eval": known("eval_loss", lambda loss: f"{loss:.3f}"),
+        "rate": known("lr", lambda lr: f"{lr:.2g}"),
+        "tok/s": known("tokens_per_second", format_count),
+        "left": known("seconds_left", format_seconds),
+        "attempts": known("attempts", str),
+        "restarts": known("restarts", str),
+        "key": row["key"][:KEY_DIGITS],
+    }
+
+
+def _at_hand(status: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of the stage that a run is at."""
+    rows = status["stages"]
+    return _cells(rows[_index_at_hand(rows)]) if rows else dict.fromkeys(("step", "loss", "eval", "left"), "-")
+
+
+def _index_at_hand(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The first stage that is not finished, or the last."""
+    return next((n for n, row in enumerate(rows) if row["state"] not in DONE), len(rows) - 1)
+
+
+def _place(status: Mapping[str, Any]) -> str:
+    """'2/3 medium': the stage that a run is at."""
+    rows = status["stages"]
+    if not rows:
+        return "-"
+    index = _index_at_hand(rows)
+    return f"{index + 1}/{len(rows)} {rows[index]['name']}"
+
+
+def _ago(at: float | None, now: float) -> str:
+    return "-" if at is None else f"{format_seconds(now - at)} ago"
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, ""))
+
+
+def _table(names: Sequence[str]) -> Table:
+    return Table(*(Column(name, no_wrap=True) for name in names), box=None, header_style="dim", padding=(0, 1, 0, 0))
