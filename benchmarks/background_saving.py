@@ -7,22 +7,24 @@ takes 372 MB, on random bytes. Saves in the background and in the foreground tak
 steps without one just before it. A step is counted as one during a save where any of it is: from the copying, which
 the training waits for, to the manifest. A save in the foreground is counted with the step after it.
 
-Prints a Markdown table of medians, the seconds that a save adds to the training in all, and each save's figures. Needs
-1.2 GB of disk, and says how loaded the machine was: other jobs slow the writing and the steps alike.
+Prints a Markdown table of medians and each save's figure. CPU seconds are those of the first worker with all its
+threads: what a save takes of a core, however loaded the machine is. Needs 1.2 GB of disk, and says how loaded it was:
+other jobs slow the writing and the steps alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
+import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
 from deepspeed import comm
@@ -45,24 +47,36 @@ TEXT_BYTES = 2_000_000
 KINDS = ("in the background", "in the foreground")
 
 
+class Clock:
+    """Seconds that passed, and CPU seconds of this worker, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = np.array(self._now())
+
+    def read(self) -> np.ndarray:
+        return np.array(self._now()) - self._began
+
+    def _now(self) -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One save: the seconds of the steps before it, of those during it, of its copying, and of all until it is done."""
+    """One save. calm, during: a row of (seconds, CPU seconds) for each step before it, and for each during it.
+
+    copying, saving: the seconds until the training may go on, and until the manifest is there.
+    """
 
     kind: str
-    calm: list[float]
-    during: list[float]
+    calm: np.ndarray
+    during: np.ndarray
     copying: float
     saving: float
 
     @property
-    def slowdown(self) -> float:
-        """By how much a step during the save is slower than one before it, as a fraction."""
-        return statistics.mean(self.during) / statistics.median(self.calm) - 1
-
-    @property
-    def added_seconds(self) -> float:
-        return sum(self.during) - len(self.during) * statistics.median(self.calm)
+    def slowdown(self) -> np.ndarray:
+        """By how much more a step during the save takes than one before it, as fractions: of seconds, CPU seconds."""
+        return self.during.mean(axis=0) / np.median(self.calm, axis=0) - 1
 
 
 def make_stage(folder: Path) -> StagePlan:
@@ -90,14 +104,14 @@ class Trainer:
         handover.fill(self.engine, handover.Entry(rules, None, resumed=False), steps, stage.seed)
         self.reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
 
-    def step(self) -> float:
-        """One step; returns its seconds, the slowest worker's included."""
-        began, count = time.monotonic(), self.stage.training.global_batch_tokens // self.stage.shape.context_length
+    def step(self) -> np.ndarray:
+        """One step, until all workers are through with it; returns its seconds and CPU seconds."""
+        clock, count = Clock(), self.stage.training.global_batch_tokens // self.stage.shape.context_length
         self.engine.train_step(self.reader.sequences(self.progress.steps * count, count), 1e-4, self.progress.steps)
         self.progress.steps += 1
         self.progress.tokens += self.stage.training.global_batch_tokens
         comm.barrier()
-        return time.monotonic() - began
+        return clock.read()
 
     @property
     def saved(self) -> tuple:
@@ -108,15 +122,15 @@ class Trainer:
 
 def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:
     calm = [trainer.step() for _ in range(CALM_STEPS)]
-    began, before = time.monotonic(), len(said)
+    clock, before = Clock(), len(said)
     saver.begin(*trainer.saved)
-    copying = time.monotonic() - began
+    copying = clock.read()
     during = [copying + trainer.step()]
     while not handover.shared(_is_done(saver, said, before)):
         during.append(trainer.step())
-    saving = time.monotonic() - began
+    saving = clock.read()
     saver.wait()
-    return Measured(KINDS[0], calm, during, copying, saving)
+    return Measured(KINDS[0], np.array(calm), np.array(during), copying[0], saving[0])
 
 
 def _is_done(saver: Saver, said: list, before: int) -> bool:
@@ -127,10 +141,10 @@ def _is_done(saver: Saver, said: list, before: int) -> bool:
 
 def in_foreground(trainer: Trainer, saver: Saver, said: list) -> Measured:
     calm = [trainer.step() for _ in range(CALM_STEPS)]
-    began = time.monotonic()
+    clock = Clock()
     saver.save(*trainer.saved)
-    saving = time.monotonic() - began
-    return Measured(KINDS[1], calm, [saving + trainer.step()], saving, saving)
+    saving = clock.read()
+    return Measured(KINDS[1], np.array(calm), np.array([saving + trainer.step()]), saving[0], saving[0])
 
 
 def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:
@@ -152,18 +166,23 @@ def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:
 
 def table(found: list[Measured]) -> str:
     lines = [
-        "| save | step without, s | step during, s | slower by | copying, s | done after, s | adds, s | each save |",
-        "|---|---|---|---|---|---|---|---|",
+        "| save | step, s | during, s | slower by | CPU s | during, CPU s | more by | training waits, s | done after, s"
+        " | each save slower by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         row = [one for one in found if one.kind == kind]
-        steps = [seconds for one in row for seconds in one.calm], [statistics.mean(one.during) for one in row]
-        whole = [one.copying for one in row], [one.saving for one in row], [one.added_seconds for one in row]
-        calm, during, *rest = (f"{statistics.median(values):.2f}" for values in (*steps, *whole))
-        slower = f"{statistics.median(one.slowdown for one in row):.0%}"
-        each = ", ".join(f"{one.slowdown:.0%}" for one in row)
-        lines.append(f"| {' | '.join((kind, calm, during, slower, *rest, each))} |")
+        calm, during = np.concatenate([one.calm for one in row]), np.array([one.during.mean(axis=0) for one in row])
+        slower = np.median([one.slowdown for one in row], axis=0)
+        cells = [f"{_median(calm[:, unit])} | {_median(during[:, unit])} | {slower[unit]:.0%}" for unit in range(2)]
+        waits, done = _median([one.copying for one in row]), _median([one.saving for one in row])
+        each = ", ".join(f"{one.slowdown[0]:.0%}" for one in row)
+        lines.append(f"| {' | '.join((kind, *cells, waits, done, each))} |")
     return "\n".join(lines)
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{np.median(values):.2f}"
 
 
 def main() -> None:
