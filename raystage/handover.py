@@ -15,7 +15,7 @@ import torch
 from deepspeed import comm
 
 from raystage import checkpoint, zero
-from raystage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, Shard, Span
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError
 from raystage.growth.apply import Grown
@@ -121,6 +121,24 @@ def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted) -> None:
                 held[first:last].copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
 
 
+@dataclass(frozen=True)
+class Held:
+    """A fragment to be written: the slice `span` of a state, and its flat float32 values, live or a copy of them."""
+
+    span: Span
+    values: torch.Tensor
+
+
+def held_by(parts: Iterable[Partition]) -> list[Held]:
+    """What this worker saves of its partitions, cut into fragments: live views."""
+    return [
+        Held((part.parameter, state, part.start + first, part.start + last), part.tensors[state][first:last])
+        for part in parts
+        for state in part.tensors
+        for first, last in _pieces(*part.saves)
+    ]
+
+
 def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
     """Write this worker's part of all state; returns its shard's entry and the step counts it knows."""
     name = checkpoint.shard_name(engine.rank, engine.world)
@@ -129,13 +147,13 @@ def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[st
 
 
 def write_partitions(parts: Iterable[Partition], folder: Folder, name: str) -> Shard:
-    """Write what this worker saves of its partitions. Of those on a GPU one fragment at a time comes to the host."""
-    cut = [
-        (part, state, first, last) for part in parts for state in part.tensors for first, last in _pieces(*part.saves)
-    ]
-    spans = [(part.parameter, state, part.start + first, part.start + last) for part, state, first, last in cut]
-    values = (part.tensors[state][first:last].cpu().numpy() for part, state, first, last in cut)
-    return checkpoint.stream_shard(folder, name, spans, values)
+    """Write what this worker saves of its partitions."""
+    return write_held(held_by(parts), folder, name)
+
+
+def write_held(held: list[Held], folder: Folder, name: str) -> Shard:
+    """Write a shard. Of what is on a GPU one fragment at a time comes to the host."""
+    return checkpoint.stream_shard(folder, name, [one.span for one in held], (one.values.cpu().numpy() for one in held))
 
 
 def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -182,7 +200,8 @@ def shared(value: Any) -> Any:
     return box[0]
 
 
-def gathered(value: Any) -> list:
+def gathered(value: Any, group: Any = None) -> list:
+    """Every worker's value, by rank. group: the process group to ask; None is the one that all else uses."""
     found: list = [None] * comm.get_world_size()
-    torch.distributed.all_gather_object(found, value)
+    torch.distributed.all_gather_object(found, value, group)
     return found

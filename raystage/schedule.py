@@ -125,11 +125,15 @@ class Evaluate(Section):
 
 
 class Checkpointing(Section):
-    """keep_last, keep_best: how many of a stage's checkpoints stay, the furthest and those of lowest loss."""
+    """keep_last, keep_best: how many of a stage's checkpoints stay, the furthest and those of lowest loss.
+
+    background: write them while the training goes on, from a copy in host memory. It changes no bit.
+    """
 
     every: Count | None = None
     keep_last: Count = 2
     keep_best: CountOrZero = 0
+    background: Flag = True
 
 
 class Training(Section):

@@ -11,7 +11,6 @@ import math
 import platform
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage import checkpoint, probe, rates
+from raystage import probe, rates, zero
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
@@ -30,20 +29,19 @@ from raystage.fitting import fit
 from raystage.gates import judge
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
-from raystage.handover import Entry, fill, find_entry, gathered, make_manifest, shared, write_own_shard
+from raystage.handover import Entry, fill, find_entry, shared
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
 from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
 from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
+from raystage.saving import Saver, Send
 from raystage.shape import flops_per_token
-from raystage.storage import open_folder
+from raystage.storage import Folder, open_folder
 from raystage.store import Store
 from raystage.triggers import Seen, fired, reads_clock
 
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
-
-Send = Callable[[str, str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,13 @@ def run_job(job: Job, send: Send) -> None:
     torch.set_num_threads(job.stages[0].training.cpus_per_worker)
     store = Store(open_folder(job.store))
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
+    in_background = any(stage.training.checkpoint.background for stage in job.stages)
+    with Saver(store, attempt, send, in_background) as saver:
+        train_stages(job, store, saver, send)
+
+
+def train_stages(job: Job, store: Store, saver: Saver, send: Send) -> None:
+    """Train the job's unfinished stages, one after the other."""
     runner: StageRunner | None = None
     for planned in job.stages:
         if shared(store.record(planned.key) is not None):
@@ -73,7 +78,7 @@ def run_job(job: Job, send: Send) -> None:
         else:
             if runner is not None:
                 runner.leave()
-            runner = StageRunner.enter(stage, store, attempt, send)
+            runner = StageRunner.enter(stage, store, saver, send)
         runner.train()
         if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
             return  # the driver says what comes instead
@@ -82,8 +87,8 @@ def run_job(job: Job, send: Send) -> None:
 class StageRunner:
     """One stage on one worker."""
 
-    def __init__(self, stage: StagePlan, store: Store, attempt: str, send: Send, engine: StageEngine) -> None:
-        self.stage, self.store, self.attempt, self.engine = stage, store, attempt, engine
+    def __init__(self, stage: StagePlan, store: Store, saver: Saver, send: Send, engine: StageEngine) -> None:
+        self.stage, self.store, self.saver, self.engine = stage, store, saver, engine
         self._send_to = send
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
@@ -95,13 +100,13 @@ class StageRunner:
     # --- entering -----------------------------------------------------------------------------
 
     @classmethod
-    def enter(cls, stage: StagePlan, store: Store, attempt: str, send: Send) -> StageRunner:
+    def enter(cls, stage: StagePlan, store: Store, saver: Saver, send: Send) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
         forget_peak_memory()
         entry = find_entry(stage, store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
-        runner = cls(stage, store, attempt, send, StageEngine(stage, steps))
+        runner = cls(stage, store, saver, send, StageEngine(stage, steps))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -122,13 +127,13 @@ class StageRunner:
             entry.source.close()
         runner._mark = time.monotonic()
         if fitted is not None:  # so that no restart fits again
-            runner._save(last=False)
+            runner._save(last=False, wait=True)
         return runner
 
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
-        return StageRunner(stage, self.store, self.attempt, self._send_to, self.engine)
+        return StageRunner(stage, self.store, self.saver, self._send_to, self.engine)
 
     def leave(self) -> None:
         """Give the engine's memory back: the next stage builds another."""
@@ -160,6 +165,7 @@ class StageRunner:
         while ended is None:
             before = self.progress.tokens
             self._step()
+            self.saver.tell()
             self._compare_twins()
             is_pointed = self.progress.steps % self._point_steps() == 0
             if is_pointed:
@@ -171,7 +177,7 @@ class StageRunner:
                 ended = self._end()
             if ended or crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage):
                 self._point()
-                self._save(last=ended is not None)
+                self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
         self._finish(ended)
 
     def _is_at_cap(self) -> bool:
@@ -277,21 +283,20 @@ class StageRunner:
 
     # --- saving -------------------------------------------------------------------------------
 
-    def _save(self, last: bool) -> None:
-        """Every worker writes its own shard, then the first one the manifest."""
-        folder = self.store.checkpoint_folder(self.stage.key, self.progress.tokens, self.attempt)
-        shard, steps = write_own_shard(self.engine, folder)
-        shards, all_steps = gathered(shard), gathered(steps)
-        if last:
-            probe.write_probe(self.engine, folder, self.held_out)
+    def _save(self, last: bool, wait: bool) -> None:
+        """Every worker writes its own shard, then the first one the manifest: now, or while the training goes on."""
+        parts, steps = zero.partitions(self.engine.deepspeed), zero.get_steps(self.engine.deepspeed)
+        if wait:
+            self.saver.save(self.stage, parts, steps, self._standing, self._write_probe if last else None)
+        else:
+            self.saver.begin(self.stage, parts, steps, self._standing)
+
+    def _standing(self) -> Progress:
         self._tick()
-        if self.engine.rank == 0:
-            merged = {name: step for steps in all_steps for name, step in steps.items()}
-            checkpoint.commit(folder, make_manifest(self.stage, tuple(shards), merged, self.progress))
-            keep = self.stage.training.checkpoint
-            self.store.drop_older_checkpoints(self.stage.key, keep.keep_last, keep.keep_best, self.progress.evaluations)
-            self._send("saved", folder.name)
-        comm.barrier()
+        return self.progress
+
+    def _write_probe(self, folder: Folder) -> None:
+        probe.write_probe(self.engine, folder, self.held_out)
 
     def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""

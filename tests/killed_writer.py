@@ -33,17 +33,21 @@ KEY = "stage"
 KEPT = 2
 NUM_SHARDS = 2
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
-NUMEL = 30_000
-SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, 11, 10)
+SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, 3750, 10)
+PARAMETER = "model.embed_tokens.weight"  # all that is written
+NUMEL = SHAPE.vocab_size * SHAPE.hidden_size
 
 
 # --- for the tests ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Callable[..., dict[str, Any]]]:
-    """A server of killed writers: called with a request's fields (see `_served`), it gives the answer."""
-    command = [sys.executable, __file__]
+def serving(program: str = __file__) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A server of killed writers: called with a request's fields (see `_served`), it gives the answer.
+
+    program: the server; `killed_saver` is another.
+    """
+    command = [sys.executable, program]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as server:
 
@@ -66,7 +70,7 @@ def values(tokens: int, state: str) -> np.ndarray:
 
 
 def manifest(tokens: int, shards: tuple[Shard, ...]) -> Manifest:
-    entry = ParameterEntry("weight", (NUMEL,), "float32", tokens)
+    entry = ParameterEntry(PARAMETER, (SHAPE.vocab_size, SHAPE.hidden_size), "float32", tokens)
     return Manifest(SHAPE, (entry,), shards, KEY, tokens, tokens, {}, {}, {}, {})
 
 
@@ -140,7 +144,9 @@ def fused_store(path: str, fuse: Fuse) -> Store:
 
 
 def write_checkpoints(store: Store, rank: int, request: dict[str, Any], peer: socket.socket | None) -> Iterator[int]:
-    """Go on from the furthest whole checkpoint as one of the writers; yields the tokens of each that is finished."""
+    """Go on from the furthest whole checkpoint as one of the writers; yields 0 when it begins and the tokens of each
+    that is finished."""
+    yield 0
     latest = store.latest_checkpoint(KEY)
     done = checkpoint.read_manifest(latest).tokens if latest else 0
     for tokens in range(done + 1, done + 1 + request["checkpoints"]):
@@ -156,7 +162,7 @@ def write_checkpoints(store: Store, rank: int, request: dict[str, Any], peer: so
 
 def _write_shard(folder: Folder, tokens: int, number: int) -> Shard:
     start, stop = (NUMEL * edge // NUM_SHARDS for edge in (number, number + 1))
-    pieces: list[Piece] = [("weight", state, start, values(tokens, state)[start:stop]) for state in STATES]
+    pieces: list[Piece] = [(PARAMETER, state, start, values(tokens, state)[start:stop]) for state in STATES]
     return checkpoint.write_shard(folder, checkpoint.shard_name(number, NUM_SHARDS), pieces)
 
 
@@ -184,11 +190,14 @@ def _meet(peer: socket.socket | None, rank: int, shards: list[Shard]) -> None:
 # --- the server -------------------------------------------------------------------------------
 
 
-def _served(request: dict[str, Any]) -> dict[str, Any]:
+Write = Callable[[Store, int, dict[str, Any], socket.socket | None], Iterator[int]]
+
+
+def _served(request: dict[str, Any], write: Write) -> dict[str, Any]:
     """Let the writers write until they are through or one is killed.
 
     store, attempt, checkpoints, writers: what they write. victim: who is killed. kill_at: at the n-th thing it does
-    to the file system; kill_after: after so many seconds. Both may be null.
+    to the file system; kill_after: so many seconds after all have begun. Both may be null.
     Answers with the tokens of the last finished checkpoint that the first writer knew of (0: none), what the victim
     did to the file system where it came to the end, and whether it was killed.
     """
@@ -201,17 +210,19 @@ def _served(request: dict[str, Any]) -> dict[str, Any]:
             os.close(said)
             for other in peers[:rank] + peers[rank + 1 :]:
                 other.close()
-            _write(request, rank, peers[rank], saying)
+            _live(request, rank, peers[rank], saying, write)
         children.append(child)
     os.close(saying)
     for peer in filter(None, peers):
         peer.close()
-    if request["kill_after"] is not None:
-        time.sleep(request["kill_after"])
-        os.kill(children[request["victim"]], signal.SIGKILL)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
     with os.fdopen(said) as lines:
+        if request["kill_after"] is not None:
+            for _ in children:  # of each the first word is that it has begun, before any checkpoint is finished
+                lines.readline()
+            time.sleep(request["kill_after"])
+            os.kill(children[request["victim"]], signal.SIGKILL)
         words = [line.split() for line in lines]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
     return {
         "finished": max((int(number) for word, number in words if word == "finished"), default=0),
         "passed": max((int(number) for word, number in words if word == "passed"), default=0),
@@ -219,12 +230,12 @@ def _served(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(request: dict[str, Any], rank: int, peer: socket.socket | None, saying: int) -> None:
+def _live(request: dict[str, Any], rank: int, peer: socket.socket | None, saying: int, write: Write) -> None:
     """A writer's whole life."""
     is_victim = rank == request["victim"]
     fuse = Fuse(request["kill_at"] if is_victim else None)
     try:
-        for tokens in write_checkpoints(fused_store(request["store"], fuse), rank, request, peer):
+        for tokens in write(fused_store(request["store"], fuse), rank, request, peer):
             os.write(saying, f"finished {tokens}\n".encode())
         if is_victim:
             os.write(saying, f"passed {fuse.passed}\n".encode())
@@ -235,9 +246,9 @@ def _write(request: dict[str, Any], rank: int, peer: socket.socket | None, sayin
         os._exit(2)
 
 
-def main() -> None:
+def main(write: Write = write_checkpoints) -> None:
     for line in sys.stdin:
-        print(json.dumps(_served(json.loads(line))), flush=True)
+        print(json.dumps(_served(json.loads(line), write)), flush=True)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ CHANGES_NOTHING = [
     "training.max_failures=0",
     "training.checkpoint.every=64",
     "training.checkpoint={keep_last: 5, keep_best: 1}",
+    "training.checkpoint.background=false",
     "training.evaluate.every=64",
     "training.evaluate.tokens=65_536",
     "training.deepspeed={}",

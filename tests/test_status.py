@@ -95,6 +95,7 @@ def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Pla
         "loss": point.loss, "eval_loss": record.evaluations[0].loss, "lr": point.lr,
         "tokens_per_second": point.tokens_per_second, "seconds_left": 600 / point.tokens_per_second, "attempts": 1,
         "restarts": 1, "checkpoints": f"{store.folder.uri}/stages/{full.key}/checkpoints",
+        "rejections": 0,
         "last_checkpoint": "000000000001000-1c2d", "waiting_for": None,
     }  # fmt: skip
     assert (found["state"], found["is_alive"], found["note"], found["wandb_run_ids"], found["worker_logs"]) == (
