@@ -37,6 +37,7 @@ def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
     fp32: 4 bytes for weight and gradient; bf16: 2, but gradients are summed up in fp32 under ZeRO 1
     to 3. Optimizer: its moments (two of Adam, one of SGD with momentum) of 4 bytes, and a master weight of 4,
     which DeepSpeed's ZeRO optimizers keep beside fp32 weights too. Only fp32 with zero_stage 0 has none.
+    Not counted: host memory for the copy of weights and moments that a worker saves from in the background.
     An offloaded optimizer is counted like any other: it needs the worker's host memory instead of its device's.
     `training` is a resolved one, whose micro_batch_size is known.
     """
