@@ -7,6 +7,7 @@
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
     │   └── BrokenPromise     ... because its growth did more than `grow.require` allows
     ├── ResourcesMissing      the cluster does not have what a stage asks for
+    ├── ClusterLost           the cluster does not answer any more
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
@@ -58,6 +59,10 @@ class BrokenPromise(StageFailed):
 
 class ResourcesMissing(RaystageError):
     """The cluster has too few CPUs or GPUs; waiting would be for ever."""
+
+
+class ClusterLost(RaystageError):
+    """The Ray cluster that a run is on has stopped, or cannot be reached any more."""
 
 
 class StorageError(RaystageError):

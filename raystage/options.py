@@ -28,8 +28,9 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         except RaystageError as error:
             click.echo(f"raystage: {error}", err=True)
             _leave(error.exit_status)
-        except KeyboardInterrupt:
-            click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
+        except KeyboardInterrupt as interrupt:
+            why = str(interrupt) or "interrupted"
+            click.echo(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
             _leave(INTERRUPTED)
 
     return guarded

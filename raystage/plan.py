@@ -35,6 +35,7 @@ CHECKPOINTS_PER_STAGE = 4
 
 # What may differ between two runs of a stage without changing what it computes. The rate counts apart.
 _WITHOUT_EFFECT = {
+    "hang_seconds": True,
     "max_failures": True,
     "checkpoint": True,
     "evaluate": {"every"},

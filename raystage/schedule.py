@@ -31,6 +31,7 @@ from raystage.values import (
     Fraction,
     NotNegative,
     Positive,
+    Seconds,
     Seed,
     Share,
     Span,
@@ -148,6 +149,7 @@ class Training(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
     max_failures: CountOrZero = 3
+    hang_seconds: Seconds = 1800.0
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
 

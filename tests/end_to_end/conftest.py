@@ -107,6 +107,12 @@ class Raystage:
         return process.returncode
 
 
+def losses_in(report: str) -> dict[str, list[list[float]]]:
+    """Both curves of every stage, to the last bit, from what `raystage run --json` prints."""
+    rows = json.loads(report)["stages"]
+    return {curve: [[point["loss"] for point in row[curve]] for row in rows] for curve in ("train", "evaluations")}
+
+
 @pytest.fixture
 def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
     return Raystage(tmp_path, cluster.address)
