@@ -135,7 +135,7 @@ def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
     return TorchTrainer(
         train_on_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=_wanted(training), use_gpu=on_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
             # A name of its own: Ray would go on silently with a run that it finds under the same one.
@@ -146,6 +146,12 @@ def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
             worker_runtime_env={"env_vars": worker_environment(training)},
         ),
     )
+
+
+def _wanted(training: Training) -> int | tuple[int, int]:
+    """How many workers, as Ray Train takes it."""
+    workers = training.workers
+    return (workers.least, int(workers)) if workers.is_elastic else int(workers)
 
 
 def worker_environment(training: Training) -> dict[str, str]:
@@ -236,17 +242,18 @@ def _run_folder(job: Job) -> Any:
 
 
 def _await_resources(training: Training, patience_seconds: float) -> None:
-    """Wait until there is room for all workers; without this Ray would wait for ever and say nothing.
+    """Wait until there is room for the workers, as few as may be; without this Ray would wait for ever and say nothing.
 
     Raises ResourcesMissing.
     """
     deadline = time.monotonic() + patience_seconds
-    while (places := count_places(ray.nodes(), training)) < training.workers:
+    while (places := count_places(ray.nodes(), training)) < training.workers.least:
         if time.monotonic() > deadline:
             have, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+            wanted = _count(training.workers.least, "worker")
             raise ResourcesMissing(
-                f"training.workers: {_count(training.workers, 'worker')} with {_wants(training)} each do not fit on "
-                f"the cluster, which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
+                f"training.workers: {wanted} with {_wants(training)} each do not fit on the cluster, "
+                f"which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
                 f"{_count(have.get('GPU', 0), 'GPU')} on {_count(nodes, 'node')}); "
                 f"start more nodes or ask for less"
             )

@@ -115,9 +115,10 @@ class StagePlan:
         return num_params(self.shape)
 
     @property
-    def layout(self) -> tuple[int, int, int]:
-        """What worker processes it needs: as many, with as many CPUs and GPUs each."""
-        return self.training.workers, self.training.cpus_per_worker, self.training.gpus_per_worker
+    def layout(self) -> tuple[int, ...]:
+        """What worker processes it needs: how many at most and at least, with as many CPUs and GPUs each."""
+        training = self.training
+        return training.workers, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
 
     @property
     def growth_flops(self) -> int:

@@ -130,6 +130,7 @@ class StageRecord:
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
     donor: Donor | None = None
     stopped_by: str = ""  # what ended it, in a sentence
+    resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
 
     @property
     def end(self) -> Evaluation:
@@ -177,6 +178,7 @@ def donor_from_json(content: dict[str, Any] | None) -> Donor | None:
 class Progress:
     """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart.
 
+    num_workers: of those who wrote the checkpoint; resizes: how often that changed within the stage.
     pending_...: of the stretch since the last point of the curve; its losses, summed over targets, by worker.
     """
 
@@ -189,6 +191,8 @@ class Progress:
     pending_losses: list[float] = field(default_factory=list)
     pending_steps: int = 0
     pending_seconds: float = 0.0
+    num_workers: int = 0
+    resizes: int = 0
     growth: GrowthRecord | None = None
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)

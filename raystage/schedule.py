@@ -36,6 +36,8 @@ from raystage.values import (
     Share,
     Span,
     Text,
+    WorkerCount,
+    Workers,
 )
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -134,7 +136,7 @@ class Checkpointing(Section):
 
 
 class Training(Section):
-    workers: Count = 1
+    workers: WorkerCount = Workers(1)
     cpus_per_worker: Count = 1
     gpus_per_worker: CountOrZero = 0
     zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1

@@ -116,6 +116,7 @@ class StageRunner:
         if entry.resumed:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
             runner._take_up_pending()
+            runner._count_resize(entry)
             if entry.donor:
                 runner.progress.donor = as_donor(entry.donor)
             runner._send("resumed", runner.progress)
@@ -294,6 +295,11 @@ class StageRunner:
         elif self.engine.rank == 0:
             self._loss.fill_(math.fsum(losses))
 
+    def _count_resize(self, entry: Entry) -> None:
+        before = self.progress.num_workers
+        if before not in (0, self.engine.world) and not entry.donor:
+            self.progress.resizes += 1
+
     def _evaluate(self) -> None:
         self.line.does("evaluating")
         self._tick()
@@ -318,6 +324,7 @@ class StageRunner:
         if last:
             probe.write_probe(self.engine, folder, self.held_out)
         self._tick()
+        self.progress.num_workers = self.engine.world
         if self.engine.rank == 0:
             merged = {name: step for steps in all_steps for name, step in steps.items()}
             checkpoint.commit(folder, make_manifest(self.stage, tuple(shards), merged, self.progress))
@@ -361,6 +368,7 @@ class StageRunner:
             growth=progress.growth,
             donor=progress.donor,
             stopped_by=ended,
+            resizes=progress.resizes,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),

@@ -9,16 +9,15 @@ random kills                                       test_chaos.py
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import QUIET, RayCluster, Raystage, losses_in
-from ray._raylet import GcsClient
+from conftest import BIN, QUIET, RayCluster, Raystage, losses_in
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 pytestmark = pytest.mark.end_to_end
 
@@ -113,14 +112,32 @@ def test_workers_save_and_move_before_their_node_is_taken_away(
     process = raystage.start("run", tiny, *RUN, *rare, "--store", "moved")
     said_until(process, "small] step 1")
     nodes.add_node(**SMALL_NODE)
-    accepted, why = GcsClient(nodes.address).drain_node(
-        going.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", 2**62
-    )
-    assert accepted, why
+    drain = [BIN / "ray", "drain-node", "--address", nodes.address, "--node-id", going.node_id,
+             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+             "--deadline-remaining-seconds", "60"]  # fmt: skip
+    subprocess.run(drain, env=raystage.environment, check=True, capture_output=True)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "is to be taken away" in errors
     assert losses_in(output)["evaluations"] == calm["evaluations"]
+
+
+def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
+    raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
+) -> None:
+    """Room for two of three, then for one. The batches are the same, summed up in another order."""
+    lost = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    elastic = ["--set", "training.workers={min: 1, max: 3}"]
+    process = raystage.start("run", tiny, *RUN, *elastic, "--store", "elastic")
+    assert "1 to 3 workers" in said_until(process, "small] step 1")
+    nodes.remove_node(lost, allow_graceful=False)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    rows = json.loads(output)["stages"]
+    assert [(row["num_workers"], row["resizes"]) for row in rows] == [(1, 1), (1, 0)]
+    for found, expected in zip(losses_in(output)["evaluations"], calm["evaluations"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(
