@@ -104,7 +104,7 @@ def describe_stage(stage: StagePlan) -> str:
     return (
         f"{stage.shape.num_layers} layers, {format_count(stage.num_params)} parameters, "
         f"{stage.steps} steps of {format_count(training.global_batch_tokens)} tokens, "
-        f"{training.workers} worker{'s' if training.workers > 1 else ''}, ZeRO {training.zero_stage}"
+        f"{training.workers!s} worker{'s' if training.workers > 1 else ''}, ZeRO {training.zero_stage}"
     )
 
 

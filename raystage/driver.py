@@ -126,9 +126,10 @@ class Driver:
 
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            launch.run_train(Job(job, self.store.folder.uri), hear, patience)
+            is_done = launch.run_train(Job(job, self.store.folder.uri), hear, patience)
         except WorkersLost:
             # What failed in the end may be far from where the run began: max_failures are each stage's own.
+            is_done = False
             if job[0].key not in self.records:
                 self.states[narrator.stage.key] = "ERRORED"
                 raise
@@ -139,11 +140,14 @@ class Driver:
         except BaseException as error:
             self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
             raise
-        if job[0].key not in self.records:
+        self._catch_up(narrator)  # a message may have been lost with the node it was on
+        if is_done and job[0].key not in self.records:
             raise StageFailed(f"stage {job[0].name}: the Train run ended without a record of it in the store")
 
     def _hear(self, narrator: Narrator, kind: str, key: str, what: Any) -> None:
-        """One message of the first worker."""
+        """One message of the first worker, or of whoever watches over all of them."""
+        if kind == "trouble" and narrator.stage is not None:
+            self._tell("restarted", narrator.run, narrator.stage, what)
         if kind == "started" and narrator.stage is not None and key != narrator.stage.key:
             self._catch_up(narrator)
         narrator.hear(kind, key, what)

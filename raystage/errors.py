@@ -8,6 +8,7 @@
     │   ├── BrokenPromise     ... because its growth did more than `grow.require` allows
     │   └── StageRejected     ... or it reached the end, but not what `accept` asks for
     ├── ResourcesMissing      the cluster does not have what a stage asks for
+    ├── ClusterLost           the cluster does not answer any more
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
@@ -63,6 +64,10 @@ class StageRejected(StageFailed):
 
 class ResourcesMissing(RaystageError):
     """The cluster has too few CPUs or GPUs; waiting would be for ever."""
+
+
+class ClusterLost(RaystageError):
+    """The Ray cluster that a run is on has stopped, or cannot be reached any more."""
 
 
 class StorageError(RaystageError):

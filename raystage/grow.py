@@ -196,8 +196,9 @@ def _grown_manifest(
 ) -> Manifest:
     """Steps, tokens and FLOPs stand where the source's stand, for growing trains nothing. Its curves and its time
     were a stage's, which this checkpoint belongs to no more."""
-    fresh = {"seconds": 0.0, "evaluation_seconds": 0.0, "evaluation_flops": 0, "pending_loss": 0.0,
-             "pending_steps": 0, "growth": None, "train": [], "evaluations": []}  # fmt: skip
+    fresh = {"seconds": 0.0, "evaluation_seconds": 0.0, "evaluation_flops": 0, "pending_losses": [],
+             "pending_steps": 0, "pending_seconds": 0.0, "num_workers": 0, "resizes": 0, "growth": None, "train": [],
+             "evaluations": []}  # fmt: skip
     return replace(
         source,
         model=shape,

@@ -165,7 +165,7 @@ def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
 def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, int], progress: Progress) -> Manifest:
     """The manifest of a stage's checkpoint; `steps` are the optimizer steps of every parameter."""
     training = stage.training
-    layout = {"num_workers": training.workers, "zero_stage": training.zero_stage, "precision": training.precision}
+    layout = {"num_workers": comm.get_world_size(), "zero_stage": training.zero_stage, "precision": training.precision}
     return Manifest(
         model=stage.shape,
         parameters=tuple(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -26,14 +25,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, ResourcesMissing, WorkersLost
 from raystage.guardian import guarded
-from raystage.mailbox import Mailbox
+from raystage.lifeline import Lifeline
+from raystage.mailbox import Mailbox, WorkerSign
 from raystage.schedule import Training
 from raystage.storage import open_folder
+from raystage.watch import Notice, OnEvent, Watch, answer
 from raystage.worker import Job, run_job
 
-OnEvent = Callable[[str, str, Any], None]
-
 _FIT_THREAD = "raystage-fit"
+_NOTICE = Notice()
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 10.0
 GROWING_CLUSTER_SECONDS = 60.0
@@ -71,7 +71,7 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
             )
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address!r} ({_first_line(error)})", key="--address") from None
-    _take_sigterm()
+    _NOTICE.install()
     with contextlib.nullcontext() if address else guarded():
         yield
         ray.shutdown()
@@ -99,36 +99,33 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _take_sigterm() -> None:
-    """SIGTERM ends a driver like Ctrl-C does; Ray's own handler would print a stack trace and leave all as it is."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> None:
+def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> bool:
     """Carry out a job as one Ray Train run; `on_event` hears of it in the calling thread.
 
     patience_seconds: how long to wait for a cluster that is still growing.
 
-    Raises ResourcesMissing, WorkersLost, or what a worker stopped for on purpose.
+    Returns whether it was carried out to its end: workers save and leave early when a node of theirs is to go.
+    Raises ResourcesMissing, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when this process
+    is to end, after the workers have saved.
     """
     training = job.stages[0].training
     _await_resources(training, patience_seconds)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
     try:
-        error = _fit(_trainer(job, training, mailbox), lambda: _deliver(mailbox, on_event))
-        failure = ray.get(mailbox.failure.remote())
+        _NOTICE.is_heard = True
+        error = _fit(_trainer(job, training, mailbox), Watch(mailbox, on_event, _NOTICE).look)
+        failure, has_left = answer(mailbox.failure.remote()), answer(mailbox.is_leaving.remote())
     finally:
+        _NOTICE.is_heard = False
         ray.kill(mailbox)
         _run_folder(job).delete()
     if failure is not None:
         raise failure
     if error is not None:
         raise _in_words(error, job)
+    if _NOTICE.came_at is not None:
+        raise KeyboardInterrupt("asked to end, and all is saved")
+    return not has_left
 
 
 def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
@@ -138,7 +135,7 @@ def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
     return TorchTrainer(
         train_on_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=_wanted(training), use_gpu=on_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
             # A name of its own: Ray would go on silently with a run that it finds under the same one.
@@ -149,6 +146,12 @@ def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
             worker_runtime_env={"env_vars": worker_environment(training)},
         ),
     )
+
+
+def _wanted(training: Training) -> int | tuple[int, int]:
+    """How many workers, as Ray Train takes it."""
+    workers = training.workers
+    return (workers.least, int(workers)) if workers.is_elastic else int(workers)
 
 
 def worker_environment(training: Training) -> dict[str, str]:
@@ -173,13 +176,39 @@ def train_on_worker(config: dict[str, Any]) -> None:
     if ray.get(mailbox.failure.remote()) is not None:
         return
     try:
-        run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what))
+        run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what), _lifeline(mailbox))
     except (NonFiniteLoss, BrokenPromise) as error:  # on every worker alike, so all can leave quietly
         ray.get(mailbox.fail.remote(error))
     except RaystageError as error:  # perhaps on this worker alone: the others must be stopped
         ray.get(mailbox.fail.remote(error))
         raise
-    ray.get(mailbox.put.remote("left", job.stages[-1].key, None))
+    ray.get([mailbox.put.remote("left", job.stages[-1].key, None), mailbox.forget.remote()])
+
+
+def _lifeline(mailbox: Any) -> Lifeline:
+    """This worker's line to the driver."""
+    runtime, train = ray.get_runtime_context(), ray.train.get_context()
+    worker, node = runtime.current_actor, runtime.get_node_id()
+    rank, world = train.get_world_rank(), train.get_world_size()
+
+    def sign(doing: str, patience_seconds: float) -> None:
+        mailbox.hear.remote(world, WorkerSign(rank, worker, node, doing, 0.0, patience_seconds))
+
+    return Lifeline(sign, Question(mailbox.is_leaving.remote))
+
+
+class Question:
+    """Asked of an actor without waiting: an answer is to the question before."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask, self._pending = ask, ask()
+
+    def __call__(self) -> bool:
+        ready, _ = ray.wait([self._pending], timeout=0)
+        if not ready:
+            return False
+        answer, self._pending = ray.get(self._pending), self._ask()
+        return answer
 
 
 def _fit(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
@@ -207,28 +236,24 @@ def is_waiting() -> bool:
     return any(thread.name == _FIT_THREAD for thread in threading.enumerate())
 
 
-def _deliver(mailbox: Any, on_event: OnEvent) -> None:
-    for event in ray.get(mailbox.take.remote()):
-        on_event(*event)
-
-
 def _run_folder(job: Job) -> Any:
     """Where Ray Train keeps its own notes on a run; none of them are needed afterwards."""
     return open_folder(job.store) / "ray" / job.stages[-1].key[:12]
 
 
 def _await_resources(training: Training, patience_seconds: float) -> None:
-    """Wait until there is room for all workers; without this Ray would wait for ever and say nothing.
+    """Wait until there is room for the workers, as few as may be; without this Ray would wait for ever and say nothing.
 
     Raises ResourcesMissing.
     """
     deadline = time.monotonic() + patience_seconds
-    while (places := count_places(ray.nodes(), training)) < training.workers:
+    while (places := count_places(ray.nodes(), training)) < training.workers.least:
         if time.monotonic() > deadline:
             have, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+            wanted = _count(training.workers.least, "worker")
             raise ResourcesMissing(
-                f"training.workers: {_count(training.workers, 'worker')} with {_wants(training)} each do not fit on "
-                f"the cluster, which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
+                f"training.workers: {wanted} with {_wants(training)} each do not fit on the cluster, "
+                f"which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
                 f"{_count(have.get('GPU', 0), 'GPU')} on {_count(nodes, 'node')}); "
                 f"start more nodes or ask for less"
             )

@@ -29,9 +29,10 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"raystage: {error}", err=True)
             _say_what_next(error)
             _leave(error.exit_status)
-        except KeyboardInterrupt as error:
-            click.echo("raystage: interrupted; the same command goes on from the last checkpoint", err=True)
-            _say_what_next(error)
+        except KeyboardInterrupt as interrupt:
+            why = str(interrupt) or "interrupted"
+            click.echo(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
+            _say_what_next(interrupt)
             _leave(INTERRUPTED)
 
     return guarded

@@ -36,6 +36,7 @@ CHECKPOINTS_PER_STAGE = 4
 
 # What may differ between two runs of a stage without changing what it computes. The rate counts apart.
 _WITHOUT_EFFECT = {
+    "hang_seconds": True,
     "max_failures": True,
     "checkpoint": True,
     "evaluate": {"every"},
@@ -117,9 +118,10 @@ class StagePlan:
         return num_params(self.shape)
 
     @property
-    def layout(self) -> tuple[int, int, int]:
-        """What worker processes it needs: as many, with as many CPUs and GPUs each."""
-        return self.training.workers, self.training.cpus_per_worker, self.training.gpus_per_worker
+    def layout(self) -> tuple[int, ...]:
+        """What worker processes it needs: how many at most and at least, with as many CPUs and GPUs each."""
+        training = self.training
+        return training.workers, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
 
     @property
     def growth_flops(self) -> int:

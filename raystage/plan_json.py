@@ -50,6 +50,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "flops_share": stage.flops / run.flops,
         "memory": stage.memory.as_dict(),
         "num_workers": training.workers,
+        **({"min_workers": training.workers.least} if training.workers.is_elastic else {}),
         "zero_stage": training.zero_stage,
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,

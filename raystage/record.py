@@ -133,6 +133,7 @@ class StageRecord:
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
     donor: Donor | None = None
     stopped_by: str = ""  # what ended it, in a sentence
+    resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
 
     @property
     def end(self) -> Evaluation:
@@ -178,7 +179,11 @@ def donor_from_json(content: dict[str, Any] | None) -> Donor | None:
 
 @dataclass
 class Progress:
-    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart."""
+    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart.
+
+    num_workers: of those who wrote the checkpoint; resizes: how often that changed within the stage.
+    pending_...: of the stretch since the last point of the curve; its losses, summed over targets, by worker.
+    """
 
     steps: int
     tokens: int
@@ -186,8 +191,11 @@ class Progress:
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     evaluation_flops: int = 0
-    pending_loss: float = 0.0
+    pending_losses: list[float] = field(default_factory=list)
     pending_steps: int = 0
+    pending_seconds: float = 0.0
+    num_workers: int = 0
+    resizes: int = 0
     growth: GrowthRecord | None = None
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -199,9 +207,10 @@ class Progress:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:
+        known = {key: value for key, value in content.items() if key != "pending_loss"}  # of older versions, always 0
         return cls(
             **{
-                **content,
+                **known,
                 "growth": growth_from_json(content["growth"]),
                 "donor": donor_from_json(content.get("donor")),
                 "train": [TrainPoint(**point) for point in content["train"]],

@@ -178,7 +178,8 @@ def _row(
         "state": _joint_state([_state(stage, records, states) for stage in run.stages]),
         "num_params": last.num_params,
         "num_layers": last.shape.num_layers,
-        "num_workers": last.training.workers,
+        "num_workers": chain[-1].num_workers if done else last.training.workers,
+        "resizes": sum(record.resizes for record in chain) if done else None,
         "zero_stage": last.training.zero_stage,
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
@@ -231,7 +232,7 @@ def doubts(plan: Plan, records: Mapping[str, StageRecord]) -> tuple[str, ...]:
         _budgets_doubt(plan),
         _length_doubt(plan),
         _data_doubt(plan),
-        _workers_doubt(plan),
+        _workers_doubt(plan, records),
         _order_doubt(plan, records),
     )
     return tuple(dict.fromkeys(doubt for doubt in found if doubt))
@@ -286,8 +287,11 @@ def _data_doubt(plan: Plan) -> str | None:
     return "Not the same text: the staged run's stages read other data than the baseline, so more than growing differs."
 
 
-def _workers_doubt(plan: Plan) -> str | None:
-    counts = sorted({stage.training.workers for run in plan.runs() for stage in run.stages})
+def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    stages = [stage for run in plan.runs() for stage in run.stages]
+    counts = sorted({records[stage.key].num_workers for stage in stages if stage.key in records})
+    if any(records[stage.key].resizes for stage in stages if stage.key in records):
+        return "Workers came and went within a stage: time_saved compares wall-clock, not worker-seconds."
     if len(counts) == 1:
         return None
     return (

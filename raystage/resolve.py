@@ -280,6 +280,9 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     if sequences < training.workers:
         problem = f"found {training.workers}; expected at most one for each of a global batch's {sequences} sequences"
         raise InputError(problem, key="training.workers")
+    if training.workers.is_elastic and not training.max_failures:
+        problem = f"found 0 with {training.workers} workers, which start again when they become fewer"
+        raise InputError(f"{problem}; expected 1 or more", key="training.max_failures")
     if training.offload_optimizer != "none" and training.zero_stage == 0:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")

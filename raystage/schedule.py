@@ -31,10 +31,13 @@ from raystage.values import (
     Fraction,
     NotNegative,
     Positive,
+    Seconds,
     Seed,
     Share,
     Span,
     Text,
+    WorkerCount,
+    Workers,
 )
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -137,7 +140,7 @@ class Checkpointing(Section):
 
 
 class Training(Section):
-    workers: Count = 1
+    workers: WorkerCount = Workers(1)
     cpus_per_worker: Count = 1
     gpus_per_worker: CountOrZero = 0
     zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1
@@ -152,6 +155,7 @@ class Training(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
     max_failures: CountOrZero = 3
+    hang_seconds: Seconds = 1800.0
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
 

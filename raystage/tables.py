@@ -83,7 +83,7 @@ _MEMORY_PARTS = (
     _memory_part("activations", lambda memory: memory.activations_bytes),
 )
 _MEANS = (
-    _PlanColumn("workers", lambda plan, stage: f"{stage.training.workers} x ZeRO {stage.training.zero_stage}",
+    _PlanColumn("workers", lambda plan, stage: f"{stage.training.workers!s} x ZeRO {stage.training.zero_stage}",
                 is_number=False),
     _PlanColumn("growth", lambda plan, stage: _growth_of(stage), is_number=False),
     _PlanColumn("key", lambda plan, stage: stage.key[:KEY_DIGITS], is_number=False),

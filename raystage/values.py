@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
 
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
 
@@ -27,7 +27,53 @@ def parse_span(value: object) -> float:
     return tokens
 
 
+class Workers(int):
+    """A number of workers: the most there may be. `least`: how few they may be where fewer fit on the cluster."""
+
+    least: int
+
+    def __new__(cls, most: int, least: int | None = None) -> Workers:
+        workers = super().__new__(cls, most)
+        workers.least = most if least is None else least
+        return workers
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.least < self
+
+    def __str__(self) -> str:
+        """'8', or '2 to 8'."""
+        return f"{self.least} to {int(self)}" if self.is_elastic else int.__repr__(self)
+
+
+def parse_workers(value: object) -> Workers:
+    """A number, or {min: 2, max: 8}. Raises ValueError."""
+    if isinstance(value, Workers):
+        return value
+    if not isinstance(value, dict):
+        return Workers(_at_least_one(value))
+    if set(value) != {"min", "max"}:
+        raise ValueError(f"found {shown(value)}; expected a number of workers, or {{min: 2, max: 8}}")
+    least, most = (_at_least_one(value[key]) for key in ("min", "max"))
+    if least > most:
+        raise ValueError(f"found a min of {least} above the max of {most}; expected it to be at most that")
+    return Workers(most, least)
+
+
+def _at_least_one(value: object) -> int:
+    count = parse_count(value)
+    if count < 1:
+        raise ValueError(f"found {shown(value)}; expected more than 0")
+    return count
+
+
+def _written(workers: Workers) -> int | dict[str, int]:
+    """As it stands in a schedule."""
+    return {"min": workers.least, "max": int(workers)} if workers.is_elastic else int(workers)
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+WorkerCount = Annotated[Workers, PlainValidator(parse_workers), PlainSerializer(_written)]
 CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 # Of training a stage again. Every one of them is planned before the run starts.
 Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]

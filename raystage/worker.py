@@ -29,8 +29,9 @@ from raystage.fitting import fit
 from raystage.gates import judge
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
-from raystage.handover import Entry, fill, find_entry, shared
+from raystage.handover import Entry, fill, find_entry, gathered, shared
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
+from raystage.lifeline import Lifeline
 from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
 from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
@@ -52,8 +53,10 @@ class Job:
     store: str
 
 
-def run_job(job: Job, send: Send) -> None:
-    """Train the job's unfinished stages. `send(kind, stage key, what)` is called on the first worker only.
+def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
+    """Train the job's unfinished stages, or as much as is done when the driver asks to save and leave.
+
+    `send(kind, stage key, what)` is called on the first worker only.
 
     Raises NonFiniteLoss and BrokenPromise on every worker alike, CheckpointError, InputError.
     """
@@ -63,13 +66,14 @@ def run_job(job: Job, send: Send) -> None:
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
-        train_stages(job, store, saver, send)
+        train_stages(job, store, saver, send, line or Lifeline())
 
 
-def train_stages(job: Job, store: Store, saver: Saver, send: Send) -> None:
+def train_stages(job: Job, store: Store, saver: Saver, send: Send, line: Lifeline) -> None:
     """Train the job's unfinished stages, one after the other."""
     runner: StageRunner | None = None
     for planned in job.stages:
+        line.enter("entering a stage", planned.training.hang_seconds)
         if shared(store.record(planned.key) is not None):
             continue
         stage = shared(where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None))
@@ -78,8 +82,9 @@ def train_stages(job: Job, store: Store, saver: Saver, send: Send) -> None:
         else:
             if runner is not None:
                 runner.leave()
-            runner = StageRunner.enter(stage, store, saver, send)
-        runner.train()
+            runner = StageRunner.enter(stage, store, saver, send, line)
+        if not runner.train():
+            return  # asked to leave
         if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
             return  # the driver says what comes instead
 
@@ -87,8 +92,10 @@ def train_stages(job: Job, store: Store, saver: Saver, send: Send) -> None:
 class StageRunner:
     """One stage on one worker."""
 
-    def __init__(self, stage: StagePlan, store: Store, saver: Saver, send: Send, engine: StageEngine) -> None:
-        self.stage, self.store, self.saver, self.engine = stage, store, saver, engine
+    def __init__(
+        self, stage: StagePlan, store: Store, saver: Saver, send: Send, engine: StageEngine, line: Lifeline
+    ) -> None:
+        self.stage, self.store, self.saver, self.engine, self.line = stage, store, saver, engine, line
         self._send_to = send
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
@@ -100,13 +107,13 @@ class StageRunner:
     # --- entering -----------------------------------------------------------------------------
 
     @classmethod
-    def enter(cls, stage: StagePlan, store: Store, saver: Saver, send: Send) -> StageRunner:
+    def enter(cls, stage: StagePlan, store: Store, saver: Saver, send: Send, line: Lifeline) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
         forget_peak_memory()
         entry = find_entry(stage, store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
-        runner = cls(stage, store, saver, send, StageEngine(stage, steps))
+        runner = cls(stage, store, saver, send, StageEngine(stage, steps), line)
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -115,6 +122,8 @@ class StageRunner:
         seconds = time.monotonic() - began
         if entry.resumed:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
+            runner._take_up_pending()
+            runner._count_resize(entry)
             if entry.donor:
                 runner.progress.donor = as_donor(entry.donor)
             runner._send("resumed", runner.progress)
@@ -133,7 +142,7 @@ class StageRunner:
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
-        return StageRunner(stage, self.store, self.saver, self._send_to, self.engine)
+        return StageRunner(stage, self.store, self.saver, self._send_to, self.engine, self.line)
 
     def leave(self) -> None:
         """Give the engine's memory back: the next stage builds another."""
@@ -156,8 +165,11 @@ class StageRunner:
 
     # --- training -----------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Train to the end of the stage, save, and commit its record."""
+    def train(self) -> bool:
+        """Train to the end of the stage, save, and commit its record; or save and leave, where the driver asks for it.
+
+        Returns whether the stage is finished.
+        """
         self._send("started", self.progress.steps - self.stage.start_steps)
         if not self.progress.evaluations:
             self._evaluate()
@@ -175,10 +187,18 @@ class StageRunner:
                 self._point()
                 self._evaluate()
                 ended = self._end()
-            if ended or crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage):
+            is_due = crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage)
+            if ended or is_due:
                 self._point()
                 self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
+            if self.line.stepped() and not ended:
+                if not is_due:
+                    self._set_pending_aside()
+                    self._save(last=False, wait=True)
+                self.saver.wait()
+                return False
         self._finish(ended)
+        return True
 
     def _is_at_cap(self) -> bool:
         return self.progress.steps == self.stage.start_steps + self.stage.steps
@@ -244,7 +264,7 @@ class StageRunner:
             return
         targets = progress.pending_steps * self.stage.training.global_batch_tokens
         loss = self.engine.sum_over_workers(self._loss) / targets
-        seconds = self._tick()
+        seconds = self._tick() + progress.pending_seconds
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"stage {self.stage.name}: the training loss is {loss} at step {progress.steps} "
@@ -265,11 +285,32 @@ class StageRunner:
             mfu=speed * flops_per_token(self.stage.shape) / (peak * self.engine.world) if peak else None,
         )
         progress.train.append(point)
-        progress.pending_steps = 0
+        progress.pending_steps, progress.pending_seconds = 0, 0.0
         self._loss.zero_()
         self._send("trained", point)
 
+    def _set_pending_aside(self) -> None:
+        """Put the stretch since the last point into the progress, to be gone on with: no point is made where a run
+        that nobody interrupts makes none."""
+        if self.progress.pending_steps:
+            self.progress.pending_seconds += self._tick()
+        self.progress.pending_losses = gathered(self._loss.item())
+
+    def _take_up_pending(self) -> None:
+        """Each worker its own sum; of another number of workers the first one takes all."""
+        losses, self.progress.pending_losses = self.progress.pending_losses, []
+        if len(losses) == self.engine.world:
+            self._loss.fill_(losses[self.engine.rank])
+        elif self.engine.rank == 0:
+            self._loss.fill_(math.fsum(losses))
+
+    def _count_resize(self, entry: Entry) -> None:
+        before = self.progress.num_workers
+        if before not in (0, self.engine.world) and not entry.donor:
+            self.progress.resizes += 1
+
     def _evaluate(self) -> None:
+        self.line.does("evaluating")
         self._tick()
         progress = self.progress
         began = time.monotonic()
@@ -285,6 +326,7 @@ class StageRunner:
 
     def _save(self, last: bool, wait: bool) -> None:
         """Every worker writes its own shard, then the first one the manifest: now, or while the training goes on."""
+        self.line.does("saving")
         parts, steps = zero.partitions(self.engine.deepspeed), zero.get_steps(self.engine.deepspeed)
         if wait:
             self.saver.save(self.stage, parts, steps, self._standing, self._write_probe if last else None)
@@ -293,6 +335,7 @@ class StageRunner:
 
     def _standing(self) -> Progress:
         self._tick()
+        self.progress.num_workers = self.engine.world
         return self.progress
 
     def _write_probe(self, folder: Folder) -> None:
@@ -333,6 +376,7 @@ class StageRunner:
             growth=progress.growth,
             donor=progress.donor,
             stopped_by=ended,
+            resizes=progress.resizes,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),

@@ -31,7 +31,10 @@ FLOORS: dict[int, set[str]] = {
         "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
         "storage", "store", "tensorfile", "tracking", "zero",
     },
-    4: {"engine", "fitting", "guardian", "handover", "launch", "optimizer", "probe", "saving", "worker"},
+    4: {
+        "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "saving", "watch",
+        "worker",
+    },
     5: {
         "columns", "display", "driver", "narrator", "next_steps", "runlog", "status", "status_view", "sweep_tables",
         "tables", "turns",

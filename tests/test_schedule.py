@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -10,10 +12,11 @@ import pytest
 
 from factories import write_documents
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
+from raystage.errors import InputError
 from raystage.growth.operator import OPERATORS, OPTIMIZER_STATE_POLICIES
 from raystage.plan import make_plan
 from raystage.resolve import resolve
-from raystage.schedule import Grow, LrSchedule, Schedule, load, parse
+from raystage.schedule import Grow, LrSchedule, Schedule, Training, load, parse
 from raystage.values import parse_span
 
 STAGES = [{"name": "small", "until": {"steps": 1}}, {"name": "full", "until": {"steps": 1}}]
@@ -178,3 +181,29 @@ def test_the_quickstart() -> None:
 def test_shipped_schedules_are_good() -> None:
     for file in sorted((Path(__file__).parents[1] / "jobs" / "schedules").glob("*.yaml")):
         assert make_plan(load(file)).staged.stages, os.fspath(file)
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    """An elastic stage counts as its most workers wherever one number is asked for."""
+    plain, elastic = Training(workers=4), Training(workers={"min": 2, "max": 8})
+    assert (plain.workers, plain.workers.least, plain.workers.is_elastic, f"{plain.workers}") == (4, 4, False, "4")
+    assert (elastic.workers, elastic.workers.least, f"{elastic.workers}") == (8, 2, "2 to 8")
+    assert plain.model_dump()["workers"] == 4
+    assert Training.model_validate(elastic.model_dump()).workers.least == 2
+    assert elastic.overlaid(plain).workers.least == 4
+    assert pickle.loads(pickle.dumps(elastic)).workers.least == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"min": 3, "max": 2}, "training.workers: found a min of 3 above the max of 2"),
+        ({"min": 2}, "expected a number of workers, or {min: 2, max: 8}"),
+        ({"min": 0, "max": 2}, "training.workers: found 0; expected more than 0"),
+        ("two", "training.workers: found 'two'; expected a number"),
+    ],
+)
+def test_wrong_workers(workers: object, message: str) -> None:
+    content = {"name": "a", "stages": [{"name": "s", "until": {"steps": 1}}], "training": {"workers": workers}}
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse(content)

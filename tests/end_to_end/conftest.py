@@ -107,6 +107,12 @@ class Raystage:
         return process.returncode
 
 
+def losses_in(report: str) -> dict[str, list[list[float]]]:
+    """Both curves of every stage, to the last bit, from what `raystage run --json` prints."""
+    rows = json.loads(report)["stages"]
+    return {curve: [[point["loss"] for point in row[curve]] for row in rows] for curve in ("train", "evaluations")}
+
+
 @pytest.fixture
 def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
     return Raystage(tmp_path, cluster.address)
@@ -153,14 +159,18 @@ stages:
 """
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def write_tiny(folder: Path) -> Path:
     """Two small stages on a folder of text of the user's own: 90 + 90 steps, a checkpoint every 16."""
-    text = tmp_path / "text"
+    text = folder / "text"
     text.mkdir()
     source = Path(json.__file__).parent
     for number, line in enumerate((source / "decoder.py").read_text().split("\n\n")):
         (text / f"{number}.txt").write_text(line * 20)
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path)

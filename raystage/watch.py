@@ -1,0 +1,147 @@
+"""What the driver looks after while a Train run goes on: messages, workers that hang, nodes that go, its own end.
+
+What dies, Ray Train sees by itself. What merely stands still it does not: then the workers are killed here, so that
+it starts them again, which counts against `max_failures` like any other failure.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from raystage.errors import ClusterLost
+from raystage.mailbox import WorkerSign
+from raystage.units import format_seconds
+
+OnEvent = Callable[[str, str, Any], None]
+
+CARE_SECONDS = 1.0
+PING_SECONDS = 2.0
+# Between the notice and the end, machines that are taken away give 30 s or more.
+LEAVE_SECONDS = 25.0
+# After 60 s Ray would end this process without a word of ours.
+CLUSTER_SECONDS = 40.0
+
+
+class Notice:
+    """Word that this process is to end: SIGTERM. While a Train run listens the first one asks its workers to save and
+    leave; a second one, or one that comes at another time, interrupts at once as Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.is_heard = False
+        self.came_at: float | None = None
+
+    def install(self) -> None:
+        """Ray's own handler would print a stack trace and leave all as it is."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._take)
+
+    def _take(self, signum: int, frame: object) -> None:
+        if not self.is_heard or self.came_at is not None:
+            raise KeyboardInterrupt
+        self.came_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where it came too long ago."""
+        if self.came_at is not None and time.monotonic() - self.came_at > LEAVE_SECONDS:
+            raise KeyboardInterrupt(f"the workers did not save within {LEAVE_SECONDS:g} s")
+
+
+class Watch:
+    """`look` is called several times a second, in the thread that `on_event` is called in."""
+
+    def __init__(self, mailbox: Any, on_event: OnEvent, notice: Notice) -> None:
+        self._mailbox, self._on_event, self._notice = mailbox, on_event, notice
+        self._cared_at = time.monotonic()
+        self._leaving = False
+
+    def look(self) -> None:
+        """Raises ClusterLost; KeyboardInterrupt when the time after a notice is over."""
+        for event in answer(self._mailbox.take.remote(), self._notice.check):
+            self._on_event(*event)
+        self._notice.check()
+        if time.monotonic() - self._cared_at >= CARE_SECONDS:
+            signs = answer(self._mailbox.signs.remote())
+            self._end_what_hangs(signs)
+            self._heed_notices(signs)
+            self._cared_at = time.monotonic()
+
+    def _end_what_hangs(self, signs: list[WorkerSign]) -> None:
+        late = [sign for sign in signs if sign.is_late]
+        if not late:
+            return
+        if not any_is_dead(signs):
+            self._say(describe_late(late))
+            for sign in signs:
+                ray.kill(sign.worker)
+        # Where one is dead Ray Train starts all of them again: there is nothing to wait for from these.
+        answer(self._mailbox.forget.remote())
+
+    def _heed_notices(self, signs: list[WorkerSign]) -> None:
+        """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""
+        if self._leaving:
+            return
+        going = sorted(draining_nodes() & {sign.node for sign in signs})
+        if self._notice.came_at is not None:
+            self._say("asked to end (SIGTERM): the workers save and leave")
+        elif going:
+            self._say(f"node {going[0][:8]} is to be taken away: the workers save, leave and start again elsewhere")
+        else:
+            return
+        self._leaving = True
+        answer(self._mailbox.leave.remote())
+
+    def _say(self, what: str) -> None:
+        self._on_event("trouble", "", what)
+
+
+def answer(asked: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """What the mailbox answers; it may be on its way to another node. Raises ClusterLost."""
+    deadline = time.monotonic() + CLUSTER_SECONDS
+    while True:
+        meanwhile()
+        try:
+            return ray.get(asked, timeout=1.0)
+        except GetTimeoutError:
+            if time.monotonic() > deadline:
+                raise ClusterLost(
+                    f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it "
+                    f"is down; the same command on a running cluster goes on from the last checkpoint"
+                ) from None
+
+
+def describe_late(late: list[WorkerSign]) -> str:
+    """'workers 0 and 1 have made no progress for 5.0 s (training): all are started again'."""
+    ranks = " and ".join(str(sign.rank) for sign in late)
+    longest = max(late, key=lambda sign: sign.silent_seconds)
+    who = f"worker {ranks} has" if len(late) == 1 else f"workers {ranks} have"
+    return (
+        f"{who} made no progress for {format_seconds(longest.silent_seconds)} ({longest.doing}): "
+        f"all workers are started again"
+    )
+
+
+def any_is_dead(signs: list[WorkerSign]) -> bool:
+    """Whether one of the workers is no more; one that does not answer may be stopped or busy."""
+    answers = [sign.worker.__ray_ready__.remote() for sign in signs]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=PING_SECONDS)
+    return any(_is_of_dead(answer) for answer in ready)
+
+
+def _is_of_dead(answer: Any) -> bool:
+    try:
+        ray.get(answer)
+    except RayActorError:
+        return True
+    return False
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that are about to be taken away. A name of Ray's own, as its Train uses it; a test holds it."""
+    return set(ray._private.state.state.get_draining_nodes())

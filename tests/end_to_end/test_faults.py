@@ -1,0 +1,156 @@
+"""Each fault of the README's table "When things break" that takes a cluster, caused for real; the rest is elsewhere:
+
+a worker or the driver killed, Ctrl-C, NaN         test_staged_run.py
+a broken promise                                   test_growth_workers.py
+half checkpoints, flipped bits, foreign shards     test_checkpoint_damage.py, test_checkpoint_faults.py
+object stores, full disks                          test_object_store.py, test_checkpoint_faults.py
+random kills                                       test_chaos.py
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BIN, QUIET, RayCluster, Raystage, losses_in
+from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.end_to_end
+
+RUN = ["--wandb", "disabled", "--json"]
+SMALL_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture
+def calm(raystage: Raystage, tiny: Path) -> dict:
+    """The curves of a run that nothing happens to."""
+    return losses_in(raystage("run", tiny, *RUN, "--store", "calm").stdout)
+
+
+@pytest.fixture
+def nodes(raystage: Raystage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster whose head computes nothing, for nodes to be added to and taken from; `raystage` runs on it."""
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    # A node that is gone is noticed in a few seconds; Ray's own patience is longer.
+    watchful = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+    head = SMALL_NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": watchful}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    raystage.environment["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def said_until(process: subprocess.Popen, text: str) -> str:
+    """What is said on standard error up to a line with `text`."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return "".join(said)
+    raise AssertionError(f"{text!r} was never said:\n{''.join(said)}")
+
+
+def test_workers_that_hang_are_started_again_and_the_bits_are_those_of_a_calm_run(
+    raystage: Raystage, tiny: Path, cluster: RayCluster, calm: dict
+) -> None:
+    """One of two workers is stopped, so that the other waits for it for ever."""
+    process = raystage.start("run", tiny, *RUN, "--store", "hung", "--set", "training.hang_seconds=10s")
+    said_until(process, "small] step 1")
+    cluster.workers()[-1].send_signal(signal.SIGSTOP)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "made no progress for" in errors
+    assert "started again, from step" in errors
+    assert losses_in(output) == calm
+
+
+def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Raystage, tiny: Path, calm: dict) -> None:
+    """SIGTERM, with checkpoints so far apart that nothing would have been saved."""
+    chaos = ["run", tiny, *RUN, "--store", "asked", "--set", "training.checkpoint.every=100M"]
+    process = raystage.start(*chaos)
+    said_until(process, "small] step 1")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, ""), errors
+    assert "all is saved; the same command goes on" in errors.splitlines()[-1]
+    saved = [path.parent.name for path in (raystage.folder / "asked/stages").glob("*/checkpoints/*/manifest.json")]
+    assert len(saved) == 1
+    assert 16 * 4096 <= int(saved[0].split("-")[0]) < 90 * 4096
+    # Only of evaluations: every checkpoint begins a new point of the training curve.
+    assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
+
+
+def test_a_node_that_is_lost_is_done_without_as_soon_as_another_comes(
+    raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
+) -> None:
+    lost = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    process = raystage.start("run", tiny, *RUN, "--store", "lost")
+    said_until(process, "small] step 1")
+    nodes.remove_node(lost, allow_graceful=False)
+    nodes.add_node(**SMALL_NODE)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "started again, from step" in errors
+    assert losses_in(output) == calm
+
+
+def test_workers_save_and_move_before_their_node_is_taken_away(
+    raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
+) -> None:
+    """A spot node's notice, which Ray knows as a drain. Without it nothing would be saved; it is no failure."""
+    going = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    rare = ["--set", "training.checkpoint.every=100M", "--set", "training.max_failures=0"]
+    process = raystage.start("run", tiny, *RUN, *rare, "--store", "moved")
+    said_until(process, "small] step 1")
+    nodes.add_node(**SMALL_NODE)
+    drain = [BIN / "ray", "drain-node", "--address", nodes.address, "--node-id", going.node_id,
+             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+             "--deadline-remaining-seconds", "60"]  # fmt: skip
+    subprocess.run(drain, env=raystage.environment, check=True, capture_output=True)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "is to be taken away" in errors
+    assert losses_in(output)["evaluations"] == calm["evaluations"]
+
+
+def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
+    raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
+) -> None:
+    """Room for two of three, then for one. The batches are the same, summed up in another order."""
+    lost = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    elastic = ["--set", "training.workers={min: 1, max: 3}"]
+    process = raystage.start("run", tiny, *RUN, *elastic, "--store", "elastic")
+    assert "1 to 3 workers" in said_until(process, "small] step 1")
+    nodes.remove_node(lost, allow_graceful=False)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    rows = json.loads(output)["stages"]
+    assert [(row["num_workers"], row["resizes"]) for row in rows] == [(1, 1), (1, 0)]
+    for found, expected in zip(losses_in(output)["evaluations"], calm["evaluations"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(
+    raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster, cluster: RayCluster
+) -> None:
+    for _ in range(2):
+        nodes.add_node(**SMALL_NODE)
+    process = raystage.start("run", tiny, *RUN, "--store", "killed")
+    said_until(process, "small] step 1")
+    for node in [*nodes.worker_nodes, nodes.head_node]:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "the same command" in errors.splitlines()[-1]
+    raystage.environment["RAY_ADDRESS"] = cluster.address
+    assert losses_in(raystage("run", tiny, *RUN, "--store", "killed").stdout) == calm

@@ -1,0 +1,43 @@
+"""SIGTERM: a notice while a Train run listens, an interruption at any other time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from raystage import watch
+from raystage.watch import Notice
+
+
+@pytest.fixture
+def notice() -> Iterator[Notice]:
+    before = signal.getsignal(signal.SIGTERM)
+    notice = Notice()
+    notice.install()
+    yield notice
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_nobody_listens(notice: Notice) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_second_time_it_is_meant(notice: Notice) -> None:
+    notice.is_heard = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert notice.came_at is not None
+    notice.check()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_workers_that_do_not_save_in_time_are_not_waited_for(notice: Notice, monkeypatch: pytest.MonkeyPatch) -> None:
+    notice.is_heard = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(watch, "LEAVE_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt, match="did not save"):
+        notice.check()
