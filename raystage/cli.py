@@ -20,7 +20,7 @@ from raystage.options import exits, in_job_copy, json_option, open_store, store_
 from raystage.report_command import report
 from raystage.status_commands import status_command
 from raystage.store_commands import store_group
-from raystage.sweep_commands import print_sweep_plan
+from raystage.sweep_commands import print_sweep_plan, sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +39,7 @@ def main() -> None:
 main.add_command(report)
 main.add_command(store_group)
 main.add_command(status_command)
+main.add_command(sweep)
 
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. stages[1].until.tokens=2M."

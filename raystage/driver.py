@@ -56,8 +56,8 @@ class Driver:
     tried: tuple[Rejection, ...] = ()
     discarded: dict[str, StagePlan] = field(default_factory=dict)
     turns: Turns | None = None
+    is_connected: bool = False
     _began: float = 0.0
-    _connected: bool = False
 
     def __post_init__(self) -> None:
         self.written = self.plan
@@ -126,7 +126,7 @@ class Driver:
 
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            is_done = launch.run_train(Job(job, self.store.folder.uri), hear, patience)
+            is_done = launch.run_train(Job(job, self.store.folder.uri, self.plan.name), hear, patience)
         except WorkersLost:
             # What failed in the end may be far from where the run began: max_failures are each stage's own.
             is_done = False
@@ -208,12 +208,12 @@ class Driver:
         narrator.follow(self.plan.runs())
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
-        if not self._connected:
+        if not self.is_connected:
             needs = [stage.training for run in self.plan.runs() for stage in run.stages]
             cpus = max(training.workers * training.cpus_per_worker for training in needs)
             gpus = max(training.workers * training.gpus_per_worker for training in needs)
             stack.enter_context(launch.cluster(self.address, cpus, gpus))
-            self._connected = True
+            self.is_connected = True
 
     def _tell(self, what: str, *facts: Any) -> None:
         for listener in self.listeners:

@@ -7,6 +7,7 @@
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
     │   ├── BrokenPromise     ... because its growth did more than `grow.require` allows
     │   └── StageRejected     ... or it reached the end, but not what `accept` asks for
+    ├── SweepFailed           no trial of a sweep came to its end
     ├── ResourcesMissing      the cluster does not have what a stage asks for
     ├── ClusterLost           the cluster does not answer any more
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
@@ -60,6 +61,10 @@ class BrokenPromise(StageFailed):
 
 class StageRejected(StageFailed):
     """A finished stage is not what the schedule's `accept` asks for, and there is nothing left to try."""
+
+
+class SweepFailed(RaystageError):
+    """None of a sweep's trials came to its end."""
 
 
 class ResourcesMissing(RaystageError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,11 @@ def survey(store: Store) -> Listing:
         stages=tuple(_stage(store, key, files) for key, files in sorted(by_stage.items())),
         runs=tuple(_run(store, name) for name in store.run_names()),
     )
+
+
+def finished_among(store: Store, keys: Collection[str]) -> set[str]:
+    """Those of the stages that are finished in the store; only what was ever begun is looked at."""
+    return {key for key in set(store.stage_keys()).intersection(keys) if store.record(key) is not None}
 
 
 def chosen(listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:

@@ -86,3 +86,8 @@ def run_command(
     for option, value in (("--store", store), ("--name", name), ("--address", address)):
         parts += [option, value] if value is not None else []
     return shlex.join([*parts, *(["--wandb", wandb_mode] if wandb_mode != "offline" else [])])
+
+
+def sweep_command(sweep: str, overrides: Sequence[str], store: str | None, address: str | None, wandb_mode: str) -> str:
+    """The command line that goes on with a sweep; its name is among the overrides."""
+    return run_command(sweep, overrides, store, None, address, wandb_mode).replace("raystage run", "raystage sweep", 1)

@@ -133,6 +133,7 @@ class StageRecord:
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
     donor: Donor | None = None
     stopped_by: str = ""  # what ended it, in a sentence
+    trained_for: str = ""  # the name of the run that finished it
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
 
     @property
@@ -234,6 +235,32 @@ class Listener(Protocol):
     with reused=True, so that a listener sees whole curves. Before stage_started there may be calls of waiting:
     another driver trains the stage.
     """
+
+    def run_started(self, run: RunPlan) -> None: ...
+
+    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None: ...
+
+    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
+
+    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None: ...
+
+    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None: ...
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
+
+    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None: ...
+
+    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
+
+    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None: ...
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None: ...
+
+    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None: ...
+
+
+class SilentListener:
+    """A Listener that does nothing: what most of them make of most calls."""
 
     def run_started(self, run: RunPlan) -> None: ...
 

@@ -68,10 +68,11 @@ def _read_report(store: Any, name: str) -> dict[str, Any]:
 def _print_tables(reports: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
+    from raystage.sweep_result import sweep_result_table
     from raystage.tables import final_table
 
     for one in reports:
-        Console().print(final_table(one))
+        Console().print(sweep_result_table(one) if one.get("kind") == "sweep" else final_table(one))
 
 
 def _print_markdown(reports: list[dict[str, Any]]) -> None:

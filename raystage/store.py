@@ -3,7 +3,7 @@
 stages/<key>/record.json              written last: the stage is finished
 stages/<key>/certificate.json         what the growth it began with did, for people
 stages/<key>/checkpoints/<tokens>-<attempt>/
-trunks/<trunk key>/<steps>-<key>      finished stages that differ in where they end, a note for each
+trunks/<trunk key>/<steps>-<key>      stages that differ in nothing but where they end, a note for each
 runs/<name>/                          plan, report, figures of a run
 """
 
@@ -68,10 +68,14 @@ class Store:
             if name not in kept:
                 drop_checkpoint(folder / "checkpoints" / name)
         if trunk is not None:
-            (self.folder / "trunks" / trunk).write_whole(f"{record.steps:012}-{record.key}", b"")
+            self.note_trunk(trunk, record.steps, record.key)
+
+    def note_trunk(self, trunk: str, steps: int, key: str) -> None:
+        """Let longer versions of a stage find it: once it is finished, and while it is trained."""
+        (self.folder / "trunks" / trunk).write_whole(f"{steps:012}-{key}", b"")
 
     def trunk(self, trunk: str) -> list[tuple[int, str]]:
-        """Steps and key of the stages that were finished under a trunk key, the longest first. Some may be gone."""
+        """Steps and key of the stages under a trunk key, the longest first. Some are trained now, some may be gone."""
         names = (self.folder / "trunks" / trunk).names()
         return [(int(steps), key) for steps, _, key in (name.partition("-") for name in reversed(names))]
 

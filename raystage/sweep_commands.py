@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import click
+
+from raystage.options import exits, json_option, open_store, store_option
 
 
 def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -22,3 +26,80 @@ def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> N
         click.echo(json.dumps(sweep_json(made), indent=1))
         return
     Console().print(sweep_table(made))
+
+
+@click.command()
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Override a value of the sweep, e.g. search.max_concurrent=4.")  # fmt: skip
+@store_option
+@click.option("--name", help="The sweep's name; the file's own unless given.")
+@click.option("--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise.")
+@click.option(
+    "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
+)
+@json_option
+@exits
+def sweep(
+    sweep: Path,
+    overrides: tuple[str, ...],
+    store: str | None,
+    name: str | None,
+    address: str | None,
+    wandb_mode: str,
+    as_json: bool,
+) -> None:
+    """Search over schedules with Ray Tune; what trials share is trained once.
+
+    The plan comes first (`raystage plan SWEEP` prints it alone). The same command goes on with a sweep that was
+    stopped, and trains nothing twice.
+
+    \b
+    Example:
+      raystage sweep jobs/sweeps/quickstart.yaml
+      raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
+    from rich.console import Console
+
+    from raystage.housekeeping import finished_among
+    from raystage.next_steps import sweep_command
+    from raystage.search import Search
+    from raystage.sweep_file import load
+    from raystage.sweep_result import sweep_result_table, write_papers
+    from raystage.sweep_tables import sweep_table
+    from raystage.trial_run import TrialTask
+    from raystage.trials import plan_sweep
+
+    overrides = (*overrides, f"name={name}") if name else overrides
+    loaded = load(sweep, overrides)
+    opened = open_store(store)
+    made = plan_sweep(loaded)
+    made = plan_sweep(loaded, finished_among(opened, made.tree.nodes)) if made.is_foreseen else made
+    Console(stderr=True).print(sweep_table(made))
+    folder = opened.run_folder(loaded.name)
+    task = TrialTask(
+        sweep=loaded,
+        store=opened.folder.uri,
+        command=sweep_command(str(sweep), overrides, store, address, wandb_mode),
+        wandb_mode=wandb_mode,
+        wandb_folder=str(Path.cwd()),
+    )
+    search = Search(
+        made, opened, task, lambda line: click.echo(line, err=True), address or os.environ.get("RAY_ADDRESS")
+    )
+    report = search.run()
+    write_papers(opened, made, report)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    Console(stderr=as_json).print(sweep_result_table(report))
+    click.echo(f"report: {folder.uri}/report.json, report.md; the best schedule: {folder.uri}/best.yaml", err=as_json)
+    if not any(row["state"] == "FINISHED" for row in report["trials"]):
+        _fail(report)
+
+
+def _fail(report: dict[str, Any]) -> None:
+    from raystage.errors import SweepFailed
+
+    first = next((row["error"] for row in report["trials"] if row["error"]), "all were stopped")
+    raise SweepFailed(f"sweep {report['name']}: none of its {len(report['trials'])} trials came to its end: {first}")

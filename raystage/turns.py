@@ -13,7 +13,7 @@ from itertools import takewhile
 from raystage.errors import StageFailed
 from raystage.holder import Holder
 from raystage.lease import Lease, Leases
-from raystage.plan import StagePlan
+from raystage.plan import StagePlan, key_at, trunk_key
 from raystage.store import Store
 
 POLL_SECONDS = 2.0
@@ -44,8 +44,8 @@ class Turns:
         self._store, self._leases, self._poll_seconds = store, leases, poll_seconds
 
     def free(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-        """The stages up to the first one that is somebody's."""
-        return tuple(takewhile(lambda stage: self._leases.holder(stage.key) is None, stages))
+        """The stages up to the first one that is somebody's, or that can go on from one that somebody trains now."""
+        return tuple(takewhile(lambda stage: self._in_the_way(stage) is None, stages))
 
     def wait(self, stages: Sequence[StagePlan], on_waiting: OnWaiting) -> bool:
         """Wait until none of the stages is anybody's. False as soon as one is finished.
@@ -78,13 +78,26 @@ class Turns:
                 stack.close()
                 yield None
             else:
+                for stage in stages:
+                    self._store.note_trunk(trunk_key(stage), stage.steps, stage.key)
                 yield Turn(stages, leases, self._leases.ttl_seconds)
 
     def _somebodys(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, Holder] | None:
         for stage in stages:
-            if holder := self._leases.holder(stage.key):
+            if holder := self._in_the_way(stage):
                 return stage, holder
         return None
+
+    def _in_the_way(self, stage: StagePlan) -> Holder | None:
+        """Who trains the stage, or a shorter version of it that it could then go on from."""
+        if holder := self._leases.holder(stage.key):
+            return holder
+        shorter = (
+            key
+            for steps, key in self._store.trunk(trunk_key(stage))
+            if steps < stage.steps and key_at(stage, steps) == key and self._store.record(key) is None
+        )
+        return next(filter(None, map(self._leases.holder, shorter)), None)
 
     def _any_finished(self, stages: Sequence[StagePlan]) -> bool:
         return any(self._store.record(stage.key) is not None for stage in stages)

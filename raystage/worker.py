@@ -47,10 +47,11 @@ POINTS_PER_STAGE = 400
 
 @dataclass(frozen=True)
 class Job:
-    """Stages to train in a row, and the store's address."""
+    """Stages to train in a row, and the store's address. run: the name of the run that they are trained for."""
 
     stages: tuple[StagePlan, ...]
     store: str
+    run: str = ""
 
 
 def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
@@ -66,11 +67,23 @@ def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
-        train_stages(job, store, saver, send, line or Lifeline())
+        train_stages(job, Place(job.run, store, saver, send, line or Lifeline()))
 
 
-def train_stages(job: Job, store: Store, saver: Saver, send: Send, line: Lifeline) -> None:
+@dataclass(frozen=True)
+class Place:
+    """What all stages of a job have in common on a worker: where they come from and go to, who is told."""
+
+    run: str
+    store: Store
+    saver: Saver
+    send: Send
+    line: Lifeline
+
+
+def train_stages(job: Job, place: Place) -> None:
     """Train the job's unfinished stages, one after the other."""
+    store, line = place.store, place.line
     runner: StageRunner | None = None
     for planned in job.stages:
         line.enter("entering a stage", planned.training.hang_seconds)
@@ -82,7 +95,7 @@ def train_stages(job: Job, store: Store, saver: Saver, send: Send, line: Lifelin
         else:
             if runner is not None:
                 runner.leave()
-            runner = StageRunner.enter(stage, store, saver, send, line)
+            runner = StageRunner.enter(stage, place)
         if not runner.train():
             return  # asked to leave
         if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
@@ -92,11 +105,9 @@ def train_stages(job: Job, store: Store, saver: Saver, send: Send, line: Lifelin
 class StageRunner:
     """One stage on one worker."""
 
-    def __init__(
-        self, stage: StagePlan, store: Store, saver: Saver, send: Send, engine: StageEngine, line: Lifeline
-    ) -> None:
-        self.stage, self.store, self.saver, self.engine, self.line = stage, store, saver, engine, line
-        self._send_to = send
+    def __init__(self, stage: StagePlan, place: Place, engine: StageEngine) -> None:
+        self.stage, self.place, self.engine = stage, place, engine
+        self.store, self.saver, self.line = place.store, place.saver, place.line
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
         self.reader = Reader(streams.train, stage.shape.context_length, stage.seed)
@@ -107,13 +118,13 @@ class StageRunner:
     # --- entering -----------------------------------------------------------------------------
 
     @classmethod
-    def enter(cls, stage: StagePlan, store: Store, saver: Saver, send: Send, line: Lifeline) -> StageRunner:
+    def enter(cls, stage: StagePlan, place: Place) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
         forget_peak_memory()
-        entry = find_entry(stage, store)
+        entry = find_entry(stage, place.store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
-        runner = cls(stage, store, saver, send, StageEngine(stage, steps), line)
+        runner = cls(stage, place, StageEngine(stage, steps))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -142,7 +153,7 @@ class StageRunner:
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
-        return StageRunner(stage, self.store, self.saver, self._send_to, self.engine, self.line)
+        return StageRunner(stage, self.place, self.engine)
 
     def leave(self) -> None:
         """Give the engine's memory back: the next stage builds another."""
@@ -376,6 +387,7 @@ class StageRunner:
             growth=progress.growth,
             donor=progress.donor,
             stopped_by=ended,
+            trained_for=self.place.run,
             resizes=progress.resizes,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
@@ -398,7 +410,7 @@ class StageRunner:
 
     def _send(self, kind: str, what: Any) -> None:
         if self.engine.rank == 0:
-            self._send_to(kind, self.stage.key, what)
+            self.place.send(kind, self.stage.key, what)
 
 
 def evaluation_set(stage: StagePlan) -> np.ndarray:

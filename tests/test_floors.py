@@ -21,7 +21,7 @@ FLOORS: dict[int, set[str]] = {
         "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "holder",
         "initial", "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises",
         "prune", "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule",
-        "section", "sources", "space", "sweep_file", "tree", "trials", "triggers", "values", "yamlfile",
+        "section", "sources", "space", "objectives", "sweep_file", "sweep_report", "tree", "trials", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
@@ -36,7 +36,7 @@ FLOORS: dict[int, set[str]] = {
         "worker",
     },
     5: {
-        "columns", "display", "driver", "narrator", "next_steps", "runlog", "status", "status_view", "sweep_tables",
+        "columns", "display", "driver", "narrator", "next_steps", "runlog", "status", "status_view", "importance", "search", "searchers", "sweep_result", "sweep_tables", "trial_run",
         "tables", "turns",
     },
     6: {"cli", "options", "report_command", "status_commands", "store_commands", "sweep_commands"},
@@ -49,7 +49,7 @@ PACKAGES: dict[int, set[str]] = {
     2: {"matplotlib", "numpy", "tokenizers", "torch", "transformers"},
     3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
     4: {"ray"},
-    5: {"rich"},
+    5: {"optuna", "rich"},
     6: {"click"},
 }
 

@@ -1,0 +1,104 @@
+"""What came out of a sweep, for people: a table, a page of Markdown, the best schedule as a file that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.table import Column
+from rich.text import Text
+
+from raystage.columns import FirstThatFits, number_column, table
+from raystage.savings import format_flops
+from raystage.schedule import parse
+from raystage.space import describe, format_value
+from raystage.store import Store
+from raystage.tables import STATE_STYLES
+from raystage.trials import SweepPlan
+
+BEST_FILE = "best.yaml"
+MARKDOWN_FILE = "report.md"
+
+
+def sweep_result_table(report: Mapping[str, Any]) -> RenderableType:
+    """The trials, the best first, and what the search cost. `report` is what `build_sweep_report` returns."""
+    rows = sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
+    metrics = [one["metric"] for one in report["objective"]]
+    paths = list(dict.fromkeys(path for row in rows for path in row["config"]))
+    apart = _table(report["name"], metrics, [number_column(path.replace(".", "\n.")) for path in paths])
+    together = _table(report["name"], metrics, [Column("config", overflow="fold")])
+    for row in rows:
+        apart.add_row(*_cells(row, metrics, [format_value(row["config"].get(path, "-")) for path in paths]))
+        together.add_row(*_cells(row, metrics, [describe(row["config"])]))
+    return Group(FirstThatFits((apart, together)), "", *(Text(line) for line in summary(report)))
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What to know of it, a sentence a line."""
+    search, best = report["search"], report["best"]
+    lines = [
+        f"Trained {format_flops(search['flops_spent'])} FLOPs for trials that cost "
+        f"{format_flops(search['flops_claimed'])} apart"
+        + (f": a sharing factor of {search['sharing_factor']:.2f}." if search["sharing_factor"] else ".")
+    ]
+    if report["importance"]:
+        parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
+        lines.append(f"What mattered (share of the variance, PED-ANOVA): {parts}.")
+    if report["pays_for_itself_after"] is not None:
+        lines.append(
+            f"The search pays for itself after {report['pays_for_itself_after']:.1f} runs of the best schedule."
+        )
+    if best is not None:
+        figures = ", ".join(f"{metric} {_figure(value)}" for metric, value in best["objectives"].items())
+        lines.append(f"Best: trial {best['number']} ({describe(best['config'])}), {figures}.")
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The same as a page of Markdown."""
+    metrics = [one["metric"] for one in report["objective"]]
+    head = ["rank", "trial", "config", *metrics, "eval loss", "FLOPs", "state"]
+    rows = sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
+    cells = [_cells(row, metrics, [describe(row["config"])]) for row in rows]
+    lines = [head, ["---"] * len(head), *[[str(cell) for cell in line] for line in cells]]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([f"# {report['name']}", *summary(report), body]) + "\n"
+
+
+def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> None:
+    """The report as Markdown and the best schedule, beside the report itself."""
+    folder = store.run_folder(report["name"])
+    folder.write_whole(MARKDOWN_FILE, markdown(report).encode())
+    best = report["best"]
+    if best is not None and best["schedule"] is not None:
+        folder.write_whole(BEST_FILE, best_schedule(plan, best).encode())
+
+
+def best_schedule(plan: SweepPlan, best: Mapping[str, Any]) -> str:
+    """The schedule of the best trial as a file, its paths made absolute, so that it runs from anywhere."""
+    schedule = parse(best["schedule"], plan.sweep.schedule_file.parent)
+    figures = ", ".join(f"{metric} {_figure(value)}" for metric, value in best["objectives"].items())
+    head = f"# Trial {best['number']} of sweep {plan.sweep.name}: {describe(best['config'])}; {figures}.\n"
+    return head + yaml.safe_dump(schedule.content(), sort_keys=False, allow_unicode=True)
+
+
+def _table(title: str, metrics: Sequence[str], config: Sequence[Column]) -> Any:
+    figures = [number_column(metric.replace("_", " ")) for metric in metrics if metric != "eval_loss"]
+    ends = [number_column("eval loss"), number_column("FLOPs"), Column("state", no_wrap=True)]
+    return table(title, [number_column("rank"), number_column("trial"), *config, *figures, *ends])
+
+
+def _cells(row: Mapping[str, Any], metrics: Sequence[str], config: Sequence[str]) -> list[Text]:
+    rank = "-" if row["rank"] is None else f"{row['rank']}{'*' if len(metrics) > 1 and row['is_pareto'] else ''}"
+    figures = [_figure(row["objectives"].get(metric)) for metric in metrics if metric != "eval_loss"]
+    flops = "-" if row["flops"] is None else format_flops(row["flops"])
+    texts = [rank, str(row["number"]), *config, *figures, _figure(row["eval_loss"]), flops]
+    return [*map(Text, texts), Text(row["state"], style=STATE_STYLES.get(row["state"], ""))]
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -1,0 +1,127 @@
+"""One trial of a sweep, in an actor of Ray Tune's: a schedule carried out by a driver of its own.
+
+Trials meet in the store alone. What another one trains, a trial waits for, without holding a CPU or a GPU; what is
+finished it reuses. Tune hears of every evaluation, and of the objectives at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray import tune
+
+from raystage.driver import Driver
+from raystage.next_steps import Attempt, following
+from raystage.objectives import measure
+from raystage.plan import Plan, RunPlan, StagePlan, key_at
+from raystage.record import Evaluation, SilentListener
+from raystage.runlog import LogFile, RunLog
+from raystage.schedule import parse
+from raystage.status import RunStatus
+from raystage.storage import open_folder
+from raystage.store import Store
+from raystage.sweep_file import Sweep
+from raystage.tracking import Mode, WandbTracker
+from raystage.trials import Planner, Trial
+
+TRIAL_FILE = "trial.json"
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What all trials of a sweep have in common. command: what goes on with the sweep. pilot_tokens: where given, each
+    trial ends so many tokens after its first growth, to be gone on with if it is among the best."""
+
+    sweep: Sweep
+    store: str
+    command: str
+    wandb_mode: Mode
+    wandb_folder: str
+    pilot_tokens: int | None = None
+
+
+def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
+    """The function that Tune runs. config: `number` of the trial, and its point of the space by path."""
+    point = dict(config)
+    number = point.pop("number")
+    trial = Planner(task.sweep).trial(number, point)
+    plan = trial.plan if task.pilot_tokens is None else cut_after_growth(trial.plan, task.pilot_tokens)
+    store = Store(open_folder(task.store))
+    store.write_run(plan.name, TRIAL_FILE, {"sweep": task.sweep.name, "number": number, "config": trial.config})
+    report = _carry_out(trial, plan, store, task)
+    found = {one.metric: measure(one, report) for one in task.sweep.objective}
+    figures = {metric: _for_tune(metric, value) for metric, value in found.items()}
+    tune.report({**last_metrics(report), **figures, "is_final": True})
+
+
+def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[str, Any]:
+    schedule = parse(trial.content, task.sweep.schedule_file.parent)
+    tracker = WandbTracker(
+        plan,
+        {**schedule.content(), **trial.config},
+        lambda record: (store.stage_folder(record.key) / record.checkpoint).uri,
+        mode=task.wandb_mode,
+        directory=task.wandb_folder,
+        group=task.sweep.name,
+        job_type="trial",
+    )
+    folder = store.run_folder(plan.name)
+    attempt = Attempt(plan.name, task.command, folder, store.folder, wandb_run_ids=tracker.run_ids)
+    followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt)]
+    listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
+    driver = Driver(plan, schedule, store, listeners, run_ids=tracker.run_ids, is_connected=True)
+    failed = True
+    try:
+        with following(attempt, followers):
+            report = driver.run()
+        tracker.savings(report["savings"])
+        failed = False
+    finally:
+        tracker.close(failed)
+    return report
+
+
+def cut_after_growth(plan: Plan, tokens: int) -> Plan:
+    """The staged run of a plan up to `tokens` after its first growth: the first part of the whole, to the bit."""
+    stages: list[StagePlan] = []
+    for stage in plan.staged.stages:
+        if stage.growth is None or not stages:
+            stages.append(stage)
+            continue
+        steps = min(stage.steps, -(-tokens // stage.training.global_batch_tokens))
+        stages.append(replace(stage, steps=steps, key=key_at(stage, steps)))
+        break
+    return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
+
+
+def last_metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known at the end of a staged run, under the names that evaluations are told under."""
+    last = report["stages"][-1]
+    end = last["evaluations"][-1]
+    return {"eval_loss": end["loss"], "tokens": end["tokens"], "flops": end["flops"]}
+
+
+def _for_tune(metric: str, value: float | None) -> float:
+    """What could not be measured is worst: Tune and Optuna take no None."""
+    if value is not None:
+        return value
+    return -math.inf if metric == "compute_saved" else math.inf
+
+
+class ToTune(SilentListener):
+    """A listener that tells Tune of every evaluation of the staged run: loss, tokens and FLOPs from the run's start.
+
+    objectives: that are not known before the end; Optuna wants to see them in every report.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self._unknown = dict.fromkeys(objectives, math.nan)
+        self._reached = -1
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
+        if run.name == "staged" and point.tokens > self._reached:
+            self._reached = point.tokens
+            tune.report({**self._unknown, "eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops})
