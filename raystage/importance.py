@@ -20,13 +20,14 @@ FEWEST_TRIALS = 4
 def importance(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
     """By path its share, all together 1, the largest first: Optuna's PED-ANOVA (Watanabe et al., 2304.10255).
 
-    rows: the trials of a sweep's report. Empty where too few have the figure, or no path took two values in all of them.
+    rows: the trials of a sweep's report. Empty where too few have the figure, or no path took two values.
     """
     done = [row for row in rows if row["objectives"].get(metric) is not None]
     paths = [path for path in _common(done) if len({_category(row["config"][path]) for row in done}) > 1]
     if len(done) < FEWEST_TRIALS or not paths:
         return {}
     choices = {path: sorted({_category(row["config"][path]) for row in done}) for path in paths}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if METRICS[metric] == "min" else "maximize")
     for row in done:
         study.add_trial(

@@ -121,8 +121,9 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 def measure_search(
     rows: Sequence[Mapping[str, Any]], reports: Mapping[int, Mapping[str, Any]], names: Iterable[str]
 ) -> dict[str, Any]:
-    """What the staged runs of all trials would have cost apart, and what was trained for them: by the runs `names`, every
-    stage once, without what it took over from a shorter one. A trial that was given up counts as far as it came."""
+    """What the staged runs of all trials would have cost apart, and what was trained for them: by the runs `names`,
+    every stage once, without what it took over from a shorter one. A trial that was given up counts as far as it
+    came."""
     names = set(names)
     claimed, spent = 0, 0
     trained: dict[str, int] = {}

@@ -19,9 +19,10 @@ FLOORS: dict[int, set[str]] = {
         "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file", "gates",
         "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator", "growth.refusal",
         "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "holder",
-        "initial", "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises",
-        "prune", "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule",
-        "section", "sources", "space", "objectives", "sweep_file", "sweep_report", "tree", "trials", "triggers", "values", "yamlfile",
+        "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives", "page", "panels", "plan",
+        "plan_json", "promises", "prune", "rates", "record", "report", "report_tables", "resolve", "retention",
+        "savings", "schedule", "section", "sources", "space", "sweep_file", "sweep_report", "tree", "trials",
+        "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
@@ -36,8 +37,8 @@ FLOORS: dict[int, set[str]] = {
         "worker",
     },
     5: {
-        "columns", "display", "driver", "narrator", "next_steps", "runlog", "status", "status_view", "importance", "search", "searchers", "sweep_result", "sweep_tables", "trial_run",
-        "tables", "turns",
+        "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",
+        "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
     },
     6: {"cli", "options", "report_command", "status_commands", "store_commands", "sweep_commands"},
 }  # fmt: skip
