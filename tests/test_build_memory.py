@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from memory_peaks import built
 
 from distributed import run_workers
 from factories import make_schedule
+from memory_peaks import built
 from raystage.plan import StagePlan, make_plan
 from raystage.shape import num_params, parameters
 
