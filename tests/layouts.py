@@ -129,8 +129,8 @@ def train_and_load(
 
 
 def _train(schedules: dict[str, Schedule], run: Run, changes: dict, store: str) -> Trained:
-    """Two steps, then saved under the run's name; of `grown`, two more after a layer was added: in the first, parts of it that
-    stand before a zero get no gradient yet."""
+    """Two steps, then saved under the run's name. Of `grown`, two more after a layer was added: in the first of them
+    what stands before a zero has no gradient yet."""
     first = _in_layout(make_plan(schedules[run.model]).staged.stages[0], run.layout, changes)
     trained = _stepped(first, Entry(initial_map(first.shape), None, resumed=False), range(2), store, str(run))
     if run.model != "grown":
