@@ -14,8 +14,8 @@ import deepspeed
 import torch
 from deepspeed import comm
 
-# Elements that are gathered at a time, over all workers.
-_GATHERED_NUMEL = 2**20
+# Elements that are gathered at a time, over all workers: 16 MiB in fp32. Of fewer and of many more gloo is slower.
+_GATHERED_NUMEL = 2**22
 
 
 @dataclass(frozen=True)
