@@ -14,6 +14,9 @@ import deepspeed
 import torch
 from deepspeed import comm
 
+# Elements that are gathered at a time, over all workers: 16 MiB in fp32. Of fewer and of many more gloo is slower.
+_GATHERED_NUMEL = 2**22
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -93,10 +96,29 @@ def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     elif engine.zero_optimization_stage() > 0:
-        optimizer.update_lp_params()
+        _gather_groups(optimizer)
     elif hasattr(optimizer, "fp32_groups"):
         for low, high in zip(_flatten(optimizer.fp16_groups), _flatten(optimizer.fp32_groups), strict=True):
             low.data.copy_(high.data)
+
+
+def _gather_groups(optimizer: object) -> None:
+    """ZeRO 1 and 2: every worker's part of the model's weights to all workers, a piece at a time.
+
+    DeepSpeed's own way (`update_lp_params`) gathers a whole group at once, for which gloo takes a second copy of all
+    weights: 4 bytes for every parameter in fp32.
+    """
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):
+        parts, masters = optimizer.parallel_partitioned_bit16_groups, optimizer.single_partition_of_fp32_groups
+    else:
+        parts, masters = optimizer.bf16_partitioned_groups, optimizer.fp32_groups_flat_partition
+    for held, master, group in zip(parts, masters, optimizer.real_dp_process_group, strict=True):
+        own = held[comm.get_rank(group)]
+        own.data.copy_(master.data)
+        step = max(1, _GATHERED_NUMEL // len(held))
+        for first in range(0, own.numel(), step):
+            pieces = [part.data[first : first + step] for part in held]
+            comm.all_gather(pieces, own.data[first : first + step], group=group)
 
 
 def _masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Master]:

@@ -10,7 +10,7 @@ import deepspeed
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage import checkpoint, handover
+from raystage import checkpoint, handover, model
 from raystage.checkpoint import Checkpoint
 from raystage.engine import StageEngine
 from raystage.growth.apply import grown_steps
@@ -63,6 +63,26 @@ def watched(first: StagePlan, targets: list[tuple[StagePlan, str]], zero_stages:
             entry = Entry(rules, Checkpoint(opened), resumed=False)
             peaks.append(_round(_under(stage, zero_stage), entry, f"{store}/grown-{number}"))
     return peaks[len(targets) :]
+
+
+def built(warm_up: StagePlan, stage: StagePlan) -> tuple[int, int]:
+    """On one worker: bytes at the peak of building `stage`'s engine, and of building its whole model by itself.
+
+    `warm_up` is built before, uncounted: what the first engine brings with it would count as memory of the stage.
+    """
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+    peaks = []
+    for one in (warm_up, stage):
+        watch = Watch()
+        engine = StageEngine(one, grown_steps(initial_map(one.shape), {}))
+        peaks.append(watch.peak())
+        engine.destroy()
+        del engine
+    watch = Watch()
+    whole = model.build(stage.shape)
+    peaks.append(watch.peak())
+    del whole
+    return peaks[1], peaks[2]
 
 
 def _under(stage: StagePlan, zero_stage: int) -> StagePlan:

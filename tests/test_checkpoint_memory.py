@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from memory_peaks import Peaks, watched
 
 from distributed import run_workers
 from factories import make_schedule
+from memory_peaks import Peaks, watched
 from raystage.plan import StagePlan, make_plan
 from raystage.shape import num_params, parameters
 
@@ -23,7 +23,7 @@ MIB = 2**20
 MODEL = {"num_layers": 4, "hidden_size": 512, "num_heads": 8, "ffn_size": 1536, "vocab_size": 8192}
 TARGETS = {"same": ({}, "identity"), "deeper": ({"num_layers": 8}, "stack"), "wider": ({"ffn_size": 2048}, "duplicate")}
 ZERO_STAGES = [1, 3]
-# Pieces that are read and grown at a time, and the allocator's pools.
+# Pieces that are read, grown (4 MiB) and gathered (16 MiB) at a time, and the allocators' pools.
 SLACK = 32 * MIB
 CASES = [(zero_stage, name) for zero_stage in ZERO_STAGES for name in TARGETS]
 
@@ -58,8 +58,7 @@ def test_loading_and_saving_hold_a_partition_and_a_parameter(
     shape = stages[name].shape
     largest = 4 * max(parameter.numel for parameter in parameters(shape))
     moments = 2 * 4 * num_params(shape) // WORKERS  # made while they are filled
-    weights = 0 if zero_stage == 3 else 4 * num_params(shape)  # ZeRO 1 holds them whole
     for found in peaks[zero_stage, name]:
         print(f"ZeRO {zero_stage}, {name}, MiB:", {step: value // MIB for step, value in vars(found).items()})
-        assert found.fill < moments + weights + largest + SLACK
+        assert found.fill < moments + largest + SLACK
         assert found.save < largest + SLACK

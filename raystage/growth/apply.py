@@ -84,6 +84,8 @@ class Grown:
 
     def _moments(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
         values = self._mapped(rule, state, start, stop)
+        if all(axis.keeps.all() for axis in rule.axes):
+            return values
         kept = _over_axes(rule, "keeps", start, stop, np.logical_and)
         return np.where(kept, values, values.dtype.type(0))
 
@@ -242,12 +244,16 @@ def _over_axes(rule: Rule, what: str, start: int, stop: int, combine: Callable) 
 
 
 def _factors(rule: Rule, state: str, rows: range) -> np.ndarray:
-    """What the elements of rows are multiplied by: (rows, columns), or what broadcasts to it."""
+    """What the elements of rows are multiplied by: (rows, columns), or what broadcasts to it.
+
+    Axes whose factors are all one are left out: most often that spares a product as large as the elements.
+    """
     what, order = ("values", 1) if state == "fp32" else ("gradients", _ORDER[state])
     *lead, last = rule.axes
     factors = getattr(last, what)[None, :] ** order
     for axis, place in zip(lead, _places(rule, rows), strict=True):
-        factors = factors * getattr(axis, what)[place][:, None] ** order
+        if (getattr(axis, what) != 1).any():
+            factors = factors * getattr(axis, what)[place][:, None] ** order
     return factors
 
 
@@ -255,7 +261,7 @@ def _columns(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """A block's columns in the order of `columns`; where these ask for the mean, the mean of all."""
     if len(columns) == block.shape[1] and (columns == np.arange(len(columns))).all():
         return block
-    taken = block[:, np.maximum(columns, 0)]
+    taken = np.take(block, np.maximum(columns, 0), axis=1)  # faster than by an index
     mean = columns == MEAN
     if mean.any():
         taken[:, mean] = block.mean(axis=1, dtype=np.float64).astype(block.dtype)[:, None]
