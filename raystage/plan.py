@@ -73,7 +73,8 @@ class StagePlan:
     start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
     in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
     stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's.
-    growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
+    growth is None where it goes on with the very weights of its parent, or from nothing. window_tokens: the text is
+    read in windows of so many, the longest context of the run. init: what a run's first
     stage starts from instead; then parent_shape is its shape.
     """
 
@@ -93,6 +94,7 @@ class StagePlan:
     steps: int
     evaluate_every_tokens: int
     checkpoint_every_tokens: int
+    window_tokens: int
     init: InitPlan | None = None
     until: Until | None = None
     own_rate: bool = False
@@ -358,6 +360,7 @@ def _plan_stage(
         steps=steps,
         evaluate_every_tokens=stage.training.evaluate.every or cadence,
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        window_tokens=stage.window_tokens,
         init=init,
         until=stage.until if grows else None,
         own_rate=grows and stage.own_rate,
@@ -408,6 +411,7 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "training": training | {"optimizer": stage.training.optimizer.used()},
         "seed": stage.seed,
         "start_tokens": stage.start_tokens,
+        **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
         **(_rule(stage, stage.until) if stage.until else {}),
     }

@@ -59,6 +59,7 @@ class ResolvedStage:
     steps: int
     own_rate: bool
     until: Until | None = None  # what may end it before its steps; positions in it are from the stage's start
+    window_tokens: int = 0  # of the text that all stages read in one piece, the longest context of them
 
     @property
     def tokens(self) -> int:
@@ -85,7 +86,43 @@ def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[Resolve
                 _check_first_growth(stages[0].grow)
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
-    return tuple(stages)
+    _check_held_out(schedule, stages, corpora)
+    return _with_windows(schedule, stages)
+
+
+def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[ResolvedStage, ...]:
+    """The stages with the windows that they all read: as long as the longest context, and whole numbers of any.
+
+    So the text at a token position of the run is the same for every stage, and none is read twice or left out where
+    the context changes (but for less than one sequence, where a longer one begins inside of a shorter).
+    """
+    longest = max(stage.shape.context_length for stage in stages)
+    for index, stage in enumerate(stages):
+        length = stage.shape.context_length
+        if longest % length:
+            found = f"found {length} in a run whose longest context is {longest}"
+            fitting = next(near for near in range(length, 0, -1) if longest % near == 0)
+            expected = f"expected a divisor of that, such as {fitting}: all stages read the same windows of text"
+            raise InputError(f"{found}; {expected}", key=written_key(schedule, index, "model.context_length"))
+    return tuple(replace(stage, window_tokens=longest) for stage in stages)
+
+
+def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], corpora: dict[tuple, Corpus]) -> None:
+    """Refuse to evaluate a model on documents that a stage before was trained on."""
+    seen: dict[tuple, str] = {}  # text that was trained on, and the stage that was the first to
+    for index, stage in enumerate(stages):
+        mine = (stage.data.source, stage.data.path), stage.data.validation_fraction
+        if mine in seen:
+            continue
+        held_out = {document.digest for document in corpora[mine[0]].split(mine[1])[1]}
+        for (source, fraction), name in seen.items():
+            trained = {document.digest for document in corpora[source].split(fraction)[0]}
+            count = len(held_out & trained)
+            if count:
+                found = f"found {mine[1]:g}, which holds out {count} document{'s' if count > 1 else ''}"
+                problem = f"{found} that stage {name!r} was trained on; expected at most the {fraction:g} there"
+                raise InputError(problem, key=written_key(schedule, index, "data.validation_fraction"))
+        seen[mine] = stage.name
 
 
 def _model_of(init: ModelShape, written: Model) -> Model:
@@ -376,7 +413,12 @@ def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
     if changed:
         field = changed[0]
         found, before = getattr(target, field), getattr(source, field)
-        raise InputError(f"found {found} after {before}; a stage without grow keeps its shape", key=f"model.{field}")
+        keeps = "a stage without grow keeps its shape"
+        if field == "context_length":  # of rotary families it is none of the shape's
+            learned = f"a {target.family} learns its positions"
+            way = "expected a grow, of any operator" if found > before else f"expected {before} or more"
+            keeps = f"{learned}, which can become more but not fewer; {way}"
+        raise InputError(f"found {found} after {before}; {keeps}", key=f"model.{field}")
 
 
 def span_tokens(span: float, total: int) -> int:

@@ -84,7 +84,7 @@ class StageRunner:
         self._send_to = send
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
-        self.reader = Reader(streams.train, stage.shape.context_length, stage.seed)
+        self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage)
         self._loss = torch.zeros((), device=engine.device)
         self._mark = time.monotonic()
@@ -204,11 +204,11 @@ class StageRunner:
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
         batch = stage.training.global_batch_tokens
-        count = batch // stage.shape.context_length
-        first = progress.tokens // stage.shape.context_length
+        length = stage.shape.context_length
+        sequences = self.reader.sequences(progress.tokens // length, batch // length, length)
         # The rate in the middle of the step: neither the first step nor the last is taken at zero.
         lr = rates.rate_at(stage.rate, progress.tokens + batch / 2)
-        self._loss += self.engine.train_step(self.reader.sequences(first, count), lr, progress.steps)
+        self._loss += self.engine.train_step(sequences, lr, progress.steps)
         self._lr = lr
         progress.steps += 1
         progress.tokens += batch
