@@ -67,9 +67,12 @@ def accumulation_steps(stage: StagePlan, world: int) -> int:
 
 
 class StageEngine:
-    """The model of a stage under DeepSpeed, its weights still to be filled."""
+    """The model of a stage under DeepSpeed, its weights still to be filled.
 
-    def __init__(self, stage: StagePlan, steps: dict[str, int]) -> None:
+    steps: the optimizer steps that each parameter has seen, `done` steps into the stage.
+    """
+
+    def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0) -> None:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
@@ -79,7 +82,10 @@ class StageEngine:
         self._rewarm = stage.growth.rewarm if stage.growth else None
         self._new_elements: optimizer.NewElements | None = None
         apart = optimizer.wholly_new(self._growth) if self._rewarm else frozenset()
-        groups = optimizer.parameter_groups(model, stage.training.optimizer.weight_decay, steps, apart)
+        frozen = stage.freezing.names(stage.shape) if stage.freezing else frozenset()
+        groups = optimizer.parameter_groups(
+            model, stage.training.optimizer.weight_decay, _steps_at_start(stage, steps, frozen, done), apart, frozen
+        )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -88,6 +94,8 @@ class StageEngine:
             dist_init_required=False,
         )
         _restore_buffers(self.deepspeed.module, buffers)
+        named = self.deepspeed.module.named_parameters()
+        self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, [one for name, one in named if name in frozen])
         self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
         self.open_mask(0)
 
@@ -117,6 +125,7 @@ class StageEngine:
         self._set_rates(lr, step)
         done = step - self.stage.start_steps
         self.open_mask(done + 0.5)
+        self._frozen.holds = done < self.stage.frozen_steps
         self.deepspeed.train()
         targets = sequences.shape[0] * self.stage.shape.context_length
         total = torch.zeros((), device=self.device)
@@ -126,6 +135,7 @@ class StageEngine:
             self.deepspeed.backward(loss * (weight * self.accumulation * self.world / targets))
             self.deepspeed.step()
             total += loss.detach() * weight
+        self._frozen.holds = False
         self.open_mask(done + 1)
         return total
 
@@ -199,6 +209,16 @@ class StageEngine:
             part = mine[index * micro : (index + 1) * micro]
             weight = 1.0 if len(part) else 0.0
             yield torch.from_numpy(part if weight else sequences[:1]).to(self.device), weight
+
+
+def _steps_at_start(stage: StagePlan, steps: dict[str, int], frozen: frozenset[str], done: int) -> dict[str, int]:
+    """The optimizer steps that parameters had seen when the stage began, if now, `done` steps into it, it is `steps`.
+
+    Groups are made of these, so that they and their order are the same wherever a stage is entered: the gradient's norm
+    is summed up in that order.
+    """
+    thawed = max(0, done - stage.frozen_steps)
+    return {name: count - (thawed if name in frozen else done) for name, count in steps.items()}
 
 
 def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.device) -> GrowthMask | None:

@@ -19,6 +19,7 @@ from itertools import groupby
 from raystage import memory, rates
 from raystage.conditions import Until
 from raystage.errors import InputError
+from raystage.freezing import Freezing
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
@@ -73,9 +74,9 @@ class StagePlan:
     start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
     in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
     stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's.
-    growth is None where it goes on with the very weights of its parent, or from nothing. window_tokens: the text is
-    read in windows of so many, the longest context of the run. init: what a run's first
-    stage starts from instead; then parent_shape is its shape.
+    growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
+    stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
+    the longest context of the run. freezing: what of the model stands still.
     """
 
     name: str
@@ -98,6 +99,7 @@ class StagePlan:
     init: InitPlan | None = None
     until: Until | None = None
     own_rate: bool = False
+    freezing: Freezing | None = None
 
     @property
     def tokens(self) -> int:
@@ -135,6 +137,14 @@ class StagePlan:
     @property
     def memory(self) -> memory.MemoryEstimate:
         return memory.estimate(self.shape, self.training)
+
+    @property
+    def frozen_steps(self) -> int:
+        """For how many steps from its start on `freezing` holds: all that begin within its tokens."""
+        if self.freezing is None:
+            return 0
+        tokens = self.freezing.tokens
+        return self.steps if tokens is None else -(-tokens // self.training.global_batch_tokens)
 
     @property
     def growth_operator(self) -> str | None:
@@ -194,7 +204,8 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that ended `first` can go on with `second` as it stands."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
-    return second.growth is None and second.parent_key == first.key and same
+    frozen = first.freezing or second.freezing  # which part the optimizer's groups in another way
+    return second.growth is None and second.parent_key == first.key and same and not frozen
 
 
 def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
@@ -364,6 +375,7 @@ def _plan_stage(
         init=init,
         until=stage.until if grows else None,
         own_rate=grows and stage.own_rate,
+        freezing=stage.freezing if grows else None,
     )
     return replace(planned, key=key_at(planned, steps))
 
@@ -413,6 +425,7 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "start_tokens": stage.start_tokens,
         **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
+        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **(_rule(stage, stage.until) if stage.until else {}),
     }
 

@@ -10,6 +10,7 @@ from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_finge
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
 from raystage.families import FAMILIES
+from raystage.freezing import Freezing, find_freezing
 from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
@@ -17,6 +18,7 @@ from raystage.growth.trained import stage_refusal
 from raystage.schedule import (
     NOTHING_REQUIRED,
     Data,
+    Freeze,
     Grow,
     LrSchedule,
     Model,
@@ -59,6 +61,7 @@ class ResolvedStage:
     steps: int
     own_rate: bool
     until: Until | None = None  # what may end it before its steps; positions in it are from the stage's start
+    freezing: Freezing | None = None
     window_tokens: int = 0  # of the text that all stages read in one piece, the longest context of them
 
     @property
@@ -82,6 +85,7 @@ def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[Resolve
             start_tokens = sum(stage.tokens for stage in stages)
             stages.append(_resolve_stage(completed, index, corpora, before, start_tokens))
             _check_growth(before, stages[-1])
+            stages[-1] = _with_freezing(schedule.stages[index].freeze, before, stages[-1])
             if index == 0 and init is not None:
                 _check_first_growth(stages[0].grow)
         except InputError as error:
@@ -123,6 +127,10 @@ def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], corpora: di
                 problem = f"{found} that stage {name!r} was trained on; expected at most the {fraction:g} there"
                 raise InputError(problem, key=written_key(schedule, index, "data.validation_fraction"))
         seen[mine] = stage.name
+
+
+def _with_freezing(freeze: Freeze | None, before: ModelShape | None, stage: ResolvedStage) -> ResolvedStage:
+    return replace(stage, freezing=find_freezing(freeze, before, stage.shape, stage.grow, stage.tokens))
 
 
 def _model_of(init: ModelShape, written: Model) -> Model:

@@ -189,12 +189,39 @@ class Grow(Section):
         return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
+class FreezeFor(Section):
+    tokens: Annotated[Count, Field(examples=["1M"])]
+
+
+def _as_layers(value: object) -> object:
+    if value is None or value in ("old", "new"):
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"found {shown(value)}; expected old, new or a list of layers such as [0, 1]")
+    layers = tuple(parse_count(layer) for layer in value)
+    if min(layers) < 0:
+        raise ValueError(f"found layer {min(layers)}; expected 0 or more")
+    return layers
+
+
+class Freeze(Section):
+    """What of a stage's model stands still: layers, embeddings; for all of the stage, or its first tokens.
+
+    old, new: what the stage's growth found there, and what it added.
+    """
+
+    layers: Annotated[tuple[int, ...] | str | None, BeforeValidator(_as_layers)] = None
+    embeddings: Flag = False
+    lasts: FreezeFor | None = Field(None, alias="for")
+
+
 class Stage(Section):
     stands_alone: ClassVar[bool] = True
 
     name: Annotated[Name, Field(examples=["small"])]
     until: Annotated[Until, Field(examples=["{tokens: 400K}"])]
     grow: Grow | None = None
+    freeze: Freeze | None = None
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()

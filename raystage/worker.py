@@ -98,7 +98,8 @@ class StageRunner:
         entry = find_entry(stage, store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
-        runner = cls(stage, store, attempt, send, StageEngine(stage, steps))
+        done = entry.source.manifest.step - stage.start_steps if entry.resumed else 0
+        runner = cls(stage, store, attempt, send, StageEngine(stage, steps, done))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
