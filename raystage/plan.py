@@ -24,7 +24,8 @@ from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
 from raystage.initial import InitPlan, find_init
-from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens
+from raystage.ramps import Course, course_of
+from raystage.resolve import DataPlan, ResolvedStage, check_rate, resolve, span_tokens, token_flops
 from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
 
@@ -102,8 +103,13 @@ class StagePlan:
     freezing: Freezing | None = None
 
     @property
+    def course(self) -> Course:
+        """Its steps: all alike, but for ramps."""
+        return course_of(self.training, self.shape.context_length)
+
+    @property
     def tokens(self) -> int:
-        return self.steps * self.training.global_batch_tokens
+        return self.course.tokens(self.steps)
 
     @property
     def end_tokens(self) -> int:
@@ -132,7 +138,11 @@ class StagePlan:
 
     @property
     def flops(self) -> int:
-        return self.growth_flops + self.tokens * flops_per_token(self.shape)
+        return self.growth_flops + self.course.flops(self.steps, self.token_flops)
+
+    def token_flops(self, context_length: int) -> int:
+        """Training FLOPs of one token in a context of this length."""
+        return token_flops(self.shape, context_length)
 
     @property
     def memory(self) -> memory.MemoryEstimate:
@@ -144,7 +154,7 @@ class StagePlan:
         if self.freezing is None:
             return 0
         tokens = self.freezing.tokens
-        return self.steps if tokens is None else -(-tokens // self.training.global_batch_tokens)
+        return self.steps if tokens is None else self.course.steps_for(tokens)
 
     @property
     def growth_operator(self) -> str | None:
@@ -204,8 +214,9 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that ended `first` can go on with `second` as it stands."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
-    frozen = first.freezing or second.freezing  # which part the optimizer's groups in another way
-    return second.growth is None and second.parent_key == first.key and same and not frozen
+    # These part the optimizer's groups in another way; a ramp begins anew.
+    special = first.freezing or second.freezing or first.training.ramp
+    return second.growth is None and second.parent_key == first.key and same and not special
 
 
 def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
@@ -283,6 +294,7 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
 def _baselines(schedule: Schedule, last: ResolvedStage, cadence: int) -> tuple[RunPlan, ...]:
     if schedule.baseline is None:
         return ()
+    last = replace(last, training=last.training.model_copy(update={"ramp": None}))  # a ramp is part of the staging
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
     runs: list[RunPlan] = []
@@ -352,7 +364,7 @@ def _plan_stage(
     grows: bool = True,
     init: InitPlan | None = None,
 ) -> StagePlan:
-    tokens = steps * stage.training.global_batch_tokens
+    tokens = course_of(stage.training, stage.shape.context_length).tokens(steps)
     before = parent or init
     planned = StagePlan(
         name=name,
@@ -396,9 +408,9 @@ def key_at(stage: StagePlan, steps: int) -> str:
 
     Where another stage has it, that one did just what this one does up to there.
     """
-    end = stage.start_tokens + steps * stage.training.global_batch_tokens
-    rate = rates.signature(stage.rate, stage.start_tokens, end)
-    return _digest({**_facts(stage), "rate": rate, "tokens": end - stage.start_tokens})
+    tokens = stage.course.tokens(steps)
+    rate = rates.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
+    return _digest({**_facts(stage), "rate": rate, "tokens": tokens})
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -412,8 +424,9 @@ def _facts(stage: StagePlan) -> dict[str, object]:
     data = asdict(stage.data)
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
-    if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
-        del training["offload_optimizer"]
+    for name, without in (("offload_optimizer", "none"), ("ramp", None)):
+        if training[name] == without:  # left out: a key of before stays as it was
+            del training[name]
     return {
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,

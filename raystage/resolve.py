@@ -15,6 +15,7 @@ from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
+from raystage.ramps import Course, check_ramp, check_ramp_fits, course_of
 from raystage.schedule import (
     NOTHING_REQUIRED,
     Data,
@@ -28,6 +29,7 @@ from raystage.schedule import (
     Stage,
     Training,
 )
+from raystage.section import field_of
 from raystage.shape import ModelShape, flops_per_token, heads_problem
 from raystage.triggers import DecayStart, cap_steps, is_open, placed_mixing
 from raystage.units import shown
@@ -65,8 +67,12 @@ class ResolvedStage:
     window_tokens: int = 0  # of the text that all stages read in one piece, the longest context of them
 
     @property
+    def course(self) -> Course:
+        return course_of(self.training, self.shape.context_length)
+
+    @property
     def tokens(self) -> int:
-        return self.steps * self.training.global_batch_tokens
+        return self.course.tokens(self.steps)
 
 
 def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[ResolvedStage, ...]:
@@ -84,6 +90,7 @@ def resolve(schedule: Schedule, init: ModelShape | None = None) -> tuple[Resolve
         try:
             start_tokens = sum(stage.tokens for stage in stages)
             stages.append(_resolve_stage(completed, index, corpora, before, start_tokens))
+            check_ramp_fits(stages[-1].training, stages[-1].tokens)
             _check_growth(before, stages[-1])
             stages[-1] = _with_freezing(schedule.stages[index].freeze, before, stages[-1])
             if index == 0 and init is not None:
@@ -168,8 +175,8 @@ def _sets(section: Section, path: list[str]) -> bool:
     """Whether a path leads to something that was written down."""
     place: object = section
     for step in path:
-        if isinstance(place, Section) and step in place.model_fields_set:
-            place = getattr(place, step)
+        if isinstance(place, Section) and (name := field_of(type(place), step)) in place.model_fields_set:
+            place = getattr(place, name)
         elif isinstance(place, dict) and step in place:
             place = place[step]
         else:
@@ -357,6 +364,7 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     if training.offload_optimizer != "none" and training.zero_stage == 0:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
+    check_ramp(training, context)
     share = -(-sequences // training.workers)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
@@ -373,8 +381,13 @@ def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
 
 def _steps(stage: Stage, training: Training, shape: ModelShape, start_tokens: int) -> int:
     """Whole optimizer steps: a stage ends with the first step that reaches its cap."""
-    batch = training.global_batch_tokens
-    return cap_steps(stage.until, batch, flops_per_token(shape), start_tokens, _stable_end(training))
+    course = course_of(training, shape.context_length)
+    return cap_steps(stage.until, course, partial(token_flops, shape), start_tokens, _stable_end(training))
+
+
+def token_flops(shape: ModelShape, context_length: int) -> int:
+    """Training FLOPs of one token in a context of this length."""
+    return flops_per_token(replace(shape, context_length=context_length))
 
 
 def _stable_end(training: Training) -> DecayStart:

@@ -132,6 +132,24 @@ class Checkpointing(Section):
     keep_best: CountOrZero = 0
 
 
+class RampOver(Section):
+    tokens: Annotated[Count, Field(examples=["200K"])]
+
+
+class RampOf(Section):
+    """A value that doubles from `from` up to the stage's own, in equal shares of the tokens that it takes."""
+
+    start: Annotated[Count, Field(alias="from", examples=["1024"])]
+    over: Annotated[RampOver, Field(examples=["{tokens: 200K}"])]
+
+
+class Ramp(Section):
+    """What of a stage's training grows while it trains."""
+
+    global_batch_tokens: RampOf | None = None
+    context_length: RampOf | None = None
+
+
 class Training(Section):
     workers: Count = 1
     cpus_per_worker: Count = 1
@@ -141,6 +159,7 @@ class Training(Section):
     offload_optimizer: Literal["none", "cpu"] = "none"
     global_batch_tokens: Count | None = None
     micro_batch_size: Count | None = None
+    ramp: Ramp | None = None
     gradient_clipping: NotNegative = 1.0
     activation_checkpointing: Flag = False
     optimizer: Optimizer = Optimizer()

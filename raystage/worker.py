@@ -87,6 +87,7 @@ class StageRunner:
         self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage)
         self._loss = torch.zeros((), device=engine.device)
+        self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
         self._mark = time.monotonic()
 
     # --- entering -----------------------------------------------------------------------------
@@ -204,8 +205,9 @@ class StageRunner:
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
-        batch = stage.training.global_batch_tokens
-        length = stage.shape.context_length
+        piece = stage.course.at(progress.steps - stage.start_steps)
+        batch, length = piece.batch_tokens, piece.context_length
+        flops = batch * stage.token_flops(length)
         sequences = self.reader.sequences(progress.tokens // length, batch // length, length)
         # The rate in the middle of the step: neither the first step nor the last is taken at zero.
         lr = rates.rate_at(stage.rate, progress.tokens + batch / 2)
@@ -213,7 +215,8 @@ class StageRunner:
         self._lr = lr
         progress.steps += 1
         progress.tokens += batch
-        progress.flops += batch * flops_per_token(stage.shape)
+        progress.flops += flops
+        self._tokens, self._flops = self._tokens + batch, self._flops + flops
         progress.pending_steps += 1
 
     def _compare_twins(self) -> None:
@@ -234,8 +237,7 @@ class StageRunner:
         progress = self.progress
         if not progress.pending_steps:
             return
-        targets = progress.pending_steps * self.stage.training.global_batch_tokens
-        loss = self.engine.sum_over_workers(self._loss) / targets
+        loss = self.engine.sum_over_workers(self._loss) / self._tokens
         seconds = self._tick()
         if not math.isfinite(loss):
             raise NonFiniteLoss(
@@ -243,7 +245,7 @@ class StageRunner:
                 f"({progress.tokens} tokens); the last good checkpoint is kept. "
                 f"Try a lower training.optimizer.lr (now {self._lr:.3g}) or a longer warm-up"
             )
-        speed = targets / seconds if seconds > 0 else 0.0
+        speed, flops_speed = (count / seconds if seconds > 0 else 0.0 for count in (self._tokens, self._flops))
         peak = peak_flops_per_second(self.stage.training.precision)
         point = TrainPoint(
             tokens=progress.tokens,
@@ -254,11 +256,12 @@ class StageRunner:
             lr=self._lr,
             gradient_norm=self.engine.gradient_norm(),
             tokens_per_second=speed,
-            mfu=speed * flops_per_token(self.stage.shape) / (peak * self.engine.world) if peak else None,
+            mfu=flops_speed / (peak * self.engine.world) if peak else None,
         )
         progress.train.append(point)
         progress.pending_steps = 0
         self._loss.zero_()
+        self._tokens, self._flops = 0, 0
         self._send("trained", point)
 
     def _evaluate(self) -> None:

@@ -88,7 +88,8 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     for step in range(stage.steps):
         for name, weight in model.named_parameters():
             weight.requires_grad = not (name in frozen and step < stage.frozen_steps)
-        batch, length = training.global_batch_tokens, stage.shape.context_length
+        piece = stage.course.at(step)
+        batch, length = piece.batch_tokens, piece.context_length
         rate, rewarm = rates.rate_at(stage.rate, tokens + batch / 2), stage.growth.rewarm if stage.growth else None
         boost = rewarm.at(tokens + batch / 2 - stage.start_tokens) if rewarm else 1.0
         for group in optimizer.param_groups:

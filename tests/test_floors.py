@@ -19,8 +19,8 @@ FLOORS: dict[int, set[str]] = {
         "advice", "conditions", "corpus", "deepspeed_options", "family_file", "freezing", "growth.depth",
         "growth.exact", "growth.explain", "growth.maps", "growth.operator", "growth.refusal", "growth.request",
         "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "initial", "mailbox",
-        "manifest_check", "memory", "plan", "plan_json", "promises", "prune", "rates", "record", "report", "resolve",
-        "retention", "savings", "schedule", "section", "triggers", "values", "yamlfile",
+        "manifest_check", "memory", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
+        "resolve", "retention", "savings", "schedule", "section", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
