@@ -272,10 +272,11 @@ def _rate_key(plan: Plan, last: StagePlan) -> str:
 def suggest(plan: Plan) -> tuple[Suggestion, ...]:
     """Lengths for the stages at the plan's own depths and total tokens, by `prop_alpha` and by `g_stack`.
 
-    Nothing where no stage grows. Stages of one depth share that depth's tokens in their present proportions.
+    Nothing where no stage grows, or one has a ramp, of which the rules know nothing. Stages of one depth share that
+    depth's tokens in their present proportions.
     """
     phases = _phases(plan.staged.stages)
-    if len(phases) == 1:
+    if len(phases) == 1 or any(stage.training.ramp for stage in plan.staged.stages):
         return ()
     return (_by_prop_alpha(plan, phases), _by_g_stack(plan, phases))
 

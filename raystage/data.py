@@ -136,11 +136,12 @@ def _write_stream(documents: list[Document], tokenizer: Tokenizer, dtype: type, 
 
 
 class Reader:
-    """Sequences of `context_length + 1` tokens (inputs and the targets one further on).
+    """Sequences of `length + 1` tokens (inputs and the targets one further on).
 
-    The stream is cut into windows; every epoch goes through all of them in an order of its own, drawn
-    from (seed, epoch). Sequence number n of a run is window `order[n mod windows]` of epoch
-    `n div windows`.
+    The stream is cut into windows of `context_length`, a run's longest; every epoch goes through all of
+    them in an order of its own, drawn from (seed, epoch). The tokens of a run are those of window
+    `order[n mod windows]` of epoch `n div windows`, n = 0, 1, ..., laid end to end. Where sequences are shorter than
+    windows, a window is read in pieces, one after the other: so a token position holds the same text at any length.
     """
 
     def __init__(self, stream: np.ndarray, context_length: int, seed: int) -> None:
@@ -152,14 +153,24 @@ class Reader:
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def sequences(self, first: int, count: int) -> np.ndarray:
-        """Sequences `first` to `first + count` of the run: int64 of shape (count, context_length + 1)."""
-        return np.stack([self._window(self._place(number)) for number in range(first, first + count)])
+    def sequences(self, first: int, count: int, length: int | None = None) -> np.ndarray:
+        """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1).
+
+        length: a divisor of context_length, or all of it. Sequence n begins at token n * length of the run.
+        """
+        length = length or self.context_length
+        return np.stack([self._piece(number * length, length) for number in range(first, first + count)])
 
     def spread(self, count: int) -> np.ndarray:
         """`count` windows spread evenly over the stream, each once: for evaluation."""
         count = min(count, self.windows)
-        return np.stack([self._window(number * self.windows // count) for number in range(count)])
+        starts = [number * self.windows // count * self.context_length for number in range(count)]
+        return np.stack([self._read(start, self.context_length) for start in starts])
+
+    def _piece(self, position: int, length: int) -> np.ndarray:
+        """The sequence at a token position of the run, within one window."""
+        number, inside = divmod(position, self.context_length)
+        return self._read(self._place(number) * self.context_length + inside, length)
 
     def _place(self, number: int) -> int:
         epoch, index = divmod(number, self.windows)
@@ -167,9 +178,8 @@ class Reader:
             self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.windows)
         return int(self._order[index])
 
-    def _window(self, window: int) -> np.ndarray:
-        start = window * self.context_length
-        return self.stream[start : start + self.context_length + 1].astype(np.int64)
+    def _read(self, start: int, length: int) -> np.ndarray:
+        return self.stream[start : start + length + 1].astype(np.int64)
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> np.ndarray:

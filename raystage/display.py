@@ -72,7 +72,7 @@ class Progress:
         """For the rest of the stage at the speed of the last point."""
         if not self.tokens_per_second:
             return None
-        return (self.stage.steps - self.step) * self.stage.training.global_batch_tokens / self.tokens_per_second
+        return (self.stage.tokens - self.stage.course.tokens(self.step)) / self.tokens_per_second
 
     def after_training(self, point: TrainPoint) -> Progress:
         return replace(
@@ -103,7 +103,7 @@ def describe_stage(stage: StagePlan) -> str:
     training = stage.training
     return (
         f"{stage.shape.num_layers} layers, {format_count(stage.num_params)} parameters, "
-        f"{stage.steps} steps of {format_count(training.global_batch_tokens)} tokens, "
+        f"{stage.steps} steps of {_batches(stage)} tokens, "
         f"{training.workers!s} worker{'s' if training.workers > 1 else ''}, ZeRO {training.zero_stage}"
     )
 
@@ -111,6 +111,12 @@ def describe_stage(stage: StagePlan) -> str:
 def describe_waiting(holder: Holder) -> str:
     """'waiting for process 4711 on node1 (since 2026-10-01 12:00:00), which trains it'."""
     return f"waiting for {holder}, which trains it"
+
+
+def _batches(stage: StagePlan) -> str:
+    """'4.1K', or of a ramp '1.0K to 4.1K'."""
+    sizes = (stage.course.pieces[0].batch_tokens, stage.training.global_batch_tokens)
+    return " to ".join(dict.fromkeys(map(format_count, sizes)))
 
 
 def describe_growth(growth: GrowthRecord) -> str:

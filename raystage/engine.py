@@ -38,7 +38,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def deepspeed_config(stage: StagePlan, world: int) -> dict:
     """DeepSpeed's configuration of a stage: what raystage owns laid over what the schedule passes on."""
     training = stage.training
-    accumulation = accumulation_steps(stage, world)
+    accumulation = accumulation_steps(stage, world, training.global_batch_tokens // stage.shape.context_length)
     zero = dict(training.deepspeed.get("zero_optimization", {}))
     if training.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -61,10 +61,9 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
     return {**passed_on, **config, "steps_per_print": passed_on.get("steps_per_print", config["steps_per_print"])}
 
 
-def accumulation_steps(stage: StagePlan, world: int) -> int:
-    """Micro steps per optimizer step: as many as the worker with the largest share needs."""
-    share = math.ceil(_batch_sequences(stage) / world)
-    return math.ceil(share / stage.training.micro_batch_size)
+def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
+    """Micro steps for so many sequences: as many as the worker with the largest share needs."""
+    return math.ceil(math.ceil(sequences / world) / stage.training.micro_batch_size)
 
 
 class Scores(NamedTuple):
@@ -75,9 +74,12 @@ class Scores(NamedTuple):
 
 
 class StageEngine:
-    """The model of a stage under DeepSpeed, its weights still to be filled."""
+    """The model of a stage under DeepSpeed, its weights still to be filled.
 
-    def __init__(self, stage: StagePlan, steps: dict[str, int]) -> None:
+    steps: the optimizer steps that each parameter has seen, `done` steps into the stage.
+    """
+
+    def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0) -> None:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
@@ -87,7 +89,10 @@ class StageEngine:
         self._rewarm = stage.growth.rewarm if stage.growth else None
         self._new_elements: optimizer.NewElements | None = None
         apart = optimizer.wholly_new(self._growth) if self._rewarm else frozenset()
-        groups = optimizer.parameter_groups(model, stage.training.optimizer.weight_decay, steps, apart)
+        frozen = stage.freezing.names(stage.shape) if stage.freezing else frozenset()
+        groups = optimizer.parameter_groups(
+            model, stage.training.optimizer.weight_decay, _steps_at_start(stage, steps, frozen, done), apart, frozen
+        )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -96,6 +101,8 @@ class StageEngine:
             dist_init_required=False,
         )
         _restore_buffers(self.deepspeed.module, buffers)
+        named = self.deepspeed.module.named_parameters()
+        self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, [one for name, one in named if name in frozen])
         self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
         self.open_mask(0)
 
@@ -112,12 +119,8 @@ class StageEngine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model if zero_init else model.to(self.device)
 
-    @property
-    def accumulation(self) -> int:
-        return accumulation_steps(self.stage, self.world)
-
     def train_step(self, sequences: np.ndarray, lr: float, step: int) -> torch.Tensor:
-        """One optimizer step on a global batch of shape (sequences, context_length + 1).
+        """One optimizer step on a global batch of shape (sequences, length + 1).
 
         Returns this worker's sum of losses over its own targets, on the device.
         """
@@ -125,22 +128,35 @@ class StageEngine:
         self._set_rates(lr, step)
         done = step - self.stage.start_steps
         self.open_mask(done + 0.5)
+        self._frozen.holds = done < self.stage.frozen_steps
         self.deepspeed.train()
-        targets = sequences.shape[0] * self.stage.shape.context_length
+        targets = sequences.shape[0] * (sequences.shape[1] - 1)
+        accumulation = self._accumulate(len(sequences))
         total = torch.zeros((), device=self.device)
         for batch, weight in self.shares(sequences):
             loss = next_token_loss(self.deepspeed, batch)
             # DeepSpeed divides by the accumulation steps and averages over the workers.
-            self.deepspeed.backward(loss * (weight * self.accumulation * self.world / targets))
+            self.deepspeed.backward(loss * (weight * accumulation * self.world / targets))
             self.deepspeed.step()
             total += loss.detach() * weight
+        self._frozen.holds = False
         self.open_mask(done + 1)
         return total
+
+    def _accumulate(self, sequences: int) -> int:
+        """Tell DeepSpeed how many micro steps the next optimizer step has, where it is another number than the last."""
+        steps = accumulation_steps(self.stage, self.world, sequences)
+        if steps != self.deepspeed.gradient_accumulation_steps():
+            self.deepspeed.set_train_batch_size(self.stage.training.micro_batch_size * steps * self.world)
+            self.deepspeed.micro_steps = 0  # it takes an optimizer step where these are a multiple
+            if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # ZeRO's own copy
+                self.deepspeed.optimizer.gradient_accumulation_steps = steps
+        return steps
 
     def open_mask(self, done: float) -> None:
         """Open the mask of the stage's growth, if it has one, as far as it is `done` steps into the stage."""
         if self._mask:
-            tokens = done * self.stage.training.global_batch_tokens
+            tokens = self.stage.course.tokens(done)
             self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
 
     def count_new_apart(self, done: int) -> None:
@@ -159,7 +175,7 @@ class StageEngine:
 
     def _set_rates(self, lr: float, step: int) -> None:
         """`lr` for the old parameters; the new ones may be warming up. As `lr` is, it is taken mid-step."""
-        tokens = (step - self.stage.start_steps + 0.5) * self.stage.training.global_batch_tokens
+        tokens = self.stage.course.tokens(step - self.stage.start_steps + 0.5)
         boost = self._rewarm.at(tokens) if self._rewarm else 1.0
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = lr * boost if group["is_new"] else lr
@@ -175,9 +191,8 @@ class StageEngine:
     def evaluate(self, sequences: np.ndarray) -> Scores:
         """How well the model says all targets of `sequences`: the same on every worker."""
         self.deepspeed.eval()
-        micro_steps = math.ceil(math.ceil(len(sequences) / self.world) / self.stage.training.micro_batch_size)
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch, weight in self._shares(sequences, micro_steps):
+        for batch, weight in self.shares(sequences):
             total += next_token_scores(self.deepspeed.module, batch) * weight
         comm.all_reduce(total)
         return Scores(*(total / (len(sequences) * (sequences.shape[1] - 1))).tolist())
@@ -196,17 +211,23 @@ class StageEngine:
         self.deepspeed.destroy()
 
     def shares(self, sequences: np.ndarray) -> Iterator[tuple[torch.Tensor, float]]:
-        """This worker's micro batches of a global batch, and what each counts."""
-        return self._shares(sequences, self.accumulation)
-
-    def _shares(self, sequences: np.ndarray, micro_steps: int) -> Iterator[tuple[torch.Tensor, float]]:
         """This worker's micro batches with their weight: 1, or 0 for one that only keeps step with the others."""
         count, micro = len(sequences), self.stage.training.micro_batch_size
         mine = sequences[self.rank * count // self.world : (self.rank + 1) * count // self.world]
-        for index in range(micro_steps):
+        for index in range(accumulation_steps(self.stage, self.world, count)):
             part = mine[index * micro : (index + 1) * micro]
             weight = 1.0 if len(part) else 0.0
             yield torch.from_numpy(part if weight else sequences[:1]).to(self.device), weight
+
+
+def _steps_at_start(stage: StagePlan, steps: dict[str, int], frozen: frozenset[str], done: int) -> dict[str, int]:
+    """The optimizer steps that parameters had seen when the stage began, if now, `done` steps into it, it is `steps`.
+
+    Groups are made of these, so that they and their order are the same wherever a stage is entered: the gradient's norm
+    is summed up in that order.
+    """
+    thawed = max(0, done - stage.frozen_steps)
+    return {name: count - (thawed if name in frozen else done) for name, count in steps.items()}
 
 
 def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.device) -> GrowthMask | None:
@@ -214,10 +235,6 @@ def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.devic
     if growth is None or not is_masked(growth.operator):
         return None
     return GrowthMask(network, stage.parent_shape, stage.shape, growth.operator, growth.options, device)
-
-
-def _batch_sequences(stage: StagePlan) -> int:
-    return stage.training.global_batch_tokens // stage.shape.context_length
 
 
 def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:

@@ -28,5 +28,5 @@ def fit(engine: StageEngine, source: Checkpoint, reader: Reader) -> Fitted:
     )
     for step in range(stage.growth.options.fit_steps):
         first = (stage.start_tokens + step * batch) // context
-        fitting.step(engine.shares(reader.sequences(first, batch // context)), batch)
+        fitting.step(engine.shares(reader.sequences(first, batch // context, context)), batch)
     return fitting.fitted()

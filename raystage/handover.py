@@ -72,7 +72,7 @@ def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecor
     """The furthest checkpoint to go on from within the stage, and whose it is, if not the stage's own."""
     own = store.latest_checkpoint(stage.key)
     done = tokens_of(own.name) - stage.start_tokens if own else 0
-    donor = find_donor(stage, store, done // stage.training.global_batch_tokens)
+    donor = find_donor(stage, store, stage.course.steps_for(done))
     if donor is None:
         return own, None
     return store.stage_folder(donor.key) / donor.checkpoint, donor

@@ -42,19 +42,59 @@ def _count_step(optimizer: torch.optim.Optimizer, arguments: tuple, named: dict)
 
 
 def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, steps: dict[str, int], apart: frozenset[str] = frozenset()
+    model: torch.nn.Module,
+    weight_decay: float,
+    steps: dict[str, int],
+    apart: frozenset[str] = frozenset(),
+    frozen: frozenset[str] = frozenset(),
 ) -> list[dict]:
     """Parameter groups: matrices decay and vectors do not; parameters that have seen different numbers of
     optimizer steps are apart, because DeepSpeed keeps one count per group; so are those named in `apart`, whose
-    groups `is_new` marks."""
-    groups: dict[tuple[bool, int, bool], list] = {}
+    groups `is_new` marks, and in `frozen`, whose groups `is_frozen` marks."""
+    groups: dict[tuple[bool, int, bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        groups.setdefault((dimensions >= 2, steps[name], name in apart), []).append(parameter)
+        groups.setdefault((dimensions >= 2, steps[name], name in apart, name in frozen), []).append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0, "is_new": is_apart}
-        for (decays, _, is_apart), members in sorted(groups.items(), key=lambda item: item[0])
+        {
+            "params": members,
+            "weight_decay": weight_decay if decays else 0.0,
+            "is_new": is_apart,
+            "is_frozen": is_frozen,
+        }
+        for (decays, _, is_apart, is_frozen), members in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+class Frozen:
+    """Parameters that stand still while `holds` is true, in groups of the optimizer that `is_frozen` marks.
+
+    Their gradients are zeros, so that they do not count in the gradient's norm; and at a step the optimizer finds none,
+    so that it leaves weights, moments and step counts alone. (Zeros would decay both.) The engine's own gradients come
+    back after the step: where the optimizer is offloaded, DeepSpeed keeps them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.holds = False
+        self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        for parameter in parameters:
+            parameter.register_hook(self._silence)
+        optimizer.register_step_pre_hook(lambda stepping, *arguments: self._take(stepping))
+        optimizer.register_step_post_hook(lambda *arguments: self._give_back())
+
+    def _silence(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        return torch.zeros_like(gradient) if self.holds else None
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        groups = [group for group in optimizer.param_groups if group["is_frozen"]] if self.holds else []
+        self._taken = [(tensor, tensor.grad) for group in groups for tensor in group["params"]]
+        for tensor, _ in self._taken:
+            tensor.grad = None
+
+    def _give_back(self) -> None:
+        for tensor, gradient in self._taken:
+            tensor.grad = gradient
+        self._taken = []
 
 
 def growth_of(stage: StagePlan) -> GrowthMap:

@@ -19,11 +19,13 @@ from itertools import groupby
 from raystage import memory, rates
 from raystage.conditions import Accept, Until
 from raystage.errors import InputError
+from raystage.freezing import Freezing
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operator import complete_options, in_short
 from raystage.growth.trained import fit_flops
 from raystage.initial import InitPlan
-from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens
+from raystage.ramps import Course, course_of
+from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens, token_flops
 from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
 from raystage.shape import ModelShape, flops_per_token, num_params
 from raystage.sources import DataPlan, Sources
@@ -77,7 +79,8 @@ class StagePlan:
     stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's. accept: what it
     must show for the next to begin; like `require` it is no part of the key.
     growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
-    stage starts from instead; then parent_shape is its shape.
+    stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
+    the longest context of the run. freezing: what of the model stands still.
     """
 
     name: str
@@ -96,14 +99,21 @@ class StagePlan:
     steps: int
     evaluate_every_tokens: int
     checkpoint_every_tokens: int
+    window_tokens: int
     init: InitPlan | None = None
     until: Until | None = None
     own_rate: bool = False
     accept: Accept | None = None
+    freezing: Freezing | None = None
+
+    @property
+    def course(self) -> Course:
+        """Its steps: all alike, but for ramps."""
+        return course_of(self.training, self.shape.context_length)
 
     @property
     def tokens(self) -> int:
-        return self.steps * self.training.global_batch_tokens
+        return self.course.tokens(self.steps)
 
     @property
     def end_tokens(self) -> int:
@@ -133,11 +143,23 @@ class StagePlan:
 
     @property
     def flops(self) -> int:
-        return self.growth_flops + self.tokens * flops_per_token(self.shape)
+        return self.growth_flops + self.course.flops(self.steps, self.token_flops)
+
+    def token_flops(self, context_length: int) -> int:
+        """Training FLOPs of one token in a context of this length."""
+        return token_flops(self.shape, context_length)
 
     @property
     def memory(self) -> memory.MemoryEstimate:
         return memory.estimate(self.shape, self.training)
+
+    @property
+    def frozen_steps(self) -> int:
+        """For how many steps from its start on `freezing` holds: all that begin within its tokens."""
+        if self.freezing is None:
+            return 0
+        tokens = self.freezing.tokens
+        return self.steps if tokens is None else self.course.steps_for(tokens)
 
     @property
     def growth_operator(self) -> str | None:
@@ -197,7 +219,9 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that ended `first` can go on with `second` as it stands."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
-    return second.growth is None and second.parent_key == first.key and same
+    # These part the optimizer's groups in another way; a ramp begins anew.
+    special = first.freezing or second.freezing or first.training.ramp
+    return second.growth is None and second.parent_key == first.key and same and not special
 
 
 def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
@@ -278,6 +302,7 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
 def _baselines(schedule: Schedule, last: ResolvedStage, cadence: int) -> tuple[RunPlan, ...]:
     if schedule.baseline is None:
         return ()
+    last = replace(last, training=last.training.model_copy(update={"ramp": None}))  # a ramp is part of the staging
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
     runs: list[RunPlan] = []
@@ -347,7 +372,7 @@ def _plan_stage(
     grows: bool = True,
     init: InitPlan | None = None,
 ) -> StagePlan:
-    tokens = steps * stage.training.global_batch_tokens
+    tokens = course_of(stage.training, stage.shape.context_length).tokens(steps)
     before = parent or init
     planned = StagePlan(
         name=name,
@@ -366,10 +391,12 @@ def _plan_stage(
         steps=steps,
         evaluate_every_tokens=stage.training.evaluate.every or cadence,
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        window_tokens=stage.window_tokens,
         init=init,
         until=stage.until if grows else None,
         own_rate=grows and stage.own_rate,
         accept=stage.accept if grows else None,
+        freezing=stage.freezing if grows else None,
     )
     return replace(planned, key=key_at(planned, steps))
 
@@ -390,9 +417,9 @@ def key_at(stage: StagePlan, steps: int) -> str:
 
     Where another stage has it, that one did just what this one does up to there.
     """
-    end = stage.start_tokens + steps * stage.training.global_batch_tokens
-    rate = rates.signature(stage.rate, stage.start_tokens, end)
-    return _digest({**_facts(stage), "rate": rate, "tokens": end - stage.start_tokens})
+    tokens = stage.course.tokens(steps)
+    rate = rates.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
+    return _digest({**_facts(stage), "rate": rate, "tokens": tokens})
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -406,8 +433,9 @@ def _facts(stage: StagePlan) -> dict[str, object]:
     data = dict(vars(stage.data))
     del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
-    if training["offload_optimizer"] == "none":  # left out: a key of before stays as it was
-        del training["offload_optimizer"]
+    for name, without in (("offload_optimizer", "none"), ("ramp", None)):
+        if training[name] == without:  # left out: a key of before stays as it was
+            del training[name]
     return {
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,
@@ -417,7 +445,9 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "training": training | {"optimizer": stage.training.optimizer.used()},
         "seed": stage.seed,
         "start_tokens": stage.start_tokens,
+        **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
+        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **(_rule(stage, stage.until) if stage.until else {}),
     }
 

@@ -54,6 +54,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "zero_stage": training.zero_stage,
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,
+        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **({"init": {"from": stage.init.path, **stage.init.facts()}} if stage.init else {}),
     }
 

@@ -10,14 +10,17 @@ from raystage.corpus import BYTE_TOKENIZER
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
 from raystage.families import FAMILIES
+from raystage.freezing import Freezing, find_freezing
 from raystage.gates import attempts, check_gates
 from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
+from raystage.ramps import Course, check_ramp, check_ramp_fits, course_of
 from raystage.schedule import (
     NOTHING_REQUIRED,
     Data,
+    Freeze,
     Grow,
     LrSchedule,
     Model,
@@ -27,6 +30,7 @@ from raystage.schedule import (
     Stage,
     Training,
 )
+from raystage.section import field_of
 from raystage.shape import ModelShape, flops_per_token, heads_problem
 from raystage.sources import DataPlan, Sources
 from raystage.triggers import DecayStart, cap_steps, is_open, placed_mixing
@@ -50,10 +54,16 @@ class ResolvedStage:
     seed: int
     accept: Accept | None = None
     until: Until | None = None  # what may end it before its steps; positions in it are from the stage's start
+    freezing: Freezing | None = None
+    window_tokens: int = 0  # of the text that all stages read in one piece, the longest context of them
+
+    @property
+    def course(self) -> Course:
+        return course_of(self.training, self.shape.context_length)
 
     @property
     def tokens(self) -> int:
-        return self.steps * self.training.global_batch_tokens
+        return self.course.tokens(self.steps)
 
 
 def resolve(
@@ -85,12 +95,54 @@ def _resolve_stages(schedule: Schedule, init: ModelShape | None, sources: Source
         try:
             start_tokens = sum(stage.tokens for stage in stages)
             stages.append(_resolve_stage(completed, index, sources, before, start_tokens))
+            check_ramp_fits(stages[-1].training, stages[-1].tokens)
             _check_growth(before, stages[-1])
+            stages[-1] = _with_freezing(schedule.stages[index].freeze, before, stages[-1])
             if index == 0 and init is not None:
                 _check_first_growth(stages[0].grow)
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
-    return tuple(stages)
+    _check_held_out(schedule, stages, sources)
+    return _with_windows(schedule, stages)
+
+
+def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[ResolvedStage, ...]:
+    """The stages with the windows that they all read: as long as the longest context, and whole numbers of any.
+
+    So the text at a token position of the run is the same for every stage, and none is read twice or left out where
+    the context changes (but for less than one sequence, where a longer one begins inside of a shorter).
+    """
+    longest = max(stage.shape.context_length for stage in stages)
+    for index, stage in enumerate(stages):
+        length = stage.shape.context_length
+        if longest % length:
+            found = f"found {length} in a run whose longest context is {longest}"
+            fitting = next(near for near in range(length, 0, -1) if longest % near == 0)
+            expected = f"expected a divisor of that, such as {fitting}: all stages read the same windows of text"
+            raise InputError(f"{found}; {expected}", key=written_key(schedule, index, "model.context_length"))
+    return tuple(replace(stage, window_tokens=longest) for stage in stages)
+
+
+def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], sources: Sources) -> None:
+    """Refuse to evaluate a model on documents that a stage before was trained on."""
+    seen: dict[tuple, str] = {}  # text that was trained on, and the stage that was the first to
+    for index, stage in enumerate(stages):
+        mine = (stage.data.source, stage.data.path), stage.data.validation_fraction
+        if mine in seen:
+            continue
+        held_out = {document.digest for document in sources.corpus(*mine[0]).split(mine[1])[1]}
+        for (source, fraction), name in seen.items():
+            trained = {document.digest for document in sources.corpus(*source).split(fraction)[0]}
+            count = len(held_out & trained)
+            if count:
+                found = f"found {mine[1]:g}, which holds out {count} document{'s' if count > 1 else ''}"
+                problem = f"{found} that stage {name!r} was trained on; expected at most the {fraction:g} there"
+                raise InputError(problem, key=written_key(schedule, index, "data.validation_fraction"))
+        seen[mine] = stage.name
+
+
+def _with_freezing(freeze: Freeze | None, before: ModelShape | None, stage: ResolvedStage) -> ResolvedStage:
+    return replace(stage, freezing=find_freezing(freeze, before, stage.shape, stage.grow, stage.tokens))
 
 
 def _model_of(init: ModelShape, written: Model) -> Model:
@@ -128,8 +180,8 @@ def _sets(section: Section, path: list[str]) -> bool:
     """Whether a path leads to something that was written down."""
     place: object = section
     for step in path:
-        if isinstance(place, Section) and step in place.model_fields_set:
-            place = getattr(place, step)
+        if isinstance(place, Section) and (name := field_of(type(place), step)) in place.model_fields_set:
+            place = getattr(place, name)
         elif isinstance(place, dict) and step in place:
             place = place[step]
         else:
@@ -286,6 +338,7 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     if training.offload_optimizer != "none" and training.zero_stage == 0:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
+    check_ramp(training, context)
     share = -(-sequences // training.workers)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
@@ -302,8 +355,13 @@ def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
 
 def _steps(stage: Stage, training: Training, shape: ModelShape, start_tokens: int) -> int:
     """Whole optimizer steps: a stage ends with the first step that reaches its cap."""
-    batch = training.global_batch_tokens
-    return cap_steps(stage.until, batch, flops_per_token(shape), start_tokens, _stable_end(training))
+    course = course_of(training, shape.context_length)
+    return cap_steps(stage.until, course, partial(token_flops, shape), start_tokens, _stable_end(training))
+
+
+def token_flops(shape: ModelShape, context_length: int) -> int:
+    """Training FLOPs of one token in a context of this length."""
+    return flops_per_token(replace(shape, context_length=context_length))
 
 
 def _stable_end(training: Training) -> DecayStart:
@@ -350,7 +408,12 @@ def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
     if changed:
         field = changed[0]
         found, before = getattr(target, field), getattr(source, field)
-        raise InputError(f"found {found} after {before}; a stage without grow keeps its shape", key=f"model.{field}")
+        keeps = "a stage without grow keeps its shape"
+        if field == "context_length":  # of rotary families it is none of the shape's
+            learned = f"a {target.family} learns its positions"
+            way = "expected a grow, of any operator" if found > before else f"expected {before} or more"
+            keeps = f"{learned}, which can become more but not fewer; {way}"
+        raise InputError(f"found {found} after {before}; {keeps}", key=f"model.{field}")
 
 
 def span_tokens(span: float, total: int) -> int:

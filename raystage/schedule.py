@@ -139,6 +139,24 @@ class Checkpointing(Section):
     background: Flag = True
 
 
+class RampOver(Section):
+    tokens: Annotated[Count, Field(examples=["200K"])]
+
+
+class RampOf(Section):
+    """A value that doubles from `from` up to the stage's own, in equal shares of the tokens that it takes."""
+
+    start: Annotated[Count, Field(alias="from", examples=["1024"])]
+    over: Annotated[RampOver, Field(examples=["{tokens: 200K}"])]
+
+
+class Ramp(Section):
+    """What of a stage's training grows while it trains."""
+
+    global_batch_tokens: RampOf | None = None
+    context_length: RampOf | None = None
+
+
 class Training(Section):
     workers: WorkerCount = Workers(1)
     cpus_per_worker: Count = 1
@@ -148,6 +166,7 @@ class Training(Section):
     offload_optimizer: Literal["none", "cpu"] = "none"
     global_batch_tokens: Count | None = None
     micro_batch_size: Count | None = None
+    ramp: Ramp | None = None
     gradient_clipping: NotNegative = 1.0
     activation_checkpointing: Flag = False
     optimizer: Optimizer = Optimizer()
@@ -197,6 +216,32 @@ class Grow(Section):
         return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
+class FreezeFor(Section):
+    tokens: Annotated[Count, Field(examples=["1M"])]
+
+
+def _as_layers(value: object) -> object:
+    if value is None or value in ("old", "new"):
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"found {shown(value)}; expected old, new or a list of layers such as [0, 1]")
+    layers = tuple(parse_count(layer) for layer in value)
+    if min(layers) < 0:
+        raise ValueError(f"found layer {min(layers)}; expected 0 or more")
+    return layers
+
+
+class Freeze(Section):
+    """What of a stage's model stands still: layers, embeddings; for all of the stage, or its first tokens.
+
+    old, new: what the stage's growth found there, and what it added.
+    """
+
+    layers: Annotated[tuple[int, ...] | str | None, BeforeValidator(_as_layers)] = None
+    embeddings: Flag = False
+    lasts: FreezeFor | None = Field(None, alias="for")
+
+
 class Stage(Section):
     stands_alone: ClassVar[bool] = True
 
@@ -206,6 +251,7 @@ class Stage(Section):
     on_reject: OnReject | None = None
     seed: Seed | None = None
     grow: Grow | None = None
+    freeze: Freeze | None = None
     data: Data = Data()
     model: Model = Model()
     training: Training = Field(default_factory=Training)

@@ -51,6 +51,11 @@ def keys_of(section: type[Section]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
+def field_of(section: type[Section], key: str) -> str | None:
+    """The name of the field that has a key in a file."""
+    return next((name for name, field in section.model_fields.items() if (field.alias or name) == key), None)
+
+
 def explain(error: ValidationError, root: type[Section]) -> InputError:
     """The first thing wrong in a file of the section `root`; unknown keys come before what they may have caused to be
     missing."""

@@ -40,6 +40,12 @@ class Sources:
             self._data[data] = self._look_up(data)
         return self._data[data]
 
+    def corpus(self, source: str, path: tuple[str, ...]) -> Corpus:
+        """The documents of a source. Raises InputError."""
+        if (source, path) not in self._corpora:
+            self._corpora[source, path] = read_corpus(source, path)
+        return self._corpora[source, path]
+
     def init(self, init: Init) -> InitPlan:
         """What a run starts from. Raises InputError."""
         if init not in self._inits:
@@ -52,16 +58,14 @@ class Sources:
         if data.source != "text" and data.path:
             problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
             raise InputError(problem, key="data.path")
-        source = (data.source, data.path)
-        if source not in self._corpora:
-            self._corpora[source] = read_corpus(*source)
-        _check_split(self._corpora[source], data.validation_fraction)
+        corpus = self.corpus(data.source, data.path)
+        _check_split(corpus, data.validation_fraction)
         return DataPlan(
             source=data.source,
             path=data.path,
             tokenizer=data.tokenizer,
             validation_fraction=data.validation_fraction,
-            fingerprint=self._corpora[source].fingerprint,
+            fingerprint=corpus.fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
         )
 

@@ -151,7 +151,8 @@ def _warning_lines(plan: Plan) -> list[Text]:
 def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> RenderableType:
     """The tokens of every stage now and as suggested, what that would cost, and the options to copy."""
     if not suggestions:
-        return Text("Nothing to suggest: no stage grows.")
+        ramps = any(stage.training.ramp for stage in plan.staged.stages)
+        return Text(f"Nothing to suggest: {'a stage has a ramp' if ramps else 'no stage grows'}.")
     return Group(_suggested_tokens(plan, suggestions), *(part for one in suggestions for part in _explained(one)))
 
 

@@ -361,7 +361,7 @@ def twins_row(stage: StagePlan, growth: GrowthRecord) -> Row:
     """How far copies had parted, some steps into the stage; without a distance where there were none."""
     certificate = growth.certificate
     row = {
-        "tokens": stage.start_tokens + certificate.twin_steps * stage.training.global_batch_tokens,
+        "tokens": stage.start_tokens + stage.course.tokens(certificate.twin_steps),
         "flops": stage.start_flops + stage.flops * certificate.twin_steps // stage.steps,
         "growth/twin_steps": certificate.twin_steps,
     }

@@ -91,7 +91,7 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
         if stage.growth is None or not stages:
             stages.append(stage)
             continue
-        steps = min(stage.steps, -(-tokens // stage.training.global_batch_tokens))
+        steps = min(stage.steps, stage.course.steps_for(tokens))
         stages.append(replace(stage, steps=steps, key=key_at(stage, steps)))
         break
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)

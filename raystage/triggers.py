@@ -15,6 +15,7 @@ from typing import Protocol
 
 from raystage.conditions import Mixing, Plateau, Slope, Until
 from raystage.errors import InputError
+from raystage.ramps import Course, TokenCost
 
 FIXED = ("tokens", "steps", "flops", "mixing")
 CLOCK = "seconds"
@@ -79,32 +80,32 @@ def _has(until: Until, keys: Sequence[str]) -> bool:
 DecayStart = Callable[[int], int | None]
 
 
-def cap_steps(until: Until, batch_tokens: int, flops_per_token: int, start_tokens: int, decay_start: DecayStart) -> int:
+def cap_steps(until: Until, course: Course, cost: TokenCost, start_tokens: int, decay_start: DecayStart) -> int:
     """Whole optimizer steps after which the stage ends at the latest: with the first that reaches what is fixed.
 
-    start_tokens: where the stage begins in its run. Of several fixed ones the smallest counts, in `all` the largest.
-    Raises InputError, with `until` or a key below it, where the stage has no cap though it may go on for ever, or
-    where a mixing time has no place.
+    course, cost: how large its steps are, and what a token costs in them. start_tokens: where the stage begins in its
+    run. Of several fixed ones the smallest counts, in `all` the largest. Raises InputError, with `until` or a key below
+    it, where the stage has no cap though it may go on for ever, or where a mixing time has no place.
     """
     if is_open(until) and not any(key in until.given for key in FIXED):
         beside = " and ".join(key for key in until.given)
         raise InputError(f"missing a cap; expected tokens, steps or flops beside {beside}", key="until")
     placed = placed_mixing(until, start_tokens, decay_start)
-    return _cap(placed, batch_tokens, flops_per_token)
+    return _cap(placed, course, cost)
 
 
-def _cap(until: Until, batch_tokens: int, flops_per_token: int) -> float:
+def _cap(until: Until, course: Course, cost: TokenCost) -> float:
     """Steps, a whole number; infinite where nothing fixed ends the stage."""
     ends: list[float] = [math.inf]
     if until.tokens is not None:
-        ends.append(-(-until.tokens // batch_tokens))
+        ends.append(course.steps_for(until.tokens))
     if until.steps is not None:
         ends.append(until.steps)
     if until.flops is not None:
-        ends.append(-(-until.flops // (batch_tokens * flops_per_token)))
-    ends += [_cap(part, batch_tokens, flops_per_token) for part in until.any or ()]
+        ends.append(course.steps_for_flops(until.flops, cost))
+    ends += [_cap(part, course, cost) for part in until.any or ()]
     if until.all is not None:
-        ends.append(max(_cap(part, batch_tokens, flops_per_token) for part in until.all))
+        ends.append(max(_cap(part, course, cost) for part in until.all))
     return min(ends)
 
 

@@ -110,9 +110,10 @@ class StageRunner:
         self.store, self.saver, self.line = place.store, place.saver, place.line
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
-        self.reader = Reader(streams.train, stage.shape.context_length, stage.seed)
+        self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage)
         self._loss = torch.zeros((), device=engine.device)
+        self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
         self._mark = time.monotonic()
 
     # --- entering -----------------------------------------------------------------------------
@@ -124,7 +125,8 @@ class StageRunner:
         entry = find_entry(stage, place.store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
-        runner = cls(stage, place, StageEngine(stage, steps))
+        done = entry.source.manifest.step - stage.start_steps if entry.resumed else 0
+        runner = cls(stage, place, StageEngine(stage, steps, done))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -243,16 +245,18 @@ class StageRunner:
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
-        batch = stage.training.global_batch_tokens
-        count = batch // stage.shape.context_length
-        first = progress.tokens // stage.shape.context_length
+        piece = stage.course.at(progress.steps - stage.start_steps)
+        batch, length = piece.batch_tokens, piece.context_length
+        flops = batch * stage.token_flops(length)
+        sequences = self.reader.sequences(progress.tokens // length, batch // length, length)
         # The rate in the middle of the step: neither the first step nor the last is taken at zero.
         lr = rates.rate_at(stage.rate, progress.tokens + batch / 2)
-        self._loss += self.engine.train_step(self.reader.sequences(first, count), lr, progress.steps)
+        self._loss += self.engine.train_step(sequences, lr, progress.steps)
         self._lr = lr
         progress.steps += 1
         progress.tokens += batch
-        progress.flops += batch * flops_per_token(stage.shape)
+        progress.flops += flops
+        self._tokens, self._flops = self._tokens + batch, self._flops + flops
         progress.pending_steps += 1
 
     def _compare_twins(self) -> None:
@@ -273,8 +277,7 @@ class StageRunner:
         progress = self.progress
         if not progress.pending_steps:
             return
-        targets = progress.pending_steps * self.stage.training.global_batch_tokens
-        loss = self.engine.sum_over_workers(self._loss) / targets
+        loss = self.engine.sum_over_workers(self._loss) / self._tokens
         seconds = self._tick() + progress.pending_seconds
         if not math.isfinite(loss):
             raise NonFiniteLoss(
@@ -282,7 +285,7 @@ class StageRunner:
                 f"({progress.tokens} tokens); the last good checkpoint is kept. "
                 f"Try a lower training.optimizer.lr (now {self._lr:.3g}) or a longer warm-up"
             )
-        speed = targets / seconds if seconds > 0 else 0.0
+        speed, flops_speed = (count / seconds if seconds > 0 else 0.0 for count in (self._tokens, self._flops))
         peak = peak_flops_per_second(self.stage.training.precision)
         point = TrainPoint(
             tokens=progress.tokens,
@@ -293,11 +296,12 @@ class StageRunner:
             lr=self._lr,
             gradient_norm=self.engine.gradient_norm(),
             tokens_per_second=speed,
-            mfu=speed * flops_per_token(self.stage.shape) / (peak * self.engine.world) if peak else None,
+            mfu=flops_speed / (peak * self.engine.world) if peak else None,
         )
         progress.train.append(point)
         progress.pending_steps, progress.pending_seconds = 0, 0.0
         self._loss.zero_()
+        self._tokens, self._flops = 0, 0
         self._send("trained", point)
 
     def _set_pending_aside(self) -> None:
@@ -309,6 +313,10 @@ class StageRunner:
 
     def _take_up_pending(self) -> None:
         """Each worker its own sum; of another number of workers the first one takes all."""
+        done, course = self.progress.steps - self.stage.start_steps, self.stage.course
+        before = done - self.progress.pending_steps
+        self._tokens = course.tokens(done) - course.tokens(before)
+        self._flops = course.flops(done, self.stage.token_flops) - course.flops(before, self.stage.token_flops)
         losses, self.progress.pending_losses = self.progress.pending_losses, []
         if len(losses) == self.engine.world:
             self._loss.fill_(losses[self.engine.rank])

@@ -16,13 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "errors", "families", "growth", "retry", "shape", "ticker", "units"},
     1: {
-        "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file", "gates",
-        "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator", "growth.refusal",
-        "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "holder",
-        "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives", "page", "panels", "plan",
-        "plan_json", "promises", "prune", "rates", "record", "report", "report_tables", "resolve", "retention",
-        "savings", "schedule", "section", "sources", "space", "sweep_file", "sweep_report", "tree", "trials",
-        "triggers", "values", "yamlfile",
+        "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file",
+        "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator",
+        "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config",
+        "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives", "page",
+        "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report", "report_tables",
+        "resolve", "retention", "savings", "schedule", "section", "sources", "space", "sweep_file", "sweep_report",
+        "tree", "trials", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",

@@ -11,6 +11,7 @@ from factories import make_schedule
 from raystage.conditions import Until
 from raystage.errors import InputError
 from raystage.plan import make_plan
+from raystage.ramps import constant
 from raystage.record import Evaluation
 from raystage.triggers import (
     Seen,
@@ -22,6 +23,14 @@ from raystage.triggers import (
     placed_mixing,
     reads_clock,
 )
+
+# Steps of 100 tokens of 70 FLOPs.
+STEPS = constant(100, 10)
+
+
+def cost(context_length: int) -> int:
+    return 70
+
 
 # quickstart.yaml with stages of 400K and 200K tokens, evaluated every 20K on 16K: (tokens, FLOPs in 10^8, loss).
 SMALL = (
@@ -92,7 +101,7 @@ def fires_at(rule: Until, curve: tuple[Evaluation, ...]) -> int | None:
     ],
 )
 def test_the_cap_in_whole_steps(written: dict, steps: int) -> None:
-    assert cap_steps(until(**written), 100, 70, 0, lambda total: None) == steps
+    assert cap_steps(until(**written), STEPS, cost, 0, lambda total: None) == steps
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_the_cap_in_whole_steps(written: dict, steps: int) -> None:
 )
 def test_what_may_never_come_needs_a_cap(written: dict, beside: str) -> None:
     with pytest.raises(InputError) as caught:
-        cap_steps(until(**written), 100, 70, 0, lambda total: None)
+        cap_steps(until(**written), STEPS, cost, 0, lambda total: None)
     assert str(caught.value) == f"until: missing a cap; expected tokens, steps or flops beside {beside}"
 
 
@@ -141,11 +150,11 @@ def last_tenth(total: int) -> int:
 def test_a_mixing_time_is_a_place_in_the_run() -> None:
     """2M decay from 1.6M on, 120K before that is 1.48M: 480K from a start at 1M, 4,800 steps."""
     rule = until(mixing={"tokens": "120K", "of": "2M"})
-    assert cap_steps(rule, 100, 70, 1_000_000, last_fifth) == 4_800
-    assert cap_steps(rule, 100, 70, 0, last_fifth) == 14_800
+    assert cap_steps(rule, STEPS, cost, 1_000_000, last_fifth) == 4_800
+    assert cap_steps(rule, STEPS, cost, 0, last_fifth) == 14_800
     assert placed_mixing(rule, 1_000_000, last_fifth) == until(tokens=480_000)
     # 1.8M - 100K is 1.7M; 0.8 of 2M is 1.6M.
-    assert cap_steps(until(mixing={"tokens": "100K", "of": "2M"}), 100, 70, 0, last_tenth) == 16_000
+    assert cap_steps(until(mixing={"tokens": "100K", "of": "2M"}), STEPS, cost, 0, last_tenth) == 16_000
 
 
 def test_a_mixing_time_among_others() -> None:
@@ -154,7 +163,7 @@ def test_a_mixing_time_among_others() -> None:
     placed = until(tokens=900, **PLATEAU, all=[{"tokens": 480}, {"eval_loss": 2}])
     assert placed_mixing(rule, 1000, last_fifth) == placed
     assert placed_mixing(until(**mixing, tokens=300), 1000, last_fifth) == until(tokens=300)
-    assert cap_steps(until(**PLATEAU, **mixing), 100, 70, 1000, last_fifth) == 5  # a cap, too
+    assert cap_steps(until(**PLATEAU, **mixing), STEPS, cost, 1000, last_fifth) == 5  # a cap, too
     with pytest.raises(ValueError, match="no place yet"):
         fired(rule, seen())
 
@@ -172,7 +181,7 @@ def test_a_mixing_time_without_a_place(start: int, decay_start: object, said: st
     mixing = {"mixing": {"tokens": 120, "of": 2000}}
     for written, key in ((mixing, "until.mixing"), ({"any": [{"tokens": 5}, mixing]}, "until.any[1].mixing")):
         with pytest.raises(InputError) as caught:
-            cap_steps(until(**written), 100, 70, start, decay_start)
+            cap_steps(until(**written), STEPS, cost, start, decay_start)
         assert str(caught.value) == f"{key}: {said}"
 
 
