@@ -27,6 +27,7 @@ pytestmark = pytest.mark.end_to_end
 
 KILLS, SEED = int(os.environ.get("KILLS", 6)), int(os.environ.get("SEED", 0))
 STEPS_PER_KILL = 8
+SECONDS_PER_KILL = 150  # a limit, not an expectation: a start costs 15 s where nothing else runs
 STAGES = ("small", "full", "wide")
 STEPS = max(32, KILLS * STEPS_PER_KILL // len(STAGES))
 
@@ -137,9 +138,9 @@ def test_random_kills_of_random_processes_change_no_bit(
 
     chance, killed, restless = random.Random(SEED), Counter(), False
     attempts = Attempts(raystage, *run, "--store", "chaos")
-    deadline = time.monotonic() + 120 + 60 * KILLS
+    began = time.monotonic()
     while not attempts.is_finished():
-        assert time.monotonic() < deadline, "".join(attempts.said[-20:])
+        assert time.monotonic() - began < SECONDS_PER_KILL * (KILLS + 2), "".join(attempts.said[-20:])
         done = killed.total()
         if done < KILLS and (restless or attempts.steps_done >= done * len(STAGES) * STEPS / (KILLS + 1)):
             time.sleep(chance.uniform(0, 8) if restless else chance.uniform(0, 0.5))
@@ -148,7 +149,7 @@ def test_random_kills_of_random_processes_change_no_bit(
                 restless = chance.random() < 0.5
         time.sleep(0.1)
 
-    print(f"{dict(killed)}, {attempts.starts} drivers, {time.monotonic() - deadline + 120 + 60 * KILLS:.0f} s")
+    print(f"{dict(killed)}, {attempts.starts} drivers, {time.monotonic() - began:.0f} s")
     assert killed.total() == KILLS
     assert losses_in(attempts.output) == losses_in(calm)
     keys = stage_keys(tmp_path / "calm")
