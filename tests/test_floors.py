@@ -30,7 +30,10 @@ FLOORS: dict[int, set[str]] = {
         "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "storage", "store",
         "tensorfile", "tracking", "zero",
     },
-    4: {"engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "watch", "worker"},
+    4: {
+        "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "room", "watch",
+        "worker",
+    },
     5: {"display", "driver", "narrator", "tables"},
     6: {"cli", "options", "store_commands"},
 }  # fmt: skip

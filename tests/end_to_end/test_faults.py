@@ -144,6 +144,19 @@ def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
         assert found == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_lost_node_that_nothing_comes_for_ends_the_run_with_what_is_missing(
+    raystage: Raystage, tiny: Path, nodes: Cluster
+) -> None:
+    lost = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    process = raystage.start("run", tiny, *RUN, "--set", "training.hang_seconds=20s")
+    said_until(process, "small] step 1")
+    nodes.remove_node(lost, allow_graceful=False)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    assert "2 workers with 1 CPU each do not fit on the cluster, which has room for 1" in errors.splitlines()[-1]
+
+
 def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster, cluster: RayCluster
 ) -> None:
