@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,13 +19,16 @@ from urllib.parse import urlsplit
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, ResourcesMissing, WorkersLost
+from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, WorkersLost
 from raystage.guardian import guarded
 from raystage.lifeline import Lifeline
 from raystage.mailbox import Mailbox, WorkerSign
+from raystage.room import await_room
 from raystage.schedule import Training
 from raystage.storage import open_folder
 from raystage.watch import Notice, OnEvent, Watch, answer
@@ -105,15 +107,15 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     patience_seconds: how long to wait for a cluster that is still growing.
 
     Returns whether it was carried out to its end: workers save and leave early when a node of theirs is to go.
-    Raises ResourcesMissing, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when this process
-    is to end, after the workers have saved.
+    Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
+    this process is to end, after the workers have saved.
     """
     training = job.stages[0].training
-    _await_resources(training, patience_seconds)
-    mailbox = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
+    await_room(training, patience_seconds)
+    mailbox = _open_mailbox()
     try:
         _NOTICE.is_heard = True
-        error = _fit(_trainer(job, training, mailbox), Watch(mailbox, on_event, _NOTICE).look)
+        error = _fit_again(job, training, mailbox, Watch(mailbox, training, on_event, _NOTICE).look)
         failure, has_left = answer(mailbox.failure.remote()), answer(mailbox.is_leaving.remote())
     finally:
         _NOTICE.is_heard = False
@@ -126,6 +128,13 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     if _NOTICE.came_at is not None:
         raise KeyboardInterrupt("asked to end, and all is saved")
     return not has_left
+
+
+def _open_mailbox() -> Any:
+    """Beside the driver, so that no node that is lost takes it along; one that dies all the same starts again."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    return remote(Mailbox).remote()
 
 
 def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
@@ -211,6 +220,16 @@ class Question:
         return answer
 
 
+def _fit_again(job: Job, training: Training, mailbox: Any, meanwhile: Callable[[], None]) -> Exception | None:
+    """Run a trainer, and another where its controller dies: Ray Train starts workers again, but not that."""
+    error: Exception | None = None
+    for _ in range(training.max_failures + 1):
+        error = _fit(_trainer(job, training, mailbox), meanwhile)
+        if not isinstance(error, RayActorError):
+            break
+    return error
+
+
 def _fit(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
     """Run the trainer in a thread of its own, so that this one stays free to listen. Returns its error."""
     outcome: list[Exception | None] = []
@@ -239,46 +258,6 @@ def is_waiting() -> bool:
 def _run_folder(job: Job) -> Any:
     """Where Ray Train keeps its own notes on a run; none of them are needed afterwards."""
     return open_folder(job.store) / "ray" / job.stages[-1].key[:12]
-
-
-def _await_resources(training: Training, patience_seconds: float) -> None:
-    """Wait until there is room for the workers, as few as may be; without this Ray would wait for ever and say nothing.
-
-    Raises ResourcesMissing.
-    """
-    deadline = time.monotonic() + patience_seconds
-    while (places := count_places(ray.nodes(), training)) < training.workers.least:
-        if time.monotonic() > deadline:
-            have, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
-            wanted = _count(training.workers.least, "worker")
-            raise ResourcesMissing(
-                f"training.workers: {wanted} with {_wants(training)} each do not fit on the cluster, "
-                f"which has room for {places} ({_count(have.get('CPU', 0), 'CPU')}, "
-                f"{_count(have.get('GPU', 0), 'GPU')} on {_count(nodes, 'node')}); "
-                f"start more nodes or ask for less"
-            )
-        time.sleep(1.0)
-
-
-def count_places(nodes: list[dict], training: Training) -> int:
-    """How many workers fit on the living nodes, each worker whole on one of them."""
-    places = 0
-    for node in nodes:
-        have = node["Resources"] if node["Alive"] else {}
-        room = have.get("CPU", 0) // training.cpus_per_worker
-        if training.gpus_per_worker:
-            room = min(room, have.get("GPU", 0) // training.gpus_per_worker)
-        places += int(room)
-    return places
-
-
-def _wants(training: Training) -> str:
-    gpus = f" and {_count(training.gpus_per_worker, 'GPU')}" if training.gpus_per_worker else ""
-    return _count(training.cpus_per_worker, "CPU") + gpus
-
-
-def _count(number: float, thing: str) -> str:
-    return f"{number:g} {thing}" + ("" if number == 1 else "s")
 
 
 def _in_words(error: Exception, job: Job) -> WorkersLost:

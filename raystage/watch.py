@@ -17,6 +17,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raystage.errors import ClusterLost
 from raystage.mailbox import WorkerSign
+from raystage.room import has_room, too_small
+from raystage.schedule import Training
 from raystage.units import format_seconds
 
 OnEvent = Callable[[str, str, Any], None]
@@ -56,13 +58,13 @@ class Notice:
 class Watch:
     """`look` is called several times a second, in the thread that `on_event` is called in."""
 
-    def __init__(self, mailbox: Any, on_event: OnEvent, notice: Notice) -> None:
-        self._mailbox, self._on_event, self._notice = mailbox, on_event, notice
-        self._cared_at = time.monotonic()
+    def __init__(self, mailbox: Any, training: Training, on_event: OnEvent, notice: Notice) -> None:
+        self._mailbox, self._training, self._on_event, self._notice = mailbox, training, on_event, notice
+        self._cared_at = self._had_room_at = time.monotonic()
         self._leaving = False
 
     def look(self) -> None:
-        """Raises ClusterLost; KeyboardInterrupt when the time after a notice is over."""
+        """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time after a notice is over."""
         for event in answer(self._mailbox.take.remote(), self._notice.check):
             self._on_event(*event)
         self._notice.check()
@@ -70,6 +72,7 @@ class Watch:
             signs = answer(self._mailbox.signs.remote())
             self._end_what_hangs(signs)
             self._heed_notices(signs)
+            self._check_room()
             self._cared_at = time.monotonic()
 
     def _end_what_hangs(self, signs: list[WorkerSign]) -> None:
@@ -82,6 +85,14 @@ class Watch:
                 ray.kill(sign.worker)
         # Where one is dead Ray Train starts all of them again: there is nothing to wait for from these.
         answer(self._mailbox.forget.remote())
+
+    def _check_room(self) -> None:
+        """Where a node was lost Ray Train waits for another one, if need be for ever."""
+        now = time.monotonic()
+        if has_room(self._training):
+            self._had_room_at = now
+        elif now - self._had_room_at > self._training.hang_seconds:
+            raise too_small(self._training)
 
     def _heed_notices(self, signs: list[WorkerSign]) -> None:
         """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""

@@ -33,8 +33,8 @@ FLOORS: dict[int, set[str]] = {
         "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {
-        "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "saving", "watch",
-        "worker",
+        "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "room", "saving",
+        "watch", "worker",
     },
     5: {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",

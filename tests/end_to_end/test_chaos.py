@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RayCluster, Raystage, losses_in, other_ray_processes, wait_until
+from conftest import RayCluster, Raystage, losses_in, wait_until
 
 from raystage.checkpoint import Checkpoint
 from raystage.storage import open_folder
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.end_to_end
 
 KILLS, SEED = int(os.environ.get("KILLS", 6)), int(os.environ.get("SEED", 0))
 STEPS_PER_KILL = 8
+SECONDS_PER_KILL = 150  # a limit, not an expectation: a start costs 15 s where nothing else runs
 STAGES = ("small", "full", "wide")
 STEPS = max(32, KILLS * STEPS_PER_KILL // len(STAGES))
 
@@ -79,9 +80,11 @@ class Attempts:
         """Start again what has died; what raystage gives up on purpose is started again, too: an operator would."""
         if self.process.poll() is None:
             return False
-        if self.process.returncode == 0:
-            self._ears.join()
+        self._ears.join()
+        self.process.stderr.close()
+        with self.process.stdout:
             self.output = self.process.stdout.read()
+        if self.process.returncode == 0:
             return True
         assert self.process.returncode in (1, -signal.SIGKILL), "".join(self.said[-20:])
         self._start()
@@ -95,6 +98,18 @@ def processes_named(cluster: RayCluster, *names: str) -> list[psutil.Process]:
             if any(name in " ".join(process.cmdline()) for name in names):
                 found.append(process)
         except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Those whose working directory it is."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
             continue
     return found
 
@@ -132,14 +147,13 @@ def test_random_kills_of_random_processes_change_no_bit(
     start that follows another one."""
     tiny.write_text(SCHEDULE)
     run = ["run", tiny, "--wandb", "disabled", "--json"]
-    others = other_ray_processes(cluster)
     calm = raystage(*run, "--store", "calm").stdout
 
     chance, killed, restless = random.Random(SEED), Counter(), False
     attempts = Attempts(raystage, *run, "--store", "chaos")
-    deadline = time.monotonic() + 120 + 60 * KILLS
+    began = time.monotonic()
     while not attempts.is_finished():
-        assert time.monotonic() < deadline, "".join(attempts.said[-20:])
+        assert time.monotonic() - began < SECONDS_PER_KILL * (KILLS + 2), "".join(attempts.said[-20:])
         done = killed.total()
         if done < KILLS and (restless or attempts.steps_done >= done * len(STAGES) * STEPS / (KILLS + 1)):
             time.sleep(chance.uniform(0, 8) if restless else chance.uniform(0, 0.5))
@@ -148,11 +162,11 @@ def test_random_kills_of_random_processes_change_no_bit(
                 restless = chance.random() < 0.5
         time.sleep(0.1)
 
-    print(f"{dict(killed)}, {attempts.starts} drivers, {time.monotonic() - deadline + 120 + 60 * KILLS:.0f} s")
+    print(f"{dict(killed)}, {attempts.starts} drivers, {time.monotonic() - began:.0f} s")
     assert killed.total() == KILLS
     assert losses_in(attempts.output) == losses_in(calm)
     keys = stage_keys(tmp_path / "calm")
     assert len(keys) == len(STAGES)
     assert shard_checksums(tmp_path / "chaos", keys) == shard_checksums(tmp_path / "calm", keys)
     wait_until(lambda: not processes_named(cluster, *OURS), 60, "workers, controllers or mailboxes are left")
-    assert other_ray_processes(cluster) <= others
+    wait_until(lambda: not processes_in(tmp_path), 60, "a driver, or what it started, is left")

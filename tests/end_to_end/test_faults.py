@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUIET, RayCluster, Raystage, losses_in
+from conftest import BIN, QUIET, RayCluster, Raystage, losses_in, write_tiny
 from ray.cluster_utils import Cluster
+
+from raystage.launch import NO_API_SERVER
 
 pytestmark = pytest.mark.end_to_end
 
@@ -25,16 +27,18 @@ RUN = ["--wandb", "disabled", "--json"]
 SMALL_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
-@pytest.fixture
-def calm(raystage: Raystage, tiny: Path) -> dict:
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, cluster: RayCluster) -> dict:
     """The curves of a run that nothing happens to."""
-    return losses_in(raystage("run", tiny, *RUN, "--store", "calm").stdout)
+    folder = tmp_path_factory.mktemp("calm")
+    return losses_in(Raystage(folder, cluster.address)("run", write_tiny(folder), *RUN).stdout)
 
 
 @pytest.fixture
 def nodes(raystage: Raystage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster whose head computes nothing, for nodes to be added to and taken from; `raystage` runs on it."""
-    for name, value in QUIET.items():
+    # It has no API server, and would ask that of another cluster on this machine whether its Train runs are alive.
+    for name, value in {**QUIET, "RAY_API_SERVER_ADDRESS": NO_API_SERVER}.items():
         monkeypatch.setenv(name, value)
     # A node that is gone is noticed in a few seconds; Ray's own patience is longer.
     watchful = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
@@ -138,6 +142,19 @@ def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
     assert [(row["num_workers"], row["resizes"]) for row in rows] == [(1, 1), (1, 0)]
     for found, expected in zip(losses_in(output)["evaluations"], calm["evaluations"], strict=True):
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_lost_node_that_nothing_comes_for_ends_the_run_with_what_is_missing(
+    raystage: Raystage, tiny: Path, nodes: Cluster
+) -> None:
+    lost = nodes.add_node(**SMALL_NODE)
+    nodes.add_node(**SMALL_NODE)
+    process = raystage.start("run", tiny, *RUN, "--set", "training.hang_seconds=20s")
+    said_until(process, "small] step 1")
+    nodes.remove_node(lost, allow_graceful=False)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    assert "2 workers with 1 CPU each do not fit on the cluster, which has room for 1" in errors.splitlines()[-1]
 
 
 def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(
