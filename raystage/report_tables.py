@@ -52,6 +52,24 @@ def growth_table(report: Mapping[str, Any]) -> Table:
     return Table("What growing did", columns, rows, note)
 
 
+def attempts_table(report: Mapping[str, Any]) -> Table:
+    """Of a version before gates there is none."""
+    spent = {row["key"]: row for row in report.get("given_up", ())}
+    rows = [_attempt_cells(one, spent.get(one["key"])) for one in report.get("attempts", ())]
+    note = "What was given up was spent all the same: the saving counts it."
+    return Table("Not accepted", ("stage", "why", "answer", "eval loss", "FLOPs"), rows, note)
+
+
+def ends_table(report: Mapping[str, Any]) -> Table:
+    """Of stages that ended on something other than their length."""
+    rows = [
+        (row["name"], row["stopped_by"])
+        for row in report["stages"]
+        if row.get("stopped_by") and not row["stopped_by"].startswith("steps: ")
+    ]
+    return Table("Why stages ended", ("stage", "ended by"), rows)
+
+
 def baseline_table(report: Mapping[str, Any]) -> Table:
     columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
     rows = [_baseline_cells(row) for row in report["baseline"]["runs"]]
@@ -91,7 +109,7 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
-_TABLES = (stage_table, growth_table, baseline_table, ledger_table)
+_TABLES = (stage_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table)
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:
@@ -126,6 +144,19 @@ def _growth_cells(row: Mapping[str, Any]) -> list[str]:
         _gradient_cell(certificate),
         shown(certificate["twin_distance"], lambda distance: f"{distance:.2g} at {certificate['twin_steps']} steps"),
         f"{growth['seconds']:.1f} s",
+    ]
+
+
+def _attempt_cells(one: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
+    changes = ", ".join(f"{key} {value}" for key, value in one["changes"])
+    where = f" to {one['target']}" if one["action"] == "rewind" else ""
+    number = f" {one['number']} of {one['of']}" if one["number"] else ""
+    return [
+        one["stage"],
+        "; ".join(one["reasons"]),
+        one["action"] + where + number + (f": {changes}" if changes else ""),
+        shown(row["eval_loss"] if row else None, format_loss),
+        shown(row["flops"] if row else None, format_flops),
     ]
 
 

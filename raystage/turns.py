@@ -66,7 +66,7 @@ class Turns:
     @contextlib.contextmanager
     def take(self, stages: Sequence[StagePlan]) -> Iterator[Turn | None]:
         """Within this the stages are this driver's alone: all of them, or, where one is somebody else's or finished
-        by now, none."""
+        by now, none; nor where there are no stages."""
         with contextlib.ExitStack() as stack:
             leases: list[Lease] = []
             for stage in stages:
@@ -74,7 +74,7 @@ class Turns:
                 if lease is None:
                     break
                 leases.append(stack.enter_context(lease))
-            if len(leases) < len(stages) or self._any_finished(stages):
+            if not leases or len(leases) < len(stages) or self._any_finished(stages):
                 stack.close()
                 yield None
             else:

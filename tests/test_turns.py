@@ -84,6 +84,12 @@ def test_there_is_no_turn_at_what_was_finished_a_moment_ago(store: Store, stages
     assert leases_of(store, 2).holder(stages[0].key) is None
 
 
+def test_there_is_no_turn_at_nothing(store: Store) -> None:
+    """What was free a moment ago may be somebody else's before it is taken."""
+    with turns_of(store).take(()) as turn:
+        assert turn is None
+
+
 def test_who_is_waited_for_is_told_once(store: Store, stages: tuple[StagePlan, ...]) -> None:
     told, lease = Told(), leases_of(store, 2).acquire(stages[1].key)
     threading.Timer(0.5, lease.release).start()
