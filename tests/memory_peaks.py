@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import deepspeed
+import torch
+import xxhash
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage import checkpoint, handover, model
+from raystage import checkpoint, handover, model, zero
 from raystage.checkpoint import Checkpoint
 from raystage.engine import StageEngine
 from raystage.growth.apply import grown_steps
@@ -23,11 +25,16 @@ from raystage.storage import open_folder
 
 @dataclass(frozen=True)
 class Peaks:
-    """Bytes of resident memory on one worker, above what it held before each."""
+    """Bytes of resident memory on one worker, above what it held before each.
+
+    weights: the checksum of the model's weights where a worker holds them whole; empty where the worker's own part of
+    them is not what its optimizer holds.
+    """
 
     build: int
     fill: int
     save: int
+    weights: str
 
 
 class Watch:
@@ -97,6 +104,7 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     watch = Watch()
     handover.fill(engine, entry, steps, stage.seed)
     fill = watch.peak()
+    weights = "" if stage.training.zero_stage == 3 else _checksum(engine)
     watch = Watch()
     shard, known = write_own_shard(engine, open_folder(folder))
     save = watch.peak()
@@ -111,4 +119,16 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     if entry.source:
         entry.source.close()
     engine.destroy()
-    return Peaks(build, fill, save)
+    return Peaks(build, fill, save, weights)
+
+
+def _checksum(engine: StageEngine) -> str:
+    """Of the weights that the model computes with, in fp32."""
+    weights = {name: one.detach().view(-1) for name, one in engine.deepspeed.module.named_parameters()}
+    for part in zero.partitions(engine.deepspeed):
+        if not torch.equal(weights[part.parameter][part.start : part.stop], part.tensors["fp32"]):
+            return ""
+    whole = xxhash.xxh3_128()
+    for values in weights.values():
+        whole.update(values.numpy())
+    return whole.hexdigest()

@@ -17,7 +17,8 @@ from raystage.schedule import Schedule
 from raystage.shape import parameters
 from raystage.storage import Folder, open_folder
 
-pytestmark = pytest.mark.end_to_end
+# All rounds count as the first test's: six minutes where the load is 13 on two cores.
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 # Three workers neither divide the batch nor any parameter evenly.
 SAVED = [
