@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from raystage import launch
 from raystage.errors import InputError
 from raystage.importance import importance
+from raystage.record import StageRecord
 from raystage.searchers import make_optuna, make_scheduler, points
 from raystage.store import Store
 from raystage.sweep_report import TrialOutcome, build_sweep_report
@@ -140,7 +141,9 @@ class Search:
         return began
 
     def _note(self, state: str, outcomes: Sequence[TrialOutcome], began: float) -> dict[str, Any]:
-        report = build_sweep_report(self.plan, outcomes, self._reports(outcomes), state, time.time() - began)
+        reports = self._reports(outcomes)
+        records = self._records(reports)
+        report = build_sweep_report(self.plan, outcomes, reports, records, state, time.time() - began)
         report["importance"] = importance(report["trials"], report["objective"][0]["metric"])
         if report["best"] is not None:
             planner, best = Planner(self.plan.sweep), report["best"]
@@ -151,6 +154,17 @@ class Search:
     def _reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
         found = {one.number: self.store.read_run(f"{self.name}-{one.number}", REPORT_FILE) for one in outcomes}
         return {number: report for number, report in found.items() if report is not None}
+
+    def _records(self, reports: Mapping[int, Mapping[str, Any]]) -> dict[str, StageRecord]:
+        """The finished stages of all trials, and those that they went on from: in no report where LAG's choice is."""
+        found: dict[str, StageRecord] = {}
+        waiting = [stage["key"] for report in reports.values() for stage in report["stages"]]
+        while waiting:
+            key = waiting.pop()
+            if key not in found and (record := self.store.record(key)):
+                found[key] = record
+                waiting += [record.donor.key] if record.donor else []
+        return found
 
 
 def _trainable(config: Mapping[str, Any], task: TrialTask) -> None:

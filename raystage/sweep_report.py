@@ -7,10 +7,11 @@ lay in the store before counts for the one and not for the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raystage.record import StageRecord
 from raystage.space import Config
 from raystage.sweep_file import METRICS, Objective
 from raystage.trials import SweepPlan
@@ -44,17 +45,19 @@ def build_sweep_report(
     plan: SweepPlan,
     outcomes: Sequence[TrialOutcome],
     reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
     state: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """The report: plain values, strictly JSON. reports: by trial the report of its run, as far as it came.
+    """The report: plain values, strictly JSON. reports: by trial the report of its run, as far as it came. records: by
+    key the finished stages of all trials, and those that they went on from.
 
     seconds: of wall-clock since the sweep was started first.
     """
     names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
     rows = [_trial_row(plan, one, reports.get(one.number, {})) for one in sorted(outcomes, key=lambda one: one.number)]
     _rank(rows, plan.sweep.objective)
-    search = measure_search(rows, reports, names)
+    search = measure_search(rows, reports, records, names)
     best = next((row for row in rows if row["rank"] == 1), None)
     return {
         "name": plan.sweep.name,
@@ -119,25 +122,24 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def measure_search(
-    rows: Sequence[Mapping[str, Any]], reports: Mapping[int, Mapping[str, Any]], names: Iterable[str]
+    rows: Sequence[Mapping[str, Any]],
+    reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
+    names: Collection[str],
 ) -> dict[str, Any]:
     """What the staged runs of all trials would have cost apart, and what was trained for them: by the runs `names`,
     every stage once, without what it took over from a shorter one. A trial that was given up counts as far as it
-    came."""
-    names = set(names)
-    claimed, spent = 0, 0
-    trained: dict[str, int] = {}
+    came; the stage that it was in is another's, where one has finished it since."""
+    claimed, unfinished = 0, 0
     for row in rows:
         stages = reports.get(row["number"], {}).get("stages", ())
-        done = [stage for stage in stages if stage["flops"] is not None]
-        finished = sum(stage["flops"] for stage in done)
+        finished = sum(stage["flops"] for stage in stages if stage["flops"] is not None)
         under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
         claimed += finished + under_way
-        spent += under_way
-        for stage in done:
-            if stage["trained_for"] in names:
-                trained[stage["key"]] = stage["flops"] - (stage["donor"]["flops"] if stage["donor"] else 0)
-    spent += sum(trained.values())
+        current = next((stage["key"] for stage in stages if stage["flops"] is None), None)
+        unfinished += 0 if current in records else under_way
+    trained = [record for record in records.values() if record.trained_for in names]
+    spent = sum(record.flops_spent for record in trained) + unfinished
     return {
         "flops_claimed": claimed,
         "flops_spent": spent,

@@ -45,7 +45,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     ]
     if report["importance"]:
         parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
-        lines.append(f"What mattered (share of the variance, PED-ANOVA): {parts}.")
+        lines.append(f"What sets the better half of the trials apart (PED-ANOVA): {parts}.")
     if report["pays_for_itself_after"] is not None:
         lines.append(
             f"The search pays for itself after {report['pays_for_itself_after']:.1f} runs of the best schedule."

@@ -125,3 +125,39 @@ def test_a_driver_that_was_taken_over_stops_with_one_line(store: Store, stages: 
         with pytest.raises(StageFailed, match=f"^stage {stages[0].name}: .*another took the stage over; the same"):
             check_until(turn, deadline)
         assert not other.lost
+
+
+def test_a_longer_version_waits_for_a_shorter_one_that_somebody_trains(store: Store, tmp_path: Path) -> None:
+    """Not for one that is finished, of which it goes on at once, and not for one whose rates are others."""
+    short, long, other = first_stages(tmp_path)
+    turns, others = turns_of(store), Turns(store, leases_of(store, 2), poll_seconds=0.02)
+    with others.take([short]):
+        assert turns.free([long]) == ()
+        assert turns.free([other]) == (other,)
+        told = Told()
+        threading.Timer(0.3, finish, (store, short)).start()
+        assert turns.wait([long], told)
+        assert told.calls == [("small", "node2")]
+        assert turns.free([long]) == (long,)
+
+
+def test_a_shorter_version_does_not_wait_for_a_longer_one(store: Store, tmp_path: Path) -> None:
+    short, long, _ = first_stages(tmp_path)
+    with Turns(store, leases_of(store, 2)).take([long]):
+        assert turns_of(store).free([short]) == (short,)
+
+
+def first_stages(folder: Path) -> list[StagePlan]:
+    """400 tokens and 800 at one constant rate, then 800 at one that falls."""
+    (folder / "text").mkdir()
+    rates = [(400, "constant"), (800, "constant"), (800, "cosine")]
+    return [
+        make_plan(
+            make_schedule(
+                folder / "text",
+                training={"lr_schedule": {"kind": kind, "warmup": 100}},
+                stages=[{"name": "small", "model": {"num_layers": 2}, "until": {"tokens": tokens}}],
+            )
+        ).staged.stages[0]
+        for tokens, kind in rates
+    ]

@@ -1,0 +1,100 @@
+"""A sweep's `search` and `scheduler` as Ray Tune takes them: on real Optuna studies, by Tune's own rules."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+
+from raystage.searchers import REDUCTION_FACTOR, DefinedByRun, make_optuna, make_scheduler, points
+from raystage.sweep_file import Scheduler, Sweep
+from raystage.trials import Planner, plan_sweep
+from sweeps import make_sweep
+
+EVERYTHING = """
+stages[1]: {choice: [present, absent]}
+stages[1].grow.operator: {choice: [stack, middle]}
+stages[1].grow.block: {choice: [1, 2], when: {"stages[1].grow.operator": middle}}
+stages[2].grow.layers: {choice: [[0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]], when: {"stages[1]": present, "stages[2].grow.operator": layers}}
+stages[2].grow.operator: {choice: [stack, layers], when: {"stages[1]": present}}
+training.optimizer.lr: {loguniform: [1e-4, 1e-2]}
+training.optimizer.weight_decay: {uniform: [0, 0.1]}
+training.lr_schedule.warmup: {integer: [100, 300]}
+seed: {log_integer: [1, 1000]}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return make_sweep(tmp_path, EVERYTHING, search={"algorithm": "optuna", "num_trials": 3, "seed": 5})
+
+
+def asked(sweep: Sweep, count: int) -> list[dict[str, Any]]:
+    """The points that Optuna's random sampler comes to."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    return [DefinedByRun(sweep.points)(study.ask())["trial"] for _ in range(count)]
+
+
+def test_every_point_is_one_of_the_space_and_makes_a_trial(sweep: Sweep) -> None:
+    planner = Planner(sweep)
+    for number, point in enumerate(asked(sweep, 40)):
+        assert point.pop("number") == number
+        operator = point.get("stages[1].grow.operator")
+        assert (operator is not None) == (point["stages[1]"] == "present")
+        assert ("stages[1].grow.block" in point) == (operator == "middle")
+        assert ("stages[2].grow.layers" in point) == (point.get("stages[2].grow.operator") == "layers")
+        assert 1e-4 <= point["training.optimizer.lr"] <= 1e-2
+        assert isinstance(point["training.lr_schedule.warmup"], int)
+        assert isinstance(point["seed"], int)
+        assert planner.trial(number, point).config == point
+
+
+def test_all_that_is_listed_comes_up(sweep: Sweep) -> None:
+    found = asked(sweep, 60)
+    for path, values in [("stages[1].grow.block", [1, 2]), ("stages[2].grow.layers", None)]:
+        expected = values or list(sweep.space[path].values)
+        assert all(any(point.get(path) == value for point in found) for value in expected), path
+
+
+def test_tunes_search_asks_the_same_space_and_can_be_pickled(sweep: Sweep) -> None:
+    searcher = pickle.loads(pickle.dumps(make_optuna(sweep)))
+    suggested = [searcher.suggest(str(number))["trial"] for number in range(3)]
+    assert [point["number"] for point in suggested] == [0, 1, 2]
+    again = make_optuna(sweep)
+    assert [again.suggest(str(number))["trial"] for number in range(3)] == suggested  # by its seed
+
+
+def test_several_objectives_are_searched_together(tmp_path: Path) -> None:
+    objectives = [{"metric": "eval_loss"}, {"metric": "compute_saved"}]
+    search = {"algorithm": "optuna", "num_trials": 2}
+    sweep = make_sweep(tmp_path, "training.optimizer.lr: {loguniform: [1e-4, 1e-2]}", search=search,
+                       objective=objectives)  # fmt: skip
+    searcher = make_optuna(sweep)
+    searcher.suggest("a")
+    assert [direction.name for direction in searcher._ot_study.directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+def test_foreseen_trials_go_in_the_order_of_the_tree(tmp_path: Path) -> None:
+    plan = plan_sweep(make_sweep(tmp_path, "stages[0].until.tokens: {grid: [800, 400, 600]}"))
+    listed = points(plan)["trial"]["grid_search"]
+    assert [point["number"] for point in listed] == list(plan.tree.order) == [1, 2, 0]  # the shortest gives to the rest
+    assert [point["stages[0].until.tokens"] for point in listed] == [400, 600, 800]
+    assert [point["number"] for point in points(plan, [0, 1])["trial"]["grid_search"]] == [1, 0]
+
+
+def test_asha_counts_in_what_its_grace_is_given_in() -> None:
+    flops = make_scheduler(Scheduler(name="asha", grace={"flops": "1e6"}), 9_000_000, 400)
+    tokens = make_scheduler(Scheduler(name="asha", grace=100, reduction_factor=2), 9_000_000, 400)
+    assert isinstance(flops, AsyncHyperBandScheduler)
+    assert (flops._time_attr, flops._max_t, flops._reduction_factor) == ("flops", 9_000_000, REDUCTION_FACTOR)
+    assert (tokens._time_attr, tokens._max_t, tokens._reduction_factor) == ("tokens", 400, 2)
+    assert [milestone for milestone, _ in tokens._brackets[0]._rungs] == [400, 200, 100]
+
+
+@pytest.mark.parametrize("scheduler", [{}, {"name": "lag", "after_growth": {"tokens": 100, "keep": 1}}])
+def test_other_schedulers_are_not_tunes(scheduler: dict) -> None:
+    assert isinstance(make_scheduler(Scheduler(**scheduler), 1, 1), FIFOScheduler)

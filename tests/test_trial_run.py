@@ -1,0 +1,41 @@
+"""One trial of a sweep, as far as it needs no cluster: the part of it that LAG looks at first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raystage.plan import Plan
+from raystage.tree import Chain, build
+from raystage.trial_run import cut_after_growth
+from raystage.trials import Planner
+from sweeps import make_sweep
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Plan:
+    """800, 400 and 400 tokens, grown twice, in steps of 100 tokens."""
+    return Planner(make_sweep(tmp_path)).trial(3, {}).plan
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(100, 1), (101, 2), (300, 3)])
+def test_a_part_ends_after_the_first_growth_in_whole_steps(whole: Plan, tokens: int, steps: int) -> None:
+    part = cut_after_growth(whole, tokens)
+    assert part.name == whole.name
+    assert [stage.name for stage in part.staged.stages] == ["small", "middle"]
+    assert part.staged.stages[0] == whole.staged.stages[0]
+    assert (part.staged.stages[1].steps, part.staged.tokens) == (steps, 800 + 100 * steps)
+    assert part.baselines == ()
+
+
+def test_the_whole_goes_on_from_its_part(whole: Plan) -> None:
+    part, longer = cut_after_growth(whole, 200).staged.stages, whole.staged.stages
+    tree = build([Chain(part, ((), ())), Chain(longer, ((), (), ()))])
+    assert tree.nodes[longer[1].key].donor_key == part[1].key
+    assert tree.flops_shared == whole.staged.flops
+
+
+def test_a_part_that_reaches_the_stages_end_is_the_stage(whole: Plan) -> None:
+    part = cut_after_growth(whole, 10_000).staged.stages
+    assert [stage.key for stage in part] == [stage.key for stage in whole.staged.stages[:2]]
