@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from raystage.plan import Plan, RunPlan
 from raystage.record import StageRecord
@@ -45,12 +46,24 @@ class Ledger:
     baseline_flops_apart: int
 
 
-def net_cost(records: Iterable[StageRecord]) -> tuple[int, float]:
-    """(FLOPs, seconds) of stages together: what one of them took over from another counts once."""
+class NetCost(NamedTuple):
+    """Of stages together. seconds: wall-clock; tokens: trained."""
+
+    flops: int
+    seconds: float
+    tokens: int
+
+
+def net_cost(records: Iterable[StageRecord]) -> NetCost:
+    """What stages cost together: what one of them took over from another counts once."""
     by_key = {record.key: record for record in records}
     donors = [record.donor for record in by_key.values() if record.donor and record.donor.key in by_key]
-    flops = sum(record.flops for record in by_key.values()) - sum(donor.flops for donor in donors)
-    return flops, sum(record.seconds for record in by_key.values()) - sum(donor.seconds for donor in donors)
+
+    def net(field: str) -> float:
+        spent = sum(getattr(record, field) for record in by_key.values())
+        return spent - sum(getattr(donor, field) for donor in donors)
+
+    return NetCost(net("flops"), net("seconds"), net("tokens"))
 
 
 def measure_ledger(
@@ -86,8 +99,8 @@ def _given_up(
     """Attempts that led nowhere were spent all the same; what the stages took over from them is in theirs."""
     if not given_up:
         return ()
-    flops, seconds = net_cost([*staged.values(), *given_up])
-    kept_flops, kept_seconds = net_cost(staged.values())
+    flops, seconds, _ = net_cost([*staged.values(), *given_up])
+    kept_flops, kept_seconds, _ = net_cost(staged.values())
     found = sum(record.flops for record in given_up if record.key in reused)
     workers = max(record.num_workers for record in given_up)
     return (

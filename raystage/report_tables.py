@@ -84,10 +84,13 @@ def ledger_table(report: Mapping[str, Any]) -> Table:
 def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """Several runs, a line each."""
     columns = (
-        "run", "state", "compute saved", "speed-up", "time saved", "at eval loss", "FLOPs", "baseline's FLOPs",
-        "tokens per parameter",
+        "run", "state", "compute saved", "speed-up", "time saved", "tokens saved", "at eval loss", "FLOPs",
+        "baseline's FLOPs", "loss difference at equal FLOPs", "tokens per parameter",
     )  # fmt: skip
-    note = "Each run against its own baseline at equal held-out loss."
+    note = (
+        "Each run against its own baseline at equal held-out loss; at equal FLOPs the baseline's loss less the run's, "
+        "above 0 where the run is the better model."
+    )
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
@@ -166,9 +169,11 @@ def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
         shown(savings["compute_saved"], format_share),
         shown(savings["speedup"], format_share),
         shown(savings["time_saved"], format_share),
+        shown(savings.get("tokens_saved"), format_share),
         shown(savings["at_eval_loss"], format_loss),
         shown(savings["flops_staged"], format_flops),
         shown(savings["flops_baseline"], format_flops),
+        shown(savings.get("loss_difference_at_equal_flops"), "{:+.3f}".format),
         f"{report['tokens_per_parameter']:.3g}",
     ]
 

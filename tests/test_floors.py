@@ -16,12 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "errors", "families", "growth", "retry", "shape", "ticker", "units"},
     1: {
-        "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file", "gates",
-        "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator", "growth.refusal",
-        "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config", "hf_family", "holder",
-        "initial", "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan", "plan_json", "promises",
-        "prune", "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule",
-        "section", "sources", "space", "sweep_file", "tree", "trials", "triggers", "values", "yamlfile",
+        "advice", "attempts", "chart", "comparison", "conditions", "corpus", "curves", "deepspeed_options", "doubts",
+        "family_file", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator",
+        "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config",
+        "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "page", "panels", "plan",
+        "plan_json", "promises", "prune", "rates", "record", "report", "report_tables", "resolve", "retention",
+        "savings", "schedule", "section", "seeds", "sources", "space", "sweep_file", "tree", "trials", "triggers",
+        "values", "yamlfile",
     },
     2: {
         "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
@@ -61,6 +62,9 @@ POORER: dict[str, set[str]] = {
     "growth.width": set(),
     "growth.units": {"numpy"},  # maps as long as an axis, which numbers are looked up in
     "savings": set(),
+    "seeds": set(),
+    "comparison": set(),
+    "doubts": set(),
     "report": set(),
     "report_tables": set(),
     "ledger": set(),
