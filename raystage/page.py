@@ -136,7 +136,11 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("speed-up in compute", savings["speedup"], format_share),
         ("time saved", savings["time_saved"], format_share),
         ("tokens saved", savings.get("tokens_saved"), format_share),
-        ("baseline's loss less the run's at equal FLOPs", savings.get("loss_difference_at_equal_flops"), "{:+.3f}".format),
+        (
+            "loss difference at equal FLOPs",
+            savings.get("loss_difference_at_equal_flops"),
+            "{:+.3f}".format,
+        ),
         ("held-out loss", savings["at_eval_loss"], report_tables.format_loss),
         ("FLOPs, staged run", savings["flops_staged"], format_flops),
         ("FLOPs, baseline", savings["flops_baseline"], format_flops),

@@ -59,7 +59,7 @@ def build_report(
             "baseline": {"runs": [_baseline_row(run, records, states) for run in plan.baselines]},
             "tokens_per_parameter": tokens_per_parameter(plan.staged),
             "savings": asdict(savings),
-            "ledger": asdict(measure_ledger(plan, records, states, finished(given_up.stages, records))),
+            "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
             "warnings": list(doubts(plan, records, savings, given_up.stages)),
             "environment": dict(environment or {}),
         }

@@ -81,6 +81,39 @@ def ledger_table(report: Mapping[str, Any]) -> Table:
     return Table(title, columns, [*rows, *totals] if rows else (), note, len(totals))
 
 
+def cost_table(report: Mapping[str, Any]) -> Table:
+    """Hours, energy and money, where there is more to say than the worker-time that the compute's table has."""
+    title = "Costs"
+    columns = ("work", "worker-time", "GPU-hours", "energy", "CO2", "money")
+    note = (
+        "Energy is what the GPUs' own counters measured, never an estimate; CO2 and money follow from the grid "
+        "intensity and the price that the schedule states. Claimed is what the saving counts; billed is all but what "
+        "was found in the store. The start of the workers is in none of it."
+    )
+    ledger = report.get("ledger")
+    if ledger is None or "billed" not in ledger or not _has_costs(ledger["claimed"], ledger["billed"]):
+        return Table(title, columns, ())
+    rows = [(entry["what"], entry) for entry in ledger["entries"] if entry["worker_seconds"]]
+    totals = [("claimed", ledger["claimed"]), ("billed", ledger["billed"])]
+    cells = [_cost_cells(what, cost, ledger["currency"]) for what, cost in (*rows, *totals)]
+    return Table(title, columns, cells if rows else (), note, len(totals))
+
+
+def _has_costs(*totals: Mapping[str, Any]) -> bool:
+    return any(cost["gpu_hours"] or cost["energy_kwh"] or cost["money"] is not None for cost in totals)
+
+
+def _cost_cells(what: str, cost: Mapping[str, Any], currency: str | None) -> list[str]:
+    return [
+        what,
+        format_seconds(cost["worker_seconds"]),
+        f"{cost['gpu_hours']:.3g}",
+        "not measured" if cost["energy_kwh"] is None else f"{cost['energy_kwh']:.3g} kWh",
+        shown(cost["co2_kg"], "{:.3g} kg".format),
+        shown(cost["money"], lambda money: f"{money:.2f} {currency}"),
+    ]
+
+
 def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """Several runs, a line each."""
     columns = (
@@ -94,7 +127,7 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
-_TABLES = (stage_table, growth_table, baseline_table, ledger_table)
+_TABLES = (stage_table, growth_table, baseline_table, ledger_table, cost_table)
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:

@@ -22,14 +22,16 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
 from raystage import probe, rates, zero
+from raystage.costs import plus
 from raystage.data import Reader, open_streams
+from raystage.energy import EnergyCount, open_meter
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.fitting import fit
 from raystage.gates import judge
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
-from raystage.handover import Entry, fill, find_entry, shared
+from raystage.handover import Entry, fill, find_entry, gathered, shared
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
 from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
@@ -95,6 +97,8 @@ class StageRunner:
         self.reader = Reader(streams.train, stage.shape.context_length, stage.seed)
         self.held_out = evaluation_set(stage)
         self._loss = torch.zeros((), device=engine.device)
+        meter = open_meter()
+        self._energy = EnergyCount(meter, gathered(meter and meter.name), engine.rank, self._sum)
         self._mark = time.monotonic()
 
     # --- entering -----------------------------------------------------------------------------
@@ -125,7 +129,7 @@ class StageRunner:
         check_promises(stage, shared(runner.progress.growth))
         if entry.source:
             entry.source.close()
-        runner._mark = time.monotonic()
+        runner._begin_anew()
         if fitted is not None:  # so that no restart fits again
             runner._save(last=False, wait=True)
         return runner
@@ -143,6 +147,7 @@ class StageRunner:
 
     def _certify(self, entry: Entry, seconds: float) -> None:
         """Measure what growing did, and say so."""
+        joules = self._energy.since_last()
         before = self.store.record(self.stage.parent_key).eval_loss
         self.progress.growth = GrowthRecord(
             operator=self.stage.growth.operator,
@@ -150,8 +155,10 @@ class StageRunner:
             seconds=seconds,
             certificate=probe.certify(self.engine, entry.rules, entry.source, before, seconds),
             flops=self.stage.growth_flops,
+            energy_joules=joules,
         )
         self.progress.seconds += seconds
+        self.progress.energy_joules = plus(self.progress.energy_joules, joules)
         self._send("grown", self.progress.growth)
 
     # --- training -----------------------------------------------------------------------------
@@ -228,11 +235,13 @@ class StageRunner:
         """Complete the certificate once copies have had time to part. Like evaluation it counts as no training."""
         step = self.progress.steps - self.stage.start_steps
         if probe.are_twins_due(self.stage, self.progress.growth, step):
+            self._count_energy()
             began = time.monotonic()
             self.progress.growth = probe.with_twins(self.engine, self.progress.growth, step)
             elapsed = time.monotonic() - began
             self.progress.evaluation_seconds += elapsed
             self._mark += elapsed
+            self._count_evaluation_energy()
 
     def _point_steps(self) -> int:
         return max(min(POINT_EVERY_STEPS, self.stage.steps // 20), self.stage.steps // POINTS_PER_STAGE, 1)
@@ -245,6 +254,7 @@ class StageRunner:
         targets = progress.pending_steps * self.stage.training.global_batch_tokens
         loss = self.engine.sum_over_workers(self._loss) / targets
         seconds = self._tick()
+        self._count_energy()
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"stage {self.stage.name}: the training loss is {loss} at step {progress.steps} "
@@ -271,12 +281,14 @@ class StageRunner:
 
     def _evaluate(self) -> None:
         self._tick()
+        self._count_energy()
         progress = self.progress
         began = time.monotonic()
         scores = self.engine.evaluate(self.held_out)
         progress.evaluation_seconds += time.monotonic() - began
         progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
         self._mark = time.monotonic()
+        self._count_evaluation_energy()
         point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, *scores)
         progress.evaluations.append(point)
         self._send("evaluated", point)
@@ -300,6 +312,7 @@ class StageRunner:
 
     def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""
+        self._count_energy()  # of the last checkpoint
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
@@ -336,6 +349,8 @@ class StageRunner:
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),
+            energy_joules=progress.energy_joules,
+            evaluation_energy_joules=progress.evaluation_energy_joules,
         )
 
     def _final_checkpoint(self) -> str:
@@ -344,6 +359,22 @@ class StageRunner:
         if latest is None:
             raise CheckpointError(f"{self.store.stage_folder(self.stage.key).uri}: no checkpoint of the finished stage")
         return f"checkpoints/{latest.name}"
+
+    def _begin_anew(self) -> None:
+        """What has come before is not counted: entering the stage, but for its growth."""
+        self._energy.since_last()
+        self._mark = time.monotonic()
+
+    def _count_energy(self) -> None:
+        """As the seconds are, but on all workers alike: it is the sum over them."""
+        self.progress.energy_joules = plus(self.progress.energy_joules, self._energy.since_last())
+
+    def _count_evaluation_energy(self) -> None:
+        joules = plus(self.progress.evaluation_energy_joules, self._energy.since_last())
+        self.progress.evaluation_energy_joules = joules
+
+    def _sum(self, own: float) -> float:
+        return self.engine.sum_over_workers(torch.tensor(own, dtype=torch.float64, device=self.engine.device))
 
     def _tick(self) -> float:
         """Add the time since the last mark to the stage's seconds."""
@@ -365,7 +396,7 @@ def evaluation_set(stage: StagePlan) -> np.ndarray:
 
 
 def as_donor(record: StageRecord) -> Donor:
-    return Donor(record.key, record.tokens, record.flops, record.seconds)
+    return Donor(record.key, record.tokens, record.flops, record.seconds, record.energy_joules)
 
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:

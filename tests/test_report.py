@@ -76,6 +76,7 @@ def test_a_grown_stage_has_its_certificate(report):
         "optimizer_state": "grow",
         "seconds": 0.5,
         "flops": 0,
+        "energy_joules": None,
         "certificate": {
             "eval_loss_before": 2.0,
             "eval_loss_after": 2.5,
