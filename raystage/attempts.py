@@ -9,7 +9,7 @@ it finds the same records and judges them alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.conditions import Extend, OnReject, Retry, Rewind
@@ -102,4 +102,4 @@ def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Pla
     if not tried:
         return plan
     attempt = make_plan(changed(schedule, plan, tried), plan.name)
-    return Plan(plan.name, attempt.staged, plan.baselines, plan.scratch_flops)
+    return replace(plan, staged=attempt.staged)

@@ -135,6 +135,12 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("compute saved", savings["compute_saved"], format_share),
         ("speed-up in compute", savings["speedup"], format_share),
         ("time saved", savings["time_saved"], format_share),
+        ("tokens saved", savings.get("tokens_saved"), format_share),
+        (
+            "loss difference at equal FLOPs",
+            savings.get("loss_difference_at_equal_flops"),
+            "{:+.3f}".format,
+        ),
         ("held-out loss", savings["at_eval_loss"], report_tables.format_loss),
         ("FLOPs, staged run", savings["flops_staged"], format_flops),
         ("FLOPs, baseline", savings["flops_baseline"], format_flops),

@@ -26,7 +26,16 @@ from raystage.growth.trained import fit_flops
 from raystage.initial import InitPlan
 from raystage.ramps import Course, course_of
 from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens, token_flops
-from raystage.schedule import NOTHING_REQUIRED, LrSchedule, Require, Schedule, Training, check_name
+from raystage.schedule import (
+    NO_COSTS,
+    NOTHING_REQUIRED,
+    Costs,
+    LrSchedule,
+    Require,
+    Schedule,
+    Training,
+    check_name,
+)
 from raystage.shape import ModelShape, flops_per_token, num_params
 from raystage.sources import DataPlan, Sources
 
@@ -184,12 +193,13 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The staged run and its baselines."""
+    """The staged run and its baselines; what the report's bill is made with."""
 
     name: str
     staged: RunPlan
     baselines: tuple[RunPlan, ...]
     scratch_flops: int
+    costs: Costs = NO_COSTS
 
     @property
     def predicted_saving(self) -> float:
@@ -261,6 +271,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         staged=staged,
         baselines=_baselines(schedule, last, cadence),
         scratch_flops=run_tokens * flops_per_token(last.shape),
+        costs=schedule.costs,
     )
 
 

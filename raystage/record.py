@@ -91,6 +91,7 @@ class GrowthRecord:
     seconds: float
     certificate: Certificate
     flops: int = 0  # of fitting, where the operator fits anything
+    energy_joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Donor:
     tokens: int
     flops: int
     seconds: float
+    energy_joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class StageRecord:
     """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
 
     flops and tokens are the stage's own, without its ancestors', with its donor's; seconds are of wall-clock.
+    energy_joules: measured over `seconds`, of all workers' devices; None where these, or one of them, have no meter.
     """
 
     key: str
@@ -135,6 +138,8 @@ class StageRecord:
     stopped_by: str = ""  # what ended it, in a sentence
     trained_for: str = ""  # the name of the run that finished it
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
+    energy_joules: float | None = None
+    evaluation_energy_joules: float | None = None
 
     @property
     def end(self) -> Evaluation:
@@ -201,10 +206,13 @@ class Progress:
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     donor: Donor | None = None
+    energy_joules: float | None = None  # None where some of it was not measured
+    evaluation_energy_joules: float | None = None
 
     @classmethod
     def at_start(cls, stage: StagePlan) -> Progress:
-        return cls(stage.start_steps, stage.start_tokens, stage.start_flops)
+        start = stage.start_steps, stage.start_tokens, stage.start_flops
+        return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:

@@ -99,17 +99,53 @@ def ledger_table(report: Mapping[str, Any]) -> Table:
     return Table(title, columns, [*rows, *totals] if rows else (), note, len(totals))
 
 
+def cost_table(report: Mapping[str, Any]) -> Table:
+    """Hours, energy and money, where there is more to say than the worker-time that the compute's table has."""
+    title = "Costs"
+    columns = ("work", "worker-time", "GPU-hours", "energy", "CO2", "money")
+    note = (
+        "Energy is what the GPUs' own counters measured, never an estimate; CO2 and money follow from the grid "
+        "intensity and the price that the schedule states. Claimed is what the saving counts; billed is all but what "
+        "was found in the store. The start of the workers is in none of it."
+    )
+    ledger = report.get("ledger")
+    if ledger is None or "billed" not in ledger or not _has_costs(ledger["claimed"], ledger["billed"]):
+        return Table(title, columns, ())
+    rows = [(entry["what"], entry) for entry in ledger["entries"] if entry["worker_seconds"]]
+    totals = [("claimed", ledger["claimed"]), ("billed", ledger["billed"])]
+    cells = [_cost_cells(what, cost, ledger["currency"]) for what, cost in (*rows, *totals)]
+    return Table(title, columns, cells if rows else (), note, len(totals))
+
+
+def _has_costs(*totals: Mapping[str, Any]) -> bool:
+    return any(cost["gpu_hours"] or cost["energy_kwh"] or cost["money"] is not None for cost in totals)
+
+
+def _cost_cells(what: str, cost: Mapping[str, Any], currency: str | None) -> list[str]:
+    return [
+        what,
+        format_seconds(cost["worker_seconds"]),
+        f"{cost['gpu_hours']:.3g}",
+        "not measured" if cost["energy_kwh"] is None else f"{cost['energy_kwh']:.3g} kWh",
+        shown(cost["co2_kg"], "{:.3g} kg".format),
+        shown(cost["money"], lambda money: f"{money:.2f} {currency}"),
+    ]
+
+
 def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """Several runs, a line each."""
     columns = (
-        "run", "state", "compute saved", "speed-up", "time saved", "at eval loss", "FLOPs", "baseline's FLOPs",
-        "tokens per parameter",
+        "run", "state", "compute saved", "speed-up", "time saved", "tokens saved", "at eval loss", "FLOPs",
+        "baseline's FLOPs", "loss difference at equal FLOPs", "tokens per parameter",
     )  # fmt: skip
-    note = "Each run against its own baseline at equal held-out loss."
+    note = (
+        "Each run against its own baseline at equal held-out loss; at equal FLOPs the baseline's loss less the run's, "
+        "above 0 where the run is the better model."
+    )
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
-_TABLES = (stage_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table)
+_TABLES = (stage_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table, cost_table)
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:
@@ -197,9 +233,11 @@ def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
         shown(savings["compute_saved"], format_share),
         shown(savings["speedup"], format_share),
         shown(savings["time_saved"], format_share),
+        shown(savings.get("tokens_saved"), format_share),
         shown(savings["at_eval_loss"], format_loss),
         shown(savings["flops_staged"], format_flops),
         shown(savings["flops_baseline"], format_flops),
+        shown(savings.get("loss_difference_at_equal_flops"), "{:+.3f}".format),
         f"{report['tokens_per_parameter']:.3g}",
     ]
 

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage import yamlfile
 from raystage.conditions import Accept, OnReject, Until
@@ -263,6 +263,26 @@ class Baseline(Section):
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]
 
 
+class Costs(Section):
+    """What the report's bill is made with; no stage depends on it. price_per_hour: of a worker, in `currency`.
+
+    grid_intensity: kg of CO2 for a kWh.
+    """
+
+    price_per_hour: NotNegative | None = None
+    currency: Text | None = None
+    grid_intensity: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _has_currency(self) -> Costs:
+        if self.price_per_hour is not None and self.currency is None:
+            raise ValueError(f"found a price_per_hour of {self.price_per_hour:g} alone; expected a currency, too: USD")
+        return self
+
+
+NO_COSTS = Costs()
+
+
 class Init(Section):
     """What the first stage starts from: a Hugging Face model, a checkpoint or a stage of a store.
 
@@ -287,6 +307,7 @@ class Schedule(Section):
     ]
     baseline: Baseline | None = None
     init: Init | None = None
+    costs: Costs = NO_COSTS
     _file: str | None = PrivateAttr(default=None)
 
     @property

@@ -129,6 +129,10 @@ def flops_per_token(shape: ModelShape) -> int:
     where width is `num_heads * head_size` (the hidden size unless the shape says otherwise). The
     attention term counts the whole square, not only its causal half. Of a mixture of experts, those count
     that a token sees. Source: Kaplan et al. (2001.08361) with PaLM's attention term (2204.02311, appendix B).
+    It is torch's count of matrix products in a forward and backward pass, plus six for every gain and bias: under
+    1 % from a hidden size of 128 on. Fused attention that computes its scores again in the backward pass does
+    14 instead of 12 per score, and activation checkpointing another forward pass; neither is useful work, and
+    neither counts here.
     """
     attention = shape.num_layers * shape.units("query") * shape.context_length
     active = replace(shape, num_experts=shape.experts_per_token)

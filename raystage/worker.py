@@ -22,7 +22,9 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
 from raystage import probe, rates, zero
+from raystage.costs import plus
 from raystage.data import Reader, open_streams
+from raystage.energy import EnergyCount, open_meter
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.fitting import fit
@@ -114,6 +116,8 @@ class StageRunner:
         self.held_out = evaluation_set(stage)
         self._loss = torch.zeros((), device=engine.device)
         self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
+        meter = open_meter()
+        self._energy = EnergyCount(meter, gathered(meter and meter.name), engine.rank, self._sum)
         self._mark = time.monotonic()
 
     # --- entering -----------------------------------------------------------------------------
@@ -147,7 +151,7 @@ class StageRunner:
         check_promises(stage, shared(runner.progress.growth))
         if entry.source:
             entry.source.close()
-        runner._mark = time.monotonic()
+        runner._begin_anew()
         if fitted is not None:  # so that no restart fits again
             runner._save(last=False, wait=True)
         return runner
@@ -165,6 +169,7 @@ class StageRunner:
 
     def _certify(self, entry: Entry, seconds: float) -> None:
         """Measure what growing did, and say so."""
+        joules = self._energy.since_last()
         before = self.store.record(self.stage.parent_key).eval_loss
         self.progress.growth = GrowthRecord(
             operator=self.stage.growth.operator,
@@ -172,8 +177,10 @@ class StageRunner:
             seconds=seconds,
             certificate=probe.certify(self.engine, entry.rules, entry.source, before, seconds),
             flops=self.stage.growth_flops,
+            energy_joules=joules,
         )
         self.progress.seconds += seconds
+        self.progress.energy_joules = plus(self.progress.energy_joules, joules)
         self._send("grown", self.progress.growth)
 
     # --- training -----------------------------------------------------------------------------
@@ -263,11 +270,13 @@ class StageRunner:
         """Complete the certificate once copies have had time to part. Like evaluation it counts as no training."""
         step = self.progress.steps - self.stage.start_steps
         if probe.are_twins_due(self.stage, self.progress.growth, step):
+            self._count_energy()
             began = time.monotonic()
             self.progress.growth = probe.with_twins(self.engine, self.progress.growth, step)
             elapsed = time.monotonic() - began
             self.progress.evaluation_seconds += elapsed
             self._mark += elapsed
+            self._count_evaluation_energy()
 
     def _point_steps(self) -> int:
         return max(min(POINT_EVERY_STEPS, self.stage.steps // 20), self.stage.steps // POINTS_PER_STAGE, 1)
@@ -279,6 +288,7 @@ class StageRunner:
             return
         loss = self.engine.sum_over_workers(self._loss) / self._tokens
         seconds = self._tick() + progress.pending_seconds
+        self._count_energy()
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"stage {self.stage.name}: the training loss is {loss} at step {progress.steps} "
@@ -309,6 +319,7 @@ class StageRunner:
         that nobody interrupts makes none."""
         if self.progress.pending_steps:
             self.progress.pending_seconds += self._tick()
+            self._count_energy()
         self.progress.pending_losses = gathered(self._loss.item())
 
     def _take_up_pending(self) -> None:
@@ -331,12 +342,14 @@ class StageRunner:
     def _evaluate(self) -> None:
         self.line.does("evaluating")
         self._tick()
+        self._count_energy()
         progress = self.progress
         began = time.monotonic()
         scores = self.engine.evaluate(self.held_out)
         progress.evaluation_seconds += time.monotonic() - began
         progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
         self._mark = time.monotonic()
+        self._count_evaluation_energy()
         point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, *scores)
         progress.evaluations.append(point)
         self._send("evaluated", point)
@@ -362,6 +375,7 @@ class StageRunner:
 
     def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""
+        self._count_energy()  # of the last checkpoint
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
@@ -400,6 +414,8 @@ class StageRunner:
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
             environment=environment(),
+            energy_joules=progress.energy_joules,
+            evaluation_energy_joules=progress.evaluation_energy_joules,
         )
 
     def _final_checkpoint(self) -> str:
@@ -408,6 +424,22 @@ class StageRunner:
         if latest is None:
             raise CheckpointError(f"{self.store.stage_folder(self.stage.key).uri}: no checkpoint of the finished stage")
         return f"checkpoints/{latest.name}"
+
+    def _begin_anew(self) -> None:
+        """What has come before is not counted: entering the stage, but for its growth."""
+        self._energy.since_last()
+        self._mark = time.monotonic()
+
+    def _count_energy(self) -> None:
+        """As the seconds are, but on all workers alike: it is the sum over them."""
+        self.progress.energy_joules = plus(self.progress.energy_joules, self._energy.since_last())
+
+    def _count_evaluation_energy(self) -> None:
+        joules = plus(self.progress.evaluation_energy_joules, self._energy.since_last())
+        self.progress.evaluation_energy_joules = joules
+
+    def _sum(self, own: float) -> float:
+        return self.engine.sum_over_workers(torch.tensor(own, dtype=torch.float64, device=self.engine.device))
 
     def _tick(self) -> float:
         """Add the time since the last mark to the stage's seconds."""
@@ -429,7 +461,7 @@ def evaluation_set(stage: StagePlan) -> np.ndarray:
 
 
 def as_donor(record: StageRecord) -> Donor:
-    return Donor(record.key, record.tokens, record.flops, record.seconds)
+    return Donor(record.key, record.tokens, record.flops, record.seconds, record.energy_joules)
 
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:

@@ -34,7 +34,7 @@ def make_schedule(folder: Path, **changes: object) -> Schedule:
         "baseline": {"budgets": [1000, 1500, 2000]},
     }
     for key, change in changes.items():
-        content[key] = {**content[key], **change} if isinstance(change, dict) else change
+        content[key] = {**content.get(key, {}), **change} if isinstance(change, dict) else change
     return parse(content)
 
 

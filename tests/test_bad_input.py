@@ -31,7 +31,7 @@ REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
 TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
-KNOWN_TOP = "known here: baseline, data, init, model, name, seed, stages, training"
+KNOWN_TOP = "known here: baseline, costs, data, init, model, name, seed, stages, training"
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
 # values in it (a=1 | b=2). "set": the good file with --set. "reject": the good file with an on_reject in its second
@@ -78,6 +78,7 @@ CASES = [
     ("change", "stages[1].training.evaluate.evry=5",
      "stages[1].training.evaluate.evry: unknown key; did you mean 'every'?"),
     ("change", "baseline.budget=[640]", "baseline.budget: unknown key; did you mean 'budgets'?"),
+    ("change", "costs.price_per_hr=2.5", "costs.price_per_hr: unknown key; did you mean 'price_per_hour'?"),
     # --- values of the wrong kind
     ("change", "model.hidden_size=wide", f"model.hidden_size: found 'wide'; {NUMBER}"),
     ("change", "model.hidden_size=[16]", f"model.hidden_size: found [16]; {NUMBER}"),
@@ -96,6 +97,9 @@ CASES = [
     ("change", "data.path=7", "data.path: found 7; expected a file or folder, or a list of them"),
     ("change", "data.path=['']", "data.path[0]: found ''; expected text that is not empty"),
     ("change", "baseline.budgets=800K", "baseline.budgets: found '800K'; expected a list"),
+    ("change", "costs={price_per_hour: 2.5}",
+     "costs: found a price_per_hour of 2.5 alone; expected a currency, too: USD"),
+    ("change", "costs.grid_intensity=-1", "costs.grid_intensity: found -1; expected at least 0"),
     # --- numbers out of range
     ("change", "model.hidden_size=0", "model.hidden_size: found 0; expected more than 0"),
     ("change", "stages[0].model.num_layers=-2", "stages[0].model.num_layers: found -2; expected at least 0"),

@@ -16,17 +16,17 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "errors", "families", "growth", "retry", "shape", "ticker", "units"},
     1: {
-        "advice", "attempts", "chart", "conditions", "corpus", "curves", "deepspeed_options", "family_file",
-        "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps", "growth.operator",
-        "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width", "hf_config",
-        "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives", "page",
-        "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report", "report_tables",
-        "resolve", "retention", "savings", "schedule", "section", "sources", "space", "sweep_file", "sweep_report",
-        "tree", "trials", "triggers", "values", "yamlfile",
+        "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "deepspeed_options",
+        "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",
+        "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
+        "hf_config", "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives",
+        "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
+        "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds", "sources", "space",
+        "sweep_file", "sweep_report", "tree", "trials", "triggers", "values", "yamlfile",
     },
     2: {
-        "data", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask", "growth.twins",
-        "hardware", "hf_tokenizer", "model", "objective",
+        "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
+        "growth.twins", "hardware", "hf_tokenizer", "model", "objective",
     },
     3: {
         "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
@@ -47,7 +47,7 @@ FLOORS: dict[int, set[str]] = {
 PACKAGES: dict[int, set[str]] = {
     0: set(),
     1: {"huggingface_hub", "jinja2", "markupsafe", "pydantic", "yaml"},
-    2: {"matplotlib", "numpy", "tokenizers", "torch", "transformers"},
+    2: {"matplotlib", "numpy", "pynvml", "tokenizers", "torch", "transformers"},
     3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
     4: {"ray"},
     5: {"optuna", "rich"},
@@ -65,6 +65,10 @@ POORER: dict[str, set[str]] = {
     "growth.width": set(),
     "growth.units": {"numpy"},  # maps as long as an axis, which numbers are looked up in
     "savings": set(),
+    "seeds": set(),
+    "costs": set(),
+    "comparison": set(),
+    "doubts": set(),
     "report": set(),
     "report_tables": set(),
     "ledger": set(),

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from factories import make_record, make_records, make_schedule
+from raystage.comparison import measure_savings, tokens_per_parameter
 from raystage.plan import make_plan
-from raystage.record import Certificate, StageRecord
-from raystage.report import build_report, curve, markdown, measure_savings, tokens_per_parameter
+from raystage.record import Certificate, Donor, StageRecord
+from raystage.report import GivenUp, build_report, curve, markdown
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
 STAGE_FIELDS = {
@@ -20,7 +21,7 @@ STAGE_FIELDS = {
 }  # fmt: skip
 SAVINGS_FIELDS = {
     "at_eval_loss", "compute_saved", "speedup", "time_saved", "flops_staged", "flops_baseline", "equal_loss_reached",
-    "verdict",
+    "verdict", "tokens_saved", "loss_difference_at_equal_flops", "at_equal_flops",
 }  # fmt: skip
 MEASURED = {
     "tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops",
@@ -75,6 +76,7 @@ def test_a_grown_stage_has_its_certificate(report):
         "optimizer_state": "grow",
         "seconds": 0.5,
         "flops": 0,
+        "energy_joules": None,
         "certificate": {
             "eval_loss_before": 2.0,
             "eval_loss_after": 2.5,
@@ -176,6 +178,33 @@ def test_every_stage_of_the_staged_run_counts(plan, records):
     assert savings.flops_staged == sum(records[stage.key].flops for stage in plan.staged.stages)
 
 
+def test_a_loss_reached_in_an_early_stage_counts_for_nothing(plan, records):
+    """Only what is fully decayed is compared: what the small model had reached on the way was better here."""
+    early = plan.staged.stages[0]
+    better = {**records, early.key: replace(records[early.key], eval_loss=2.15)}
+    assert measure_savings(plan, better) == measure_savings(plan, records)
+
+
+def test_tokens_and_the_loss_at_equal_flops_stand_beside_the_figure(plan, report):
+    """2.2 is reached after 1,500 tokens; the staged run's FLOPs lie between those of 2.2 and of 2.1."""
+    savings = report["savings"]
+    assert savings["tokens_saved"] == 1 - 2000 / 1500
+    assert 2.1 - 2.2 < savings["loss_difference_at_equal_flops"] < 0
+    page = markdown(report).split("\n\n")
+    assert "Tokens saved: -33.3 %. At equal FLOPs (" in page[1]
+    assert "higher than the baseline's: 2.200 against 2.1" in page[1]
+
+
+def test_what_was_given_up_counts_in_tokens_too(plan, records):
+    """An attempt at other data of the same length: as many tokens again, of which it took 300 over."""
+    small = plan.staged.stages[0]
+    other = replace(small, key="other")
+    taken = Donor(small.key, 300, 300, 0.1)
+    both = {**records, "other": replace(records[small.key], key="other", donor=taken)}
+    savings = measure_savings(plan, both, (other,))
+    assert savings.tokens_saved == 1 - (2000 + 800 - 300) / 1500
+
+
 def test_equal_loss_never_reached_is_said(plan):
     savings = build_report(plan, make_records(plan, 2.9, BASELINE_LOSSES), {})["savings"]
     assert savings["compute_saved"] is None
@@ -275,7 +304,7 @@ def test_one_seed_and_one_rate_are_always_said(tmp_path):
 
 
 def test_a_decayed_run_of_enough_tokens_and_budgets_has_no_other_doubt(tmp_path):
-    text = warnings(tmp_path, stages=stages(200_000), baseline={"budgets": ["100K", "150K", "200K"]})
+    text = warnings(tmp_path, stages=stages(200_000), baseline={"budgets": ["100K", "150K", "250K"]})
     assert len(text.split("\n")) == 2
 
 
@@ -321,6 +350,24 @@ def test_other_numbers_of_workers_are_said(tmp_path):
 def test_baselines_that_do_not_improve_are_said(tmp_path):
     assert "does not fall with every larger budget" in warnings(tmp_path, (2.4, 2.1, 2.15))
     assert "does not fall with every larger budget" not in warnings(tmp_path)
+
+
+def test_what_lies_beyond_the_budgets_is_said(tmp_path):
+    beyond = "Equal loss lies outside of what the baseline's budgets measured"
+    assert beyond in warnings(tmp_path, (2.9, 2.8, 2.7))
+    assert beyond not in warnings(tmp_path)
+    assert "No comparison at equal FLOPs: " in warnings(tmp_path, (2.4, 2.2), baseline={"budgets": [200, 300]})
+    assert "No comparison at equal FLOPs: " not in warnings(tmp_path)
+
+
+def test_a_staged_run_that_was_tried_at_more_rates_is_said(plan, records):
+    first = plan.staged.stages[0]
+    optimizer = first.training.optimizer.model_copy(update={"lr": 1e-3})
+    slower = replace(first, key="slower", training=first.training.model_copy(update={"optimizer": optimizer}))
+    known = {**records, "slower": replace(records[first.key], key="slower")}
+    said = "The baseline is tuned less than the staged run, which was tried at 2 learning rates"
+    assert said in "\n".join(build_report(plan, known, {}, given_up=GivenUp(stages=(slower,)))["warnings"])
+    assert said not in "\n".join(build_report(plan, known, {})["warnings"])
 
 
 def stages(last_tokens: int) -> list[dict]:

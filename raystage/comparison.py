@@ -1,0 +1,65 @@
+"""What a plan's finished runs saved: the staged run against the baselines, as the records have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from raystage.ledger import net_cost
+from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.record import StageRecord
+from raystage.savings import FinishedRun, Savings, compare, no_figure
+
+
+def tokens_per_parameter(run: RunPlan) -> float:
+    """Training tokens of the whole run per parameter of its last model."""
+    return run.tokens / run.stages[-1].num_params
+
+
+def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
+    """The staged run against the baselines, once all are finished; tokens per parameter stand beside the figure.
+
+    What was given up on the way was spent all the same, and counts.
+    """
+    staged = _with_given_up(finished_run(plan.staged, records), plan.staged, records, given_up)
+    if not plan.baselines:
+        return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
+    baselines = [finished_run(run, records) for run in plan.baselines]
+    if staged is None or None in baselines:
+        return no_figure(f"no saving to report yet: {_unfinished(plan, records)}", staged)
+    savings = compare(staged, baselines)
+    if not savings.equal_loss_reached:
+        return savings
+    beside = f"{savings.verdict}, at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    return replace(savings, verdict=beside)
+
+
+def finished_run(run: RunPlan, records: Mapping[str, StageRecord]) -> FinishedRun | None:
+    """None until its last stage is finished. Its loss is that of its end, whatever stages before it had reached."""
+    chain = finished(run.stages, records)
+    if len(chain) < len(run.stages):
+        return None
+    return FinishedRun(
+        eval_loss=chain[-1].eval_loss,
+        flops=sum(one.flops for one in chain),
+        seconds=sum(one.seconds for one in chain),
+        tokens=sum(one.tokens for one in chain),
+    )
+
+
+def _with_given_up(
+    run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan]
+) -> FinishedRun | None:
+    """The staged run with all that was tried for it; what one stage took over from another of these counts once."""
+    if run is None or not given_up:
+        return run
+    return FinishedRun(run.eval_loss, *net_cost(finished((*staged.stages, *given_up), records)))
+
+
+def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
+    return [records[stage.key] for stage in stages if stage.key in records]
+
+
+def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> str:
+    waiting = [run.name for run in plan.runs() if len(finished(run.stages, records)) < len(run.stages)]
+    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(waiting)})"

@@ -1,0 +1,138 @@
+"""What leaves a comparison open to doubt, in sentences that stand beside its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from raystage import rates
+from raystage.comparison import finished_run, tokens_per_parameter
+from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.record import StageRecord
+from raystage.savings import Savings
+
+# A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
+_DECAYED_RATIO = 0.1
+# Protocol: fewer budgets leave too much to the interpolation.
+_ENOUGH_BUDGETS = 3
+# Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
+_OPTIMAL_TOKENS_PER_PARAMETER = 20
+
+
+def doubts(
+    plan: Plan, records: Mapping[str, StageRecord], savings: Savings, given_up: Sequence[StagePlan] = ()
+) -> tuple[str, ...]:
+    """Sentences on what leaves the comparison open to doubt; none where nothing is compared."""
+    if not plan.baselines:
+        return ()
+    found = (
+        *_tuning_doubts(plan),
+        _effort_doubt(plan, given_up),
+        _decay_doubt("staged run", plan.staged),
+        *(_decay_doubt("baseline", run) for run in plan.baselines),
+        _budgets_doubt(plan),
+        _length_doubt(plan),
+        _data_doubt(plan),
+        _workers_doubt(plan, records),
+        _order_doubt(plan, records),
+        *_range_doubts(savings),
+    )
+    return tuple(dict.fromkeys(doubt for doubt in found if doubt))
+
+
+def _tuning_doubts(plan: Plan) -> tuple[str, str]:
+    last = plan.baselines[-1].stages[-1]
+    return (
+        f"One seed ({last.seed}): how far the figure moves from seed to seed is not known; "
+        f"three seeds or more give an interval.",
+        f"One learning rate ({last.training.optimizer.lr:g}): the baseline's rate is not tuned, "
+        f"and a baseline at the wrong rate makes the saving look larger.",
+    )
+
+
+def _effort_doubt(plan: Plan, given_up: Sequence[StagePlan]) -> str | None:
+    """The staged run may have been tried at several rates, by `on_reject`."""
+    tried: dict[str, set[float]] = {}
+    for stage in (*plan.staged.stages, *given_up):
+        tried.setdefault(stage.name, set()).add(stage.training.optimizer.lr)
+    most = max(len(rates_of_stage) for rates_of_stage in tried.values())
+    if most == 1:
+        return None
+    return (
+        f"The baseline is tuned less than the staged run, which was tried at {most} learning rates, and the baseline "
+        f"at one: part of what is saved may be the better rate's."
+    )
+
+
+def _decay_doubt(side: str, run: RunPlan) -> str | None:
+    last = run.stages[-1]
+    peak = max(max(piece.start_lr, piece.end_lr) for piece in last.rate)
+    ratio = rates.rate_at(last.rate, last.end_tokens) / peak
+    if ratio <= _DECAYED_RATIO * (1 + 1e-9):
+        return None
+    return (
+        f"The {side}'s rate is not decayed: it ends at {ratio:.0%} of its peak under the "
+        f"{last.training.lr_schedule.kind} schedule, so its final loss is not what its budget can reach."
+    )
+
+
+def _budgets_doubt(plan: Plan) -> str | None:
+    count = len(plan.baselines)
+    if count >= _ENOUGH_BUDGETS:
+        return None
+    return (
+        f"Only {count} baseline budget{'s' if count > 1 else ''}: equal loss is interpolated between "
+        f"decayed runs, and fewer than {_ENOUGH_BUDGETS} leave it coarse."
+    )
+
+
+def _length_doubt(plan: Plan) -> str | None:
+    ratio = tokens_per_parameter(plan.staged)
+    if ratio >= _OPTIMAL_TOKENS_PER_PARAMETER:
+        return None
+    return (
+        f"Short training, {ratio:.3g} tokens per parameter: below {_OPTIMAL_TOKENS_PER_PARAMETER} the gains of "
+        f"growing are at their largest, and longer training is likely to save less."
+    )
+
+
+def _data_doubt(plan: Plan) -> str | None:
+    texts = {stage.data.fingerprint for run in plan.runs() for stage in run.stages}
+    if len(texts) == 1:
+        return None
+    return "Not the same text: the staged run's stages read other data than the baseline, so more than growing differs."
+
+
+def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    stages = [stage for run in plan.runs() for stage in run.stages]
+    counts = sorted({records[stage.key].num_workers for stage in stages if stage.key in records})
+    if any(records[stage.key].resizes for stage in stages if stage.key in records):
+        return "Workers came and went within a stage: time_saved compares wall-clock, not worker-seconds."
+    if len(counts) == 1:
+        return None
+    return (
+        f"Not the same machines throughout ({' and '.join(map(str, counts))} workers): "
+        f"time_saved compares wall-clock, not worker-seconds."
+    )
+
+
+def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    runs = [finished_run(run, records) for run in plan.baselines]
+    losses = [run.eval_loss for run in runs if run is not None]
+    if losses == sorted(losses, reverse=True):
+        return None
+    return (
+        "The baseline's loss does not fall with every larger budget: noise is as large as the difference "
+        "between budgets, and the cheapest budget that reaches the loss counts."
+    )
+
+
+def _range_doubts(savings: Savings) -> tuple[str | None, str | None]:
+    """Of a comparison of finished runs alone, which has words on equal FLOPs."""
+    if not savings.at_equal_flops:
+        return None, None
+    beyond = "Equal loss lies outside of what the baseline's budgets measured, and nothing is extrapolated."
+    no_difference = f"{savings.at_equal_flops[0].upper()}{savings.at_equal_flops[1:]}."
+    return (
+        None if savings.equal_loss_reached else beyond,
+        no_difference if savings.loss_difference_at_equal_flops is None else None,
+    )
