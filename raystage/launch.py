@@ -28,7 +28,7 @@ from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageEr
 from raystage.guardian import guarded
 from raystage.lifeline import Lifeline
 from raystage.mailbox import Mailbox, WorkerSign
-from raystage.room import await_room
+from raystage.room import await_room, give_back_room
 from raystage.schedule import Training
 from raystage.storage import open_folder
 from raystage.watch import Notice, OnEvent, Watch, answer
@@ -227,6 +227,7 @@ def _fit_again(job: Job, training: Training, mailbox: Any, meanwhile: Callable[[
         error = _fit(_trainer(job, training, mailbox), meanwhile)
         if not isinstance(error, RayActorError):
             break
+        give_back_room(error.actor_id)
     return error
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 
 import ray
+from ray._private.state import state as cluster_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raystage.errors import ResourcesMissing
 from raystage.schedule import Training
@@ -17,6 +20,18 @@ def await_room(training: Training, patience_seconds: float) -> None:
         if time.monotonic() > deadline:
             raise too_small(training)
         time.sleep(1.0)
+
+
+def give_back_room(controller_id: str) -> None:
+    """Remove the placement groups that the controller of a Train run, which is dead now, has made.
+
+    Ray Train does so itself, but only once their workers have started: a controller that dies before leaves them behind
+    until the driver ends, and the next one waits for the room they take. Ray's public tables do not tell who made one.
+    """
+    for table in cluster_state._connect_and_get_accessor().get_placement_group_table():
+        found = PlacementGroupTableData.FromString(table)
+        if found.creator_actor_id.hex() == controller_id and found.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
 
 
 def has_room(training: Training) -> bool:

@@ -6,11 +6,12 @@ it starts them again, which counts against `max_failures` like any other failure
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
@@ -22,6 +23,7 @@ from raystage.schedule import Training
 from raystage.units import format_seconds
 
 OnEvent = Callable[[str, str, Any], None]
+Answer = TypeVar("Answer")
 
 CARE_SECONDS = 1.0
 PING_SECONDS = 2.0
@@ -89,7 +91,7 @@ class Watch:
     def _check_room(self) -> None:
         """Where a node was lost Ray Train waits for another one, if need be for ever."""
         now = time.monotonic()
-        if has_room(self._training):
+        if in_time(lambda: has_room(self._training)):
             self._had_room_at = now
         elif now - self._had_room_at > self._training.hang_seconds:
             raise too_small(self._training)
@@ -98,7 +100,7 @@ class Watch:
         """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""
         if self._leaving:
             return
-        going = sorted(draining_nodes() & {sign.node for sign in signs})
+        going = sorted(in_time(draining_nodes) & {sign.node for sign in signs})
         if self._notice.came_at is not None:
             self._say("asked to end (SIGTERM): the workers save and leave")
         elif going:
@@ -121,10 +123,35 @@ def answer(asked: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
             return ray.get(asked, timeout=1.0)
         except GetTimeoutError:
             if time.monotonic() > deadline:
-                raise ClusterLost(
-                    f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it "
-                    f"is down; the same command on a running cluster goes on from the last checkpoint"
-                ) from None
+                raise _cluster_lost() from None
+
+
+def in_time(ask: Callable[[], Answer]) -> Answer:
+    """What the cluster's head says. In a thread of its own, for where there is no head any more Ray would not come
+    back from asking before it ends the process. Raises ClusterLost."""
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def asking() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:  # for the thread that waits
+            answers.put((None, error))
+
+    threading.Thread(target=asking, name="raystage-ask", daemon=True).start()
+    try:
+        found, error = answers.get(timeout=CLUSTER_SECONDS)
+    except queue.Empty:
+        raise _cluster_lost() from None
+    if error is not None:
+        raise error
+    return found
+
+
+def _cluster_lost() -> ClusterLost:
+    return ClusterLost(
+        f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it "
+        f"is down; the same command on a running cluster goes on from the last checkpoint"
+    )
 
 
 def describe_late(late: list[WorkerSign]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from raystage import watch
+from raystage.errors import ClusterLost
 from raystage.watch import Notice
 
 
@@ -41,3 +43,17 @@ def test_workers_that_do_not_save_in_time_are_not_waited_for(notice: Notice, mon
     monkeypatch.setattr(watch, "LEAVE_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt, match="did not save"):
         notice.check()
+
+
+def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CLUSTER_SECONDS", 0.05)
+    never = threading.Event()
+    with pytest.raises(ClusterLost, match="has not answered"):
+        watch.in_time(never.wait)
+    never.set()
+
+
+def test_an_answer_comes_back_as_it_is_and_so_does_an_error() -> None:
+    assert watch.in_time(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        watch.in_time(lambda: 1 // 0)

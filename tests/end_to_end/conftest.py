@@ -32,14 +32,19 @@ class RayCluster:
 
     def workers(self) -> list[psutil.Process]:
         """The Train workers that live on it now."""
-        found = []
-        for process in self.process.children(recursive=True):
-            try:
-                if "ray::RayTrainWorker" in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return processes_named(self.process, "ray::RayTrainWorker")
+
+
+def processes_named(ancestor: psutil.Process, *names: str) -> list[psutil.Process]:
+    """The living descendants of a process with one of the names in their command lines."""
+    found = []
+    for process in ancestor.children(recursive=True):
+        try:
+            if any(name in " ".join(process.cmdline()) for name in names):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RayCluster, Raystage, losses_in, wait_until
+from conftest import RayCluster, Raystage, losses_in, processes_named, wait_until
 
 from raystage.checkpoint import Checkpoint
 from raystage.storage import open_folder
@@ -91,17 +91,6 @@ class Attempts:
         return False
 
 
-def processes_named(cluster: RayCluster, *names: str) -> list[psutil.Process]:
-    found = []
-    for process in cluster.process.children(recursive=True):
-        try:
-            if any(name in " ".join(process.cmdline()) for name in names):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def processes_in(folder: Path) -> list[psutil.Process]:
     """Those whose working directory it is."""
     found = []
@@ -117,7 +106,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 def kill_one(chance: random.Random, cluster: RayCluster, attempts: Attempts) -> str | None:
     """Kill a random process of a random kind; its kind, or None where there is none at the moment."""
     kind = chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-    living = [psutil.Process(attempts.process.pid)] if kind == "driver" else processes_named(cluster, kind)
+    living = [psutil.Process(attempts.process.pid)] if kind == "driver" else processes_named(cluster.process, kind)
     if not living:
         return None
     victim = chance.choice(sorted(living, key=lambda process: process.pid))
@@ -168,5 +157,5 @@ def test_random_kills_of_random_processes_change_no_bit(
     keys = stage_keys(tmp_path / "calm")
     assert len(keys) == len(STAGES)
     assert shard_checksums(tmp_path / "chaos", keys) == shard_checksums(tmp_path / "calm", keys)
-    wait_until(lambda: not processes_named(cluster, *OURS), 60, "workers, controllers or mailboxes are left")
+    wait_until(lambda: not processes_named(cluster.process, *OURS), 60, "workers, controllers or mailboxes are left")
     wait_until(lambda: not processes_in(tmp_path), 60, "a driver, or what it started, is left")
