@@ -104,7 +104,7 @@ def make_schedules(folder: Path) -> dict[str, Schedule]:
     }
 
 
-SMALL = {"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800}}
+SMALL = {"name": "small", "model": {"num_layers": 2}, "until": {"steps": 2}}
 DEEPER = {"name": "full", "model": {"num_layers": 3}, "until": {"tokens": 1200}, "grow": {"operator": "identity"}}
 
 
