@@ -106,7 +106,6 @@ class RunStatus:
         self._place(run, stage)
         with self._lock:
             self._current = None if reused else stage
-            self._worker_logs = self._attempt.worker_logs() or self._worker_logs
             for one in self._of(stage):
                 one.waiting_for = None
                 one.attempts += not reused
@@ -219,6 +218,7 @@ class RunStatus:
         return found.get("state") == "RUNNING" and silence(process, found["updated_at"], time.time()) is None
 
     def _content(self) -> dict[str, Any]:
+        self._worker_logs = self._attempt.worker_logs() or self._worker_logs  # they outlive the cluster
         return {
             "name": self._plan.name,
             "state": self._state,

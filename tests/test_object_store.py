@@ -20,7 +20,7 @@ from raystage.retry import Retries, is_transient, retried
 from raystage.shape import ModelShape, parameters
 from raystage.storage import REQUEST_ATTEMPTS, Folder, open_folder
 from raystage.store import Store
-from s3_server import Fault, S3Server, answers, completes_an_upload, cut_after, cut_before, cut_half_way
+from s3_server import Environ, Fault, S3Server, answers, completes_an_upload, cut_after, cut_before, cut_half_way
 
 SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, 11, 10)
 SLOW_DOWN = answers("503 Slow Down", "SlowDown")
@@ -229,7 +229,11 @@ def test_an_upload_of_several_parts_survives_lost_parts(folder: Folder, s3: S3Se
 
 
 def test_a_part_that_never_gets_through_ends_the_upload_after_a_few_attempts(folder: Folder, s3: S3Server) -> None:
-    with s3.faults.injected(SLOW_DOWN, chosen=lambda environ: environ["REQUEST_METHOD"] == "PUT") as faults:
+
+    def is_part(environ: Environ) -> bool:
+        return environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("/shard")
+
+    with s3.faults.injected(SLOW_DOWN, chosen=is_part) as faults:
         with pytest.raises(StorageError, match=r"shard.*SLOW_DOWN"):
             checkpoint.write_shard(folder, "shard", [("weight", "fp32", 0, np.zeros(10))])
         assert faults.met == REQUEST_ATTEMPTS
