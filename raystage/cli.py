@@ -16,7 +16,7 @@ import click
 from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
-from raystage.options import exits, in_job_copy, json_option, open_store, store_option
+from raystage.options import address_option, exits, in_job_copy, json_option, open_store, store_option, wandb_option
 from raystage.report_command import report
 from raystage.status_commands import status_command
 from raystage.store_commands import store_group
@@ -91,10 +91,8 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: b
 @_set
 @store_option
 @click.option("--name", help="The run's name; the schedule's own unless given.")
-@click.option("--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise.")
-@click.option(
-    "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
-)
+@address_option
+@wandb_option
 @json_option
 @exits
 def run(

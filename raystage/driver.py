@@ -22,11 +22,12 @@ from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLo
 from raystage.figures import write_curves
 from raystage.gates import judge
 from raystage.lease import Leases
+from raystage.listener import Listener
 from raystage.narrator import Narrator
 from raystage.page import page
 from raystage.plan import Plan, StagePlan, jobs
 from raystage.promises import check_promises
-from raystage.record import Listener, StageRecord
+from raystage.record import StageRecord
 from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store

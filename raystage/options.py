@@ -60,6 +60,14 @@ store_option = click.option(
 )
 
 
+address_option = click.option(
+    "--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise."
+)
+wandb_option = click.option(
+    "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
+)
+
+
 def open_store(uri: str | None) -> Any:
     from raystage.storage import open_folder
     from raystage.store import Store

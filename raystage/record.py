@@ -8,11 +8,9 @@ the start of the run that the stage belongs to, so that the curves of a chain of
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from raystage.attempts import Rejection
-from raystage.holder import Holder
-from raystage.plan import RunPlan, StagePlan, placed
+from raystage.plan import StagePlan, placed
 from raystage.shape import ModelShape
 
 
@@ -233,61 +231,3 @@ def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
     if before is None or not before.evaluations:
         return stage
     return placed(stage, before.end.tokens, before.end.steps, before.end.flops)
-
-
-class Listener(Protocol):
-    """Someone who is told how a run goes: the terminal, W&B. All calls come from the driver's thread.
-
-    For each run: run_started, then for each of its stages stage_started, any number of trained /
-    evaluated / grown / saved, stage_finished; then run_finished. A reused stage gets its recorded points too,
-    with reused=True, so that a listener sees whole curves. Before stage_started there may be calls of waiting:
-    another driver trains the stage.
-    """
-
-    def run_started(self, run: RunPlan) -> None: ...
-
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None: ...
-
-    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
-
-    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None: ...
-
-    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None: ...
-
-    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
-
-    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None: ...
-
-    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
-
-    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None: ...
-
-    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None: ...
-
-    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None: ...
-
-
-class SilentListener:
-    """A Listener that does nothing: what most of them make of most calls."""
-
-    def run_started(self, run: RunPlan) -> None: ...
-
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None: ...
-
-    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
-
-    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None: ...
-
-    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None: ...
-
-    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None: ...
-
-    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None: ...
-
-    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None: ...
-
-    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None: ...
-
-    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None: ...
-
-    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from raystage.options import exits, json_option, open_store, store_option
+from raystage.options import address_option, exits, json_option, open_store, store_option, wandb_option
 
 
 def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -34,10 +34,8 @@ def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> N
               help="Override a value of the sweep, e.g. search.max_concurrent=4.")  # fmt: skip
 @store_option
 @click.option("--name", help="The sweep's name; the file's own unless given.")
-@click.option("--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise.")
-@click.option(
-    "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
-)
+@address_option
+@wandb_option
 @json_option
 @exits
 def sweep(

@@ -14,10 +14,11 @@ from typing import Any
 from ray import tune
 
 from raystage.driver import Driver
+from raystage.listener import SilentListener
 from raystage.next_steps import Attempt, following
 from raystage.objectives import measure
 from raystage.plan import Plan, RunPlan, StagePlan, key_at
-from raystage.record import Evaluation, SilentListener
+from raystage.record import Evaluation
 from raystage.runlog import LogFile, RunLog
 from raystage.schedule import parse
 from raystage.status import RunStatus

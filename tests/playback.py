@@ -6,8 +6,9 @@ from collections.abc import Container, Mapping
 from itertools import pairwise
 
 from factories import make_record
+from raystage.listener import Listener
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, Listener, StageRecord, TrainPoint
+from raystage.record import Evaluation, StageRecord, TrainPoint
 
 POINTS_PER_STAGE = 4
 

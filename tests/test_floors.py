@@ -20,7 +20,7 @@ FLOORS: dict[int, set[str]] = {
         "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",
         "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
         "hf_config", "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives",
-        "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
+        "listener", "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
         "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds", "sources", "space",
         "sweep_file", "sweep_report", "tree", "trials", "triggers", "values", "yamlfile",
     },
