@@ -18,7 +18,7 @@ from typing import Any
 
 from raystage import launch
 from raystage.attempts import ABORT, Rejection, answer, replanned
-from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLost
+from raystage.errors import BrokenPromise, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
 from raystage.figures import write_curves
 from raystage.gates import judge
 from raystage.lease import Leases
@@ -30,7 +30,7 @@ from raystage.record import Listener, StageRecord
 from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
-from raystage.tuning import choose
+from raystage.tuning import choose, tried_with
 from raystage.turns import Turn, Turns
 from raystage.worker import Job
 
@@ -143,6 +143,10 @@ class Driver:
             return
         except BaseException as error:
             self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
+            tried = tried_with(self.plan, narrator.run.name) if isinstance(error, NonFiniteLoss) else ""
+            if tried:
+                where = f"that was {narrator.run.name}, with which baseline.tune tries {tried}"
+                raise NonFiniteLoss(f"{error}. {where}: take it off the list") from None
             raise
         self._catch_up(narrator)  # a message may have been lost with the node it was on
         if is_done and job[0].key not in self.records:

@@ -159,7 +159,11 @@ def _kinds(
         kind("evaluating the baselines", baselines, _evaluation, is_claimed=False),
         *([kind("tuning", tuning, _whole, is_claimed=False)] if plan.variants else []),
         *([kind("further seeds", seeds, _whole, is_claimed=False)] if plan.further_seeds else []),
-        *([kind("evaluating these", tuning | seeds, _evaluation, is_claimed=False)] if tuning or seeds else []),
+        *(
+            [kind("evaluating tuning and seeds", tuning | seeds, _evaluation, is_claimed=False)]
+            if tuning or seeds
+            else []
+        ),
     ]
 
 

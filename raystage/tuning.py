@@ -74,6 +74,14 @@ def final_loss(run: RunPlan, records: Records) -> float | None:
     return None if record is None else record.eval_loss
 
 
+def tried_with(plan: Plan, name: str) -> str:
+    """What `baseline.tune` has the run of that name try: 'training.optimizer.lr 0.004'; '' where it tries nothing."""
+    variant = plan.variant_of(name)
+    if not any(variant is one for one in plan.variants):
+        return ""
+    return ", ".join(f"{path} {value}" for path, value in variant.staged_values)
+
+
 def _rank(loss: float) -> float:
     """A run that diverged is the worst of all."""
     return loss if math.isfinite(loss) else math.inf

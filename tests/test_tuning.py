@@ -21,7 +21,7 @@ from raystage.seeds import interval
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.tracking import run_config, savings_summary
-from raystage.tuning import choose, compared, final_loss
+from raystage.tuning import choose, compared, final_loss, tried_with
 
 LR = "training.optimizer.lr"
 RATES = [1e-3, 2e-3, 4e-3, 8e-3]  # the schedule's own is 2e-3
@@ -93,6 +93,13 @@ def test_a_value_with_which_training_diverged_is_the_worst(tmp_path: Path) -> No
     plan = make_plan(tuned(tmp_path))
     worse = {**LOSSES, "staged": math.nan, "staged-lr-0.008": math.inf}
     assert choose(plan, finished(plan, worse)).staged == ((LR, 4e-3),)
+
+
+def test_which_values_a_run_tries(tmp_path: Path) -> None:
+    plan = make_plan(tuned(tmp_path, seeds=2))
+    tries = {run.name: tried_with(plan, run.name) for run in plan.runs()}
+    assert tries["staged-lr-0.004"] == tries["baseline-1000-lr-0.004"] == "training.optimizer.lr 0.004"
+    assert tries["staged"] == tries["baseline-1000"] == tries["staged-seed-1"] == ""
 
 
 def test_what_is_compared_stands_in_the_schedules_place_and_that_among_the_variants(tmp_path: Path) -> None:
@@ -233,7 +240,8 @@ def test_where_the_interval_spans_zero_no_figure_is_shown_alone(tmp_path: Path) 
     shown = page([(report, None)])
     facts = shown[shown.index("compute saved") :]
     assert "not shown (" in facts[:300]
-    assert "speed-up in compute" not in shown
+    assert "speed-up" not in shown
+    assert "(seed 0 alone)" in shown
     assert "| mean (95 % interval) | - | not shown (" in markdown(report)
 
 
