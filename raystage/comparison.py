@@ -9,6 +9,11 @@ from raystage.ledger import net_cost
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import FinishedRun, Savings, compare, no_figure
+from raystage.seeds import OverSeeds, SeedPair, over_seeds
+from raystage.tuning import compared
+
+# Of runs that are waited for, in a sentence.
+_MOST_NAMES = 4
 
 
 def tokens_per_parameter(run: RunPlan) -> float:
@@ -17,21 +22,45 @@ def tokens_per_parameter(run: RunPlan) -> float:
 
 
 def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
-    """The staged run against the baselines, once all are finished; tokens per parameter stand beside the figure.
+    """The staged run against the baselines on the written seed, each with its best values, once all runs are finished;
+    tokens per parameter stand beside the figure.
 
     What was given up on the way was spent all the same, and counts.
     """
+    plan = compared(plan, records)
     staged = _with_given_up(finished_run(plan.staged, records), plan.staged, records, given_up)
     if not plan.baselines:
         return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
-    baselines = [finished_run(run, records) for run in plan.baselines]
-    if staged is None or None in baselines:
-        return no_figure(f"no saving to report yet: {_unfinished(plan, records)}", staged)
-    savings = compare(staged, baselines)
+    if _unfinished(plan, records):
+        return no_figure(f"no saving to report yet: {_waiting(plan, records)}", staged)
+    savings = compare(staged, _finished_runs(plan.baselines, records))
     if not savings.equal_loss_reached:
         return savings
     beside = f"{savings.verdict}, at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
     return replace(savings, verdict=beside)
+
+
+def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds | None:
+    """The same over all seeds, once all runs are finished; None where there is one seed, or one is not."""
+    if not plan.further_seeds or _unfinished(plan, records):
+        return None
+    found = over_seeds(seed_pairs(plan, records))
+    if found.compute_saved is None:
+        return found
+    beside = f"{found.verdict}; at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    return replace(found, verdict=beside)
+
+
+def seed_pairs(plan: Plan, records: Mapping[str, StageRecord]) -> list[SeedPair]:
+    """Of every seed what is finished: the written one's best, and what the others trained."""
+    return [
+        SeedPair(one.seed, finished_run(one.staged, records), _finished_runs(one.baselines, records))
+        for one in (compared(plan, records).candidates[0], *plan.further_seeds)
+    ]
+
+
+def _finished_runs(runs: Iterable[RunPlan], records: Mapping[str, StageRecord]) -> tuple[FinishedRun, ...]:
+    return tuple(found for run in runs if (found := finished_run(run, records)))
 
 
 def finished_run(run: RunPlan, records: Mapping[str, StageRecord]) -> FinishedRun | None:
@@ -60,6 +89,11 @@ def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) ->
     return [records[stage.key] for stage in stages if stage.key in records]
 
 
-def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> str:
-    waiting = [run.name for run in plan.runs() if len(finished(run.stages, records)) < len(run.stages)]
-    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(waiting)})"
+def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
+    return [run.name for run in plan.runs() if len(finished(run.stages, records)) < len(run.stages)]
+
+
+def _waiting(plan: Plan, records: Mapping[str, StageRecord]) -> str:
+    waiting = _unfinished(plan, records)
+    names = waiting if len(waiting) <= _MOST_NAMES else [*waiting[:_MOST_NAMES], "..."]
+    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(names)})"

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raystage.savings import format_share
+
 # The first part of a run falls so steeply that it would squash the rest: it counts for no axis.
 _STEEP_PART = 0.2
 
@@ -101,3 +103,15 @@ def _points(rows: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
         for one in rows
         if one["loss"] is not None
     )
+
+
+def saving_words(savings: Mapping[str, Any]) -> tuple[str, str]:
+    """What stands at the arrow from the baseline's compute to the staged run's, of a report's savings: two lines.
+
+    A curve is that of one seed; what several come to is in the verdict alone.
+    """
+    share, faster = savings["compute_saved"], savings["speedup"]
+    first = f"{format_share(share)} of compute saved" if share >= 0 else f"{format_share(-share)} more compute"
+    seeds = savings.get("seeds")
+    second = f"seed {seeds['seeds'][0]} alone" if seeds else f"{format_share(faster)} speed-up"
+    return first, f"({second})"

@@ -9,11 +9,14 @@ from raystage.comparison import finished_run, tokens_per_parameter
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import Savings
+from raystage.tuning import ENOUGH_VALUES, choose, compared, edges, tried
 
 # A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
 _DECAYED_RATIO = 0.1
 # Protocol: fewer budgets leave too much to the interpolation.
 _ENOUGH_BUDGETS = 3
+_ENOUGH_SEEDS = 3
+_RATE = "training.optimizer.lr"
 # Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
 
@@ -24,8 +27,10 @@ def doubts(
     """Sentences on what leaves the comparison open to doubt; none where nothing is compared."""
     if not plan.baselines:
         return ()
+    scheduled, plan = plan, compared(plan, records)
     found = (
-        *_tuning_doubts(plan),
+        _seeds_doubt(scheduled),
+        *_tuning_doubts(scheduled, records),
         _effort_doubt(plan, given_up),
         _decay_doubt("staged run", plan.staged),
         *(_decay_doubt("baseline", run) for run in plan.baselines),
@@ -39,22 +44,57 @@ def doubts(
     return tuple(dict.fromkeys(doubt for doubt in found if doubt))
 
 
-def _tuning_doubts(plan: Plan) -> tuple[str, str]:
-    last = plan.baselines[-1].stages[-1]
+def _seeds_doubt(plan: Plan) -> str | None:
+    count = 1 + len(plan.further_seeds)
+    if count >= _ENOUGH_SEEDS:
+        return None
+    if count > 1:
+        return f"Only {count} seeds: an interval over fewer than {_ENOUGH_SEEDS} says little."
+    seed = plan.baselines[-1].stages[-1].seed
     return (
-        f"One seed ({last.seed}): how far the figure moves from seed to seed is not known; "
-        f"three seeds or more give an interval.",
-        f"One learning rate ({last.training.optimizer.lr:g}): the baseline's rate is not tuned, "
-        f"and a baseline at the wrong rate makes the saving look larger.",
+        f"One seed ({seed}): how far the figure moves from seed to seed is not known; "
+        f"three seeds or more give an interval."
+    )
+
+
+def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
+    """Of a plan as the schedule has it: of what is tuned too coarsely, and of a rate that is not tuned at all."""
+    found = [] if _RATE in dict(plan.values) else [_rate_doubt(plan)]
+    few = [path for path, _ in plan.values if len(tried(plan, path)) < ENOUGH_VALUES]
+    found += [
+        f"Only {len(tried(plan, path))} value{'s' if len(tried(plan, path)) > 1 else ''} of {path} tried: fewer than "
+        f"{ENOUGH_VALUES} do not enclose the best one."
+        for path in few
+    ]
+    choice = choose(plan, records) if plan.variants else None
+    if choice is not None:
+        for side, values in (("staged run", choice.staged), ("baseline", choice.baseline)):
+            found += [_edge_doubt(side, path, dict(values)[path]) for path in edges(plan, values) if path not in few]
+    return found
+
+
+def _rate_doubt(plan: Plan) -> str:
+    rate = plan.baselines[-1].stages[-1].training.optimizer.lr
+    return (
+        f"One learning rate ({rate:g}): the baseline's rate is not tuned, "
+        f"and a baseline at the wrong rate makes the saving look larger."
+    )
+
+
+def _edge_doubt(side: str, path: str, value: float) -> str:
+    effect = "look larger" if side == "baseline" else "look smaller"
+    return (
+        f"The {side}'s best {path}, {value:g}, lies at the edge of what was tried: a better one may lie beyond it, "
+        f"without which the saving may {effect}."
     )
 
 
 def _effort_doubt(plan: Plan, given_up: Sequence[StagePlan]) -> str | None:
     """The staged run may have been tried at several rates, by `on_reject`."""
-    tried: dict[str, set[float]] = {}
+    by_stage: dict[str, set[float]] = {}
     for stage in (*plan.staged.stages, *given_up):
-        tried.setdefault(stage.name, set()).add(stage.training.optimizer.lr)
-    most = max(len(rates_of_stage) for rates_of_stage in tried.values())
+        by_stage.setdefault(stage.name, set()).add(stage.training.optimizer.lr)
+    most = max(len(rates_of_stage) for rates_of_stage in by_stage.values())
     if most == 1:
         return None
     return (

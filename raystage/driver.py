@@ -18,19 +18,20 @@ from typing import Any
 
 from raystage import launch
 from raystage.attempts import ABORT, Rejection, answer, replanned
-from raystage.errors import BrokenPromise, StageFailed, StageRejected, WorkersLost
+from raystage.errors import BrokenPromise, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
 from raystage.figures import write_curves
 from raystage.gates import judge
 from raystage.lease import Leases
 from raystage.listener import Listener
 from raystage.narrator import Narrator
 from raystage.page import page
-from raystage.plan import Plan, StagePlan, jobs
+from raystage.plan import Plan, StagePlan, jobs, with_choice
 from raystage.promises import check_promises
 from raystage.record import StageRecord
 from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
+from raystage.tuning import choose, tried_with
 from raystage.turns import Turn, Turns
 from raystage.worker import Job
 
@@ -42,8 +43,9 @@ REPORT_FILE = "report.json"
 class Driver:
     """Carries out one schedule. `states` has the state of every stage by its key, `records` what is finished.
 
-    plan: changes where a gate rejects a stage; `written` is that of the schedule as it was written. tried: what was not
-    accepted. discarded: the stages, finished, of plans that were given up; they count as compute spent.
+    plan: changes where a gate rejects a stage, and once it is known which values further seeds train; `written` is that
+    of the schedule as it was written. tried: what was not accepted. discarded: the stages, finished, of plans that were
+    given up; they count as compute spent.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Driver:
     def __post_init__(self) -> None:
         self.written = self.plan
         self._look()
+        self._choose()
 
     def _look(self) -> None:
         """Look for what of the plan is finished; stages that several runs share are looked for once."""
@@ -93,13 +96,14 @@ class Driver:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self._first_rejected() is None and self.records.keys() >= self.states.keys()
+        keys = {stage.key for run in self.plan.runs() for stage in run.stages}
+        return self._first_rejected() is None and self.records.keys() >= keys
 
     # --- training -----------------------------------------------------------------------------
 
     def _next_job(self) -> tuple[StagePlan, ...]:
         """The stages that are to be trained next by one and the same workers; none where all is finished."""
-        stages = {stage.key: stage for run in self.plan.runs() for stage in run.stages}
+        stages = {stage.key: stage for run in self.plan.known_runs() for stage in run.stages}
         pending = [stage for key, stage in stages.items() if key not in self.records]
         return jobs(pending)[0] if pending else ()
 
@@ -140,6 +144,10 @@ class Driver:
             return
         except BaseException as error:
             self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
+            tried = tried_with(self.plan, narrator.run.name) if isinstance(error, NonFiniteLoss) else ""
+            if tried:
+                where = f"that was {narrator.run.name}, with which baseline.tune tries {tried}"
+                raise NonFiniteLoss(f"{error}. {where}: take it off the list") from None
             raise
         self._catch_up(narrator)  # a message may have been lost with the node it was on
         if is_done and job[0].key not in self.records:
@@ -175,7 +183,21 @@ class Driver:
             stage, reasons, error = rejected
             narrator.advance(up_to=stage.key)
             self._reject(narrator, stage, reasons, error)
+        if self._choose():
+            narrator.follow(self.plan.runs())
         narrator.advance()
+
+    def _choose(self) -> bool:
+        """Have further seeds train the best values, as soon as these are known; whether that was now.
+
+        A driver that starts again finds the same records, and comes to the same choice.
+        """
+        choice = None if self.plan.is_chosen else choose(self.plan, self.records)
+        if choice is None:
+            return False
+        self.plan = with_choice(self.plan, self.schedule, choice)
+        self._look()
+        return True
 
     def _first_rejected(self) -> tuple[StagePlan, tuple[str, ...], StageFailed] | None:
         """The first finished stage of the staged run that is not accepted, why, and the error that says so."""

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from raystage.curves import Point, Run, Stage, baseline_curves, loss_range, stage_curves, staged_points
-from raystage.savings import format_flops, format_share
+from raystage.curves import Point, Run, Stage, baseline_curves, loss_range, saving_words, stage_curves, staged_points
+from raystage.savings import format_flops
 from raystage.units import format_count
 
 STAGED, BASELINE, SAVING, FAINT = "#0059a8", "#8a8a8a", "#c8500a", "#d5d5d5"
@@ -187,16 +187,10 @@ def _draw_saving(axes: Axes, savings: Mapping[str, Any]) -> None:
         arrowprops={"arrowstyle": "-|>", "color": SAVING, "linewidth": 2, "shrinkA": 3, "shrinkB": 3.5},
     )  # fmt: skip
     axes.annotate(
-        _saving_words(savings), xy=(max(staged, baseline), loss), xytext=(0, -8), textcoords="offset points",
+        "\n".join(saving_words(savings)), xy=(max(staged, baseline), loss), xytext=(0, -8), textcoords="offset points",
         ha="right", va="top", color=SAVING, fontsize=9.5, fontweight="bold", linespacing=1.25, zorder=8,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
-
-
-def _saving_words(savings: Mapping[str, Any]) -> str:
-    share, faster = savings["compute_saved"], savings["speedup"]
-    first = f"{format_share(share)} of compute saved" if share >= 0 else f"{format_share(-share)} more compute"
-    return f"{first}\n({format_share(faster)} speed-up)"
 
 
 def _write_around(figure: Figure, panels: Sequence[Axes], report: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from raystage.costs import Cost, Use, cost_of, minus
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.schedule import Costs
+from raystage.tuning import compared
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def measure_ledger(
     given_up: Sequence[StagePlan] = (),
 ) -> Ledger:
     """Of the stages that are finished. records, states: by stage key, as `build_report` takes them. given_up: stages
-    that were gone back on."""
+    that were gone back on. What was tuned and came out worse, and further seeds, were spent and are not claimed."""
+    plan = compared(plan, records)
     kinds = _kinds(plan, records, states, given_up)
     entries = tuple(kind.entry(plan.costs) for kind in kinds)
     claimed = [one for kind in kinds if kind.is_claimed for one in kind.done]
@@ -138,12 +140,10 @@ def _kinds(
     plan: Plan, records: Mapping[str, StageRecord], states: Mapping[str, str], given_up: Sequence[StagePlan]
 ) -> list[_Kind]:
     staged = _distinct(plan.staged.stages, records)
-    baselines = {
-        key: stage
-        for key, stage in _distinct((stage for run in plan.baselines for stage in run.stages), records).items()
-        if key not in staged
-    }
+    baselines = _distinct_of(plan.baselines, records, staged)
     tried = _distinct(given_up, records)
+    tuning = _distinct_of(plan.pilots(), records, staged | baselines)
+    seeds = _distinct_of(plan.known_runs(), records, staged | baselines | tuning)
 
     def kind(what: str, stages: Mapping[str, StagePlan], work: _Measure, is_claimed: bool) -> _Kind:
         done = [_done(stage, records[key], work, states.get(key) == "REUSED") for key, stage in stages.items()]
@@ -157,6 +157,13 @@ def _kinds(
         kind("evaluating the stages", staged, _evaluation, is_claimed=False),
         kind("training the baselines", baselines, _training, is_claimed=False),
         kind("evaluating the baselines", baselines, _evaluation, is_claimed=False),
+        *([kind("tuning", tuning, _whole, is_claimed=False)] if plan.variants else []),
+        *([kind("further seeds", seeds, _whole, is_claimed=False)] if plan.further_seeds else []),
+        *(
+            [kind("evaluating tuning and seeds", tuning | seeds, _evaluation, is_claimed=False)]
+            if tuning or seeds
+            else []
+        ),
     ]
 
 
@@ -192,6 +199,14 @@ def _distinct(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -
     return {stage.key: stage for stage in stages if stage.key in records}
 
 
+def _distinct_of(
+    runs: Iterable[RunPlan], records: Mapping[str, StageRecord], others: Mapping[str, StagePlan]
+) -> dict[str, StagePlan]:
+    """The finished stages of runs that are not among others."""
+    found = _distinct((stage for run in runs for stage in run.stages), records)
+    return {key: stage for key, stage in found.items() if key not in others}
+
+
 def _flops_alone(run: RunPlan, records: Mapping[str, StageRecord]) -> int:
     return sum(records[key].flops for key in _distinct(run.stages, records))
 
@@ -210,6 +225,11 @@ def _growing(record: StageRecord) -> _Work:
     """FLOPs of fitting, where the operator fits anything."""
     growth = record.growth
     return _Work(growth.flops, growth.seconds, growth.energy_joules) if growth else _Work(0, 0.0, 0.0)
+
+
+def _whole(record: StageRecord) -> _Work:
+    """Training and growing."""
+    return _Work(record.flops, record.seconds, record.energy_joules)
 
 
 def _evaluation(record: StageRecord) -> _Work:

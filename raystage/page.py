@@ -18,7 +18,7 @@ from raystage import report_tables
 from raystage.growth.operator import in_short
 from raystage.panels import Panel, comparison_legend, comparison_panels, run_legend, run_panels
 from raystage.report import sentence
-from raystage.report_tables import Table
+from raystage.report_tables import Table, over_seeds
 from raystage.savings import format_flops, format_share
 from raystage.units import format_count
 
@@ -132,14 +132,14 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What there is of the figures that people ask for first."""
     savings, last = report["savings"], report["stages"][-1]
     figures = (
-        ("compute saved", savings["compute_saved"], format_share),
-        ("speed-up in compute", savings["speedup"], format_share),
-        ("time saved", savings["time_saved"], format_share),
-        ("tokens saved", savings.get("tokens_saved"), format_share),
+        ("compute saved", over_seeds(savings, "compute_saved"), str),
+        ("speed-up in compute", None if savings.get("seeds") else savings["speedup"], format_share),
+        ("time saved", over_seeds(savings, "time_saved"), str),
+        ("tokens saved", over_seeds(savings, "tokens_saved"), str),
         (
             "loss difference at equal FLOPs",
-            savings.get("loss_difference_at_equal_flops"),
-            "{:+.3f}".format,
+            over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format),
+            str,
         ),
         ("held-out loss", savings["at_eval_loss"], report_tables.format_loss),
         ("FLOPs, staged run", savings["flops_staged"], format_flops),

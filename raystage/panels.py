@@ -22,10 +22,10 @@ from raystage.chart import (
     log_ticks,
     time_ticks,
 )
-from raystage.curves import Point, Run, Stage, baseline_curves, loss_range, stage_curves, staged_points
+from raystage.curves import Point, Run, Stage, baseline_curves, loss_range, saving_words, stage_curves, staged_points
 from raystage.growth.operator import in_short
 from raystage.report_tables import format_loss
-from raystage.savings import format_flops, format_share
+from raystage.savings import format_flops
 from raystage.units import format_count, format_seconds
 
 # Colours that a page has for runs beside each other; with more, they come again.
@@ -258,9 +258,7 @@ def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
     """From the baseline's compute to the staged run's, along the line of equal loss."""
     if not savings["equal_loss_reached"] or unit.field != "flops":
         return ()
-    share, faster = savings["compute_saved"], savings["speedup"]
-    first = f"{format_share(share)} of compute saved" if share >= 0 else f"{format_share(-share)} more compute"
-    words = (first, f"({format_share(faster)} speed-up)")
+    words = saving_words(savings)
     return (Arrow(savings["flops_baseline"], savings["flops_staged"], savings["at_eval_loss"], "saving", words),)
 
 

@@ -3,9 +3,7 @@
 Nothing here imports torch or ray. A plan is what the driver carries out and what `raystage plan`
 prints; the same schedule always gives the same plan.
 
-The unit is `StagePlan`: a stretch of training under one set of values. A stage of the schedule is
-one of them; a baseline run is one or several, because under a wsd rate the baselines of all budgets
-share a trunk, whose pieces have equal keys and so are trained once.
+What a plan consists of is in `planned`.
 """
 
 from __future__ import annotations
@@ -13,31 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
-from raystage import memory, rates
-from raystage.conditions import Accept, Until
+from raystage import rates
+from raystage.conditions import Until
 from raystage.errors import InputError
-from raystage.freezing import Freezing
-from raystage.growth.depth import NO_OPTIONS, GrowthOptions
-from raystage.growth.operator import complete_options, in_short
-from raystage.growth.trained import fit_flops
+from raystage.growth.operator import complete_options
 from raystage.initial import InitPlan
-from raystage.ramps import Course, course_of
-from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens, token_flops
+from raystage.planned import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
+from raystage.ramps import course_of
+from raystage.resolve import ResolvedStage, check_rate, resolve, span_tokens
 from raystage.schedule import (
-    NO_COSTS,
-    NOTHING_REQUIRED,
-    Costs,
     LrSchedule,
-    Require,
     Schedule,
     Training,
     check_name,
 )
-from raystage.shape import ModelShape, flops_per_token, num_params
-from raystage.sources import DataPlan, Sources
+from raystage.shape import ModelShape, flops_per_token
+from raystage.sources import Sources
+from raystage.variants import Values, check_variants, label, other_values, with_seed, with_values, written_values
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
 CODE_EPOCH = 2
@@ -56,162 +49,6 @@ _WITHOUT_EFFECT = {
         "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
     },
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Growth:
-    """options: complete, with what follows where the schedule gives none. require: what the certificate must stay
-    below; it changes no bit of the result, and so is not among the facts that a key is made of."""
-
-    operator: str
-    optimizer_state: str
-    options: GrowthOptions = NO_OPTIONS
-    rewarm: rates.Rewarming | None = None
-    require: Require = NOTHING_REQUIRED
-
-    def facts(self) -> dict[str, object]:
-        """As plain values. Options that are not given are left out: to learn a new one changes no key of before."""
-        rewarm = {"rewarm": asdict(self.rewarm)} if self.rewarm else {}
-        return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
-
-
-# How a stage that changes nothing about the model is entered.
-UNCHANGED = Growth("identity", "grow")
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stretch of training.
-
-    start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
-    in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
-    stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's. accept: what it
-    must show for the next to begin; like `require` it is no part of the key.
-    growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
-    stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
-    the longest context of the run. freezing: what of the model stands still.
-    """
-
-    name: str
-    key: str
-    parent_key: str | None
-    shape: ModelShape
-    parent_shape: ModelShape | None
-    growth: Growth | None
-    data: DataPlan
-    training: Training
-    seed: int
-    rate: rates.Curve
-    start_tokens: int
-    start_steps: int
-    start_flops: int
-    steps: int
-    evaluate_every_tokens: int
-    checkpoint_every_tokens: int
-    window_tokens: int
-    init: InitPlan | None = None
-    until: Until | None = None
-    own_rate: bool = False
-    accept: Accept | None = None
-    freezing: Freezing | None = None
-
-    @property
-    def course(self) -> Course:
-        """Its steps: all alike, but for ramps."""
-        return course_of(self.training, self.shape.context_length)
-
-    @property
-    def tokens(self) -> int:
-        return self.course.tokens(self.steps)
-
-    @property
-    def end_tokens(self) -> int:
-        return self.start_tokens + self.tokens
-
-    @property
-    def end_flops(self) -> int:
-        return self.start_flops + self.flops
-
-    @property
-    def num_params(self) -> int:
-        return num_params(self.shape)
-
-    @property
-    def layout(self) -> tuple[int, ...]:
-        """What worker processes it needs: how many at most and at least, with as many CPUs and GPUs each."""
-        training = self.training
-        return training.workers, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
-
-    @property
-    def growth_flops(self) -> int:
-        """What entering the stage computes: 0 but for operators that fit something."""
-        if self.growth is None:
-            return 0
-        batch = self.training.global_batch_tokens
-        return fit_flops(self.shape, self.growth.operator, self.growth.options, batch)
-
-    @property
-    def flops(self) -> int:
-        return self.growth_flops + self.course.flops(self.steps, self.token_flops)
-
-    def token_flops(self, context_length: int) -> int:
-        """Training FLOPs of one token in a context of this length."""
-        return token_flops(self.shape, context_length)
-
-    @property
-    def memory(self) -> memory.MemoryEstimate:
-        return memory.estimate(self.shape, self.training)
-
-    @property
-    def frozen_steps(self) -> int:
-        """For how many steps from its start on `freezing` holds: all that begin within its tokens."""
-        if self.freezing is None:
-            return 0
-        tokens = self.freezing.tokens
-        return self.steps if tokens is None else self.course.steps_for(tokens)
-
-    @property
-    def growth_operator(self) -> str | None:
-        return in_short(self.growth.operator) if self.growth else None
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A chain of stages from nothing to a finished model."""
-
-    name: str
-    stages: tuple[StagePlan, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(stage.tokens for stage in self.stages)
-
-    @property
-    def flops(self) -> int:
-        return sum(stage.flops for stage in self.stages)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The staged run and its baselines; what the report's bill is made with."""
-
-    name: str
-    staged: RunPlan
-    baselines: tuple[RunPlan, ...]
-    scratch_flops: int
-    costs: Costs = NO_COSTS
-
-    @property
-    def predicted_saving(self) -> float:
-        """1 - staged FLOPs / FLOPs of the last stage's model from scratch at equal tokens."""
-        return 1 - self.staged.flops / self.scratch_flops
-
-    def runs(self) -> tuple[RunPlan, ...]:
-        return (self.staged, *self.baselines)
-
-    def baseline_flops_shared(self) -> int:
-        """FLOPs of the baselines with each shared stage counted once."""
-        return sum({stage.key: stage.flops for run in self.baselines for stage in run.stages}.values())
 
 
 def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
@@ -246,10 +83,18 @@ def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | No
     """
     if name is not None:
         _check_run_name(name)
+    sources = sources or Sources()
     try:
-        return _plan(schedule, name or schedule.name, sources or Sources())
+        check_variants(schedule)
+        return _with_variants(_plan(schedule, name or schedule.name, sources), schedule, sources)
     except InputError as error:
         raise error.inside(schedule.file or "") from None
+
+
+def with_choice(plan: Plan, schedule: Schedule, choice: Choice, sources: Sources | None = None) -> Plan:
+    """The plan whose further seeds train the values that were chosen on the written one."""
+    further = _further_seeds(schedule, plan.name, choice, sources or Sources())
+    return replace(plan, further_seeds=further, is_chosen=True)
 
 
 def _check_run_name(name: str) -> None:
@@ -272,7 +117,47 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         baselines=_baselines(schedule, last, cadence),
         scratch_flops=run_tokens * flops_per_token(last.shape),
         costs=schedule.costs,
+        seed=schedule.seed,
+        values=written_values(schedule),
     )
+
+
+def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
+    """The plan with all that is trained besides the schedule as written."""
+    variants = tuple(_variant(schedule, plan.name, values, sources) for values in other_values(schedule))
+    further = _further_seeds(schedule, plan.name, Choice(plan.values, plan.values), sources)
+    return replace(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
+
+
+def _variant(schedule: Schedule, name: str, values: Values, sources: Sources) -> Variant:
+    tried = label(values)
+    try:
+        plan = _plan(with_values(schedule, values), name, sources)
+    except InputError as error:
+        raise InputError(f"{tried} cannot be planned: {error}", key="baseline.tune") from None
+    baselines = tuple(_named(run, tried) for run in plan.baselines)
+    return Variant(schedule.seed, values, values, _named(plan.staged, tried), baselines)
+
+
+def _further_seeds(schedule: Schedule, name: str, choice: Choice, sources: Sources) -> tuple[Variant, ...]:
+    """Their names do not tell the values, for they stay while these are not known."""
+    found = []
+    for more in range(1, schedule.seeds):
+        seeded = with_seed(schedule, more)
+        staged = _plan(with_values(seeded, choice.staged), name, sources).staged
+        baselines = _plan(with_values(seeded, choice.baseline), name, sources).baselines
+        seed = f"seed-{seeded.seed}"
+        found.append(
+            Variant(
+                seeded.seed, choice.staged, choice.baseline, _named(staged, seed),
+                tuple(_named(run, seed) for run in baselines),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _named(run: RunPlan, what: str) -> RunPlan:
+    return replace(run, name=f"{run.name}-{what}")
 
 
 def _chain_staged(

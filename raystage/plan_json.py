@@ -6,14 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.advice import suggest, warnings
-from raystage.plan import Growth, Plan, RunPlan, StagePlan
+from raystage.planned import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
 from raystage.tree import Node
 from raystage.trials import SweepPlan, Trial
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Every stage with its values, key, FLOPs and memory; the baselines; the saving that FLOPs alone predict;
-    the warnings."""
+    """Every stage with its values, key, FLOPs and memory; the baselines; what is trained with other values and seeds;
+    the saving that FLOPs alone predict; the warnings."""
     return {
         "name": plan.name,
         "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
@@ -22,6 +22,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "flops_shared": plan.baseline_flops_shared(),
             "flops_apart": sum(run.flops for run in plan.baselines),
         },
+        "variants": [_variant(one) for one in plan.variants],
+        "further_seeds": [_variant(one) for one in plan.further_seeds],
+        "runs": [run.name for run in plan.runs()],
+        "flops_of_all_runs": flops_shared(plan.runs()),
         "flops": plan.staged.flops,
         "scratch_flops": plan.scratch_flops,
         "predicted_saving": plan.predicted_saving,
@@ -66,14 +70,27 @@ def _growth(growth: Growth) -> dict[str, Any]:
 
 def _baseline(run: RunPlan) -> dict[str, Any]:
     """A budget in whole steps, and the stretches it is trained in; equal keys are trained once."""
+    return {"budget_tokens": run.tokens, **_chain(run)}
+
+
+def _chain(run: RunPlan) -> dict[str, Any]:
     return {
         "name": run.name,
-        "budget_tokens": run.tokens,
         "tokens": run.tokens,
         "flops": run.flops,
         "stages": [
             {"name": stage.name, "key": stage.key, "tokens": stage.tokens, "flops": stage.flops} for stage in run.stages
         ],
+    }
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    """values: of the staged run and of its baselines; of a further seed those written, until the best are known."""
+    return {
+        "seed": variant.seed,
+        "values": {"staged": dict(variant.staged_values), "baseline": dict(variant.baseline_values)},
+        "staged": _chain(variant.staged),
+        "baseline": [_baseline(run) for run in variant.baselines],
     }
 
 

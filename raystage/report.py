@@ -13,13 +13,15 @@ from typing import Any
 
 from raystage import report_tables
 from raystage.attempts import Rejection
-from raystage.comparison import finished, measure_savings, tokens_per_parameter
+from raystage.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, StageRecord, TrainPoint, where_it_begins
-from raystage.report_tables import Table
-from raystage.savings import format_share
+from raystage.report_tables import Table, format_interval
+from raystage.savings import Savings, compare, format_share
+from raystage.seeds import OverSeeds
+from raystage.tuning import compared, tuning_rows
 
 DONE = ("FINISHED", "REUSED")
 
@@ -44,26 +46,37 @@ def build_report(
 ) -> dict[str, Any]:
     """The report: plain values, strictly JSON (what is not finite becomes null).
 
+    Where values were tuned, stages and baselines are those of the best ones, as soon as these are known.
     records, states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
     """
     stages = [stage for run in plan.runs() for stage in run.stages]
     overall = _joint_state([_state(stage, records, states) for stage in stages])
     savings = measure_savings(plan, records, given_up.stages)
+    best = compared(plan, records)
     return _strict(
         {
             "name": plan.name,
             "state": "FINISHED" if overall in DONE else overall,
-            "stages": [_stage_row(plan.staged, stage, records, states) for stage in plan.staged.stages],
+            "stages": [_stage_row(best.staged, stage, records, states) for stage in best.staged.stages],
             "attempts": [asdict(one) for one in given_up.tried],
             "given_up": [_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages],
-            "baseline": {"runs": [_baseline_row(run, records, states) for run in plan.baselines]},
+            "baseline": {"runs": [_baseline_row(run, records, states) for run in best.baselines]},
+            "tuning": tuning_rows(plan, records),
+            "seeds": _seed_rows(plan, records),
             "tokens_per_parameter": tokens_per_parameter(plan.staged),
-            "savings": asdict(savings),
+            "savings": _savings(savings, measure_seeds(plan, records)),
             "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
             "warnings": list(doubts(plan, records, savings, given_up.stages)),
             "environment": dict(environment or {}),
         }
     )
+
+
+def _savings(savings: Savings, over: OverSeeds | None) -> dict[str, Any]:
+    """Of the written seed; over several, their own beside it, with the verdict on all of them."""
+    if over is None:
+        return asdict(savings)
+    return {**asdict(savings), "verdict": over.verdict, "seeds": asdict(over)}
 
 
 def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
@@ -100,6 +113,25 @@ def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapp
         "budget_tokens": run.tokens,
         "tokens_per_parameter": tokens_per_parameter(run),
     }
+
+
+def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str, Any]]:
+    """A line for each of several seeds, with what it comes to alone."""
+    if not plan.further_seeds:
+        return []
+    rows = []
+    for pair in seed_pairs(plan, records):
+        is_whole = pair.staged is not None and len(pair.baselines) == len(plan.baselines)
+        alone = compare(pair.staged, pair.baselines) if is_whole else None
+        rows.append(
+            {
+                "seed": pair.seed,
+                "staged_eval_loss": pair.staged.eval_loss if pair.staged else None,
+                "compute_saved": alone.compute_saved if alone else None,
+                "loss_difference_at_equal_flops": alone.loss_difference_at_equal_flops if alone else None,
+            }
+        )
+    return rows
 
 
 def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, float | None]:
@@ -186,10 +218,20 @@ def _about(report: Mapping[str, Any]) -> str:
 
 def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
     """What else came of the comparison, in sentences; reports of before say nothing of tokens and equal FLOPs."""
+    if savings.get("seeds"):
+        return _over_seeds(savings["seeds"])
     shares = (("Wall-clock time", savings["time_saved"]), ("Tokens", savings.get("tokens_saved")))
     said = [f"{what} saved: {format_share(share)}." for what, share in shares if share is not None]
     at_equal_flops = savings.get("at_equal_flops")
     return [*said, sentence(at_equal_flops)] if at_equal_flops else said
+
+
+def _over_seeds(over: Mapping[str, Any]) -> list[str]:
+    shares = (("Wall-clock time", over["time_saved"]), ("Tokens", over["tokens_saved"]))
+    said = [f"{what} saved: {format_interval(found)}." for what, found in shares if found]
+    difference = over["loss_difference_at_equal_flops"]
+    between = format_interval(difference, "{:+.3f}".format) if difference else None
+    return [*said, f"Loss difference at equal FLOPs: {between}."] if between else said
 
 
 def _table(table: Table) -> str:

@@ -70,6 +70,74 @@ def ends_table(report: Mapping[str, Any]) -> Table:
     return Table("Why stages ended", ("stage", "ended by"), rows)
 
 
+def tuning_table(report: Mapping[str, Any]) -> Table:
+    """Of a version before tuning, and where nothing is tuned, there is none."""
+    tuning = report.get("tuning")
+    if not tuning:
+        return Table("Tuning", (), ())
+    budgets = [loss["budget_tokens"] for loss in tuning["baseline"]["rows"][0]["eval_losses"]]
+    columns = ("value", "staged run", *(f"baseline, {format_count(budget)} tokens" for budget in budgets))
+    sides = zip(tuning["staged"]["rows"], tuning["baseline"]["rows"], strict=True)
+    note = (
+        "Held-out loss at the end of every run, on the schedule's own seed. The best of the staged run and the best of "
+        "the baseline, which is judged at its largest budget, are compared."
+    )
+    return Table("Tuning", columns, [_tuning_cells(staged, baseline) for staged, baseline in sides], note)
+
+
+def _tuning_cells(staged: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    value = ", ".join(f"{path.rpartition('.')[2]} {_tuned(value)}" for path, value in staged["values"].items())
+    (own,), (*smaller, largest) = (
+        [shown(loss["eval_loss"], format_loss) for loss in side["eval_losses"]] for side in (staged, baseline)
+    )
+    return [value, _marked(own, staged["is_best"]), *smaller, _marked(largest, baseline["is_best"])]
+
+
+def _tuned(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _marked(cell: str, is_best: bool | None) -> str:
+    return f"{cell} (best)" if is_best else cell
+
+
+def seed_table(report: Mapping[str, Any]) -> Table:
+    """Every seed alone, then their mean with its 95 % interval; the mean alone says nothing where that spans zero."""
+    columns = ("seed", "staged run's loss", "compute saved", "loss difference at equal FLOPs")
+    rows = [
+        [
+            str(row["seed"]),
+            shown(row["staged_eval_loss"], format_loss),
+            shown(row["compute_saved"], format_share),
+            shown(row["loss_difference_at_equal_flops"], "{:+.3f}".format),
+        ]
+        for row in report.get("seeds", ())
+    ]
+    over = report["savings"].get("seeds")
+    if not over:
+        return Table("Seeds", columns, rows)
+    difference = shown(over["loss_difference_at_equal_flops"], lambda found: format_interval(found, "{:+.3f}".format))
+    rows.append(["mean (95 % interval)", "-", shown(over["compute_saved"], format_interval), difference])
+    return Table("Seeds", columns, rows, "Each seed's staged run against its own baselines.", totals=1)
+
+
+def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = format_share) -> str:
+    """'27.0 % (20.1 % to 33.9 %)'; only the interval where it spans zero. found: an `Interval` as plain values."""
+    if found["low"] is None:
+        return as_text(found["mean"])
+    between = f"{as_text(found['low'])} to {as_text(found['high'])}"
+    return f"not shown ({between})" if found["low"] <= 0 <= found["high"] else f"{as_text(found['mean'])} ({between})"
+
+
+def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
+    """A figure of a report's savings as text: over several seeds with its interval. None where there is none."""
+    over = savings.get("seeds")
+    value = over[figure] if over else savings.get(figure)
+    if value is None:
+        return None
+    return format_interval(value, as_text) if over else as_text(value)
+
+
 def baseline_table(report: Mapping[str, Any]) -> Table:
     columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
     rows = [_baseline_cells(row) for row in report["baseline"]["runs"]]
@@ -145,7 +213,10 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
-_TABLES = (stage_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table, cost_table)
+_TABLES = (
+    stage_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table, ledger_table,
+    cost_table,
+)  # fmt: skip
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:
@@ -230,14 +301,14 @@ def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
     return [
         report["name"],
         report["state"],
-        shown(savings["compute_saved"], format_share),
-        shown(savings["speedup"], format_share),
-        shown(savings["time_saved"], format_share),
-        shown(savings.get("tokens_saved"), format_share),
+        over_seeds(savings, "compute_saved") or "-",
+        "-" if savings.get("seeds") else shown(savings["speedup"], format_share),
+        over_seeds(savings, "time_saved") or "-",
+        over_seeds(savings, "tokens_saved") or "-",
         shown(savings["at_eval_loss"], format_loss),
         shown(savings["flops_staged"], format_flops),
         shown(savings["flops_baseline"], format_flops),
-        shown(savings.get("loss_difference_at_equal_flops"), "{:+.3f}".format),
+        over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format) or "-",
         f"{report['tokens_per_parameter']:.3g}",
     ]
 

@@ -33,6 +33,7 @@ from raystage.values import (
     Positive,
     Seconds,
     Seed,
+    Seeds,
     Share,
     Span,
     Text,
@@ -257,10 +258,44 @@ class Stage(Section):
     training: Training = Field(default_factory=Training)
 
 
+# What may be tuned: values that both sides have, and that change neither FLOPs nor layout.
+TUNABLE = "training.optimizer."
+
+
+def _as_tuned(value: object) -> object:
+    """The values of every path as the optimizer takes them. Raises ValueError."""
+    if not isinstance(value, dict):
+        return value  # pydantic says what is wrong
+    return {path: _tuned_values(str(path), values) for path, values in value.items()}
+
+
+def _tuned_values(path: str, values: object) -> tuple[object, ...]:
+    field = path.removeprefix(TUNABLE)
+    if not path.startswith(TUNABLE) or field not in Optimizer.model_fields:
+        known = ", ".join(f"{TUNABLE}{name}" for name in Optimizer.model_fields)
+        raise ValueError(f"found {shown(path)}; expected one of {known}")
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"{path}: found {shown(values)}; expected a list of values such as [1e-3, 2e-3, 4e-3]")
+    found: list[object] = []
+    for value in values:
+        try:
+            parsed = getattr(Optimizer.model_validate({field: value}), field)
+        except ValidationError as error:
+            raise ValueError(f"{path}: {explain(error, Optimizer).problem}") from None
+        if parsed in found:
+            raise ValueError(f"{path}: found {shown(value)} a second time; expected each value once")
+        found.append(parsed)
+    return tuple(found)
+
+
 class Baseline(Section):
-    """The last stage's model from scratch, once per budget of tokens, each decayed on its own."""
+    """The last stage's model from scratch, once per budget of tokens, each decayed on its own.
+
+    tune: by path of the training's optimizer the values that are tried, on both sides of the comparison.
+    """
 
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]
+    tune: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_as_tuned)] = Field(default_factory=dict)
 
 
 class Costs(Section):
@@ -294,10 +329,14 @@ class Init(Section):
 
 
 class Schedule(Section):
-    """A whole file. `file` is where it was read, for messages; None where it was not read from one."""
+    """A whole file. `file` is where it was read, for messages; None where it was not read from one.
+
+    seeds: how often the staged run and its baselines are trained, with `seed` and those after it.
+    """
 
     name: Annotated[Name, Field(examples=["quickstart"])]
     seed: Seed = 0
+    seeds: Seeds = 1
     data: Data = Data()
     model: Model = Model()
     training: Training = Field(default_factory=Training)

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage import report_tables
 from raystage.advice import Suggestion, warnings
 from raystage.columns import FirstThatFits
 from raystage.columns import name_column as _name
@@ -23,6 +24,7 @@ from raystage.growth.operator import in_short
 from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
+from raystage.planned import flops_shared
 from raystage.prune import Listing
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
@@ -47,7 +49,8 @@ def plan_table(plan: Plan) -> RenderableType:
             Group(_stages(plan, plan.name, _SIZES), "", _stages(plan, None, _MEMORY, _MEANS)),
         )
     )
-    return Group(stages, "", *map(Text, _baseline_lines(plan)), Text(_prediction(plan)), *_warning_lines(plan))
+    lines = [*_baseline_lines(plan), *_variant_lines(plan)]
+    return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,21 @@ def _baseline_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def _variant_lines(plan: Plan) -> list[str]:
+    """What is trained besides the table's stages and the baselines, and what all of it comes to."""
+    if not plan.variants and not plan.further_seeds:
+        return []
+    tuned = f"{len(plan.candidates)} values of {', '.join(path for path, _ in plan.values)}" if plan.variants else ""
+    seeds = f"{1 + len(plan.further_seeds)} seeds" if plan.further_seeds else ""
+    if tuned and seeds:
+        how = f"{tuned} on seed {plan.seed}, then the best of either side on {len(plan.further_seeds)} more"
+    else:
+        how = tuned or seeds
+    runs = plan.runs()
+    flops = format_flops(flops_shared(runs))
+    return [f"Staged run and baseline are trained with {how}: {len(runs)} runs, {flops} FLOPs in all."]
+
+
 def _prediction(plan: Plan) -> str:
     return (
         f"Predicted saving at equal tokens: {format_share(plan.predicted_saving)} of the FLOPs "
@@ -189,9 +207,21 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+    for table in (report_tables.tuning_table(report), report_tables.seed_table(report)):
+        if table.rows:
+            parts += [_as_written(table), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
+
+
+def _as_written(written: report_tables.Table) -> Table:
+    """A table of the report, whose first column names the rows."""
+    first, *others = written.columns
+    table = _table(written.title, [_name(first), *map(_number, others)])
+    for row in written.rows:
+        table.add_row(*row)
+    return table
 
 
 @dataclass(frozen=True)

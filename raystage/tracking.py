@@ -33,6 +33,7 @@ from raystage.attempts import Rejection
 from raystage.holder import Holder
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.schedule import TUNABLE
 
 Mode = Literal["offline", "online", "disabled"]
 Row = dict[str, Any]
@@ -175,7 +176,7 @@ class WandbTracker:
             resume="allow" if resumed else None,
             project=self._project,
             group=self._group,
-            job_type=self._job_type if run.name == self._plan.staged.name else "baseline",
+            job_type=self._job_type if self._plan.is_staged(run.name) else "baseline",
             name=f"{self._plan.name}-{run.name}",
             config=run_config(self._config, self._plan, run),
             dir=self._directory,
@@ -298,8 +299,14 @@ def _as_uri(place: str) -> str:
 
 
 def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str, Any]:
-    """What W&B shows as a run's configuration: the schedule, and the keys of what this run trains."""
-    return {**config, "name": plan.name, "run": run.name, "stage_keys": {one.name: one.key for one in run.stages}}
+    """What W&B shows as a run's configuration: the schedule, the keys of what this run trains, and where there are
+    several seeds or values its own, by path."""
+    keys = {"name": plan.name, "run": run.name, "stage_keys": {one.name: one.key for one in run.stages}}
+    if not (plan.variants or plan.further_seeds):
+        return {**config, **keys}
+    optimizer = run.stages[-1].training.optimizer
+    values = {path: getattr(optimizer, path.removeprefix(TUNABLE)) for path, _ in plan.values}
+    return {**config, **keys, "variant": {"seed": plan.variant_of(run.name).seed, **values}}
 
 
 def train_row(point: TrainPoint) -> Row:
@@ -401,7 +408,12 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
 
 
 def savings_summary(savings: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"savings/{field}": value for field, value in savings.items() if value is not None}
+    """Every field that has a value; of an interval over seeds its mean and its ends."""
+    row = {f"savings/{field}": value for field, value in savings.items() if value is not None and field != "seeds"}
+    for field, found in savings.get("seeds", {}).items():
+        if isinstance(found, Mapping):
+            row |= {f"savings/{field}_{part}": value for part, value in found.items() if value is not None}
+    return row
 
 
 def artifact_name(schedule: str, run: RunPlan, stage: StagePlan) -> str:

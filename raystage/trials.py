@@ -12,7 +12,7 @@ from typing import Any
 from raystage import yamlfile
 from raystage.errors import InputError
 from raystage.plan import Plan, RunPlan, make_plan
-from raystage.schedule import parse
+from raystage.schedule import Schedule, parse
 from raystage.shape import flops_per_token
 from raystage.sources import Sources
 from raystage.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
@@ -126,7 +126,9 @@ class Planner:
     def _plan(self, content: dict[str, Any]) -> Plan:
         if not self.sweep.needs_baselines:
             content = {key: value for key, value in content.items() if key != "baseline"}
-        return make_plan(parse(content, self.sweep.schedule_file.parent), sources=self._sources)
+        schedule = parse(content, self.sweep.schedule_file.parent)
+        _check_single(schedule)
+        return make_plan(schedule, sources=self._sources)
 
     def _with_equal_flops(self, content: dict[str, Any]) -> dict[str, Any]:
         """The stage that takes what is left has as many whole steps as the FLOPs of all trials allow."""
@@ -142,6 +144,17 @@ class Planner:
             raise InputError(f"{problem}; expected some left for it", key="constraints.equal_flops")
         changed = [*stages[:index], {**stages[index], "until": {"steps": steps}}, *stages[index + 1 :]]
         return {**content, "stages": changed}
+
+
+def _check_single(schedule: Schedule) -> None:
+    """Refuse what would repeat every trial: to vary values and seeds is what a sweep is for."""
+    if schedule.seeds > 1:
+        problem = f"found {schedule.seeds} in the schedule of a sweep"
+        raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")
+    if schedule.baseline is not None and schedule.baseline.tune:
+        paths = ", ".join(schedule.baseline.tune)
+        problem = f"found {paths} in the schedule of a sweep"
+        raise InputError(f"{problem}; expected none, and its values in the sweep's space", key="baseline.tune")
 
 
 def _settings(sweep: Sweep, config: Config) -> tuple[tuple[str, ...], ...]:

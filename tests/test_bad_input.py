@@ -31,7 +31,8 @@ REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
 TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
-KNOWN_TOP = "known here: baseline, costs, data, init, model, name, seed, stages, training"
+KNOWN_TOP = "known here: baseline, costs, data, init, model, name, seed, seeds, stages, training"
+TUNABLE = ", ".join(f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay"))
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
 # values in it (a=1 | b=2). "set": the good file with --set. "reject": the good file with an on_reject in its second
@@ -407,6 +408,36 @@ CASES = [
      "data.tokenizer: found './nowhere', which is no folder here; expected 'bytes', a folder or a hub name"),
     ("change", "data.tokenizer=FOLDER/texts", "data.tokenizer: found no tokenizer in the folder 'FOLDER/texts'; "
      "expected tokenizer.json or the like in it"),
+    # --- a tuned baseline and several seeds
+    ("change", "seeds=0", "seeds: found 0; expected more than 0"),
+    ("change", "seeds=101", "seeds: found 101; expected at most 100"),
+    ("change", "seeds=3 | baseline=null",
+     "seeds: found 3 without a baseline to compare every seed's run with; expected a baseline section beside it, or 1"),
+    ("change", "seeds=3 | seed=4294967294", "seed: found 4294967294 with 3 seeds from it on; "
+     "expected at most 4294967293"),
+    ("change", "baseline.tune=[1e-3]", f"baseline.tune: found [0.001]; {MAPPING}"),
+    ("change", "baseline={budgets: [640], tune: {training.workers: [1, 2]}}", "baseline.tune: found "
+     f"'training.workers'; expected one of {TUNABLE}"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: 1e-3}}", "baseline.tune: "
+     "training.optimizer.lr: found 0.001; expected a list of values such as [1e-3, 2e-3, 4e-3]"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: []}}", "baseline.tune: "
+     "training.optimizer.lr: found []; expected a list of values such as [1e-3, 2e-3, 4e-3]"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: [1e-3, -1]}}", "baseline.tune: "
+     "training.optimizer.lr: found -1; expected more than 0"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: [1e-3, 0.001]}}", "baseline.tune: "
+     "training.optimizer.lr: found 0.001 a second time; expected each value once"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.momentum: [0.5]}}", "baseline.tune: momentum-0.5 "
+     "cannot be planned: training.optimizer.momentum: found 0.5, but adamw takes no momentum; expected it with sgd "
+     "alone"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: [2e-3]}} | "
+     "stages[1].training={optimizer: {lr: 1e-4}}",
+     "stages[1].training.optimizer.lr: found 0.0001 in a stage, which baseline.tune would leave as it is; expected it "
+     "in the file's training section alone, where it is tuned for the whole run"),
+    ("change", "seeds=2 | stages[1].accept={eval_loss_below: 2}", "stages[1].accept: found beside seeds, whose runs "
+     "have all to be finished to be compared; remove it, or seeds"),
+    ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: [2e-3]}} | "
+     "stages[1].grow={operator: stack, require: {loss_increase_below: 1}}", "stages[1].grow.require: found beside "
+     "baseline.tune, whose runs have all to be finished to be compared; remove it, or baseline.tune"),
     # --- DeepSpeed's options
     ("change", "training.deepspeed=zero", f"training.deepspeed: found 'zero'; {MAPPING}"),
     ("change", "training.deepspeed.train_batch_size=4",
