@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 # Width of a letter, in font sizes; of a system's sans-serif, on the safe side.
-_LETTER = 0.58
+LETTER = 0.58
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TIME_STEPS = tuple(
     factor * unit
@@ -192,33 +192,33 @@ def _axes(chart: Chart, size: Size, x: Scale, y: Scale) -> list[str]:
     below, beside = y.start + 1.4 * size.font, x.start - 0.5 * size.font
     parts = []
     for value, word in chart.y.ticks:
-        parts.append(_segment("grid", x.start, y.at(value), x.end, y.at(value)))
-        parts.append(_text(word, beside, y.at(value) + 0.35 * size.font, "tick", "end"))
-    parts.append(_segment("axis", x.start, y.start, x.end, y.start))
+        parts.append(segment("grid", x.start, y.at(value), x.end, y.at(value)))
+        parts.append(text(word, beside, y.at(value) + 0.35 * size.font, "tick", "end"))
+    parts.append(segment("axis", x.start, y.start, x.end, y.start))
     for value, word in chart.x.ticks:
-        parts.append(_segment("axis", x.at(value), y.start, x.at(value), y.start + 4))
-        parts.append(_text(word, _inside(word, x.at(value), size), below, "tick", "middle"))
-    parts.append(_text(chart.x.label, (x.start + x.end) / 2, size.height - 0.6 * size.font, "label", "middle"))
-    parts.append(_text(chart.y.label, 2, 1.1 * size.font, "label", "start"))
+        parts.append(segment("axis", x.at(value), y.start, x.at(value), y.start + 4))
+        parts.append(text(word, _inside(word, x.at(value), size), below, "tick", "middle"))
+    parts.append(text(chart.x.label, (x.start + x.end) / 2, size.height - 0.6 * size.font, "label", "middle"))
+    parts.append(text(chart.y.label, 2, 1.1 * size.font, "label", "start"))
     return parts
 
 
 def _inside(word: str, middle: float, size: Size) -> float:
     """The middle of a word that does not reach over the picture's edge."""
-    half = _LETTER * size.font * len(word) / 2
+    half = LETTER * size.font * len(word) / 2
     return min(max(middle, half), size.width - half)
 
 
 def _stretch(one: Stretch, size: Size, x: Scale, y: Scale) -> str:
     start, end = (min(max(x.at(value), x.start), x.end) for value in (max(one.start, x.low), one.end))
-    border = _segment("border", start, y.end, start, y.start) if one.has_border else ""
-    fitting = (label for label in one.labels if _LETTER * size.font * len(label) <= end - start)
+    border = segment("border", start, y.end, start, y.start) if one.has_border else ""
+    fitting = (label for label in one.labels if LETTER * size.font * len(label) <= end - start)
     label = next(fitting, "")
-    return border + (_text(label, (start + end) / 2, y.end - 0.6 * size.font, "stage", "middle") if label else "")
+    return border + (text(label, (start + end) / 2, y.end - 0.6 * size.font, "stage", "middle") if label else "")
 
 
 def _level(level: Level, x: Scale, y: Scale) -> str:
-    return _segment(level.style, x.start, y.at(level.y), x.end, y.at(level.y))
+    return segment(level.style, x.start, y.at(level.y), x.end, y.at(level.y))
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
@@ -236,10 +236,10 @@ def _arrow(arrow: Arrow, size: Size, x: Scale, y: Scale) -> str:
     room = level + 1.5 * size.font * (len(arrow.words) + 0.3) < y.start
     first = level + 1.5 * size.font if room else level - 0.8 * size.font - 1.3 * size.font * (len(arrow.words) - 1)
     words = (
-        _text(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end")
+        text(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end")
         for number, word in enumerate(arrow.words)
     )
-    return "".join([_segment(arrow.style, start, level, neck, level), _polygon(arrow.style, head), *words])
+    return "".join([segment(arrow.style, start, level, neck, level), _polygon(arrow.style, head), *words])
 
 
 def _mark(mark: Mark, x: Scale, y: Scale) -> str:
@@ -255,7 +255,7 @@ def _is_within(mark: Mark, chart: Chart) -> bool:
     return chart.x.low <= mark.x <= chart.x.high and chart.y.low <= mark.y <= chart.y.high
 
 
-def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+def segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -263,5 +263,5 @@ def _polygon(style: str, points: str) -> str:
     return f'<polygon class="{style}" points="{points}"/>'
 
 
-def _text(words: str, x: float, y: float, style: str, anchor: str) -> str:
+def text(words: str, x: float, y: float, style: str, anchor: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

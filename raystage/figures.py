@@ -195,7 +195,7 @@ def _draw_saving(axes: Axes, savings: Mapping[str, Any]) -> None:
 
 def _write_around(figure: Figure, panels: Sequence[Axes], report: Mapping[str, Any]) -> None:
     """The verdict above, the legend below; in place of empty panels a word."""
-    figure.suptitle(_balanced(f"{report['name']}: {report['savings']['verdict']}"), x=0.012, ha="left", fontsize=10.5)
+    figure.suptitle(balanced(f"{report['name']}: {report['savings']['verdict']}"), x=0.012, ha="left", fontsize=10.5)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / 2), columnspacing=4)
@@ -205,7 +205,7 @@ def _write_around(figure: Figure, panels: Sequence[Axes], report: Mapping[str, A
         axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color="#555555")
 
 
-def _balanced(text: str) -> str:
+def balanced(text: str) -> str:
     """Lines of about equal length, as few as fit the width."""
     lines = math.ceil(len(text) / _TITLE_CHARACTERS)
     return fill(text, math.ceil(len(text) / lines) + (10 if lines > 1 else 0))

@@ -24,7 +24,7 @@ from raystage.units import format_count
 
 KEY_DIGITS = 12
 
-_STATES = {
+STATES = {
     "SCHEDULING": "It has not begun.",
     "RUNNING": "It was not finished when this was written: what follows is as far as it has come.",
     "RESTARTING": "Its workers were being started again when this was written: what follows is as far as it has come.",
@@ -83,7 +83,7 @@ def page(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> 
     views = [_view(number, report, run) for number, (report, run) in enumerate(runs, 1)]
     several = len(views) > 1
     return (
-        _environment()
+        templates()
         .get_template("report.html")
         .render(
             title=f"raystage: {', '.join(view.name for view in views)}",
@@ -94,7 +94,7 @@ def page(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> 
     )
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
     made = Environment(
         loader=PackageLoader("raystage"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -111,7 +111,7 @@ def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None)
         identity=identity,
         name=report["name"],
         state=report["state"],
-        trouble=_STATES.get(report["state"]),
+        trouble=STATES.get(report["state"]),
         verdict=sentence(report["savings"]["verdict"]),
         facts=_facts(report),
         warnings=report["warnings"],

@@ -30,18 +30,23 @@ def report(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Show what runs came to: stages, baselines, savings; several runs side by side.
+    """Show what runs came to: stages, baselines, savings; several runs side by side. Of a sweep: its trials, the best
+    first, what mattered and what the search cost.
 
     \b
     Example:
       raystage report quickstart --json
       raystage report quickstart faster --html both.html
       raystage report quickstart --markdown --figures pictures
+      raystage report when-to-grow --html sweep.html
     """
     if as_json and as_markdown:
         raise InputError("found --json too; expected one of them", key="--markdown")
     opened = open_store(store)
     reports = [_read_report(opened, name) for name in names]
+    if html is not None and len(reports) > 1 and any(map(_is_sweep, reports)):
+        found = next(one["name"] for one in reports if _is_sweep(one))
+        raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
     written = []
     if html is not None:
         written += _write_page(opened, reports, html)
@@ -65,6 +70,10 @@ def _read_report(store: Any, name: str) -> dict[str, Any]:
     return found
 
 
+def _is_sweep(report: dict[str, Any]) -> bool:
+    return report.get("kind") == "sweep"
+
+
 def _print_tables(reports: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
@@ -72,33 +81,39 @@ def _print_tables(reports: list[dict[str, Any]]) -> None:
     from raystage.tables import final_table
 
     for one in reports:
-        Console().print(sweep_result_table(one) if one.get("kind") == "sweep" else final_table(one))
+        Console().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
 
 
 def _print_markdown(reports: list[dict[str, Any]]) -> None:
-    from raystage.report import markdown
+    from raystage import report, sweep_result
 
-    click.echo("\n".join(markdown(one) for one in reports), nl=False)
+    pages = ((sweep_result if _is_sweep(one) else report).markdown(one) for one in reports)
+    click.echo("\n".join(pages), nl=False)
 
 
 def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:
     from raystage.page import page
+    from raystage.sweep_page import sweep_page
 
-    text = page([(one, store.read_run(one["name"], "run.json")) for one in reports])
+    if _is_sweep(reports[0]):
+        text = sweep_page(reports[0])
+    else:
+        text = page([(one, store.read_run(one["name"], "run.json")) for one in reports])
     with _writing("--html", file, "a file in a folder that is there"):
         file.write_text(text, encoding="utf-8")
     return [file]
 
 
 def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """NAME.png and NAME.svg of each run; the folder is made."""
+    """NAME.png and NAME.svg of each run and sweep; the folder is made."""
     from raystage.figures import write_curves
+    from raystage.sweep_figures import write_sweep
 
     drawn: list[Path] = []
     with _writing("--figures", folder, "a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         for one in reports:
-            drawn += write_curves(one, folder / f"{one['name']}.png")
+            drawn += (write_sweep if _is_sweep(one) else write_curves)(one, folder / f"{one['name']}.png")
     return drawn
 
 

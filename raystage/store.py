@@ -76,7 +76,8 @@ class Store:
 
     def trunk(self, trunk: str) -> list[tuple[int, str]]:
         """Steps and key of the stages under a trunk key, the longest first. Some are trained now, some may be gone."""
-        names = (self.folder / "trunks" / trunk).names()
+        # A file that begins with a dot is on its way to its place.
+        names = [name for name in (self.folder / "trunks" / trunk).names() if name[0] != "."]
         return [(int(steps), key) for steps, _, key in (name.partition("-") for name in reversed(names))]
 
     def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:

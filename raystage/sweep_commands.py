@@ -91,7 +91,10 @@ def sweep(
     if as_json:
         click.echo(json.dumps(report, indent=1))
     Console(stderr=as_json).print(sweep_result_table(report))
-    click.echo(f"report: {folder.uri}/report.json, report.md; the best schedule: {folder.uri}/best.yaml", err=as_json)
+    click.echo(
+        f"report: {folder.uri}/report.html, report.md, report.json; the best schedule: {folder.uri}/best.yaml",
+        err=as_json,
+    )
     if not any(row["state"] == "FINISHED" for row in report["trials"]):
         _fail(report)
 

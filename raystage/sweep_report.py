@@ -16,7 +16,7 @@ from raystage.space import Config
 from raystage.sweep_file import METRICS, Objective
 from raystage.trials import SweepPlan
 
-_STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_loss", "trained_for")
+_STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_loss", "trained_for", "donor")
 
 
 @dataclass(frozen=True)

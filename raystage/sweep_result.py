@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,11 +17,15 @@ from raystage.savings import format_flops
 from raystage.schedule import parse
 from raystage.space import describe, format_value
 from raystage.store import Store
+from raystage.sweep_figures import write_sweep
+from raystage.sweep_page import sweep_page, verdict
 from raystage.tables import STATE_STYLES
 from raystage.trials import SweepPlan
 
 BEST_FILE = "best.yaml"
 MARKDOWN_FILE = "report.md"
+PAGE_FILE = "report.html"
+FIGURE_FILE = "sweep.png"
 
 
 def sweep_result_table(report: Mapping[str, Any]) -> RenderableType:
@@ -43,9 +49,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"{format_flops(search['flops_claimed'])} apart"
         + (f": a sharing factor of {search['sharing_factor']:.2f}." if search["sharing_factor"] else ".")
     ]
-    if report["importance"]:
-        parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
-        lines.append(f"What sets the better half of the trials apart (PED-ANOVA): {parts}.")
+    lines += _what_mattered(report)
     if report["pays_for_itself_after"] is not None:
         lines.append(
             f"The search pays for itself after {report['pays_for_itself_after']:.1f} runs of the best schedule."
@@ -56,21 +60,30 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _what_mattered(report: Mapping[str, Any]) -> list[str]:
+    parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
+    return [f"What sets the better half of the trials apart (PED-ANOVA): {parts}."] if parts else []
+
+
 def markdown(report: Mapping[str, Any]) -> str:
-    """The same as a page of Markdown."""
+    """A page of Markdown: the result in words, what mattered, the trials by rank."""
     metrics = [one["metric"] for one in report["objective"]]
     head = ["rank", "trial", "config", *metrics, "eval loss", "FLOPs", "state"]
     rows = sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
     cells = [_cells(row, metrics, [describe(row["config"])]) for row in rows]
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in line] for line in cells]]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([f"# {report['name']}", *summary(report), body]) + "\n"
+    return "\n\n".join([f"# {report['name']}", verdict(report), *_what_mattered(report), body]) + "\n"
 
 
 def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> None:
-    """The report as Markdown and the best schedule, beside the report itself."""
+    """The report as Markdown, as a page and as its figure, and the best schedule, beside the report itself."""
     folder = store.run_folder(report["name"])
     folder.write_whole(MARKDOWN_FILE, markdown(report).encode())
+    folder.write_whole(PAGE_FILE, sweep_page(report).encode())
+    with tempfile.TemporaryDirectory() as work:
+        for figure in write_sweep(report, Path(work, FIGURE_FILE)):
+            folder.write_whole(figure.name, figure.read_bytes())
     best = report["best"]
     if best is not None and best["schedule"] is not None:
         folder.write_whole(BEST_FILE, best_schedule(plan, best).encode())

@@ -22,12 +22,12 @@ FLOORS: dict[int, set[str]] = {
         "hf_config", "hf_family", "holder", "initial", "ledger", "listener", "mailbox", "manifest_check", "memory",
         "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps", "rates",
         "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds",
-        "sources", "space", "sweep_file", "sweep_report", "tree", "trials", "triggers", "tuning", "values",
-        "variants", "yamlfile",
+        "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report", "tree",
+        "trials", "triggers", "tuning", "values", "variants", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
-        "growth.twins", "hardware", "hf_tokenizer", "model", "objective",
+        "growth.twins", "hardware", "hf_tokenizer", "model", "objective", "sweep_figures",
     },
     3: {
         "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
@@ -79,6 +79,7 @@ POORER: dict[str, set[str]] = {
     "panels": set(),
     "page": {"jinja2", "markupsafe", "yaml"},
     "figures": {"matplotlib", "numpy"},  # a report is drawn without torch
+    "sweep_figures": {"matplotlib"},
 }
 
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

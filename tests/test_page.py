@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 import yaml
 
 from factories import make_curves, make_records, make_schedule
+from outline import Outline
 from raystage.curves import baseline_curves, loss_range, stage_curves, staged_points
 from raystage.page import configuration, lineage, page
 from raystage.panels import run_panels
@@ -29,47 +29,6 @@ BIG = {
     "baseline": {"budgets": ["800K", "1.2M", "1.6M"]},
 }
 INKS = ("ink", "muted", "staged", "saving", "good", "bad", "link", "baseline", *(f"run-{n}" for n in range(1, 7)))
-VOID = {"meta", "link", "input", "br", "img"}
-
-
-class Outline(HTMLParser):
-    """What a reader of the page's structure gets; complains where tags do not close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[tuple[int, str]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if re.fullmatch(r"h\d", tag):
-            self.headings.append((int(tag[1]), ""))
-
-    def handle_startendtag(self, tag: str, attributes: list) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, text: str) -> None:
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.words.append(text)
-        if self.open and re.fullmatch(r"h\d", self.open[-1]):
-            level, before = self.headings[-1]
-            self.headings[-1] = (level, before + text)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def count(self, tag: str, style: str) -> int:
-        return sum(one == tag and style in (attributes.get("class") or "").split() for one, attributes in self.tags)
 
 
 @pytest.fixture

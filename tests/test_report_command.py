@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +18,11 @@ from raystage.report import markdown
 from raystage.schedule import parse
 from raystage.storage import open_folder
 from raystage.store import Store
+from raystage.sweep_page import verdict
+from raystage.sweep_result import write_papers
+from raystage.trials import plan_sweep
+from sweep_results import finished, swept
+from sweeps import make_sweep
 
 
 @pytest.fixture
@@ -31,6 +37,16 @@ def store(tmp_path: Path) -> Store:
             opened.commit_record(record)
         Driver(plan, schedule, opened, []).run()
     return opened
+
+
+@pytest.fixture
+def sweep(store: Store, tmp_path: Path) -> dict[str, Any]:
+    """The report of a sweep named search, in the store with its papers."""
+    plan = plan_sweep(make_sweep(tmp_path))
+    found = swept(plan, finished(plan, 2.0, 1.5, 1.7, 1.9))
+    store.write_run("search", "report.json", found)
+    write_papers(store, plan, found)
+    return found
 
 
 @pytest.fixture
@@ -89,6 +105,35 @@ def test_json_stays_json_beside_files(report, store: Store, tmp_path: Path) -> N
 
 def test_without_options_the_tables_are_shown(report) -> None:
     assert "loss at growth" in report("mine").stdout
+
+
+def test_a_sweep_leaves_its_page_beside_its_report(store: Store, sweep: dict[str, Any]) -> None:
+    folder = Path(store.folder.uri) / "runs/search"
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json", "report.html", "report.md", "sweep.png", "sweep.svg", "best.yaml",
+    }  # fmt: skip
+    assert f"<h1>{verdict(sweep)}</h1>" in (folder / "report.html").read_text()
+    assert (folder / "report.md").read_text().startswith(f"# search\n\n{verdict(sweep)}\n")
+
+
+def test_a_sweep_is_reported_like_a_run(report, store: Store, sweep: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(store.folder.uri) / "runs/search"
+    report("search", "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == (folder / "report.html").read_text()
+    assert report("search", "--markdown").stdout == (folder / "report.md").read_text()
+    report("search", "mine", "--figures", tmp_path / "pictures")
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"search.png", "search.svg", "mine.png", "mine.svg"}
+    assert (tmp_path / "pictures/search.svg").read_bytes() == (folder / "sweep.svg").read_bytes()
+    assert json.loads(report("search", "--json").stdout) == sweep
+
+
+def test_a_sweep_has_a_page_of_its_own(report, sweep: dict[str, Any], tmp_path: Path) -> None:
+    done = report("mine", "search", "--html", tmp_path / "both.html", status=2)
+    assert (
+        done.stderr == "raystage: --html: found sweep 'search' among others; expected it alone, on a page of its own\n"
+    )
+    assert not (tmp_path / "both.html").exists()
 
 
 @pytest.mark.parametrize(

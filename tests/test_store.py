@@ -107,3 +107,10 @@ def test_a_folders_uri_opens_the_same_folder_elsewhere() -> None:
     remote = Folder(fs.LocalFileSystem(), "bucket/store", "s3", "region=eu-west-1")
     assert (remote / "stages").uri == "s3://bucket/store/stages?region=eu-west-1"
     assert open_folder("/some/where").uri == "/some/where"
+
+
+def test_a_note_that_is_being_written_is_not_read(store: Store) -> None:
+    """A driver lists a trunk while another one notes a stage there: its file has a name of its own at first."""
+    store.note_trunk("trunk", 3, "key")
+    (store.folder / "trunks" / "trunk").write_whole(".000000000007-other.0123", b"")
+    assert store.trunk("trunk") == [(3, "key")]

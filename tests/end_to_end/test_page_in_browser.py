@@ -12,6 +12,10 @@ from factories import make_curves, make_schedule
 from raystage.page import page
 from raystage.plan import make_plan
 from raystage.report import build_report
+from raystage.sweep_page import sweep_page
+from raystage.trials import plan_sweep
+from sweep_results import finished, swept
+from sweeps import make_sweep
 
 BROWSER = find_browser()
 pytestmark = [
@@ -105,3 +109,63 @@ def test_on_paper_all_axes_are_shown(tab: Tab) -> None:
     assert set(tab.evaluate(SHOWN)) == {True}
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert tab.pdf().startswith(b"%PDF")
+
+
+# --- the page of a sweep ----------------------------------------------------------------------
+
+SPACE = """
+stages[0].until.tokens: {grid: [400, 600, 800]}
+stages[1].grow.operator: {grid: [stack, interleave]}
+stages[2].training.optimizer.lr: {grid: [2e-3, 4e-3]}
+"""
+
+
+@pytest.fixture
+def sweep_tab(tmp_path: Path) -> Iterator[Tab]:
+    objectives = [{"metric": "eval_loss"}, {"metric": "compute_saved"}]
+    plan = plan_sweep(make_sweep(tmp_path, SPACE, name="a-sweep-with-a-name" * 5, objective=objectives))
+    losses, saved = [2 - 0.01 * number for number in range(12)], [0.03 * number % 0.2 for number in range(12)]
+    path = tmp_path / "sweep.html"
+    report = swept(plan, finished(plan, *losses, compute_saved=saved), dict(enumerate(saved)))
+    path.write_text(sweep_page(report), encoding="utf-8")
+    with open_tab(BROWSER, tmp_path / "profile") as opened:
+        opened.resize(1280)
+        opened.open(path)
+        yield opened
+
+
+def test_a_sweeps_page_fits_every_screen_and_can_be_read_on_all(sweep_tab: Tab) -> None:
+    texts = "[...document.querySelectorAll('.chart text')].map(text => text.getBoundingClientRect().height)"
+    for width in (320, 360, 768, 1280):
+        sweep_tab.resize(width)
+        assert sweep_tab.evaluate(OVERFLOW) <= 0
+        if width >= 360:
+            assert sweep_tab.evaluate(f"Math.min(...{texts}.filter(height => height > 0))") >= 10
+    assert sweep_tab.complaints == []
+    assert len([url for url in sweep_tab.requests if not url.startswith("data:")]) == 1
+
+
+def test_words_of_a_sweeps_pictures_stay_within_them(sweep_tab: Tab) -> None:
+    beyond = (
+        "[...document.querySelectorAll('.chart')].flatMap(chart => [...chart.querySelectorAll('text')].filter(text =>"
+        " text.getBoundingClientRect().right > chart.getBoundingClientRect().right + 1).map(text => text.textContent))"
+    )
+    for width in (360, 1280):
+        sweep_tab.resize(width)
+        assert sweep_tab.evaluate(beyond) == []
+
+
+def test_a_stage_of_the_tree_says_all_of_itself_under_the_pointer(sweep_tab: Tab) -> None:
+    place = sweep_tab.evaluate(
+        "(() => { const disc = document.querySelector('.wide circle.shared');"
+        " disc.scrollIntoView({block: 'center'}); const box = disc.getBoundingClientRect();"
+        " return document.elementFromPoint(box.x + 2, box.y + box.height / 2).textContent })()"
+    )
+    assert place == "small: tokens=400; 400 tokens; held-out loss 2.5000; trials 0, 1, 2, 3"
+
+
+def test_a_sweeps_pictures_have_the_colours_of_the_night(sweep_tab: Tab) -> None:
+    stroke = "getComputedStyle(document.querySelector('.wide .trial.best')).stroke"
+    assert sweep_tab.evaluate(stroke) == "rgb(176, 67, 0)"
+    sweep_tab.emulate(dark=True)
+    assert sweep_tab.evaluate(stroke) == "rgb(255, 159, 90)"

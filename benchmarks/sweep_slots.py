@@ -1,0 +1,265 @@
+"""How busy a sweep's slots are: python benchmarks/sweep_slots.py [--trials 10000] [--slots 64] [--seconds 2]
+
+A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and order of trials,
+and in each trial by its driver, with turns, leases and records in a real store. Training alone is a sleep, of a random
+length for every stage. Ray Tune is left out: a thread stands for the actor of a trial, and takes the next one when it
+is through, as Tune's actors do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raystage.driver import Driver
+from raystage.lease import Leases
+from raystage.narrator import Narrator
+from raystage.plan import StagePlan, trunk_key
+from raystage.record import Donor, Evaluation, StageRecord
+from raystage.storage import open_folder
+from raystage.store import Store
+from raystage.sweep_file import load
+from raystage.tree import Tree
+from raystage.trials import SweepPlan, plan_sweep
+from raystage.turns import OnWaiting, Turn, Turns
+
+SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/growth.yaml"
+# When to grow, how, for how long, and at what rate to end: 12 first stages, 144 second ones, and nearly every trial
+# has a last one of its own. In the other space hardly two second stages are of one length, and the longer ones go on
+# from the shorter: as much waiting for each other as there can be.
+_FIRST = {
+    "stages[0].until.tokens": {"choice": ["200K", "400K", "600K", "800K"]},
+    "training.optimizer.weight_decay": {"choice": [0, 0.1, 0.2]},
+}
+_OPERATOR = {"stages[1].grow.operator": {"choice": ["stack", "interleave", "identity"]}}
+SPACES = {
+    "rates": {
+        **_FIRST,
+        "stages[1].until.tokens": {"choice": ["100K", "200K", "400K", "600K"]},
+        **_OPERATOR,
+        "stages[2].training.optimizer.lr": {"loguniform": [0.0001, 0.004]},
+    },
+    "lengths": {**_FIRST, "stages[1].until.tokens": {"integer": ["50K", "1M"]}, **_OPERATOR},
+}
+# Of a stage's mean length: how often those who wait look again. Real stages take minutes, and the looks are 2 s apart.
+POLL_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the slot time in which there was work to do: busy, the share in which it was done; waiting, that in which the
+    trial in the slot waited for another one instead. The rest went by between stages. trained: how often each was."""
+
+    busy: float
+    waiting: float
+    seconds: float
+    cpu_seconds: float
+    trained: Counter[str]
+
+
+class Meter:
+    """Slots that train, and stages that could be trained: neither finished nor anybody's, all before them finished,
+    and no shorter version of them that they could go on from under way."""
+
+    def __init__(self, tree: Tree, slots: int) -> None:
+        self.tree, self._slots = tree, slots
+        self._lock = threading.Lock()
+        self._training: set[str] = set()
+        self._finished: set[str] = set()
+        self._longer: dict[str, list[str]] = {}
+        for key in tree.nodes:
+            for donor in self._donors(key):
+                self._longer.setdefault(donor, []).append(key)
+        self._ready = set(filter(self._is_ready, tree.nodes))
+        self._at = time.monotonic()
+        self._waiting = 0
+        self.busy_seconds = self.idle_seconds = self.waiting_seconds = 0.0
+        self.trained: Counter[str] = Counter()
+
+    def started(self, key: str) -> None:
+        with self._lock:
+            self._count()
+            self.trained[key] += 1
+            self._training.add(key)
+            self._look_again(key)
+
+    def finished(self, key: str) -> None:
+        with self._lock:
+            self._count()
+            self._training.discard(key)
+            self._finished.add(key)
+            self._look_again(key)
+
+    def waits(self, more: int) -> None:
+        """So many more trials wait for others, or fewer."""
+        with self._lock:
+            self._count()
+            self._waiting += more
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        passed, self._at = now - self._at, now
+        busy = len(self._training)
+        self.busy_seconds += busy * passed
+        idle = min(self._slots - busy, len(self._ready))
+        self.idle_seconds += idle * passed
+        self.waiting_seconds += min(idle, self._waiting) * passed
+
+    def _look_again(self, key: str) -> None:
+        for one in (key, *self.tree.nodes[key].children, *self._longer.get(key, ())):
+            (self._ready.add if self._is_ready(one) else self._ready.discard)(one)
+
+    def _is_ready(self, key: str) -> bool:
+        parent = self.tree.nodes[key].stage.parent_key
+        return (
+            key not in self._training
+            and key not in self._finished
+            and (parent is None or parent in self._finished)
+            and self._training.isdisjoint(self._donors(key))
+        )
+
+    def _donors(self, key: str) -> Iterator[str]:
+        while key := self.tree.nodes[key].donor_key:
+            yield key
+
+
+class CountedTurns(Turns):
+    """Turns whose waiting is counted."""
+
+    meter: Meter
+
+    def wait(self, stages: Sequence[StagePlan], on_waiting: OnWaiting) -> bool:
+        self.meter.waits(1)
+        try:
+            return super().wait(stages, on_waiting)
+        finally:
+            self.meter.waits(-1)
+
+
+class Sleeper(Driver):
+    """A driver whose Train runs are sleeps. It leaves records, and no reports or pages: of these a real one writes a
+    few in minutes."""
+
+    meter: Meter
+    mean_seconds: float
+
+    def _train(self, turn: Turn, narrator: Narrator) -> None:
+        for stage in turn.stages:
+            turn.check()
+            self._sleep(stage)
+            self._catch_up(narrator)
+
+    def _sleep(self, stage: StagePlan) -> None:
+        """As long as the stage takes, or what its donor leaves of it; then it is finished."""
+        self.meter.started(stage.key)
+        node = self.meter.tree.nodes[stage.key]
+        donor = self.store.record(node.donor_key) if node.donor_key else None
+        share = 1 - donor.steps / stage.steps if donor else 1.0
+        time.sleep(share * self.mean_seconds * random.Random(stage.key).uniform(0.5, 1.5))
+        self.store.commit_record(_record(stage, donor, self.plan.name), trunk_key(stage))
+        self.meter.finished(stage.key)
+
+    def _note(self, state: str) -> dict[str, Any]:
+        return {}
+
+    def _write_papers(self, report: dict[str, Any]) -> None:
+        pass
+
+
+def _record(stage: StagePlan, donor: StageRecord | None, run: str) -> StageRecord:
+    """What a stage leaves behind, without a model."""
+    end = Evaluation(stage.end_tokens, stage.start_steps + stage.steps, stage.end_flops, 0.0, 0.0)
+    return StageRecord(
+        key=stage.key,
+        parent_key=stage.parent_key,
+        name=stage.name,
+        shape=stage.shape,
+        num_params=stage.num_params,
+        num_workers=stage.training.workers,
+        zero_stage=stage.training.zero_stage,
+        tokens=stage.tokens,
+        steps=stage.steps,
+        flops=stage.flops,
+        seconds=0.0,
+        evaluation_seconds=0.0,
+        evaluation_flops=0,
+        peak_memory_bytes=0,
+        eval_loss=0.0,
+        checkpoint="checkpoints/none",
+        evaluations=(end,),
+        donor=Donor(donor.key, donor.tokens, donor.flops, 0.0) if donor else None,
+        trained_for=run,
+    )
+
+
+def simulate(plan: SweepPlan, store: Store, slots: int, mean_seconds: float) -> Outcome:
+    """Run all trials of a plan, `slots` at a time, in the order in which they would be started."""
+    meter, began, began_cpu = Meter(plan.tree, slots), time.monotonic(), time.process_time()
+
+    def run(number: int) -> None:
+        trial = plan.trials[number]
+        turns = CountedTurns(store, Leases(store.folder / "stages"), POLL_SHARE * mean_seconds)
+        turns.meter = meter
+        driver = Sleeper(trial.plan, None, store, [], turns=turns, is_connected=True)
+        driver.meter, driver.mean_seconds = meter, mean_seconds
+        driver.run()
+
+    with ThreadPoolExecutor(slots) as pool:
+        for done in [pool.submit(run, number) for number in plan.tree.order]:
+            done.result()
+    with_work = meter.busy_seconds + meter.idle_seconds
+    return Outcome(
+        busy=meter.busy_seconds / with_work,
+        waiting=meter.waiting_seconds / with_work,
+        seconds=time.monotonic() - began,
+        cpu_seconds=time.process_time() - began_cpu,
+        trained=meter.trained,
+    )
+
+
+def make_plan(folder: Path, space: Mapping[str, Any], trials: int) -> SweepPlan:
+    file = folder / "sweep.yaml"
+    search = {"algorithm": "random", "num_trials": trials}
+    file.write_text(yaml.safe_dump({"name": "slots", "schedule": str(SCHEDULE), "space": space, "search": search}))
+    return plan_sweep(load(file))
+
+
+def row(name: str, trials: int, slots: int, mean_seconds: float) -> str:
+    """A line of the table: what was simulated, and how busy the slots were."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(Path(folder), SPACES[name], trials)
+        found = simulate(plan, Store(open_folder(f"{folder}/store")), slots, mean_seconds)
+    again = found.trained.total() - len(found.trained)
+    cells = [name, trials, slots, len(found.trained), again, f"{found.seconds:.0f}", f"{found.cpu_seconds:.0f}",
+             f"{found.busy:.2%}", f"{found.waiting:.2%}", f"{1 - found.busy - found.waiting:.2%}"]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=2.0, help="a stage's mean length")
+    parser.add_argument("--space", choices=SPACES, help="both unless given")
+    options = parser.parse_args()
+    print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print("| space | trials | slots | stages | trained again | s | CPU s | busy | waiting | between stages |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for name in [options.space] if options.space else SPACES:
+        print(row(name, options.trials, options.slots, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
