@@ -7,6 +7,7 @@ the start of the run that the stage belongs to, so that the curves of a chain of
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +42,18 @@ class Evaluation:
     seconds: float
     loss: float
     accuracy: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss, infinite where no float holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from raystage.comparison import finished, measure_savings, tokens_per_parameter
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, StageRecord, TrainPoint, where_it_begins
+from raystage.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
 from raystage.report_tables import Table
 from raystage.savings import format_share
 
@@ -130,6 +130,8 @@ def _row(
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
         "eval_loss": chain[-1].eval_loss if done else None,
+        "perplexity": perplexity(chain[-1].eval_loss) if done else None,
+        "accuracy": chain[-1].end.accuracy if done and chain[-1].evaluations else None,
         "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
         "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
     }

@@ -24,6 +24,7 @@ from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
 from raystage.prune import Listing
+from raystage.report_tables import format_perplexity
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -210,6 +211,10 @@ _OUTCOME = (
     _ReportColumn("FLOPs", lambda row: _known(row["flops"], format_flops)),
     _ReportColumn("eval\nloss", lambda row: _known(row["eval_loss"], format_loss)),
 )
+_QUALITY = (
+    _ReportColumn("perplexity", lambda row: _known(row.get("perplexity"), format_perplexity)),
+    _ReportColumn("accuracy", lambda row: _known(row.get("accuracy"), format_share)),
+)
 _GROWTH = (_ReportColumn("loss at growth", lambda row: _jump(row["growth"]), is_number=False),)
 _END = (
     _ReportColumn("time", lambda row: _known(row["seconds"], format_seconds)),
@@ -220,7 +225,11 @@ _END = (
 def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
     growth = _GROWTH if any(row["growth"] for row in rows) else ()
-    layouts = ((*name, *_WHAT, *_OUTCOME, *growth, *_END), (*name, *_OUTCOME, *growth, *_END))
+    layouts = (
+        (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END),
+        (*name, *_OUTCOME, *_QUALITY, *growth, *_END),
+        (*name, *_OUTCOME, *growth, *_END),
+    )
     return FirstThatFits(tuple(_rows(title, columns, rows) for columns in layouts))
 
 
