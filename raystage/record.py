@@ -34,7 +34,10 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured."""
+    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured.
+
+    metrics: the schedule's own by name, as far as they were measured when the stage was trained.
+    """
 
     tokens: int
     steps: int
@@ -42,6 +45,7 @@ class Evaluation:
     seconds: float
     loss: float
     accuracy: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:

@@ -118,6 +118,7 @@ def _row(
     """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
     last, chain = run.stages[-1], finished(run.stages, records)
     done = len(chain) == len(run.stages)
+    end = chain[-1].end if done and chain[-1].evaluations else None
     return {
         "name": run.name,
         "key": last.key,
@@ -131,7 +132,8 @@ def _row(
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
         "eval_loss": chain[-1].eval_loss if done else None,
         "perplexity": perplexity(chain[-1].eval_loss) if done else None,
-        "accuracy": chain[-1].end.accuracy if done and chain[-1].evaluations else None,
+        "accuracy": end.accuracy if end else None,
+        "metrics": dict(end.metrics) if end else None,
         "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
         "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
     }

@@ -80,6 +80,15 @@ def baseline_table(report: Mapping[str, Any]) -> Table:
     return Table("Baseline: the last stage's model from scratch", columns, rows, note)
 
 
+def metric_table(report: Mapping[str, Any]) -> Table:
+    """The schedule's own metrics at the end of every stage and baseline; reports of before have none."""
+    rows = [row for row in (*report["stages"], *report["baseline"]["runs"]) if row.get("metrics")]
+    names = sorted({name for row in rows for name in row["metrics"]})
+    cells = [[name, *(shown(row["metrics"].get(name), "{:.4g}".format) for row in rows)] for name in names]
+    note = "On held-out text, where a stage or a baseline ends; - where it was not measured, or nothing was counted."
+    return Table("Metrics", ("metric", *(row["name"] for row in rows)), cells, note)
+
+
 def ledger_table(report: Mapping[str, Any]) -> Table:
     """Where the compute went; `spent` is a bill, what the saving counts another sum."""
     title = "Compute"
@@ -148,7 +157,9 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Side by side", columns, [_comparison_cells(report) for report in reports], note)
 
 
-_TABLES = (stage_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table, cost_table)
+_TABLES = (
+    stage_table, metric_table, growth_table, ends_table, attempts_table, baseline_table, ledger_table, cost_table,
+)  # fmt: skip
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:

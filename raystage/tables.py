@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage import report_tables
 from raystage.advice import Suggestion, warnings
 from raystage.columns import FirstThatFits
 from raystage.columns import name_column as _name
@@ -24,7 +25,7 @@ from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
 from raystage.prune import Listing
-from raystage.report_tables import format_perplexity
+from raystage.report_tables import format_perplexity, metric_table
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -190,9 +191,20 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+    metrics = metric_table(report)
+    if metrics.rows:
+        parts += [_as_shown(metrics), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
+
+
+def _as_shown(written: report_tables.Table) -> Table:
+    """A table of the report, on the terminal."""
+    table = _table(written.title.lower(), [_name(written.columns[0]), *map(_number, written.columns[1:])])
+    for row in written.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
 # What every random generator that a seed may reach accepts; numpy's legacy one has 32 bits.
 Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
+Real = Annotated[float, BeforeValidator(parse_real)]
 Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0)]
 Negative = Annotated[float, BeforeValidator(parse_real), Field(lt=0)]

@@ -19,14 +19,14 @@ FLOORS: dict[int, set[str]] = {
         "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "deepspeed_options",
         "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",
         "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
-        "hf_config", "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives",
-        "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
+        "hf_config", "hf_family", "holder", "hooks", "initial", "ledger", "mailbox", "manifest_check", "memory",
+        "objectives", "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
         "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds", "sources", "space",
         "sweep_file", "sweep_report", "tree", "trials", "triggers", "values", "versions", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
-        "growth.twins", "hardware", "hf_tokenizer", "model", "objective",
+        "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective",
     },
     3: {
         "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "machine_check",

@@ -13,11 +13,13 @@ from raystage.comparison import measure_savings, tokens_per_parameter
 from raystage.plan import make_plan
 from raystage.record import Certificate, Donor, StageRecord, perplexity
 from raystage.report import GivenUp, build_report, curve, markdown
+from raystage.report_tables import metric_table
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
 STAGE_FIELDS = {
     "name", "key", "state", "num_params", "num_layers", "num_workers", "zero_stage", "tokens", "steps", "flops",
-    "seconds", "worker_seconds", "peak_memory_bytes", "eval_loss", "perplexity", "accuracy", "growth",
+    "seconds", "worker_seconds", "peak_memory_bytes", "eval_loss", "perplexity", "accuracy", "metrics",
+    "growth",
 }  # fmt: skip
 SAVINGS_FIELDS = {
     "at_eval_loss", "compute_saved", "speedup", "time_saved", "flops_staged", "flops_baseline", "equal_loss_reached",
@@ -80,6 +82,18 @@ def test_a_row_says_how_good_its_model_was_at_its_end(plan, records):
     assert report["stages"][0]["accuracy"] is None
     assert "| 2.200 | 9.025 | 25.0 % |" in markdown(report)
     assert "| 2.400 | 11.02 | 50.0 % |" in markdown(report)
+
+
+def test_metrics_of_the_schedule_have_a_table_of_their_own(plan, records):
+    full, baseline = plan.staged.stages[1].key, plan.baselines[0].stages[-1].key
+    for key, metrics in ((full, {"exact_match": 0.25, "f1/10": 0.5}), (baseline, {"exact_match": 0.125})):
+        records[key] = replace(records[key], evaluations=(replace(records[key].end, metrics=metrics),))
+    report = build_report(plan, records, {})
+    assert report["stages"][1]["metrics"] == {"exact_match": 0.25, "f1/10": 0.5}
+    table = metric_table(report)
+    assert table.columns == ("metric", "full", "baseline-1000")
+    assert table.rows == [["exact_match", "0.25", "0.125"], ["f1/10", "0.5", "-"]]
+    assert "| exact_match | 0.25 | 0.125 |" in markdown(report)
 
 
 def test_perplexity_of_any_loss():

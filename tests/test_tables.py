@@ -160,6 +160,14 @@ def test_accuracy_stands_beside_the_loss_where_it_was_counted(plan):
     assert "9.025    34.1 %" in next(line for line in lines if line.startswith("full"))
 
 
+def test_metrics_of_the_schedule_are_a_table_of_their_own(plan):
+    records = make_records(plan, *LOSSES)
+    full = plan.staged.stages[1].key
+    records[full] = replace(records[full], evaluations=(replace(records[full].end, metrics={"f1/10": 0.51234}),))
+    lines = render(final_table(build_report(plan, records, {})), 100)
+    assert next(line for line in lines if line.startswith("f1/10")).split() == ["f1/10", "0.5123"]
+
+
 def test_what_is_not_finished_is_a_dash_with_its_state(plan):
     lines = render(final_table(build_report(plan, {}, {plan.staged.stages[0].key: "ERRORED"})), 100)
     small = next(line for line in lines if line.startswith("small"))

@@ -463,6 +463,12 @@ def test_mfu_is_logged_where_it_is_known(plan, records):
     assert train_row(replace(point, mfu=0.4))["train/mfu"] == 0.4
 
 
+def test_metrics_of_the_schedule_stand_beside_the_loss(plan, records):
+    point = replace(records[plan.staged.stages[0].key].end, metrics={"exact_match": 0.25, "f1/10": 0.5})
+    row = evaluation_row(point)
+    assert (row["eval/exact_match"], row["eval/f1/10"]) == (0.25, 0.5)
+
+
 def test_accuracy_is_left_out_where_nobody_counted(plan, records):
     point = records[plan.staged.stages[0].key].end
     quality = {"eval/loss", "eval/perplexity"}
