@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_serializer, model_validator
 from raystage import yamlfile
 from raystage.section import Section
 from raystage.units import kind_of, parse_count, parse_real, shown
-from raystage.values import Attempts, Count, Negative, NotNegative, Positive, Seconds, Share, Text
+from raystage.values import Attempts, Count, Negative, NotNegative, Positive, Real, Seconds, Share, Text
 
 
 class Plateau(Section):
@@ -73,10 +73,24 @@ class Overfitting(Section):
     evaluations: Annotated[Count, Field(examples=["3"])]
 
 
+class Bounds(Section):
+    """Where a metric must end: above or below a value, or between two."""
+
+    above: Real | None = None
+    below: Real | None = None
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Bounds:
+        if self.above is None and self.below is None:
+            raise ValueError("found nothing; expected above, below or both")
+        return self
+
+
 class Accept(Section):
     """What a finished stage must show, all of it, to be gone on with.
 
-    From loss_increase_below to twin_distance_above: what the certificate of its growth must.
+    From loss_increase_below to twin_distance_above: what the certificate of its growth must. metrics: by name, those of
+    training.evaluate.metrics at its end.
     """
 
     eval_loss_below: Positive | None = None
@@ -86,6 +100,7 @@ class Accept(Section):
     gradient_error_below: Positive | None = None
     twin_distance_above: NotNegative | None = None
     overfitting: Overfitting | None = None
+    metrics: dict[str, Bounds] | None = None
 
     @model_validator(mode="after")
     def _asks_something(self) -> Accept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import deepspeed
@@ -24,8 +24,10 @@ from raystage import model as models
 from raystage import optimizer, zero
 from raystage.growth.mask import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
-from raystage.objective import logits_of, next_token_loss, next_token_scores
+from raystage.metrics import Sums, Tally
+from raystage.objective import answers, logits_of, next_token_loss, next_token_scores
 from raystage.plan import StagePlan
+from raystage.schedule import Metric
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a
 # CPU (30 s and more). A name of DeepSpeed's own, so a test holds that it is still there.
@@ -67,10 +69,12 @@ def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
 
 
 class Scores(NamedTuple):
-    """loss: mean over all targets, in nats per token. accuracy: the share of targets held the most probable token."""
+    """loss: mean over all targets, in nats per token. accuracy: the share of targets held the most probable token.
+    sums: of the user's metrics, over this worker's targets alone."""
 
     loss: float
     accuracy: float
+    sums: Sums
 
 
 class StageEngine:
@@ -188,14 +192,17 @@ class StageEngine:
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def evaluate(self, sequences: np.ndarray) -> Scores:
-        """How well the model says all targets of `sequences`: the same on every worker."""
+    def evaluate(self, sequences: np.ndarray, metrics: Sequence[Metric] = ()) -> Scores:
+        """How well the model says all targets of `sequences`: the same on every worker, but for `sums`."""
         self.deepspeed.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total, tally = torch.zeros(2, dtype=torch.float64, device=self.device), Tally(metrics)
         for batch, weight in self.shares(sequences):
-            total += next_token_scores(self.deepspeed.module, batch) * weight
+            logits, targets = answers(self.deepspeed.module, batch)
+            total += next_token_scores(logits, targets) * weight
+            if weight:
+                tally.add(logits, targets)
         comm.all_reduce(total)
-        return Scores(*(total / (len(sequences) * (sequences.shape[1] - 1))).tolist())
+        return Scores(*(total / (len(sequences) * (sequences.shape[1] - 1))).tolist(), tally.sums)
 
     def logits(self, sequences: np.ndarray) -> np.ndarray:
         """fp32 logits on `sequences` of shape (batch, length). Every worker computes all of them."""

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from raystage import yamlfile
-from raystage.conditions import Accept, OnReject, Overfitting, Retry, Rewind, parse_relative
+from raystage.conditions import Accept, Bounds, OnReject, Overfitting, Retry, Rewind, parse_relative
 from raystage.errors import InputError
 from raystage.schedule import NOTHING_REQUIRED, Schedule, Stage, parse
 from raystage.section import Section
@@ -41,6 +41,9 @@ class MeasuredPoint(Point, Protocol):
 
     @property
     def accuracy(self) -> float | None: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
 
 
 class MeasuredGrowth(Protocol):
@@ -96,8 +99,17 @@ def judge(accept: Accept, record: Finished) -> tuple[str, ...]:
         _above("accuracy_above", accept.accuracy_above, accuracy, "it was not measured"),
         *(_judge_growth(accept, growth) if growth else _without_growth(accept)),
         _overfits(accept.overfitting, record),
+        *_judge_metrics(accept.metrics or {}, record.evaluations[-1].metrics if record.evaluations else {}),
     ]
     return tuple(reason for reason in reasons if reason)
+
+
+def _judge_metrics(asked: Mapping[str, Bounds], found: Mapping[str, float]) -> Iterator[str | None]:
+    """Of a stage that was trained before its schedule had the metric, nothing was measured."""
+    why_none = "it was not measured"
+    for name, bounds in asked.items():
+        yield _above(f"metrics.{name}.above", bounds.above, found.get(name), why_none)
+        yield _below(f"metrics.{name}.below", bounds.below, found.get(name), why_none)
 
 
 def _judge_growth(accept: Accept, growth: MeasuredGrowth) -> list[str | None]:

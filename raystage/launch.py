@@ -43,6 +43,7 @@ GROWING_CLUSTER_SECONDS = 60.0
 # address it would look for a server in whatever cluster was last started on this machine, and each
 # run would end 12 s late; a refused connection it takes as it comes.
 NO_API_SERVER = "http://127.0.0.1:9"
+_OTHER_VERSIONS = "Version mismatch"  # Ray has no error of its own for it
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -71,6 +72,10 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
                 include_dashboard=False,
                 **quiet,
             )
+    except RuntimeError as error:
+        if not str(error).startswith(_OTHER_VERSIONS):
+            raise
+        raise InputError(f"found another Ray or Python there ({_in_one_line(error)})", key="--address") from None
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address!r} ({_first_line(error)})", key="--address") from None
     _NOTICE.install()
@@ -95,6 +100,10 @@ def _check_address(address: str) -> None:
             raise InputError(
                 f"no Ray cluster answers at {address!r} ({error.strerror or error})", key="--address"
             ) from None
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _first_line(error: Exception) -> str:
@@ -224,14 +233,14 @@ def _fit_again(job: Job, training: Training, mailbox: Any, meanwhile: Callable[[
     """Run a trainer, and another where its controller dies: Ray Train starts workers again, but not that."""
     error: Exception | None = None
     for _ in range(training.max_failures + 1):
-        error = _fit(_trainer(job, training, mailbox), meanwhile)
+        error = fit_in_thread(_trainer(job, training, mailbox), meanwhile)
         if not isinstance(error, RayActorError):
             break
         give_back_room(error.actor_id)
     return error
 
 
-def _fit(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
+def fit_in_thread(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
     """Run the trainer in a thread of its own, so that this one stays free to listen. Returns its error."""
     outcome: list[Exception | None] = []
 
@@ -263,14 +272,18 @@ def _run_folder(job: Job) -> Any:
 
 def _in_words(error: Exception, job: Job) -> WorkersLost:
     """The first worker's own error, without Ray's wrapping."""
-    name = job.stages[-1].name
+    return WorkersLost(f"stage {job.stages[-1].name}: {worker_failure(error)}")
+
+
+def worker_failure(error: Exception) -> str:
+    """Which worker of a Train run failed first and why, and where more is said."""
     failures = getattr(error, "worker_failures", None) or {}
     logs = f"the workers' logs are in {logs_folder() or 'the session folder of the cluster'}"
     for rank, failure in sorted(failures.items()):
         lines = [line for line in str(failure).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else type(failure).__name__
-        return WorkersLost(f"stage {name}: worker {rank} failed: {reason} ({logs})")
-    return WorkersLost(f"stage {name}: {str(error).strip().splitlines()[-1]} ({logs})")
+        return f"worker {rank} failed: {reason} ({logs})"
+    return f"{str(error).strip().splitlines()[-1]} ({logs})"
 
 
 def logs_folder() -> str | None:

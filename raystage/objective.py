@@ -11,18 +11,19 @@ def next_token_loss(model: torch.nn.Module, sequences: torch.Tensor) -> torch.Te
 
     sequences: int64 of shape (batch, context_length + 1); each token but the first is a target.
     """
-    return _loss(*_answers(model, sequences))
+    return _loss(*answers(model, sequences))
 
 
-@torch.no_grad()
-def next_token_scores(model: torch.nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    """The loss as above and the number of targets that got the most probability of all tokens: two float64."""
-    logits, targets = _answers(model, sequences)
+def next_token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss as above and the number of targets that got the most probability of all tokens: two float64.
+
+    logits, targets: as `answers` returns them.
+    """
     correct = (logits.argmax(-1) == targets).sum()
     return torch.stack([_loss(logits, targets).double(), correct.double()])
 
 
-def _answers(model: torch.nn.Module, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(model: torch.nn.Module, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 logits of shape (targets, vocabulary) and the targets."""
     logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
     return logits.float().flatten(0, 1), sequences[:, 1:].flatten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -72,10 +74,24 @@ def open_store(uri: str | None) -> Any:
     from raystage.storage import open_folder
     from raystage.store import Store
 
+    return Store(open_folder(store_uri(uri)))
+
+
+def store_uri(uri: str | None) -> str:
+    """Where the store is, given what `--store` says."""
     if uri is None and in_job_copy():
         uri = str(Path.home() / ".raystage")
         click.echo(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
-    return Store(open_folder(uri or ".raystage"))
+    return uri or ".raystage"
+
+
+class DebugStream(io.TextIOBase):
+    """Takes what libraries print and keeps it for whoever turns debug logging on."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("raystage.noise").debug("%s", text.rstrip())
+        return len(text)
 
 
 def in_job_copy() -> bool:

@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = {
     "hang_seconds": True,
     "max_failures": True,
     "checkpoint": True,
-    "evaluate": {"every"},
+    "evaluate": {"every", "metrics"},
     "lr_schedule": True,
     "deepspeed": {
         "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",

@@ -7,6 +7,7 @@ the start of the run that the stage belongs to, so that the curves of a chain of
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,7 +32,10 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured."""
+    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured.
+
+    metrics: the schedule's own by name, as far as they were measured when the stage was trained.
+    """
 
     tokens: int
     steps: int
@@ -39,6 +43,19 @@ class Evaluation:
     seconds: float
     loss: float
     accuracy: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss, infinite where no float holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

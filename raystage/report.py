@@ -17,7 +17,7 @@ from raystage.comparison import finished, measure_savings, measure_seeds, seed_p
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
 from raystage.plan import Plan, RunPlan, StagePlan
-from raystage.record import Evaluation, StageRecord, TrainPoint, where_it_begins
+from raystage.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
 from raystage.report_tables import Table, format_interval
 from raystage.savings import Savings, compare, format_share
 from raystage.seeds import OverSeeds
@@ -150,6 +150,7 @@ def _row(
     """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
     last, chain = run.stages[-1], finished(run.stages, records)
     done = len(chain) == len(run.stages)
+    end = chain[-1].end if done and chain[-1].evaluations else None
     return {
         "name": run.name,
         "key": last.key,
@@ -162,6 +163,9 @@ def _row(
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
         "eval_loss": chain[-1].eval_loss if done else None,
+        "perplexity": perplexity(chain[-1].eval_loss) if done else None,
+        "accuracy": end.accuracy if end else None,
+        "metrics": dict(end.metrics) if end else None,
         "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
         "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
     }

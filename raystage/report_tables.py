@@ -10,6 +10,8 @@ from raystage.growth.operator import in_short
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
+_QUALITY = ("eval loss", "perplexity", "accuracy")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -33,11 +35,12 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
 def stage_table(report: Mapping[str, Any]) -> Table:
     columns = (
         "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
-        "eval loss", "grown by", "loss at growth",
+        *_QUALITY, "grown by", "loss at growth",
     )  # fmt: skip
     note = (
         "Time is wall-clock: growing, training and saving, without evaluation. Memory is the most that a worker held. "
-        "Loss is held out, in nats per token."
+        "Loss is held out, in nats per token; perplexity is e to it, accuracy the share of tokens that got the most "
+        "probability."
     )
     return Table("Stages", columns, [_stage_cells(row) for row in report["stages"]], note)
 
@@ -139,10 +142,19 @@ def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float
 
 
 def baseline_table(report: Mapping[str, Any]) -> Table:
-    columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", "eval loss")
+    columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
     rows = [_baseline_cells(row) for row in report["baseline"]["runs"]]
     note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
     return Table("Baseline: the last stage's model from scratch", columns, rows, note)
+
+
+def metric_table(report: Mapping[str, Any]) -> Table:
+    """The schedule's own metrics at the end of every stage and baseline; reports of before have none."""
+    rows = [row for row in (*report["stages"], *report["baseline"]["runs"]) if row.get("metrics")]
+    names = sorted({name for row in rows for name in row["metrics"]})
+    cells = [[name, *(shown(row["metrics"].get(name), "{:.4g}".format) for row in rows)] for name in names]
+    note = "On held-out text, where a stage or a baseline ends; - where it was not measured, or nothing was counted."
+    return Table("Metrics", ("metric", *(row["name"] for row in rows)), cells, note)
 
 
 def ledger_table(report: Mapping[str, Any]) -> Table:
@@ -214,8 +226,8 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
 
 
 _TABLES = (
-    stage_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table, ledger_table,
-    cost_table,
+    stage_table, metric_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table,
+    ledger_table, cost_table,
 )  # fmt: skip
 
 
@@ -232,7 +244,7 @@ def _stage_cells(row: Mapping[str, Any]) -> list[str]:
         shown(row["flops"], format_flops),
         shown(row["seconds"], format_seconds),
         shown(row["peak_memory_bytes"], format_bytes),
-        shown(row["eval_loss"], format_loss),
+        *_quality_cells(row),
         shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
         shown(row["growth"], lambda growth: _jump(growth["certificate"])),
     ]
@@ -282,7 +294,16 @@ def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
         shown(row["steps"], str),
         shown(row["flops"], format_flops),
         shown(row["seconds"], format_seconds),
+        *_quality_cells(row),
+    ]
+
+
+def _quality_cells(row: Mapping[str, Any]) -> list[str]:
+    """How good a model is where a row ends; reports of before say the loss alone."""
+    return [
         shown(row["eval_loss"], format_loss),
+        shown(row.get("perplexity"), format_perplexity),
+        shown(row.get("accuracy"), format_share),
     ]
 
 
@@ -330,6 +351,11 @@ def _figure(value: float) -> str:
 
 def format_loss(loss: float) -> str:
     return f"{loss:.3f}"
+
+
+def format_perplexity(value: float) -> str:
+    """Four digits, as the loss has."""
+    return f"{value:.4g}"
 
 
 def shown(value: Any, as_text: Callable[[Any], str]) -> str:

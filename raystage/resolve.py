@@ -16,6 +16,7 @@ from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
+from raystage.hooks import check_call
 from raystage.ramps import Course, check_ramp, check_ramp_fits, course_of
 from raystage.schedule import (
     NOTHING_REQUIRED,
@@ -211,6 +212,7 @@ def _resolve_stage(
             shape = _with_norm_eps(before, shape, stage.grow)
     _check_optimizer(written.training.optimizer, stage.training.optimizer)
     training = _resolve_training(stage.training, shape)
+    _check_metrics(training, stage.accept)
     return ResolvedStage(
         name=stage.name,
         shape=shape,
@@ -343,6 +345,17 @@ def _resolve_training(training: Training, shape: ModelShape) -> Training:
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
+
+
+def _check_metrics(training: Training, accept: Accept | None) -> None:
+    """Refuse what cannot be imported or called here: on the workers it would fail after the cluster has started."""
+    for metric in training.evaluate.metrics:
+        try:
+            check_call(metric.function, 2, metric.options)
+        except InputError as error:
+            raise InputError(error.problem, key="training.evaluate.metrics") from None
+    if accept is not None and accept.metrics and not training.evaluate.metrics:
+        raise InputError("found without training.evaluate.metrics, which would measure them", key="accept.metrics")
 
 
 def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:

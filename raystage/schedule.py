@@ -21,6 +21,7 @@ from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
+from raystage.hooks import file_of, split_reference
 from raystage.section import Section, explain
 from raystage.units import parse_count, shown
 from raystage.values import (
@@ -123,9 +124,28 @@ class LrSchedule(Section):
     min_lr_ratio: Fraction = 0.0
 
 
+def _check_reference(reference: str) -> str:
+    split_reference(reference)
+    return reference
+
+
+def _as_metric(value: object) -> object:
+    return {"function": value} if isinstance(value, str) else value
+
+
+class Metric(Section):
+    """A function of the user's own over held-out answers (`metrics` says how it is called), with what else it takes."""
+
+    function: Annotated[str, AfterValidator(_check_reference), Field(examples=["my.metrics:exact_match"])]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class Evaluate(Section):
+    """metrics: no stage's result depends on them, and so no stage's key."""
+
     every: Count | None = None
     tokens: Count = 65_536
+    metrics: tuple[Annotated[Metric, BeforeValidator(_as_metric)], ...] = ()
 
 
 class Checkpointing(Section):
@@ -396,7 +416,8 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
         update={
             "data": _located(schedule.data, beside),
             "init": _located_init(schedule.init, beside),
-            "stages": tuple(s.model_copy(update={"data": _located(s.data, beside)}) for s in schedule.stages),
+            **_located_metrics(schedule.training, beside),
+            "stages": tuple(_located_stage(stage, beside) for stage in schedule.stages),
         }
     )
 
@@ -409,6 +430,28 @@ def _located(data: Data, beside: Path | None) -> Data:
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
     return data.model_copy(update=changes)
+
+
+def _located_stage(stage: Stage, beside: Path | None) -> Stage:
+    changes = {"data": _located(stage.data, beside), **_located_metrics(stage.training, beside)}
+    return stage.model_copy(update=changes)
+
+
+def _located_metrics(training: Training, beside: Path | None) -> dict[str, Training]:
+    """What changes where metrics are named: the files that they are in get absolute paths."""
+    if not training.evaluate.metrics:
+        return {}
+    metrics = tuple(_located_metric(metric, beside) for metric in training.evaluate.metrics)
+    evaluate = training.evaluate.model_copy(update={"metrics": metrics})
+    return {"training": training.model_copy(update={"evaluate": evaluate})}
+
+
+def _located_metric(metric: Metric, beside: Path | None) -> Metric:
+    file = file_of(metric.function)
+    if file is None:
+        return metric
+    _, name = split_reference(metric.function)
+    return metric.model_copy(update={"function": f"{_locate(file, beside)}:{name}"})
 
 
 def _located_init(init: Init | None, beside: Path | None) -> Init | None:

@@ -123,7 +123,10 @@ class Folder:
 
     def make(self) -> None:
         if self.is_local:
-            self._tried("made", lambda: self.system.create_dir(self.path, recursive=True))
+            try:
+                self._tried("made", lambda: self.system.create_dir(self.path, recursive=True))
+            except FileNotFoundError as error:  # as /proc says that nothing is made in it
+                raise _in_words(self, "made", error) from None
 
     def sync(self, name: str) -> None:
         """Bring a written local file to the disk; elsewhere a closed file is already there."""

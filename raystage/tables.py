@@ -26,6 +26,7 @@ from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
 from raystage.planned import flops_shared
 from raystage.prune import Listing
+from raystage.report_tables import format_perplexity
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -207,9 +208,9 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
-    for table in (report_tables.tuning_table(report), report_tables.seed_table(report)):
-        if table.rows:
-            parts += [_as_written(table), ""]
+    for table in (report_tables.metric_table, report_tables.tuning_table, report_tables.seed_table):
+        if (written := table(report)).rows:
+            parts += [_as_written(written), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
@@ -218,9 +219,9 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
 def _as_written(written: report_tables.Table) -> Table:
     """A table of the report, whose first column names the rows."""
     first, *others = written.columns
-    table = _table(written.title, [_name(first), *map(_number, others)])
+    table = _table(written.title.lower(), [_name(first), *map(_number, others)])
     for row in written.rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -240,6 +241,10 @@ _OUTCOME = (
     _ReportColumn("FLOPs", lambda row: _known(row["flops"], format_flops)),
     _ReportColumn("eval\nloss", lambda row: _known(row["eval_loss"], format_loss)),
 )
+_QUALITY = (
+    _ReportColumn("perplexity", lambda row: _known(row.get("perplexity"), format_perplexity)),
+    _ReportColumn("accuracy", lambda row: _known(row.get("accuracy"), format_share)),
+)
 _GROWTH = (_ReportColumn("loss at growth", lambda row: _jump(row["growth"]), is_number=False),)
 _END = (
     _ReportColumn("time", lambda row: _known(row["seconds"], format_seconds)),
@@ -250,7 +255,11 @@ _END = (
 def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
     growth = _GROWTH if any(row["growth"] for row in rows) else ()
-    layouts = ((*name, *_WHAT, *_OUTCOME, *growth, *_END), (*name, *_OUTCOME, *growth, *_END))
+    layouts = (
+        (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END),
+        (*name, *_OUTCOME, *_QUALITY, *growth, *_END),
+        (*name, *_OUTCOME, *growth, *_END),
+    )
     return FirstThatFits(tuple(_rows(title, columns, rows) for columns in layouts))
 
 

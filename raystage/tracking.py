@@ -4,7 +4,7 @@ A `WandbTracker` is told how a run goes (`Listener`) and turns what it hears int
 `tokens` and `flops`, counted from the start of its run, so that either can be a curve's axis:
 
     train/*    loss, lr, gradient_norm, tokens_per_second, mfu
-    eval/*     loss, perplexity
+    eval/*     loss, perplexity, accuracy, and the schedule's own metrics
     growth/*   at the first token of a stage: what its growth did
     stage/*    at the first token of a stage what it is, at its last token what came out as well
     savings/*  in the summary of the staged run
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -327,17 +326,10 @@ def evaluation_row(point: Evaluation) -> Row:
         "tokens": point.tokens,
         "flops": point.flops,
         "eval/loss": point.loss,
-        "eval/perplexity": perplexity(point.loss),
+        "eval/perplexity": point.perplexity,
     }
+    row |= {f"eval/{name}": value for name, value in point.metrics.items()}
     return row if point.accuracy is None else {**row, "eval/accuracy": point.accuracy}
-
-
-def perplexity(loss: float) -> float:
-    """e to the loss, infinite where no float holds it."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:

@@ -81,6 +81,7 @@ Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
 Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
 # Of one run. Each trains the staged run and all of its baselines.
 Seeds = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
+Real = Annotated[float, BeforeValidator(parse_real)]
 Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0)]
 Negative = Annotated[float, BeforeValidator(parse_real), Field(lt=0)]

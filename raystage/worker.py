@@ -34,6 +34,7 @@ from raystage.growth.trained import is_learned
 from raystage.handover import Entry, fill, find_entry, gathered, shared
 from raystage.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
 from raystage.lifeline import Lifeline
+from raystage.metrics import added, values
 from raystage.plan import StagePlan, continues, trunk_key
 from raystage.promises import check_promises
 from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
@@ -345,12 +346,14 @@ class StageRunner:
         self._count_energy()
         progress = self.progress
         began = time.monotonic()
-        scores = self.engine.evaluate(self.held_out)
+        scores = self.engine.evaluate(self.held_out, self.stage.training.evaluate.metrics)
+        metrics = values(added(gathered(scores.sums)))
         progress.evaluation_seconds += time.monotonic() - began
         progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
         self._mark = time.monotonic()
         self._count_evaluation_energy()
-        point = Evaluation(progress.tokens, progress.steps, progress.flops, progress.seconds, *scores)
+        place = progress.tokens, progress.steps, progress.flops, progress.seconds
+        point = Evaluation(*place, scores.loss, scores.accuracy, metrics)
         progress.evaluations.append(point)
         self._send("evaluated", point)
 

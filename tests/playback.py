@@ -55,7 +55,7 @@ def _train_point(stage: StagePlan, step: int) -> TrainPoint:
 
 def _evaluation(stage: StagePlan, step: int) -> Evaluation:
     tokens, flops = _reached(stage, step)
-    return Evaluation(tokens, stage.start_steps + step, flops, 0.5 * step, _loss(tokens))
+    return Evaluation(tokens, stage.start_steps + step, flops, 0.5 * step, _loss(tokens), accuracy=1 / _loss(tokens))
 
 
 def _reached(stage: StagePlan, step: int) -> tuple[int, int]:

@@ -216,7 +216,7 @@ CASES = [
     # --- whether it is accepted
     ("change", "stages[0].accept={}", "stages[0].accept: found nothing; expected one or more of eval_loss_below, "
      "accuracy_above, loss_increase_below, max_logit_difference_below, gradient_error_below, twin_distance_above, "
-     "overfitting"),
+     "overfitting, metrics"),
     ("change", "stages[0].accept={accuracy_above: 40}",
      "stages[0].accept.accuracy_above: found 40; expected less than 1"),
     ("change", "stages[0].accept={eval_los_below: 2}",

@@ -14,40 +14,42 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "errors", "families", "growth", "retry", "shape", "ticker", "units"},
+    0: {"", "errors", "families", "findings", "growth", "retry", "shape", "ticker", "units"},
     1: {
         "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "deepspeed_options",
         "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",
         "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
-        "hf_config", "hf_family", "holder", "initial", "ledger", "listener", "mailbox", "manifest_check", "memory",
-        "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps", "rates",
-        "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds",
-        "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report", "tree",
-        "trials", "triggers", "tuning", "values", "variants", "yamlfile",
+        "hf_config", "hf_family", "holder", "hooks", "initial", "ledger", "listener", "mailbox", "manifest_check",
+        "memory", "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps",
+        "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section",
+        "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report",
+        "tree", "trials", "triggers", "tuning", "values", "variants", "versions", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
-        "growth.twins", "hardware", "hf_tokenizer", "model", "objective", "sweep_figures",
+        "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective", "sweep_figures",
     },
     3: {
-        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "processes",
-        "storage", "store", "tensorfile", "tracking", "zero",
+        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease",
+        "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {
-        "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe", "room", "saving",
-        "watch", "worker",
+        "cluster_check", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe",
+        "room", "saving", "watch", "worker",
     },
     5: {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",
         "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
     },
-    6: {"cli", "options", "report_command", "status_commands", "store_commands", "sweep_commands"},
+    6: {
+        "cli", "doctor_command", "options", "report_command", "status_commands", "store_commands", "sweep_commands",
+    },
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.
 PACKAGES: dict[int, set[str]] = {
     0: set(),
-    1: {"huggingface_hub", "jinja2", "markupsafe", "pydantic", "yaml"},
+    1: {"huggingface_hub", "jinja2", "markupsafe", "packaging", "pydantic", "yaml"},
     2: {"matplotlib", "numpy", "pynvml", "tokenizers", "torch", "transformers"},
     3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
     4: {"ray"},

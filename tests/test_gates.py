@@ -88,6 +88,17 @@ def test_what_was_not_measured_does_not_hold(condition: str, missing: str, said:
     assert judge(accept(**{condition: 0.5}), record) == (f"{condition}: {said}",)
 
 
+def test_a_metric_of_the_schedule_must_end_within_its_bounds(grown: StageRecord) -> None:
+    record = replace(grown, evaluations=(replace(grown.end, metrics={"f1": 0.4}),))
+    assert judge(accept(metrics={"f1": {"above": 0.3, "below": 0.5}}), record) == ()
+    assert judge(accept(metrics={"f1": {"above": 0.4}}), record) == (
+        "metrics.f1.above: expected more than 0.4, found 0.4",
+    )
+    assert judge(accept(metrics={"other": {"below": -1}}), record) == (
+        "metrics.other.below: expected less than -1, found none (it was not measured)",
+    )
+
+
 def test_accuracy_is_that_of_the_last_evaluation(grown: StageRecord) -> None:
     first, last = (replace(grown.evaluations[0], accuracy=value) for value in (0.9, 0.1))
     assert len(judge(accept(accuracy_above=0.5), replace(grown, evaluations=(first, last)))) == 1

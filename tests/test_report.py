@@ -11,13 +11,15 @@ import pytest
 from factories import make_record, make_records, make_schedule
 from raystage.comparison import measure_savings, tokens_per_parameter
 from raystage.plan import make_plan
-from raystage.record import Certificate, Donor, StageRecord
+from raystage.record import Certificate, Donor, StageRecord, perplexity
 from raystage.report import GivenUp, build_report, curve, markdown
+from raystage.report_tables import metric_table
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
 STAGE_FIELDS = {
     "name", "key", "state", "num_params", "num_layers", "num_workers", "zero_stage", "tokens", "steps", "flops",
-    "seconds", "worker_seconds", "peak_memory_bytes", "eval_loss", "growth",
+    "seconds", "worker_seconds", "peak_memory_bytes", "eval_loss", "perplexity", "accuracy", "metrics",
+    "growth",
 }  # fmt: skip
 SAVINGS_FIELDS = {
     "at_eval_loss", "compute_saved", "speedup", "time_saved", "flops_staged", "flops_baseline", "equal_loss_reached",
@@ -25,7 +27,7 @@ SAVINGS_FIELDS = {
 }  # fmt: skip
 MEASURED = {
     "tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops",
-    "peak_memory_bytes", "eval_loss",
+    "peak_memory_bytes", "eval_loss", "perplexity", "accuracy",
 }  # fmt: skip
 
 
@@ -66,6 +68,38 @@ def test_a_stages_figures_are_its_own(plan, report):
     assert row["worker_seconds"] == 2 * row["seconds"]
     assert (row["start_tokens"], row["start_flops"]) == (800, plan.staged.stages[0].flops)
     assert row["eval_loss"] == 2.2
+
+
+def test_a_row_says_how_good_its_model_was_at_its_end(plan, records):
+    first, full = plan.staged.stages[1].key, plan.baselines[0].stages[-1].key
+    for key, accuracy in ((first, 0.25), (full, 0.5)):
+        early = replace(records[key].end, accuracy=0.1)
+        records[key] = replace(records[key], evaluations=(early, replace(early, accuracy=accuracy)))
+    report = build_report(plan, records, {})
+    rows = report["stages"][1], report["baseline"]["runs"][0]
+    assert [row["perplexity"] for row in rows] == [pytest.approx(math.exp(loss)) for loss in (2.2, 2.4)]
+    assert [row["accuracy"] for row in rows] == [0.25, 0.5]
+    assert report["stages"][0]["accuracy"] is None
+    assert "| 2.200 | 9.025 | 25.0 % |" in markdown(report)
+    assert "| 2.400 | 11.02 | 50.0 % |" in markdown(report)
+
+
+def test_metrics_of_the_schedule_have_a_table_of_their_own(plan, records):
+    full, baseline = plan.staged.stages[1].key, plan.baselines[0].stages[-1].key
+    for key, metrics in ((full, {"exact_match": 0.25, "f1/10": 0.5}), (baseline, {"exact_match": 0.125})):
+        records[key] = replace(records[key], evaluations=(replace(records[key].end, metrics=metrics),))
+    report = build_report(plan, records, {})
+    assert report["stages"][1]["metrics"] == {"exact_match": 0.25, "f1/10": 0.5}
+    table = metric_table(report)
+    assert table.columns == ("metric", "full", "baseline-1000")
+    assert table.rows == [["exact_match", "0.25", "0.125"], ["f1/10", "0.5", "-"]]
+    assert "| exact_match | 0.25 | 0.125 |" in markdown(report)
+
+
+def test_perplexity_of_any_loss():
+    assert perplexity(0.0) == 1.0
+    assert perplexity(1e6) == math.inf
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_a_grown_stage_has_its_certificate(report):
@@ -400,7 +434,7 @@ def test_the_page_has_both_tables_and_the_doubts(report):
 
 def test_every_table_row_has_as_many_cells_as_its_head(report):
     tables = [line for line in markdown(report).split("\n") if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {15, 10, 8, 6}
+    assert {line.count("|") for line in tables} == {17, 10, 6}
 
 
 def test_a_page_of_an_unfinished_run_shows_dashes(plan):

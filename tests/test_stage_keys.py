@@ -147,6 +147,7 @@ CHANGES_NOTHING = [
     "training.checkpoint={keep_last: 5, keep_best: 1}",
     "training.checkpoint.background=false",
     "training.evaluate.every=64",
+    "training.evaluate.metrics=[{function: raystage.metrics:per_class, options: {tokens: [10]}}]",
     "training.evaluate.tokens=65_536",
     "training.deepspeed={}",
     "training.deepspeed={steps_per_print: 10, wall_clock_breakdown: true, flops_profiler: {enabled: true}}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,15 +147,32 @@ def test_a_row_of_the_final_table(plan):
     row = next(line for line in lines if line.startswith("full"))
     stage = plan.staged.stages[1]
     sizes = [format_count(stage.num_params), "1.2K", format_flops(stage.flops)]
-    assert row.split() == ["full", "4", *sizes, "2.200", "2.000", "->", "2.500", "0:00", "REUSED"]
+    assert row.split() == ["full", "4", *sizes, "2.200", "9.025", "-", "2.000", "->", "2.500", "0:00", "REUSED"]
     assert next(line for line in lines if line.startswith("baseline-2000")).split()[-1] == "FINISHED"
+
+
+def test_accuracy_stands_beside_the_loss_where_it_was_counted(plan):
+    records = make_records(plan, *LOSSES)
+    full = plan.staged.stages[1]
+    end = replace(records[full.key].end, accuracy=0.3412)
+    records[full.key] = replace(records[full.key], evaluations=(end,))
+    lines = render(final_table(build_report(plan, records, {})), 100)
+    assert "9.025    34.1 %" in next(line for line in lines if line.startswith("full"))
+
+
+def test_metrics_of_the_schedule_are_a_table_of_their_own(plan):
+    records = make_records(plan, *LOSSES)
+    full = plan.staged.stages[1].key
+    records[full] = replace(records[full], evaluations=(replace(records[full].end, metrics={"f1/10": 0.51234}),))
+    lines = render(final_table(build_report(plan, records, {})), 100)
+    assert next(line for line in lines if line.startswith("f1/10")).split() == ["f1/10", "0.5123"]
 
 
 def test_what_is_not_finished_is_a_dash_with_its_state(plan):
     lines = render(final_table(build_report(plan, {}, {plan.staged.stages[0].key: "ERRORED"})), 100)
     small = next(line for line in lines if line.startswith("small"))
     params = format_count(plan.staged.stages[0].num_params)
-    assert small.split() == ["small", "2", params, "-", "-", "-", "-", "ERRORED"]
+    assert small.split() == ["small", "2", params, *"------", "ERRORED"]
     assert "no saving to report yet" in " ".join(lines)
 
 

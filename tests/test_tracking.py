@@ -18,7 +18,7 @@ from factories import make_schedule
 from playback import curved_records, play, play_stage
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
-from raystage.tracking import WandbTracker, artifact_name, perplexity, result_row, savings_summary, train_row
+from raystage.tracking import WandbTracker, artifact_name, evaluation_row, result_row, savings_summary, train_row
 from wandb_reader import OfflineRun, read_run, read_runs, run_files
 
 CONFIG = {"seed": 0, "training": {"optimizer": {"lr": 2e-3}}, "stages": [{"name": "small"}, {"name": "full"}]}
@@ -138,6 +138,7 @@ def test_curves_are_the_points_of_all_stages_one_after_the_other(told, plan, rec
         assert logged.curve("eval/perplexity") == [
             (one.tokens, pytest.approx(math.exp(one.loss))) for one in evaluations
         ]
+        assert logged.curve("eval/accuracy") == [(one.tokens, one.accuracy) for one in evaluations]
         assert not logged.curve("train/mfu")
 
 
@@ -193,6 +194,14 @@ def test_summary_of_the_staged_run_holds_the_savings(told):
     expected = {f"savings/{field}": value for field, value in SAVINGS.items() if value is not None}
     assert {key: value for key, value in summary.items() if key.startswith("savings/")} == expected
     assert not any(key.startswith("savings/") for key in told["baseline-1000"].summary)
+
+
+def test_summary_of_every_run_holds_how_it_ended(told, plan, records):
+    for run in plan.runs():
+        end = records[run.stages[-1].key].end
+        summary = told[run.name].summary
+        assert [summary[f"eval/{name}"] for name in ("loss", "accuracy")] == [end.loss, end.accuracy]
+        assert summary["eval/perplexity"] == pytest.approx(math.exp(end.loss))
 
 
 def test_checkpoints_are_artifacts_that_name_their_parent(told, plan, manifest):
@@ -454,10 +463,17 @@ def test_mfu_is_logged_where_it_is_known(plan, records):
     assert train_row(replace(point, mfu=0.4))["train/mfu"] == 0.4
 
 
-def test_perplexity_of_any_loss():
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == math.inf
-    assert math.isnan(perplexity(math.nan))
+def test_metrics_of_the_schedule_stand_beside_the_loss(plan, records):
+    point = replace(records[plan.staged.stages[0].key].end, metrics={"exact_match": 0.25, "f1/10": 0.5})
+    row = evaluation_row(point)
+    assert (row["eval/exact_match"], row["eval/f1/10"]) == (0.25, 0.5)
+
+
+def test_accuracy_is_left_out_where_nobody_counted(plan, records):
+    point = records[plan.staged.stages[0].key].end
+    quality = {"eval/loss", "eval/perplexity"}
+    assert set(evaluation_row(point)) == {"tokens", "flops", "eval/accuracy"} | quality
+    assert set(evaluation_row(replace(point, accuracy=None))) == {"tokens", "flops"} | quality
 
 
 def test_a_result_row_holds_the_stages_own_figures(plan, records):

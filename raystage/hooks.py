@@ -1,0 +1,104 @@
+"""Functions of the user's own that a schedule names: `package.module:function`, or `file.py:function`.
+
+A module must be installed where the workers run. A file must lie where every worker sees it, as text does, and may
+import only what is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.units import shown
+
+_FORMS = "package.module:function or file.py:function"
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """('package.module', 'function'). Raises ValueError."""
+    place, _, function = reference.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"found {shown(reference)}; expected {_FORMS}")
+    return place, function
+
+
+def file_of(reference: str) -> str | None:
+    """The file that a reference is into, if it is one into a file."""
+    place, _ = split_reference(reference)
+    return place if place.endswith(".py") else None
+
+
+@lru_cache
+def find(reference: str) -> Callable[..., Any]:
+    """The function. Importing runs the module's own code. Raises InputError."""
+    place, name = split_reference(reference)
+    try:
+        module = _load_file(place) if file_of(reference) else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        raise InputError(f"{reference} cannot be imported ({said_by(error)}); expected {_FORMS}") from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        what = "no such function" if found is None else f"a {type(found).__name__}, not a function"
+        raise InputError(f"{reference} is {what}; {_others(module, name)}")
+    return found
+
+
+def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> None:
+    """Refuse a function that does not take so many arguments and these options. Raises InputError."""
+    function = find(reference)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some that are written in C have none
+        return
+    try:
+        signature.bind(*[None] * arguments, **options)
+    except TypeError as error:
+        given = f" and the options {', '.join(options)}" if options else ""
+        raise InputError(
+            f"{reference}{signature} cannot be called with {arguments} arguments{given}: {error}"
+        ) from None
+
+
+def said_by(error: BaseException) -> str:
+    """An error of the user's code in one line: its kind, what it says, and where it was raised."""
+    lines = str(error).strip().splitlines()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own and own[-1].filename != __file__ else ""
+    return type(error).__name__ + (f": {lines[0]}" if lines else "") + where
+
+
+def _load_file(place: str) -> ModuleType:
+    """The module of a file, under a name of its own."""
+    path = Path(place)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    name = f"raystage_hook_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _others(module: ModuleType, name: str) -> str:
+    known = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_"))
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are {', '.join(known)}" if known else "there is no function in it"
