@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ import click
 from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
-from raystage.options import exits, in_job_copy, json_option, open_store, store_option
+from raystage.options import DebugStream, exits, in_job_copy, json_option, open_store, store_option
 from raystage.report_command import report
 from raystage.status_commands import status_command
 from raystage.store_commands import store_group
@@ -148,7 +146,7 @@ def run(
     failed = True
     try:
         # What Ray prints (a worker died) the display tells in its own words.
-        with contextlib.redirect_stdout(_DebugStream()), contextlib.closing(display), following(attempt, followers):
+        with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display), following(attempt, followers):
             report = driver.run()
         tracker.savings(report["savings"])
         failed = False
@@ -321,7 +319,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
         _register_family(family)
     opened = open_store(store)
     models = open_source(source, opened, "SOURCE"), open_source(target, opened, "TARGET")
-    with contextlib.redirect_stderr(_DebugStream()):  # the progress bars of transformers
+    with contextlib.redirect_stderr(DebugStream()):  # the progress bars of transformers
         found = measure(*models, _read_text(text))
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -374,19 +372,14 @@ def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
     return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 
-class _DebugStream(io.TextIOBase):
-    """Takes what libraries print and keeps it for whoever turns debug logging on."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logging.getLogger("raystage.noise").debug("%s", text.rstrip())
-        return len(text)
-
-
 def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:
     from raystage.plan import make_plan
     from raystage.schedule import load
+    from raystage.sweep_file import is_sweep
+    from raystage.yamlfile import read_mapping
 
+    if is_sweep(read_mapping(path)):
+        raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
     parsed = load(path, overrides)
     try:
         return parsed, make_plan(parsed, name)

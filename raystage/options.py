@@ -1,7 +1,12 @@
-"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean."""
+"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean.
+
+And where goes what libraries print.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -72,3 +77,12 @@ def open_store(uri: str | None) -> Any:
 
 def in_job_copy() -> bool:
     return _JOB_COPY in str(Path.cwd())
+
+
+class DebugStream(io.TextIOBase):
+    """Takes what libraries print and keeps it for whoever turns debug logging on."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("raystage.noise").debug("%s", text.rstrip())
+        return len(text)
