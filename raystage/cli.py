@@ -384,7 +384,11 @@ def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
 def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:
     from raystage.plan import make_plan
     from raystage.schedule import load
+    from raystage.sweep_file import is_sweep
+    from raystage.yamlfile import read_mapping
 
+    if is_sweep(read_mapping(path)):
+        raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
     parsed = load(path, overrides)
     try:
         return parsed, make_plan(parsed, name)

@@ -64,7 +64,7 @@ class StageRejected(StageFailed):
 
 
 class SweepFailed(RaystageError):
-    """None of a sweep's trials came to its end."""
+    """Trials of a sweep failed, or none of them came to its end."""
 
 
 class ResourcesMissing(RaystageError):

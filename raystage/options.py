@@ -1,4 +1,7 @@
-"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean."""
+"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean.
+
+And where goes what libraries print.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 store_option = click.option(
     "--store", metavar="URI", help="Where stages are kept: a path, s3://..., gs://... [.raystage]"
 )
-
-
 address_option = click.option(
     "--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise."
 )
@@ -85,6 +86,10 @@ def store_uri(uri: str | None) -> str:
     return uri or ".raystage"
 
 
+def in_job_copy() -> bool:
+    return _JOB_COPY in str(Path.cwd())
+
+
 class DebugStream(io.TextIOBase):
     """Takes what libraries print and keeps it for whoever turns debug logging on."""
 
@@ -92,7 +97,3 @@ class DebugStream(io.TextIOBase):
         if text.strip():
             logging.getLogger("raystage.noise").debug("%s", text.rstrip())
         return len(text)
-
-
-def in_job_copy() -> bool:
-    return _JOB_COPY in str(Path.cwd())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from raystage import launch
-from raystage.errors import InputError
+from raystage.errors import InputError, RaystageError
 from raystage.importance import importance
 from raystage.record import StageRecord
 from raystage.searchers import make_optuna, make_scheduler, points
@@ -64,13 +65,9 @@ class Search:
         """Run all trials that are not done; returns the sweep's report. Raises RaystageError, KeyboardInterrupt."""
         os.environ |= _ENVIRONMENT
         began = self._begin()
-        needs = [stage.training for trial in self.plan.trials for stage in trial.plan.staged.stages]
-        at_once = self.plan.sweep.search.max_concurrent
-        cpus = at_once * max(training.workers * training.cpus_per_worker for training in needs)
-        gpus = at_once * max(training.workers * training.gpus_per_worker for training in needs)
         outcomes: list[TrialOutcome] = []
         try:
-            with launch.cluster(self.address, cpus, gpus):
+            with launch.cluster(self.address, *room(self.plan)):
                 outcomes = self._rounds()
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED", outcomes, began)
@@ -172,6 +169,15 @@ def _trainable(config: Mapping[str, Any], task: TrialTask) -> None:
     run_trial(config["trial"], task)
 
 
+def room(plan: SweepPlan) -> tuple[int, int]:
+    """The CPUs and GPUs that let as many trials train at a time as the sweep asks for, those of their actors too."""
+    needs = [stage.training for trial in plan.trials for run in trial.plan.runs() for stage in run.stages]
+    at_once = min(plan.sweep.search.max_concurrent, len(plan.trials))
+    cpus = at_once * max(training.workers * training.cpus_per_worker for training in needs)
+    gpus = at_once * max(training.workers * training.gpus_per_worker for training in needs)
+    return cpus + math.ceil(at_once * TRIAL_CPUS), gpus
+
+
 def sweep_digest(plan: SweepPlan) -> str:
     """What makes a sweep this one and no other: its trials, or what they are chosen from."""
     sweep = plan.sweep
@@ -192,7 +198,7 @@ def _outcome(result: tune.Result, plan: SweepPlan) -> TrialOutcome:
     return TrialOutcome(
         number=number,
         config=point,
-        error=_last_line(result.error) if result.error else None,
+        error=reason(result.error) if result.error else None,
         is_stopped=result.error is None and "is_final" not in metrics,
         eval_loss=metrics.get("eval_loss"),
         flops=metrics.get("flops"),
@@ -200,8 +206,11 @@ def _outcome(result: tune.Result, plan: SweepPlan) -> TrialOutcome:
     )
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def reason(error: Exception) -> str:
+    """Why a trial failed, in a line: its own words, without the traceback and the notes that Ray puts around them."""
+    cause = getattr(error, "cause", None)
+    words = str(cause if isinstance(cause, RaystageError) else error)
+    lines = [line for line in words.splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
 

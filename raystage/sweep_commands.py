@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
-from raystage.options import address_option, exits, json_option, open_store, store_option, wandb_option
+from raystage.options import (
+    DebugStream,
+    address_option,
+    exits,
+    json_option,
+    open_store,
+    store_option,
+    wandb_option,
+)
 
 
 def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -60,11 +68,12 @@ def sweep(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from rich.console import Console
 
+    from raystage.errors import SweepFailed
     from raystage.housekeeping import finished_among
     from raystage.next_steps import sweep_command
     from raystage.search import Search
     from raystage.sweep_file import load
-    from raystage.sweep_result import sweep_result_table, write_papers
+    from raystage.sweep_result import failure, sweep_result_table, write_papers
     from raystage.sweep_tables import sweep_table
     from raystage.trial_run import TrialTask
     from raystage.trials import plan_sweep
@@ -86,21 +95,13 @@ def sweep(
     search = Search(
         made, opened, task, lambda line: click.echo(line, err=True), address or os.environ.get("RAY_ADDRESS")
     )
-    report = search.run()
+    with contextlib.redirect_stdout(DebugStream()):  # Ray prints warnings, also where it was told not to
+        report = search.run()
     write_papers(opened, made, report)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     Console(stderr=as_json).print(sweep_result_table(report))
-    click.echo(
-        f"report: {folder.uri}/report.html, report.md, report.json; the best schedule: {folder.uri}/best.yaml",
-        err=as_json,
-    )
-    if not any(row["state"] == "FINISHED" for row in report["trials"]):
-        _fail(report)
-
-
-def _fail(report: dict[str, Any]) -> None:
-    from raystage.errors import SweepFailed
-
-    first = next((row["error"] for row in report["trials"] if row["error"]), "all were stopped")
-    raise SweepFailed(f"sweep {report['name']}: none of its {len(report['trials'])} trials came to its end: {first}")
+    best = f"; the best schedule: {folder.uri}/best.yaml" if report["best"] else ""
+    click.echo(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
+    if problem := failure(report):
+        raise SweepFailed(problem)

@@ -188,6 +188,11 @@ def is_sweep(content: dict) -> bool:
     return "space" in content
 
 
+def is_schedule(content: dict) -> bool:
+    """Whether what a file holds is a schedule rather than a sweep."""
+    return not is_sweep(content) and "stages" in content
+
+
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
     """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys laid over it.
 
@@ -195,6 +200,8 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
     """
     file = Path(path)
     content = yamlfile.read_mapping(file)
+    if is_schedule(content):
+        raise InputError(f"found a schedule; expected a sweep, or the command: raystage run {path}", file=str(file))
     try:
         for override in overrides:
             yamlfile.apply_override(content, override)

@@ -133,11 +133,10 @@ def measure_search(
     claimed, unfinished = 0, 0
     for row in rows:
         stages = reports.get(row["number"], {}).get("stages", ())
-        finished = sum(stage["flops"] for stage in stages if stage["flops"] is not None)
+        finished, rest = _finished(row["name"], stages, records)
         under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
         claimed += finished + under_way
-        current = next((stage["key"] for stage in stages if stage["flops"] is None), None)
-        unfinished += 0 if current in records else under_way
+        unfinished += 0 if rest and rest[0]["key"] in records else under_way
     trained = [record for record in records.values() if record.trained_for in names]
     spent = sum(record.flops_spent for record in trained) + unfinished
     return {
@@ -147,6 +146,22 @@ def measure_search(
         "stages_trained": len(trained),
         "stages_claimed": sum(len(row["stages"]) for row in rows),
     }
+
+
+def _finished(
+    name: str, stages: Sequence[Mapping[str, Any]], records: Mapping[str, StageRecord]
+) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """The FLOPs of a trial's stages up to the last one that it heard the end of, or that was trained for it: workers
+    may have finished one when their trial was given up. And the stages after that one."""
+    flops, counted, whole = 0, 0, 0
+    for place, stage in enumerate(stages, start=1):
+        record = records.get(stage["key"])
+        if stage["flops"] is None and record is None:
+            break
+        whole += record.flops if stage["flops"] is None else stage["flops"]
+        if stage["flops"] is not None or record.trained_for == name:
+            flops, counted = whole, place
+    return flops, stages[counted:]
 
 
 def _pays_after(

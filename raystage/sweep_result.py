@@ -65,6 +65,19 @@ def _what_mattered(report: Mapping[str, Any]) -> list[str]:
     return [f"What sets the better half of the trials apart (PED-ANOVA): {parts}."] if parts else []
 
 
+def failure(report: Mapping[str, Any]) -> str | None:
+    """What went wrong, in a line: that trials failed, or that none came to its end. None where nothing did."""
+    rows = report["trials"]
+    failed = [row for row in rows if row["state"] == "ERRORED"]
+    if any(row["state"] == "FINISHED" for row in rows):
+        if not failed:
+            return None
+        first = f"trial {failed[0]['number']}: {failed[0]['error']}"
+        return f"sweep {report['name']}: {len(failed)} of its {len(rows)} trials failed, the first of them {first}"
+    why = failed[0]["error"] if failed else "all were stopped"
+    return f"sweep {report['name']}: none of its {len(rows)} trials came to its end: {why}"
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """A page of Markdown: the result in words, what mattered, the trials by rank."""
     metrics = [one["metric"] for one in report["objective"]]

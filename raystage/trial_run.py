@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from ray import tune
 
+from raystage import launch
 from raystage.driver import Driver
 from raystage.listener import SilentListener
 from raystage.next_steps import Attempt, following
@@ -70,7 +72,8 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[
         job_type="trial",
     )
     folder = store.run_folder(plan.name)
-    attempt = Attempt(plan.name, task.command, folder, store.folder, wandb_run_ids=tracker.run_ids)
+    address = ray.get_runtime_context().gcs_address
+    attempt = Attempt(plan.name, task.command, folder, store.folder, address, launch.logs_folder, tracker.run_ids)
     followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt)]
     listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
     driver = Driver(plan, schedule, store, listeners, run_ids=tracker.run_ids, is_connected=True)

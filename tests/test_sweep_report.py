@@ -102,12 +102,22 @@ def test_a_stopped_trial_counts_as_far_as_it_came(plan: SweepPlan) -> None:
     assert [(row["state"], row["rank"]) for row in report["trials"]] == [("FINISHED", 1), ("ABORTED", None)]
 
 
+def test_what_was_finished_for_a_trial_that_was_stopped_meanwhile_is_its_own(plan: SweepPlan) -> None:
+    """Its workers were faster than the decision: it was stopped at an evaluation in a stage that they then finished."""
+    first, second = (trial.plan.staged for trial in plan.trials)
+    records = {key: one for key, one in trained(plan).items() if key != second.stages[2].key}
+    stopped = TrialOutcome(1, plan.trials[1].config, is_stopped=True, flops=second.stages[0].flops + 1)
+    search = reported(plan, [*finished(plan, 2.0), stopped], records, {1: 0})["search"]
+    assert search["flops_claimed"] == first.flops + second.stages[0].flops + second.stages[1].flops
+    assert search["flops_spent"] == search["flops_claimed"] - first.stages[0].flops
+
+
 def test_what_a_stopped_trial_began_and_another_one_finished_counts_once(tmp_path: Path) -> None:
     plan = plan_sweep(make_sweep(tmp_path, RATES))
     stages = plan.trials[0].plan.staged.stages
     stopped = TrialOutcome(0, plan.trials[0].config, is_stopped=True, flops=stages[0].flops + stages[1].flops // 2)
     others = finished(plan, 0.0, 2.0, 1.9)[1:]
-    records = {key: one for key, one in trained(plan).items() if key != stages[2].key}
+    records = {key: one for key, one in trained(plan, middle="search-1").items() if key != stages[2].key}
     search = reported(plan, [stopped, *others], records, {0: 1})["search"]
     assert search["flops_spent"] == plan.tree.flops_shared - stages[2].flops
     assert search["flops_claimed"] == stopped.flops + 2 * plan.trials[1].plan.staged.flops

@@ -1,0 +1,252 @@
+"""Sweeps through the command line, on a real cluster: shared, killed, failing, searched and stopped early."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import RayCluster, Raystage, wait_until
+
+from raystage.sweep_file import load
+from raystage.trials import SweepPlan, plan_sweep
+from wandb_reader import OfflineRun, read_run, run_files
+
+pytestmark = pytest.mark.end_to_end
+
+SCHEDULE = """
+name: tiny
+data: {source: text, path: text, validation_fraction: 0.3}
+model: {family: llama, hidden_size: 32, num_heads: 2, ffn_size: 64, context_length: 32}
+training:
+  workers: 1
+  global_batch_tokens: 512
+  optimizer: {lr: 3e-3}
+  evaluate: {every: 2K, tokens: 2K}
+  lr_schedule: {kind: constant, warmup: 1K}
+stages:
+  - {name: small, model: {num_layers: 1}, until: {tokens: 6K}}
+  - {name: full,  model: {num_layers: 2}, until: {tokens: 4K}, grow: {operator: stack}}
+"""
+MARK = "RAYSTAGE_TESTS_STARTED_IN"
+GRID = """
+stages[0].until.tokens: {grid: [4K, 6K]}
+stages[1].grow.operator: {grid: [stack, identity]}
+"""
+
+
+def write_sweep(folder: Path, space: str, **sections: Any) -> Path:
+    """A sweep over two stages of 12 and 8 steps, on a text that lies beside it."""
+    (folder / "text").mkdir()
+    for number, part in enumerate(Path(json.__file__).with_name("decoder.py").read_text().split("\n\n")):
+        (folder / f"text/{number}.txt").write_text(part * 5)
+    (folder / "tiny.yaml").write_text(SCHEDULE)
+    search = {"max_concurrent": 2, **sections.pop("search", {})}
+    content = {"name": "hunt", "schedule": "tiny.yaml", "space": yaml.safe_load(space), "search": search, **sections}
+    path = folder / "hunt.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A grid of four trials, killed with its cluster after the first of them and gone on with on another cluster.
+
+    records: by path, when each stage that was finished at the kill was written. said: by the second start.
+    """
+
+    raystage: Raystage
+    file: Path
+    plan: SweepPlan
+    report: dict[str, Any]
+    records: dict[Path, int]
+    said: str
+
+    @property
+    def folder(self) -> Path:
+        return self.raystage.folder / ".raystage/runs/hunt"
+
+
+@pytest.fixture(scope="module")
+def swept(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    raystage = Raystage(tmp_path_factory.mktemp("swept"), cluster.address)
+    file = write_sweep(raystage.folder, GRID)
+    address = raystage.environment.pop("RAY_ADDRESS")
+    raystage.environment[MARK] = str(raystage.folder)
+    assert raystage.stop_at(": done", signal.SIGKILL, "sweep", file) == -signal.SIGKILL
+    wait_until(lambda: not marked(raystage), 60, "a killed sweep left processes of its cluster")
+    raystage.environment["RAY_ADDRESS"] = address
+    records = times(raystage)
+    done = raystage("sweep", file, "--json")
+    return Swept(raystage, file, plan_sweep(load(file)), json.loads(done.stdout), records, done.stderr)
+
+
+def marked(raystage: Raystage) -> list[int]:
+    """The ids of all living processes that a command of this folder started, by what they have in their environment."""
+    found = []
+    for process in psutil.process_iter(["environ", "status"]):
+        environment = process.info["environ"] or {}
+        if environment.get(MARK) == str(raystage.folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def processes(cluster: RayCluster) -> list[str]:
+    """What of a sweep lives on the cluster: the actors of trials, and of their Train runs."""
+    found = []
+    for process in cluster.process.children(recursive=True):
+        try:
+            found.append(" ".join(process.cmdline()))
+        except psutil.NoSuchProcess:  # zombies, too
+            continue
+    signs = ("RayTrainWorker", "TrainController", "_trainable", "ImplicitFunc")
+    return [command for command in found if any(sign in command for sign in signs)]
+
+
+def times(raystage: Raystage) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in raystage.folder.glob(".raystage/stages/*/record.json")}
+
+
+def test_a_sweep_trains_what_its_plan_said_and_claims_the_rest(swept: Swept) -> None:
+    search, tree = swept.report["search"], swept.plan.tree
+    assert (search["flops_spent"], search["flops_claimed"]) == (tree.flops_shared, tree.flops_apart)
+    assert search["stages_trained"] == len(tree.nodes) == len(times(swept.raystage))
+    assert search["flops_spent"] < search["flops_claimed"]
+    assert [(row["state"], row["error"]) for row in swept.report["trials"]] == [("FINISHED", None)] * 4
+    assert sorted(row["rank"] for row in swept.report["trials"]) == [1, 2, 3, 4]
+
+
+def test_what_was_finished_before_the_kill_was_not_trained_again(swept: Swept) -> None:
+    assert 2 <= len(swept.records) < len(swept.plan.tree.nodes)
+    now = times(swept.raystage)
+    assert {path: now[path] for path in swept.records} == swept.records
+
+
+def test_a_trial_ends_with_the_bits_of_its_schedule_run_alone(swept: Swept) -> None:
+    """The last one: its first stage goes on from a shorter one's end."""
+    trial = swept.plan.trials[3]
+    assert swept.plan.tree.nodes[trial.plan.staged.stages[0].key].donor_key is not None
+    file = swept.raystage.folder / "alone.yaml"
+    file.write_text(yaml.safe_dump(trial.content))
+    alone = json.loads(swept.raystage("run", file, "--store", "alone", "--wandb", "disabled", "--json").stdout)
+    shared = swept.raystage.report("hunt-3")
+    assert [stage["donor"] for stage in alone["stages"]] == [None, None]
+    assert shared["stages"][0]["donor"] is not None
+    for one, other in zip(shared["stages"], alone["stages"], strict=True):
+        assert [point["loss"] for point in one["evaluations"]] == [point["loss"] for point in other["evaluations"]]
+    assert swept.report["trials"][3]["eval_loss"] == alone["stages"][-1]["eval_loss"]
+
+
+def test_a_second_start_trains_nothing_and_says_the_same(swept: Swept) -> None:
+    before = times(swept.raystage)
+    again = json.loads(swept.raystage("sweep", swept.file, "--json").stdout)
+    assert times(swept.raystage) == before
+    for report in (swept.report, again):
+        report["search"].pop("seconds", None)
+    assert again == swept.report
+    assert swept.raystage.report("hunt")["trials"] == swept.report["trials"]
+
+
+def test_the_best_schedule_is_a_file_that_plans_as_the_best_trial(swept: Swept) -> None:
+    best = swept.report["best"]["number"]
+    planned = json.loads(swept.raystage("plan", swept.folder / "best.yaml", "--json").stdout)
+    keys = [stage["key"] for stage in planned["stages"]]
+    assert keys == [stage.key for stage in swept.plan.trials[best].plan.staged.stages]
+    assert f"trial {best}" in (swept.folder / "report.md").read_text()
+
+
+def test_every_trial_is_a_run_of_one_group_in_wandb(swept: Swept) -> None:
+    """With the values of the space in its config, where W&B's sweep views look for them."""
+    runs: dict[str, OfflineRun] = {}
+    for run in map(read_run, run_files(swept.raystage.folder)):
+        if run.exit_code == 0:
+            runs[run.name] = run
+    assert {run.group for run in runs.values()} == {"hunt"}
+    assert {run.job_type for run in runs.values()} == {"trial"}
+    assert len(runs) == 4
+    operators = [run.config["stages[1].grow.operator"] for run in runs.values()]
+    assert sorted(operators) == ["identity", "identity", "stack", "stack"]
+
+
+def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
+    """At an absurd rate the loss is not finite. Two trials need that stage: the one that waits is freed when the other
+    fails, tries by itself and fails too; the third is none the worse."""
+    space = """
+    stages[0].training.optimizer.lr: {grid: [1e20, 1e-3]}
+    stages[1].grow.operator: {grid: [stack, identity], when: {"stages[0].training.optimizer.lr": 1e20}}
+    """
+    file = write_sweep(raystage.folder, space, search={"max_concurrent": 3})
+    done = raystage("sweep", file, "--wandb", "disabled", "--json", status=1)
+    report = json.loads(done.stdout)
+    *failed, good = report["trials"]
+    assert [row["state"] for row in report["trials"]] == ["ERRORED", "ERRORED", "FINISHED"]
+    for row in failed:
+        assert row["error"].startswith("stage small: the training loss is nan at step")
+        assert row["rank"] is None
+    assert report["best"]["number"] == good["number"]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("raystage: sweep hunt: 2 of its 3 trials failed, the first of them trial 0: stage small")
+    logs = [(raystage.folder / f".raystage/runs/hunt-{row['number']}/run.log").read_text() for row in failed]
+    assert sum("waiting for process" in log for log in logs) == 1
+    assert list(raystage.folder.glob(".raystage/stages/*/leases/*")) == []
+
+
+def test_optuna_asks_for_paths_only_where_they_count(raystage: Raystage) -> None:
+    space = """
+    stages[1].grow.operator: {choice: [stack, middle]}
+    stages[1].grow.block: {choice: [1], when: {"stages[1].grow.operator": middle}}
+    stages[1].training.optimizer.lr: {loguniform: [1e-3, 1e-2]}
+    """
+    search = {"algorithm": "optuna", "num_trials": 3, "seed": 1}
+    report = json.loads(
+        raystage("sweep", write_sweep(raystage.folder, space, search=search), "--wandb", "disabled", "--json").stdout
+    )
+    rows = report["trials"]
+    assert [row["number"] for row in rows] == [0, 1, 2]
+    assert {row["state"] for row in rows} == {"FINISHED"}
+    operators = {row["config"]["stages[1].grow.operator"] for row in rows}
+    assert operators == {"stack", "middle"}  # by this seed
+    for row in rows:
+        assert ("stages[1].grow.block" in row["config"]) == (row["config"]["stages[1].grow.operator"] == "middle")
+
+
+def test_asha_stops_what_is_worse_and_leaves_nothing_running(raystage: Raystage, cluster: RayCluster) -> None:
+    """The worse trial would be long: it is stopped at its first evaluation, while its workers train on."""
+    space = """
+    stages[0].training.optimizer.lr: {grid: [5e-3, 1e-8]}
+    stages[0].until.tokens: {grid: [2M], when: {"stages[0].training.optimizer.lr": 1e-8}}
+    """
+    scheduler = {"name": "asha", "grace": "2K", "reduction_factor": 2}
+    file = write_sweep(raystage.folder, space, search={"max_concurrent": 1}, scheduler=scheduler)
+    done = raystage("sweep", file, "--wandb", "disabled", "--json")
+    report, plan = json.loads(done.stdout), plan_sweep(load(file))
+    good, bad = report["trials"]
+    assert (good["state"], bad["state"], bad["rank"]) == ("FINISHED", "ABORTED", None)
+    assert "trial 1: stopped early" in done.stderr
+    spent = plan.trials[0].plan.staged.flops + bad["flops"]
+    assert report["search"]["flops_spent"] == report["search"]["flops_claimed"] == spent
+    assert bad["flops"] == plan.trials[0].plan.staged.stages[0].flops // 3  # 2K tokens of 6K
+    wait_until(lambda: not processes(cluster), 60, "a trial that was stopped left workers on the cluster")
+
+
+def test_lag_goes_on_with_the_best_after_growth(raystage: Raystage) -> None:
+    file = write_sweep(
+        raystage.folder, "stages[1].grow.operator: {grid: [stack, identity]}",
+        scheduler={"name": "lag", "after_growth": {"tokens": "1K", "keep": 1}},
+    )  # fmt: skip
+    report = json.loads(raystage("sweep", file, "--wandb", "disabled", "--json").stdout)
+    states = {row["state"]: row for row in report["trials"]}
+    assert set(states) == {"FINISHED", "ABORTED"}
+    kept, dropped = states["FINISHED"], states["ABORTED"]
+    assert report["best"]["number"] == kept["number"]
+    whole = plan_sweep(load(file)).trials[kept["number"]].plan.staged
+    small, full = whole.stages
+    step_flops = full.flops // full.steps
+    assert dropped["flops"] == small.flops + 2 * step_flops
+    assert report["search"]["flops_claimed"] == whole.flops + dropped["flops"]
+    assert report["search"]["flops_spent"] == whole.flops + 2 * step_flops
