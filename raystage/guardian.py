@@ -15,7 +15,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 import psutil
 
@@ -52,11 +53,23 @@ def watch(pids: list[int]) -> None:
 
 def with_children(processes: set[psutil.Process]) -> set[psutil.Process]:
     """Those that still run, and all that they have started."""
+    waiting = [process for process in processes if process.is_running()]
+    started_by = _by_parent()  # once for all: psutil's own way reads the whole process table for each
     found: set[psutil.Process] = set()
-    for process in processes:
+    while waiting:
+        process = waiting.pop()
+        if process not in found:
+            found.add(process)
+            # Older than its parent it is somebody else's, whose parent's number was given away again.
+            waiting += [child for child in started_by[process.pid] if child.create_time() >= process.create_time()]
+    return found
+
+
+def _by_parent() -> Mapping[int, list[psutil.Process]]:
+    found: dict[int, list[psutil.Process]] = defaultdict(list)
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.is_running():
-                found |= {process, *process.children(recursive=True)}
+            found[process.ppid()].append(process)
     return found
 
 
