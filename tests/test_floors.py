@@ -22,8 +22,8 @@ FLOORS: dict[int, set[str]] = {
         "hf_config", "hf_family", "holder", "initial", "ledger", "mailbox", "manifest_check", "memory", "objectives",
         "page", "panels", "plan", "plan_json", "promises", "prune", "ramps", "rates", "record", "report",
         "report_tables", "resolve", "retention", "savings", "schedule", "section", "seeds", "sources", "space",
-        "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report", "tree", "trials",
-        "triggers", "values", "yamlfile",
+        "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report", "tree",
+        "trial_queue", "trials", "triggers", "values", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -76,6 +76,7 @@ POORER: dict[str, set[str]] = {
     "curves": set(),
     "chart": set(),
     "panels": set(),
+    "trial_queue": set(),
     "page": {"jinja2", "markupsafe", "yaml"},
     "figures": {"matplotlib", "numpy"},  # a report is drawn without torch
     "sweep_figures": {"matplotlib"},
