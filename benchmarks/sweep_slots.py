@@ -1,9 +1,9 @@
 """How busy a sweep's slots are: python benchmarks/sweep_slots.py [--trials 10000] [--slots 64] [--seconds 2]
 
-A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and order of trials,
-and in each trial by its driver, with turns, leases and records in a real store. Training alone is a sleep, of a random
-length for every stage. Ray Tune is left out: a thread stands for the actor of a trial, and takes the next one when it
-is through, as Tune's actors do.
+A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and its queue
+of trials, and in each trial by its driver, with turns, leases and records in a real store. Training alone is a sleep,
+of a random length for every stage. Ray Tune is left out: a thread stands for a trial's actor, and takes the next trial
+of the queue when it is through.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from raystage.lease import Leases
 from raystage.narrator import Narrator
 from raystage.plan import StagePlan, trunk_key
 from raystage.record import Donor, Evaluation, StageRecord
+from raystage.searchers import trial_queue
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.sweep_file import load
@@ -53,8 +54,9 @@ SPACES = {
     },
     "lengths": {**_FIRST, "stages[1].until.tokens": {"integer": ["50K", "1M"]}, **_OPERATOR},
 }
-# Of a stage's mean length: how often those who wait look again. Real stages take minutes, and the looks are 2 s apart.
-POLL_SHARE = 0.1
+# Of a stage's mean length: how often those who wait look again. The looks are 2 s apart, so that these would be stages
+# of 50 s.
+POLL_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,31 @@ def _record(stage: StagePlan, donor: StageRecord | None, run: str) -> StageRecor
 
 
 def simulate(plan: SweepPlan, store: Store, slots: int, mean_seconds: float) -> Outcome:
-    """Run all trials of a plan, `slots` at a time, in the order in which they would be started."""
+    """Run all trials of a plan, `slots` at a time, in the order in which a sweep would start them."""
     meter, began, began_cpu = Meter(plan.tree, slots), time.monotonic(), time.process_time()
+    queue, lock = trial_queue(plan, range(len(plan.trials))), threading.Lock()
+    looked_at = [0.0]
+
+    def take() -> int | None:
+        """As Tune's searcher does."""
+        with lock:
+            if time.monotonic() - looked_at[0] > POLL_SHARE * mean_seconds:
+                for key in filter(store.record, queue.waited_for):
+                    queue.finish(key)
+                looked_at[0] = time.monotonic()
+            return queue.take()
+
+    def work() -> None:
+        while not queue.is_empty:
+            number = take()
+            if number is None:
+                time.sleep(POLL_SHARE * mean_seconds / 4)
+                continue
+            run(number)
+            with lock:
+                for key in filter(store.record, queue.unfinished(number)):
+                    queue.finish(key)
+                queue.end(number)
 
     def run(number: int) -> None:
         trial = plan.trials[number]
@@ -217,7 +242,7 @@ def simulate(plan: SweepPlan, store: Store, slots: int, mean_seconds: float) -> 
         driver.run()
 
     with ThreadPoolExecutor(slots) as pool:
-        for done in [pool.submit(run, number) for number in plan.tree.order]:
+        for done in [pool.submit(work) for _ in range(slots)]:
             done.result()
     with_work = meter.busy_seconds + meter.idle_seconds
     return Outcome(

@@ -23,7 +23,7 @@ from raystage import launch
 from raystage.errors import InputError, RaystageError
 from raystage.importance import importance
 from raystage.record import StageRecord
-from raystage.searchers import make_optuna, make_scheduler, points
+from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
 from raystage.sweep_report import TrialOutcome, build_sweep_report
 from raystage.trial_run import TrialTask, run_trial
@@ -99,23 +99,22 @@ class Search:
             config = tune.RunConfig(
                 name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
             )
-            tuner = tune.Tuner(
-                trainable, param_space=self._space(numbers), tune_config=self._tune_config(), run_config=config
-            )
+            tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
         return [_outcome(result, self.plan) for result in tuner.fit()]
 
-    def _space(self, numbers: Sequence[int] | None) -> dict[str, Any]:
-        return points(self.plan, numbers) if self.plan.is_foreseen else {}
-
-    def _tune_config(self) -> tune.TuneConfig:
+    def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
         search = self.plan.sweep.search
         runs = [trial.plan.staged for trial in self.plan.trials]
+        if self.plan.is_foreseen:
+            searcher = TreeSearch(self.plan, self.store.folder.uri, numbers)
+        else:
+            searcher = make_optuna(self.plan.sweep)
         return tune.TuneConfig(
-            search_alg=None if self.plan.is_foreseen else make_optuna(self.plan.sweep),
+            search_alg=searcher,
             scheduler=make_scheduler(
                 self.plan.sweep.scheduler, max(run.flops for run in runs), max(run.tokens for run in runs)
             ),
-            num_samples=1 if self.plan.is_foreseen else search.num_trials,
+            num_samples=len(runs) if numbers is None else len(numbers),
             max_concurrent_trials=search.max_concurrent,
         )
 

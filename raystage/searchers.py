@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import optuna
-from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raystage.space import Dimension, Space
+from raystage.storage import open_folder
+from raystage.store import Store
 from raystage.sweep_file import METRICS, Scheduler, Sweep
+from raystage.trial_queue import TrialQueue
 from raystage.trials import SweepPlan
 
 # Tune ends a trial at a rung when it is not among the best 1 / reduction_factor that came there before it.
 REDUCTION_FACTOR = 3.0
+# How often is looked whether a stage is finished that trials are not started for; Tune asks ten times a second.
+LOOK_SECONDS = 2.0
 
 
 def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> TrialScheduler:
@@ -34,14 +42,73 @@ def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> T
     )
 
 
-def points(plan: SweepPlan, numbers: Sequence[int] | None = None) -> dict[str, Any]:
-    """Tune's space for trials that are known beforehand, in the order in which what they share is trained first.
+class TreeSearch(Searcher):
+    """Trials that are known beforehand, in the order of their tree, but for those that would only wait for a stage of
+    one that runs: what they share is trained first, and meanwhile others that need not wait are started.
 
-    numbers: the trials to run, all unless given.
+    numbers: the trials to run, all unless given. store: where finished stages are looked for.
     """
-    chosen = plan.tree.order if numbers is None else [one for one in plan.tree.order if one in set(numbers)]
-    configs = [{"number": number, **plan.trials[number].config} for number in chosen]
-    return {"trial": tune.grid_search(configs)}
+
+    def __init__(self, plan: SweepPlan, store: str, numbers: Collection[int] | None = None) -> None:
+        super().__init__()
+        self._store, self._running, self._looked_at = store, {}, 0.0
+        self._points = {
+            trial.number: {"number": trial.number, **trial.config}
+            for trial in plan.trials
+            if numbers is None or trial.number in numbers
+        }
+        self._queue = trial_queue(plan, self._points)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Tune's config of the next trial; None where it is to ask again."""
+        if self._queue.is_empty:
+            return Searcher.FINISHED
+        number = self._queue.take()
+        if number is None and time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self._look(self._queue.waited_for)
+            number = self._queue.take()
+        if number is None:
+            return None
+        self._running[trial_id] = number
+        return {"trial": self._points[number]}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Also where the trial failed or was given up: who waited for its stages trains them."""
+        number = self._running.pop(trial_id, None)
+        if number is not None:
+            self._look(self._queue.unfinished(number))
+            self._queue.end(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        state = {"begun": sorted(self._queue.begun), "running": self._running}
+        Path(checkpoint_path).write_text(json.dumps(state))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on where a search of the same trials was saved: what was begun is Tune's to begin again."""
+        state = json.loads(Path(checkpoint_path).read_text())
+        self._running = state["running"]
+        for number in state["begun"]:
+            self._queue.begin(number)
+        for number in set(state["begun"]) - set(self._running.values()):
+            self._queue.end(number)
+
+    def _look(self, keys: Iterable[str]) -> None:
+        """Find out which of these stages are finished."""
+        store, self._looked_at = Store(open_folder(self._store)), time.monotonic()
+        for key in keys:
+            if store.record(key) is not None:
+                self._queue.finish(key)
+
+
+def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
+    """The queue of some trials of a plan."""
+    nodes = plan.tree.nodes
+    return TrialQueue(
+        [number for number in plan.tree.order if number in numbers],
+        {number: tuple(stage.key for stage in plan.trials[number].plan.staged.stages) for number in numbers},
+        {key: node.donor_key for key, node in nodes.items() if node.donor_key},
+        {key for key, node in nodes.items() if node.is_finished},
+    )
 
 
 def make_optuna(sweep: Sweep) -> OptunaSearch:

@@ -23,7 +23,7 @@ FLOORS: dict[int, set[str]] = {
         "memory", "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps",
         "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section",
         "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report",
-        "tree", "trials", "triggers", "tuning", "values", "variants", "versions", "yamlfile",
+        "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants", "versions", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -79,6 +79,7 @@ POORER: dict[str, set[str]] = {
     "curves": set(),
     "chart": set(),
     "panels": set(),
+    "trial_queue": set(),
     "page": {"jinja2", "markupsafe", "yaml"},
     "figures": {"matplotlib", "numpy"},  # a report is drawn without torch
     "sweep_figures": {"matplotlib"},

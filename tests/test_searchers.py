@@ -9,10 +9,14 @@ from typing import Any
 import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import Searcher
 
-from raystage.searchers import REDUCTION_FACTOR, DefinedByRun, make_optuna, make_scheduler, points
+from factories import make_record
+from raystage.searchers import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler
+from raystage.storage import open_folder
+from raystage.store import Store
 from raystage.sweep_file import Scheduler, Sweep
-from raystage.trials import Planner, plan_sweep
+from raystage.trials import Planner, SweepPlan, plan_sweep
 from sweeps import make_sweep
 
 EVERYTHING = """
@@ -78,12 +82,82 @@ def test_several_objectives_are_searched_together(tmp_path: Path) -> None:
     assert [direction.name for direction in searcher._ot_study.directions] == ["MINIMIZE", "MAXIMIZE"]
 
 
-def test_foreseen_trials_go_in_the_order_of_the_tree(tmp_path: Path) -> None:
-    plan = plan_sweep(make_sweep(tmp_path, "stages[0].until.tokens: {grid: [800, 400, 600]}"))
-    listed = points(plan)["trial"]["grid_search"]
-    assert [point["number"] for point in listed] == list(plan.tree.order) == [1, 2, 0]  # the shortest gives to the rest
-    assert [point["stages[0].until.tokens"] for point in listed] == [400, 600, 800]
-    assert [point["number"] for point in points(plan, [0, 1])["trial"]["grid_search"]] == [1, 0]
+@pytest.fixture
+def lengths(tmp_path: Path) -> SweepPlan:
+    """Three lengths of a first stage, the longer from the shorter, and two operators after each."""
+    lengths = "stages[0].until.tokens: {grid: [800, 400, 600]}"
+    return plan_sweep(make_sweep(tmp_path, f"{lengths}\nstages[1].grow.operator: {{grid: [stack, interleave]}}"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(open_folder(tmp_path / "store"))
+
+
+def numbers_of(searcher: TreeSearch, *trial_ids: str) -> list[int | None]:
+    found = [searcher.suggest(trial_id) for trial_id in trial_ids]
+    return [one["trial"]["number"] if isinstance(one, dict) else one for one in found]
+
+
+def finish(store: Store, plan: SweepPlan, number: int, stages: int) -> None:
+    for stage in plan.trials[number].plan.staged.stages[:stages]:
+        store.commit_record(make_record(stage, 1.5))
+
+
+def test_trials_that_would_wait_for_one_that_runs_are_not_started(
+    lengths: SweepPlan, store: Store, monkeypatch
+) -> None:
+    monkeypatch.setattr("raystage.searchers.LOOK_SECONDS", 0.0)
+    searcher = TreeSearch(lengths, store.folder.uri)
+    first, *_ = lengths.tree.order
+    assert lengths.trials[first].config["stages[0].until.tokens"] == 400
+    assert numbers_of(searcher, "a", "b") == [first, None]  # what is longer goes on from it
+    finish(store, lengths, first, stages=1)
+    *started, last = numbers_of(searcher, "b", "c", "d")
+    assert {lengths.trials[number].config["stages[0].until.tokens"] for number in started} == {400, 600}
+    assert last is None  # 800 goes on from 600
+
+
+def test_a_point_is_that_of_its_trial(lengths: SweepPlan, store: Store) -> None:
+    point = TreeSearch(lengths, store.folder.uri).suggest("a")["trial"]
+    assert point == {"number": point["number"], **lengths.trials[point["number"]].config}
+
+
+def test_a_trial_that_failed_leaves_its_stages_to_others(lengths: SweepPlan, store: Store) -> None:
+    searcher = TreeSearch(lengths, store.folder.uri)
+    numbers_of(searcher, "a")
+    searcher.on_trial_complete("a", error=True)
+    assert numbers_of(searcher, "b") == [lengths.tree.order[1]]
+
+
+def test_each_is_begun_once_and_then_it_is_the_end(lengths: SweepPlan, store: Store) -> None:
+    searcher, begun = TreeSearch(lengths, store.folder.uri, numbers=[0, 2, 3]), []
+    for trial_id in "abc":
+        begun += numbers_of(searcher, trial_id)
+        searcher.on_trial_complete(trial_id)
+    assert sorted(begun) == [0, 2, 3]
+    assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_a_search_goes_on_where_it_was_saved(lengths: SweepPlan, store: Store, tmp_path: Path) -> None:
+    """With the pickle that Tune keeps from the beginning, and what it saves now and then."""
+    pickled = pickle.dumps(TreeSearch(lengths, store.folder.uri))
+    searcher = pickle.loads(pickled)
+    (first,) = numbers_of(searcher, "a")
+    searcher.on_trial_complete("a", error=True)
+    (second,) = numbers_of(searcher, "b")
+    searcher.save(str(tmp_path / "state"))
+    again = pickle.loads(pickled)
+    again.restore(str(tmp_path / "state"))
+    left = numbers_of(again, "c", "d")
+    assert left == numbers_of(searcher, "c", "d")  # the second one's stages are its own in both
+    assert left.pop() is None
+    for trial_id in "bc":
+        again.on_trial_complete(trial_id)
+    while (point := again.suggest(trial_id := f"{len(left)}")) != Searcher.FINISHED:
+        left.append(point["trial"]["number"])
+        again.on_trial_complete(trial_id)
+    assert sorted([first, second, *left]) == list(range(6))
 
 
 def test_asha_counts_in_what_its_grace_is_given_in() -> None:
