@@ -25,7 +25,7 @@ from raystage.growth.request import Growth
 from raystage.memory import MemoryEstimate
 from raystage.plan import Plan, StagePlan
 from raystage.prune import Listing
-from raystage.report_tables import format_perplexity, metric_table
+from raystage.report_tables import downstream_table, format_perplexity, metric_table
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
@@ -191,9 +191,9 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
-    metrics = metric_table(report)
-    if metrics.rows:
-        parts += [_as_shown(metrics), ""]
+    for table in (metric_table(report), downstream_table(report)):
+        if table.rows:
+            parts += [_as_shown(table), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))

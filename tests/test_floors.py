@@ -29,8 +29,8 @@ FLOORS: dict[int, set[str]] = {
         "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective",
     },
     3: {
-        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease", "machine_check",
-        "processes", "storage", "store", "tensorfile", "tracking", "zero",
+        "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
+        "integrity", "lease", "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {
         "cluster_check", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe",
@@ -40,7 +40,10 @@ FLOORS: dict[int, set[str]] = {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",
         "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
     },
-    6: {"cli", "doctor_command", "options", "report_command", "status_commands", "store_commands", "sweep_commands"},
+    6: {
+        "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",
+        "sweep_commands",
+    },
 }  # fmt: skip
 
 # What a floor may import from outside, besides what the floors below it may.
