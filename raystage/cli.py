@@ -13,6 +13,7 @@ import click
 
 from raystage.doctor_command import doctor
 from raystage.errors import InputError
+from raystage.evaluate_command import evaluate
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
 from raystage.options import (
@@ -45,6 +46,7 @@ def main() -> None:
 
 
 main.add_command(doctor)
+main.add_command(evaluate)
 main.add_command(report)
 main.add_command(store_group)
 main.add_command(status_command)

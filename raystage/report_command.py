@@ -63,11 +63,15 @@ def report(
 
 
 def _read_report(store: Any, name: str) -> dict[str, Any]:
+    """What the run left, and what `raystage evaluate` has found since."""
+    from raystage.evaluations import kept
+
     found = store.read_run(name, "report.json")
     if found is None:
         known = ", ".join(store.run_names()) or "none yet"
         raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
-    return found
+    downstream = kept(store, name, found)
+    return found | {"downstream": downstream} if downstream else found
 
 
 def _is_sweep(report: dict[str, Any]) -> bool:

@@ -157,6 +157,25 @@ def metric_table(report: Mapping[str, Any]) -> Table:
     return Table("Metrics", ("metric", *(row["name"] for row in rows)), cells, note)
 
 
+def downstream_table(report: Mapping[str, Any]) -> Table:
+    """What `raystage evaluate` found, stage by stage; a report as a run leaves it has none yet."""
+    found = report.get("downstream", {})
+    rows = sorted({(task, metric) for one in found.values() for task, its in one["tasks"].items()
+                   for metric in its["metrics"]})  # fmt: skip
+    cells = [[f"{task}: {metric}", *(_task_cell(one["tasks"].get(task), metric) for one in found.values())]
+             for task, metric in rows]  # fmt: skip
+    note = "By lm-eval, each with its standard error and the number of examples."
+    return Table("Downstream tasks", ("task", *found), cells, note)
+
+
+def _task_cell(task: Mapping[str, Any] | None, metric: str) -> str:
+    if task is None or metric not in task["metrics"]:
+        return "-"
+    figure = task["metrics"][metric]
+    error = "" if figure["stderr"] is None else f" ± {figure['stderr']:.2g}"
+    return f"{figure['value']:.4g}{error} ({task['num_examples']})"
+
+
 def ledger_table(report: Mapping[str, Any]) -> Table:
     """Where the compute went; `spent` is a bill, what the saving counts another sum."""
     title = "Compute"
@@ -226,8 +245,8 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
 
 
 _TABLES = (
-    stage_table, metric_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table,
-    ledger_table, cost_table,
+    stage_table, metric_table, downstream_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table,
+    seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

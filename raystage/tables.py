@@ -208,7 +208,13 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     parts = [_report_table("stage", report["name"], report["stages"]), ""]
     if report["baseline"]["runs"]:
         parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
-    for table in (report_tables.metric_table, report_tables.tuning_table, report_tables.seed_table):
+    more = (
+        report_tables.metric_table,
+        report_tables.downstream_table,
+        report_tables.tuning_table,
+        report_tables.seed_table,
+    )
+    for table in more:
         if (written := table(report)).rows:
             parts += [_as_written(written), ""]
     if report["savings"]["equal_loss_reached"]:

@@ -30,8 +30,8 @@ FLOORS: dict[int, set[str]] = {
         "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective", "sweep_figures",
     },
     3: {
-        "certify", "checkpoint", "export", "grow", "housekeeping", "huggingface", "integrity", "lease",
-        "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
+        "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
+        "integrity", "lease", "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {
         "cluster_check", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe",
@@ -42,7 +42,8 @@ FLOORS: dict[int, set[str]] = {
         "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
     },
     6: {
-        "cli", "doctor_command", "options", "report_command", "status_commands", "store_commands", "sweep_commands",
+        "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",
+        "sweep_commands",
     },
 }  # fmt: skip
 
