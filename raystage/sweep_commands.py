@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from raystage.options import DebugStream, exits, json_option, open_store, store_option
+from raystage.options import DebugStream, exits, in_job_copy, json_option, open_store, store_option
 
 
 def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -84,7 +84,7 @@ def sweep(
         store=opened.folder.uri,
         command=sweep_command(str(sweep), overrides, store, address, wandb_mode),
         wandb_mode=wandb_mode,
-        wandb_folder=str(Path.cwd()),
+        wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
     search = Search(
         made, opened, task, lambda line: click.echo(line, err=True), address or os.environ.get("RAY_ADDRESS")
