@@ -36,6 +36,7 @@ TUNE_FOLDER = "tune"
 TRIAL_CPUS = 0.01
 
 Say = Callable[[str], None]
+RunTrial = Callable[[Mapping[str, Any], TrialTask], None]
 
 # Tune's own loggers write what the store has, in three formats; its last words go to the terminal.
 _ENVIRONMENT = {
@@ -49,13 +50,14 @@ _ENVIRONMENT = {
 
 @dataclass
 class Search:
-    """Carries out one sweep. say: told of every trial that ends, in a line."""
+    """Carries out one sweep. say: told of every trial that ends, in a line. trial: what carries out one of them."""
 
     plan: SweepPlan
     store: Store
     task: TrialTask
     say: Say
     address: str | None = None
+    trial: RunTrial = run_trial
 
     @property
     def name(self) -> str:
@@ -88,7 +90,9 @@ class Search:
 
     def _tuned(self, name: str, task: TrialTask, numbers: Sequence[int] | None) -> list[TrialOutcome]:
         folder = self.store.run_folder(self.name)
-        trainable = tune.with_resources(tune.with_parameters(_trainable, task=task), {"CPU": TRIAL_CPUS})
+        trainable = tune.with_resources(
+            tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
+        )
         callbacks = [_Teller(self.say)]
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system
@@ -163,9 +167,9 @@ class Search:
         return found
 
 
-def _trainable(config: Mapping[str, Any], task: TrialTask) -> None:
+def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> None:
     """With a signature that Tune accepts."""
-    run_trial(config["trial"], task)
+    trial(config["trial"], task)
 
 
 def room(plan: SweepPlan) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from raystage.options import (
     DebugStream,
     address_option,
     exits,
+    in_job_copy,
     json_option,
     open_store,
     store_option,
@@ -90,7 +91,7 @@ def sweep(
         store=opened.folder.uri,
         command=sweep_command(str(sweep), overrides, store, address, wandb_mode),
         wandb_mode=wandb_mode,
-        wandb_folder=str(Path.cwd()),
+        wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
     search = Search(
         made, opened, task, lambda line: click.echo(line, err=True), address or os.environ.get("RAY_ADDRESS")

@@ -220,7 +220,8 @@ def _load(content: dict, file: Path) -> Sweep:
         problem = f"found {shown(sweep.schedule)}, but there is no file {schedule_file}"
         raise InputError(f"{problem}; expected a schedule, by its path from the sweep's folder", key="schedule")
     base = _read_schedule(schedule_file)
-    sweep._file, sweep._base, sweep._schedule_file = str(file), base, schedule_file
+    # Absolute: a trial runs in a process of its own, elsewhere.
+    sweep._file, sweep._base, sweep._schedule_file = str(file), base, schedule_file.absolute()
     sweep._points = read_space(sweep.space, base, schedule_file.parent)
     _check_together(sweep)
     return sweep

@@ -36,7 +36,7 @@ def commands() -> list[str]:
     return [
         line.split("#")[0].strip()
         for line in lines
-        if re.match(r"raystage (plan|run|status|report|grow|certify|export|store)\b", line)
+        if re.match(r"raystage (plan|run|sweep|status|report|grow|certify|export|store)\b", line)
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from raystage.cli import main
 from raystage.errors import InputError
 from raystage.sweep_file import Extent, load
 from sweeps import make_sweep, write_sweep
@@ -180,3 +183,41 @@ def test_a_grid_beyond_all_bounds_is_refused(tmp_path: Path) -> None:
     space = "\n".join(f"stages[{index}].until.tokens: {{grid: {list(range(1, 60))}}}" for index in range(3))
     with pytest.raises(InputError, match="space: found a grid of more than 100,000 points; expected fewer"):
         make_sweep(tmp_path, space)
+
+
+# --- the commands for it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "message"),
+    [
+        ("run", "sweep.yaml", "found a sweep; expected a schedule, or the command: raystage sweep"),
+        ("sweep", "tiny.yaml", "found a schedule; expected a sweep, or the command: raystage run"),
+    ],
+)
+def test_the_command_for_the_other_kind_of_file_is_named(tmp_path: Path, command: str, file: str, message: str) -> None:
+    write_sweep(tmp_path)
+    path = tmp_path / file
+    done = CliRunner().invoke(main, [command, str(path), "--store", str(tmp_path / "store")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"raystage: {path}: {message} {path}\n"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["sweep.yaml", "--store", "elsewhere"], "sweep"),
+        (["--set", "search.max_concurrent=1", "sweep.yaml"], "sweep"),
+        (["tiny.yaml", "--json"], "run"),
+        (["missing.yaml"], "run"),
+        (["--help"], "run"),
+    ],
+)
+def test_the_script_for_jobs_takes_both_kinds_of_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str
+) -> None:
+    write_sweep(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(Path(__file__).parents[1] / "jobs/run.py"))
+    assert script["command"](arguments) == command

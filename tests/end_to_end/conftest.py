@@ -53,7 +53,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     log = tmp_path_factory.mktemp("ray") / "head.log"
     command = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
-        f"--dashboard-port={dashboard}", "--object-store-memory=200000000", "--disable-usage-stats",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     environment = os.environ | QUIET | CREDENTIALS  # workers have theirs from the node, not from the driver
     with log.open("w") as output:
