@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.errors import RaystageError, WorkersLost
 from raystage.findings import Finding, failed, ok, warning
-from raystage.launch import cluster, fit_in_thread, worker_environment, worker_failure
+from raystage.launch import cluster, fit_in_thread, is_waiting, worker_environment, worker_failure
 from raystage.machine_check import mark_in
 from raystage.room import await_room
 from raystage.schedule import Training
@@ -46,6 +46,11 @@ class NodeFacts:
     store_problem: str | None = None
 
 
+class _StillWaiting(Exception):
+    """Workers hang. It leaves the connection to the cluster as it is: Ray would end this process where it is shut down
+    while a thread waits for a Train run."""
+
+
 def check_cluster(address: str | None, store: str | None, with_train: bool = False) -> Iterator[Finding]:
     """The cluster at `address`, or a local one that is started for this, node by node.
 
@@ -60,6 +65,10 @@ def check_cluster(address: str | None, store: str | None, with_train: bool = Fal
                 yield from _check_nodes(store, mark)
                 if with_train:
                     yield check_workers(store)
+                if is_waiting():
+                    raise _StillWaiting
+    except _StillWaiting:
+        return
     except RaystageError as error:
         yield failed("Ray cluster", str(error), _CLUSTER_ADVICE)
 

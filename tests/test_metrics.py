@@ -195,7 +195,7 @@ def tiny(own: Path) -> Callable[..., Schedule]:
     texts.mkdir()
 
     def make(workers: int, *metrics: object) -> Schedule:
-        training = {"workers": workers, "evaluate": {"tokens": 200, "metrics": list(metrics)}}
+        training = {"workers": workers, "micro_batch_size": 1, "evaluate": {"tokens": 200, "metrics": list(metrics)}}
         return make_schedule(texts, training=training)
 
     return make

@@ -28,6 +28,19 @@ known["ray_version"] = "2.9.0"
 _internal_kv_put(b"CLUSTER_METADATA", json.dumps(known), overwrite=True, namespace="cluster")
 """
 
+# Workers that take longer than they are given.
+IMPATIENT = """
+import os
+from functools import partial
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+from raystage import cluster_check
+from raystage.cli import main
+
+cluster_check.check_workers = partial(cluster_check.check_workers, seconds=0.5)
+main()
+"""
+
 
 def examine(raystage: Raystage, *options: str, status: int = 0) -> dict[str, dict]:
     """The checks by name."""
@@ -65,3 +78,11 @@ def test_a_cluster_that_is_too_small_and_one_of_another_version(raystage: Raysta
     checks = examine(raystage, status=1)
     assert "found another Ray or Python there" in checks["Ray cluster"]["found"]
     assert "node" not in checks
+
+
+def test_workers_that_hang_are_a_failure_and_no_wait(raystage: Raystage) -> None:
+    command = [sys.executable, "-c", IMPATIENT, "doctor", "--train"]
+    done = subprocess.run(command, cwd=raystage.folder, env=raystage.environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "2 workers over gloo: they were not done after 0.5 s" in done.stdout
+    assert done.stderr.splitlines()[-1].endswith("checks FAILED")
