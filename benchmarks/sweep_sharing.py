@@ -36,6 +36,7 @@ from raystage.search import Search
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.sweep_file import load
+from raystage.sweep_result import failure
 from raystage.trial_run import TrialTask, run_trial
 from raystage.trials import SweepPlan, plan_sweep
 from raystage.turns import Turns
@@ -98,8 +99,11 @@ def carried_out(plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any]
     Path(folder, CLOCKS).mkdir(parents=True)
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # what Ray says
-        Search(plan, Store(open_folder(folder)), task, lambda line: print(line, file=sys.stderr), trial=trial).run()
+        search = Search(plan, Store(open_folder(folder)), task, lambda line: print(line, file=sys.stderr), trial=trial)
+        report = search.run()
     seconds = time.monotonic() - began
+    if problem := failure(report):
+        raise SystemExit(problem)
     stores = [
         Store(open_folder(path.parent)) for path in [*Path(folder).glob("stages"), *Path(folder).glob("*/stages")]
     ]
@@ -115,7 +119,7 @@ def carried_out(plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any]
 
 
 def losses(stages: Any, folder: str, number: int) -> list[float]:
-    """All held-out losses of a trial; of none that lacks a stage."""
+    """All held-out losses of a trial, whichever store it was carried out in."""
     own = Path(own_store(folder, number))
     store = Store(open_folder(own if own.is_dir() else folder))
     return [point.loss for stage in stages for point in store.record(stage.key).evaluations]
