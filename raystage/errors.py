@@ -19,6 +19,8 @@ what would be right. The command line prints it without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class RaystageError(Exception):
     """Anything raystage stops for on purpose."""
@@ -38,9 +40,17 @@ class InputError(RaystageError):
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.key, self.problem) if part)
 
+    def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str | None, str | None]]:
+        """Ray copies errors and sends them between processes; by itself Python would forget what is a key."""
+        return _input_error, (self.problem, self.key, self.file)
+
     def inside(self, file: str) -> InputError:
         """The same error, said of a key in `file`."""
         return InputError(self.problem, key=self.key, file=self.file or file)
+
+
+def _input_error(problem: str, key: str | None, file: str | None) -> InputError:
+    return InputError(problem, key=key, file=file)
 
 
 class StageFailed(RaystageError):
