@@ -14,7 +14,7 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
 from factories import make_schedule
-from raystage import checkpoint, handover, worker
+from raystage import checkpoint, handover
 from raystage.checkpoint import Checkpoint
 from raystage.data import Reader, open_streams
 from raystage.engine import StageEngine
@@ -24,6 +24,7 @@ from raystage.handover import Entry, write_own_shard
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress
 from raystage.schedule import Optimizer, Schedule
+from raystage.stage_runner import evaluation_set
 from raystage.storage import open_folder
 
 MODELS: dict[str, dict] = {
@@ -170,7 +171,7 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
         engine.sum_over_workers(engine.train_step(reader.sequences(step * count, count), LR, step)) / tokens
         for step in steps
     ]
-    eval_loss = engine.evaluate(worker.evaluation_set(stage)).loss
+    eval_loss = engine.evaluate(evaluation_set(stage)).loss
     _save(engine, stage, f"{store}/{name}")
     engine.destroy()
     return Trained(losses, eval_loss)

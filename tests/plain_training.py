@@ -20,7 +20,7 @@ from raystage.growth.maps import GrowthMap, growth_map
 from raystage.plan import StagePlan
 from raystage.schedule import Optimizer
 from raystage.shape import ModelShape, parameters
-from raystage.worker import evaluation_set
+from raystage.stage_runner import evaluation_set
 
 
 @dataclass(frozen=True)

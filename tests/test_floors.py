@@ -35,7 +35,7 @@ FLOORS: dict[int, set[str]] = {
     },
     4: {
         "cluster_check", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe",
-        "room", "saving", "watch", "worker",
+        "room", "saving", "stage_runner", "watch", "worker",
     },
     5: {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",

@@ -26,9 +26,9 @@ from raystage.plan import Plan, make_plan
 from raystage.plan_json import plan_json
 from raystage.schedule import Schedule, parse
 from raystage.shape import parameters
+from raystage.stage_runner import evaluation_set
 from raystage.storage import open_folder
 from raystage.store import Store
-from raystage.worker import evaluation_set
 from staged_runs import records_of, train
 
 SIZES = {

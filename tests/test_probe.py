@@ -24,9 +24,10 @@ from raystage.handover import Entry, fill
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Certificate, GrowthRecord, StageRecord
 from raystage.shape import parameters
+from raystage.stage_runner import evaluation_set
 from raystage.storage import open_folder
 from raystage.store import Store
-from raystage.worker import Job, evaluation_set, run_job
+from raystage.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
 
