@@ -12,17 +12,17 @@ INSTALLED := $(VENV)/.installed
 # For `make test ARGS="-k growth"` and `make constraints KEEP="torch==2.13.0"`.
 ARGS ?=
 KEEP ?=
-# For `make chaos KILLS=100 SEED=3`.
+# For `make drills KILLS=100 SEED=3`.
 KILLS ?= 30
 SEED ?= 0
 
-.PHONY: help setup demo test chaos lint constraints clean
+.PHONY: help setup demo test drills lint constraints clean
 
 help:
 	@echo "make setup        create $(VENV) and install raystage with the versions of constraints.txt"
 	@echo "make demo         setup, then train the quickstart in three stages and report what it saved"
 	@echo "make test         setup, then the tests; ARGS=... goes to pytest"
-	@echo "make chaos        setup, then a run under KILLS=30 random kills"
+	@echo "make drills       setup, then the tests that take minutes: every fault, and KILLS=30 random kills"
 	@echo "make lint         setup, then ruff"
 	@echo "make constraints  write constraints.txt anew from the newest versions; KEEP=... holds some"
 	@echo "make clean        remove what the others made; finished stages in .raystage stay"
@@ -33,9 +33,10 @@ demo: setup
 	$(VENV)/bin/raystage run jobs/schedules/quickstart.yaml
 
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not drill" $(ARGS)
 
-chaos: setup
+drills: setup
+	$(VENV)/bin/python -m pytest -m drill $(ARGS)
 	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest -s tests/end_to_end/test_chaos.py
 
 lint: setup

@@ -1,6 +1,6 @@
 """A staged run under random kills of random processes ends with the bits of a calm one.
 
-`make chaos KILLS=100 SEED=3` for more than the suite has time for.
+`make drills KILLS=100 SEED=3` for more than the suite has time for.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def test_a_cluster_that_is_fit(raystage: Raystage) -> None:
     assert list(raystage.folder.iterdir()) == []
 
 
+@pytest.mark.drill
 def test_a_cluster_that_is_too_small_and_one_of_another_version(raystage: Raystage, small: str) -> None:
     checks = examine(raystage, "--train", status=1)
     assert checks["node"]["state"] == "ok"
@@ -80,6 +81,7 @@ def test_a_cluster_that_is_too_small_and_one_of_another_version(raystage: Raysta
     assert "node" not in checks
 
 
+@pytest.mark.drill
 def test_workers_that_hang_are_a_failure_and_no_wait(raystage: Raystage) -> None:
     command = [sys.executable, "-c", IMPATIENT, "doctor", "--train"]
     done = subprocess.run(command, cwd=raystage.folder, env=raystage.environment, capture_output=True, text=True)
