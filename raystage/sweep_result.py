@@ -81,7 +81,7 @@ def failure(report: Mapping[str, Any]) -> str | None:
 def markdown(report: Mapping[str, Any]) -> str:
     """A page of Markdown: the result in words, what mattered, the trials by rank."""
     metrics = [one["metric"] for one in report["objective"]]
-    head = ["rank", "trial", "config", *metrics, "eval loss", "FLOPs", "state"]
+    head = ["rank", "trial", "config", *(one for one in metrics if one != "eval_loss"), "eval loss", "FLOPs", "state"]
     rows = sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
     cells = [_cells(row, metrics, [describe(row["config"])]) for row in rows]
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in line] for line in cells]]

@@ -17,6 +17,7 @@ from raystage.schedule import parse
 from raystage.sweep_figures import draw, write_sweep
 from raystage.sweep_page import MOST_ROWS, sweep_page, trial_table, verdict
 from raystage.sweep_report import TrialOutcome
+from raystage.sweep_result import markdown
 from raystage.trials import SweepPlan, plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep
@@ -125,6 +126,13 @@ def test_trials_stand_by_rank_with_all_their_figures(front_report: dict[str, Any
         ("3*", "2", "20.0 %", "1.9000"),
         ("4*", "0", "30.0 %", "2.0000"),
     ]
+
+
+@pytest.mark.parametrize("which", ["report", "front_report"])
+def test_rows_of_the_markdown_are_as_long_as_their_head(which: str, request: pytest.FixtureRequest) -> None:
+    lines = [line for line in markdown(request.getfixturevalue(which)).splitlines() if line.startswith("|")]
+    assert len(lines) > 2
+    assert len({line.count(" | ") for line in lines}) == 1
 
 
 def test_of_thousands_of_trials_the_page_shows_the_best(report: dict[str, Any]) -> None:

@@ -162,7 +162,7 @@ def test_the_best_schedule_is_a_file_that_plans_as_the_best_trial(swept: Swept) 
     planned = json.loads(swept.raystage("plan", swept.folder / "best.yaml", "--json").stdout)
     keys = [stage["key"] for stage in planned["stages"]]
     assert keys == [stage.key for stage in swept.plan.trials[best].plan.staged.stages]
-    assert f"trial {best}" in (swept.folder / "report.md").read_text()
+    assert f"Trial {best} is best" in (swept.folder / "report.md").read_text()
 
 
 def test_every_trial_is_a_run_of_one_group_in_wandb(swept: Swept) -> None:
