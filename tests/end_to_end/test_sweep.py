@@ -179,8 +179,8 @@ def test_every_trial_is_a_run_of_one_group_in_wandb(swept: Swept) -> None:
 
 
 def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
-    """At an absurd rate the loss is not finite. Two trials need that stage: the second is begun once the first has failed,
-    tries by itself and fails too; the third is none the worse."""
+    """At an absurd rate the loss is not finite. Two trials need that stage: the second is begun once the first has
+    failed, tries by itself and fails too; the third is none the worse."""
     space = """
     stages[0].training.optimizer.lr: {grid: [1e20, 1e-3]}
     stages[1].grow.operator: {grid: [stack, identity], when: {"stages[0].training.optimizer.lr": 1e20}}
