@@ -36,8 +36,7 @@ test: setup
 	$(VENV)/bin/python -m pytest -m "not drill" $(ARGS)
 
 drills: setup
-	$(VENV)/bin/python -m pytest -m drill $(ARGS)
-	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest -s tests/end_to_end/test_chaos.py
+	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest -m drill $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -124,6 +124,7 @@ class Driver:
     def _train(self, turn: Turn, narrator: Narrator) -> None:
         """Train the stages of a turn, or as many as one Train run gets done. Raises where that is none."""
         job = turn.stages
+        narrator.begin()
 
         def hear(kind: str, key: str, what: Any) -> None:
             turn.check()

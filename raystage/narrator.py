@@ -19,7 +19,7 @@ Tell = Callable[..., None]
 
 class Narrator:
     """records: by stage key what is finished, kept up to date by whoever owns it. `turn(stage)` is called when a stage
-    that is not finished is next."""
+    that is not finished begins to be trained."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Narrator:
         self._ended: set[str] = set()
         self._furthest: dict[tuple[str, str], int] = {}
         self._grown: set[str] = set()
-        self._entered = False
+        self._begins = self._entered = False
         self.run: RunPlan | None = None
         self.stage: StagePlan | None = None
 
@@ -64,10 +64,18 @@ class Narrator:
                 self._tell("run_finished", run, tuple(self._records[stage.key] for stage in run.stages))
         self.run = self.stage = None
 
+    def begin(self) -> None:
+        """The stage whose turn it is is trained from here on: until then it may be somebody else's."""
+        if self.stage is not None and not self._begins:
+            self._begins = True
+            self._tell("stage_started", self.run, self.stage, False)
+            self._turn(self.stage)
+
     def hear(self, kind: str, key: str, what: Any) -> None:
         """One message of the first worker on the stage whose turn it is; others are passed over."""
         if self.stage is None or key != self.stage.key:
             return
+        self.begin()
         match kind:
             case "started":
                 self._start(what)
@@ -85,9 +93,8 @@ class Narrator:
 
     def _take_turn(self, run: RunPlan, stage: StagePlan) -> None:
         if (run, stage) != (self.run, self.stage):
-            self.run, self.stage, self._entered = run, stage, False
-            self._tell("stage_started", run, stage, False)
-            self._turn(stage)
+            self.run, self.stage = run, stage
+            self._begins = self._entered = False
 
     def _tell_finished(self, run: RunPlan, stage: StagePlan) -> None:
         """Tell of a finished stage as if it had just been trained, unless that was told as it was."""

@@ -22,11 +22,13 @@ from raystage import saving
 from raystage.checkpoint import Checkpoint
 from raystage.errors import RaystageError
 from raystage.handover import held_by
+from raystage.lifeline import Lifeline
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress, StageRecord
 from raystage.saving import HostCopies, Saver
 from raystage.schedule import Checkpointing, Schedule, Training
 from raystage.shape import parameters
+from raystage.stage_runner import Place
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
 from raystage.worker import Job, train_stages
@@ -94,7 +96,7 @@ def trained(stage: StagePlan, path: str, held: int = -1, full: int = -1) -> Seen
     store = Store(Folder(gate, path))
     try:
         with Saver(store, "attempt", send, stage.training.checkpoint.background) as saver:
-            train_stages(Job((stage,), path), store, saver, send)
+            train_stages(Job((stage,), path), Place("", store, saver, send, Lifeline()))
     except RaystageError as error:
         return Seen(said, f"{type(error).__name__}: {error}")
     return Seen(said)

@@ -88,6 +88,15 @@ def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) ->
 def test_messages_of_other_stages_are_passed_over(plan: Plan) -> None:
     narrator, told, record = narrate(plan, 0)
     narrator.hear("trained", "someone else's", record.train[0])
+    assert told.calls == []
+
+
+def test_a_stage_that_somebody_else_may_be_training_is_not_said_to_begin(plan: Plan) -> None:
+    narrator, told, record = narrate(plan, 0)
+    assert narrator.stage.key == record.key
+    assert told.calls == []
+    narrator.begin()
+    narrator.hear("started", record.key, 0)
     assert told.calls == [("stage_started", "small", None)]
 
 

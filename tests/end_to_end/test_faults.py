@@ -109,6 +109,7 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
 
 
+@pytest.mark.drill
 def test_a_node_that_is_lost_is_done_without_as_soon_as_another_comes(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
 ) -> None:

@@ -201,6 +201,7 @@ def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
     assert list(raystage.folder.glob(".raystage/stages/*/leases/*")) == []
 
 
+@pytest.mark.drill
 def test_optuna_asks_for_paths_only_where_they_count(raystage: Raystage) -> None:
     space = """
     stages[1].grow.operator: {choice: [stack, middle]}
@@ -220,6 +221,7 @@ def test_optuna_asks_for_paths_only_where_they_count(raystage: Raystage) -> None
         assert ("stages[1].grow.block" in row["config"]) == (row["config"]["stages[1].grow.operator"] == "middle")
 
 
+@pytest.mark.drill
 def test_asha_stops_what_is_worse_and_leaves_nothing_running(raystage: Raystage, cluster: RayCluster) -> None:
     """The worse trial is stopped at its first evaluation, while its workers train on."""
     space = """
@@ -240,6 +242,7 @@ def test_asha_stops_what_is_worse_and_leaves_nothing_running(raystage: Raystage,
     wait_until(lambda: not processes(cluster), 60, "a trial that was stopped left workers on the cluster")
 
 
+@pytest.mark.drill
 def test_lag_goes_on_with_the_best_after_growth(raystage: Raystage) -> None:
     file = write_sweep(
         raystage.folder, "stages[1].grow.operator: {grid: [stack, identity]}",
@@ -258,6 +261,7 @@ def test_lag_goes_on_with_the_best_after_growth(raystage: Raystage) -> None:
     assert report["search"]["flops_spent"] == whole.flops + 2 * step_flops
 
 
+@pytest.mark.drill
 def test_ray_job_submit_runs_a_sweep(cluster: RayCluster, tmp_path: Path) -> None:
     """A file with a space is swept by the same script that runs schedules; all that counts outlives the job."""
     (tmp_path / "sent").mkdir()
