@@ -23,7 +23,7 @@ from raystage.storage import Folder
 from raystage.store import Store
 
 Ask = Callable[..., dict[str, Any]]
-RANDOM_KILLS = 200
+RANDOM_KILLS = 50  # of one writer and of two, in the foreground and in the background: 200 in all
 # Where files lie in memory, if there is such a place: a process that dies leaves the same there as on a disk, sooner.
 IN_MEMORY = Path("/dev/shm")
 
