@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from raystage.launch import NO_API_SERVER
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 
 RUN = ["--wandb", "disabled", "--json"]
 SMALL_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
@@ -62,7 +62,6 @@ def said_until(process: subprocess.Popen, text: str) -> str:
     raise AssertionError(f"{text!r} was never said:\n{''.join(said)}")
 
 
-@pytest.mark.drill
 def test_workers_that_hang_are_started_again_and_the_bits_are_those_of_a_calm_run(
     raystage: Raystage, tiny: Path, cluster: RayCluster, calm: dict
 ) -> None:
@@ -77,7 +76,6 @@ def test_workers_that_hang_are_started_again_and_the_bits_are_those_of_a_calm_ru
     assert losses_in(output) == calm
 
 
-@pytest.mark.drill
 def test_a_controller_that_dies_before_its_workers_start_leaves_their_room_to_the_next(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
 ) -> None:
@@ -109,7 +107,6 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
 
 
-@pytest.mark.drill
 def test_a_node_that_is_lost_is_done_without_as_soon_as_another_comes(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
 ) -> None:
@@ -125,7 +122,6 @@ def test_a_node_that_is_lost_is_done_without_as_soon_as_another_comes(
     assert losses_in(output) == calm
 
 
-@pytest.mark.drill
 def test_workers_save_and_move_before_their_node_is_taken_away(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
 ) -> None:
@@ -146,7 +142,6 @@ def test_workers_save_and_move_before_their_node_is_taken_away(
     assert losses_in(output)["evaluations"] == calm["evaluations"]
 
 
-@pytest.mark.drill
 def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster
 ) -> None:
@@ -165,7 +160,6 @@ def test_an_elastic_stage_goes_on_with_the_workers_that_there_is_room_for(
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.drill
 def test_a_lost_node_that_nothing_comes_for_ends_the_run_with_what_is_missing(
     raystage: Raystage, tiny: Path, nodes: Cluster
 ) -> None:
@@ -179,7 +173,6 @@ def test_a_lost_node_that_nothing_comes_for_ends_the_run_with_what_is_missing(
     assert "2 workers with 1 CPU each do not fit on the cluster, which has room for 1" in errors
 
 
-@pytest.mark.drill
 def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(
     raystage: Raystage, tiny: Path, calm: dict, nodes: Cluster, cluster: RayCluster
 ) -> None:

@@ -10,7 +10,7 @@ from conftest import Raystage
 
 from wandb_reader import read_runs
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 
 # No rate of 1e-5 reaches these losses in 180 steps, a hundred times as much does.
 GATES = [

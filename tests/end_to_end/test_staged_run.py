@@ -102,6 +102,7 @@ def _check_calm(errors: str) -> None:
     assert not foreign
 
 
+@pytest.mark.drill
 def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: Raystage, tiny: Path) -> None:
     """1 -> 2 -> 3 workers, ZeRO 0 -> 1 -> 3, grown by the identity, on a user's own folder of text."""
     tiny.write_text(

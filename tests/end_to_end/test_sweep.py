@@ -178,6 +178,7 @@ def test_every_trial_is_a_run_of_one_group_in_wandb(swept: Swept) -> None:
     assert sorted(operators) == ["identity", "identity", "stack", "stack"]
 
 
+@pytest.mark.drill
 def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
     """At an absurd rate the loss is not finite. Two trials need that stage: the second is begun once the first has
     failed, tries by itself and fails too; the third is none the worse."""

@@ -10,7 +10,7 @@ from conftest import Raystage
 
 from wandb_reader import read_runs
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 
 # In 24 steps a rate of 1e-5 learns next to nothing, so that it is known which one is best.
 TUNED = [
