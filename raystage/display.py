@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
@@ -22,6 +23,7 @@ from raystage.attempts import Rejection
 from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
 from raystage.holder import Holder
+from raystage.listener import SilentListener
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.tables import STATE_STYLES, format_jump, format_loss
@@ -135,14 +137,11 @@ def describe_growth(growth: GrowthRecord) -> str:
 # --- displays ---------------------------------------------------------------------------------
 
 
-class Display:
+class Display(SilentListener):
     """Follows a run, stage by stage. What is told of a reused stage is past, and only its result is shown."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-
-    def run_started(self, run: RunPlan) -> None:
-        """A run shows itself with its first stage."""
 
     def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
         self._show_waiting(Progress(run, stage, "SCHEDULING"), holder)
@@ -167,9 +166,6 @@ class Display:
             self._progress = self._progress.after_evaluation(point)
             self._show_progress(self._progress, is_evaluation=True)
 
-    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
-        """Stands in the run's log."""
-
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:
             self._progress = replace(self._progress, state="RESTARTING")
@@ -183,29 +179,27 @@ class Display:
         self._progress = None
         self._show_result(Progress(run, stage, "REUSED" if reused else "FINISHED"), record)
 
-    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:
-        """A run ends with its last stage."""
-
+    @abstractmethod
     def close(self) -> None:
         """Leave the terminal as it was. Called whether or not the run went well."""
 
-    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_waiting(self, progress: Progress, holder: Holder) -> None: ...
 
-    def _show_start(self, progress: Progress) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_start(self, progress: Progress) -> None: ...
 
-    def _show_growth(self, progress: Progress, growth: GrowthRecord) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_growth(self, progress: Progress, growth: GrowthRecord) -> None: ...
 
-    def _show_progress(self, progress: Progress, is_evaluation: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_progress(self, progress: Progress, is_evaluation: bool) -> None: ...
 
-    def _show_event(self, progress: Progress, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_event(self, progress: Progress, text: str) -> None: ...
 
-    def _show_result(self, progress: Progress, record: StageRecord) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _show_result(self, progress: Progress, record: StageRecord) -> None: ...
 
 
 class PlainDisplay(Display):
@@ -216,6 +210,9 @@ class PlainDisplay(Display):
         self._stream = stream
         self._clock = clock
         self._last_progress = clock()
+
+    def close(self) -> None:
+        """Lines stay as they are."""
 
     def _show_waiting(self, progress: Progress, holder: Holder) -> None:
         self._write(progress, describe_waiting(holder))

@@ -7,7 +7,7 @@ same report gives the same picture, byte for byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -42,9 +42,14 @@ _TITLE_CHARACTERS = 135  # to the figure's width
 
 def write_curves(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
     """Draw `report` (as `build_report` made it) into `png` and an SVG beside it; returns both paths."""
+    return write_figure(lambda: draw(report), png)
+
+
+def write_figure(drawn: Callable[[], Figure], png: Path) -> tuple[Path, Path]:
+    """What `drawn` draws in raystage's style, as a PNG and an SVG beside it, the same bytes each time; both paths."""
     svg = png.with_suffix(".svg")
     with rc_context(STYLE):
-        figure = draw(report)
+        figure = drawn()
         figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
         figure.savefig(svg, metadata={"Date": None})
     return png, svg

@@ -22,7 +22,7 @@ from deepspeed.accelerator import get_accelerator
 
 from raystage import probe, rates, zero
 from raystage.costs import plus
-from raystage.data import Reader, open_streams
+from raystage.data import Reader, Streams, open_streams
 from raystage.energy import EnergyCount, open_meter
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
@@ -66,7 +66,7 @@ class StageRunner:
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
         self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
-        self.held_out = evaluation_set(stage)
+        self.held_out = evaluation_set(stage, streams)
         self._loss = torch.zeros((), device=engine.device)
         self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
         meter = open_meter()
@@ -408,9 +408,12 @@ class StageRunner:
             self.place.send(kind, self.stage.key, what)
 
 
-def evaluation_set(stage: StagePlan) -> np.ndarray:
-    """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone."""
-    streams = open_streams(stage.data, stage.shape.vocab_size)
+def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarray:
+    """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone.
+
+    streams: of the stage's data, where they are open already.
+    """
+    streams = streams or open_streams(stage.data, stage.shape.vocab_size)
     reader = Reader(streams.held_out, stage.shape.context_length, stage.seed)
     return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
 

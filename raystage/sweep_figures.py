@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from raystage.figures import BASELINE, DOTS_PER_INCH, FAINT, SAVING, STAGED, STYLE, WIDTH_INCHES, balanced
+from raystage.figures import BASELINE, FAINT, SAVING, STAGED, WIDTH_INCHES, balanced, write_figure
 from raystage.sweep_layout import (
     MOST_LEAVES,
     CoordinateAxis,
@@ -35,12 +34,7 @@ _LABEL_CHARACTERS = 110  # of a tree's labels, over all its columns
 
 def write_sweep(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
     """Draw `report` (as `build_sweep_report` made it) into `png` and an SVG beside it; returns both paths."""
-    svg = png.with_suffix(".svg")
-    with rc_context(STYLE):
-        figure = draw(report)
-        figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None})
-    return png, svg
+    return write_figure(lambda: draw(report), png)
 
 
 def draw(report: Mapping[str, Any]) -> Figure:

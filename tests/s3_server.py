@@ -29,7 +29,11 @@ Fault = Callable[[Environ, Callable, "Faults"], Iterable[bytes]]
 
 @dataclass
 class Faults:
-    """Stands in front of the server's application. Every `every`-th request that `chosen` picks meets `fault`."""
+    """Stands in front of the server's application. Every `every`-th request that `chosen` picks meets `fault`.
+
+    One that met it and is sent anew passes, unless all meet it: requests come side by side, and which are the
+    every-th is chance.
+    """
 
     application: Callable
     fault: Fault | None = None
@@ -38,6 +42,7 @@ class Faults:
     requests: list[str] = field(default_factory=list)
     met: int = 0
     _seen: int = 0
+    _hit: set[tuple[str, ...]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: Environ, start: Callable) -> Iterable[bytes]:
@@ -51,7 +56,9 @@ class Faults:
             if self.fault is None or not self.chosen(environ):
                 return False
             self._seen += 1
-            is_next = self._seen % self.every == 0
+            request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
+            is_next = self.every == 1 or (self._seen % self.every == 0 and request not in self._hit)
+            (self._hit.add if is_next else self._hit.discard)(request)
             self.met += is_next
             return is_next
 
@@ -60,6 +67,7 @@ class Faults:
         self, fault: Fault, every: int = 1, chosen: Callable[[Environ], bool] = lambda environ: True
     ) -> Iterator[Faults]:
         self.fault, self.every, self.chosen, self.met, self._seen, self.requests = fault, every, chosen, 0, 0, []
+        self._hit = set()
         try:
             yield self
         finally:

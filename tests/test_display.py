@@ -213,9 +213,11 @@ def test_the_live_line_shows_how_far_the_stage_is(plan, records):
 
 
 def test_closing_twice_or_before_the_start_is_harmless(plan):
-    display = LiveDisplay(plan, Console(file=Terminal(), force_terminal=True))
+    console = Console(file=Terminal(), force_terminal=True)
+    display = LiveDisplay(plan, console)
     display.close()
     display.close()
+    assert seen(console) == []
 
 
 def test_a_stage_without_a_certificate_has_a_dash(plan):
