@@ -7,6 +7,7 @@ rounds: all trials a little way past their growth, then the best of them to the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
 
 from raystage import launch
-from raystage.errors import InputError, RaystageError
+from raystage.errors import InputError, StorageError
 from raystage.importance import importance
+from raystage.outcomes import Follower, Outcomes, Say, Sparingly
 from raystage.record import StageRecord
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
@@ -35,7 +36,6 @@ TUNE_FOLDER = "tune"
 # A trial's own actor computes nothing; 0 is refused.
 TRIAL_CPUS = 0.01
 
-Say = Callable[[str], None]
 RunTrial = Callable[[Mapping[str, Any], TrialTask], None]
 
 # Tune's own loggers write what the store has, in three formats; its last words go to the terminal.
@@ -59,6 +59,9 @@ class Search:
     address: str | None = None
     trial: RunTrial = run_trial
 
+    def __post_init__(self) -> None:
+        self._outcomes = Outcomes([one.metric for one in self.plan.sweep.objective])
+
     @property
     def name(self) -> str:
         return self.plan.sweep.name
@@ -67,44 +70,45 @@ class Search:
         """Run all trials that are not done; returns the sweep's report. Raises RaystageError, KeyboardInterrupt."""
         os.environ |= _ENVIRONMENT
         began = self._begin()
-        outcomes: list[TrialOutcome] = []
         try:
             with launch.cluster(self.address, *room(self.plan)):
-                outcomes = self._rounds()
+                self._rounds(Sparingly(lambda: self._note_meanwhile(began)))
         except BaseException as error:
-            self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED", outcomes, began)
+            self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED", began)
             raise
-        return self._note("FINISHED", outcomes, began)
+        return self._note("FINISHED", began)
 
-    def _rounds(self) -> list[TrialOutcome]:
-        """Tune's runs: one, or LAG's two."""
+    def _rounds(self, note: Callable[[], None]) -> None:
+        """Tune's runs: one, or LAG's two. note: called whenever a trial ends."""
         lag = self.plan.sweep.scheduler.after_growth
         if lag is None:
-            return self._tuned(TUNE_FOLDER, self.task, None)
-        pilots = self._tuned(f"{TUNE_FOLDER}-pilots", replace(self.task, pilot_tokens=lag.tokens), None)
-        ranked = sorted((one for one in pilots if one.eval_loss is not None), key=lambda one: one.eval_loss)
-        best = {one.number for one in ranked[: lag.keep]}
-        self.say(f"{lag.tokens} tokens after their growth: on with {', '.join(f'trial {one}' for one in sorted(best))}")
-        finals = {one.number: one for one in self._tuned(TUNE_FOLDER, self.task, sorted(best))}
-        return [finals.get(one.number) or replace(one, is_stopped=True) for one in pilots]
+            self._tune(TUNE_FOLDER, self.task, None, note)
+            return
+        self._tune(f"{TUNE_FOLDER}-pilots", replace(self.task, pilot_tokens=lag.tokens), None, note)
+        pilots = [one for one in self._outcomes.of_trials() if one.eval_loss is not None]
+        best = sorted(one.number for one in sorted(pilots, key=lambda one: one.eval_loss)[: lag.keep])
+        self.say(f"{lag.tokens} tokens after their growth: on with {', '.join(f'trial {one}' for one in best)}")
+        self._tune(TUNE_FOLDER, self.task, best, note)
 
-    def _tuned(self, name: str, task: TrialTask, numbers: Sequence[int] | None) -> list[TrialOutcome]:
+    def _tune(self, name: str, task: TrialTask, numbers: Sequence[int] | None, note: Callable[[], None]) -> None:
+        """One run of Tune's, gone on with where the store has it begun."""
         folder = self.store.run_folder(self.name)
         trainable = tune.with_resources(
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
         )
-        callbacks = [_Teller(self.say)]
+        follower = Follower(self.say, note)
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system
         if tune.Tuner.can_restore(place, storage_filesystem=system):
             tuner = tune.Tuner.restore(place, trainable, resume_errored=True, storage_filesystem=system)
-            tuner._local_tuner._run_config.callbacks = callbacks
+            tuner._local_tuner._run_config.callbacks = [follower]
         else:
             config = tune.RunConfig(
-                name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
+                name=name, storage_path=folder.path, storage_filesystem=system, callbacks=[follower], verbose=0
             )
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
-        return [_outcome(result, self.plan) for result in tuner.fit()]
+        self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
+        self._outcomes.end(tuner.fit())
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
         search = self.plan.sweep.search
@@ -140,7 +144,9 @@ class Search:
         )
         return began
 
-    def _note(self, state: str, outcomes: Sequence[TrialOutcome], began: float) -> dict[str, Any]:
+    def _note(self, state: str, began: float) -> dict[str, Any]:
+        is_running = state == "RUNNING"
+        outcomes = [replace(one, is_running=one.is_running and is_running) for one in self._outcomes.of_trials()]
         reports = self._reports(outcomes)
         records = self._records(reports)
         report = build_sweep_report(self.plan, outcomes, reports, records, state, time.time() - began)
@@ -150,6 +156,11 @@ class Search:
             best["schedule"] = planner.trial(best["number"], best["config"]).content
         self.store.write_run(self.name, REPORT_FILE, report)
         return report
+
+    def _note_meanwhile(self, began: float) -> None:
+        """What a store that does not answer just now keeps from being written is written with the next note."""
+        with contextlib.suppress(StorageError):
+            self._note("RUNNING", began)
 
     def _reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
         found = {one.number: self.store.read_run(f"{self.name}-{one.number}", REPORT_FILE) for one in outcomes}
@@ -191,47 +202,3 @@ def sweep_digest(plan: SweepPlan) -> str:
         "objective": [one.model_dump(mode="json") for one in sweep.objective],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _outcome(result: tune.Result, plan: SweepPlan) -> TrialOutcome:
-    """What Tune knows of a trial at the end of its run."""
-    metrics, point = result.metrics or {}, dict(result.config["trial"])
-    number = point.pop("number")
-    objectives = {one.metric for one in plan.sweep.objective}
-    return TrialOutcome(
-        number=number,
-        config=point,
-        error=reason(result.error) if result.error else None,
-        is_stopped=result.error is None and "is_final" not in metrics,
-        eval_loss=metrics.get("eval_loss"),
-        flops=metrics.get("flops"),
-        objectives={metric: metrics.get(metric) for metric in objectives} if "is_final" in metrics else {},
-    )
-
-
-def reason(error: Exception) -> str:
-    """Why a trial failed, in a line: its own words, without the traceback and the notes that Ray puts around them."""
-    cause = getattr(error, "cause", None)
-    words = str(cause if isinstance(cause, RaystageError) else error)
-    lines = [line for line in words.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-class _Teller(tune.Callback):
-    """Says of every trial that it is done."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        point, result = trial.config["trial"], trial.last_result
-        loss = result.get("eval_loss")
-        outcome = "done" if "is_final" in result else "stopped early"
-        self._say(
-            f"trial {point['number']}: {outcome}, eval loss {loss:.4f}"
-            if loss
-            else f"trial {point['number']}: {outcome}"
-        )
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._say(f"trial {trial.config['trial']['number']}: failed; its log is in the store")

@@ -102,7 +102,7 @@ def _saving(report: Mapping[str, Any]) -> str:
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     search, states = report["search"], [row["state"] for row in report["trials"]]
     facts = [("trials", str(len(states)))]
-    for state, name in (("ABORTED", "stopped early"), ("ERRORED", "failed")):
+    for state, name in (("RUNNING", "running"), ("ABORTED", "stopped early"), ("ERRORED", "failed")):
         facts += [(name, str(states.count(state)))] if state in states else []
     facts += [("stages trained", f"{search['stages_trained']} of {search['stages_claimed']}")]
     facts += [("sharing factor", f"{search['sharing_factor']:.2f}")] if search["sharing_factor"] else []

@@ -30,6 +30,7 @@ class TrialOutcome:
     config: Config
     error: str | None = None
     is_stopped: bool = False
+    is_running: bool = False
     eval_loss: float | None = None
     flops: int | None = None
     objectives: Mapping[str, float | None] = field(default_factory=dict)
@@ -38,6 +39,8 @@ class TrialOutcome:
     def state(self) -> str:
         if self.error is not None:
             return "ERRORED"
+        if self.is_running:
+            return "RUNNING"
         return "ABORTED" if self.is_stopped else "FINISHED"
 
 

@@ -38,8 +38,8 @@ FLOORS: dict[int, set[str]] = {
         "room", "saving", "stage_runner", "watch", "worker",
     },
     5: {
-        "columns", "display", "driver", "importance", "narrator", "next_steps", "runlog", "search", "searchers",
-        "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
+        "columns", "display", "driver", "importance", "narrator", "next_steps", "outcomes", "runlog", "search",
+        "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
     },
     6: {
         "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",

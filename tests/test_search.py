@@ -1,14 +1,12 @@
-"""A sweep carried out, as far as it needs no cluster: the room that it asks for, and why trials failed."""
+"""A sweep carried out, as far as it needs no cluster: the room that it asks for, and what it says of failures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayTaskError
 
-from raystage.errors import NonFiniteLoss
-from raystage.search import reason, room
+from raystage.search import room
 from raystage.sweep_result import failure
 from raystage.trials import plan_sweep
 from sweeps import make_sweep
@@ -21,19 +19,6 @@ def test_a_local_cluster_has_room_for_the_trials_own_processes_too(tmp_path: Pat
     """Two trials of up to two workers each: with four CPUs one of them would wait for the other."""
     plan = plan_sweep(make_sweep(tmp_path, WORKERS, search={"max_concurrent": at_once}))
     assert room(plan) == (cpus, 0)
-
-
-def test_a_trial_failed_for_what_it_says_itself() -> None:
-    """Not for the last line of the traceback that Ray makes of it, which is a note on what to do next."""
-    error = NonFiniteLoss("stage small: the training loss is nan at step 2")
-    error.add_note("log: somewhere/run.log")
-    try:
-        raise error
-    except NonFiniteLoss as raised:
-        wrapped = RayTaskError("train", "Traceback: ...\nraystage.errors.NonFiniteLoss: ...\nlog: ...", raised)
-    assert reason(wrapped) == str(error)
-    assert reason(RuntimeError("the actor died\n\n  of a lost node\n")) == "of a lost node"
-    assert reason(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.parametrize(

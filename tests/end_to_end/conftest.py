@@ -102,11 +102,14 @@ class Raystage:
     def report_in(self, store: str, name: str) -> dict:
         return json.loads(self("report", name, "--json", "--store", store).stdout)
 
-    def stop_at(self, text: str, how: signal.Signals, *arguments: str | Path) -> int:
-        """Start, send a signal as soon as a line with `text` appears; returns the exit status."""
+    def stop_at(
+        self, text: str, how: signal.Signals, *arguments: str | Path, once: Callable[[], bool] = lambda: True
+    ) -> int:
+        """Start, send a signal as soon as a line with `text` has appeared and `once` holds; returns the exit status."""
         process = self.start(*arguments)
         for line in process.stderr:
             if text in line:
+                wait_until(once, 30, f"{text!r} was said, but that was all")
                 process.send_signal(how)
                 break
         process.communicate(timeout=60)

@@ -62,12 +62,14 @@ def write_sweep(folder: Path, space: str, **sections: Any) -> Path:
 class Swept:
     """A grid of four trials, killed with its cluster after the first of them and gone on with on another cluster.
 
-    records: by path, when each stage that was finished at the kill was written. said: by the second start.
+    early: the report as it was then. records: by path, when each stage that was finished at the kill was written.
+    said: by the second start.
     """
 
     raystage: Raystage
     file: Path
     plan: SweepPlan
+    early: dict[str, Any]
     report: dict[str, Any]
     records: dict[Path, int]
     said: str
@@ -83,12 +85,15 @@ def swept(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Swep
     file = write_sweep(raystage.folder, GRID)
     address = raystage.environment.pop("RAY_ADDRESS")
     raystage.environment[MARK] = str(raystage.folder)
-    assert raystage.stop_at(": done", signal.SIGKILL, "sweep", file.name) == -signal.SIGKILL
+    noted = raystage.folder / ".raystage/runs/hunt/report.json"
+    killed = raystage.stop_at(": done", signal.SIGKILL, "sweep", file.name, once=noted.exists)
+    assert killed == -signal.SIGKILL
+    early = json.loads(noted.read_text())
     wait_until(lambda: not marked(raystage), 60, "a killed sweep left processes of its cluster")
     raystage.environment["RAY_ADDRESS"] = address
     records = times(raystage)
     done = raystage("sweep", file.name, "--json")
-    return Swept(raystage, file, plan_sweep(load(file)), json.loads(done.stdout), records, done.stderr)
+    return Swept(raystage, file, plan_sweep(load(file)), early, json.loads(done.stdout), records, done.stderr)
 
 
 def marked(raystage: Raystage) -> list[int]:
@@ -124,6 +129,14 @@ def test_a_sweep_trains_what_its_plan_said_and_claims_the_rest(swept: Swept) -> 
     assert search["flops_spent"] < search["flops_claimed"]
     assert [(row["state"], row["error"]) for row in swept.report["trials"]] == [("FINISHED", None)] * 4
     assert sorted(row["rank"] for row in swept.report["trials"]) == [1, 2, 3, 4]
+
+
+def test_a_sweep_can_be_looked_at_while_it_goes_on(swept: Swept) -> None:
+    assert swept.early["state"] == "RUNNING"
+    first, *rest = sorted(swept.early["trials"], key=lambda row: row["state"])
+    assert (first["state"], first["rank"]) == ("FINISHED", 1)
+    assert {row["state"] for row in rest} <= {"RUNNING"}
+    assert 0 < swept.early["search"]["flops_spent"] < swept.report["search"]["flops_spent"]
 
 
 def test_what_was_finished_before_the_kill_was_not_trained_again(swept: Swept) -> None:
@@ -176,6 +189,20 @@ def test_every_trial_is_a_run_of_one_group_in_wandb(swept: Swept) -> None:
     assert len(runs) == 4
     operators = [run.config["stages[1].grow.operator"] for run in runs.values()]
     assert sorted(operators) == ["identity", "identity", "stack", "stack"]
+
+
+@pytest.mark.drill
+def test_an_interrupted_sweep_says_how_far_it_came_and_goes_on(raystage: Raystage) -> None:
+    file = write_sweep(raystage.folder, "stages[1].grow.operator: {grid: [stack, identity, interleave]}")
+    command = ["sweep", file.name, "--wandb", "disabled", "--set", "search.max_concurrent=1"]
+    assert raystage.stop_at(": done", signal.SIGINT, *command) == 130
+    stopped, at_stop = raystage.report("hunt"), times(raystage)
+    assert stopped["state"] == "ABORTED"
+    assert [row["state"] for row in stopped["trials"]][:1] == ["FINISHED"]
+    assert {row["state"] for row in stopped["trials"][1:]} <= {"ABORTED"}
+    done = json.loads(raystage(*command, "--json").stdout)
+    assert [row["state"] for row in done["trials"]] == ["FINISHED"] * 3
+    assert at_stop.items() <= times(raystage).items()
 
 
 @pytest.mark.drill
