@@ -22,7 +22,6 @@ from rich.text import Text
 from raystage.attempts import Rejection
 from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
-from raystage.holder import Holder
 from raystage.listener import SilentListener
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -110,11 +109,6 @@ def describe_stage(stage: StagePlan) -> str:
     )
 
 
-def describe_waiting(holder: Holder) -> str:
-    """'waiting for process 4711 on node1 (since 2026-10-01 12:00:00), which trains it'."""
-    return f"waiting for {holder}, which trains it"
-
-
 def _batches(stage: StagePlan) -> str:
     """'4.1K', or of a ramp '1.0K to 4.1K'."""
     sizes = (stage.course.pieces[0].batch_tokens, stage.training.global_batch_tokens)
@@ -143,8 +137,8 @@ class Display(SilentListener):
     def __init__(self) -> None:
         self._progress: Progress | None = None
 
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
-        self._show_waiting(Progress(run, stage, "SCHEDULING"), holder)
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        self._show_waiting(Progress(run, stage, "SCHEDULING"), for_what)
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._progress = None if reused else Progress(run, stage, "SCHEDULING")
@@ -184,7 +178,7 @@ class Display(SilentListener):
         """Leave the terminal as it was. Called whether or not the run went well."""
 
     @abstractmethod
-    def _show_waiting(self, progress: Progress, holder: Holder) -> None: ...
+    def _show_waiting(self, progress: Progress, for_what: str) -> None: ...
 
     @abstractmethod
     def _show_start(self, progress: Progress) -> None: ...
@@ -214,8 +208,8 @@ class PlainDisplay(Display):
     def close(self) -> None:
         """Lines stay as they are."""
 
-    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
-        self._write(progress, describe_waiting(holder))
+    def _show_waiting(self, progress: Progress, for_what: str) -> None:
+        self._write(progress, f"waiting for {for_what}")
 
     def _show_start(self, progress: Progress) -> None:
         self._last_progress = self._clock()
@@ -260,8 +254,8 @@ class LiveDisplay(Display):
     def close(self) -> None:
         self._live.stop()
 
-    def _show_waiting(self, progress: Progress, holder: Holder) -> None:
-        self._console.print(Text(f"{progress.label} {describe_waiting(holder)}", style="dim"))
+    def _show_waiting(self, progress: Progress, for_what: str) -> None:
+        self._console.print(Text(f"{progress.label} waiting for {for_what}", style="dim"))
 
     def _show_start(self, progress: Progress) -> None:
         self._live.update(_live_line(progress))

@@ -111,7 +111,7 @@ class Driver:
         """Train what of a job nobody else trains. Where that is not even its first stage, wait until it is, or until it
         is finished."""
         if not self.turns.free(job):
-            self.turns.wait(job[:1], lambda stage, holder: self._tell("waiting", narrator.run, stage, holder))
+            self.turns.wait(job[:1], lambda stage, holder: self._wait(narrator, stage, f"{holder}, which trains it"))
             self._catch_up(narrator)
             return
         self._ensure_cluster(stack)
@@ -158,6 +158,8 @@ class Driver:
         """One message of the first worker, or of whoever watches over all of them."""
         if kind == "trouble" and narrator.stage is not None:
             self._tell("restarted", narrator.run, narrator.stage, what)
+        if kind == "waiting" and narrator.stage is not None:
+            self._wait(narrator, narrator.stage, what)
         if kind == "started" and narrator.stage is not None and key != narrator.stage.key:
             self._catch_up(narrator)
         narrator.hear(kind, key, what)
@@ -165,6 +167,9 @@ class Driver:
             self.states[key], self.records[key] = "FINISHED", what
             self._note("RUNNING")
             self._go_on(narrator)
+
+    def _wait(self, narrator: Narrator, stage: StagePlan, for_what: str) -> None:
+        self._tell("waiting", narrator.run, stage, for_what)
 
     def _catch_up(self, narrator: Narrator) -> None:
         """Workers pass over what they find finished, by whomever; so do we."""

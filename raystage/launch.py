@@ -28,10 +28,10 @@ from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageEr
 from raystage.guardian import guarded
 from raystage.lifeline import Lifeline
 from raystage.mailbox import Mailbox, WorkerSign
-from raystage.room import await_room, give_back_room
+from raystage.room import give_back_room
 from raystage.schedule import Training
 from raystage.storage import open_folder
-from raystage.watch import Notice, OnEvent, Watch, answer
+from raystage.watch import Notice, OnEvent, Watch, answer, await_room
 from raystage.worker import Job, run_job
 
 _FIT_THREAD = "raystage-fit"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from raystage.attempts import Rejection
-from raystage.holder import Holder
 from raystage.plan import RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 
@@ -15,13 +14,13 @@ class Listener(Protocol):
 
     For each run: run_started, then for each of its stages stage_started, any number of trained /
     evaluated / grown / saved, stage_finished; then run_finished. A reused stage gets its recorded points too,
-    with reused=True, so that a listener sees whole curves. Before stage_started there may be calls of waiting:
-    another driver trains the stage.
+    with reused=True, so that a listener sees whole curves. waiting tells what keeps a stage from being trained:
+    another driver that does it, or others who have the room on the cluster.
     """
 
     def run_started(self, run: RunPlan) -> None: ...
 
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None: ...
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None: ...
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
@@ -13,25 +14,40 @@ from raystage.errors import ResourcesMissing
 from raystage.schedule import Training
 
 
-def await_room(training: Training, patience_seconds: float) -> None:
-    """Wait until there is room for the workers, as few as may be. Raises ResourcesMissing."""
-    deadline = time.monotonic() + patience_seconds
-    while not has_room(training):
-        if time.monotonic() > deadline:
-            raise too_small(training)
-        time.sleep(1.0)
-
-
 def give_back_room(controller_id: str) -> None:
     """Remove the placement groups that the controller of a Train run, which is dead now, has made.
 
     Ray Train does so itself, but only once their workers have started: a controller that dies before leaves them behind
     until the driver ends, and the next one waits for the room they take. Ray's public tables do not tell who made one.
     """
-    for table in cluster_state._connect_and_get_accessor().get_placement_group_table():
-        found = PlacementGroupTableData.FromString(table)
-        if found.creator_actor_id.hex() == controller_id and found.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
+    for group in _placement_groups():
+        if group.creator_actor_id.hex() == controller_id and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def is_room_taken(training: Training) -> bool:
+    """Whether a placement group of this job's, as the workers' Train run makes it, waits for what others have."""
+    job = ray.get_runtime_context().get_job_id()
+    return any(
+        group.state == PlacementGroupTableData.PENDING
+        and group.creator_job_id.hex() == job
+        and training.workers.least <= len(group.bundles) <= training.workers
+        for group in _placement_groups()
+    )
+
+
+def _placement_groups() -> Iterator[Any]:
+    return map(
+        PlacementGroupTableData.FromString, cluster_state._connect_and_get_accessor().get_placement_group_table()
+    )
+
+
+def describe_wait(training: Training) -> str:
+    """'room for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
+    left = " and ".join(f"{free.get(kind, 0):g} of {_count(have.get(kind, 0), kind)}" for kind in kinds)
+    return f"room for {_count(training.workers.least, 'worker')} with {_wants(training)} each: {left} are free now"
 
 
 def has_room(training: Training) -> bool:

@@ -12,9 +12,8 @@ import threading
 import time
 
 from raystage.attempts import Rejection
-from raystage.display import describe_growth, describe_stage, describe_waiting
+from raystage.display import describe_growth, describe_stage
 from raystage.errors import StorageError
-from raystage.holder import Holder
 from raystage.next_steps import LOG_FILE, Attempt, next_steps
 from raystage.plan import RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -100,8 +99,8 @@ class RunLog:
     def run_started(self, run: RunPlan) -> None:
         self._say(f"run {run.name}: {', '.join(stage.name for stage in run.stages)}")
 
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
-        self._say_of(run, stage, f"{describe_waiting(holder)}; what it finishes is reused")
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        self._say_of(run, stage, f"waiting for {for_what}")
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._is_past = reused

@@ -17,7 +17,7 @@ from typing import Any
 from raystage.attempts import Rejection
 from raystage.display import Progress
 from raystage.errors import StorageError
-from raystage.holder import Holder, ProcessName
+from raystage.holder import ProcessName
 from raystage.next_steps import Attempt
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.processes import is_gone
@@ -47,11 +47,10 @@ class _StageStatus:
     restarts: int = 0
     rejections: int = 0
     checkpoint: str | None = None
-    waiting_for: Holder | None = None
+    waiting_for: str | None = None
 
     def row(self, attempt: Attempt) -> dict[str, Any]:
         stage, progress = self.progress.stage, self.progress
-        holder = self.waiting_for
         return {
             "run": progress.run.name,
             "name": stage.name,
@@ -70,7 +69,7 @@ class _StageStatus:
             "rejections": self.rejections,
             "checkpoints": (attempt.store / "stages" / stage.key / "checkpoints").uri,
             "last_checkpoint": self.checkpoint,
-            "waiting_for": None if holder is None else str(holder),
+            "waiting_for": self.waiting_for,
         }
 
 
@@ -99,15 +98,14 @@ class RunStatus:
     def run_started(self, run: RunPlan) -> None:
         """The plan names all runs."""
 
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
-        self._change(stage, waiting_for=holder)
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        self._change(stage, waiting_for=for_what)
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._place(run, stage)
         with self._lock:
             self._current = None if reused else stage
             for one in self._of(stage):
-                one.waiting_for = None
                 one.attempts += not reused
         self._progress(stage, state="REUSED" if reused else "SCHEDULING")
 
@@ -185,7 +183,7 @@ class RunStatus:
         with self._lock:
             self._is_new = True
             for one in self._of(stage):
-                state = one.progress.state
+                state, one.waiting_for = one.progress.state, None
                 if isinstance(point, TrainPoint):
                     one.progress = one.progress.after_training(point)
                 elif point is not None:

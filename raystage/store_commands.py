@@ -27,6 +27,15 @@ def store_group() -> None:
     """
 
 
+def _open(uri: str | None) -> Any:
+    """A store that is there: of one that is not, a mistyped name is likelier than that all of it is well."""
+    opened = open_store(uri)
+    if not opened.folder.exists():
+        problem = f"found no store at {opened.folder.uri}; expected the folder that runs wrote into"
+        raise InputError(problem, key="--store")
+    return opened
+
+
 @store_group.command("list")
 @store_option
 @json_option
@@ -43,7 +52,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     from raystage.housekeeping import survey
     from raystage.tables import store_table
 
-    opened = open_store(store)
+    opened = _open(store)
     listing = survey(opened)
     if not as_json:
         Console().print(store_table(listing))
@@ -71,7 +80,7 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     from raystage.housekeeping import chosen, survey, verify
     from raystage.units import format_bytes
 
-    opened, began = open_store(store), time.monotonic()
+    opened, began = _open(store), time.monotonic()
     found = []
     for one in verify(opened, chosen(survey(opened), keys)):
         found.append(one)
@@ -120,7 +129,7 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
         seconds = parse_duration(older_than)
     except ValueError as error:
         raise InputError(str(error), key="--older-than") from None
-    opened = open_store(store)
+    opened = _open(store)
     listing = survey(opened)
     for stage in listing.stages:
         if stage.problem:

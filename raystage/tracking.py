@@ -29,7 +29,6 @@ from typing import Any, Literal
 import wandb
 
 from raystage.attempts import Rejection
-from raystage.holder import Holder
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.schedule import TUNABLE
@@ -96,8 +95,8 @@ class WandbTracker:
         if self._mode != "disabled":
             self._attempt(partial(self._start, run))
 
-    def waiting(self, run: RunPlan, stage: StagePlan, holder: Holder) -> None:
-        """Nothing to log: the stage's points come when another driver has finished it."""
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        """Nothing to log: the stage's points come when it is trained, by whomever."""
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._log(run, "stage", stage_row(run, stage))

@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raystage.errors import ClusterLost
 from raystage.mailbox import WorkerSign
-from raystage.room import has_room, too_small
+from raystage.room import describe_wait, has_room, is_room_taken, too_small
 from raystage.schedule import Training
 from raystage.units import format_seconds
 
@@ -27,6 +27,8 @@ Answer = TypeVar("Answer")
 
 CARE_SECONDS = 1.0
 PING_SECONDS = 2.0
+# Workers that have room are heard of before.
+ROOM_SECONDS = 15.0
 # Between the notice and the end, machines that are taken away give 30 s or more.
 LEAVE_SECONDS = 25.0
 # After 60 s Ray would end this process without a word of ours.
@@ -62,8 +64,8 @@ class Watch:
 
     def __init__(self, mailbox: Any, training: Training, on_event: OnEvent, notice: Notice) -> None:
         self._mailbox, self._training, self._on_event, self._notice = mailbox, training, on_event, notice
-        self._cared_at = self._had_room_at = time.monotonic()
-        self._leaving = False
+        self._cared_at = self._had_room_at = self._heard_at = time.monotonic()
+        self._leaving = self._told_of_wait = False
 
     def look(self) -> None:
         """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time after a notice is over."""
@@ -75,6 +77,7 @@ class Watch:
             self._end_what_hangs(signs)
             self._heed_notices(signs)
             self._check_room()
+            self._tell_of_wait(signs)
             self._cared_at = time.monotonic()
 
     def _end_what_hangs(self, signs: list[WorkerSign]) -> None:
@@ -96,6 +99,15 @@ class Watch:
         elif now - self._had_room_at > self._training.hang_seconds:
             raise too_small(self._training)
 
+    def _tell_of_wait(self, signs: list[WorkerSign]) -> None:
+        """Say it, once, where the cluster is large enough, but others have what the workers need."""
+        if signs:
+            self._heard_at, self._told_of_wait = time.monotonic(), False
+        elif not self._told_of_wait and time.monotonic() - self._heard_at > ROOM_SECONDS:
+            self._told_of_wait = in_time(lambda: is_room_taken(self._training))
+            if self._told_of_wait:
+                self._on_event("waiting", "", in_time(lambda: describe_wait(self._training)))
+
     def _heed_notices(self, signs: list[WorkerSign]) -> None:
         """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""
         if self._leaving:
@@ -112,6 +124,15 @@ class Watch:
 
     def _say(self, what: str) -> None:
         self._on_event("trouble", "", what)
+
+
+def await_room(training: Training, patience_seconds: float) -> None:
+    """Wait until the cluster has places for the workers, as few as may be. Raises ResourcesMissing, ClusterLost."""
+    deadline = time.monotonic() + patience_seconds
+    while not in_time(lambda: has_room(training)):
+        if time.monotonic() > deadline:
+            raise too_small(training)
+        time.sleep(1.0)
 
 
 def answer(asked: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:

@@ -8,12 +8,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from claimants import elsewhere
 
 from factories import make_schedule
 from playback import curved_records, play
 from raystage.errors import InputError, StageFailed
-from raystage.holder import Holder
 from raystage.next_steps import Attempt, following, next_steps, run_command
 from raystage.plan import Plan, make_plan
 from raystage.runlog import LogFile, RunLog
@@ -55,7 +53,7 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
     log, (small, full) = log_in(store), plan.staged.stages
     records = curved_records(plan)
     log.run_started(plan.staged)
-    log.waiting(plan.staged, small, Holder("ticket", True, elsewhere(), 0.0))
+    log.waiting(plan.staged, small, "room for 2 workers")
     log.stage_started(plan.staged, small, True)
     log.stage_finished(plan.staged, small, records[small.key], True)
     log.stage_started(plan.staged, full, False)
@@ -70,7 +68,7 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
         rf"started: raystage \S+, process \d+ on \S+, store {store.uri}, on a Ray cluster of its own",
         f"the command: {COMMAND}",
         "run staged: small, full",
-        r"stage small \(staged 1/2\): waiting for process 4711 on node1 \(since .*\), which trains it; .* reused",
+        r"stage small \(staged 1/2\): waiting for room for 2 workers",
         rf"stage small \(staged 1/2\): reused: eval loss \d.* 800 tokens, .*{store.uri}/stages/{small.key}/ch.*",
         r"stage full \(staged 2/2\): training begins: 4 layers, .*",
         "the workers' logs are in /ray/logs",

@@ -15,7 +15,7 @@ from factories import make_schedule
 from playback import curved_records, play, play_stage
 from raystage.cli import main
 from raystage.errors import StageFailed
-from raystage.holder import Holder, ProcessName
+from raystage.holder import ProcessName
 from raystage.next_steps import Attempt
 from raystage.plan import Plan, make_plan
 from raystage.processes import this_process
@@ -74,9 +74,9 @@ def soon(store: Store, key: str, field: str, value: object) -> None:
 def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Plan) -> None:
     status, (small, full) = RunStatus(plan, attempt_in(store), write_seconds=0.05), plan.staged.stages
     record = curved_records(plan)[full.key]
-    status.waiting(plan.staged, small, Holder("ticket", True, elsewhere(), 0.0))
-    soon(store, small.key, "waiting_for", str(Holder("ticket", True, elsewhere(), 0.0)))
-    assert "small waits for process 4711 on node1 (since" in call(store, "tiny").stdout
+    status.waiting(plan.staged, small, "process 4711 on node1, which trains it")
+    soon(store, small.key, "waiting_for", "process 4711 on node1, which trains it")
+    assert "small waits for process 4711 on node1, which trains it" in call(store, "tiny").stdout
     play_stage(status, plan.staged, small, curved_records(plan)[small.key], reused=True)
     status.stage_started(plan.staged, full, False)
     status.trained(plan.staged, full, record.train[0])
@@ -222,7 +222,7 @@ def test_who_waits_for_a_run_of_the_same_name_leaves_its_status_alone(store: Sto
     trains.stage_started(plan.staged, stage, False)
     trains._write()
     waits = RunStatus(plan, attempt_in(store, elsewhere(2)), write_seconds=0.05)
-    waits.waiting(plan.staged, stage, Holder("ticket", True, elsewhere(1), 0.0))
+    waits.waiting(plan.staged, stage, "process 4711 on node1, which trains it")
     time.sleep(0.3)
     assert shown(store, "tiny")["process"]["host"] == "node1"
     waits.stage_started(plan.staged, stage, False)

@@ -164,9 +164,19 @@ def test_verify_misses_a_checkpoint_that_a_record_names(store: Store, template: 
     ],
 )
 def test_wrong_arguments_are_one_message(store: Store, arguments: list[str], message: str) -> None:
+    store.folder.make()
     done = call(store, *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "prune"])
+def test_a_store_that_is_not_there_is_no_store_in_which_all_is_well(store: Store, command: str) -> None:
+    done = call(store, command)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"raystage: --store: found no store at {store.folder.uri}; expected the folder that runs wrote into\n"
+    )
 
 
 def test_a_damaged_run_stops_prune(store: Store, template: StagePlan) -> None:

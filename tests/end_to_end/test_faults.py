@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_a_controller_that_dies_before_its_workers_start_leaves_their_room_to_th
     controller.kill()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
+    assert losses_in(output) == calm
+
+
+HOLDER = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+ray.get(ray.util.placement_group([{"CPU": 3}]).ready())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
+    raystage: Raystage, tiny: Path, cluster: RayCluster, calm: dict
+) -> None:
+    """Three of four CPUs are somebody else's, and two are needed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cluster.address], env=raystage.environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    process = raystage.start("run", tiny, *RUN, "--store", "waits")
+    said = said_until(process, "waiting for room")
+    assert "waiting for room for 2 workers with 1 CPU each: 1 of 4 CPUs are free now" in said
+    holder.communicate()
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "waiting for room" not in errors
     assert losses_in(output) == calm
 
 
