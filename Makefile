@@ -12,6 +12,8 @@ INSTALLED := $(VENV)/.installed
 # For `make test ARGS="-k growth"` and `make constraints KEEP="torch==2.13.0"`.
 ARGS ?=
 KEEP ?=
+# How many tests at a time, of those that need no Ray cluster: `make test JOBS=8`.
+JOBS ?= 2
 # For `make drills KILLS=100 SEED=3`.
 KILLS ?= 30
 SEED ?= 0
@@ -32,8 +34,11 @@ setup: $(INSTALLED)
 demo: setup
 	$(VENV)/bin/raystage run jobs/schedules/quickstart.yaml
 
+# Those that take a Ray cluster share one, and the machine: one after another. Where ARGS selects none of a kind, pytest
+# ends with status 5.
 test: setup
-	$(VENV)/bin/python -m pytest -m "not drill" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not drill and not cluster" -n $(JOBS) --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	$(VENV)/bin/python -m pytest -m "not drill and cluster" $(ARGS) || [ $$? -eq 5 ]
 
 drills: setup
 	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest -m drill $(ARGS)

@@ -22,6 +22,13 @@ BIN = Path(sys.executable).parent
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
 @dataclass(frozen=True)
 class RayCluster:
     """A head node started as the README says, `ray start --head`, with four CPUs whatever the machine has."""
