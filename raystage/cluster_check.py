@@ -23,11 +23,11 @@ from raystage.errors import RaystageError, WorkersLost
 from raystage.findings import Finding, failed, ok, warning
 from raystage.launch import cluster, fit_in_thread, is_waiting, worker_environment, worker_failure
 from raystage.machine_check import mark_in
-from raystage.room import await_room
 from raystage.schedule import Training
 from raystage.storage import open_folder
 from raystage.values import Workers
 from raystage.versions import SHOWN, installed_version
+from raystage.watch import await_room
 
 WORKERS = 2
 NODE_SECONDS = 60.0

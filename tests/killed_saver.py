@@ -57,8 +57,9 @@ def save_checkpoints(store: Store, rank: int, request: dict[str, Any], peer: soc
         latest = store.latest_checkpoint(KEY)
         done = read_manifest(latest).tokens if latest else 0
         for tokens in range(done + 1, done + 1 + request["checkpoints"]):
-            saver.begin(STAGE, [_part(tokens, rank, request["writers"])], _steps(tokens), _standing(tokens))
+            saver.wait()  # as `begin` does first: here, so that it is said before the next one can be finished
             yield from _numbers(said)
+            saver.begin(STAGE, [_part(tokens, rank, request["writers"])], _steps(tokens), _standing(tokens))
         saver.wait()
         yield from _numbers(said)
 
