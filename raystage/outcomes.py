@@ -37,10 +37,10 @@ def _outcome(
 
 
 def _so_far(trial: TuneTrial, metrics: Collection[str]) -> TrialOutcome:
-    """Of a trial that may still run."""
+    """Of a trial that may still run. One that has reported its end is told of before Tune takes it for finished."""
     error = trial.get_pickled_error() or trial.get_error() if trial.status == TuneTrial.ERROR else None
     found = _outcome(trial.config["trial"], trial.last_result, metrics, error)
-    return replace(found, is_running=not trial.is_finished())
+    return replace(found, is_running=found.is_stopped and not trial.is_finished())
 
 
 def reason(error: Exception) -> str:

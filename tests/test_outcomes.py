@@ -50,6 +50,12 @@ def test_a_sweep_under_way_knows_how_far_each_trial_is() -> None:
     assert (running.eval_loss, running.flops, running.objectives) == (2.5, 50, {})
 
 
+def test_a_trial_that_has_reported_its_end_has_come_to_it() -> None:
+    """Also while Tune has not got round to ending it, which is when it is told of."""
+    outcomes = followed([tune_trial(0, "RUNNING", eval_loss=2.0, flops=90, compute_saved=0.3, is_final=True)])
+    assert states(outcomes) == {0: "FINISHED"}
+
+
 def test_none_of_the_pilots_has_come_to_its_end() -> None:
     outcomes = followed(UNDER_WAY, are_pilots=True)
     assert states(outcomes) == {0: "ABORTED", 1: "ABORTED", 2: "ERRORED", 3: "RUNNING"}

@@ -1,6 +1,6 @@
 """Each fault of the README's table "When things break" that takes a cluster, caused for real; the rest is elsewhere:
 
-a worker or the driver killed, Ctrl-C, NaN         test_staged_run.py
+a worker or the driver killed, NaN                 test_staged_run.py
 a broken promise                                   test_growth_workers.py
 half checkpoints, flipped bits, foreign shards     test_checkpoint_damage.py, test_checkpoint_faults.py
 object stores, full disks                          test_object_store.py, test_checkpoint_faults.py
@@ -118,6 +118,17 @@ def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
     assert process.returncode == 0, errors
     assert "waiting for room" not in errors
     assert losses_in(output) == calm
+
+
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(raystage: Raystage, tiny: Path, calm: dict) -> None:
+    command = ["run", tiny, *RUN, "--store", "stopped"]
+    process = raystage.start(*command)
+    said_until(process, "full] step")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, ""), errors
+    assert raystage.report_in("stopped", "tiny")["state"] == "ABORTED"
+    assert losses_in(raystage(*command).stdout) == calm
 
 
 def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Raystage, tiny: Path, calm: dict) -> None:

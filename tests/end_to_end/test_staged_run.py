@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUIET, RayCluster, Raystage, other_ray_processes, wait_until
+from conftest import BIN, QUIET, RayCluster, Raystage, losses_in, other_ray_processes, wait_until
 
 from raystage import model
 from raystage.shape import ModelShape, flops_per_token
@@ -129,34 +129,20 @@ def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: 
 def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
     raystage: Raystage, tiny: Path, cluster: RayCluster
 ) -> None:
-    """The driver killed within a stage, a worker as soon as it has grown, and Ctrl-C within the last stage."""
+    """The driver killed within a stage, then a worker as soon as it has grown."""
     calm = raystage("run", tiny, "--wandb", "disabled", "--store", "calm", "--json")
     chaos = ["run", tiny, "--wandb", "disabled", "--store", "chaos", "--json"]
     assert raystage.stop_at("small] step 2", signal.SIGKILL, *chaos) == -signal.SIGKILL
 
     process, said = raystage.start(*chaos), []
-    # What was said before the kill may be heard after it: the first step that counts is that after the restart.
-    moments = {
-        "full] grown": lambda: cluster.workers()[0].kill(),
-        "RESTARTING": lambda: None,
-        "full] step [1-9].* loss": lambda: process.send_signal(signal.SIGINT),
-    }
     for line in process.stderr:
         said.append(line)
-        moment = next(iter(moments), None)
-        if moment and re.search(moment, line):
-            moments.pop(moment)()
+        if "full] grown" in line and not any("RESTARTING" in one for one in said):
+            cluster.workers()[0].kill()
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, "".join(said)
-    assert (moments, output) == ({}, "")
+    assert process.returncode == 0, "".join(said)
     assert sum("RESTARTING" in line for line in said) == 1, "".join(said)
-    assert raystage.report_in("chaos", "tiny")["state"] == "ABORTED"
-
-    assert _losses(json.loads(raystage(*chaos).stdout)) == _losses(json.loads(calm.stdout))
-
-
-def _losses(report: dict) -> list[list[float]]:
-    return [[point["loss"] for point in row["evaluations"]] for row in report["stages"]]
+    assert losses_in(output) == losses_in(calm.stdout)
 
 
 def test_a_killed_driver_leaves_no_process_of_its_local_cluster(
@@ -170,6 +156,7 @@ def test_a_killed_driver_leaves_no_process_of_its_local_cluster(
     )
 
 
+@pytest.mark.drill
 def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystage, tiny: Path) -> None:
     failed = raystage("run", tiny, "--wandb", "disabled", "--set", "training.optimizer.lr=1e19", status=1)
     last, to_go_on, log = failed.stderr.splitlines()[-3:]
