@@ -21,7 +21,7 @@ import transformers
 
 from raystage.corpus import Document, read_corpus
 from raystage.errors import InputError
-from raystage.resolve import BYTE_VOCABULARY
+from raystage.resolve_shape import BYTE_VOCABULARY
 from raystage.sources import DataPlan
 
 _SEPARATOR_BYTE = BYTE_VOCABULARY - 1

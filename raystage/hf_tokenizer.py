@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from raystage.corpus import BYTE_TOKENIZER, tokenizer_fingerprint
 from raystage.errors import InputError
-from raystage.resolve import BYTE_VOCABULARY
+from raystage.resolve_shape import BYTE_VOCABULARY
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # All that belongs to a tokenizer in a folder that may hold a model as well.

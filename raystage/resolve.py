@@ -6,21 +6,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from raystage.conditions import Accept, Until
-from raystage.corpus import BYTE_TOKENIZER
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
-from raystage.families import FAMILIES
 from raystage.freezing import Freezing, find_freezing
 from raystage.gates import attempts, check_gates
-from raystage.growth.exact import with_norm_eps
 from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
 from raystage.hooks import check_call
 from raystage.ramps import Course, check_ramp, check_ramp_fits, course_of
+from raystage.resolve_shape import inherited_norm_eps, resolve_shape
 from raystage.schedule import (
     NOTHING_REQUIRED,
-    Data,
     Freeze,
     Grow,
     LrSchedule,
@@ -32,12 +29,11 @@ from raystage.schedule import (
     Training,
 )
 from raystage.section import field_of
-from raystage.shape import ModelShape, flops_per_token, heads_problem
+from raystage.shape import ModelShape, flops_per_token
 from raystage.sources import DataPlan, Sources
 from raystage.triggers import DecayStart, cap_steps, is_open, placed_mixing
 from raystage.units import shown
 
-BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 DEFAULT_MICRO_BATCH_TOKENS = 8_192
 
 
@@ -210,7 +206,7 @@ def _resolve_stage(
     if before:
         shape = replace(shape, rope_theta=before.rope_theta)
         if stage.model.norm_eps is None:
-            shape = _with_norm_eps(before, shape, stage.grow)
+            shape = inherited_norm_eps(before, shape, stage.grow)
     _check_optimizer(written.training.optimizer, stage.training.optimizer)
     training = _resolve_training(stage.training, shape)
     _check_metrics(training, stage.accept)
@@ -226,100 +222,6 @@ def _resolve_stage(
         accept=stage.accept,
         until=placed_mixing(stage.until, start_tokens, _stable_end(training)) if is_open(stage.until) else None,
     )
-
-
-def resolve_shape(model: Model, data: Data) -> ModelShape:
-    """The model's shape with what follows filled in: heads, feed-forward size, vocabulary."""
-    for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
-        if getattr(model, field) is None:
-            raise InputError(
-                "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
-            )
-    family = FAMILIES[model.family]
-    _check_family(model)
-    shape = ModelShape(
-        family=model.family,
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads or model.num_heads,
-        head_size=_head_size(model),
-        ffn_size=model.ffn_size or 4 * model.hidden_size,
-        vocab_size=_vocab_size(model, data),
-        context_length=model.context_length,
-        tied_embeddings=family.fields["tied_embeddings"][1] if model.tied_embeddings is None else model.tied_embeddings,
-        norm_eps=model.norm_eps or family.default_norm_eps,
-        **_experts(model),
-    )
-    problem = heads_problem(shape)
-    if problem:
-        raise InputError(problem[1], key=f"model.{problem[0]}")
-    return shape
-
-
-def _check_family(model: Model) -> None:
-    family = FAMILIES[model.family]
-    if family.objective != "next token":
-        able = ", ".join(name for name, other in FAMILIES.items() if other.objective == "next token")
-        problem = f"found {family.name!r}, which learns {family.objective}; a schedule trains on the next token"
-        raise InputError(f"{problem}; expected one of {able}", key="model.family")
-
-
-def _with_norm_eps(previous: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
-    """The eps goes along with the model; where a growth pads the residual stream with zeros, scaled as these ask."""
-    if grow is None:
-        return replace(shape, norm_eps=previous.norm_eps)
-    return with_norm_eps(previous, shape, grow.operator)
-
-
-def _experts(model: Model) -> dict[str, int]:
-    """The experts of a mixture; a dense model has none."""
-    if not FAMILIES[model.family].has_experts:
-        for field in ("num_experts", "experts_per_token"):
-            if getattr(model, field) is not None:
-                problem = (
-                    f"found {getattr(model, field)}, but a {model.family} has no experts; expected family: mixtral"
-                )
-                raise InputError(problem, key=f"model.{field}")
-        return {}
-    if model.num_experts is None:
-        raise InputError(f"missing; expected the number of experts of a {model.family}", key="model.num_experts")
-    chosen = model.experts_per_token or min(2, model.num_experts)
-    if chosen > model.num_experts:
-        problem = f"found {chosen}; expected at most num_experts ({model.num_experts})"
-        raise InputError(problem, key="model.experts_per_token")
-    return {"num_experts": model.num_experts, "experts_per_token": chosen}
-
-
-def _head_size(model: Model) -> int:
-    rotary = FAMILIES[model.family].rotary
-    if model.head_size is not None:
-        if rotary and model.head_size % 2:
-            problem = f"found {model.head_size}; expected an even number, for rotary positions"
-            raise InputError(problem, key="model.head_size")
-        return model.head_size
-    head_size, left = divmod(model.hidden_size, model.num_heads)
-    if left and not rotary:
-        problem = f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of num_heads"
-        raise InputError(problem, key="model.hidden_size")
-    if left or (rotary and head_size % 2):
-        raise InputError(
-            f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of {2 * model.num_heads} "
-            f"(rotary positions need heads of even size), or a head_size beside it",
-            key="model.hidden_size",
-        )
-    return head_size
-
-
-def _vocab_size(model: Model, data: Data) -> int:
-    if data.tokenizer != BYTE_TOKENIZER:
-        if model.vocab_size is None:
-            raise InputError(f"missing; expected the size of the tokenizer {data.tokenizer!r}", key="model.vocab_size")
-        return model.vocab_size
-    if model.vocab_size is not None and model.vocab_size < BYTE_VOCABULARY:
-        problem = f"found {model.vocab_size}; expected at least {BYTE_VOCABULARY} for the byte tokenizer"
-        raise InputError(problem, key="model.vocab_size")
-    return model.vocab_size or BYTE_VOCABULARY
 
 
 def _resolve_training(training: Training, shape: ModelShape) -> Training:

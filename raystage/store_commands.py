@@ -52,7 +52,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     from raystage.housekeeping import survey
     from raystage.tables import store_table
 
-    opened = _open(store)
+    opened = open_store(store)
     listing = survey(opened)
     if not as_json:
         Console().print(store_table(listing))

@@ -15,7 +15,7 @@ from raystage import data
 from raystage.data import Reader, open_streams
 from raystage.errors import InputError
 from raystage.plan import make_plan
-from raystage.resolve import BYTE_VOCABULARY
+from raystage.resolve_shape import BYTE_VOCABULARY
 from raystage.sources import DataPlan
 
 

@@ -21,9 +21,10 @@ FLOORS: dict[int, set[str]] = {
         "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
         "hf_config", "hf_family", "holder", "hooks", "initial", "ledger", "listener", "mailbox", "manifest_check",
         "memory", "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps",
-        "rates", "record", "report", "report_tables", "resolve", "retention", "savings", "schedule", "section",
-        "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report",
-        "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants", "versions", "yamlfile",
+        "rates", "record", "report", "report_tables", "resolve", "resolve_shape", "retention", "savings", "schedule",
+        "section", "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels",
+        "sweep_report", "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants", "versions",
+        "wandb_rows", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",

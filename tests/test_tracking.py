@@ -18,7 +18,8 @@ from factories import make_schedule
 from playback import curved_records, play, play_stage
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
-from raystage.tracking import WandbTracker, artifact_name, evaluation_row, result_row, savings_summary, train_row
+from raystage.tracking import WandbTracker
+from raystage.wandb_rows import artifact_name, evaluation_row, result_row, savings_summary, train_row
 from wandb_reader import OfflineRun, read_run, read_runs, run_files
 
 CONFIG = {"seed": 0, "training": {"optimizer": {"lr": 2e-3}}, "stages": [{"name": "small"}, {"name": "full"}]}

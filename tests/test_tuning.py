@@ -20,8 +20,8 @@ from raystage.schedule import Schedule
 from raystage.seeds import interval
 from raystage.storage import open_folder
 from raystage.store import Store
-from raystage.tracking import run_config, savings_summary
 from raystage.tuning import choose, compared, final_loss, tried_with
+from raystage.wandb_rows import run_config, savings_summary
 
 LR = "training.optimizer.lr"
 RATES = [1e-3, 2e-3, 4e-3, 8e-3]  # the schedule's own is 2e-3
