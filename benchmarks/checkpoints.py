@@ -132,8 +132,9 @@ def load(
 ) -> Iterator[None]:
     parts = partitions(target, rank, world, 3)
     yield
-    opened = Checkpoint(open_folder(path))
-    handover.fill_partitions(parts, Grown(growth_map(source, target, parse_operator(operator), "grow"), opened.read, 0))
+    opened = Checkpoint(open_folder(path).unmapped)  # as `handover.find_entry` opens it
+    grown = Grown(growth_map(source, target, parse_operator(operator), "grow"), opened.read, 0)
+    handover.fill_partitions(parts, grown, opened.read_into)
     opened.close()
     tell(None)
 

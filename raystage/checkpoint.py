@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 _ITEM_BYTES = 4
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little to hold
+_SYNC_BYTES = 32 * 2**20  # the disk is given so much at a time while more is written
 _SEAL = b', "checksum": "xxh3_128:'
 
 
@@ -111,7 +112,7 @@ Span = tuple[str, str, int, int]
 
 # The longest fragment that workers write, in elements. A reader checks every fragment that it touches a part of, so
 # that short ones keep small what several workers check of the same; each costs the manifest some 150 bytes.
-FRAGMENT_NUMEL = 2**20
+FRAGMENT_NUMEL = 2**18
 
 
 def shard_name(rank: int, world: int) -> str:
@@ -133,7 +134,7 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
     tensors = laid_out(_tensor(*span) for span in spans)
     header = header_bytes(tensors, {"format": FORMAT})
     whole = xxhash.xxh3_128(header)
-    fragments = []
+    fragments, begun = [], 0
     with folder.open_writer(name) as file:
         file.write(header)
         for span, tensor, part in zip(spans, tensors, values, strict=True):
@@ -147,6 +148,9 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
                 whole.update(chunk)
                 checksum.update(chunk)
             fragments.append(Fragment(*span, len(header) + tensor.place, checksum.hexdigest()))
+            if tensor.place + tensor.num_bytes - begun >= _SYNC_BYTES:
+                begun = tensor.place + tensor.num_bytes
+                folder.begin_sync(name)
         size = file.tell()
     folder.sync(name)
     return Shard(name, size, f"xxh3_128:{whole.hexdigest()}", tuple(fragments))
@@ -224,15 +228,20 @@ class Checkpoint:
         Raises CheckpointError where a part of it is missing or damaged.
         """
         result = np.empty(stop - start, dtype="<f4")
+        self.read_into(parameter, state, start, result)
+        return result
+
+    def read_into(self, parameter: str, state: str, start: int, into: np.ndarray) -> None:
+        """The same into a flat float32 array of that length, which holds anything where this raises."""
+        stop = start + into.size
         filled = start
         for shard, fragment in self._index.get((parameter, state), ()):
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             if first < last:
-                self._copy(shard, fragment, first, result[first - start : last - start])
+                self._copy(shard, fragment, first, into[first - start : last - start])
                 filled += last - first
         if filled != stop:
             raise CheckpointError(f"{self.folder.uri}: {state} of {parameter} [{start}:{stop}] is not all there")
-        return result
 
     def close(self) -> None:
         for file in self._files.values():
@@ -247,16 +256,21 @@ class Checkpoint:
         file, place = self._opened(shard), (shard.file, fragment.offset)
         is_checked, checksum, is_whole = place in self._checked, xxhash.xxh3_128(), True
         touched = wanted if is_checked else range(fragment.num_bytes)
-        for start in range(touched.start, touched.stop, _READ_BYTES):
-            stop = min(start + _READ_BYTES, touched.stop)
-            chunk = file.view_at(stop - start, fragment.offset + start)
+        step = _CHUNK_BYTES if self.folder.is_local else _READ_BYTES
+        for start in range(touched.start, touched.stop, step):
+            stop = min(start + step, touched.stop)
+            if wanted.start <= start and stop <= wanted.stop:  # read to its place, and checked while the cache holds it
+                place_of_chunk = memoryview(data[start - begin : stop - begin])
+                chunk = place_of_chunk[: file.read_into(place_of_chunk, fragment.offset + start)]
+            else:
+                chunk = file.view_at(stop - start, fragment.offset + start)
+                low, high = max(start, wanted.start), min(start + len(chunk), wanted.stop)
+                if low < high:
+                    data[low - begin : high - begin] = np.frombuffer(chunk, np.uint8)[low - start : high - start]
             self.bytes_read += len(chunk)
             is_whole &= len(chunk) == stop - start
             if not is_checked:
                 checksum.update(chunk)
-            low, high = max(start, wanted.start), min(start + len(chunk), wanted.stop)
-            if low < high:
-                data[low - begin : high - begin] = np.frombuffer(chunk, np.uint8)[low - start : high - start]
         if not is_whole or (not is_checked and checksum.hexdigest() != fragment.checksum):
             raise CheckpointError(
                 f"{self.folder.uri}/{shard.file}: damaged; {fragment.state} of {fragment.parameter} "

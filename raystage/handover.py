@@ -6,7 +6,7 @@ map; leaving it writes them. Nothing here trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ from raystage.shape import parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
 from raystage.zero import Partition
+
+# (parameter, state, start, into) -> nothing: sets `into`, flat float32, to the slice from `start` on.
+ReadInto = Callable[[str, str, int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     fitted: the model whose weights were fitted, where no rule tells them.
     """
     grown = fitted or Grown(entry.rules, entry.source.read if entry.source else _nothing_to_read, seed)
-    fill_partitions(zero.partitions(engine.deepspeed), grown)
+    read_into = entry.source.read_into if isinstance(entry.source, Checkpoint) and fitted is None else None
+    fill_partitions(zero.partitions(engine.deepspeed), grown, read_into)
     zero.set_steps(engine.deepspeed, steps)
     zero.refresh(engine.deepspeed)
     done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
@@ -112,11 +116,18 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     engine.open_mask(done)
 
 
-def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted) -> None:
-    """Set every slice that the partitions hold, in place. Beside them a worker holds a fragment's worth at a time."""
+def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted, read_into: ReadInto | None = None) -> None:
+    """Set every slice that the partitions hold, in place. Beside them a worker holds a fragment's worth at a time.
+
+    read_into: reads what is a copy of the source straight to its place; then `grown` is no `Fitted`.
+    """
     for part in parts:
         for state, held in part.tensors.items():
+            source = grown.copy_of(part.parameter, state) if read_into and held.device.type == "cpu" else None
             for first, last in _pieces(0, part.stop - part.start):
+                if source is not None:
+                    read_into(source, state, part.start + first, held[first:last].detach().numpy())
+                    continue
                 values = grown.slice(part.parameter, state, part.start + first, part.start + last)
                 held[first:last].copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
 

@@ -23,7 +23,7 @@ MIB = 2**20
 MODEL = {"num_layers": 4, "hidden_size": 512, "num_heads": 8, "ffn_size": 1536, "vocab_size": 8192}
 TARGETS = {"same": ({}, "identity"), "deeper": ({"num_layers": 8}, "stack"), "wider": ({"ffn_size": 2048}, "duplicate")}
 ZERO_STAGES = [1, 3]
-# Pieces that are read, grown (4 MiB) and gathered (16 MiB) at a time, and the allocators' pools.
+# Pieces that are read, grown (1 MiB) and gathered (16 MiB) at a time, and the allocators' pools.
 SLACK = 32 * MIB
 CASES = [(zero_stage, name) for zero_stage in ZERO_STAGES for name in TARGETS]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from raystage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, commit
@@ -19,7 +20,8 @@ SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, FRAGMENT_NUMEL // 8 + 3, 10)
 NAME = "model.embed_tokens.weight"
 
 
-def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_direct", [True, False], ids=["straight to its place", "in pieces"])
+def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Path, is_direct: bool) -> None:
     numel = SHAPE.vocab_size * SHAPE.hidden_size
     whole = torch.randn(numel)
     part = Partition(NAME, 0, numel, {"fp32": whole}, (0, numel), whole)
@@ -31,6 +33,7 @@ def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Pat
     opened = Checkpoint(folder)
     found = torch.zeros(numel - 7)
     slices = Partition(NAME, 7, numel, {"fp32": found}, (0, numel - 7), found)
-    fill_partitions([slices], Grown(growth_map(SHAPE, SHAPE, "identity", "grow"), opened.read, 0))
+    grown = Grown(growth_map(SHAPE, SHAPE, "identity", "grow"), opened.read, 0)
+    fill_partitions([slices], grown, opened.read_into if is_direct else None)
     opened.close()
     assert torch.equal(found, whole[7:])

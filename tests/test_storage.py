@@ -51,11 +51,18 @@ def test_what_is_not_there_is_none_or_nothing(folder: Folder) -> None:
 
 def test_ranges_are_read_without_the_rest(folder: Folder) -> None:
     with folder.open_writer("numbers") as file:
-        file.write(b"0123456789")
+        file.write(b"01234")
+        folder.begin_sync("numbers")
+        file.write(b"56789")
     folder.sync("numbers")
     with folder.open_reader("numbers") as file:
         assert file.read_at(3, 4) == b"456"
         assert file.read_at(3, 9) == b"9"
+        place = bytearray(b"....")
+        assert file.read_into(memoryview(place)[1:], 2) == 3
+        assert place == b".234"
+        assert file.read_into(memoryview(place), 8) == 2
+        assert place == b"8934"
 
 
 def test_delete_takes_the_whole_folder(folder: Folder) -> None:

@@ -28,6 +28,8 @@ _ORDER = {"gradient": 1, "exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1}
 _STRETCH = 2**16
 # Elements that are mapped at a time.
 _PIECE = 2**20
+# Columns that follow each other are copied together where these stretches are longer on average.
+_SHORT_RUN = 16
 
 
 class Grown:
@@ -49,6 +51,12 @@ class Grown:
         if not rule.axes:
             return self._from(rule, rule.sources, state, start, stop)
         return _in_pieces(lambda first, last: self._moments(rule, state, first, last), start, stop)
+
+    def copy_of(self, parameter: str, state: str) -> str | None:
+        """The source's parameter that `state` of a target parameter is a copy of, bit for bit; None where it is not."""
+        rule = self.rules[parameter]
+        is_copy = rule.weights == "copy" if state == "fp32" else rule.moments != "zeros" and not rule.axes
+        return rule.sources[0] if is_copy and len(rule.sources) == 1 else None
 
     def predicted_gradient(self, parameter: str, start: int, stop: int) -> np.ndarray:
         """The gradient that the source's (its state "gradient") foretells, exactly or as an estimate (as the rule
@@ -86,11 +94,12 @@ class Grown:
         values = self._mapped(rule, state, start, stop)
         if all(axis.keeps.all() for axis in rule.axes):
             return values
-        kept = _over_axes(rule, "keeps", start, stop, np.logical_and)
-        return np.where(kept, values, values.dtype.type(0))
+        np.copyto(values, 0, where=~_over_axes(rule, "keeps", start, stop, np.logical_and))
+        return values
 
     def _mapped(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
-        """The source's elements in their places, times the factors of all axes; means where an axis asks for one.
+        """The source's elements in their places, times the factors of all axes; means where an axis asks for one. An
+        array of its own, to be changed by whoever asked.
 
         What is drawn, zero or not kept stands here as whatever it is: those who call put it right.
         """
@@ -101,7 +110,7 @@ class Grown:
             beyond = _over_axes(rule, "from_beyond", rows.start * len(columns), rows.stop * len(columns), np.logical_or)
             following = _columns(self._rows(rule, rule.beyond, state, rows), columns)
             values = np.where(beyond.reshape(values.shape), following, values)
-        values = values * _factors(rule, state, rows).astype(values.dtype)
+        values *= _factors(rule, state, rows).astype(values.dtype)
         return values.reshape(-1)[cut]
 
     def _rows(self, rule: Rule, sources: tuple[str, ...], state: str, rows: range) -> np.ndarray:
@@ -246,14 +255,17 @@ def _over_axes(rule: Rule, what: str, start: int, stop: int, combine: Callable) 
 def _factors(rule: Rule, state: str, rows: range) -> np.ndarray:
     """What the elements of rows are multiplied by: (rows, columns), or what broadcasts to it.
 
-    Axes whose factors are all one are left out: most often that spares a product as large as the elements.
+    An axis whose factors are all one is left out, and one whose factors are the same in all rows is but a number: most
+    often that spares a product as large as the elements.
     """
     what, order = ("values", 1) if state == "fp32" else ("gradients", _ORDER[state])
     *lead, last = rule.axes
     factors = getattr(last, what)[None, :] ** order
     for axis, place in zip(lead, _places(rule, rows), strict=True):
         if (getattr(axis, what) != 1).any():
-            factors = factors * getattr(axis, what)[place][:, None] ** order
+            of_rows = getattr(axis, what)[place] ** order
+            is_number = len(of_rows) and (of_rows == of_rows[0]).all()
+            factors = factors * (of_rows[0] if is_number else of_rows[:, None])
     return factors
 
 
@@ -261,10 +273,21 @@ def _columns(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """A block's columns in the order of `columns`; where these ask for the mean, the mean of all."""
     if len(columns) == block.shape[1] and (columns == np.arange(len(columns))).all():
         return block
-    taken = np.take(block, np.maximum(columns, 0), axis=1)  # faster than by an index
+    taken = _taken(block, np.maximum(columns, 0))
     mean = columns == MEAN
     if mean.any():
         taken[:, mean] = block.mean(axis=1, dtype=np.float64).astype(block.dtype)[:, None]
+    return taken
+
+
+def _taken(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """block[:, columns]: stretch by stretch where they are long, which is faster by far."""
+    runs = list(_runs(columns))
+    if len(runs) * _SHORT_RUN > len(columns):
+        return np.take(block, columns, axis=1)  # faster than by an index
+    taken = np.empty((len(block), len(columns)), block.dtype)
+    for at, count, origin in runs:
+        taken[:, at : at + count] = block[:, origin : origin + count]
     return taken
 
 
