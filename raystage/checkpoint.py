@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,8 @@ class Manifest:
     grown_from: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
-        return sealed(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}).encode())
+        content = {"format": FORMAT, "version": VERSION, **vars(self)}
+        return sealed(json.dumps(content, default=vars).encode())  # asdict would copy every fragment first
 
 
 def sealed(text: bytes) -> bytes:

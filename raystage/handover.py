@@ -95,7 +95,7 @@ def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
     """From what the schedule's `init` names. Raises InputError where this worker does not find it as it was planned."""
     check_same(init)
     folder, growth = open_folder(init.path), stage.growth or UNCHANGED
-    source = Checkpoint(folder) if init.is_checkpoint else FolderWeights(open_model(folder))
+    source = Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
     keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
     policy = growth.optimizer_state if keeps else "reset"
     return Entry(growth_map(init.shape, stage.shape, growth.operator, policy, growth.options), source, resumed=False)
