@@ -12,13 +12,20 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
+# Imported once, by the server that all workers are forked from: each of them would take seconds to do it itself.
+multiprocessing.set_forkserver_preload(["deepspeed", "transformers", "raystage.worker"])
 
-def run_workers(world: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
-    """`work(*arguments)` on each of `world` processes; what each of them returned, by rank."""
+
+def run_workers(
+    world: int, work: Callable[..., Any], *arguments: Any, folder: Path, start: str = "forkserver"
+) -> list[Any]:
+    """`work(*arguments)` on each of `world` processes; what each of them returned, by rank. start: "spawn" for those
+    whose memory is measured, which must share none."""
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / "rendezvous"
     rendezvous.unlink(missing_ok=True)
-    multiprocessing.spawn(_enter, args=(world, str(folder), work, arguments), nprocs=world)
+    arguments = (world, str(folder), work, arguments)
+    multiprocessing.start_processes(_enter, args=arguments, nprocs=world, start_method=start)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(world)]
 
 

@@ -46,7 +46,7 @@ def peaks(stages: dict[str, StagePlan], tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("store")
     targets = [(stages[name], operator) for name, (_, operator) in TARGETS.items()]
     found = run_workers(
-        WORKERS, watched, stages["same"], targets, ZERO_STAGES, str(folder), folder=folder / "processes"
+        WORKERS, watched, stages["same"], targets, ZERO_STAGES, str(folder), folder=folder / "processes", start="spawn"
     )
     return dict(zip(CASES, zip(*found, strict=True), strict=True))
 
