@@ -149,8 +149,9 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
                 whole.update(chunk)
                 checksum.update(chunk)
             fragments.append(Fragment(*span, len(header) + tensor.place, checksum.hexdigest()))
-            if tensor.place + tensor.num_bytes - begun >= _SYNC_BYTES:
-                begun = tensor.place + tensor.num_bytes
+            end = tensor.place + tensor.num_bytes
+            if end - begun >= _SYNC_BYTES:
+                begun = end
                 folder.begin_sync(name)
         size = file.tell()
     folder.sync(name)
@@ -257,12 +258,11 @@ class Checkpoint:
         file, place = self._opened(shard), (shard.file, fragment.offset)
         is_checked, checksum, is_whole = place in self._checked, xxhash.xxh3_128(), True
         touched = wanted if is_checked else range(fragment.num_bytes)
-        step = _CHUNK_BYTES if self.folder.is_local else _READ_BYTES
-        for start in range(touched.start, touched.stop, step):
-            stop = min(start + step, touched.stop)
+        for start in range(touched.start, touched.stop, _READ_BYTES):
+            stop = min(start + _READ_BYTES, touched.stop)
             if wanted.start <= start and stop <= wanted.stop:  # read to its place, and checked while the cache holds it
-                place_of_chunk = memoryview(data[start - begin : stop - begin])
-                chunk = place_of_chunk[: file.read_into(place_of_chunk, fragment.offset + start)]
+                room = memoryview(data[start - begin : stop - begin])
+                chunk = room[: file.read_into(room, fragment.offset + start)]
             else:
                 chunk = file.view_at(stop - start, fragment.offset + start)
                 low, high = max(start, wanted.start), min(start + len(chunk), wanted.stop)

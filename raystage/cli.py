@@ -23,6 +23,7 @@ from raystage.options import (
     in_job_copy,
     json_option,
     open_store,
+    print_result,
     store_option,
     wandb_option,
 )
@@ -132,6 +133,7 @@ def run(
     from raystage.next_steps import Attempt, following, next_steps, run_command
     from raystage.runlog import LogFile, RunLog
     from raystage.status import RunStatus
+    from raystage.tables import final_table
     from raystage.tracking import WandbTracker
 
     opened = open_store(store)
@@ -160,23 +162,12 @@ def run(
         failed = False
     finally:
         tracker.close(failed)
-    _print_result(report, as_json)
+    print_result(report, final_table(report), as_json)
     where = f" --store {store}" if store else ""
     click.echo(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
     click.echo(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
     for line in next_steps(attempt, None):
         click.echo(line, err=as_json)
-
-
-def _print_result(report: dict[str, Any], as_json: bool) -> None:
-    """JSON alone on standard output where that is asked for; what people read goes beside it."""
-    from rich.console import Console
-
-    from raystage.tables import final_table
-
-    if as_json:
-        click.echo(json.dumps(report, indent=1))
-    Console(stderr=as_json).print(final_table(report))
 
 
 @main.command()

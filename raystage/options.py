@@ -6,6 +6,7 @@ And where goes what libraries print.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -88,6 +89,15 @@ def store_uri(uri: str | None) -> str:
 
 def in_job_copy() -> bool:
     return _JOB_COPY in str(Path.cwd())
+
+
+def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
+    """JSON alone on standard output where that is asked for; the table that people read goes beside it."""
+    from rich.console import Console
+
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    Console(stderr=as_json).print(table)
 
 
 class DebugStream(io.TextIOBase):

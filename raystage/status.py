@@ -183,7 +183,8 @@ class RunStatus:
         with self._lock:
             self._is_new = True
             for one in self._of(stage):
-                state, one.waiting_for = one.progress.state, None
+                one.waiting_for = None
+                state = one.progress.state
                 if isinstance(point, TrainPoint):
                     one.progress = one.progress.after_training(point)
                 elif point is not None:

@@ -16,6 +16,7 @@ from raystage.options import (
     in_job_copy,
     json_option,
     open_store,
+    print_result,
     store_option,
     wandb_option,
 )
@@ -99,9 +100,7 @@ def sweep(
     with contextlib.redirect_stdout(DebugStream()):  # Ray prints warnings, also where it was told not to
         report = search.run()
     write_papers(opened, made, report)
-    if as_json:
-        click.echo(json.dumps(report, indent=1))
-    Console(stderr=as_json).print(sweep_result_table(report))
+    print_result(report, sweep_result_table(report), as_json)
     best = f"; the best schedule: {folder.uri}/best.yaml" if report["best"] else ""
     click.echo(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
     if problem := failure(report):

@@ -58,8 +58,11 @@ class Faults:
             self._seen += 1
             request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
             is_next = self.every == 1 or (self._seen % self.every == 0 and request not in self._hit)
-            (self._hit.add if is_next else self._hit.discard)(request)
-            self.met += is_next
+            if is_next:
+                self._hit.add(request)
+                self.met += 1
+            else:
+                self._hit.discard(request)
             return is_next
 
     @contextlib.contextmanager
