@@ -19,9 +19,10 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raystage.crew import POLL_SECONDS, Fit, is_fitting, worker_environment
 from raystage.errors import RaystageError, WorkersLost
 from raystage.findings import Finding, failed, ok, warning
-from raystage.launch import cluster, fit_in_thread, is_waiting, worker_environment, worker_failure
+from raystage.launch import cluster, worker_failure
 from raystage.machine_check import mark_in
 from raystage.schedule import Training
 from raystage.storage import open_folder
@@ -65,7 +66,7 @@ def check_cluster(address: str | None, store: str | None, with_train: bool = Fal
                 yield from _check_nodes(store, mark)
                 if with_train:
                     yield check_workers(store)
-                if is_waiting():
+                if is_fitting():
                     raise _StillWaiting
     except _StillWaiting:
         return
@@ -197,18 +198,16 @@ def _sum_in_train_run(training: Training, backend: str, store: str, seconds: flo
             worker_runtime_env={"env_vars": worker_environment(training)},
         ),
     )
-    deadline = time.monotonic() + seconds
-
-    def watch() -> None:
-        if time.monotonic() > deadline:
-            raise WorkersLost(f"they were not done after {seconds:g} s")
-
+    deadline, fit = time.monotonic() + seconds, Fit(trainer)
     try:
-        error = fit_in_thread(trainer, watch)
+        while not fit.is_over:
+            if time.monotonic() > deadline:
+                raise WorkersLost(f"they were not done after {seconds:g} s")
+            fit.wait(POLL_SECONDS)
     finally:
         folder.delete()
-    if error is not None:
-        raise WorkersLost(worker_failure(error))
+    if fit.error is not None:
+        raise WorkersLost(worker_failure(fit.error))
 
 
 def _sum_over_workers() -> None:

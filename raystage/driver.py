@@ -26,6 +26,7 @@ from raystage.listener import Listener
 from raystage.narrator import Narrator
 from raystage.page import page
 from raystage.plan import Plan, StagePlan, jobs, with_choice
+from raystage.planned import Job
 from raystage.promises import check_promises
 from raystage.record import StageRecord
 from raystage.report import GivenUp, build_report, markdown
@@ -33,7 +34,6 @@ from raystage.schedule import Schedule
 from raystage.store import Store
 from raystage.tuning import choose, tried_with
 from raystage.turns import Turn, Turns
-from raystage.worker import Job
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
@@ -111,6 +111,7 @@ class Driver:
         """Train what of a job nobody else trains. Where that is not even its first stage, wait until it is, or until it
         is finished."""
         if not self.turns.free(job):
+            launch.dismiss()  # who waits holds no CPU or GPU
             self.turns.wait(job[:1], lambda stage, holder: self._wait(narrator, stage, f"{holder}, which trains it"))
             self._catch_up(narrator)
             return

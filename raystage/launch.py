@@ -1,9 +1,4 @@
-"""A job as a Ray Train run: started, listened to, its failures put into words.
-
-Workers tell the driver how they do through a small actor: unlike `ray.train.report` it does not hold
-the training up, and it keeps what was said when a worker dies. What counts, checkpoints and records,
-goes through the store alone.
-"""
+"""The cluster, and a job carried out on it: by whom, what is heard of it meanwhile, its failures put into words."""
 
 from __future__ import annotations
 
@@ -11,32 +6,19 @@ import contextlib
 import logging
 import os
 import socket
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import ray
-import ray.train
-from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raystage.errors import BrokenPromise, InputError, NonFiniteLoss, RaystageError, WorkersLost
+from raystage.crew import Crew, Standby
+from raystage.errors import InputError, WorkersLost
 from raystage.guardian import guarded
-from raystage.lifeline import Lifeline
-from raystage.mailbox import Mailbox, WorkerSign
-from raystage.room import give_back_room
-from raystage.schedule import Training
-from raystage.storage import open_folder
+from raystage.planned import Job
 from raystage.watch import Notice, OnEvent, Watch, answer, await_room
-from raystage.worker import Job, run_job
 
-_FIT_THREAD = "raystage-fit"
 _NOTICE = Notice()
-POLL_SECONDS = 0.2
+_STANDBY = Standby()
 CONNECT_SECONDS = 10.0
 GROWING_CLUSTER_SECONDS = 60.0
 # A helper of every Train run asks the API server whether the run's controller is alive. Without this
@@ -81,6 +63,7 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     _NOTICE.install()
     with contextlib.nullcontext() if address else guarded():
         yield
+        dismiss()
         ray.shutdown()
 
 
@@ -111,7 +94,8 @@ def _first_line(error: Exception) -> str:
 
 
 def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> bool:
-    """Carry out a job as one Ray Train run; `on_event` hears of it in the calling thread.
+    """Carry out a job by the workers that are at hand, or a Ray Train run of its own; `on_event` hears of it in the
+    calling thread. The workers stay at hand for a little while.
 
     patience_seconds: how long to wait for a cluster that is still growing.
 
@@ -119,17 +103,17 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
     this process is to end, after the workers have saved.
     """
-    training = job.stages[0].training
-    await_room(training, patience_seconds)
-    mailbox = _open_mailbox()
+    crew = _STANDBY.take(job) or _engage(job, patience_seconds)
     try:
         _NOTICE.is_heard = True
-        error = _fit_again(job, training, mailbox, Watch(mailbox, training, on_event, _NOTICE).look)
-        failure, has_left = answer(mailbox.failure.remote()), answer(mailbox.is_leaving.remote())
+        error = crew.carry_out(Watch(crew.mailbox, crew.training, on_event, _NOTICE).look)
+        failure, has_left = answer(crew.mailbox.failure.remote()), answer(crew.mailbox.is_leaving.remote())
+        _STANDBY.keep(crew)
+    except BaseException:
+        crew.abandon()
+        raise
     finally:
         _NOTICE.is_heard = False
-        ray.kill(mailbox)
-        _run_folder(job).delete()
     if failure is not None:
         raise failure
     if error is not None:
@@ -139,135 +123,16 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     return not has_left
 
 
-def _open_mailbox() -> Any:
-    """Beside the driver, so that no node that is lost takes it along; one that dies all the same starts again."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    return remote(Mailbox).remote()
+def _engage(job: Job, patience_seconds: float) -> Crew:
+    await_room(job.training, patience_seconds)
+    crew = Crew(job)
+    crew.take_on(job)
+    return crew
 
 
-def _trainer(job: Job, training: Training, mailbox: Any) -> TorchTrainer:
-    folder = _run_folder(job)
-    on_gpu = training.gpus_per_worker > 0
-    resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
-    return TorchTrainer(
-        train_on_worker,
-        train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=ScalingConfig(num_workers=_wanted(training), use_gpu=on_gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-        run_config=RunConfig(
-            # A name of its own: Ray would go on silently with a run that it finds under the same one.
-            name=f"{job.stages[-1].key[:12]}-{uuid.uuid4().hex[:8]}",
-            storage_path=folder.path,
-            storage_filesystem=folder.system,
-            failure_config=FailureConfig(max_failures=training.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(training)},
-        ),
-    )
-
-
-def _wanted(training: Training) -> int | tuple[int, int]:
-    """How many workers, as Ray Train takes it."""
-    workers = training.workers
-    return (workers.least, int(workers)) if workers.is_elastic else int(workers)
-
-
-def worker_environment(training: Training) -> dict[str, str]:
-    """What must be set before a worker imports torch and DeepSpeed."""
-    variables = {
-        "OMP_NUM_THREADS": str(training.cpus_per_worker),
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Nothing here is compiled, but DeepSpeed would load the whole compiler to find out (2 s).
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    return {**variables, "DS_ACCELERATOR": "cuda" if training.gpus_per_worker else "cpu"}
-
-
-def train_on_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker.
-
-    An error raystage stops for on purpose would only come again: it is left in the mailbox, and workers that
-    Ray starts anew leave at once when they find it there.
-    """
-    job, mailbox = config["job"], config["mailbox"]
-    if ray.get(mailbox.failure.remote()) is not None:
-        return
-    try:
-        run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what), _lifeline(mailbox))
-    except (NonFiniteLoss, BrokenPromise) as error:  # on every worker alike, so all can leave quietly
-        ray.get(mailbox.fail.remote(error))
-    except RaystageError as error:  # perhaps on this worker alone: the others must be stopped
-        ray.get(mailbox.fail.remote(error))
-        raise
-    ray.get([mailbox.put.remote("left", job.stages[-1].key, None), mailbox.forget.remote()])
-
-
-def _lifeline(mailbox: Any) -> Lifeline:
-    """This worker's line to the driver."""
-    runtime, train = ray.get_runtime_context(), ray.train.get_context()
-    worker, node = runtime.current_actor, runtime.get_node_id()
-    rank, world = train.get_world_rank(), train.get_world_size()
-
-    def sign(doing: str, patience_seconds: float) -> None:
-        mailbox.hear.remote(world, WorkerSign(rank, worker, node, doing, 0.0, patience_seconds))
-
-    return Lifeline(sign, Question(mailbox.is_leaving.remote))
-
-
-class Question:
-    """Asked of an actor without waiting: an answer is to the question before."""
-
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._ask, self._pending = ask, ask()
-
-    def __call__(self) -> bool:
-        ready, _ = ray.wait([self._pending], timeout=0)
-        if not ready:
-            return False
-        answer, self._pending = ray.get(self._pending), self._ask()
-        return answer
-
-
-def _fit_again(job: Job, training: Training, mailbox: Any, meanwhile: Callable[[], None]) -> Exception | None:
-    """Run a trainer, and another where its controller dies: Ray Train starts workers again, but not that."""
-    error: Exception | None = None
-    for _ in range(training.max_failures + 1):
-        error = fit_in_thread(_trainer(job, training, mailbox), meanwhile)
-        if not isinstance(error, RayActorError):
-            break
-        give_back_room(error.actor_id)
-    return error
-
-
-def fit_in_thread(trainer: TorchTrainer, meanwhile: Callable[[], None]) -> Exception | None:
-    """Run the trainer in a thread of its own, so that this one stays free to listen. Returns its error."""
-    outcome: list[Exception | None] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            outcome.append(None)
-        except Exception as error:  # handed to the calling thread, which puts it into words
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name=_FIT_THREAD, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        meanwhile()
-        thread.join(POLL_SECONDS)
-    meanwhile()
-    return outcome[0]
-
-
-def is_waiting() -> bool:
-    """Whether a Train run is still being waited for: after an interruption, say."""
-    return any(thread.name == _FIT_THREAD for thread in threading.enumerate())
-
-
-def _run_folder(job: Job) -> Any:
-    """Where Ray Train keeps its own notes on a run; none of them are needed afterwards."""
-    return open_folder(job.store) / "ray" / job.stages[-1].key[:12]
+def dismiss() -> None:
+    """Have workers leave that are at hand."""
+    _STANDBY.dismiss()
 
 
 def _in_words(error: Exception, job: Job) -> WorkersLost:

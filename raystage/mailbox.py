@@ -9,6 +9,9 @@ from typing import Any
 
 from raystage.errors import RaystageError
 
+# How long workers stay for another job. Some seconds of theirs are well spent where others take 12 s to come.
+KEEP_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class WorkerSign:
@@ -26,16 +29,67 @@ class WorkerSign:
         return self.silent_seconds > self.patience_seconds
 
 
+@dataclass(frozen=True)
+class Task:
+    """A job to carry out, the how manieth of its workers. content: pickled, so that the mailbox need not load what it
+    consists of."""
+
+    number: int
+    content: bytes
+
+
 class Mailbox:
-    """What workers have said and nobody has fetched yet; why training must not be tried again, if so; whether they
-    are to save and leave; and when each of them was last heard of, by this process's clock."""
+    """What workers are to do next; what they have said and nobody has fetched yet; why training must not be tried
+    again, if so; whether they are to save and leave; and when each was last heard of, by this process's clock.
+
+    One that dies begins anew and knows nothing: who gave out a task asks whether it is finished, and gives it again.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._events: list[tuple[str, str, Any]] = []
         self._failure: RaystageError | None = None
-        self._leaving = False
+        self._leaving = self._is_dismissed = False
         self._heard: dict[int, tuple[float, WorkerSign]] = {}
+        self._task: Task | None = None
+        self._finished, self._idle_since, self._starts = 0, clock(), 0
+
+    def assign(self, task: Task) -> bool:
+        """Give out a task, or the same one again. False where the workers were told to leave, and none will come."""
+        if not self.is_over():
+            self._task = task
+        return not self.is_over()
+
+    def next_task(self) -> Task | bool:
+        """What the workers are to do: a task; ask again (True); leave (False)."""
+        is_idle = self._task is None or self._task.number <= self._finished
+        if is_idle and self._clock() - self._idle_since > KEEP_SECONDS:
+            self.dismiss()
+        return not self.is_over() and (is_idle or self._task)
+
+    def finish(self, number: int) -> None:
+        """A task is carried out, or as much of it as can be."""
+        self._finished, self._idle_since = max(number, self._finished), self._clock()
+
+    def has(self, number: int) -> bool | None:
+        """Whether a task is finished; None where it is not known here."""
+        is_known = self._task is not None and self._task.number == number
+        return self._finished >= number or (False if is_known else None)
+
+    def dismiss(self) -> None:
+        """There are no more tasks."""
+        self._is_dismissed = True
+
+    def is_over(self) -> bool:
+        """Whether workers that ask are told to leave."""
+        return self._is_dismissed or self._leaving or self._failure is not None
+
+    def start(self) -> None:
+        """Workers begin, or begin anew."""
+        self._starts += 1
+
+    def starts(self) -> int:
+        return self._starts
 
     def put(self, kind: str, key: str, what: Any) -> None:
         self._events.append((kind, key, what))

@@ -52,8 +52,8 @@ def _say_what_next(error: BaseException) -> None:
 def _leave(status: int) -> None:
     """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
     end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
-    launch = sys.modules.get("raystage.launch")
-    if launch is not None and launch.is_waiting():
+    crew = sys.modules.get("raystage.crew")
+    if crew is not None and crew.is_fitting():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -239,6 +239,20 @@ class Plan:
         return flops_shared(self.baselines)
 
 
+@dataclass(frozen=True)
+class Job:
+    """Stages to train in a row by the same workers, and the store's address. run: what they are trained for."""
+
+    stages: tuple[StagePlan, ...]
+    store: str
+    run: str = ""
+
+    @property
+    def training(self) -> Training:
+        """What says how many workers, with what and how: that of all its stages."""
+        return self.stages[0].training
+
+
 def flops_shared(runs: Iterable[RunPlan]) -> int:
     """FLOPs of runs with each stage counted once."""
     return sum({stage.key: stage.flops for run in runs for stage in run.stages}.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 
 import deepspeed
 import torch
@@ -12,21 +11,13 @@ from deepspeed.accelerator import get_accelerator
 from raystage.gates import judge
 from raystage.handover import shared
 from raystage.lifeline import Lifeline
-from raystage.plan import StagePlan, continues
+from raystage.plan import continues
+from raystage.planned import Job
 from raystage.record import where_it_begins
 from raystage.saving import Saver, Send
 from raystage.stage_runner import Place, StageRunner
 from raystage.storage import open_folder
 from raystage.store import Store
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stages to train in a row, and the store's address. run: the name of the run that they are trained for."""
-
-    stages: tuple[StagePlan, ...]
-    store: str
-    run: str = ""
 
 
 def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
@@ -36,13 +27,18 @@ def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
 
     Raises NonFiniteLoss and BrokenPromise on every worker alike, CheckpointError, InputError.
     """
-    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+    join_group()
     torch.set_num_threads(job.stages[0].training.cpus_per_worker)
     store = Store(open_folder(job.store))
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
         train_stages(job, Place(job.run, store, saver, send, line or Lifeline()))
+
+
+def join_group() -> None:
+    """Be one of the workers of this process group, as DeepSpeed wants it; once is as good as several times."""
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
 
 
 def train_stages(job: Job, place: Place) -> None:

@@ -35,8 +35,8 @@ FLOORS: dict[int, set[str]] = {
         "integrity", "lease", "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
     },
     4: {
-        "cluster_check", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer", "probe",
-        "room", "saving", "stage_runner", "watch", "worker",
+        "cluster_check", "crew", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer",
+        "probe", "room", "saving", "stage_runner", "train_loop", "watch", "worker",
     },
     5: {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "outcomes", "runlog", "search",

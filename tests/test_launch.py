@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from raystage.crew import worker_environment
 from raystage.errors import NonFiniteLoss, StageFailed
-from raystage.launch import worker_environment
 from raystage.mailbox import Mailbox
 from raystage.room import count_places
 from raystage.schedule import Training
