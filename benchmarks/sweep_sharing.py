@@ -2,9 +2,10 @@
 
     python benchmarks/sweep_sharing.py [--sweep jobs/sweeps/quickstart.yaml]
 
-Both in one run, one after the other, on local clusters of equal size: the same searcher, the same trials at a time, the
-same drivers and workers; only the stores differ. Seconds are those of the whole, with the start of the cluster. Every
-held-out loss of every stage must be equal to the last bit, or the exit status is 1.
+Both in one run, one after the other, on local clusters of equal size: the same trials, as many at a time, by the same
+drivers and workers. Plain Tune goes through them in their order, each with a store of its own; raystage's searcher
+leaves those for later that would wait for another's stage. Seconds are those of the whole, with the start of the
+cluster. Every held-out loss of every stage must be equal to the last bit, or the exit status is 1.
 
 Where the time went is a share of the wall clock times the trials at a time. Trials measure it in their own process:
 starting is from the call of Ray Train to the first message of a worker's loop; training from there to the last stage's
@@ -22,13 +23,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
+
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
 
 from raystage import launch
 from raystage.savings import format_flops
@@ -85,21 +89,31 @@ def main() -> int:
         parser.error("expected a sweep by grid or random and without a scheduler: all trials, to their ends")
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        apart = carried_out(plan, f"{folder}/apart", in_store_of_its_own)
-        shared = carried_out(plan, f"{folder}/shared", timed)
+        apart = carried_out(plan, f"{folder}/apart", in_store_of_its_own, PlainTune)
+        shared = carried_out(plan, f"{folder}/shared", timed, Search)
     print(f"{len(plan.trials)} trials, {plan.sweep.search.max_concurrent} at a time; "
           f"load average {load_average:.1f} at the start, on {os.cpu_count()} cores\n")  # fmt: skip
     print(*table(plan, apart, shared), sep="\n")
     return 0 if apart.losses == shared.losses else 1
 
 
-def carried_out(plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any], TrialTask], None]) -> Outcome:
+class PlainTune(Search):
+    """Nobody has anything to wait for: Tune begins trials in their order, whenever a place is free."""
+
+    def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
+        points = [{"trial": {"number": one.number, **one.config}} for one in self.plan.trials]
+        return replace(super()._tune_config(numbers), search_alg=BasicVariantGenerator(points_to_evaluate=points))
+
+
+def carried_out(
+    plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any], TrialTask], None], way: type[Search]
+) -> Outcome:
     """Run all trials in a store of this folder, or in stores below it."""
     task = TrialTask(plan.sweep, folder, "benchmarks/sweep_sharing.py", wandb_mode="disabled", wandb_folder=folder)
     Path(folder, CLOCKS).mkdir(parents=True)
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # what Ray says
-        search = Search(plan, Store(open_folder(folder)), task, lambda line: print(line, file=sys.stderr), trial=trial)
+        search = way(plan, Store(open_folder(folder)), task, lambda line: print(line, file=sys.stderr), trial=trial)
         report = search.run()
     seconds = time.monotonic() - began
     if problem := failure(report):

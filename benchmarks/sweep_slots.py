@@ -1,38 +1,41 @@
 """How busy a sweep's slots are: python benchmarks/sweep_slots.py [--trials 10000] [--slots 64] [--seconds 2]
 
-A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and its queue
-of trials, and in each trial by its driver, with turns, leases and records in a real store. Training alone is a sleep,
-of a random length for every stage. Ray Tune is left out: a thread stands for a trial's actor, and takes the next trial
-of the queue when it is through.
+A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and the searcher
+that Tune has of it, and in each trial by its driver, with turns, leases and records in a real store. Training alone is
+a sleep, of a random length for every stage. Ray Tune is left out: a thread stands for a trial's actor, asks the
+searcher for the next trial when it is through, and tells it of every stage that it finishes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.tune.search import Searcher
 
 from raystage.driver import Driver
 from raystage.lease import Leases
 from raystage.narrator import Narrator
 from raystage.plan import StagePlan, trunk_key
 from raystage.record import Donor, Evaluation, StageRecord
-from raystage.searchers import trial_queue
+from raystage.searchers import TreeSearch
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.sweep_file import load
 from raystage.tree import Tree
+from raystage.trial_run import FINISHED_STAGE
 from raystage.trials import SweepPlan, plan_sweep
 from raystage.turns import OnWaiting, Turn, Turns
 
@@ -54,8 +57,8 @@ SPACES = {
     },
     "lengths": {**_FIRST, "stages[1].until.tokens": {"integer": ["50K", "1M"]}, **_OPERATOR},
 }
-# Of a stage's mean length: how often those who wait look again. The looks are 2 s apart, so that these would be stages
-# of 50 s.
+# Of a stage's mean length: how often those who wait within a trial look again. These looks are 2 s apart, so that these
+# would be stages of 50 s.
 POLL_SHARE = 0.04
 
 
@@ -156,6 +159,7 @@ class Sleeper(Driver):
 
     meter: Meter
     mean_seconds: float
+    on_finished: Callable[[str], None]
 
     def _train(self, turn: Turn, narrator: Narrator) -> None:
         for stage in turn.stages:
@@ -172,6 +176,7 @@ class Sleeper(Driver):
         time.sleep(share * self.mean_seconds * random.Random(stage.key).uniform(0.5, 1.5))
         self.store.commit_record(_record(stage, donor, self.plan.name), trunk_key(stage))
         self.meter.finished(stage.key)
+        self.on_finished(stage.key)
 
     def _note(self, state: str) -> dict[str, Any]:
         return {}
@@ -209,40 +214,37 @@ def _record(stage: StagePlan, donor: StageRecord | None, run: str) -> StageRecor
 def simulate(plan: SweepPlan, store: Store, slots: int, mean_seconds: float) -> Outcome:
     """Run all trials of a plan, `slots` at a time, in the order in which a sweep would start them."""
     meter, began, began_cpu = Meter(plan.tree, slots), time.monotonic(), time.process_time()
-    queue, lock = trial_queue(plan, range(len(plan.trials))), threading.Lock()
-    looked_at = [0.0]
+    search, changed = TreeSearch(plan), threading.Condition()
 
-    def take() -> int | None:
-        """As Tune's searcher does."""
-        with lock:
-            if time.monotonic() - looked_at[0] > POLL_SHARE * mean_seconds:
-                for key in filter(store.record, queue.waited_for):
-                    queue.finish(key)
-                looked_at[0] = time.monotonic()
-            return queue.take()
+    def work(slot: int) -> None:
+        for count in itertools.count():
+            trial_id = f"{slot}-{count}"
+            with changed:
+                while (config := search.suggest(trial_id)) is None:
+                    changed.wait()
+            if config == Searcher.FINISHED:
+                return
+            try:
+                run(config["trial"]["number"], trial_id)
+            finally:
+                with changed:
+                    search.on_trial_complete(trial_id)
+                    changed.notify_all()
 
-    def work() -> None:
-        while not queue.is_empty:
-            number = take()
-            if number is None:
-                time.sleep(POLL_SHARE * mean_seconds / 4)
-                continue
-            run(number)
-            with lock:
-                for key in filter(store.record, queue.unfinished(number)):
-                    queue.finish(key)
-                queue.end(number)
+    def run(number: int, trial_id: str) -> None:
+        def tell(key: str) -> None:
+            with changed:
+                search.on_trial_result(trial_id, {FINISHED_STAGE: key})
+                changed.notify_all()
 
-    def run(number: int) -> None:
-        trial = plan.trials[number]
         turns = CountedTurns(store, Leases(store.folder / "stages"), POLL_SHARE * mean_seconds)
         turns.meter = meter
-        driver = Sleeper(trial.plan, None, store, [], turns=turns, is_connected=True)
-        driver.meter, driver.mean_seconds = meter, mean_seconds
+        driver = Sleeper(plan.trials[number].plan, None, store, [], turns=turns, is_connected=True)
+        driver.meter, driver.mean_seconds, driver.on_finished = meter, mean_seconds, tell
         driver.run()
 
     with ThreadPoolExecutor(slots) as pool:
-        for done in [pool.submit(work) for _ in range(slots)]:
+        for done in [pool.submit(work, slot) for slot in range(slots)]:
             done.result()
     with_work = meter.busy_seconds + meter.idle_seconds
     return Outcome(

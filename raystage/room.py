@@ -25,6 +25,20 @@ def give_back_room(controller_id: str) -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
+def give_back_room_of_the_dead() -> None:
+    """Remove the placement groups of this job that were made by controllers which are dead.
+
+    Those of a trial that was stopped or killed, with its process, while workers of its own lived. Ray Train has a
+    helper to do so, but that one asks the API server, which a local cluster does not have.
+    """
+    job, no_actor = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
+    for group in _placement_groups():
+        # What no actor has made, such as Tune's own, is said to be made by a dead one.
+        is_left = group.creator_actor_dead and group.creator_actor_id != no_actor
+        if is_left and group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
 def is_room_taken(training: Training) -> bool:
     """Whether a placement group of this job's, as the workers' Train run makes it, waits for what others have."""
     job = ray.get_runtime_context().get_job_id()

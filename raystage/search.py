@@ -24,6 +24,7 @@ from raystage.errors import InputError, StorageError
 from raystage.importance import importance
 from raystage.outcomes import Follower, Outcomes, Say, Sparingly
 from raystage.record import StageRecord
+from raystage.room import give_back_room_of_the_dead
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
 from raystage.sweep_report import TrialOutcome, build_sweep_report
@@ -35,6 +36,9 @@ REPORT_FILE = "report.json"
 TUNE_FOLDER = "tune"
 # A trial's own actor computes nothing; 0 is refused.
 TRIAL_CPUS = 0.01
+
+# How often room is looked for that trials left taken which have ended with their process.
+CARE_SECONDS = 2.0
 
 RunTrial = Callable[[Mapping[str, Any], TrialTask], None]
 
@@ -97,14 +101,15 @@ class Search:
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
         )
         follower = Follower(self.say, note)
+        callbacks = [follower, RoomKeeper()]
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system
         if tune.Tuner.can_restore(place, storage_filesystem=system):
             tuner = tune.Tuner.restore(place, trainable, resume_errored=True, storage_filesystem=system)
-            tuner._local_tuner._run_config.callbacks = [follower]
+            tuner._local_tuner._run_config.callbacks = callbacks
         else:
             config = tune.RunConfig(
-                name=name, storage_path=folder.path, storage_filesystem=system, callbacks=[follower], verbose=0
+                name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
             )
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
         self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
@@ -113,10 +118,7 @@ class Search:
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
         search = self.plan.sweep.search
         runs = [trial.plan.staged for trial in self.plan.trials]
-        if self.plan.is_foreseen:
-            searcher = TreeSearch(self.plan, self.store.folder.uri, numbers)
-        else:
-            searcher = make_optuna(self.plan.sweep)
+        searcher = TreeSearch(self.plan, numbers) if self.plan.is_foreseen else make_optuna(self.plan.sweep)
         return tune.TuneConfig(
             search_alg=searcher,
             scheduler=make_scheduler(
@@ -124,6 +126,8 @@ class Search:
             ),
             num_samples=len(runs) if numbers is None else len(numbers),
             max_concurrent_trials=search.max_concurrent,
+            # A trial that ASHA stops in the middle leaves Train's workers behind, which end with its process alone.
+            reuse_actors=self.plan.sweep.scheduler.name != "asha",
         )
 
     # --- what stays ---------------------------------------------------------------------------
@@ -176,6 +180,18 @@ class Search:
                 found[key] = record
                 waiting += [record.donor.key] if record.donor else []
         return found
+
+
+class RoomKeeper(tune.Callback):
+    """Sees to it that trials which end with their process leave their room to others."""
+
+    def __init__(self) -> None:
+        self._cared_at = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self._cared_at >= CARE_SECONDS:
+            give_back_room_of_the_dead()
+            self._cared_at = time.monotonic()
 
 
 def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> None:

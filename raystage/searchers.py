@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raystage.space import Dimension, Space
-from raystage.storage import open_folder
-from raystage.store import Store
 from raystage.sweep_file import METRICS, Scheduler, Sweep
 from raystage.trial_queue import TrialQueue
+from raystage.trial_run import FINISHED_STAGE
 from raystage.trials import SweepPlan
 
 # Tune ends a trial at a rung when it is not among the best 1 / reduction_factor that came there before it.
 REDUCTION_FACTOR = 3.0
-# How often is looked whether a stage is finished that trials are not started for; Tune asks ten times a second.
-LOOK_SECONDS = 2.0
 
 
 def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> TrialScheduler:
@@ -46,12 +42,13 @@ class TreeSearch(Searcher):
     """Trials that are known beforehand, in the order of their tree, but for those that would only wait for a stage of
     one that runs: what they share is trained first, and meanwhile others that need not wait are started.
 
-    numbers: the trials to run, all unless given. store: where finished stages are looked for.
+    Trials report each stage that they finish, so that nobody has to look for it. numbers: the trials to run, all unless
+    given.
     """
 
-    def __init__(self, plan: SweepPlan, store: str, numbers: Collection[int] | None = None) -> None:
+    def __init__(self, plan: SweepPlan, numbers: Collection[int] | None = None) -> None:
         super().__init__()
-        self._store, self._running, self._looked_at = store, {}, 0.0
+        self._running: dict[str, int] = {}
         self._points = {
             trial.number: {"number": trial.number, **trial.config}
             for trial in plan.trials
@@ -60,23 +57,23 @@ class TreeSearch(Searcher):
         self._queue = trial_queue(plan, self._points)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's config of the next trial; None where it is to ask again."""
+        """Tune's config of the next trial; None where it is to ask again, as it does ten times a second."""
         if self._queue.is_empty:
             return Searcher.FINISHED
         number = self._queue.take()
-        if number is None and time.monotonic() - self._looked_at > LOOK_SECONDS:
-            self._look(self._queue.waited_for)
-            number = self._queue.take()
         if number is None:
             return None
         self._running[trial_id] = number
         return {"trial": self._points[number]}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if FINISHED_STAGE in result:
+            self._queue.finish(result[FINISHED_STAGE])
+
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Also where the trial failed or was given up: who waited for its stages trains them."""
         number = self._running.pop(trial_id, None)
         if number is not None:
-            self._look(self._queue.unfinished(number))
             self._queue.end(number)
 
     def save(self, checkpoint_path: str) -> None:
@@ -91,13 +88,6 @@ class TreeSearch(Searcher):
             self._queue.begin(number)
         for number in set(state["begun"]) - set(self._running.values()):
             self._queue.end(number)
-
-    def _look(self, keys: Iterable[str]) -> None:
-        """Find out which of these stages are finished."""
-        store, self._looked_at = Store(open_folder(self._store)), time.monotonic()
-        for key in keys:
-            if store.record(key) is not None:
-                self._queue.finish(key)
 
 
 def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:

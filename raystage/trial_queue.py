@@ -38,11 +38,6 @@ class TrialQueue:
     def is_empty(self) -> bool:
         return len(self.begun) == len(self._order)
 
-    @property
-    def waited_for(self) -> list[str]:
-        """The stages that some trial is not started for."""
-        return list(self._blocked)
-
     def take(self) -> int | None:
         """The first trial in order that need not wait; from here on it runs. None where all that are left would."""
         while self._ready:
@@ -74,10 +69,6 @@ class TrialQueue:
             if self._claims[key] <= 0:
                 del self._claims[key]
                 self._free(key)
-
-    def unfinished(self, number: int) -> list[str]:
-        """The stages of a trial that are not known to be finished."""
-        return list(self._left(number))
 
     def _left(self, number: int) -> Iterator[str]:
         return (key for key in self._chains[number] if key not in self._finished)

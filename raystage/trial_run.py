@@ -20,7 +20,7 @@ from raystage.listener import SilentListener
 from raystage.next_steps import Attempt, following
 from raystage.objectives import measure
 from raystage.plan import Plan, RunPlan, StagePlan, key_at
-from raystage.record import Evaluation
+from raystage.record import Evaluation, StageRecord
 from raystage.runlog import LogFile, RunLog
 from raystage.schedule import parse
 from raystage.status import RunStatus
@@ -31,6 +31,8 @@ from raystage.tracking import Mode, WandbTracker
 from raystage.trials import Planner, Trial
 
 TRIAL_FILE = "trial.json"
+# In what a trial reports: the key of a stage that it has finished, or found finished.
+FINISHED_STAGE = "finished_stage"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def _for_tune(metric: str, value: float | None) -> float:
 
 
 class ToTune(SilentListener):
-    """A listener that tells Tune of every evaluation of the staged run: loss, tokens and FLOPs from the run's start.
+    """A listener that tells Tune of every evaluation of the staged run, its loss, tokens and FLOPs from the run's
+    start, and of every stage that is finished: others may wait for it.
 
     objectives: that are not known before the end; Optuna wants to see them in every report.
     """
@@ -128,4 +131,12 @@ class ToTune(SilentListener):
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
         if run.name == "staged" and point.tokens > self._reached:
             self._reached = point.tokens
-            tune.report({**self._unknown, "eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops})
+            self._report(point)
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
+        if run.name == "staged":
+            self._report(record.evaluations[-1], **{FINISHED_STAGE: record.key})
+
+    def _report(self, point: Evaluation, **more: str) -> None:
+        metrics = {"eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops}
+        tune.report({**self._unknown, **metrics, **more})

@@ -11,11 +11,9 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from factories import make_record
 from raystage.searchers import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler
-from raystage.storage import open_folder
-from raystage.store import Store
 from raystage.sweep_file import Scheduler, Sweep
+from raystage.trial_run import FINISHED_STAGE
 from raystage.trials import Planner, SweepPlan, plan_sweep
 from sweeps import make_sweep
 
@@ -89,49 +87,43 @@ def lengths(tmp_path: Path) -> SweepPlan:
     return plan_sweep(make_sweep(tmp_path, f"{lengths}\nstages[1].grow.operator: {{grid: [stack, interleave]}}"))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(open_folder(tmp_path / "store"))
-
-
 def numbers_of(searcher: TreeSearch, *trial_ids: str) -> list[int | None]:
     found = [searcher.suggest(trial_id) for trial_id in trial_ids]
     return [one["trial"]["number"] if isinstance(one, dict) else one for one in found]
 
 
-def finish(store: Store, plan: SweepPlan, number: int, stages: int) -> None:
+def finish(searcher: TreeSearch, trial_id: str, plan: SweepPlan, number: int, stages: int) -> None:
+    """What Tune passes on when a trial has finished its first stages."""
     for stage in plan.trials[number].plan.staged.stages[:stages]:
-        store.commit_record(make_record(stage, 1.5))
+        searcher.on_trial_result(trial_id, {"eval_loss": 1.5})
+        searcher.on_trial_result(trial_id, {"eval_loss": 1.5, FINISHED_STAGE: stage.key})
 
 
-def test_trials_that_would_wait_for_one_that_runs_are_not_started(
-    lengths: SweepPlan, store: Store, monkeypatch
-) -> None:
-    monkeypatch.setattr("raystage.searchers.LOOK_SECONDS", 0.0)
-    searcher = TreeSearch(lengths, store.folder.uri)
+def test_trials_that_would_wait_for_one_that_runs_are_not_started(lengths: SweepPlan) -> None:
+    searcher = TreeSearch(lengths)
     first, *_ = lengths.tree.order
     assert lengths.trials[first].config["stages[0].until.tokens"] == 400
     assert numbers_of(searcher, "a", "b") == [first, None]  # what is longer goes on from it
-    finish(store, lengths, first, stages=1)
+    finish(searcher, "a", lengths, first, stages=1)
     *started, last = numbers_of(searcher, "b", "c", "d")
     assert {lengths.trials[number].config["stages[0].until.tokens"] for number in started} == {400, 600}
     assert last is None  # 800 goes on from 600
 
 
-def test_a_point_is_that_of_its_trial(lengths: SweepPlan, store: Store) -> None:
-    point = TreeSearch(lengths, store.folder.uri).suggest("a")["trial"]
+def test_a_point_is_that_of_its_trial(lengths: SweepPlan) -> None:
+    point = TreeSearch(lengths).suggest("a")["trial"]
     assert point == {"number": point["number"], **lengths.trials[point["number"]].config}
 
 
-def test_a_trial_that_failed_leaves_its_stages_to_others(lengths: SweepPlan, store: Store) -> None:
-    searcher = TreeSearch(lengths, store.folder.uri)
+def test_a_trial_that_failed_leaves_its_stages_to_others(lengths: SweepPlan) -> None:
+    searcher = TreeSearch(lengths)
     numbers_of(searcher, "a")
     searcher.on_trial_complete("a", error=True)
     assert numbers_of(searcher, "b") == [lengths.tree.order[1]]
 
 
-def test_each_is_begun_once_and_then_it_is_the_end(lengths: SweepPlan, store: Store) -> None:
-    searcher, begun = TreeSearch(lengths, store.folder.uri, numbers=[0, 2, 3]), []
+def test_each_is_begun_once_and_then_it_is_the_end(lengths: SweepPlan) -> None:
+    searcher, begun = TreeSearch(lengths, numbers=[0, 2, 3]), []
     for trial_id in "abc":
         begun += numbers_of(searcher, trial_id)
         searcher.on_trial_complete(trial_id)
@@ -139,9 +131,9 @@ def test_each_is_begun_once_and_then_it_is_the_end(lengths: SweepPlan, store: St
     assert searcher.suggest("d") == Searcher.FINISHED
 
 
-def test_a_search_goes_on_where_it_was_saved(lengths: SweepPlan, store: Store, tmp_path: Path) -> None:
+def test_a_search_goes_on_where_it_was_saved(lengths: SweepPlan, tmp_path: Path) -> None:
     """With the pickle that Tune keeps from the beginning, and what it saves now and then."""
-    pickled = pickle.dumps(TreeSearch(lengths, store.folder.uri))
+    pickled = pickle.dumps(TreeSearch(lengths))
     searcher = pickle.loads(pickled)
     (first,) = numbers_of(searcher, "a")
     searcher.on_trial_complete("a", error=True)

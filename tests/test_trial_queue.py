@@ -17,7 +17,6 @@ def test_who_shares_a_stage_that_is_trained_now_is_not_started() -> None:
     trials = queue()
     assert trials.take() == 0
     assert trials.take() is None
-    assert trials.waited_for == ["a"]
 
 
 def test_with_the_stage_finished_all_go_on_that_it_stood_in_the_way_of() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from factories import make_record
 from raystage.plan import Plan
 from raystage.tree import Chain, build
-from raystage.trial_run import cut_after_growth
+from raystage.trial_run import FINISHED_STAGE, ToTune, cut_after_growth
 from raystage.trials import Planner
 from sweeps import make_sweep
 
@@ -39,3 +43,19 @@ def test_the_whole_goes_on_from_its_part(whole: Plan) -> None:
 def test_a_part_that_reaches_the_stages_end_is_the_stage(whole: Plan) -> None:
     part = cut_after_growth(whole, 10_000).staged.stages
     assert [stage.key for stage in part] == [stage.key for stage in whole.staged.stages[:2]]
+
+
+def test_tune_hears_of_evaluations_once_and_of_every_stage_that_is_finished(
+    whole: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr("raystage.trial_run.tune.report", reports.append)
+    listener, run = ToTune(["compute_saved"]), whole.staged
+    record = make_record(run.stages[0], 1.5)
+    for _ in range(2):  # workers that were started again tell of the same points
+        listener.evaluated(run, run.stages[0], record.evaluations[-1])
+    listener.stage_finished(run, run.stages[0], record, reused=False)
+    assert [(one["eval_loss"], one.get(FINISHED_STAGE)) for one in reports] == [(1.5, None), (1.5, record.key)]
+    assert all(math.isnan(one["compute_saved"]) for one in reports)  # not known before the end
+    listener.stage_finished(replace(run, name="scratch"), run.stages[0], record, reused=False)
+    assert len(reports) == 2  # what baselines finish nobody waits for

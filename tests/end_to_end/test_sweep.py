@@ -271,6 +271,21 @@ def test_asha_stops_what_is_worse_and_leaves_nothing_running(raystage: Raystage,
 
 
 @pytest.mark.drill
+def test_trials_that_were_stopped_leave_their_room_to_others(raystage: Raystage) -> None:
+    """Each of the trials needs all CPUs of a local cluster, which has no API server for Ray Train to ask."""
+    space = f"""
+    stages[0].training.optimizer.lr: {{grid: [5e-3, 1e-8, 2e-8, 3e-8]}}
+    stages[0].until.tokens: {{grid: [200K]}}
+    training.cpus_per_worker: {{grid: [{os.cpu_count()}]}}
+    """
+    scheduler = {"name": "asha", "grace": "2K", "reduction_factor": 2}
+    file = write_sweep(raystage.folder, space, search={"max_concurrent": 1}, scheduler=scheduler)
+    del raystage.environment["RAY_ADDRESS"]
+    report = json.loads(raystage("sweep", file, "--wandb", "disabled", "--json").stdout)
+    assert [row["state"] for row in report["trials"]] == ["FINISHED", "ABORTED", "ABORTED", "ABORTED"]
+
+
+@pytest.mark.drill
 def test_lag_goes_on_with_the_best_after_growth(raystage: Raystage) -> None:
     file = write_sweep(
         raystage.folder, "stages[1].grow.operator: {grid: [stack, identity]}",
