@@ -32,7 +32,7 @@ from unittest import mock
 os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
 
 from ray import tune
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import Searcher
 
 from raystage import launch
 from raystage.savings import format_flops
@@ -97,12 +97,31 @@ def main() -> int:
     return 0 if apart.losses == shared.losses else 1
 
 
+class InOrder(Searcher):
+    """The trials one after the other, as Tune's own searchers give them out."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        super().__init__()
+        self._left = [{"trial": {"number": one.number, **one.config}} for one in reversed(plan.trials)]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._left.pop() if self._left else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
 class PlainTune(Search):
     """Nobody has anything to wait for: Tune begins trials in their order, whenever a place is free."""
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
-        points = [{"trial": {"number": one.number, **one.config}} for one in self.plan.trials]
-        return replace(super()._tune_config(numbers), search_alg=BasicVariantGenerator(points_to_evaluate=points))
+        return replace(super()._tune_config(numbers), search_alg=InOrder(self.plan))
 
 
 def carried_out(

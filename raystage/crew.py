@@ -178,7 +178,7 @@ class Standby:
 
 def _terms(job: Job) -> tuple[Any, ...]:
     """What two jobs must agree in for the same workers to carry them out."""
-    return job.store, job.stages[0].layout, job.training.max_failures
+    return job.stages[0].layout, job.training.max_failures
 
 
 def _open_mailbox() -> Any:

@@ -45,7 +45,7 @@ class Driver:
 
     plan: changes where a gate rejects a stage, and once it is known which values further seeds train; `written` is that
     of the schedule as it was written. tried: what was not accepted. discarded: the stages, finished, of plans that were
-    given up; they count as compute spent.
+    given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
     """
 
     plan: Plan
@@ -60,6 +60,7 @@ class Driver:
     discarded: dict[str, StagePlan] = field(default_factory=dict)
     turns: Turns | None = None
     is_connected: bool = False
+    draws: bool = True
     _began: float = 0.0
 
     def __post_init__(self) -> None:
@@ -278,13 +279,14 @@ class Driver:
         return report
 
     def _write_papers(self, report: dict[str, Any]) -> None:
-        """The report as a page, as Markdown and as its figure, beside the report itself."""
+        """The report as a page, as Markdown and as its figures, beside the report itself."""
         folder = self.store.run_folder(self.plan.name)
         folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
         folder.write_whole("report.md", markdown(report).encode())
-        with tempfile.TemporaryDirectory() as work:
-            for figure in write_curves(report, Path(work, "curves.png")):
-                folder.write_whole(figure.name, figure.read_bytes())
+        if self.draws:
+            with tempfile.TemporaryDirectory() as work:
+                for figure in write_curves(report, Path(work, "curves.png")):
+                    folder.write_whole(figure.name, figure.read_bytes())
 
 
 def environment() -> dict[str, Any]:

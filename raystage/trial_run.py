@@ -78,7 +78,8 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[
     attempt = Attempt(plan.name, task.command, folder, store.folder, address, launch.logs_folder, tracker.run_ids)
     followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt)]
     listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
-    driver = Driver(plan, schedule, store, listeners, run_ids=tracker.run_ids, is_connected=True)
+    # Figures would be half of what a trial takes besides training: `raystage report TRIAL --figures` draws them.
+    driver = Driver(plan, schedule, store, listeners, run_ids=tracker.run_ids, is_connected=True, draws=False)
     failed = True
     try:
         with following(attempt, followers):
