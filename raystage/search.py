@@ -20,19 +20,19 @@ from typing import Any
 from ray import tune
 
 from raystage import launch
+from raystage.driver import REPORT_FILE
 from raystage.errors import InputError, StorageError
 from raystage.importance import importance
 from raystage.outcomes import Follower, Outcomes, Say, Sparingly
-from raystage.record import StageRecord
 from raystage.room import give_back_room_of_the_dead
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
-from raystage.sweep_report import TrialOutcome, build_sweep_report
+from raystage.sweep_report import build_sweep_report
+from raystage.trial_reports import TrialReports
 from raystage.trial_run import TrialTask, run_trial
 from raystage.trials import Planner, SweepPlan
 
 SWEEP_FILE = "sweep.json"
-REPORT_FILE = "report.json"
 TUNE_FOLDER = "tune"
 # A trial's own actor computes nothing; 0 is refused.
 TRIAL_CPUS = 0.01
@@ -65,6 +65,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self._outcomes = Outcomes([one.metric for one in self.plan.sweep.objective])
+        self._known = TrialReports(self.store, self.name)
 
     @property
     def name(self) -> str:
@@ -151,10 +152,12 @@ class Search:
     def _note(self, state: str, began: float) -> dict[str, Any]:
         is_running = state == "RUNNING"
         outcomes = [replace(one, is_running=one.is_running and is_running) for one in self._outcomes.of_trials()]
-        reports = self._reports(outcomes)
-        records = self._records(reports)
+        reports = self._known.reports(outcomes)
+        records = self._known.records(reports.values())
         report = build_sweep_report(self.plan, outcomes, reports, records, state, time.time() - began)
-        report["importance"] = importance(report["trials"], report["objective"][0]["metric"])
+        report["importance"] = importance(
+            report["trials"], report["objective"][0]["metric"], self.plan.sweep.points.dimensions
+        )
         if report["best"] is not None:
             planner, best = Planner(self.plan.sweep), report["best"]
             best["schedule"] = planner.trial(best["number"], best["config"]).content
@@ -165,21 +168,6 @@ class Search:
         """What a store that does not answer just now keeps from being written is written with the next note."""
         with contextlib.suppress(StorageError):
             self._note("RUNNING", began)
-
-    def _reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
-        found = {one.number: self.store.read_run(f"{self.name}-{one.number}", REPORT_FILE) for one in outcomes}
-        return {number: report for number, report in found.items() if report is not None}
-
-    def _records(self, reports: Mapping[int, Mapping[str, Any]]) -> dict[str, StageRecord]:
-        """The finished stages of all trials, and those that they went on from: in no report where LAG's choice is."""
-        found: dict[str, StageRecord] = {}
-        waiting = [stage["key"] for report in reports.values() for stage in report["stages"]]
-        while waiting:
-            key = waiting.pop()
-            if key not in found and (record := self.store.record(key)):
-                found[key] = record
-                waiting += [record.donor.key] if record.donor else []
-        return found
 
 
 class RoomKeeper(tune.Callback):

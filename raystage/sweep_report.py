@@ -74,20 +74,25 @@ def build_sweep_report(
     }
 
 
-def _trial_row(plan: SweepPlan, outcome: TrialOutcome, report: Mapping[str, Any]) -> dict[str, Any]:
+def needed_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report of a sweep takes from that of one of its trials: its stages without their curves, and savings."""
     stages = [{name: row.get(name) for name in _STAGE_FIELDS} for row in report.get("stages", ())]
-    savings = report.get("savings") or {}
+    return {"stages": stages, "savings": report.get("savings")}
+
+
+def _trial_row(plan: SweepPlan, outcome: TrialOutcome, report: Mapping[str, Any]) -> dict[str, Any]:
+    needed = needed_of(report)
     return {
         "number": outcome.number,
         "name": f"{plan.sweep.name}-{outcome.number}",
         "state": outcome.state,
         "error": outcome.error,
         "config": dict(outcome.config),
-        "stages": stages,
+        "stages": needed["stages"],
         "eval_loss": outcome.eval_loss,
         "flops": outcome.flops,
         "objectives": {metric: _finite(value) for metric, value in outcome.objectives.items()},
-        "compute_saved": savings.get("compute_saved"),
+        "compute_saved": (needed["savings"] or {}).get("compute_saved"),
         "rank": None,
         "is_pareto": False,
     }
@@ -103,11 +108,13 @@ def _finite(value: float | None) -> float | None:
 def _rank(rows: Sequence[dict[str, Any]], objectives: Sequence[Objective]) -> None:
     """Number the finished trials from 1, by the first objective and then the next; mark those that no other beats in
     all of them at once."""
-    costs = {row["number"]: _costs(row, objectives) for row in rows if row["state"] == "FINISHED"}
-    for rank, number in enumerate(sorted(costs, key=lambda number: (costs[number], number)), start=1):
-        row = next(row for row in rows if row["number"] == number)
+    ends = [(_costs(row, objectives), row["number"], row) for row in rows if row["state"] == "FINISHED"]
+    front: list[tuple[float, ...]] = []
+    for rank, (costs, _, row) in enumerate(sorted(ends, key=lambda end: end[:2]), start=1):
         row["rank"] = rank
-        row["is_pareto"] = not any(dominates(other, costs[number]) for other in costs.values())
+        # Whatever beats it comes before it, and is beaten only by what beats it too.
+        row["is_pareto"] = not any(dominates(other, costs) for other in front)
+        front += [costs] if row["is_pareto"] else []
 
 
 def _costs(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...]:

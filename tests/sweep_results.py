@@ -37,7 +37,7 @@ def swept(
             "compute_saved": share, "flops_baseline": 1e9, "flops_staged": 1e9 * (1 - share),
         }  # fmt: skip
     report = build_sweep_report(plan, outcomes, reports, records, "FINISHED", 754.0)
-    report["importance"] = importance(report["trials"], report["objective"][0]["metric"])
+    report["importance"] = importance(report["trials"], report["objective"][0]["metric"], plan.sweep.points.dimensions)
     if report["best"]:
         report["best"]["schedule"] = plan.trials[report["best"]["number"]].content
     return report

@@ -40,7 +40,8 @@ FLOORS: dict[int, set[str]] = {
     },
     5: {
         "columns", "display", "driver", "importance", "narrator", "next_steps", "outcomes", "runlog", "search",
-        "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_run", "turns",
+        "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_reports", "trial_run",
+        "turns",
     },
     6: {
         "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",
