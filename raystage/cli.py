@@ -20,6 +20,7 @@ from raystage.options import (
     DebugStream,
     address_option,
     exits,
+    finished_in,
     in_job_copy,
     json_option,
     open_store,
@@ -62,9 +63,10 @@ _set = click.option(
 @click.argument("schedule", type=click.Path(path_type=Path), metavar="SCHEDULE|SWEEP")
 @_set
 @click.option("--suggest", "suggested", is_flag=True, help="Also propose lengths for the stages, by published rules.")
+@click.option("--store", metavar="URI", help="Also say what of it this store has: a path, s3://..., gs://...")
 @json_option
 @exits
-def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: bool) -> None:
+def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str | None, as_json: bool) -> None:
     """Print what a schedule would do and cost, and what to beware of, without doing it.
 
     Of a sweep: its trials, the tree of their stages, and how much these share.
@@ -73,27 +75,32 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, as_json: b
     Example:
       raystage plan jobs/schedules/quickstart.yaml --set stages[1].until.tokens=600K
       raystage plan jobs/schedules/quickstart.yaml --suggest
+      raystage plan jobs/schedules/quickstart.yaml --store .raystage
       raystage plan jobs/sweeps/quickstart.yaml
     """
     from rich.console import Console
 
     from raystage.advice import suggest
-    from raystage.plan_json import plan_json, suggestions_json
+    from raystage.plan_json import left_json, plan_json, suggestions_json
     from raystage.sweep_file import is_sweep
-    from raystage.tables import plan_table, suggestion_table
+    from raystage.tables import left_line, plan_table, suggestion_table
     from raystage.yamlfile import read_mapping
 
     if is_sweep(read_mapping(schedule)):
         if suggested:
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
-        print_sweep_plan(schedule, overrides, as_json)
+        print_sweep_plan(schedule, overrides, store, as_json)
         return
     _, made = _load(schedule, overrides, None)
+    finished = finished_in(store, made.stages_by_key())
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
-        click.echo(json.dumps(plan_json(made) | suggestions, indent=1))
+        left = {} if finished is None else left_json(made, finished)
+        click.echo(json.dumps(plan_json(made) | suggestions | left, indent=1))
         return
     Console().print(plan_table(made))
+    if finished is not None:
+        Console().print(left_line(made, finished))
     if suggested:
         Console().print("", suggestion_table(made, suggest(made)), sep="\n")
 

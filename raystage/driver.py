@@ -70,7 +70,7 @@ class Driver:
 
     def _look(self) -> None:
         """Look for what of the plan is finished; stages that several runs share are looked for once."""
-        for key in {stage.key for run in self.plan.runs() for stage in run.stages} - self.records.keys():
+        for key in self.plan.stages_by_key().keys() - self.records.keys():
             record = self.store.record(key)
             self.states[key] = "REUSED" if record else "SCHEDULING"
             if record:
@@ -97,8 +97,7 @@ class Driver:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
-        keys = {stage.key for run in self.plan.runs() for stage in run.stages}
-        return self._first_rejected() is None and self.records.keys() >= keys
+        return self._first_rejected() is None and self.records.keys() >= self.plan.stages_by_key().keys()
 
     # --- training -----------------------------------------------------------------------------
 

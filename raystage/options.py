@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,15 @@ def open_store(uri: str | None) -> Any:
     from raystage.store import Store
 
     return Store(open_folder(store_uri(uri)))
+
+
+def finished_in(store: str | None, keys: Collection[str]) -> set[str] | None:
+    """Those of the stages that a store has finished; None where none is named, so that none is looked at."""
+    if store is None:
+        return None
+    from raystage.housekeeping import finished_among
+
+    return finished_among(open_store(store), keys)
 
 
 def store_uri(uri: str | None) -> str:

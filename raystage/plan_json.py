@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +32,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "predicted_saving": plan.predicted_saving,
         "warnings": [asdict(advice) for advice in warnings(plan)],
     }
+
+
+def left_json(plan: Plan, finished: Collection[str]) -> dict[str, Any]:
+    """What of a plan is finished, by key, and the FLOPs that are left to train for all its runs."""
+    keys = [key for key in plan.stages_by_key() if key in finished]
+    return {"finished": keys, "flops_left": plan.flops_left(finished)}
 
 
 def suggestions_json(plan: Plan) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ share a trunk, whose pieces have equal keys and so are trained once. `plan` make
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from raystage import memory, rates
@@ -233,6 +233,14 @@ class Plan:
     def is_staged(self, name: str) -> bool:
         """Whether the run of that name is trained in stages; else it is a baseline."""
         return self.variant_of(name).staged.name == name
+
+    def stages_by_key(self) -> dict[str, StagePlan]:
+        """The stages of all runs, each once."""
+        return {stage.key: stage for run in self.runs() for stage in run.stages}
+
+    def flops_left(self, finished: Collection[str]) -> int:
+        """FLOPs of all runs with each stage counted once, and those that are finished not at all."""
+        return sum(stage.flops for key, stage in self.stages_by_key().items() if key not in finished)
 
     def baseline_flops_shared(self) -> int:
         """FLOPs of the baselines with each shared stage counted once."""

@@ -13,6 +13,7 @@ from raystage.options import (
     DebugStream,
     address_option,
     exits,
+    finished_in,
     in_job_copy,
     json_option,
     open_store,
@@ -22,8 +23,8 @@ from raystage.options import (
 )
 
 
-def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """What `raystage plan` says of a sweep."""
+def print_sweep_plan(path: Path, overrides: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """What `raystage plan` says of a sweep; store: where given, what it has counts as done."""
     from rich.console import Console
 
     from raystage.plan_json import sweep_json
@@ -31,7 +32,10 @@ def print_sweep_plan(path: Path, overrides: tuple[str, ...], as_json: bool) -> N
     from raystage.sweep_tables import sweep_table
     from raystage.trials import plan_sweep
 
-    made = plan_sweep(load(path, overrides))
+    loaded = load(path, overrides)
+    made = plan_sweep(loaded)
+    if made.is_foreseen and (finished := finished_in(store, made.tree.nodes)):
+        made = plan_sweep(loaded, finished)
     if as_json:
         click.echo(json.dumps(sweep_json(made), indent=1))
         return

@@ -5,7 +5,7 @@ Rich alone: nothing here may import torch or ray, since `raystage plan` must ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,13 @@ def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> Ta
         table.add_section()
         table.add_row(*totals)
     return table
+
+
+def left_line(plan: Plan, finished: Collection[str]) -> str:
+    """'The store has 2 of its 5 stages: 1.2e12 of 3.4e12 FLOPs are left to train.'"""
+    left, whole = format_flops(plan.flops_left(finished)), format_flops(plan.flops_left(()))
+    count = len(plan.stages_by_key())
+    return f"The store has {len(finished)} of its {count} stages: {left} of {whole} FLOPs are left to train."
 
 
 def _baseline_lines(plan: Plan) -> list[str]:

@@ -11,13 +11,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from factories import make_schedule, write_documents
+from factories import make_record, make_schedule, write_documents
 from raystage.advice import g_stack_tokens, prop_alpha_tokens, suggest, warnings
 from raystage.cli import main
 from raystage.plan import Plan, make_plan
 from raystage.plan_json import plan_json
+from raystage.savings import format_flops
 from raystage.schedule import load
 from raystage.shape import num_body_params
+from raystage.storage import open_folder
+from raystage.store import Store
 
 QUICKSTART = Path(__file__).parents[1] / "jobs/schedules/quickstart.yaml"
 
@@ -373,3 +376,16 @@ def test_the_command_says_when_there_is_nothing_to_suggest(file):
     no_growth = ("--set", "stages[1].model.num_layers=2", "--set", "stages[1].grow=null")
     assert "Nothing to suggest: no stage grows." in invoke(file, "--suggest", *no_growth)
     assert json.loads(invoke(file, "--suggest", "--json", *no_growth))["suggestions"] == []
+
+
+def test_a_plan_says_what_a_store_has_of_it(file: Path, tmp_path: Path) -> None:
+    made, uri = make_plan(load(file)), tmp_path / "store"
+    assert "finished" not in json.loads(invoke(file, "--json"))  # none is looked at
+    assert json.loads(invoke(file, "--json", "--store", uri))["finished"] == []
+    assert not uri.exists()
+    first = made.staged.stages[0]
+    Store(open_folder(uri)).commit_record(make_record(first, 2.0))
+    found = json.loads(invoke(file, "--json", "--store", uri))
+    assert (found["finished"], found["flops_left"]) == ([first.key], found["flops_of_all_runs"] - first.flops)
+    shown = " ".join(invoke(file, "--store", uri).split())
+    assert f"The store has 1 of its {len(made.stages_by_key())} stages: {format_flops(found['flops_left'])} of" in shown

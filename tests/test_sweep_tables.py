@@ -11,9 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from factories import make_record
 from raystage.cli import main
 from raystage.plan_json import sweep_json
 from raystage.savings import format_flops
+from raystage.storage import open_folder
+from raystage.store import Store
 from raystage.sweep_tables import MOST_TREE_LINES, sweep_table
 from raystage.trials import SweepPlan, plan_sweep
 from sweeps import SPACE, make_sweep, write_sweep
@@ -178,3 +181,15 @@ def test_a_sweep_is_planned_without_torch_or_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, QUICKSTART], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_a_store_has_is_left_out_where_one_is_named(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path), Store(open_folder(tmp_path / "store"))
+    first = plan.trials[0].plan.staged.stages[0]
+    store.commit_record(make_record(first, 2.0))
+    file, flops = tmp_path / "sweep.yaml", plan.tree.flops_shared
+    assert json.loads(plan_command(file, "--json").stdout)["flops_left"] == flops
+    found = plan_command(file, "--json", "--store", tmp_path / "store")
+    assert json.loads(found.stdout)["flops_left"] == flops - first.flops
+    shown = plan_command(file, "--store", tmp_path / "store").stdout
+    assert f"The store has {format_flops(first.flops)} of them already." in shown
