@@ -70,7 +70,7 @@ class Crew:
     """The workers of one Train run, as a job needs them. They are started with the first job that is carried out."""
 
     def __init__(self, job: Job) -> None:
-        self.training = job.training
+        self._training = job.training
         self.mailbox = _open_mailbox()
         self._terms = _terms(job)
         # Where Ray Train keeps its own notes on a run; none of them are needed afterwards.
@@ -88,7 +88,7 @@ class Crew:
         """Until the job is done or the workers are gone; `meanwhile` is called several times a second. Returns what a
         Train run failed with. Ray Train starts workers again; where its controller dies, another run is begun."""
         error: Exception | None = None
-        for _ in range(self.training.max_failures + 1):
+        for _ in range(self._training.max_failures + 1):
             self._fit = self._fit or Fit(self._trainer())
             while not self._fit.is_over and not self._is_done():
                 meanwhile()
@@ -130,7 +130,7 @@ class Crew:
         self._folder.delete()
 
     def _trainer(self) -> TorchTrainer:
-        training, on_gpu = self.training, self.training.gpus_per_worker > 0
+        training, on_gpu = self._training, self._training.gpus_per_worker > 0
         resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
         return TorchTrainer(
             _train,

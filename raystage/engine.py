@@ -215,7 +215,9 @@ class StageEngine:
         return total.item()
 
     def destroy(self) -> None:
+        """Take down what would keep its memory from being given back once nothing refers to it."""
         self.deepspeed.destroy()
+        zero.forget(self.deepspeed.module)
 
     def shares(self, sequences: np.ndarray) -> Iterator[tuple[torch.Tensor, float]]:
         """This worker's micro batches with their weight: 1, or 0 for one that only keeps step with the others."""

@@ -106,7 +106,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     crew = _STANDBY.take(job) or _engage(job, patience_seconds)
     try:
         _NOTICE.is_heard = True
-        error = crew.carry_out(Watch(crew.mailbox, crew.training, on_event, _NOTICE).look)
+        error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, _NOTICE).look)
         failure, has_left = answer(crew.mailbox.failure.remote()), answer(crew.mailbox.is_leaving.remote())
         _STANDBY.keep(crew)
     except BaseException:

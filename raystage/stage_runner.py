@@ -115,8 +115,9 @@ class StageRunner:
         return StageRunner(stage, self.place, self.engine)
 
     def leave(self) -> None:
-        """Give the engine's memory back: the next stage builds another."""
+        """Give the engine's memory back: the next stage builds another. Nothing can be done with this one any more."""
         self.engine.destroy()
+        del self.engine
         gc.collect()  # an engine and its hooks refer to each other
         get_accelerator().empty_cache()
 

@@ -89,15 +89,17 @@ class Turns:
         return None
 
     def _in_the_way(self, stage: StagePlan) -> Holder | None:
-        """Who trains the stage, or a shorter version of it that it could then go on from."""
+        """Who trains the stage, or a shorter version of it that it would go on from: one that is longer than all that
+        are finished."""
         if holder := self._leases.holder(stage.key):
             return holder
-        shorter = (
-            key
-            for steps, key in self._store.trunk(trunk_key(stage))
-            if steps < stage.steps and key_at(stage, steps) == key and self._store.record(key) is None
-        )
-        return next(filter(None, map(self._leases.holder, shorter)), None)
+        for steps, key in self._store.trunk(trunk_key(stage)):
+            if steps < stage.steps and key_at(stage, steps) == key:
+                if self._store.record(key) is not None:
+                    return None
+                if holder := self._leases.holder(key):
+                    return holder
+        return None
 
     def _any_finished(self, stages: Sequence[StagePlan]) -> bool:
         return any(self._store.record(stage.key) is not None for stage in stages)

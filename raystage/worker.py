@@ -59,4 +59,6 @@ def train_stages(job: Job, place: Place) -> None:
         if not runner.train():
             return  # asked to leave
         if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
-            return  # the driver says what comes instead
+            break  # the driver says what comes instead
+    if runner is not None:
+        runner.leave()  # another job may come

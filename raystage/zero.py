@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import deepspeed
 import torch
 from deepspeed import comm
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 # Elements that are gathered at a time, over all workers: 16 MiB in fp32. Of fewer and of many more gloo is slower.
 _GATHERED_NUMEL = 2**22
@@ -198,3 +200,14 @@ def _share(numel: int) -> tuple[int, int]:
 def _flatten(groups: object) -> Iterator[torch.Tensor]:
     for group in groups:
         yield from group
+
+
+def forget(module: torch.nn.Module) -> None:
+    """Let go of a model whose engine is destroyed. ZeRO 3 keeps all models that it ever had, and through their hooks
+    the engines and all their tensors, in a list and in a cache of what each module releases."""
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [one for one in stack if one is not module]
+    for method in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import pytest
@@ -32,26 +33,32 @@ STAGES = [
 
 @dataclass(frozen=True)
 class Trained:
+    """engines: how many were there after each job, on each worker."""
+
     stages: tuple[StagePlan, ...]
     together: Store
     apart: Store
+    engines: list[list[int]]
 
     def records(self, store: Store) -> list[StageRecord]:
         return [store.record(stage.key) for stage in self.stages]
 
 
-def train_both_ways(stages: tuple[StagePlan, ...], folder: str) -> None:
-    run_job(Job(stages, f"{folder}/together"), lambda *message: None)
-    for stage in stages:
-        run_job(Job((stage,), f"{folder}/apart"), lambda *message: None)
+def train_both_ways(stages: tuple[StagePlan, ...], folder: str) -> list[int]:
+    """Jobs one after the other in the same processes, as workers that stay have them."""
+    engines = []
+    for job in (Job(stages, f"{folder}/together"), *(Job((stage,), f"{folder}/apart") for stage in stages)):
+        run_job(job, lambda *message: None)
+        engines.append(sum(type(one).__name__ == "DeepSpeedEngine" for one in gc.get_objects()))
+    return engines
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder, text = tmp_path_factory.mktemp("one-job"), tmp_path_factory.mktemp("text")
     stages = make_plan(make_schedule(text, stages=STAGES, training={"workers": 2})).staged.stages
-    run_workers(2, train_both_ways, stages, str(folder), folder=folder / "processes")
-    return Trained(stages, *(Store(open_folder(folder / name)) for name in ("together", "apart")))
+    engines = run_workers(2, train_both_ways, stages, str(folder), folder=folder / "processes")
+    return Trained(stages, *(Store(open_folder(folder / name)) for name in ("together", "apart")), engines)
 
 
 def test_all_of_it_is_one_job(trained: Trained) -> None:
@@ -70,3 +77,7 @@ def test_the_same_bits_in_every_checkpoint(trained: Trained) -> None:
         one, other = (Checkpoint(store.finished_checkpoint(stage.key)) for store in (trained.together, trained.apart))
         assert one.states == other.states
         assert [shard.checksum for shard in one.manifest.shards] == [shard.checksum for shard in other.manifest.shards]
+
+
+def test_no_job_leaves_its_engine_in_the_way_of_the_next(trained: Trained) -> None:
+    assert trained.engines == [[0] * (1 + len(STAGES))] * 2

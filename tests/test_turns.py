@@ -147,10 +147,18 @@ def test_a_shorter_version_does_not_wait_for_a_longer_one(store: Store, tmp_path
         assert turns_of(store).free([short]) == (short,)
 
 
-def first_stages(folder: Path) -> list[StagePlan]:
-    """400 tokens and 800 at one constant rate, then 800 at one that falls."""
+def test_nobody_waits_for_a_shorter_version_than_one_that_is_finished(store: Store, tmp_path: Path) -> None:
+    shortest, short, long = first_stages(tmp_path, *((tokens, "constant") for tokens in (400, 600, 800)))
+    with turns_of(store).take([short]):
+        finish(store, short)
+    with Turns(store, leases_of(store, 2)).take([shortest]):
+        assert turns_of(store).free([long]) == (long,)
+
+
+def first_stages(folder: Path, *rates: tuple[int, str]) -> list[StagePlan]:
+    """400 tokens and 800 at one constant rate, then 800 at one that falls, unless others are given."""
     (folder / "text").mkdir()
-    rates = [(400, "constant"), (800, "constant"), (800, "cosine")]
+    rates = rates or ((400, "constant"), (800, "constant"), (800, "cosine"))
     return [
         make_plan(
             make_schedule(
