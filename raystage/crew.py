@@ -74,7 +74,7 @@ class Crew:
         self.mailbox = _open_mailbox()
         self._terms = _terms(job)
         # Where Ray Train keeps its own notes on a run; none of them are needed afterwards.
-        self._folder = open_folder(job.store) / "ray" / job.stages[-1].key[:12]
+        self._folder = open_folder(job.store) / "ray" / f"{job.stages[-1].key[:12]}-{uuid.uuid4().hex[:8]}"
         self._task = Task(0, b"")
         self._fit: Fit | None = None
 
@@ -95,11 +95,16 @@ class Crew:
                 self._fit.wait(POLL_SECONDS)
             meanwhile()
             error = self._fit.error if self._fit.is_over else None
-            if not isinstance(error, RayActorError):
+            if isinstance(error, RayActorError):
+                give_back_room(error.actor_id)
+            elif error is not None or not self._have_left_too_early():
                 break
-            give_back_room(error.actor_id)
             self._fit = None
         return error
+
+    def _have_left_too_early(self) -> bool:
+        """Whether they had been idle for long enough to leave, and the mailbox, which died then, forgot it."""
+        return self._fit.is_over and not self._is_done() and not answer(self.mailbox.is_over.remote())
 
     def _is_done(self) -> bool:
         is_done = answer(self.mailbox.has.remote(self._task.number))
@@ -118,10 +123,14 @@ class Crew:
             if self._fit is not None and not self._fit.is_over:
                 answer(self.mailbox.dismiss.remote())
                 self._fit.wait(DISMISS_SECONDS)
-            self.abandon()
+            # Where workers are just being started again, they will ask, and must hear that they are to leave.
+            if self._fit is None or self._fit.is_over:
+                self.abandon()
 
     def abandon(self) -> None:
         """Leave the workers to end with this process, unless they have."""
+        if self._fit is not None and isinstance(self._fit.error, RayActorError):
+            give_back_room(self._fit.error.actor_id)
         ray.kill(self.mailbox)
         self._folder.delete()
 

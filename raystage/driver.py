@@ -138,14 +138,14 @@ class Driver:
             # What failed in the end may be far from where the run began: max_failures are each stage's own.
             is_done = False
             if job[0].key not in self.records:
-                self.states[narrator.stage.key] = "ERRORED"
+                self._mark(narrator.stage, "ERRORED")
                 raise
         except BrokenPromise as error:
             self._reject(narrator, narrator.stage, (str(error),), error)
             self._go_on(narrator)
             return
         except BaseException as error:
-            self.states[narrator.stage.key] = "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED"
+            self._mark(narrator.stage, "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             tried = tried_with(self.plan, narrator.run.name) if isinstance(error, NonFiniteLoss) else ""
             if tried:
                 where = f"that was {narrator.run.name}, with which baseline.tune tries {tried}"
@@ -154,6 +154,11 @@ class Driver:
         self._catch_up(narrator)  # a message may have been lost with the node it was on
         if is_done and job[0].key not in self.records:
             raise StageFailed(f"stage {job[0].name}: the Train run ended without a record of it in the store")
+
+    def _mark(self, stage: StagePlan | None, state: str) -> None:
+        """Note what became of the stage whose turn it is. None where all were finished already."""
+        if stage is not None:
+            self.states[stage.key] = state
 
     def _hear(self, narrator: Narrator, kind: str, key: str, what: Any) -> None:
         """One message of the first worker, or of whoever watches over all of them."""

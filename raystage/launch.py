@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import ray
 
-from raystage.crew import Crew, Standby
+from raystage.crew import Crew, Standby, is_fitting
 from raystage.errors import InputError, WorkersLost
 from raystage.guardian import guarded
 from raystage.planned import Job
@@ -64,7 +64,8 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     with contextlib.nullcontext() if address else guarded():
         yield
         dismiss()
-        ray.shutdown()
+        if not is_fitting():
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -40,6 +40,8 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
             _say_what_next(interrupt)
             _leave(INTERRUPTED)
+        if _is_fitting():
+            _leave(0)
 
     return guarded
 
@@ -52,12 +54,16 @@ def _say_what_next(error: BaseException) -> None:
 def _leave(status: int) -> None:
     """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
     end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
-    crew = sys.modules.get("raystage.crew")
-    if crew is not None and crew.is_fitting():
+    if _is_fitting():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _is_fitting() -> bool:
+    crew = sys.modules.get("raystage.crew")
+    return crew is not None and crew.is_fitting()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

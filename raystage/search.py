@@ -31,6 +31,7 @@ from raystage.sweep_report import build_sweep_report
 from raystage.trial_reports import TrialReports
 from raystage.trial_run import TrialTask, run_trial
 from raystage.trials import Planner, SweepPlan
+from raystage.watch import in_time
 
 SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
@@ -178,12 +179,15 @@ class RoomKeeper(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() - self._cared_at >= CARE_SECONDS:
-            give_back_room_of_the_dead()
+            with contextlib.suppress(Exception):  # whatever it is, it is looked for again in a moment
+                in_time(give_back_room_of_the_dead)
             self._cared_at = time.monotonic()
 
 
 def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> None:
     """With a signature that Tune accepts."""
+    # How long Tune waits for this to return before it has the process run another trial; else that one has failed.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     trial(config["trial"], task)
 
 

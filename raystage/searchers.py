@@ -77,16 +77,13 @@ class TreeSearch(Searcher):
             self._queue.end(number)
 
     def save(self, checkpoint_path: str) -> None:
-        state = {"begun": sorted(self._queue.begun), "running": self._running}
-        Path(checkpoint_path).write_text(json.dumps(state))
+        Path(checkpoint_path).write_text(json.dumps({"begun": sorted(self._queue.begun)}))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on where a search of the same trials was saved: what was begun is Tune's to begin again."""
-        state = json.loads(Path(checkpoint_path).read_text())
-        self._running = state["running"]
-        for number in state["begun"]:
+        """Go on where a search of the same trials was saved: what was begun is Tune's to begin again, or not. Nobody is
+        held back for it, since Tune saves what it knows of trials a moment before."""
+        for number in json.loads(Path(checkpoint_path).read_text())["begun"]:
             self._queue.begin(number)
-        for number in set(state["begun"]) - set(self._running.values()):
             self._queue.end(number)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from raystage.errors import InputError
 from raystage.options import (
     DebugStream,
     address_option,
@@ -34,7 +35,10 @@ def print_sweep_plan(path: Path, overrides: tuple[str, ...], store: str | None, 
 
     loaded = load(path, overrides)
     made = plan_sweep(loaded)
-    if made.is_foreseen and (finished := finished_in(store, made.tree.nodes)):
+    if store and not made.is_foreseen:
+        problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
+        raise InputError(problem, key="--store", file=str(path))
+    if finished := finished_in(store, made.tree.nodes):
         made = plan_sweep(loaded, finished)
     if as_json:
         click.echo(json.dumps(sweep_json(made), indent=1))

@@ -77,7 +77,7 @@ class TrialQueue:
         """What a trial would have to wait for, at once."""
         first = next(self._left(number), None)
         while first is not None and first not in self._claims:
-            first = self._donors.get(first)
+            first = None if first in self._finished else self._donors.get(first)
         return first
 
     def _free(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """One trial of a sweep, in an actor of Ray Tune's: a schedule carried out by a driver of its own.
 
 Trials meet in the store alone. What another one trains, a trial waits for, without holding a CPU or a GPU; what is
-finished it reuses. Tune hears of every evaluation, and of the objectives at the end.
+finished it reuses. Tune hears of every evaluation and of every finished stage, and of the objectives at the end.
 """
 
 from __future__ import annotations

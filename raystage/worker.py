@@ -12,7 +12,7 @@ from raystage.gates import judge
 from raystage.handover import shared
 from raystage.lifeline import Lifeline
 from raystage.plan import continues
-from raystage.planned import Job
+from raystage.planned import Job, StagePlan
 from raystage.record import where_it_begins
 from raystage.saving import Saver, Send
 from raystage.stage_runner import Place, StageRunner
@@ -47,7 +47,10 @@ def train_stages(job: Job, place: Place) -> None:
     runner: StageRunner | None = None
     for planned in job.stages:
         line.enter("entering a stage", planned.training.hang_seconds)
-        if shared(store.record(planned.key) is not None):
+        is_finished, is_rejected = shared(_looked_up(planned, store))
+        if is_rejected:
+            break  # the driver says what comes instead
+        if is_finished:
             continue
         stage = shared(where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None))
         if runner is not None and continues(runner.stage, stage):
@@ -58,7 +61,13 @@ def train_stages(job: Job, place: Place) -> None:
             runner = StageRunner.enter(stage, place)
         if not runner.train():
             return  # asked to leave
-        if stage.accept and shared(judge(stage.accept, store.record(stage.key))):
-            break  # the driver says what comes instead
+        if shared(_looked_up(stage, store))[1]:
+            break
     if runner is not None:
         runner.leave()  # another job may come
+
+
+def _looked_up(stage: StagePlan, store: Store) -> tuple[bool, bool]:
+    """Whether a stage is finished, and whether what came of it is not accepted."""
+    record = store.record(stage.key)
+    return record is not None, bool(record and stage.accept and judge(stage.accept, record))

@@ -141,13 +141,9 @@ def test_a_search_goes_on_where_it_was_saved(lengths: SweepPlan, tmp_path: Path)
     searcher.save(str(tmp_path / "state"))
     again = pickle.loads(pickled)
     again.restore(str(tmp_path / "state"))
-    left = numbers_of(again, "c", "d")
-    assert left == numbers_of(searcher, "c", "d")  # the second one's stages are its own in both
-    assert left.pop() is None
-    for trial_id in "bc":
-        again.on_trial_complete(trial_id)
+    left: list[int] = []
     while (point := again.suggest(trial_id := f"{len(left)}")) != Searcher.FINISHED:
-        left.append(point["trial"]["number"])
+        left.append(point["trial"]["number"])  # nobody waits for the second one, which may have ended
         again.on_trial_complete(trial_id)
     assert sorted([first, second, *left]) == list(range(6))
 

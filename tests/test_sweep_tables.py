@@ -193,3 +193,10 @@ def test_what_a_store_has_is_left_out_where_one_is_named(tmp_path: Path) -> None
     assert json.loads(found.stdout)["flops_left"] == flops - first.flops
     shown = plan_command(file, "--store", tmp_path / "store").stdout
     assert f"The store has {format_flops(first.flops)} of them already." in shown
+
+
+def test_what_optuna_will_draw_no_store_can_have(tmp_path: Path) -> None:
+    planned(tmp_path, search={"algorithm": "optuna", "num_trials": 2})
+    refused = plan_command(tmp_path / "sweep.yaml", "--store", tmp_path / "store")
+    assert refused.exit_code == 2
+    assert "--store: found with trials that Optuna draws as it goes" in refused.stderr

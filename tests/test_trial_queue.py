@@ -66,3 +66,8 @@ def test_while_none_runs_there_is_always_one_to_take() -> None:
         assert expected in trials.begun
         trials.end(expected)
     assert trials.take() is None
+
+
+def test_who_can_go_on_from_what_is_finished_waits_for_no_shorter_one() -> None:
+    trials = TrialQueue((0, 1), {0: ("a",), 1: ("c",)}, {"c": "b", "b": "a"}, {"b"})
+    assert [trials.take(), trials.take()] == [0, 1]
