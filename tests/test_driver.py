@@ -8,9 +8,14 @@ import pytest
 
 from factories import make_schedule
 from playback import curved_records
+from raystage.driver import Driver
 from raystage.narrator import Narrator, in_order
 from raystage.plan import Plan, RunPlan, StagePlan, make_plan
+from raystage.planned import Job
 from raystage.record import Progress, StageRecord
+from raystage.storage import open_folder
+from raystage.store import Store
+from raystage.watch import OnEvent
 
 
 @pytest.fixture
@@ -128,3 +133,26 @@ def test_nothing_is_told_twice_of_a_finished_run(plan: Plan) -> None:
     narrator.advance()
     assert narrator.stage is None
     assert len(told.calls) == count
+
+
+def test_who_is_asked_to_end_after_the_last_stage_ends_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no stage any more that could be marked as aborted."""
+    schedule = make_schedule(tmp_path, baseline=None)
+    plan, store = make_plan(schedule), Store(open_folder(tmp_path / "store"))
+    records = curved_records(plan)
+
+    def train_all(job: Job, on_event: OnEvent, *options: object) -> bool:
+        for stage in job.stages:
+            store.commit_record(records[stage.key])
+            on_event("finished", stage.key, records[stage.key])
+        raise KeyboardInterrupt("asked to end, and all is saved")
+
+    monkeypatch.setattr("raystage.launch.run_train", train_all)
+    driver = Driver(plan, schedule, store, [], is_connected=True)
+    with pytest.raises(KeyboardInterrupt, match="all is saved"):
+        driver.run()
+    noted = store.read_run(plan.name, "run.json")
+    assert noted["state"] == "ABORTED"
+    assert {row["state"] for row in noted["stages"]} == {"FINISHED"}
