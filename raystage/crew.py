@@ -30,7 +30,7 @@ from raystage.planned import Job
 from raystage.room import give_back_room
 from raystage.schedule import Training
 from raystage.storage import open_folder
-from raystage.watch import answer
+from raystage.watch import answer, in_time
 
 POLL_SECONDS = 0.2
 # Workers that have nothing to do need not even save.
@@ -123,14 +123,15 @@ class Crew:
             if self._fit is not None and not self._fit.is_over:
                 answer(self.mailbox.dismiss.remote())
                 self._fit.wait(DISMISS_SECONDS)
+            error = self._fit.error if self._fit is not None else None
+            if isinstance(error, RayActorError):
+                in_time(lambda: give_back_room(error.actor_id))
             # Where workers are just being started again, they will ask, and must hear that they are to leave.
             if self._fit is None or self._fit.is_over:
                 self.abandon()
 
     def abandon(self) -> None:
-        """Leave the workers to end with this process, unless they have."""
-        if self._fit is not None and isinstance(self._fit.error, RayActorError):
-            give_back_room(self._fit.error.actor_id)
+        """Leave the workers to end with this process, unless they have. Asks the cluster nothing: it may be lost."""
         ray.kill(self.mailbox)
         self._folder.delete()
 
