@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
@@ -20,9 +20,7 @@ def give_back_room(controller_id: str) -> None:
     Ray Train does so itself, but only once their workers have started: a controller that dies before leaves them behind
     until the driver ends, and the next one waits for the room they take. Ray's public tables do not tell who made one.
     """
-    for group in _placement_groups():
-        if group.creator_actor_id.hex() == controller_id and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    _remove(group for group in _placement_groups() if group.creator_actor_id.hex() == controller_id)
 
 
 def give_back_room_of_the_dead() -> None:
@@ -32,10 +30,14 @@ def give_back_room_of_the_dead() -> None:
     helper to do so, but that one asks the API server, which a local cluster does not have.
     """
     job, no_actor = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
-    for group in _placement_groups():
-        # What no actor has made, such as Tune's own, is said to be made by a dead one.
-        is_left = group.creator_actor_dead and group.creator_actor_id != no_actor
-        if is_left and group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED:
+    ours = (group for group in _placement_groups() if group.creator_job_id.hex() == job)
+    # What no actor has made, such as Tune's own, is said to be made by a dead one.
+    _remove(group for group in ours if group.creator_actor_dead and group.creator_actor_id != no_actor)
+
+
+def _remove(groups: Iterable[Any]) -> None:
+    for group in groups:
+        if group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 

@@ -92,7 +92,8 @@ def sweep(
     loaded = load(sweep, overrides)
     opened = open_store(store)
     made = plan_sweep(loaded)
-    made = plan_sweep(loaded, finished_among(opened, made.tree.nodes)) if made.is_foreseen else made
+    if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
+        made = plan_sweep(loaded, finished)
     Console(stderr=True).print(sweep_table(made))
     folder = opened.run_folder(loaded.name)
     task = TrialTask(

@@ -28,7 +28,7 @@ def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
     Raises NonFiniteLoss and BrokenPromise on every worker alike, CheckpointError, InputError.
     """
     join_group()
-    torch.set_num_threads(job.stages[0].training.cpus_per_worker)
+    torch.set_num_threads(job.training.cpus_per_worker)
     store = Store(open_folder(job.store))
     attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
@@ -61,7 +61,7 @@ def train_stages(job: Job, place: Place) -> None:
             runner = StageRunner.enter(stage, place)
         if not runner.train():
             return  # asked to leave
-        if shared(_looked_up(stage, store))[1]:
+        if stage.accept and shared(_looked_up(stage, store))[1]:
             break
     if runner is not None:
         runner.leave()  # another job may come
