@@ -140,7 +140,7 @@ def _grown(rng: random.Random, layers: int, hidden: int) -> dict[str, Any]:
 
 
 def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schedules in `jobs/`, on the text of the tests: that of the standard library differs with Python's version."""
+    """The schedules in `jobs/`, on the text of the tests: that of the library differs with the version of Python."""
     for path in sorted((JOBS / "schedules").glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
         yield path.name, content | {"data": {"source": "text", "path": TEXTS, "validation_fraction": 0.5}}
