@@ -1,7 +1,8 @@
 """Documents: where they come from, which are held out, and what identifies them. No tensors here.
 
 A document is a file. It is held out for evaluation by the hash of its own content, so the split is
-the same on every machine and worker and two copies of one text are never on both sides of it.
+the same on every machine and worker and two copies of one text are never on both sides of it. Files of Python's
+library that belong together are held out together: see `Corpus.split`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 import os
 import re
 import sysconfig
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from raystage.errors import InputError
 
 BYTE_TOKENIZER = "bytes"
 
-_EMPTY_DIGEST = hashlib.sha256().hexdigest()
 _SKIPPED_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _BUCKETS = 2**32
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -31,18 +33,15 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `digest` is the SHA-256 of its bytes, `path` where to read them."""
+    """One text. `digest` is the SHA-256 of its bytes, `num_bytes` how many they are, `path` where to read them.
+
+    package: what it is a part of, where such parts stay on one side of the split.
+    """
 
     path: Path
     digest: str
-
-    @property
-    def position(self) -> float:
-        """A number in [0, 1) that depends on the content alone."""
-        return int(self.digest[:8], 16) / _BUCKETS
-
-    def is_held_out(self, fraction: float) -> bool:
-        return self.position < fraction
+    num_bytes: int
+    package: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,44 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the documents' digests: equal text has an equal fingerprint wherever it lies."""
-        return hashlib.sha256("".join(document.digest for document in self.documents).encode()).hexdigest()
+        """SHA-256 over the documents' digests: equal text has an equal fingerprint wherever it lies.
+
+        The packages are in it, where there are any: they decide the split.
+        """
+        return _sha256("".join(document.digest + (document.package or "") for document in self.documents))
+
+    @cached_property
+    def positions(self) -> tuple[float, ...]:
+        """By document a number in [0, 1]; those below the validation fraction are held out.
+
+        That of a document on its own depends on its content alone. Packages lie one after the other in an order that
+        the hashes of their names give, each as long as its share of the bytes, and its middle counts for all of it:
+        packages are few and of very different size, and so a fraction of the bytes is held out, not of the names.
+        """
+        sizes: Counter[str] = Counter()
+        for document in self.documents:
+            if document.package is not None:
+                sizes[document.package] += document.num_bytes
+        middles, total, before = {}, sizes.total(), 0
+        for package in sorted(sizes, key=_sha256):
+            middles[package] = (before + sizes[package] / 2) / total
+            before += sizes[package]
+        return tuple(
+            int(document.digest[:8], 16) / _BUCKETS if document.package is None else middles[document.package]
+            for document in self.documents
+        )
 
     def split(self, fraction: float) -> tuple[list[Document], list[Document]]:
-        """(training, held-out) documents."""
-        held = [document for document in self.documents if document.is_held_out(fraction)]
-        return [document for document in self.documents if not document.is_held_out(fraction)], held
+        """(training, held-out) documents; what is held out is in no package trained on, under whatever name."""
+        placed = list(zip(self.documents, self.positions, strict=True))
+        held = [document for document, position in placed if position < fraction]
+        digests = {document.digest for document in held}
+        rest = [document for document, position in placed if position >= fraction and document.digest not in digests]
+        return rest, held
 
     def working_fraction(self) -> float | None:
         """The smallest fraction, in hundredths, that holds a document out and leaves one; None if there is none."""
-        positions = sorted({document.position for document in self.documents})
+        positions = sorted(set(self.positions))
         fraction = (math.floor(positions[0] * 100) + 1) / 100
         return fraction if fraction <= positions[-1] else None
 
@@ -71,12 +97,22 @@ class Corpus:
 def read_corpus(source: str, paths: tuple[str, ...]) -> Corpus:
     """The documents of a source. Raises InputError where there is nothing to read."""
     files = stdlib_files() if source == "python-stdlib" else _text_files(paths)
-    documents = [Document(file, _digest(file)) for file in files]
-    documents = [document for document in documents if document.digest != _EMPTY_DIGEST]
+    documents = [_document(file, _package(file) if source == "python-stdlib" else None) for file in files]
+    documents = [document for document in documents if document.num_bytes]
     if not documents:
         place = ", ".join(paths) or "Python's library"
         raise InputError(f"found no text in {place}; expected files with something in them", key="data.path")
-    return Corpus(tuple(sorted(documents, key=lambda document: (document.digest, str(document.path)))))
+    return Corpus(tuple(sorted(documents, key=lambda document: (document.digest, document.package or "", str(document.path)))))
+
+
+def _document(file: Path, package: str | None) -> Document:
+    digest, num_bytes = _digest(file)
+    return Document(file, digest, num_bytes, package)
+
+
+def _package(file: Path) -> str:
+    """The top-level package or module of the library that a file belongs to: json/decoder.py to json."""
+    return file.relative_to(sysconfig.get_path("stdlib")).parts[0].removesuffix(".py")
 
 
 def stdlib_files() -> list[Path]:
@@ -104,8 +140,8 @@ def _folder_fingerprint(folder: Path) -> str:
     if not files:
         problem = f"found no tokenizer in the folder {str(folder)!r}; expected tokenizer.json or the like in it"
         raise InputError(problem, key="data.tokenizer")
-    lines = [f"{file.name} {_digest(file, 'data.tokenizer')}\n" for file in files]
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = [f"{file.name} {_digest(file, 'data.tokenizer')[0]}\n" for file in files]
+    return "sha256:" + _sha256("".join(lines))
 
 
 def _text_files(paths: tuple[str, ...]) -> list[Path]:
@@ -128,10 +164,15 @@ def _walk(folder: Path, suffix: str, skipped: set[str]) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _digest(file: Path, key: str = "data.path") -> str:
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(file: Path, key: str = "data.path") -> tuple[str, int]:
+    """SHA-256 of a file, and of how many bytes."""
     try:
         with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
     except OSError as error:
         raise _unreadable(error, key) from None
 

@@ -10,7 +10,7 @@ import pytest
 
 from factories import write_documents
 from raystage import corpus
-from raystage.corpus import read_corpus, stdlib_files, tokenizer_fingerprint
+from raystage.corpus import Corpus, Document, read_corpus, stdlib_files, tokenizer_fingerprint
 from raystage.errors import InputError
 
 
@@ -97,6 +97,38 @@ def test_the_standard_library_is_that_of_the_running_python_without_its_tests() 
     folders = {part for file in files for part in file.relative_to(stdlib).parts[:-1]}
     assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     assert len(read_corpus("python-stdlib", ()).documents) > 300
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.05, 0.2, 0.5])
+def test_files_of_one_package_of_the_library_are_on_one_side(fraction: float) -> None:
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    training, held_out = read_corpus("python-stdlib", ()).split(fraction)
+    trained, held = (
+        {document.path.relative_to(stdlib).parts[0].removesuffix(".py") for document in side}
+        for side in (training, held_out)
+    )
+    assert len(held) > 1
+    assert not trained & held
+
+
+def test_of_the_library_a_fraction_of_the_bytes_is_held_out() -> None:
+    """Packages are of very different size: a fraction of their names may be any share of the text."""
+    whole = read_corpus("python-stdlib", ())
+    total = sum(document.num_bytes for document in whole.documents)
+    held = [whole.split(fraction)[1] for fraction in (0.02, 0.05, 0.1, 0.2, 0.5)]
+    shares = [sum(document.num_bytes for document in side) / total for side in held]
+    assert shares == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5], abs=0.06)
+    assert all({*smaller} < {*larger} for smaller, larger in pairwise(held))
+
+
+def test_a_text_that_two_packages_hold_is_not_trained_on_where_it_is_held_out(tmp_path: Path) -> None:
+    def file(name: str, digest: str, package: str) -> Document:
+        return Document(tmp_path / name, digest, 10, package)
+
+    files = [file("a", "0" * 64, "one"), file("b", "0" * 64, "two"), file("c", "1" * 64, "two")]
+    training, held_out = Corpus(tuple(files)).split(0.5)
+    assert len(held_out) + len(training) == 2
+    assert {document.digest for document in training}.isdisjoint(document.digest for document in held_out)
 
 
 def test_an_unreadable_folder_is_not_an_empty_one(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
