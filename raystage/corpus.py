@@ -102,7 +102,11 @@ def read_corpus(source: str, paths: tuple[str, ...]) -> Corpus:
     if not documents:
         place = ", ".join(paths) or "Python's library"
         raise InputError(f"found no text in {place}; expected files with something in them", key="data.path")
-    return Corpus(tuple(sorted(documents, key=lambda document: (document.digest, document.package or "", str(document.path)))))
+    return Corpus(tuple(sorted(documents, key=_order)))
+
+
+def _order(document: Document) -> tuple[str, str, str]:
+    return document.digest, document.package or "", str(document.path)
 
 
 def _document(file: Path, package: str | None) -> Document:
