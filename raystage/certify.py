@@ -41,6 +41,7 @@ from raystage.growth.maps import GrowthMap, growth_map
 from raystage.growth.twins import TWIN_STEPS, Sample, find_twins, twin_distance
 from raystage.record import Certificate
 from raystage.shape import parameters
+from raystage.units import shown
 
 BATCH, LENGTH = 4, 64
 _LR = 1e-3
@@ -159,13 +160,24 @@ def _from_folder(source: Source) -> torch.nn.Module:
         found = f"found {architecture or 'nothing'}"
         problem = f"{found}; expected a language model of transformers, such as LlamaForCausalLM"
         raise InputError(problem, key="architectures", file=f"{folder.uri}/config.json")
+    _refuse_hub_kernels(source)
     try:
-        network = model_class.from_pretrained(folder.path, dtype=torch.float32, local_files_only=True)
+        network = model_class.from_pretrained(
+            folder.path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         found = str(error).strip().splitlines()[0]
         raise InputError(f"found a folder that transformers cannot load ({found})", file=folder.uri) from None
     network.config.use_cache = False
     return network
+
+
+def _refuse_hub_kernels(source: Source) -> None:
+    """A configuration may ask for attention that transformers would fetch from the hub and run."""
+    for key, value in source.model.config.items():
+        if key.endswith("_implementation") and "/" in json.dumps(value):
+            problem = f"found {shown(value)}, which is code of the hub; expected a configuration without it"
+            raise InputError(problem, key=key, file=f"{source.uri}/config.json")
 
 
 def _architecture(source: Source) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import transformers
 
 from raystage.corpus import Document, read_corpus
 from raystage.errors import InputError
+from raystage.hf_tokenizer import pretrained
 from raystage.resolve_shape import BYTE_VOCABULARY
 from raystage.sources import DataPlan
 
@@ -50,9 +50,9 @@ class PretrainedTokenizer:
 
     def __init__(self, name: str) -> None:
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            problem = f"{name!r} cannot be loaded as a tokenizer ({str(error).splitlines()[0]})"
+            self._tokenizer = pretrained(name)
+        except InputError as error:
+            problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
             raise InputError(problem, key="data.tokenizer") from None
         self.size = len(self._tokenizer)
 

@@ -94,7 +94,7 @@ def _carry_out(harness: ModuleType, manager: Any, model: str, asked: Asked) -> d
     try:
         return harness.simple_evaluate(
             model="hf",
-            model_args={"pretrained": model, "dtype": "float32"},
+            model_args={"pretrained": model, "dtype": "float32", "trust_remote_code": False},
             tasks=list(asked.tasks),
             num_fewshot=asked.num_fewshot,
             batch_size=asked.batch_size,

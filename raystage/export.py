@@ -97,7 +97,9 @@ def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]
     if name == NO_TOKENIZER:
         return None, None
     fingerprint = trained_with.get("tokenizer_fingerprint")
-    tokenizer = load_tokenizer(name, fingerprint, source.shape.context_length)
+    tokenizer = load_tokenizer(
+        name, fingerprint, source.shape.context_length, is_asked_for=options.tokenizer is not None
+    )
     if len(tokenizer) > source.shape.vocab_size:
         found = f"found {name!r} with {len(tokenizer)} tokens"
         problem = f"{found}; expected at most the model's {source.shape.vocab_size}"

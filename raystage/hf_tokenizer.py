@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,6 +17,7 @@ from raystage.errors import InputError
 from raystage.resolve_shape import BYTE_VOCABULARY
 
 END_OF_DOCUMENT = "<|endoftext|>"
+_FOLDER = "sha256:"  # what the fingerprints of folders begin with
 # All that belongs to a tokenizer in a folder that may hold a model as well.
 _FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
           "chat_template*")  # fmt: skip
@@ -48,20 +50,43 @@ def _characters() -> list[str]:
     return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
 
 
-def load_tokenizer(name: str, fingerprint: str | None, context_length: int) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer that a stage used. Raises InputError where it cannot be found, or is another one by now."""
+def load_tokenizer(name: str, fingerprint: str | None, context_length: int, is_asked_for: bool) -> Any:
+    """The tokenizer that a stage used. Raises InputError where it cannot be found, or is another one by now.
+
+    is_asked_for: the user names it. What only a checkpoint names is not downloaded, and nothing of it is loaded before
+    its fingerprint was compared: a checkpoint may come from anywhere.
+    """
     if name == BYTE_TOKENIZER:
         return byte_tokenizer(context_length)
     expected = "expected the one that the checkpoint was trained with (--tokenizer FOLDER, or none)"
     try:
         found = tokenizer_fingerprint(name)
-        loaded = transformers.AutoTokenizer.from_pretrained(name)
-    except (InputError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{name!r} cannot be loaded ({reason}); {expected}", key="tokenizer") from None
-    if os.path.isdir(name) and (fingerprint or "").startswith("sha256:") and found != fingerprint:
-        raise InputError(f"found other files in {name!r}; {expected}", key="tokenizer")
-    return loaded
+        if fingerprint is not None and not _fits(found, fingerprint, is_asked_for):
+            raise InputError(f"found other files in {name!r}; {expected}", key="tokenizer")
+        return pretrained(name, offline=not is_asked_for)
+    except InputError as error:
+        if error.key == "tokenizer":
+            raise
+        raise InputError(f"{name!r} cannot be loaded ({error.problem}); {expected}", key="tokenizer") from None
+
+
+def _fits(found: str, fingerprint: str, is_asked_for: bool) -> bool:
+    """A folder may stand for a hub name, and a hub name for a folder, only where the user says so."""
+    both_folders = found.startswith(_FOLDER) and fingerprint.startswith(_FOLDER)
+    return found == fingerprint or (is_asked_for and not both_folders)
+
+
+def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer, by hub name or folder. Code that lies beside it never runs, and nobody is asked.
+
+    offline: from a folder or this machine's cache only. Raises InputError, which says why it cannot be loaded.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "" if not offline or os.path.isdir(name) else ", looked up on this machine alone"
+        raise InputError(f"{reason}{where}", key="data.tokenizer") from None
 
 
 def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:

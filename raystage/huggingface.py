@@ -40,6 +40,7 @@ from raystage.tensorfile import (
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 
 # What goes along unchanged: all about the text, nothing about the weights.
 _COPIED = (
@@ -84,6 +85,8 @@ def is_model(folder: Folder) -> bool:
 def open_model(folder: Folder) -> HuggingFaceModel:
     """The model in `folder`. Raises InputError where its files are no whole model."""
     config = _read_json(folder, CONFIG)
+    if folder.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model of its choice
+        raise InputError("found an adapter; expected it merged into the weights", file=f"{folder.uri}/{_ADAPTER}")
     shape = shape_of(config, f"{folder.uri}/{CONFIG}")
     tensors = _stored_tensors(folder)
     table = folder_table(shape, {name: stored.tensor.shape for name, stored in tensors.items()}, folder.uri)

@@ -33,7 +33,7 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
     # of a module that is made under it (Mixtral's experts would lose their config); nor must `no_init_weights`.
     model_class(shape)
     with no_init_weights(), zero_init or nullcontext():
-        model = auto.from_config(config(shape), dtype=dtype, attn_implementation="sdpa")
+        model = auto.from_config(config(shape), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     model.tie_weights()  # left out with the initialisation
     return model
 
