@@ -19,6 +19,7 @@ from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_o
 from raystage.options import (
     DebugStream,
     address_option,
+    cluster_address,
     exits,
     finished_in,
     in_job_copy,
@@ -147,7 +148,7 @@ def run(
     folder = opened.run_folder(made.name)
     display = make_display(made, sys.stderr)
     earlier = opened.read_run(made.name, "run.json") or {}
-    driver = Driver(made, parsed, opened, [display], address or os.environ.get("RAY_ADDRESS"))
+    driver = Driver(made, parsed, opened, [display], cluster_address(address))
     tracker = WandbTracker(
         made,
         parsed.model_dump(mode="json"),

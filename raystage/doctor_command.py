@@ -13,7 +13,7 @@ import click
 
 from raystage.errors import RaystageError
 from raystage.findings import Finding, failed
-from raystage.options import DebugStream, exits, json_option, store_option, store_uri
+from raystage.options import DebugStream, cluster_address, exits, json_option, store_option, store_uri
 
 _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
@@ -38,7 +38,7 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as in `run`: DeepSpeed would look for a GPU here, and say so
     output, findings = sys.stdout, []
     with contextlib.redirect_stdout(DebugStream()):  # for what libraries print
-        for finding in _look(address or os.environ.get("RAY_ADDRESS"), store_uri(store), train):
+        for finding in _look(cluster_address(address), store_uri(store), train):
             findings.append(finding)
             if not as_json:
                 click.echo(click.style(f"{finding.state:<8} ", fg=_COLORS[finding.state]) + str(finding), file=output)

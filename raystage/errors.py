@@ -21,11 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raystage.addresses import without_secrets
+
 
 class RaystageError(Exception):
-    """Anything raystage stops for on purpose."""
+    """Anything raystage stops for on purpose. Its message is printed and kept in files, and so it says no secrets."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class InputError(RaystageError):
@@ -38,7 +43,7 @@ class InputError(RaystageError):
         super().__init__(problem, key, file)
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.key, self.problem) if part)
+        return without_secrets(": ".join(part for part in (self.file, self.key, self.problem) if part))
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str | None, str | None]]:
         """Ray copies errors and sends them between processes; by itself Python would forget what is a key."""

@@ -127,7 +127,7 @@ def _check_room(path: Path, least_bytes: int) -> Finding:
 
 def check_wandb(environment: Mapping[str, str], home: Path) -> Finding:
     """Whether `--wandb online` would find a key; the key itself is never shown."""
-    host = urlsplit(environment.get("WANDB_BASE_URL", _WANDB_HOST)).netloc
+    host = urlsplit(environment.get("WANDB_BASE_URL", _WANDB_HOST)).netloc.rpartition("@")[2]
     file = Path(environment["NETRC"]) if environment.get("NETRC") else home / ".netrc"
     if environment.get("WANDB_API_KEY"):
         found = f"a key for {host} in WANDB_API_KEY"

@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from raystage.errors import RaystageError
+from raystage.addresses import secret_in
+from raystage.errors import InputError, RaystageError
 
 INTERRUPTED = 130
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
@@ -100,6 +101,15 @@ def store_uri(uri: str | None) -> str:
         uri = str(Path.home() / ".raystage")
         click.echo(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
     return uri or ".raystage"
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The Ray cluster that `--address` or the environment names. Raises InputError."""
+    found = address or os.environ.get("RAY_ADDRESS")
+    if found and (secret := secret_in(found)):
+        problem = f"found {secret}; expected an address without, for it is kept in run files"
+        raise InputError(problem, key="--address" if address else "RAY_ADDRESS")
+    return found
 
 
 def in_job_copy() -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 from pyarrow import fs
 
+from raystage.addresses import secret_in, without_secrets
 from raystage.errors import InputError, StorageError
 from raystage.retry import is_transient, retried
 
@@ -309,14 +310,13 @@ def open_folder(uri: str | Path) -> Folder:
 
 def _refuse_credentials(uri: str) -> None:
     """They would be printed, and kept in reports; and workers, which get the URI without them, could open nothing."""
-    scheme, _, rest = uri.partition("://")
-    _, found, place = rest.partition("?")[0].partition("/")[0].rpartition("@")
-    if found and scheme == "s3":
-        raise InputError(
-            f"found a key in the URI of {scheme}://{place}; expected it in the environment "
-            f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws, on every node",
-            key="store",
-        )
+    found = secret_in(uri)
+    if found is not None:
+        places = {"s3": "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
+                  "gs": "the file that GOOGLE_APPLICATION_CREDENTIALS names"}  # fmt: skip
+        where = places.get(uri.partition("://")[0].lower(), "the environment")
+        problem = f"found {found} in the URI {without_secrets(uri)}"
+        raise InputError(f"{problem}; expected it in {where}, on every node", key="store")
 
 
 def _patient(system: fs.S3FileSystem, query: str) -> fs.S3FileSystem:

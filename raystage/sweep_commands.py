@@ -13,6 +13,7 @@ from raystage.errors import InputError
 from raystage.options import (
     DebugStream,
     address_option,
+    cluster_address,
     exits,
     finished_in,
     in_job_copy,
@@ -103,9 +104,7 @@ def sweep(
         wandb_mode=wandb_mode,
         wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
-    search = Search(
-        made, opened, task, lambda line: click.echo(line, err=True), address or os.environ.get("RAY_ADDRESS")
-    )
+    search = Search(made, opened, task, lambda line: click.echo(line, err=True), cluster_address(address))
     with contextlib.redirect_stdout(DebugStream()):  # Ray prints warnings, also where it was told not to
         report = search.run()
     write_papers(opened, made, report)

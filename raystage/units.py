@@ -7,6 +7,8 @@ import numbers
 import re
 from decimal import Decimal
 
+from raystage.addresses import without_secrets
+
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 LARGEST_COUNT = 10**27  # all digits of a count up to here fit into the 28 that Decimal keeps
 
@@ -95,7 +97,7 @@ def shown(value: object) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = repr(value)
+    text = without_secrets(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

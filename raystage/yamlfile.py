@@ -7,11 +7,13 @@ Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
 import yaml
 
+from raystage.addresses import secrets_in
 from raystage.errors import InputError
 from raystage.units import kind_of
 
@@ -85,6 +87,7 @@ def read_mapping(path: Path) -> dict:
         raise InputError(f"is not valid YAML: {error}", file=str(path)) from None
     if not isinstance(content, dict):
         raise InputError(f"found {kind_of(content)}; expected a mapping of keys to values", file=str(path))
+    _refuse_secrets(content, file=str(path))
     return content
 
 
@@ -99,7 +102,15 @@ def apply_override(content: dict, override: str) -> None:
         value = _parse(text)
     except ValueError as error:
         raise InputError(f"the value is not valid YAML: {error}", key=label) from None
+    _refuse_secrets(value, "--set ", steps)
     set_value(content, steps, value, label)
+
+
+def _refuse_secrets(value: object, label: str = "", steps: Iterable = (), file: str | None = None) -> None:
+    """What is written here is kept in run files, reports and W&B, where a secret would stay for ever."""
+    for place, found in secrets_in(value, tuple(steps)):
+        problem = f"found {found}; expected none, for this is kept in run files: give it in the environment"
+        raise InputError(problem, key=label + dotted(place), file=file)
 
 
 def set_value(content: dict, steps: list[str | int], value: object, label: str) -> None:

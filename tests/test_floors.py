@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "errors", "families", "findings", "growth", "retry", "shape", "ticker", "units"},
+    0: {"", "addresses", "errors", "families", "findings", "growth", "retry", "shape", "ticker", "units"},
     1: {
         "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "deepspeed_options",
         "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",

@@ -284,7 +284,7 @@ def test_a_wrong_key_is_an_input_error(s3: S3Server) -> None:
 
 
 def test_a_key_in_the_uri_is_refused_and_not_repeated() -> None:
-    with pytest.raises(InputError, match="s3://bucket; expected it in the environment") as caught:
+    with pytest.raises(InputError, match=r"s3://\*\*\*@bucket/runs; expected it in the environment") as caught:
         open_folder("s3://AKIA:a-secret-key@bucket/runs")
     assert "a-secret-key" not in str(caught.value)
 

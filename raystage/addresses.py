@@ -1,0 +1,118 @@
+"""What an address may show: the one place that knows passwords and keys in URIs, and leaves them out of all messages.
+
+A URI is printed, and kept in run files, logs and reports. So secrets are refused in it, and what quotes it, such as an
+error of a library, is said without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, unquote
+
+HIDDEN = "***"
+
+# Where a user's name alone, before the @, is no secret: a container, an account, a login.
+_NAMED = frozenset({"abfs", "abfss", "hdfs", "viewfs", "ssh", "sftp"})
+# Whose buckets have no port, so that a colon can only be one of a key and its secret.
+_BUCKETS = frozenset({"s3", "s3a", "s3n", "gs", "gcs"})
+# What a URI may ask for: how to reach a service, never who asks.
+_OPTIONS = frozenset({
+    "region", "scheme", "endpoint_override", "tls_ca_file_path", "allow_bucket_creation", "allow_bucket_deletion",
+    "allow_delayed_open", "check_directory_existence_before_creation", "force_virtual_addressing", "smart_defaults",
+    "default_bucket_location", "retry_limit_seconds", "project_id", "enable_tls", "blob_storage_authority",
+    "blob_storage_scheme", "dfs_storage_authority", "dfs_storage_scheme", "replication", "buffer_size",
+    "default_block_size", "use_mmap",
+})  # fmt: skip
+_SECRET_NAME = re.compile(
+    r"(?:.*[_.-])?(?:password|passwd|passphrase|pwd|secret|token|credentials?|signature|sas|sig"
+    r"|(?:api|access|account|secret|private|session|shared|license)[_-]?key(?:[_-]?id)?|apikey)",
+    re.IGNORECASE,
+)
+# One slash is left of two where a URI was taken for a path.
+_KEEPS_SECRET = re.compile(
+    r"(?:password|passwd|secret|apikey|(?:api|access|account|secret|private)[_-]?key)$", re.IGNORECASE
+)
+_URI = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*)(:/{1,2})([^\s'"`<>]*)""")
+_LOGIN = re.compile(r"""(?<![\w/.])[^\s/@:'"`*]+:[^\s@/'"`]+@(?=[\w\[])""")
+_SETTING = re.compile(r"""([\w.-]+)=([^\s&'"`;,]+)""")
+
+
+def secret_in(address: str) -> str | None:
+    """What secret a URI or the address of a service has in it, in words that do not repeat it; None where there is
+    none."""
+    match = _URI.fullmatch(address.strip())
+    if match is None:
+        return "a password" if _LOGIN.match(address.strip()) else None
+    scheme, rest = match[1].lower(), match[3]
+    if _login(scheme, rest):
+        return "a key" if scheme in _BUCKETS else "a password"
+    for name, value in _queries(rest):
+        if _SECRET_NAME.fullmatch(name):
+            return f"the option {name}"
+        if _has_login(value):
+            return f"a password in the option {name}"
+    return None
+
+
+def without_secrets(text: str) -> str:
+    """A text, such as an error of a library, with what may be secret in its addresses and settings left out."""
+    if "@" not in text and "=" not in text and ":/" not in text:
+        return text
+    text = _URI.sub(lambda match: match[1] + match[2] + _shown(match[1].lower(), match[3]), text)
+    text = _LOGIN.sub(f"{HIDDEN}@", text)
+    return _SETTING.sub(lambda match: f"{match[1]}={HIDDEN}" if _SECRET_NAME.fullmatch(match[1]) else match[0], text)
+
+
+def secrets_in(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The places in plain data where a secret stands, each with what it is."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str) and _KEEPS_SECRET.search(str(key)):
+                yield (*path, key), f"a value for {key}"
+            else:
+                yield from secrets_in(inner, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from secrets_in(inner, (*path, index))
+    elif isinstance(value, str) and "://" in value:
+        found = secret_in(value)
+        if found is not None:
+            yield path, found
+
+
+def _login(scheme: str, rest: str) -> str:
+    """Who asks, as it stands before the @ of a URI; "" where that is nobody, or no secret.
+
+    A password may have the characters in it that end an authority.
+    """
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    login, at, _ = authority.rpartition("@")
+    if at:
+        is_open = login == "anonymous" or (scheme in _NAMED and not re.search(":|%3a", login, re.IGNORECASE))
+        return "" if is_open else login
+    before, colon, port = authority.rpartition(":")
+    is_port = port.isdigit() and scheme not in _BUCKETS
+    return before if colon and not is_port and not authority.endswith("]") and "@" in rest else ""
+
+
+def _shown(scheme: str, rest: str) -> str:
+    if _login(scheme, rest):
+        rest = f"{HIDDEN}@{rest.rpartition('@')[2]}"
+    place, mark, query = rest.partition("?")
+    if not mark:
+        return place
+    pairs = (pair.partition("=") for pair in re.split("[&;]", query))
+    return f"{place}?" + "&".join(name + equals + _value(name, value) for name, equals, value in pairs)
+
+
+def _value(name: str, value: str) -> str:
+    return value if not value or (name in _OPTIONS and not _has_login(unquote(value))) else HIDDEN
+
+
+def _queries(rest: str) -> list[tuple[str, str]]:
+    return parse_qsl(rest.partition("?")[2].replace(";", "&"), keep_blank_values=True)
+
+
+def _has_login(value: str) -> bool:
+    return bool(re.search(r"[^/@]*@", value.partition("://")[2] or value))

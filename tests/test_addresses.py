@@ -1,0 +1,133 @@
+"""Passwords and keys in addresses: refused, and not repeated, wherever an address may stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from raystage.addresses import secret_in, without_secrets
+from raystage.cli import main
+from raystage.errors import StorageError
+from raystage.units import shown
+
+GOOD = """
+name: tiny
+data: {source: text, path: FOLDER, validation_fraction: 0.5}
+model: {hidden_size: 16, num_heads: 4, context_length: 8}
+training: {global_batch_tokens: 64}
+stages: [{name: small, model: {num_layers: 2}, until: {tokens: 640}}]
+"""
+SECRET = "s3cr3t"
+SECRET_ADDRESSES = [
+    f"s3://b/x?secret_key={SECRET}",
+    f"s3://b/x?region=eu-west-1&session_token={SECRET}",
+    f"s3://b/x?endpoint_override=user:{SECRET}@host",
+    f"s3://b/x?endpoint_override=http%3A%2F%2Fuser%3A{SECRET}%40host",
+    f"s3://AKIA:{SECRET}@b/x",
+    f"s3://AKIA:{SECRET}/{SECRET}@b/x",  # keys have slashes in them
+    f"s3://AKIA:12/{SECRET}@b/x",
+    f"s3://AKIA%3A{SECRET}@b/x",
+    f"S3://{SECRET}@b/x",
+    f"gs://user:{SECRET}@b/x",
+    f"gs://user:p?{SECRET}@b/x",
+    f"gs://b/x?access_token={SECRET}",
+    f"abfs://container@account/x?account_key={SECRET}",
+    f"abfss://account:{SECRET}@fs.dfs.core.windows.net/x",
+    f"hdfs://user:{SECRET}@host:9000/x",
+    f"https://{SECRET}@huggingface.co/x",
+    f"ray://user:{SECRET}@host:10001",
+    f"user:{SECRET}@host:6379",
+]
+OPEN_ADDRESSES = [
+    "s3://b/x?region=eu-west-1&endpoint_override=127.0.0.1:9000&scheme=http",
+    "s3://b/step:1@2",
+    "gs://anonymous@b/x",
+    "abfss://container@account.dfs.core.windows.net/x",
+    "hdfs://user@host:9000/x@y",
+    "http://[::1]:80/x",
+    "/home/me/a@b",
+    "10.0.0.1:6379",
+    "auto",
+    "org/model",
+]
+URIS = [one for one in SECRET_ADDRESSES if "://" in one]
+
+
+@pytest.mark.parametrize("address", SECRET_ADDRESSES)
+def test_a_secret_is_found_and_never_shown(address: str) -> None:
+    assert secret_in(address)
+    assert SECRET not in secret_in(address)
+    for said in (without_secrets(f"cannot open '{address}' (no host in {address})"), shown(address)):
+        assert SECRET not in said
+    assert SECRET not in str(StorageError(f"{address}: no answer"))
+
+
+@pytest.mark.parametrize("address", OPEN_ADDRESSES)
+def test_what_is_no_secret_is_shown_as_it_is(address: str) -> None:
+    assert secret_in(address) is None
+    assert without_secrets(f"{address}: no answer") == f"{address}: no answer"
+
+
+def test_settings_with_a_secret_are_said_without_it() -> None:
+    said = without_secrets(f"--set a.api_key={SECRET} tokens=5 grow_tokens=7 password={SECRET} tokenizer=x")
+    assert said == "--set a.api_key=*** tokens=5 grow_tokens=7 password=*** tokenizer=x"
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Path:
+    file = tmp_path / "schedule.yaml"
+    file.write_text(GOOD.replace("FOLDER", str(tmp_path)))
+    return file
+
+
+def refused(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    assert SECRET not in done.output
+    assert done.output.startswith("raystage: ")
+    assert done.output.count("\n") == 1
+    return done.output
+
+
+@pytest.mark.parametrize("address", URIS)
+@pytest.mark.parametrize("command", [
+    ("report", "tiny", "--store"), ("store", "list", "--store"), ("status", "--store"),
+    ("export", "--store=.", "SECRET", "out"),
+    ("grow", "--set=num_layers=4", "--explain", "SECRET"), ("grow", "--set=num_layers=4", ".", "SECRET"),
+], ids=" ".join)  # fmt: skip
+def test_no_command_opens_or_repeats_a_uri_with_a_secret(command: tuple[str, ...], address: str) -> None:
+    arguments = [address if one == "SECRET" else one for one in command]
+    refused(*arguments, *([] if "SECRET" in command else [address]))
+
+
+@pytest.mark.parametrize("address", URIS)
+@pytest.mark.parametrize("key", ["data.path", "data.tokenizer", "init.from", "stages[0].data.path", "name"])
+def test_a_schedule_holds_no_secret(schedule: Path, key: str, address: str) -> None:
+    assert f"--set {key}: found " in refused("plan", schedule, "--set", f'{key}="{address}"')
+    if "[" not in key:
+        section, _, name = key.rpartition(".")
+        text = schedule.read_text()
+        line = f'{section}: {{{name}: "{address}"}}\n' if section else f'{name}: "{address}"\n'
+        schedule.write_text("\n".join(one for one in text.splitlines() if not one.startswith(line[:4])) + "\n" + line)
+        assert f"{key}: found " in refused("plan", schedule)
+
+
+def test_keys_in_options_are_refused(schedule: Path) -> None:
+    option = f"training.evaluate.metrics=[{{function: a:b, options: {{api_key: {SECRET}}}}}]"
+    assert "found a value for api_key; expected none" in refused("plan", schedule, "--set", option)
+
+
+@pytest.mark.parametrize("address", [one for one in SECRET_ADDRESSES if one.startswith(("ray", "user"))])
+def test_a_cluster_is_named_without_a_secret(
+    schedule: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a\n" * 99)
+    (tmp_path / "b.txt").write_text("b\n" * 99)
+    store = tmp_path / "store"
+    assert "--address: found a password" in refused("run", schedule, "--store", store, "--address", address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert "RAY_ADDRESS: found a password" in refused("run", schedule, "--store", store)
+    assert not store.exists()
