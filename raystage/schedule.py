@@ -7,6 +7,7 @@ missing. Errors name the file, the key, what was found and what would be right.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -278,30 +279,37 @@ class Stage(Section):
     training: Training = Field(default_factory=Training)
 
 
-# What may be tuned: values that both sides have, and that change neither FLOPs nor layout.
-TUNABLE = "training.optimizer."
+# What may be tuned, by path: values of a whole run, of which both sides have one. The section and field of each.
+TUNABLE: dict[str, tuple[type[Section], str]] = {
+    **{f"training.optimizer.{name}": (Optimizer, name) for name in Optimizer.model_fields},
+    "training.global_batch_tokens": (Training, "global_batch_tokens"),
+    **{f"training.lr_schedule.{name}": (LrSchedule, name) for name in ("warmup", "decay", "min_lr_ratio")},
+}
 
 
 def _as_tuned(value: object) -> object:
-    """The values of every path as the optimizer takes them. Raises ValueError."""
+    """The values of every path as its section takes them. Raises ValueError."""
     if not isinstance(value, dict):
         return value  # pydantic says what is wrong
     return {path: _tuned_values(str(path), values) for path, values in value.items()}
 
 
 def _tuned_values(path: str, values: object) -> tuple[object, ...]:
-    field = path.removeprefix(TUNABLE)
-    if not path.startswith(TUNABLE) or field not in Optimizer.model_fields:
-        known = ", ".join(f"{TUNABLE}{name}" for name in Optimizer.model_fields)
-        raise ValueError(f"found {shown(path)}; expected one of {known}")
+    if path not in TUNABLE:
+        near = difflib.get_close_matches(path, TUNABLE, n=1, cutoff=0.75)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"found {shown(path)}{hint}; expected one of {', '.join(TUNABLE)}")
     if not isinstance(values, (list, tuple)) or not values:
         raise ValueError(f"{path}: found {shown(values)}; expected a list of values such as [1e-3, 2e-3, 4e-3]")
+    section, field = TUNABLE[path]
     found: list[object] = []
     for value in values:
         try:
-            parsed = getattr(Optimizer.model_validate({field: value}), field)
+            parsed = getattr(section.model_validate({field: value}), field)
         except ValidationError as error:
-            raise ValueError(f"{path}: {explain(error, Optimizer).problem}") from None
+            raise ValueError(f"{path}: {explain(error, section).problem}") from None
+        if parsed is None:
+            raise ValueError(f"{path}: found null; expected a value")
         if parsed in found:
             raise ValueError(f"{path}: found {shown(value)} a second time; expected each value once")
         found.append(parsed)
@@ -311,7 +319,7 @@ def _tuned_values(path: str, values: object) -> tuple[object, ...]:
 class Baseline(Section):
     """The last stage's model from scratch, once per budget of tokens, each decayed on its own.
 
-    tune: by path of the training's optimizer the values that are tried, on both sides of the comparison.
+    tune: by path of the file's training section (`TUNABLE`) the values that are tried, on both sides of the comparison.
     """
 
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]

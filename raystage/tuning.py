@@ -122,7 +122,8 @@ def edges(plan: Plan, values: Values) -> list[str]:
 
 
 def _is_at_edge(value: float, values: Sequence[float]) -> bool:
-    return len(values) > 1 and value in (min(values), max(values))
+    """None of what is tuned can be below 0: there is nothing beyond it."""
+    return len(values) > 1 and (value == max(values) or (value == min(values) and value > 0))
 
 
 def tried(plan: Plan, path: str) -> list[Any]:

@@ -1,16 +1,20 @@
 """The schedules that a tuned baseline and further seeds ask for: the written one with other values, or another seed.
 
-`baseline.tune` lists values of the run's optimizer. Every combination of them is tried, on both sides of the comparison
-alike, and what the schedule itself says is always among them. Seeds are the written one and those after it.
+`baseline.tune` lists values of the file's training section: of the optimizer, the batch, the rate's warm-up and decay.
+Every combination of them is tried, on both sides of the comparison alike, and what the schedule itself says is always
+among them. A value is tuned for a whole run: a stage that has one of its own for a tuned path is refused. Seeds are the
+written one and those after it.
 """
 
 from __future__ import annotations
 
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.schedule import NOTHING_REQUIRED, TUNABLE, Schedule, Stage
+from raystage.schedule import NOTHING_REQUIRED, Schedule, Stage
+from raystage.section import Section
 from raystage.units import shown
 
 # By path ("training.optimizer.lr") what a run is trained with, of what is tuned; empty where nothing is.
@@ -22,8 +26,7 @@ _SEEDS = 2**32
 
 def written_values(schedule: Schedule) -> Values:
     """What the schedule itself says of what is tuned."""
-    optimizer = schedule.training.optimizer
-    return tuple((path, getattr(optimizer, path.removeprefix(TUNABLE))) for path in _tune(schedule))
+    return tuple((path, attrgetter(path)(schedule)) for path in _tune(schedule))
 
 
 def other_values(schedule: Schedule) -> tuple[Values, ...]:
@@ -39,10 +42,14 @@ def other_values(schedule: Schedule) -> tuple[Values, ...]:
 
 def with_values(schedule: Schedule, values: Values) -> Schedule:
     """The schedule with these values in its training section."""
-    changes = {path.removeprefix(TUNABLE): value for path, value in values}
-    training = schedule.training
-    optimizer = training.optimizer.model_copy(update=changes)
-    return schedule.model_copy(update={"training": training.model_copy(update={"optimizer": optimizer})})
+    for path, value in values:
+        schedule = _with_value(schedule, path.split("."), value)
+    return schedule
+
+
+def _with_value(section: Any, path: list[str], value: Any) -> Any:
+    field, *rest = path
+    return section.model_copy(update={field: _with_value(getattr(section, field), rest, value) if rest else value})
 
 
 def with_seed(schedule: Schedule, more: int) -> Schedule:
@@ -92,15 +99,17 @@ def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any,
         if is_there:
             problem = f"found beside {beside}, whose runs have all to be finished to be compared"
             raise InputError(f"{problem}; remove it, or {beside}", key=f"{key}.{gate}")
-    if "optimizer" not in stage.training.model_fields_set:
-        return
-    own = stage.training.optimizer
     for path in tune:
-        field = path.removeprefix(TUNABLE)
-        if field in own.model_fields_set:
-            found = f"found {shown(getattr(own, field))} in a stage, which baseline.tune would leave as it is"
+        if _sets(stage, path.split(".")):
+            found = f"found {shown(attrgetter(path)(stage))} in a stage, which baseline.tune would leave as it is"
             expected = "expected it in the file's training section alone, where it is tuned for the whole run"
             raise InputError(f"{found}; {expected}", key=f"{key}.{path}")
+
+
+def _sets(section: Section, path: list[str]) -> bool:
+    """Whether a path leads to something that was written down."""
+    field, *rest = path
+    return field in section.model_fields_set and (not rest or _sets(getattr(section, field), rest))
 
 
 def _check_seeds(schedule: Schedule) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
-from raystage.schedule import TUNABLE
 
 Row = dict[str, Any]
 
@@ -21,8 +21,7 @@ def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str,
     keys = {"name": plan.name, "run": run.name, "stage_keys": {one.name: one.key for one in run.stages}}
     if not (plan.variants or plan.further_seeds):
         return {**config, **keys}
-    optimizer = run.stages[-1].training.optimizer
-    values = {path: getattr(optimizer, path.removeprefix(TUNABLE)) for path, _ in plan.values}
+    values = {path: attrgetter(path)(run.stages[-1]) for path, _ in plan.values}
     return {**config, **keys, "variant": {"seed": plan.variant_of(run.name).seed, **values}}
 
 

@@ -32,7 +32,11 @@ MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
 TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
 KNOWN_TOP = "known here: baseline, costs, data, init, model, name, seed, seeds, stages, training"
-TUNABLE = ", ".join(f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay"))
+TUNABLE = ", ".join(
+    [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
+    + ["training.global_batch_tokens"]
+    + [f"training.lr_schedule.{name}" for name in ("warmup", "decay", "min_lr_ratio")]
+)
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
 # values in it (a=1 | b=2). "set": the good file with --set. "reject": the good file with an on_reject in its second
@@ -418,6 +422,13 @@ CASES = [
     ("change", "baseline.tune=[1e-3]", f"baseline.tune: found [0.001]; {MAPPING}"),
     ("change", "baseline={budgets: [640], tune: {training.workers: [1, 2]}}", "baseline.tune: found "
      f"'training.workers'; expected one of {TUNABLE}"),
+    ("change", "baseline={budgets: [640], tune: {training.batch_tokens: [64]}}", "baseline.tune: "
+     "found 'training.batch_tokens' (did you mean training.global_batch_tokens?); "
+     f"expected one of {TUNABLE}"),
+    ("change", "baseline={budgets: [640], tune: {training.global_batch_tokens: [null]}}", "baseline.tune: "
+     "training.global_batch_tokens: found null; expected a value"),
+    ("change", "baseline={budgets: [640], tune: {training.lr_schedule.warmup: [1]}}", "baseline.tune: "
+     "training.lr_schedule.warmup: found 1, one token or all of the run; expected a fraction below 1, or tokens"),
     ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: 1e-3}}", "baseline.tune: "
      "training.optimizer.lr: found 0.001; expected a list of values such as [1e-3, 2e-3, 4e-3]"),
     ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: []}}", "baseline.tune: "

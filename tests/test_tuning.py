@@ -20,7 +20,7 @@ from raystage.schedule import Schedule
 from raystage.seeds import interval
 from raystage.storage import open_folder
 from raystage.store import Store
-from raystage.tuning import choose, compared, final_loss, tried_with
+from raystage.tuning import choose, compared, edges, final_loss, tried_with
 from raystage.wandb_rows import run_config, savings_summary
 
 LR = "training.optimizer.lr"
@@ -182,6 +182,13 @@ def test_a_rate_that_is_not_among_what_is_tuned_stays_open_to_doubt(tmp_path: Pa
     )
     warnings = build_report(make_plan(schedule), {}, {})["warnings"]
     assert any("rate is not tuned" in warning for warning in warnings)
+
+
+def test_below_a_weight_decay_of_0_there_is_nothing_to_try(tmp_path: Path) -> None:
+    decay = "training.optimizer.weight_decay"
+    plan = make_plan(make_schedule(tmp_path, baseline={"budgets": BUDGETS, "tune": {decay: [0, 0.1, 0.2]}}))
+    assert edges(plan, ((decay, 0.0),)) == []
+    assert edges(plan, ((decay, 0.2),)) == [decay]
 
 
 def test_while_it_goes_the_report_waits(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from raystage.trials import plan_sweep
 from sweeps import SPACE, make_sweep
 
 LR, DECAY = "training.optimizer.lr", "training.optimizer.weight_decay"
+BATCH, WARMUP = "training.global_batch_tokens", "training.lr_schedule.warmup"
 RATES = [1e-3, 2e-3, 4e-3]  # the schedule's own is 2e-3
 
 
@@ -57,6 +58,44 @@ def test_several_paths_are_tried_in_every_combination(tmp_path: Path) -> None:
         "staged-lr-0.002-weight_decay-0.0",
     ]  # fmt: skip
     assert len(set(names(plan.runs()))) == len(plan.runs())
+
+
+def test_batch_warmup_and_weight_decay_are_tuned_on_both_sides_in_every_combination(tmp_path: Path) -> None:
+    tune = {BATCH: [100, 200], WARMUP: [0.1, 100], DECAY: [0.1, 0.3]}
+    plan = make_plan(tuned(tmp_path, tune))
+    assert len(plan.candidates) == 8
+    for one in plan.candidates:
+        values = dict(one.staged_values)
+        for run in (one.staged, *one.baselines):
+            for stage in run.stages:
+                assert stage.training.global_batch_tokens == values[BATCH]
+                assert stage.training.lr_schedule.warmup == values[WARMUP]
+                assert stage.training.optimizer.weight_decay == values[DECAY]
+    other = next(one for one in plan.variants if dict(one.staged_values) == {BATCH: 200, WARMUP: 0.1, DECAY: 0.3})
+    assert other.staged.name == "staged-global_batch_tokens-200-warmup-0.1-weight_decay-0.3"
+    changed = {"global_batch_tokens": 200, "optimizer": {"lr": 2e-3, "weight_decay": 0.3}}
+    rate = {"lr_schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.2}}
+    alone = make_plan(tuned(tmp_path, {}, training={**changed, **rate}))
+    assert keys(other.staged, *other.baselines) == keys(*alone.runs())
+
+
+@pytest.mark.parametrize(
+    ("path", "own"), [(BATCH, {"global_batch_tokens": 50}), (WARMUP, {"lr_schedule": {"warmup": 50}})]
+)
+def test_a_stage_with_its_own_value_of_what_is_tuned_is_refused(path: str, own: dict, tmp_path: Path) -> None:
+    """As with the rate: a value is tuned for a whole run."""
+    schedule = tuned(tmp_path, {path: [100, 200]})
+    content = schedule.content()
+    content["stages"][1]["training"] = own
+    with pytest.raises(InputError, match=rf"^stages\[1\]\.{path}: found 50.* in a stage, which baseline\.tune"):
+        make_plan(parse(content))
+
+
+def test_a_stage_with_a_rate_of_its_own_takes_the_tuned_warmup(tmp_path: Path) -> None:
+    content = tuned(tmp_path, {WARMUP: [100, 200]}).content()
+    content["stages"][1]["training"] = {"lr_schedule": {"kind": "linear"}}
+    plan = make_plan(parse(content))
+    assert [one.staged.stages[1].training.lr_schedule.warmup for one in plan.candidates] == [100, 200]
 
 
 def test_too_many_combinations_are_refused(tmp_path: Path) -> None:
