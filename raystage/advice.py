@@ -236,11 +236,23 @@ def _unequal_starts(plan: Plan) -> Advice | None:
     )
 
 
+def _unknown_text(plan: Plan) -> Advice | None:
+    init = plan.staged.stages[0].init
+    if init is None or init.trained_on.is_whole:
+        return None
+    return Advice(
+        "init",
+        "gives a model of which it is not known what text it was trained on; held-out text may be among it, and the "
+        "evaluation loss then lower than on new text",
+        "only checkpoints of this and later versions of raystage keep what they were trained on",
+    )
+
+
 _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
     _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_twins, _inside_decay, _beyond_cap,
 )  # fmt: skip
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
-    _never_decays, _few_budgets, _costs_more, _unequal_starts,
+    _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
 )  # fmt: skip
 
 

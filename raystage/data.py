@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -100,10 +100,7 @@ def default_cache() -> Path:
 
 
 def _cache_key(data: DataPlan) -> str:
-    """The text, the tokenizer and the split by what they are, not by where they lie."""
-    facts = asdict(data)
-    del facts["path"], facts["source"], facts["tokenizer"]
-    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256(json.dumps(data.facts(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _tokenize(data: DataPlan, folder: Path) -> None:

@@ -37,6 +37,7 @@ def doubts(
         _budgets_doubt(plan),
         _length_doubt(plan),
         _data_doubt(plan),
+        _init_doubt(plan),
         _workers_doubt(plan, records),
         _order_doubt(plan, records),
         *_range_doubts(savings),
@@ -140,6 +141,13 @@ def _data_doubt(plan: Plan) -> str | None:
     if len(texts) == 1:
         return None
     return "Not the same text: the staged run's stages read other data than the baseline, so more than growing differs."
+
+
+def _init_doubt(plan: Plan) -> str | None:
+    init = plan.staged.stages[0].init
+    if init is None or init.trained_on.is_whole:
+        return None
+    return "It is not known what text the model in init was trained on: held-out text may be among it."
 
 
 def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from raystage.hf_config import check_trainable, shape_of
 from raystage.manifest_check import check_manifest
 from raystage.schedule import Init
 from raystage.shape import ModelShape
+from raystage.trained_on import NOT_KNOWN, TrainedOn
 from raystage.units import shown
 
 CONFIG, MANIFEST, RECORD = "config.json", "manifest.json", "record.json"
@@ -36,6 +37,7 @@ class InitPlan:
     """A model to begin from. path: its folder. fingerprint: what its weights and shape are, wherever it lies.
 
     is_checkpoint: raystage's own, else a Hugging Face folder. keeps_optimizer_state: as far as it has any of use.
+    trained_on: the text, as far as its manifest says.
     """
 
     path: str
@@ -43,6 +45,7 @@ class InitPlan:
     fingerprint: str
     shape: ModelShape
     keeps_optimizer_state: bool
+    trained_on: TrainedOn = field(default=NOT_KNOWN, compare=False, repr=False)
 
     def facts(self) -> dict[str, object]:
         """What of it can change a stage's result."""
@@ -65,7 +68,8 @@ def find_init(init: Init) -> InitPlan:
         raise InputError(problem, key="init.optimizer_state")
     shape = _checkpoint_shape(folder) if is_checkpoint else _folder_shape(folder)
     keeps = is_checkpoint and init.optimizer_state != "reset"
-    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps)
+    seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN
+    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen)
 
 
 def check_same(init: InitPlan) -> None:
@@ -143,6 +147,13 @@ def _checkpoint_shape(folder: Path) -> ModelShape:
         problem = f"found the family {shown(shape.family)}; expected one of {', '.join(FAMILIES)}"
         raise InputError(problem, key=_KEY, file=str(folder / MANIFEST))
     return shape
+
+
+def _trained_on(folder: Path) -> TrainedOn:
+    try:
+        return TrainedOn.from_json(_manifest(folder)["data_cursor"].get("trained_on"))
+    except ValueError as error:
+        raise InputError(f"damaged ({error})", key=_KEY, file=str(folder / MANIFEST)) from None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

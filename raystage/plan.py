@@ -30,6 +30,7 @@ from raystage.schedule import (
 )
 from raystage.shape import ModelShape, flops_per_token
 from raystage.sources import Sources
+from raystage.trained_on import NOTHING
 from raystage.variants import Values, check_variants, label, other_values, with_seed, with_values, written_values
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
@@ -106,7 +107,7 @@ def _check_run_name(name: str) -> None:
 
 def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
     init = sources.init(schedule.init) if schedule.init else None
-    stages = resolve(schedule, init.shape if init else None, sources)
+    stages = resolve(schedule, init, sources)
     last = stages[-1]
     run_tokens = sum(stage.tokens for stage in stages)
     cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
@@ -270,6 +271,7 @@ def _plan_stage(
 ) -> StagePlan:
     tokens = course_of(stage.training, stage.shape.context_length).tokens(steps)
     before = parent or init
+    seen = before.trained_on if before else NOTHING
     planned = StagePlan(
         name=name,
         key="",
@@ -293,6 +295,7 @@ def _plan_stage(
         own_rate=grows and stage.own_rate,
         accept=stage.accept if grows else None,
         freezing=stage.freezing if grows else None,
+        trained_on=seen.and_on(stage.data.text),
     )
     return replace(planned, key=key_at(planned, steps))
 
@@ -326,8 +329,6 @@ def trunk_key(stage: StagePlan) -> str:
 def _facts(stage: StagePlan) -> dict[str, object]:
     """All that can change the stage's result but its length and rate. Names, paths and cadences cannot, but for that
     of evaluation where the stage ends on what it shows."""
-    data = dict(vars(stage.data))
-    del data["path"], data["source"], data["tokenizer"]  # their fingerprints say what was read
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     for name, without in (("offload_optimizer", "none"), ("ramp", None)):
         if training[name] == without:  # left out: a key of before stays as it was
@@ -337,7 +338,7 @@ def _facts(stage: StagePlan) -> dict[str, object]:
         "parent": stage.parent_key,
         "growth": stage.growth.facts() if stage.growth else None,
         "shape": vars(stage.shape),
-        "data": data,
+        "data": stage.data.facts(),
         "training": training | {"optimizer": stage.training.optimizer.used()},
         "seed": stage.seed,
         "start_tokens": stage.start_tokens,

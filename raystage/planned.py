@@ -8,7 +8,7 @@ share a trunk, whose pieces have equal keys and so are trained once. `plan` make
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from raystage import memory, rates
 from raystage.conditions import Accept, Until
@@ -22,6 +22,7 @@ from raystage.resolve import token_flops
 from raystage.schedule import NO_COSTS, NOTHING_REQUIRED, Costs, Require, Training
 from raystage.shape import ModelShape, num_params
 from raystage.sources import DataPlan
+from raystage.trained_on import NOTHING, TrainedOn
 from raystage.variants import Values
 
 
@@ -57,6 +58,7 @@ class StagePlan:
     growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
     stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
     the longest context of the run. freezing: what of the model stands still.
+    trained_on: all text that the model has seen when the stage ends.
     """
 
     name: str
@@ -81,6 +83,7 @@ class StagePlan:
     own_rate: bool = False
     accept: Accept | None = None
     freezing: Freezing | None = None
+    trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
 
     @property
     def course(self) -> Course:

@@ -14,6 +14,7 @@ from raystage.growth.operator import is_trained, layer_origins
 from raystage.growth.refusal import changed_fields, refusal
 from raystage.growth.trained import stage_refusal
 from raystage.hooks import check_call
+from raystage.initial import InitPlan
 from raystage.ramps import Course, check_ramp, check_ramp_fits, course_of
 from raystage.resolve_shape import inherited_norm_eps, resolve_shape
 from raystage.schedule import (
@@ -64,7 +65,7 @@ class ResolvedStage:
 
 
 def resolve(
-    schedule: Schedule, init: ModelShape | None = None, sources: Sources | None = None
+    schedule: Schedule, init: InitPlan | None = None, sources: Sources | None = None
 ) -> tuple[ResolvedStage, ...]:
     """Every stage resolved; what no stage says of its model is as in `init`, which the first stage starts from.
 
@@ -83,7 +84,8 @@ def resolve(
     return stages
 
 
-def _resolve_stages(schedule: Schedule, init: ModelShape | None, sources: Sources) -> tuple[ResolvedStage, ...]:
+def _resolve_stages(schedule: Schedule, start: InitPlan | None, sources: Sources) -> tuple[ResolvedStage, ...]:
+    init = start.shape if start else None
     completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
     _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     stages: list[ResolvedStage] = []
@@ -100,6 +102,7 @@ def _resolve_stages(schedule: Schedule, init: ModelShape | None, sources: Source
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
     _check_held_out(schedule, stages, sources)
+    _check_held_out_of_init(schedule, stages, start, sources)
     return _with_windows(schedule, stages)
 
 
@@ -137,6 +140,22 @@ def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], sources: So
                 problem = f"{found} that stage {name!r} was trained on; expected at most the {fraction:g} there"
                 raise InputError(problem, key=written_key(schedule, index, "data.validation_fraction"))
         seen[mine] = stage.name
+
+
+def _check_held_out_of_init(
+    schedule: Schedule, stages: list[ResolvedStage], init: InitPlan | None, sources: Sources
+) -> None:
+    """Refuse to evaluate a model on documents that it was trained on before it came here, as far as it is known."""
+    for text in init.trained_on.texts if init else ():
+        for index, stage in enumerate(stages):
+            fraction = stage.data.validation_fraction
+            count = text.count_in(sources.corpus(stage.data.source, stage.data.path).split(fraction)[1])
+            if count:
+                found = f"found {fraction:g}, which holds out {count} document{'s' if count > 1 else ''}"
+                problem = f"{found} that the model in init was trained on"
+                expected = f"expected at most the {text.validation_fraction:g} there, or other text to hold out"
+                key = written_key(schedule, index, "data.validation_fraction")
+                raise InputError(f"{problem}; {expected}", key=key)
 
 
 def _with_freezing(freeze: Freeze | None, before: ModelShape | None, stage: ResolvedStage) -> ResolvedStage:

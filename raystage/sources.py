@@ -6,17 +6,19 @@ To identify a corpus takes reading all of it. Whoever plans many schedules keeps
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
 from raystage.errors import InputError
 from raystage.initial import InitPlan, find_init
 from raystage.schedule import Data, Init
+from raystage.trained_on import TrainingText
 
 
 @dataclass(frozen=True)
 class DataPlan:
     """What is read. `fingerprint` identifies the text itself and `tokenizer_fingerprint` the tokenizer
-    ("bytes", a hub name, or the hash of a folder's files), wherever they lie."""
+    ("bytes", a hub name, or the hash of a folder's files), wherever they lie. text: what is trained on."""
 
     source: str
     path: tuple[str, ...]
@@ -24,6 +26,15 @@ class DataPlan:
     validation_fraction: float
     fingerprint: str
     tokenizer_fingerprint: str = BYTE_TOKENIZER
+    text: TrainingText | None = field(default=None, compare=False, repr=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What of it decides the tokens: text, tokenizer and split by what they are, not by where they lie."""
+        return {
+            "fingerprint": self.fingerprint,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "validation_fraction": self.validation_fraction,
+        }
 
 
 @dataclass
@@ -59,14 +70,16 @@ class Sources:
             problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
             raise InputError(problem, key="data.path")
         corpus = self.corpus(data.source, data.path)
-        _check_split(corpus, data.validation_fraction)
+        fraction = data.validation_fraction
+        _check_split(corpus, fraction)
         return DataPlan(
             source=data.source,
             path=data.path,
             tokenizer=data.tokenizer,
-            validation_fraction=data.validation_fraction,
+            validation_fraction=fraction,
             fingerprint=corpus.fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
+            text=TrainingText.of(corpus.fingerprint, fraction, corpus.split(fraction)[0]),
         )
 
 

@@ -23,8 +23,8 @@ FLOORS: dict[int, set[str]] = {
         "memory", "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps",
         "rates", "record", "report", "report_tables", "resolve", "resolve_shape", "retention", "savings", "schedule",
         "section", "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels",
-        "sweep_report", "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants", "versions",
-        "wandb_rows", "yamlfile",
+        "sweep_report", "trained_on", "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants",
+        "versions", "wandb_rows", "yamlfile",
     },
     2: {
         "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",

@@ -12,19 +12,22 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from factories import write_documents
+from factories import make_records, write_documents
 from raystage import handover
 from raystage.advice import warnings
 from raystage.certify import load
 from raystage.checkpoint import Checkpoint
 from raystage.cli import main
+from raystage.comparison import measure_savings
+from raystage.doubts import doubts
 from raystage.errors import InputError
 from raystage.grow import open_source
 from raystage.growth.apply import Grown
 from raystage.huggingface import FolderWeights, open_model
+from raystage.initial import find_init
 from raystage.plan import Plan, make_plan
 from raystage.plan_json import plan_json
-from raystage.schedule import Schedule, parse
+from raystage.schedule import Init, Schedule, parse
 from raystage.shape import parameters
 from raystage.stage_runner import evaluation_set
 from raystage.storage import open_folder
@@ -36,6 +39,7 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 12,
 }  # fmt: skip
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+PROTOCOL = "point 5 of raystage's protocol: every stage counts"
 MODEL = {"num_layers": 2, "hidden_size": 16, "num_heads": 4, "context_length": 12}
 FOLDERS = {
     "llama": (transformers.LlamaForCausalLM, {**SIZES, **THETA, "rms_norm_eps": 1e-3}),
@@ -199,6 +203,45 @@ def test_a_checkpoint_brings_its_moments(trained: tuple[Path, Path]) -> None:
                 grown.slice(one.name, state, 0, one.numel), source.read(one.name, state, 0, one.numel)
             )
     assert any(source.read(one.name, "exp_avg", 0, one.numel).any() for one in parameters(first.shape))
+
+
+@pytest.mark.parametrize("what", ["stage", "checkpoint"])
+def test_text_that_the_model_was_trained_on_is_not_held_out(trained: tuple[Path, Path], what: str) -> None:
+    """A larger fraction holds documents out that the stage was trained on; other text is no matter."""
+    texts, stage = trained
+    start = stage if what == "stage" else checkpoint_of(stage)
+    plan = make_plan(make_schedule(texts, start, baseline={"budgets": [192]}))
+    assert plan.staged.stages[0].trained_on.is_whole
+    assert [one.source for one in warnings(plan) if one.key == "init"] == [PROTOCOL]
+    with pytest.raises(InputError) as refused:
+        make_plan(make_schedule(texts, start, data={"validation_fraction": 0.8}))
+    assert str(refused.value) == (
+        "data.validation_fraction: found 0.8, which holds out 2 documents that the model in init was trained on; "
+        "expected at most the 0.5 there, or other text to hold out"
+    )
+
+
+def test_what_a_model_was_trained_on_goes_from_run_to_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """The model that came out of the second run has seen the first one's text."""
+    texts, stage = trained
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(12):
+        (other / f"{number}.txt").write_text(f"another {number}\n" * 10)
+    text = {"source": "text", "path": str(other), "validation_fraction": 0.5}
+    schedule = parse({**make_schedule(texts, stage).content(), "data": text})
+    (record,) = train(schedule, tmp_path / "store")
+    seen = find_init(Init.model_validate({"from": str(tmp_path / "store/stages" / record.key)})).trained_on
+    assert (len(seen.texts), seen.is_whole) == (2, True)
+
+
+def test_of_a_folder_it_is_not_known_what_it_was_trained_on(tmp_path: Path, texts: Path) -> None:
+    plan = make_plan(make_schedule(texts, make(tmp_path / "model", "llama"), baseline={"budgets": [192]}))
+    (said,) = (one for one in warnings(plan) if one.key == "init" and one.source != PROTOCOL)
+    assert "not known what text it was trained on" in said.text
+    records = make_records(plan, 2.0, (2.5,))
+    found = doubts(plan, records, measure_savings(plan, records))
+    assert [one for one in found if "the model in init was trained on: held-out text may be among it" in one]
 
 
 # --- keys ---------------------------------------------------------------------------------------
