@@ -19,7 +19,7 @@ import transformers
 from safetensors import safe_open
 
 from raystage import model as models
-from raystage.data import ByteTokenizer
+from raystage.encoding import ByteTokenizer
 from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.grow import Source

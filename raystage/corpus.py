@@ -1,8 +1,8 @@
 """Documents: where they come from, which are held out, and what identifies them. No tensors here.
 
-A document is a file. It is held out for evaluation by the hash of its own content, so the split is
-the same on every machine and worker and two copies of one text are never on both sides of it. Files of Python's
-library that belong together are held out together: see `Corpus.split`.
+A document is a file, or a piece of one where the schedule says how to cut. It is held out for evaluation by the hash
+of its own content, so the split is the same on every machine and worker and two copies of one text are never on both
+sides of it. Files of Python's library that belong together are held out together: see `Corpus.positions`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import os
 import re
 import sysconfig
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from raystage.errors import InputError
+from raystage.text_files import holds_any, measured, stdlib_files, text_files, unreadable
 
 BYTE_TOKENIZER = "bytes"
+BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
-_SKIPPED_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _BUCKETS = 2**32
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # All that Hugging Face tokenizers of any kind read from a folder.
@@ -33,7 +35,8 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `digest` is the SHA-256 of its bytes, `num_bytes` how many they are, `path` where to read them.
+    """One text. `digest` is the SHA-256 of its bytes, `num_bytes` how many they are, `path` the file that they lie in,
+    from `start` on.
 
     package: what it is a part of, where such parts stay on one side of the split.
     """
@@ -42,21 +45,56 @@ class Document:
     digest: str
     num_bytes: int
     package: str | None = None
+    start: int = 0
+
+    def read(self) -> bytes:
+        """Its bytes. Raises InputError where they are not those any more that were looked at."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                content = file.read(self.num_bytes)
+        except OSError as error:
+            raise unreadable(error, "data.path") from None
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            problem = f"{str(self.path)!r} changed while it was read; expected text that stays as it was planned with"
+            raise InputError(problem, key="data.path")
+        return content
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which files below the paths are read, where they are cut into documents, and what is held out.
+
+    files: a pattern of names. validation_path: text of its own to hold out, instead of a share. may_be_any: whether
+    files with bytes 0 are read all the same.
+    """
+
+    files: str | None = None
+    validation_path: tuple[str, ...] = ()
+    document_separator: str | None = None
+    document_bytes: int | None = None
+    may_be_any: bool = False
+
+
+WHOLE_FILES = TextOptions()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All documents of a source, in an order that depends on their content alone."""
+    """All documents of a source, in an order that depends on their content alone. held_out: where these are text of
+    their own, and not a share of it."""
 
     documents: tuple[Document, ...]
+    held_out: tuple[Document, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the documents' digests: equal text has an equal fingerprint wherever it lies.
 
-        The packages are in it, where there are any: they decide the split.
+        The packages are in it, where there are any, and text of its own to hold out: they decide the split.
         """
-        return _sha256("".join(document.digest + (document.package or "") for document in self.documents))
+        held_out = ["held out", *(document.digest for document in self.held_out)] if self.held_out else []
+        return _sha256("".join([*(one.digest + (one.package or "") for one in self.documents), *held_out]))
 
     @cached_property
     def positions(self) -> tuple[float, ...]:
@@ -80,12 +118,22 @@ class Corpus:
         )
 
     def split(self, fraction: float) -> tuple[list[Document], list[Document]]:
-        """(training, held-out) documents; what is held out is in no package trained on, under whatever name."""
-        placed = list(zip(self.documents, self.positions, strict=True))
-        held = [document for document, position in placed if position < fraction]
+        """(training, held-out) documents; of what is held out no copy is trained on, in whatever place.
+
+        The fraction is of no account where text of its own is held out.
+        """
+        if self.held_out is not None:
+            held = list(self.held_out)
+        else:
+            placed = zip(self.documents, self.positions, strict=True)
+            held = [document for document, position in placed if position < fraction]
         digests = {document.digest for document in held}
-        rest = [document for document, position in placed if position >= fraction and document.digest not in digests]
-        return rest, held
+        return [document for document in self.documents if document.digest not in digests], held
+
+    def holds_any(self, marks: Collection[bytes]) -> bool:
+        """Whether one of these stands anywhere in the files."""
+        files = {document.path for document in (*self.documents, *(self.held_out or ()))}
+        return any(holds_any(file, marks) for file in sorted(files))
 
     def working_fraction(self) -> float | None:
         """The smallest fraction, in hundredths, that holds a document out and leaves one; None if there is none."""
@@ -94,34 +142,49 @@ class Corpus:
         return fraction if fraction <= positions[-1] else None
 
 
-def read_corpus(source: str, paths: tuple[str, ...]) -> Corpus:
-    """The documents of a source. Raises InputError where there is nothing to read."""
-    files = stdlib_files() if source == "python-stdlib" else _text_files(paths)
-    documents = [_document(file, _package(file) if source == "python-stdlib" else None) for file in files]
-    documents = [document for document in documents if document.num_bytes]
+def read_corpus(source: str, paths: tuple[str, ...], options: TextOptions = WHOLE_FILES) -> Corpus:
+    """The documents of a source. Raises InputError where there is nothing to read, or what is there is no text."""
+    if source == "python-stdlib":
+        return Corpus(
+            _ordered(_documents(stdlib_files(), WHOLE_FILES, is_stdlib=True), "Python's library", "data.path")
+        )
+    documents = _text(paths, options, "data.path")
+    if not options.validation_path:
+        return Corpus(documents)
+    return Corpus(documents, _text(options.validation_path, options, "data.validation_path"))
+
+
+def _text(paths: tuple[str, ...], options: TextOptions, key: str) -> tuple[Document, ...]:
+    files = text_files(paths, options.files, key)
+    return _ordered(_documents(files, options, key=key), ", ".join(paths), key)
+
+
+def _documents(
+    files: Iterable[Path], options: TextOptions, key: str = "data.path", is_stdlib: bool = False
+) -> list[Document]:
+    return [
+        Document(file, piece.digest, piece.num_bytes, _package(file) if is_stdlib else None, piece.start)
+        for file in files
+        for piece in measured(
+            file, options.document_separator, options.document_bytes, options.may_be_any or is_stdlib, key
+        )
+        if piece.num_bytes
+    ]
+
+
+def _ordered(documents: list[Document], place: str, key: str) -> tuple[Document, ...]:
     if not documents:
-        place = ", ".join(paths) or "Python's library"
-        raise InputError(f"found no text in {place}; expected files with something in them", key="data.path")
-    return Corpus(tuple(sorted(documents, key=_order)))
+        raise InputError(f"found no text in {place}; expected files with something in them", key=key)
+    return tuple(sorted(documents, key=_order))
 
 
-def _order(document: Document) -> tuple[str, str, str]:
-    return document.digest, document.package or "", str(document.path)
-
-
-def _document(file: Path, package: str | None) -> Document:
-    digest, num_bytes = _digest(file)
-    return Document(file, digest, num_bytes, package)
+def _order(document: Document) -> tuple[str, str, str, int]:
+    return document.digest, document.package or "", str(document.path), document.start
 
 
 def _package(file: Path) -> str:
     """The top-level package or module of the library that a file belongs to: json/decoder.py to json."""
     return file.relative_to(sysconfig.get_path("stdlib")).parts[0].removesuffix(".py")
-
-
-def stdlib_files() -> list[Path]:
-    """The running Python's own library sources, without its tests."""
-    return _walk(Path(sysconfig.get_path("stdlib")), ".py", _SKIPPED_STDLIB)
 
 
 def tokenizer_fingerprint(tokenizer: str) -> str:
@@ -144,46 +207,17 @@ def _folder_fingerprint(folder: Path) -> str:
     if not files:
         problem = f"found no tokenizer in the folder {str(folder)!r}; expected tokenizer.json or the like in it"
         raise InputError(problem, key="data.tokenizer")
-    lines = [f"{file.name} {_digest(file, 'data.tokenizer')[0]}\n" for file in files]
+    lines = [f"{file.name} {_digest(file)}\n" for file in files]
     return "sha256:" + _sha256("".join(lines))
-
-
-def _text_files(paths: tuple[str, ...]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        if os.path.isdir(path):
-            files += _walk(Path(path), "", {"__pycache__"})
-        elif os.path.isfile(path):
-            files.append(Path(path))
-        else:
-            raise InputError(f"found no file or folder {path!r}; expected one that is there", key="data.path")
-    return files
-
-
-def _walk(folder: Path, suffix: str, skipped: set[str]) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
-    return [path for path in found if path.is_file()]
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest(file: Path, key: str = "data.path") -> tuple[str, int]:
-    """SHA-256 of a file, and of how many bytes."""
+def _digest(file: Path) -> str:
     try:
         with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise _unreadable(error, key) from None
-
-
-def _refuse(error: OSError) -> None:
-    raise _unreadable(error, "data.path") from None
-
-
-def _unreadable(error: OSError, key: str) -> InputError:
-    return InputError(f"{error.filename} cannot be read ({error.strerror}); expected readable files", key=key)
+        raise unreadable(error, "data.tokenizer") from None

@@ -7,129 +7,39 @@ tokens at the same position.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from raystage.corpus import Document, read_corpus
 from raystage.errors import InputError
-from raystage.hf_tokenizer import pretrained
-from raystage.resolve_shape import BYTE_VOCABULARY
+from raystage.resolve_shape import vocabulary_problem
 from raystage.sources import DataPlan
-
-_SEPARATOR_BYTE = BYTE_VOCABULARY - 1
-
-
-class Tokenizer(Protocol):
-    """Bytes of one document to token ids; `size` is one more than the largest id."""
-
-    size: int
-
-    def encode(self, text: bytes) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class ByteTokenizer:
-    """Every byte is a token; 256 ends a document."""
-
-    size: int = BYTE_VOCABULARY
-
-    def encode(self, text: bytes) -> np.ndarray:
-        return np.append(np.frombuffer(text, dtype=np.uint8).astype(np.uint16), np.uint16(_SEPARATOR_BYTE))
-
-
-class PretrainedTokenizer:
-    """A Hugging Face tokenizer, by hub name or folder; its end-of-sequence token ends a document."""
-
-    def __init__(self, name: str) -> None:
-        try:
-            self._tokenizer = pretrained(name)
-        except InputError as error:
-            problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
-            raise InputError(problem, key="data.tokenizer") from None
-        self.size = len(self._tokenizer)
-
-    def encode(self, text: bytes) -> np.ndarray:
-        ids = self._tokenizer.encode(text.decode("utf-8", "replace"), add_special_tokens=False, verbose=False)
-        end = self._tokenizer.eos_token_id
-        return np.array(ids if end is None else [*ids, end], dtype=np.uint32)
+from raystage.token_files import open_index
+from raystage.token_index import HELD_OUT, TRAIN, TokenIndex, cache_folder
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The tokens of all training documents laid end to end, and of all held-out ones."""
+    """The tokens of all training documents laid end to end, and of all held-out ones; what is known of them."""
 
     train: np.ndarray
     held_out: np.ndarray
-
-
-def make_tokenizer(name: str) -> Tokenizer:
-    return ByteTokenizer() if name == "bytes" else PretrainedTokenizer(name)
+    index: TokenIndex
 
 
 def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> Streams:
     """The token streams of `data`, memory-mapped from this machine's cache, made there on first use.
 
     Raises InputError where the text on this machine is not the text that was planned with, or the
-    tokenizer has more tokens than the model's vocabulary.
+    tokenizer has ids that the model's vocabulary has not.
     """
-    folder = (cache or default_cache()) / _cache_key(data)
-    if not (folder / "index.json").exists():
-        _tokenize(data, folder)
-    index = json.loads((folder / "index.json").read_text())
-    if index["tokenizer_size"] > vocab_size:
-        raise InputError(
-            f"found {vocab_size}; the tokenizer {data.tokenizer!r} has {index['tokenizer_size']} tokens",
-            key="model.vocab_size",
-        )
-    return Streams(
-        *(np.memmap(folder / name, dtype=index["dtype"], mode="r") for name in ("train.bin", "held_out.bin"))
-    )
-
-
-def default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "raystage" / "tokens"
-
-
-def _cache_key(data: DataPlan) -> str:
-    return sha256(json.dumps(data.facts(), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _tokenize(data: DataPlan, folder: Path) -> None:
-    """Write both streams beside `folder` and move them there whole, so that a half cache is never seen."""
-    corpus = read_corpus(data.source, data.path)
-    if corpus.fingerprint != data.fingerprint:
-        raise InputError(
-            f"the text on this machine ({corpus.fingerprint[:12]}) is not the one that was planned with "
-            f"({data.fingerprint[:12]}); expected the same files (for python-stdlib: the same Python) everywhere",
-            key="data",
-        )
-    tokenizer = make_tokenizer(data.tokenizer)
-    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-    work = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-    work.mkdir(parents=True)
-    train, held_out = corpus.split(data.validation_fraction)
-    _write_stream(train, tokenizer, dtype, work / "train.bin")
-    _write_stream(held_out, tokenizer, dtype, work / "held_out.bin")
-    (work / "index.json").write_text(json.dumps({"dtype": dtype.__name__, "tokenizer_size": tokenizer.size}))
-    try:
-        work.rename(folder)
-    except OSError:  # another worker on this machine was first; its streams are the same
-        shutil.rmtree(work)
-
-
-def _write_stream(documents: list[Document], tokenizer: Tokenizer, dtype: type, path: Path) -> None:
-    with path.open("wb") as file:
-        for document in documents:
-            file.write(tokenizer.encode(document.path.read_bytes()).astype(dtype).tobytes())
+    folder = cache_folder(data, cache)
+    index = open_index(data, folder)
+    if index.tokenizer_size > vocab_size:
+        raise InputError(vocabulary_problem(vocab_size, data.tokenizer, index.tokenizer_size), key="model.vocab_size")
+    streams = (np.memmap(folder / name, dtype=index.dtype, mode="r") for name in (TRAIN, HELD_OUT))
+    return Streams(*streams, index)
 
 
 class Reader:

@@ -12,9 +12,8 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from raystage.corpus import BYTE_TOKENIZER, tokenizer_fingerprint
+from raystage.corpus import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.errors import InputError
-from raystage.resolve_shape import BYTE_VOCABULARY
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _FOLDER = "sha256:"  # what the fingerprints of folders begin with

@@ -125,21 +125,19 @@ def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[Reso
 
 def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], sources: Sources) -> None:
     """Refuse to evaluate a model on documents that a stage before was trained on."""
-    seen: dict[tuple, str] = {}  # text that was trained on, and the stage that was the first to
+    seen: list[ResolvedStage] = []  # of each text that was trained on the first stage that was
     for index, stage in enumerate(stages):
-        mine = (stage.data.source, stage.data.path), stage.data.validation_fraction
-        if mine in seen:
+        if any(stage.data.text == earlier.data.text for earlier in seen):
             continue
         # Before the first there is nothing to compare with, and to split a corpus takes a quarter of a plan's time.
-        held_out = {document.digest for document in sources.corpus(*mine[0]).split(mine[1])[1]} if seen else set()
-        for (source, fraction), name in seen.items():
-            trained = {document.digest for document in sources.corpus(*source).split(fraction)[0]}
+        held_out = {document.digest for document in sources.split(stage.data)[1]} if seen else set()
+        for earlier in seen:
+            trained = {document.digest for document in sources.split(earlier.data)[0]}
             count = len(held_out & trained)
             if count:
-                found = f"found {mine[1]:g}, which holds out {count} document{'s' if count > 1 else ''}"
-                problem = f"{found} that stage {name!r} was trained on; expected at most the {fraction:g} there"
-                raise InputError(problem, key=written_key(schedule, index, "data.validation_fraction"))
-        seen[mine] = stage.name
+                by = f"that stage {earlier.name!r} was trained on"
+                raise _held_out_error(schedule, index, stage, count, by, earlier.data.text.validation_fraction)
+        seen.append(stage)
 
 
 def _check_held_out_of_init(
@@ -148,14 +146,24 @@ def _check_held_out_of_init(
     """Refuse to evaluate a model on documents that it was trained on before it came here, as far as it is known."""
     for text in init.trained_on.texts if init else ():
         for index, stage in enumerate(stages):
-            fraction = stage.data.validation_fraction
-            count = text.count_in(sources.corpus(stage.data.source, stage.data.path).split(fraction)[1])
+            count = text.count_in(sources.split(stage.data)[1])
             if count:
-                found = f"found {fraction:g}, which holds out {count} document{'s' if count > 1 else ''}"
-                problem = f"{found} that the model in init was trained on"
-                expected = f"expected at most the {text.validation_fraction:g} there, or other text to hold out"
-                key = written_key(schedule, index, "data.validation_fraction")
-                raise InputError(f"{problem}; {expected}", key=key)
+                by = "that the model in init was trained on"
+                raise _held_out_error(schedule, index, stage, count, by, text.validation_fraction)
+
+
+def _held_out_error(
+    schedule: Schedule, index: int, stage: ResolvedStage, count: int, by: str, fraction: float | None
+) -> InputError:
+    """fraction: what the other text held out; None where that was text of its own."""
+    documents = f"{count} document{'s' if count > 1 else ''} {by}"
+    key, problem = "data.validation_fraction", f"found {stage.data.validation_fraction:g}, which holds out {documents}"
+    expected = "expected other text to hold out"
+    if stage.data.options.validation_path:
+        key, problem = "data.validation_path", f"found {documents}"
+    elif fraction is not None:
+        expected = f"expected at most the {fraction:g} there"
+    return InputError(f"{problem}; {expected}", key=written_key(schedule, index, key))
 
 
 def _with_freezing(freeze: Freeze | None, before: ModelShape | None, stage: ResolvedStage) -> ResolvedStage:
@@ -221,7 +229,7 @@ def _resolve_stage(
 ) -> ResolvedStage:
     written, stage = schedule.stages[index], schedule.resolved(index)
     data = sources.data(stage.data)
-    shape = resolve_shape(stage.model, stage.data)
+    shape = resolve_shape(stage.model, data)
     if before:
         shape = replace(shape, rope_theta=before.rope_theta)
         if stage.model.norm_eps is None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.growth.exact import with_norm_eps
-from raystage.schedule import Data, Grow, Model
+from raystage.schedule import Grow, Model
 from raystage.shape import ModelShape, heads_problem
+from raystage.sources import DataPlan
 
-BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
-
-def resolve_shape(model: Model, data: Data) -> ModelShape:
+def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
     """The model's shape with what follows filled in: heads, feed-forward size, vocabulary."""
     for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
         if getattr(model, field) is None:
@@ -97,12 +95,21 @@ def _head_size(model: Model) -> int:
     return head_size
 
 
-def _vocab_size(model: Model, data: Data) -> int:
-    if data.tokenizer != BYTE_TOKENIZER:
-        if model.vocab_size is None:
-            raise InputError(f"missing; expected the size of the tokenizer {data.tokenizer!r}", key="model.vocab_size")
-        return model.vocab_size
-    if model.vocab_size is not None and model.vocab_size < BYTE_VOCABULARY:
-        problem = f"found {model.vocab_size}; expected at least {BYTE_VOCABULARY} for the byte tokenizer"
-        raise InputError(problem, key="model.vocab_size")
-    return model.vocab_size or BYTE_VOCABULARY
+def _vocab_size(model: Model, data: DataPlan) -> int:
+    """As written, else as large as the tokenizer's ids ask for; larger ones are padding."""
+    size = data.tokenizer_size
+    if model.vocab_size is None:
+        if size is None:
+            problem = (
+                f"missing; expected one more than the largest id of the tokenizer {data.tokenizer!r}, not known here"
+            )
+            raise InputError(problem, key="model.vocab_size")
+        return size
+    if size is not None and model.vocab_size < size:
+        raise InputError(vocabulary_problem(model.vocab_size, data.tokenizer, size), key="model.vocab_size")
+    return model.vocab_size
+
+
+def vocabulary_problem(vocab_size: int, tokenizer: str, size: int) -> str:
+    """What is wrong with a vocabulary that has no place for the tokenizer's largest id."""
+    return f"found {vocab_size}; expected at least {size}: the ids of the tokenizer {tokenizer!r} go up to {size - 1}"

@@ -60,15 +60,33 @@ def _as_list(value: object) -> object:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list)]
 
 
 class Data(Section):
-    """Where the text comes from and how it is read."""
+    """Where the text comes from and how it is read.
+
+    files: a pattern of the names of files to read. document_separator, document_bytes: where files are cut into
+    documents. validation_path: text to hold out, in place of a fraction. end_token: ends a document, in place of the
+    tokenizer's own. encoding_errors: what is done about bytes that are not UTF-8.
+    """
 
     source: Literal["python-stdlib", "text"] = "python-stdlib"
-    path: Annotated[tuple[Text, ...], BeforeValidator(_as_list)] = ()
+    path: Paths = ()
+    files: Text | None = None
+    document_separator: Text | None = None
+    document_bytes: Count | None = None
     tokenizer: Text = BYTE_TOKENIZER
+    end_token: Text | None = None
+    encoding_errors: Literal["strict", "replace"] = "strict"
     validation_fraction: Share = 0.05
+    validation_path: Paths = ()
+
+    @model_validator(mode="after")
+    def _holds_out_in_one_way(self) -> Data:
+        if self.validation_path and "validation_fraction" in self.model_fields_set:
+            raise ValueError("found both validation_fraction and validation_path; expected one of them")
+        return self
 
 
 class Model(Section):
@@ -433,8 +451,9 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
 def _located(data: Data, beside: Path | None) -> Data:
     """The same with absolute paths; a tokenizer is a path where there is such a folder."""
     changes: dict[str, object] = {}
-    if data.path:
-        changes["path"] = tuple(_locate(path, beside) for path in data.path)
+    for name in ("path", "validation_path"):
+        if getattr(data, name):
+            changes[name] = tuple(_locate(path, beside) for path in getattr(data, name))
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
     return data.model_copy(update=changes)

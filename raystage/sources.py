@@ -5,20 +5,47 @@ To identify a corpus takes reading all of it. Whoever plans many schedules keeps
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from raystage.corpus import BYTE_TOKENIZER, Corpus, read_corpus, tokenizer_fingerprint
+from raystage.corpus import (
+    BYTE_TOKENIZER,
+    BYTE_VOCABULARY,
+    WHOLE_FILES,
+    Corpus,
+    Document,
+    TextOptions,
+    read_corpus,
+    tokenizer_fingerprint,
+)
 from raystage.errors import InputError
 from raystage.initial import InitPlan, find_init
 from raystage.schedule import Data, Init
+from raystage.tokenizer_folder import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
 from raystage.trained_on import TrainingText
+from raystage.units import shown
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """Of one side of the split."""
+
+    documents: int
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class DataPlan:
     """What is read. `fingerprint` identifies the text itself and `tokenizer_fingerprint` the tokenizer
-    ("bytes", a hub name, or the hash of a folder's files), wherever they lie. text: what is trained on."""
+    ("bytes", a hub name, or the hash of a folder's files), wherever they lie.
+
+    tokenizer_size: one more than its largest id, where its files say so. end_token: what ends a document, unless it is
+    the tokenizer's own. has_controls: the text holds what reads like control tokens; it is encoded as text.
+    train, held_out: how much text there is. text: what is trained on.
+    """
 
     source: str
     path: tuple[str, ...]
@@ -26,22 +53,42 @@ class DataPlan:
     validation_fraction: float
     fingerprint: str
     tokenizer_fingerprint: str = BYTE_TOKENIZER
+    options: TextOptions = WHOLE_FILES
+    tokenizer_size: int | None = None
+    end_token: str | None = None
+    encoding_errors: str = "strict"
+    has_controls: bool = False
+    train: TextSize = TextSize(0, 0)
+    held_out: TextSize = TextSize(0, 0)
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """What of it decides the tokens: text, tokenizer and split by what they are, not by where they lie."""
-        return {
+        """What of it decides the tokens: text, tokenizer and split by what they are, not by where they lie.
+
+        What an earlier version did not know is left out where it is as it was.
+        """
+        facts: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "validation_fraction": self.validation_fraction,
+            "validation_fraction": None if self.options.validation_path else self.validation_fraction,
         }
+        if self.tokenizer == BYTE_TOKENIZER:
+            return facts
+        if self.end_token is not None:
+            facts["end_token"] = self.end_token
+        if self.encoding_errors != "strict":
+            facts["encoding_errors"] = self.encoding_errors
+        if self.has_controls:
+            facts["control_tokens"] = "as text"
+        return facts
 
 
 @dataclass
 class Sources:
     """What was looked up so far. It is for planning alone: a file that changes afterwards is not looked at again."""
 
-    _corpora: dict[tuple[str, tuple[str, ...]], Corpus] = field(default_factory=dict)
+    _corpora: dict[tuple[str, tuple[str, ...], TextOptions], Corpus] = field(default_factory=dict)
+    _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
     _data: dict[Data, DataPlan] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
 
@@ -51,11 +98,21 @@ class Sources:
             self._data[data] = self._look_up(data)
         return self._data[data]
 
-    def corpus(self, source: str, path: tuple[str, ...]) -> Corpus:
+    def corpus(self, source: str, path: tuple[str, ...], options: TextOptions = WHOLE_FILES) -> Corpus:
         """The documents of a source. Raises InputError."""
-        if (source, path) not in self._corpora:
-            self._corpora[source, path] = read_corpus(source, path)
-        return self._corpora[source, path]
+        if (source, path, options) not in self._corpora:
+            self._corpora[source, path, options] = read_corpus(source, path, options)
+        return self._corpora[source, path, options]
+
+    def split(self, data: DataPlan) -> tuple[list[Document], list[Document]]:
+        """(training, held-out) documents of what is read."""
+        return self.corpus(data.source, data.path, data.options).split(data.validation_fraction)
+
+    def tokenizer(self, name: str) -> TokenizerFacts:
+        """What is known of a tokenizer without loading it."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = read_tokenizer(Path(name)) if os.path.isdir(name) else NOTHING_KNOWN
+        return self._tokenizers[name]
 
     def init(self, init: Init) -> InitPlan:
         """What a run starts from. Raises InputError."""
@@ -64,23 +121,80 @@ class Sources:
         return self._inits[init]
 
     def _look_up(self, data: Data) -> DataPlan:
-        if data.source == "text" and not data.path:
-            raise InputError("missing; expected a file or folder, or a list of them, for source: text", key="data.path")
-        if data.source != "text" and data.path:
-            problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
-            raise InputError(problem, key="data.path")
-        corpus = self.corpus(data.source, data.path)
-        fraction = data.validation_fraction
-        _check_split(corpus, fraction)
+        _check_source(data)
+        options = _options(data)
+        corpus = self.corpus(data.source, data.path, options)
+        _check_split(corpus, data.validation_fraction)
+        training, held_out = corpus.split(data.validation_fraction)
+        known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
+        _check_end(data, known)
         return DataPlan(
             source=data.source,
             path=data.path,
             tokenizer=data.tokenizer,
-            validation_fraction=fraction,
+            validation_fraction=data.validation_fraction,
             fingerprint=corpus.fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
-            text=TrainingText.of(corpus.fingerprint, fraction, corpus.split(fraction)[0]),
+            options=options,
+            tokenizer_size=known.size,
+            end_token=data.end_token,
+            encoding_errors=data.encoding_errors,
+            has_controls=corpus.holds_any(_marks(known, options)),
+            train=_size(training),
+            held_out=_size(held_out),
+            text=TrainingText.of(
+                corpus.fingerprint, None if data.validation_path else data.validation_fraction, training
+            ),
         )
+
+
+BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
+
+
+def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
+    """What reads like a control token; what documents are cut at is in none of them."""
+    return [token.encode() for token in known.controls if token != options.document_separator]
+
+
+def _size(documents: Sequence[Document]) -> TextSize:
+    return TextSize(len(documents), sum(document.num_bytes for document in documents))
+
+
+def _options(data: Data) -> TextOptions:
+    return TextOptions(
+        files=data.files,
+        validation_path=data.validation_path,
+        document_separator=data.document_separator,
+        document_bytes=data.document_bytes,
+        may_be_any=data.encoding_errors == "replace",
+    )
+
+
+def _check_source(data: Data) -> None:
+    if data.source == "text" and not data.path:
+        raise InputError("missing; expected a file or folder, or a list of them, for source: text", key="data.path")
+    if data.source == "text":
+        return
+    if data.path:
+        problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
+        raise InputError(problem, key="data.path")
+    for field_name in ("files", "validation_path", "document_separator", "document_bytes"):
+        if getattr(data, field_name):
+            problem = (
+                f"found {shown(getattr(data, field_name))} for source {data.source}; expected it with source: text"
+            )
+            raise InputError(problem, key=f"data.{field_name}")
+
+
+def _check_end(data: Data, known: TokenizerFacts) -> None:
+    """Refuse a tokenizer with nothing to end a document with, as far as its files say so."""
+    if data.tokenizer == BYTE_TOKENIZER:
+        return
+    if data.end_token is None and known.has_end is False:
+        raise InputError(no_end(data.tokenizer), key="data.tokenizer")
+    if data.end_token is not None and known.tokens is not None and data.end_token not in known.tokens:
+        problem = f"found {data.end_token!r}, which is no token of {data.tokenizer!r}; expected one that is"
+        raise InputError(problem, key="data.end_token")
 
 
 def _check_split(corpus: Corpus, fraction: float) -> None:
@@ -88,10 +202,14 @@ def _check_split(corpus: Corpus, fraction: float) -> None:
     training, held_out = corpus.split(fraction)
     if training and held_out:
         return
+    if corpus.held_out is not None:
+        problem = "found every document that is in data.path, too; expected other text to hold out"
+        raise InputError(problem, key="data.validation_path")
     count, working = len(corpus.documents), corpus.working_fraction()
     if working is None:
         found = "1 document" if count == 1 else f"{count} documents of one and the same text"
-        raise InputError(f"found {found}; expected two or more, some of them to hold out", key="data.path")
+        ways = "data.document_separator or data.document_bytes to cut it at, or data.validation_path"
+        raise InputError(f"found {found}; expected two or more, some of them to hold out ({ways})", key="data.path")
     side = "holds out none" if training else "leaves none for training"
     problem = (
         f"found {fraction:g}, which {side} of {count} documents; expected more documents, or for example {working}"

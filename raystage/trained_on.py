@@ -22,18 +22,19 @@ _DIGEST = re.compile(f"[0-9a-f]{{{_SHORT}}}")
 
 @dataclass(frozen=True)
 class TrainingText:
-    """fingerprint: of the corpus. validation_fraction: how much of it was held out. num_documents: trained on.
+    """fingerprint: of the corpus. validation_fraction: how much of it was held out, None where text of its own was.
+    num_documents: trained on.
 
     sample: the first hex digits of those with the smallest digests.
     """
 
     fingerprint: str
-    validation_fraction: float
+    validation_fraction: float | None
     num_documents: int
     sample: frozenset[str]
 
     @classmethod
-    def of(cls, fingerprint: str, validation_fraction: float, training: Iterable[Document]) -> TrainingText:
+    def of(cls, fingerprint: str, validation_fraction: float | None, training: Iterable[Document]) -> TrainingText:
         digests = sorted({document.digest[:_SHORT] for document in training})
         return cls(fingerprint, validation_fraction, len(digests), frozenset(digests[:SAMPLE]))
 
@@ -75,7 +76,7 @@ def _text(content: object) -> TrainingText:
     match content:
         case {
             "fingerprint": str(fingerprint),
-            "validation_fraction": float(fraction),
+            "validation_fraction": float() | None as fraction,
             "num_documents": int(count),
             "sample": list(sample),
         } if all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in sample):

@@ -44,6 +44,19 @@ def write_documents(folder: Path, count: int = 12) -> None:
         (folder / f"{number}.txt").write_text(f"document {number}\n" * 10)
 
 
+def save_words(folder: Path, *words: str, end: str | None = "</s>", end_id: int | None = None) -> Path:
+    """A tokenizer of whole words: "<unk>" is 0, the end of a text 1 or `end_id`, the words follow from 2 on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {"<unk>": 0, **({end: 1 if end_id is None else end_id} if end else {})}
+    ids |= {word: 2 + place for place, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
 def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageRecord:
     """A finished `stage` with one evaluation, at its end; a grown stage had jumped up by 0.5 from 2.0."""
     end = Evaluation(stage.end_tokens, stage.start_steps + stage.steps, stage.end_flops, 1.0, eval_loss)

@@ -270,7 +270,8 @@ CASES = [
     ("change", "model.num_kv_heads=3", "model.num_kv_heads: found 3; expected a divisor of num_heads (4)"),
     ("change", "stages[1].model.num_kv_heads=8",
      "stages[1].model.num_kv_heads: found 8; expected a divisor of num_heads (4)"),
-    ("change", "model.vocab_size=256", "model.vocab_size: found 256; expected at least 257 for the byte tokenizer"),
+    ("change", "model.vocab_size=256", 
+     "model.vocab_size: found 256; expected at least 257: the ids of the tokenizer 'bytes' go up to 256"),
     # --- growing
     ("change", "stages[1].grow.rewarm={factor: 1.3}",
      "stages[1].grow.rewarm.tokens: missing; expected for example tokens: 50K"),
@@ -398,16 +399,27 @@ CASES = [
     ("change", "data.path=FOLDER/empty",
      "data.path: found no text in FOLDER/empty; expected files with something in them"),
     ("change", "data.path=FOLDER/texts/1.txt",
-     "data.path: found 1 document; expected two or more, some of them to hold out"),
+     "data.path: found 1 document; expected two or more, some of them to hold out "
+     "(data.document_separator or data.document_bytes to cut it at, or data.validation_path)"),
     ("change", "data.path=[FOLDER/texts/1.txt, FOLDER/texts/1.txt]",
-     "data.path: found 2 documents of one and the same text; expected two or more, some of them to hold out"),
+     "data.path: found 2 documents of one and the same text; expected two or more, some of them to hold out "
+     "(data.document_separator or data.document_bytes to cut it at, or data.validation_path)"),
     ("change", "data.validation_fraction=0.001", "data.validation_fraction: found 0.001, which holds out none of 12 "
      "documents; expected more documents, or for example 0.08"),
     ("change", "data.validation_fraction=0.999", "data.validation_fraction: found 0.999, which leaves none for "
      "training of 12 documents; expected more documents, or for example 0.08"),
     ("change", "data.source=python-stdlib",
      "data.path: found a path, but source python-stdlib reads none; expected source: text, or path: []"),
-    ("change", "data.tokenizer=gpt2", "model.vocab_size: missing; expected the size of the tokenizer 'gpt2'"),
+    ("change", "data.tokenizer=gpt2",
+     "model.vocab_size: missing; expected one more than the largest id of the tokenizer 'gpt2', not known here"),
+    ("change", "data={source: text, path: FOLDER/texts, validation_path: FOLDER/texts}",
+     "data.validation_path: found every document that is in data.path, too; expected other text to hold out"),
+    ("change", "data.validation_path=FOLDER/empty",
+     "data: found both validation_fraction and validation_path; expected one of them"),
+    ("change", "data={document_bytes: 1K}",
+     "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text"),
+    ("change", "data.encoding_errors=ignore", "data.encoding_errors: found 'ignore'; expected 'strict' or 'replace'"),
+    ("change", "data.document_separator=''", "data.document_separator: found ''; expected text that is not empty"),
     ("change", "data.tokenizer=./nowhere",
      "data.tokenizer: found './nowhere', which is no folder here; expected 'bytes', a folder or a hub name"),
     ("change", "data.tokenizer=FOLDER/texts", "data.tokenizer: found no tokenizer in the folder 'FOLDER/texts'; "

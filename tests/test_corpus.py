@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import shutil
 import sysconfig
+from collections.abc import Iterable
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from factories import write_documents
-from raystage import corpus
-from raystage.corpus import Corpus, Document, read_corpus, stdlib_files, tokenizer_fingerprint
+from raystage import text_files
+from raystage.corpus import Corpus, Document, TextOptions, read_corpus, stdlib_files, tokenizer_fingerprint
 from raystage.errors import InputError
 
 
@@ -86,8 +88,110 @@ def test_what_is_no_document(texts: Path) -> None:
     (texts / ".hidden").write_text("hidden")
     (texts / "__pycache__").mkdir()
     (texts / "__pycache__" / "a.pyc").write_text("cached")
-    (texts / "broken").symlink_to(texts / "nowhere")
     assert read_corpus("text", (str(texts),)) == before
+
+
+def test_links_are_followed_and_every_folder_is_read_once(texts: Path, tmp_path: Path) -> None:
+    before = read_corpus("text", (str(texts),))
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "link").symlink_to(texts)
+    (start / "same").symlink_to(texts)
+    (texts / "up").symlink_to(start)  # a cycle
+    assert read_corpus("text", (str(start),)).fingerprint == before.fingerprint
+    assert len(read_corpus("text", (str(start), str(texts))).documents) == 24  # a path that is named twice counts twice
+
+
+def test_a_link_to_nothing_is_named(texts: Path) -> None:
+    (texts / "broken").symlink_to(texts / "nowhere")
+    with pytest.raises(InputError, match=r"^data.path: found the link '.*/broken' to '.*/nowhere', which is not there"):
+        read_corpus("text", (str(texts),))
+
+
+NO_TEXT = {
+    "a.txt.gz": (gzip.compress(b"text"), "is a gzip archive"),
+    "b.parquet": (b"PAR1", "is a Parquet file"),
+    "c.jsonl": (b'{"text": "a"}\n', "is JSON lines; expected plain text: write the field that holds the text"),
+    "d": (b"\x7fELF\x02", "is a program"),
+    "e.txt": ("text".encode("utf-16"), "is UTF-16 text; expected UTF-8"),
+    "f.txt": ("text".encode("utf-16-le"), "has a byte 0 at position 1, so it is no text"),
+    "g.png": (b"\x89PNG\r\n", "is an image; expected plain text, or data.files with a pattern"),
+    "h.zip": (b"PK\x03\x04", "is a zip archive"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_what_is_no_text_is_refused(name: str, texts: Path) -> None:
+    content, said = NO_TEXT[name]
+    (texts / name).write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_corpus("text", (str(texts),))
+    assert refused.value.key == "data.path"
+    assert f"{str(texts / name)!r} {said}" in str(refused.value)
+
+
+def test_a_pattern_chooses_files(texts: Path) -> None:
+    before = read_corpus("text", (str(texts),))
+    (texts / "figure.png").write_bytes(b"\x89PNG\r\n")
+    assert read_corpus("text", (str(texts),), TextOptions(files="*.txt")) == before
+
+
+def contents(documents: Iterable[Document]) -> list[bytes]:
+    return sorted(document.read() for document in documents)
+
+
+def test_a_file_is_cut_where_the_separator_stands(tmp_path: Path) -> None:
+    (tmp_path / "all.txt").write_text("one<|end|>two<|end|><|end|>three")
+    cut = read_corpus("text", (str(tmp_path),), TextOptions(document_separator="<|end|>"))
+    assert contents(cut.documents) == [b"one", b"three", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("aaa\nbb\nccccc\n", [b"aaa\nbb\n", b"ccccc\n"]),
+        ("aaa bb cccccc dd", [b"aaa bb ", b"cccccc ", b"dd"]),
+        ("\u20ac" * 5, ["\u20ac\u20ac".encode()] * 2 + ["\u20ac".encode()]),
+        ("short", [b"short"]),
+    ],
+)
+def test_a_file_is_cut_at_a_length(text: str, pieces: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "all.txt").write_text(text)
+    cut = read_corpus("text", (str(tmp_path),), TextOptions(document_bytes=7))
+    assert [document.read() for document in sorted(cut.documents, key=lambda one: one.start)] == pieces
+
+
+def test_text_of_its_own_is_held_out(texts: Path, tmp_path: Path) -> None:
+    """What is in both is not trained on; the fingerprint knows what is held out."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(texts / "0.txt", other / "copy.txt")
+    (other / "new.txt").write_text("new")
+    read = read_corpus("text", (str(texts),), TextOptions(validation_path=(str(other),)))
+    training, held_out = read.split(0.3)
+    assert contents(held_out) == sorted([b"new", (texts / "0.txt").read_bytes()])
+    assert len(training) == 11
+    assert read.fingerprint != read_corpus("text", (str(texts),)).fingerprint
+
+
+def test_a_document_that_changed_is_not_read(texts: Path) -> None:
+    (document, *_) = read_corpus("text", (str(texts),)).documents
+    content = document.path.read_bytes()
+    document.path.write_bytes(content + b"more")
+    assert document.read() == content
+    document.path.write_bytes(content[::-1])
+    with pytest.raises(InputError, match=r"changed while it was read; expected text that stays"):
+        document.read()
+
+
+def test_control_tokens_are_found_across_chunks(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 7)
+    read = read_corpus("text", (str(texts),))
+    assert not read.holds_any([b"<|eos|>", b"<|bos|>"])
+    assert not read.holds_any([])
+    (texts / "0.txt").write_text("some text <|eos|> more")
+    assert read.holds_any([b"<|eos|>", b"<|bos|>"])
+    assert read.holds_any([b"</s>", b"<|eos|>"])
 
 
 def test_the_standard_library_is_that_of_the_running_python_without_its_tests() -> None:
@@ -132,11 +236,11 @@ def test_a_text_that_two_packages_hold_is_not_trained_on_where_it_is_held_out(tm
 
 
 def test_an_unreadable_folder_is_not_an_empty_one(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, onerror) -> list:
+    def refuse(*_: object, onerror, **__: object) -> list:
         onerror(PermissionError(13, "Permission denied", str(texts)))
         return []
 
-    monkeypatch.setattr(corpus.os, "walk", refuse)
+    monkeypatch.setattr(text_files.os, "walk", refuse)
     with pytest.raises(InputError, match=r"^data.path: .* cannot be read \(Permission denied\)"):
         read_corpus("text", (str(texts),))
 

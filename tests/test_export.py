@@ -17,7 +17,7 @@ from raystage import checkpoint, model
 from raystage.checkpoint import Manifest, ParameterEntry
 from raystage.cli import main
 from raystage.corpus import tokenizer_fingerprint
-from raystage.data import ByteTokenizer, PretrainedTokenizer
+from raystage.encoding import ByteTokenizer, PretrainedTokenizer
 from raystage.families import FAMILIES
 from raystage.shape import ModelShape, parameters
 from raystage.storage import open_folder

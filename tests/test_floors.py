@@ -23,12 +23,13 @@ FLOORS: dict[int, set[str]] = {
         "memory", "objectives", "page", "panels", "plan", "plan_json", "planned", "promises", "prune", "ramps",
         "rates", "record", "report", "report_tables", "resolve", "resolve_shape", "retention", "savings", "schedule",
         "section", "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels",
-        "sweep_report", "trained_on", "tree", "trial_queue", "trials", "triggers", "tuning", "values", "variants",
-        "versions", "wandb_rows", "yamlfile",
+        "sweep_report", "text_files", "token_index", "tokenizer_folder", "trained_on", "tree", "trial_queue", "trials",
+        "triggers", "tuning", "values", "variants", "versions", "wandb_rows", "yamlfile",
     },
     2: {
-        "data", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
-        "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective", "sweep_figures",
+        "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
+        "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective", "repeats", "sweep_figures",
+        "token_files",
     },
     3: {
         "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
@@ -53,7 +54,7 @@ FLOORS: dict[int, set[str]] = {
 PACKAGES: dict[int, set[str]] = {
     0: set(),
     1: {"huggingface_hub", "jinja2", "markupsafe", "packaging", "pydantic", "yaml"},
-    2: {"matplotlib", "numpy", "pynvml", "tokenizers", "torch", "transformers"},
+    2: {"matplotlib", "numpy", "pynvml", "tokenizers", "torch", "transformers", "xxhash"},
     3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
     4: {"ray"},
     5: {"optuna", "rich"},
@@ -64,6 +65,8 @@ PACKAGES: dict[int, set[str]] = {
 POORER: dict[str, set[str]] = {
     "yamlfile": {"yaml"},
     "corpus": set(),
+    "text_files": set(),
+    "tokenizer_folder": set(),
     "rates": set(),
     "growth.depth": set(),
     "growth.operator": set(),

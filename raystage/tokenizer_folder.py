@@ -1,0 +1,116 @@
+"""What a tokenizer's files say of it, read without loading it: so that a plan knows what fits.
+
+Whatever they do not say for sure is None here, and found out when the tokenizer is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The names under which a tokenizer has a token for a purpose.
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Classes that have no end-of-text token of their own accord; others may.
+_WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"}
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """size: one more than the largest id. has_end: an end-of-text token. controls: what reads like a control token."""
+
+    size: int | None = None
+    has_end: bool | None = None
+    controls: tuple[str, ...] = ()
+    tokens: frozenset[str] | None = None
+
+
+NOTHING_KNOWN = TokenizerFacts()
+
+
+def read_tokenizer(folder: Path) -> TokenizerFacts:
+    """What the files in a folder say. Files that are damaged say nothing."""
+    config, named = _json(folder / "tokenizer_config.json"), _json(folder / "special_tokens_map.json")
+    ids, controls = _vocabulary(folder), set(_controls(folder, config))
+    roles = {role: _content(config.get(role) or named.get(role)) for role in _ROLES}
+    further = [*_list(config, "additional_special_tokens"), *_list(config, "extra_special_tokens")]
+    special = {token for token in (*roles.values(), *map(_content, further)) if token}
+    # A special token that no file gives an id gets one when the tokenizer is loaded.
+    is_known = ids and special <= ids.keys()
+    return TokenizerFacts(
+        size=1 + max(ids.values()) if is_known else None,
+        has_end=True if roles["eos_token"] else _without_end(config),
+        controls=tuple(sorted(controls | special)),
+        tokens=frozenset(ids) if is_known else None,
+    )
+
+
+def no_end(name: str) -> str:
+    """What is wrong with a tokenizer that has no end-of-text token."""
+    problem = f"found {name!r}, which has no end-of-text token, so that one document would run into the next"
+    return (
+        f"{problem}; expected data.end_token, such as '</s>' or '[SEP]', or an eos_token in its tokenizer_config.json"
+    )
+
+
+def _without_end(config: dict[str, Any]) -> bool | None:
+    return False if config.get("tokenizer_class") in _WITHOUT_END else None
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """All ids by token, those that were added included; empty where no file lists them."""
+    whole = _json(folder / "tokenizer.json")
+    model = whole.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # a unigram model: pairs of a token and its score
+        vocabulary = {pair[0]: place for place, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
+    if not (folder / "tokenizer.json").is_file():
+        vocabulary = _json(folder / "vocab.json") or _lines(folder / "vocab.txt")
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        return {}
+    config = _json(folder / "tokenizer_config.json")
+    found = {**vocabulary, **_json(folder / "added_tokens.json")}
+    found |= {_content(one): one.get("id") for one in _list(whole, "added_tokens") if isinstance(one, dict)}
+    found |= {_content(token): int(place) for place, token in _decoder(config) if place.isdecimal()}
+    return {token: place for token, place in found.items() if isinstance(token, str) and isinstance(place, int)}
+
+
+def _controls(folder: Path, config: dict[str, Any]) -> Iterable[str]:
+    """The added tokens that are special."""
+    added = _list(_json(folder / "tokenizer.json"), "added_tokens")
+    for token in (*added, *(token for _, token in _decoder(config))):
+        if isinstance(token, dict) and token.get("special") and _content(token):
+            yield _content(token)
+
+
+def _decoder(config: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    decoder = config.get("added_tokens_decoder")
+    return decoder.items() if isinstance(decoder, dict) else ()
+
+
+def _content(token: object) -> str | None:
+    """A token's text: it stands there by itself, or among what else is known of it."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def _list(content: dict[str, Any], key: str) -> list[Any]:
+    found = content.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _lines(path: Path) -> dict[str, int]:
+    try:
+        return {line: place for place, line in enumerate(path.read_text("utf-8").split("\n")) if line}
+    except (OSError, ValueError):
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
