@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from raystage.errors import CheckpointError
+from raystage.growth.counts import HeadStarts, Runs, from_runs
 from raystage.manifest_check import check_manifest
 from raystage.shape import ModelShape
 from raystage.storage import Folder, Reader
@@ -63,12 +64,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A parameter: its shape and the optimizer steps its moments have seen. States are stored as float32."""
+    """A parameter: its shape and the optimizer steps its moments have seen. States are stored as float32.
+
+    head_starts: of elements that have seen fewer, by axis; left out of the manifest where there are none.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     step: int
+    head_starts: Runs = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "head_starts" or value}
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,11 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         content = {"format": FORMAT, "version": VERSION, **vars(self)}
-        return sealed(json.dumps(content, default=vars).encode())  # asdict would copy every fragment first
+        return sealed(json.dumps(content, default=_plain).encode())  # asdict would copy every fragment first
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    return one.to_json() if isinstance(one, ParameterEntry) else vars(one)
 
 
 def sealed(text: bytes) -> bytes:
@@ -216,6 +228,15 @@ class Checkpoint:
         return {entry.name: entry.step for entry in self.manifest.parameters}
 
     @property
+    def head_starts(self) -> dict[str, HeadStarts]:
+        """By parameter, of those that have any."""
+        return {
+            entry.name: from_runs(entry.head_starts, entry.shape)
+            for entry in self.manifest.parameters
+            if entry.head_starts
+        }
+
+    @property
     def states(self) -> tuple[str, ...]:
         """The states it holds, the weights first."""
         found = {fragment.state for shard in self.manifest.shards for fragment in shard.fragments}
@@ -320,6 +341,11 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         for shard in content.pop("shards")
     )
     parameters = tuple(
-        ParameterEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in content.pop("parameters")
+        ParameterEntry(**{**entry, "shape": tuple(entry["shape"]), "head_starts": _runs(entry.get("head_starts", ()))})
+        for entry in content.pop("parameters")
     )
     return Manifest(model=ModelShape(**content.pop("model")), shards=shards, parameters=parameters, **content)
+
+
+def _runs(axes: Iterable[Iterable[Iterable[int]]]) -> Runs:
+    return tuple(tuple(tuple(run) for run in axis) for axis in axes)

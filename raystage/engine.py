@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import deepspeed
@@ -22,6 +22,7 @@ from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
 from raystage import model as models
 from raystage import optimizer, zero
+from raystage.growth.counts import HeadStarts
 from raystage.growth.mask import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.metrics import Sums, Tally
@@ -89,10 +90,11 @@ class StageEngine:
         self.stage = stage
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
-        self._growth = optimizer.growth_of(stage)
+        self.growth = optimizer.growth_of(stage)
+        self.head_starts: Mapping[str, HeadStarts] = {}
         self._rewarm = stage.growth.rewarm if stage.growth else None
         self._new_elements: optimizer.NewElements | None = None
-        apart = optimizer.wholly_new(self._growth) if self._rewarm else frozenset()
+        apart = optimizer.wholly_new(self.growth) if self._rewarm else frozenset()
         frozen = stage.freezing.names(stage.shape) if stage.freezing else frozenset()
         groups = optimizer.parameter_groups(
             model, stage.training.optimizer.weight_decay, _steps_at_start(stage, steps, frozen, done), apart, frozen
@@ -163,19 +165,19 @@ class StageEngine:
             tokens = self.stage.course.tokens(done)
             self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
 
-    def count_new_apart(self, done: int) -> None:
-        """Let what the stage's growth made new, `done` steps ago, count its own steps. State and step counts are set
-        before this. It lasts until it makes no difference any more, or to the end of the stage (`end_growth`)."""
+    def count_new_apart(self, head_starts: Mapping[str, HeadStarts]) -> None:
+        """Let elements that growth made new among old ones count their own steps, and those of the stage's own growth
+        have their own rate. State and step counts are set before this. It lasts until it makes no difference any more.
+        """
         if self._new_elements:
             self._new_elements.forget()
-        parts = zero.partitions(self.deepspeed)
-        self._new_elements = optimizer.NewElements(self.deepspeed.basic_optimizer, parts, self._growth, done)
+        parts, boosted = zero.partitions(self.deepspeed), self.growth if self._rewarm else ()
+        self.head_starts = head_starts
+        self._new_elements = optimizer.NewElements(self.deepspeed.basic_optimizer, parts, head_starts, boosted)
 
     def end_growth(self) -> None:
-        """A stage that goes on with this engine finds nothing new in it, as one that enters from a checkpoint."""
-        if self._new_elements:
-            self._new_elements.forget()
-        self._new_elements, self._rewarm = None, None
+        """A stage that goes on with this engine has no growth of its own; what is new goes on counting its steps."""
+        self._rewarm = None
 
     def _set_rates(self, lr: float, step: int) -> None:
         """`lr` for the old parameters; the new ones may be warming up. As `lr` is, it is taken mid-step."""

@@ -18,6 +18,7 @@ from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
 from raystage.families import FAMILIES
 from raystage.growth.apply import Grown, grown_steps, slices
+from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import Growth, GrowthRequest, plan_growth
 from raystage.huggingface import HuggingFaceModel
@@ -182,8 +183,13 @@ def _write_checkpoint(
         values = (grown.slice(*span) for span in chosen)
         shards.append(checkpoint.stream_shard(target, checkpoint.shard_name(number, len(parts)), chosen, values))
     opened.close()
+    counts_apart = opened.has(("exp_avg_sq",))  # of nothing else does a step depend on the count
+    starts = grown_head_starts(growth.rules, opened.head_starts, opened.steps) if counts_apart else {}
     steps = grown_steps(growth.rules, opened.steps)
-    entries = tuple(ParameterEntry(rule.target, rule.shape, "float32", steps[rule.target]) for rule in growth.rules)
+    entries = tuple(
+        ParameterEntry(rule.target, rule.shape, "float32", steps[rule.target], as_runs(starts.get(rule.target, ())))
+        for rule in growth.rules
+    )
     checkpoint.commit(target, _grown_manifest(opened.manifest, growth.target, entries, tuple(shards), grown_from))
 
 

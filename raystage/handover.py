@@ -6,8 +6,9 @@ map; leaving it writes them. Nothing here trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from raystage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterE
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError
 from raystage.growth.apply import Grown
+from raystage.growth.counts import HeadStarts, as_runs, grown_head_starts, unsettled
 from raystage.growth.learned import Fitted
 from raystage.growth.maps import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
@@ -112,8 +114,23 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     zero.set_steps(engine.deepspeed, steps)
     zero.refresh(engine.deepspeed)
     done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
-    engine.count_new_apart(done)
+    engine.count_new_apart(_head_starts(engine, entry, steps, done))
     engine.open_mask(done)
+
+
+def _head_starts(engine: StageEngine, entry: Entry, steps: dict[str, int], done: int) -> dict[str, HeadStarts]:
+    """Of what growth made new among the old, now or earlier.
+
+    A checkpoint from within a stage has none where they make no difference any more, and where it was written by a
+    version that did not keep them: then those of the stage's own growth, `done` steps ago, follow from it.
+    """
+    if not isinstance(entry.source, Checkpoint):
+        return {}
+    found = grown_head_starts(entry.rules, entry.source.head_starts, entry.source.steps)
+    if entry.resumed and not found:
+        for rule in engine.growth:
+            found |= grown_head_starts((rule,), {}, dict.fromkeys(rule.sources, steps[rule.target] - done))
+    return found
 
 
 def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted, read_into: ReadInto | None = None) -> None:
@@ -173,15 +190,23 @@ def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + FRAGMENT_NUMEL, stop)
 
 
-def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, int], progress: Progress) -> Manifest:
-    """The manifest of a stage's checkpoint; `steps` are the optimizer steps of every parameter."""
+def make_manifest(
+    stage: StagePlan,
+    shards: tuple[Shard, ...],
+    steps: dict[str, int],
+    progress: Progress,
+    head_starts: Mapping[str, HeadStarts] = MappingProxyType({}),
+) -> Manifest:
+    """The manifest of a stage's checkpoint; `steps` are the optimizer steps of every parameter, `head_starts` those
+    of the elements that came later."""
     training = stage.training
+    runs = {name: as_runs(_kept(found, stage, steps[name], progress.tokens)) for name, found in head_starts.items()}
     layout = {"num_workers": comm.get_world_size(), "zero_stage": training.zero_stage, "precision": training.precision}
     return Manifest(
         model=stage.shape,
         parameters=tuple(
-            ParameterEntry(parameter.name, parameter.shape, "float32", steps[parameter.name])
-            for parameter in parameters(stage.shape)
+            ParameterEntry(one.name, one.shape, "float32", steps[one.name], runs.get(one.name, ()))
+            for one in parameters(stage.shape)
         ),
         shards=shards,
         stage_key=stage.key,
@@ -199,6 +224,14 @@ def make_manifest(stage: StagePlan, shards: tuple[Shard, ...], steps: dict[str, 
         optimizer={**training.optimizer.used(), **layout},
         progress=asdict(progress),
     )
+
+
+def _kept(starts: HeadStarts, stage: StagePlan, step: int, tokens: int) -> HeadStarts:
+    """Of a parameter's head starts those that whoever goes on needs: all as long as what is new has another rate."""
+    rewarm, betas = stage.growth and stage.growth.rewarm, stage.training.optimizer.used().get("betas", ())
+    if betas and rewarm and not rewarm.is_over(tokens - stage.start_tokens):
+        return starts
+    return unsettled(starts, step, betas)
 
 
 def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:

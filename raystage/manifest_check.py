@@ -62,8 +62,21 @@ def _check_parameters(entries: list[Any]) -> dict[str, int]:
         _expect(entry["step"], _is_count, "a count", f"{where}.step")
         shape = _list(entry["shape"], f"{where}.shape")
         _expect(shape, lambda found: all(map(_is_count, found)), "counts", f"{where}.shape")
+        if "head_starts" in entry:
+            _check_head_starts(entry["head_starts"], shape, entry["step"], f"{where}.head_starts")
         sizes[entry["name"]] = math.prod(shape)
     return sizes
+
+
+def _check_head_starts(axes: Any, shape: list[int], step: int, where: str) -> None:
+    """For each axis nothing, or stretches of it with the steps that the parameter had seen when they came."""
+    _expect(axes, lambda found: isinstance(found, list) and len(found) == len(shape), "a list for each axis", where)
+    for axis, size in zip(axes, shape, strict=True):
+        for run in _list(axis, where):
+            whole = isinstance(run, list) and len(run) == 2 and all(map(_is_count, run)) and run[0] and run[1] <= step
+            _expect(run, lambda _, whole=whole: whole, f"[length, head start of at most {step}]", where)
+        covered = sum(length for length, _ in axis)
+        _expect(covered, lambda found, size=size: found in (0, size), f"{size} indices", where)
 
 
 def _check_shards(shards: list[Any], sizes: Mapping[str, int]) -> None:

@@ -8,20 +8,19 @@ if they stood apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from raystage.growth.apply import is_new
-from raystage.growth.maps import GrowthMap, growth_map
+from raystage.growth.apply import head_starts_in, is_new
+from raystage.growth.counts import HeadStarts, is_settled
+from raystage.growth.maps import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.plan import StagePlan
 from raystage.schedule import Optimizer
 from raystage.zero import Partition
-
-# From where on a count of its own makes less difference than this to an update, relative to it, the tensor's will do.
-_SETTLED = 1e-3
 
 
 def build(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
@@ -114,14 +113,16 @@ def wholly_new(rules: GrowthMap) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Young:
-    """The new elements, by `mask`, of a slice of a parameter that has old ones too. tensors: live views of the slice.
+    """Elements, by `mask`, of a slice of a parameter that has older ones too. tensors: live views of the slice.
 
-    head_start: the optimizer steps that the tensor had seen when they came.
+    head_start: the optimizer steps that the tensor had seen when they came. is_boosted: whether their rate may be
+    another.
     """
 
     tensors: dict[str, torch.Tensor]
     mask: torch.Tensor
     head_start: int
+    is_boosted: bool
 
 
 class NewElements:
@@ -130,22 +131,26 @@ class NewElements:
 
     The weights and moments of all elements are stepped by torch; then the weight of a new one is stepped once more
     from where it was, by torch's formula with its own count and rate. (The moments depend on neither.) Kept for that:
-    one byte for each element of a parameter that has both, and 4 for each new one while a step is taken. Once the
-    counts make no difference above 1e-3 and the rate is that of the old, they are old.
+    one byte for each element of a parameter that has both, for each growth that made some; and 4 for each new one
+    while a step is taken. Once the counts make no difference above 1e-3 and the rate is that of the old, they are old.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, parts: Iterable[Partition], rules: GrowthMap, done: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        parts: Iterable[Partition],
+        head_starts: Mapping[str, HeadStarts],
+        boosted: GrowthMap = (),
     ) -> None:
-        """parts: this worker's partitions, with their steps set. rules: the growth that made elements new, `done`
-        steps ago."""
+        """parts: this worker's partitions, with their steps set. head_starts: by parameter. boosted: the growth whose
+        new elements have a rate of their own."""
         self._optimizer, self._boost = optimizer, 1.0
         self._young: dict[torch.Tensor, list[_Young]] = {}
         self._kept: list[tuple[dict, torch.Tensor, _Young, torch.Tensor]] = []
-        mixed = {rule.target: rule for rule in rules if rule.moments == "copy" and rule.axes}
+        mixed = {rule.target: rule for rule in boosted if rule.moments == "copy" and rule.axes}
         for part in parts:
-            if part.parameter in mixed:
-                self._add(part, is_new(mixed[part.parameter], part.start, part.stop), done)
+            if part.parameter in mixed or part.parameter in head_starts:
+                self._add(part, head_starts.get(part.parameter), mixed.get(part.parameter))
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *step: self._keep()),
             optimizer.register_step_post_hook(lambda *step: self._step_once_more()),
@@ -159,8 +164,11 @@ class NewElements:
     def set_rate(self, boost: float, lasting: bool) -> None:
         """What the groups' rates are multiplied by in the next step; lasting: in all steps from then on, by 1."""
         self._boost = boost
-        if lasting:
-            self._young = {tensor: one for tensor, one in self._young.items() if not self._is_settled(tensor, one[0])}
+        kept = {
+            tensor: [one for one in young if (one.is_boosted and not lasting) or not self._is_settled(tensor, one)]
+            for tensor, young in self._young.items()
+        }
+        self._young = {tensor: young for tensor, young in kept.items() if young}
 
     def forget(self) -> None:
         """From now on they are old."""
@@ -168,20 +176,24 @@ class NewElements:
             hook.remove()
         self._young = {}
 
-    def _add(self, part: Partition, mask: object, done: int) -> None:
-        if mask.any():
-            step = self._steps(part.master)
-            young = _Young(part.tensors, torch.from_numpy(mask).to(part.master.device), step - done)
-            self._young.setdefault(part.master, []).append(young)
+    def _add(self, part: Partition, head_starts: HeadStarts | None, rule: Rule | None) -> None:
+        size, device = part.stop - part.start, part.master.device
+        starts = head_starts_in(head_starts, part.start, part.stop) if head_starts else np.zeros(size, dtype=np.int64)
+        boosted = is_new(rule, part.start, part.stop) if rule else np.zeros(size, dtype=bool)
+        for is_boosted in (False, True):
+            for start in np.unique(starts[boosted == is_boosted]).tolist():
+                if start or is_boosted:
+                    mask = torch.from_numpy((starts == start) & (boosted == is_boosted)).to(device)
+                    young = _Young(part.tensors, mask, start, is_boosted)
+                    self._young.setdefault(part.master, []).append(young)
 
     def _steps(self, tensor: torch.Tensor) -> int:
         return int(self._optimizer.state[tensor]["step"].item())
 
     def _is_settled(self, tensor: torch.Tensor, young: _Young) -> bool:
-        """Whether the two counts give one update in the next step: of both, (1 - b**T) / (1 - b**t) is 1."""
+        """Whether the two counts give one update in the next step."""
         own = self._steps(tensor) + 1 - young.head_start
-        betas = self._optimizer.defaults.get("betas", ())
-        return all(beta**own * (1 - beta**young.head_start) < _SETTLED * (1 - beta**own) for beta in betas)
+        return is_settled(own, young.head_start, self._optimizer.defaults.get("betas", ()))
 
     @torch.no_grad()
     def _keep(self) -> None:
@@ -197,17 +209,17 @@ class NewElements:
     @torch.no_grad()
     def _step_once_more(self) -> None:
         for group, tensor, young, before in self._kept:
-            values = young.tensors["fp32"]
+            values, boost = young.tensors["fp32"], self._boost if young.is_boosted else 1.0
             if isinstance(self._optimizer, torch.optim.SGD):
-                values[young.mask] = before + self._boost * (values[young.mask] - before)
+                values[young.mask] = before + boost * (values[young.mask] - before)
             else:
                 own = self._steps(tensor) - young.head_start
-                values[young.mask] = self._adam_step(group, young, before, own)
+                values[young.mask] = self._adam_step(group, young, before, own, boost)
         self._kept = []
 
-    def _adam_step(self, group: dict, young: _Young, before: torch.Tensor, own: int) -> torch.Tensor:
+    def _adam_step(self, group: dict, young: _Young, before: torch.Tensor, own: int, boost: float) -> torch.Tensor:
         """AdamW's step number `own`, and Adam's, whose weight decay is in the moments."""
-        rate, (beta, beta_sq) = group["lr"] * self._boost, group["betas"]
+        rate, (beta, beta_sq) = group["lr"] * boost, group["betas"]
         root = young.tensors["exp_avg_sq"][young.mask].sqrt() / math.sqrt(1 - beta_sq**own)
         update = young.tensors["exp_avg"][young.mask] / (1 - beta**own) / (root + group["eps"])
         decay = rate * group["weight_decay"] if group["decoupled_weight_decay"] else 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
@@ -17,7 +18,9 @@ from itertools import groupby
 from raystage import rates
 from raystage.conditions import Until
 from raystage.errors import InputError
-from raystage.growth.operator import complete_options
+from raystage.growth.counts import is_settled
+from raystage.growth.operator import PART_OF, complete_options, operators_of
+from raystage.growth.refusal import changed_fields
 from raystage.initial import InitPlan
 from raystage.planned import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
 from raystage.ramps import course_of
@@ -50,6 +53,10 @@ _WITHOUT_EFFECT = {
         "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
     },
 }  # fmt: skip
+
+# Where these grow, every new parameter is new as a whole; and where these do it, every parameter that grows.
+_WHOLLY_NEW = {"num_layers", "num_experts"}
+_WITHOUT_STATE = {"aki", "learned"}
 
 
 def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
@@ -318,7 +325,23 @@ def key_at(stage: StagePlan, steps: int) -> str:
     """
     tokens = stage.course.tokens(steps)
     rate = rates.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
-    return _digest({**_facts(stage), "rate": rate, "tokens": tokens})
+    counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
+    return _digest({**_facts(stage), "rate": rate, "tokens": tokens, **counts})
+
+
+def _leaves_counts(stage: StagePlan, steps: int) -> bool:
+    """Whether elements that the stage's growth makes new among old ones still count their own steps after `steps` of
+    them; where it may end early, after any number. What was written before checkpoints kept these counts is then no
+    result of the stage: the key is another.
+    """
+    growth, betas = stage.growth, stage.training.optimizer.used().get("betas", ())
+    has_state = growth is not None and growth.optimizer_state == "grow"
+    if not has_state or (stage.init and not stage.init.keeps_optimizer_state):
+        return False
+    by = operators_of(growth.operator)
+    parts = {PART_OF.get(field, field) for field in changed_fields(stage.parent_shape, stage.shape)} - _WHOLLY_NEW
+    is_mixed = any(part not in by or by[part].name not in _WITHOUT_STATE for part in parts)
+    return is_mixed and not is_settled(1 if stage.until else steps + 1, math.inf, betas)
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -350,7 +373,9 @@ def _facts(stage: StagePlan) -> dict[str, object]:
 
 
 def _rule(stage: StagePlan, until: Until) -> dict[str, object]:
-    return {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
+    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
+    earliest = stage.growth.tokens if stage.growth else 0
+    return facts | ({"not_before_tokens": earliest} if earliest else {})
 
 
 def _digest(facts: dict[str, object]) -> str:

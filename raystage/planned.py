@@ -42,6 +42,11 @@ class Growth:
         rewarm = {"rewarm": asdict(self.rewarm)} if self.rewarm else {}
         return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
 
+    @property
+    def tokens(self) -> int:
+        """For how many from the stage's start on what is new has a rate or a mask of its own, which end with it."""
+        return max(2 * self.rewarm.tokens if self.rewarm else 0, self.options.grow_tokens or 0)
+
 
 # How a stage that changes nothing about the model is entered.
 UNCHANGED = Growth("identity", "grow")

@@ -14,7 +14,7 @@ import copy
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from raystage import checkpoint
 from raystage.checkpoint import Shard
 from raystage.errors import RaystageError
+from raystage.growth.counts import HeadStarts
 from raystage.handover import Held, gathered, held_by, make_manifest, write_held
 from raystage.plan import StagePlan
 from raystage.record import Progress
@@ -44,13 +45,21 @@ NICENESS = 10
 
 
 @dataclass(frozen=True)
+class Counts:
+    """The optimizer steps of the parameters that this worker knows, and of all parameters the head starts."""
+
+    steps: dict[str, int]
+    head_starts: Mapping[str, HeadStarts]
+
+
+@dataclass(frozen=True)
 class _Save:
     """A checkpoint on its way: what this worker writes of it, and the optimizer steps that it knows."""
 
     stage: StagePlan
     folder: Folder
     held: list[Held]
-    steps: dict[str, int]
+    counts: Counts
 
 
 class Saver:
@@ -83,7 +92,7 @@ class Saver:
         self,
         stage: StagePlan,
         parts: Iterable[Partition],
-        steps: dict[str, int],
+        counts: Counts,
         standing: Callable[[], Progress],
         write_beside: Callable[[Folder], None] | None = None,
     ) -> None:
@@ -92,7 +101,7 @@ class Saver:
         Collective, like `begin` and `wait`. Raises on all workers what one of them ran into: StorageError.
         """
         self.wait()
-        task = self._task(stage, standing().tokens, held_by(parts), steps)
+        task = self._task(stage, standing().tokens, held_by(parts), counts)
         written = self._written(task, None)
         if write_beside is not None:
             write_beside(task.folder)
@@ -100,14 +109,14 @@ class Saver:
         self._say_saved(task)
 
     def begin(
-        self, stage: StagePlan, parts: Iterable[Partition], steps: dict[str, int], standing: Callable[[], Progress]
+        self, stage: StagePlan, parts: Iterable[Partition], counts: Counts, standing: Callable[[], Progress]
     ) -> None:
         """Save, and return when all that is saved is copied. What goes wrong then comes up at the next call of `wait`,
         `save` or `begin`. Raises what the save before this one ran into."""
         self.wait()
         held = self._copies.of(held_by(parts))
         progress = copy.deepcopy(standing())
-        task = self._task(stage, progress.tokens, held, steps)
+        task = self._task(stage, progress.tokens, held, counts)
         self._running = task, self._threads.submit(self._finish, task, progress)
 
     def wait(self) -> None:
@@ -124,8 +133,8 @@ class Saver:
             if future.done() and future.exception() is None:
                 self.wait()
 
-    def _task(self, stage: StagePlan, tokens: int, held: list[Held], steps: dict[str, int]) -> _Save:
-        return _Save(stage, self.store.checkpoint_folder(stage.key, tokens, self.attempt), held, steps)
+    def _task(self, stage: StagePlan, tokens: int, held: list[Held], counts: Counts) -> _Save:
+        return _Save(stage, self.store.checkpoint_folder(stage.key, tokens, self.attempt), held, counts)
 
     def _say_saved(self, task: _Save) -> None:
         if self._rank == 0:
@@ -138,7 +147,7 @@ class Saver:
     def _written(self, task: _Save, group: Any) -> list[tuple[Shard, dict[str, int]]]:
         """Write this worker's shard. Returns every worker's, with the steps that it knows."""
         name = checkpoint.shard_name(self._rank, self._world)
-        return _agreed(lambda: (write_held(task.held, task.folder, name), task.steps), group)
+        return _agreed(lambda: (write_held(task.held, task.folder, name), task.counts.steps), group)
 
     def _committed(self, task: _Save, written: list, progress: Progress, group: Any) -> None:
         """Write the manifest and let older checkpoints go, on the first worker; the others wait for it."""
@@ -146,7 +155,7 @@ class Saver:
         def commit() -> None:
             steps = {name: step for _, known in written for name, step in known.items()}
             shards = tuple(shard for shard, _ in written)
-            checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress))
+            checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, task.counts.head_starts))
             keep = task.stage.training.checkpoint
             self.store.drop_older_checkpoints(task.stage.key, keep.keep_last, keep.keep_best, progress.evaluations)
 

@@ -36,7 +36,7 @@ from raystage.metrics import added, values
 from raystage.plan import StagePlan, trunk_key
 from raystage.promises import check_promises
 from raystage.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
-from raystage.saving import Saver, Send
+from raystage.saving import Counts, Saver, Send
 from raystage.shape import flops_per_token
 from raystage.storage import Folder
 from raystage.store import Store
@@ -191,9 +191,11 @@ class StageRunner:
         return self.stage.until is not None and reads_clock(self.stage.until) and self._fired() is not None
 
     def _fired(self) -> str | None:
-        """What of `until` is the case. Not within the warm-up: the rate after the stage could not make up for that."""
+        """What of `until` is the case. Not within the warm-up: the rate after the stage could not make up for that;
+        nor before a growth's rewarm or mask is over, which the next stage knows nothing of."""
         stage, progress = self.stage, self.progress
-        if stage.until is None or progress.tokens < rates.warmup_end(stage.rate):
+        growth_end = stage.start_tokens + (stage.growth.tokens if stage.growth else 0)
+        if stage.until is None or progress.tokens < max(rates.warmup_end(stage.rate), growth_end):
             return None
         seen = Seen(
             tokens=progress.tokens - stage.start_tokens,
@@ -315,11 +317,12 @@ class StageRunner:
     def _save(self, last: bool, wait: bool) -> None:
         """Every worker writes its own shard, then the first one the manifest: now, or while the training goes on."""
         self.line.does("saving")
-        parts, steps = zero.partitions(self.engine.deepspeed), zero.get_steps(self.engine.deepspeed)
+        parts = zero.partitions(self.engine.deepspeed)
+        counts = Counts(zero.get_steps(self.engine.deepspeed), self.engine.head_starts)
         if wait:
-            self.saver.save(self.stage, parts, steps, self._standing, self._write_probe if last else None)
+            self.saver.save(self.stage, parts, counts, self._standing, self._write_probe if last else None)
         else:
-            self.saver.begin(self.stage, parts, steps, self._standing)
+            self.saver.begin(self.stage, parts, counts, self._standing)
 
     def _standing(self) -> Progress:
         self._tick()

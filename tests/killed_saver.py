@@ -22,7 +22,7 @@ from factories import make_schedule
 from raystage.checkpoint import read_manifest
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress
-from raystage.saving import Saver
+from raystage.saving import Counts, Saver
 from raystage.shape import parameters
 from raystage.store import Store
 from raystage.zero import Partition
@@ -59,7 +59,7 @@ def save_checkpoints(store: Store, rank: int, request: dict[str, Any], peer: soc
         for tokens in range(done + 1, done + 1 + request["checkpoints"]):
             saver.wait()  # as `begin` does first: here, so that it is said before the next one can be finished
             yield from _numbers(said)
-            saver.begin(STAGE, [_part(tokens, rank, request["writers"])], _steps(tokens), _standing(tokens))
+            saver.begin(STAGE, [_part(tokens, rank, request["writers"])], Counts(_steps(tokens), {}), _standing(tokens))
         saver.wait()
         yield from _numbers(said)
 

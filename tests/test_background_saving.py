@@ -25,7 +25,7 @@ from raystage.handover import held_by
 from raystage.lifeline import Lifeline
 from raystage.plan import StagePlan, make_plan
 from raystage.record import Progress, StageRecord
-from raystage.saving import HostCopies, Saver
+from raystage.saving import Counts, HostCopies, Saver
 from raystage.schedule import Checkpointing, Schedule, Training
 from raystage.shape import parameters
 from raystage.stage_runner import Place
@@ -217,7 +217,7 @@ def begin(saver: Saver, stage: StagePlan, tokens: int) -> None:
     """Begin to save a model of which every number is `tokens`; they change as soon as it has begun."""
     parts = parts_of(stage, float(tokens))
     steps = {one.name: tokens for one in parameters(stage.shape)}
-    saver.begin(stage, parts, steps, lambda: Progress(tokens, tokens, 0))
+    saver.begin(stage, parts, Counts(steps, {}), lambda: Progress(tokens, tokens, 0))
     for part in parts:
         for values in part.tensors.values():
             values.fill_(-1.0)

@@ -25,6 +25,7 @@ FLOORS: dict[int, set[str]] = {
         "section", "seeds", "sources", "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels",
         "sweep_report", "text_files", "token_index", "tokenizer_folder", "trained_on", "tree", "trial_queue", "trials",
         "triggers", "tuning", "values", "variants", "versions", "wandb_rows", "yamlfile",
+        "growth.counts",
     },
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -68,6 +69,7 @@ POORER: dict[str, set[str]] = {
     "text_files": set(),
     "tokenizer_folder": set(),
     "rates": set(),
+    "growth.counts": set(),
     "growth.depth": set(),
     "growth.operator": set(),
     "growth.maps": set(),

@@ -240,6 +240,21 @@ def test_a_checkpoint_with_momentum_grows_with_the_state_it_has(tmp_path: Path) 
     np.testing.assert_array_equal(grown, np.hstack([momentum, np.zeros_like(momentum)]))
 
 
+def test_new_elements_of_a_grown_checkpoint_count_their_own_steps(tmp_path: Path) -> None:
+    """Once more after a second growth, at the same count; with momentum no count matters, and none is kept."""
+    make_checkpoint(open_folder(tmp_path / "source"))
+    make_checkpoint(open_folder(tmp_path / "momentum"), states=("fp32", "momentum_buffer"))
+    for source, target, size in (("source", "wide", 48), ("wide", "wider", 64), ("momentum", "heavy", 48)):
+        done = grow(tmp_path / source, tmp_path / target, f"--set=ffn_size={size}", "--operator=zero_pad")
+        assert done.exit_code == 0, done.output
+    name = "model.layers.1.mlp.down_proj.weight"
+    step = Checkpoint(open_folder(tmp_path / "source")).steps[name]
+    found = {one: Checkpoint(open_folder(tmp_path / one)).head_starts for one in ("source", "wide", "wider", "heavy")}
+    assert found["wide"][name] == ((0,) * 16, (0,) * 24 + (step,) * 24)
+    assert found["wider"][name] == ((0,) * 16, (0,) * 24 + (step,) * 40)
+    assert found["source"] == found["heavy"] == {}
+
+
 @pytest.mark.parametrize("policy", ["grow", "reset", "keep"])
 @pytest.mark.parametrize("operator", DEEPENING)
 def test_a_grown_checkpoint_holds_what_the_workers_would_read(operator: str, policy: str, tmp_path: Path) -> None:

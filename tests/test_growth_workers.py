@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,59 +9,21 @@ import deepspeed
 import numpy as np
 import pytest
 from deepspeed.accelerator import get_accelerator
+from wide_stages import WIDE, WORKERS, Case, differences, entered, furthest, opened, rules_of, save, train, two_stages
 
 from distributed import run_workers
-from factories import make_schedule
-from raystage import checkpoint, handover
 from raystage.checkpoint import Checkpoint
-from raystage.data import Reader, open_streams
-from raystage.engine import StageEngine
 from raystage.growth.apply import Grown, grown_steps, is_new
-from raystage.growth.maps import growth_map, initial_map
-from raystage.handover import Entry, write_own_shard
-from raystage.plan import Growth, StagePlan, make_plan
+from raystage.plan import StagePlan, make_plan
 from raystage.rates import Rewarming
-from raystage.record import Progress
-from raystage.schedule import Optimizer, Schedule
+from raystage.schedule import Schedule
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
 
-WORKERS = 2
-WIDE = {"hidden_size": 16, "num_heads": 4, "ffn_size": 24}
 REWARM = Rewarming(1.3, 400)
-
-
-def two_stages(text: Path, second: dict, training: dict | None = None) -> Schedule:
-    """2 layers for 800 tokens, then what `second` says for 1,200."""
-    stages = [
-        {"name": "first", "model": {"num_layers": 2}, "until": {"tokens": 800}},
-        {"name": "second", "until": {"tokens": 1200}, **second},
-    ]
-    return make_schedule(text, stages=stages, training=training or {}, baseline=None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A grown stage in a layout, under a policy."""
-
-    zero_stage: int
-    precision: str
-    optimizer_state: str
-    optimizer: str = "adamw"
-    rewarm: Rewarming | None = None
-
-    def __str__(self) -> str:
-        rewarm = ", rewarm" if self.rewarm else ""
-        return f"ZeRO {self.zero_stage}, {self.precision}, {self.optimizer_state}, {self.optimizer}{rewarm}"
-
-    def of(self, stage: StagePlan) -> StagePlan:
-        update = {"zero_stage": self.zero_stage, "precision": self.precision, "workers": WORKERS,
-                  "optimizer": Optimizer(name=self.optimizer, lr=1e-2)}  # fmt: skip
-        growth = stage.growth and Growth("duplicate", self.optimizer_state, rewarm=self.rewarm)
-        return replace(stage, training=stage.training.model_copy(update=update), growth=growth, key=str(self))
 
 
 ENTERED = [
@@ -111,37 +72,6 @@ def enter_and_train(schedule: Schedule, store: str) -> None:
         save(engine, f"{store}/trained/{name}")
 
 
-def entered(stage: StagePlan, source: str | None) -> StageEngine:
-    opened = Checkpoint(open_folder(source)) if source else None
-    rules = rules_of(stage) if source else initial_map(stage.shape)
-    steps = grown_steps(rules, opened.steps if opened else {})
-    engine = StageEngine(stage, steps)
-    handover.fill(engine, Entry(rules, opened, resumed=False), steps, stage.seed)
-    return engine
-
-
-def rules_of(stage: StagePlan) -> tuple:
-    return growth_map(stage.parent_shape, stage.shape, stage.growth.operator, stage.growth.optimizer_state)
-
-
-def train(engine: StageEngine, steps: int) -> None:
-    stage = engine.stage
-    reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
-    for step in range(stage.start_steps, stage.start_steps + steps):
-        engine.train_step(reader.sequences(10 * step, 10), 1e-2, step)
-
-
-def save(engine: StageEngine, place: str) -> None:
-    shard, steps = write_own_shard(engine, open_folder(place))
-    shards, all_steps = handover.gathered(shard), handover.gathered(steps)
-    if engine.rank == 0:
-        merged = {key: step for one in all_steps for key, step in one.items()}
-        manifest = handover.make_manifest(engine.stage, tuple(shards), merged, Progress.at_start(engine.stage))
-        checkpoint.commit(open_folder(place), manifest)
-    engine.destroy()
-    handover.gathered(None)
-
-
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Schedule:
     wide = {"model": {"num_layers": 2, **WIDE}, "grow": {"operator": "duplicate"}}
@@ -153,10 +83,6 @@ def store(schedule: Schedule, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("entered")
     run_workers(WORKERS, enter_and_train, schedule, str(folder / "store"), folder=folder)
     return str(folder / "store")
-
-
-def opened(*place: str) -> Checkpoint:
-    return Checkpoint(open_folder("/".join(place)))
 
 
 @pytest.mark.parametrize("case", ENTERED, ids=str)
@@ -179,12 +105,12 @@ def test_a_grown_stages_state_is_the_map_applied_whole(case: Case, schedule: Sch
 def test_new_elements_are_found_in_every_layout(case: Case, store: str) -> None:
     """Their own count and rate lead to one model, whole, partitioned or cut."""
     reference = replace(case, zero_stage=0)
-    assert furthest(store, str(case), str(reference)) < 2e-6
+    assert furthest(opened(store, "trained", str(case)), opened(store, "trained", str(reference))) < 2e-6
 
 
 @pytest.mark.parametrize("name", UNLIKE)
 def test_they_do_make_a_difference(name: str, store: str) -> None:
-    assert furthest(store, name, str(ALIKE["adamw"][0])) > 1e-3
+    assert furthest(opened(store, "trained", name), opened(store, "trained", str(ALIKE["adamw"][0]))) > 1e-3
 
 
 @pytest.mark.parametrize("zero_stage", ONE_STEP)
@@ -197,17 +123,6 @@ def test_old_elements_see_the_plain_rate(zero_stage: int, schedule: Schedule, st
         one, other = (checkpoint.read(rule.target, "fp32", 0, rule.numel) for checkpoint in (plain, rewarmed))
         np.testing.assert_array_equal(one[~new], other[~new], err_msg=rule.target)
         assert (one[new] != other[new]).mean() > 0.5, rule.target
-
-
-def furthest(store: str, name: str, other: str) -> float:
-    """How far two trained models are from each other at most."""
-    one, two = opened(store, "trained", name), opened(store, "trained", other)
-    differences = [
-        one.read(entry.name, "fp32", 0, math.prod(entry.shape))
-        - two.read(entry.name, "fp32", 0, math.prod(entry.shape))
-        for entry in one.manifest.parameters
-    ]
-    return max(float(np.abs(difference).max()) for difference in differences)
 
 
 # --- whole jobs -----------------------------------------------------------------------------------
@@ -257,6 +172,9 @@ class Jobs:
     stages: dict[str, tuple[StagePlan, ...]]
     folder: Path
 
+    def checkpoint(self, store: str, key: str) -> Checkpoint:
+        return Checkpoint(Store(open_folder(self.folder / store)).finished_checkpoint(key))
+
     def losses(self, name: str, store: str) -> list[float]:
         """Of all points and evaluations of all stages."""
         records = [Store(open_folder(self.folder / store)).record(stage.key) for stage in self.stages[name]]
@@ -271,6 +189,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
         for name, (grow, model, training) in GROWN.items()
     }
     stages["halves"] = (stages["in width"][0], *halves(stages["in width"][1]))
+    stages["whole"] = (stages["in width"][0], without_rewarm(stages["in width"][1]))
     other = {"model": {"num_layers": 2}, "training": {"optimizer": {"name": "sgd", "lr": 1e-2}}}
     stages["another optimizer"] = make_plan(two_stages(text, other)).staged.stages
     jobs: dict[str, tuple[Job, ...]] = {}
@@ -285,9 +204,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     return Jobs(stages, folder)
 
 
+def without_rewarm(stage: StagePlan) -> StagePlan:
+    return replace(stage, key="whole", growth=replace(stage.growth, rewarm=None))
+
+
 def halves(whole: StagePlan) -> tuple[StagePlan, StagePlan]:
     """A grown stage without re-warming, cut after its third step; a worker may go on with the second at once."""
-    plain = replace(whole, growth=replace(whole.growth, rewarm=None))
+    plain = without_rewarm(whole)
     first = replace(plain, key="first half", steps=3)
     second = replace(
         plain, key="second half", parent_key=first.key, parent_shape=whole.shape, growth=None, steps=whole.steps - 3,
@@ -304,9 +227,13 @@ def test_stopped_while_what_is_new_warms_up_and_started_again_gives_the_same_bit
     assert ran.losses(name, f"{name}-{stop}") == ran.losses(name, f"{name}-0")
 
 
-def test_what_is_new_is_old_at_the_end_of_the_stage_whoever_goes_on(ran: Jobs) -> None:
-    """The same worker, with the model it has, or another one, from the checkpoint."""
+def test_what_is_new_goes_on_counting_in_the_next_stage_whoever_goes_on(ran: Jobs) -> None:
+    """The same worker, with the model it has, or another one, from the checkpoint: as in one stage."""
     assert ran.losses("halves", "together") == ran.losses("halves", "halves-0")
+    whole = ran.checkpoint("whole-0", "whole")
+    assert any(entry.head_starts for entry in whole.manifest.parameters)
+    for store in ("together", "halves-0"):
+        assert differences(whole, ran.checkpoint(store, "second half")) == []
 
 
 def test_another_kind_of_optimizer_starts_with_the_weights_alone(ran: Jobs) -> None:

@@ -12,7 +12,7 @@ from factories import make_schedule
 from raystage import rates
 from raystage.checkpoint import Checkpoint
 from raystage.errors import InputError
-from raystage.plan import StagePlan, make_plan, placed
+from raystage.plan import Growth, StagePlan, make_plan, placed
 from raystage.record import StageRecord, where_it_begins
 from raystage.schedule import Schedule
 from raystage.storage import open_folder
@@ -39,6 +39,23 @@ def stages_of(*arguments: object, **options: object) -> tuple[StagePlan, ...]:
     return make_plan(schedule(*arguments, **options)).staged.stages
 
 
+# Growths that last for 600 tokens of their stage.
+LASTING = {
+    "mask": {"operator": "masked", "grow_tokens": 600},
+    "rewarm": {"operator": "identity", "rewarm": {"tokens": 300}},
+}
+
+
+def grown_until(text: Path, grow: dict, until: dict) -> tuple[StagePlan, ...]:
+    """A stage of 300 tokens, then a grown one that may end at any evaluation."""
+    stages = [
+        {"name": "small", "model": {"num_layers": 1}, "until": {"tokens": 300}},
+        {"name": "full", "model": {"num_layers": 2}, "until": {**until, "tokens": CAP}, "grow": grow},
+    ]
+    training = {"evaluate": {"every": 200}, "lr_schedule": {"warmup": 0}}
+    return make_plan(make_schedule(text, stages=stages, training=training, baseline=None)).staged.stages
+
+
 # --- in the plan ----------------------------------------------------------------------------------
 
 
@@ -55,6 +72,19 @@ def test_how_often_it_is_evaluated_counts_only_where_that_ends_the_stage(tmp_pat
     for until, same in (({}, True), ({"eval_loss": 2.0}, False)):
         often, seldom = (stages_of(tmp_path, until, evaluate={"every": every})[0] for every in (100, 400))
         assert (often.key == seldom.key) is same
+
+
+def test_the_key_says_how_long_a_growth_holds_the_end_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stages that may end early alone: a key of before is that of a stage which could end under a half-open mask."""
+
+    def keys() -> list[str]:
+        untils = ({}, {"eval_loss": 100.0})
+        grows = (LASTING["rewarm"], {"operator": "identity"})
+        return [grown_until(tmp_path, grow, until)[1].key for grow in grows for until in untils]
+
+    now = keys()
+    monkeypatch.setattr(Growth, "tokens", 0)
+    assert [one == other for one, other in zip(now, keys(), strict=True)] == [True, False, True, True]
 
 
 def test_the_run_decays_as_long_and_at_its_end_wherever_the_stage_ended(tmp_path: Path) -> None:
@@ -132,6 +162,9 @@ def train_all(text: str, folder: str) -> None:
     for rule, until in RULES.items():
         stages = stages_of(Path(text), until)
         run_job(Job(stages, f"{folder}/{rule}-calm"), lambda *message: None)
+    for name, grow in LASTING.items():
+        job = Job(grown_until(Path(text), grow, {"eval_loss": 100.0}), f"{folder}/{name}")
+        run_job(job, lambda *message: None)
     stages = stages_of(Path(text), RULES["target"])
     for count in range(1, 12, 2):
         said = []
@@ -194,3 +227,13 @@ def test_stopped_and_started_again_it_ends_in_the_same_place_with_the_same_bits(
     assert [record.stopped_by for record in again] == [record.stopped_by for record in calm]
     assert [record.end.tokens for record in again] == [record.end.tokens for record in calm]
     assert trained.sums("target", str(count)) == trained.sums("target", "calm")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", LASTING)
+def test_a_stage_does_not_end_before_its_growth_is_over(trained: Trained, name: str) -> None:
+    """The rule fires at once; the next stage would have neither the mask nor the rate."""
+    stage = grown_until(trained.text, LASTING[name], {"eval_loss": 100.0})[1]
+    record = Store(open_folder(trained.folder / name)).record(stage.key)
+    assert record.stopped_by.startswith("eval_loss: ")
+    assert (record.tokens, record.evaluations[0].tokens) == (700, 300)  # evaluated at 400, 600, 800 and 1,000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raystage.growth.maps import Rule
+from raystage.growth.maps import GrowthMap, Rule
 from raystage.growth.units import ZERO, AxisMap, unchanged
 from raystage.optimizer import NewElements, build, parameter_groups, wholly_new
 from raystage.schedule import Optimizer
@@ -19,6 +19,7 @@ RULE = Rule(
     axes=(AxisMap("", 3, (0, 1, 2, ZERO, ZERO)), unchanged(4)),
 )  # fmt: skip
 NEW = slice(12, 20)
+HEAD_STARTS = ((0, 0, 0, HEAD_START, HEAD_START), (0, 0, 0, 0))
 
 # eps as large as that would show at once.
 OPTIMIZERS = {
@@ -60,8 +61,8 @@ class Whole:
         tensors["fp32"] = self.weight[start:stop]
         return Partition("weight", start, stop, tensors, (0, stop - start), self.weight)
 
-    def new_elements(self, done: int = 0) -> NewElements:
-        return NewElements(self.optimizer, self.partitions(), (RULE,), done)
+    def new_elements(self, boosted: GrowthMap = (RULE,)) -> NewElements:
+        return NewElements(self.optimizer, self.partitions(), {"weight": HEAD_STARTS}, boosted)
 
     def step(self, number: int) -> None:
         self.weight.grad = gradient(number)
@@ -104,7 +105,8 @@ def test_with_the_tensors_own_count_the_first_update_would_be_three_times_too_la
         whole = Whole(options, step=100_000)
         before = whole.weight.clone()
         if counted_apart:
-            whole.new_elements()
+            starts = {"weight": ((0, 0, 0, 100_000, 100_000), (0,) * 4)}
+            NewElements(whole.optimizer, whole.partitions(), starts)
         whole.step(0)
         updates.append((before - whole.weight)[NEW])
     torch.testing.assert_close(updates[0] / updates[1], torch.full_like(updates[0], 10**0.5), rtol=1e-3, atol=0)
@@ -118,7 +120,7 @@ def test_going_on_in_the_middle_gives_the_same_bits(options: Optimizer) -> None:
         for number in range(15):
             if number in stops:
                 new.forget()
-                new = whole.new_elements(done=number)
+                new = whole.new_elements()
             new.set_rate(boost_at(number), lasting=number >= 5)
             whole.step(number)
     assert torch.equal(calm.weight, stopped.weight)
@@ -134,7 +136,7 @@ def test_going_on_in_the_middle_gives_the_same_bits(options: Optimizer) -> None:
 )
 def test_they_are_new_until_it_makes_no_difference(options: Optimizer, settled: int) -> None:
     whole = Whole(options)
-    new, news = whole.new_elements(), []
+    new, news = whole.new_elements(boosted=()), []
     for number in range(200):
         new.set_rate(1.0, lasting=True)
         news.append(new.count)

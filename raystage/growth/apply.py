@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from raystage.growth.counts import HeadStarts
 from raystage.growth.maps import GrowthMap, Rule
 from raystage.growth.units import FRESH, MEAN, ZERO
 
@@ -184,6 +185,14 @@ def is_new(rule: Rule, start: int, stop: int) -> np.ndarray:
     if not rule.axes:
         return np.zeros(stop - start, dtype=bool)
     return ~_over_axes(rule, "keeps", start, stop, np.logical_and)
+
+
+def head_starts_in(starts: HeadStarts, start: int, stop: int) -> np.ndarray:
+    """The head starts of the elements of the flat slice [start, stop) of a parameter."""
+    shape = tuple(map(len, starts))
+    places = np.unravel_index(np.arange(start, stop), shape)
+    found = [np.array(axis, dtype=np.int64)[place] for axis, place in zip(starts, places, strict=True)]
+    return np.maximum.reduce(found)
 
 
 def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int]:
