@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raystage.data_use import data_warnings
 from raystage.growth.operator import WIDTHS, width_operator
 from raystage.plan import Plan, StagePlan
 from raystage.rates import Curve, rate_at
@@ -78,6 +79,7 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
             found += [rule(plan, index, stage) for rule in _GROWTH_RULES]
         found.append(_short_stage(plan, index, stage))
     found += [rule(plan) for rule in _PLAN_RULES]
+    found += [Advice(*one) for one in data_warnings(plan)]
     return tuple(advice for advice in found if advice)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from raystage import rates
 from raystage.comparison import finished_run, tokens_per_parameter
+from raystage.data_use import repeat_doubts, uses
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import Savings
@@ -38,6 +39,7 @@ def doubts(
         _length_doubt(plan),
         _data_doubt(plan),
         _init_doubt(plan),
+        *_repeat_doubts(plan, records),
         _workers_doubt(plan, records),
         _order_doubt(plan, records),
         *_range_doubts(savings),
@@ -148,6 +150,11 @@ def _init_doubt(plan: Plan) -> str | None:
     if init is None or init.trained_on.is_whole:
         return None
     return "It is not known what text the model in init was trained on: held-out text may be among it."
+
+
+def _repeat_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
+    counted = (use.counted for use in uses(plan.staged, records))
+    return [f"Text that was trained on is held out: the data {text}." for text in repeat_doubts(counted)]
 
 
 def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:

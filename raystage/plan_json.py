@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.advice import suggest, warnings
+from raystage.data_use import data_json
 from raystage.planned import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
 from raystage.tree import Node
 from raystage.trials import SweepPlan, Trial
@@ -30,6 +31,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.staged.flops,
         "scratch_flops": plan.scratch_flops,
         "predicted_saving": plan.predicted_saving,
+        "data": data_json(plan.staged),
         "warnings": [asdict(advice) for advice in warnings(plan)],
     }
 

@@ -155,6 +155,7 @@ class StageRecord:
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
     energy_joules: float | None = None
     evaluation_energy_joules: float | None = None
+    data: dict[str, Any] = field(default_factory=dict)  # what its text was found to hold: `data_use.Counted`
 
     @property
     def end(self) -> Evaluation:

@@ -14,6 +14,7 @@ from typing import Any
 from raystage import report_tables
 from raystage.attempts import Rejection
 from raystage.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
+from raystage.data_use import data_json
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
 from raystage.plan import Plan, RunPlan, StagePlan
@@ -67,6 +68,7 @@ def build_report(
             "savings": _savings(savings, measure_seeds(plan, records)),
             "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
             "warnings": list(doubts(plan, records, savings, given_up.stages)),
+            "data": data_json(best.staged, records),
             "environment": dict(environment or {}),
         }
     )

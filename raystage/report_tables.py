@@ -45,6 +45,30 @@ def stage_table(report: Mapping[str, Any]) -> Table:
     return Table("Stages", columns, [_stage_cells(row) for row in report["stages"]], note)
 
 
+def data_table(report: Mapping[str, Any]) -> Table:
+    """Of a version that counted no data there is none."""
+    columns = ("text", "stages", "documents", "tokens", "held out", "of it also trained on", "tokens read", "passes")
+    note = (
+        "Documents and tokens are of the training text. Held-out text counts as trained on, too, where 64 tokens of it "
+        "in a row stand word for word in the training text."
+    )
+    return Table("Data", columns, [_data_cells(one) for one in report.get("data", ())], note)
+
+
+def _data_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    about = "about " if one["tokens_are_estimated"] else ""
+    return (
+        ", ".join(one["path"]) or one["source"],
+        ", ".join(one["stages"]),
+        format_count(one["documents"]),
+        f"{about}{format_count(one['tokens'])}",
+        f"{about}{format_count(one['held_out_tokens'])}",
+        "-" if one["repeated_share"] is None else format_share(one["repeated_share"]),
+        format_count(one["read_tokens"]),
+        f"{one['passes']:.2g}",
+    )
+
+
 def growth_table(report: Mapping[str, Any]) -> Table:
     columns = (
         "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
@@ -245,8 +269,8 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
 
 
 _TABLES = (
-    stage_table, metric_table, downstream_table, growth_table, ends_table, attempts_table, baseline_table, tuning_table,
-    seed_table, ledger_table, cost_table,
+    stage_table, data_table, metric_table, downstream_table, growth_table, ends_table, attempts_table, baseline_table,
+    tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from raystage.conditions import Accept, Until
+from raystage.corpus import BYTE_TOKENIZER
 from raystage.deepspeed_options import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.errors import InputError
 from raystage.freezing import Freezing, find_freezing
@@ -103,7 +104,10 @@ def _resolve_stages(schedule: Schedule, start: InitPlan | None, sources: Sources
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
     _check_held_out(schedule, stages, sources)
     _check_held_out_of_init(schedule, stages, start, sources)
-    return _with_windows(schedule, stages)
+    resolved = _with_windows(schedule, stages)
+    for index, stage in enumerate(resolved):
+        _check_length(schedule, index, stage)
+    return resolved
 
 
 def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[ResolvedStage, ...]:
@@ -121,6 +125,21 @@ def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[Reso
             expected = f"expected a divisor of that, such as {fitting}: all stages read the same windows of text"
             raise InputError(f"{found}; {expected}", key=written_key(schedule, index, "model.context_length"))
     return tuple(replace(stage, window_tokens=longest) for stage in stages)
+
+
+def _check_length(schedule: Schedule, index: int, stage: ResolvedStage) -> None:
+    """Refuse text that is shorter than one sequence, whatever the tokenizer makes of it: hardly more tokens than
+    bytes."""
+    own_end = 1 if stage.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and what some put at its beginning
+    sides = (stage.data.train, stage.window_tokens, "to train on"), (
+        stage.data.held_out, stage.shape.context_length, "to hold out"
+    )  # fmt: skip
+    for text, length, what in sides:
+        tokens = text.num_bytes + own_end * text.documents
+        if tokens <= length:
+            found = f"found {text.num_bytes} bytes {what}, at most {tokens} tokens"
+            problem = f"{found}; expected more than a sequence's {length} (context_length)"
+            raise InputError(problem, key=written_key(schedule, index, "data.path"))
 
 
 def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], sources: Sources) -> None:

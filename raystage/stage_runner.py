@@ -10,7 +10,7 @@ import gc
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import deepspeed
@@ -23,6 +23,7 @@ from deepspeed.accelerator import get_accelerator
 from raystage import probe, rates, zero
 from raystage.costs import plus
 from raystage.data import Reader, Streams, open_streams
+from raystage.data_use import Counted
 from raystage.energy import EnergyCount, open_meter
 from raystage.engine import StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
@@ -65,6 +66,7 @@ class StageRunner:
         self.store, self.saver, self.line = place.store, place.saver, place.line
         self.progress = Progress.at_start(stage)
         streams = open_streams(stage.data, stage.shape.vocab_size)
+        self.counted = Counted.of_index(streams.index)
         self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage, streams)
         self._loss = torch.zeros((), device=engine.device)
@@ -346,6 +348,7 @@ class StageRunner:
     def _record(self, peak_bytes: int, ended: str) -> StageRecord:
         stage, progress = self.stage, self.progress
         return StageRecord(
+            data=asdict(self.counted),
             key=stage.key,
             parent_key=stage.parent_key,
             name=stage.name,

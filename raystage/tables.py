@@ -19,6 +19,7 @@ from raystage.columns import FirstThatFits
 from raystage.columns import name_column as _name
 from raystage.columns import number_column as _number
 from raystage.columns import table as _table
+from raystage.data_use import data_json, data_lines
 from raystage.growth.explain import explain, what_grows
 from raystage.growth.operator import in_short
 from raystage.growth.request import Growth
@@ -50,7 +51,7 @@ def plan_table(plan: Plan) -> RenderableType:
             Group(_stages(plan, plan.name, _SIZES), "", _stages(plan, None, _MEMORY, _MEANS)),
         )
     )
-    lines = [*_baseline_lines(plan), *_variant_lines(plan)]
+    lines = [*data_lines(data_json(plan.staged)), *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
@@ -224,6 +225,8 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     for table in more:
         if (written := table(report)).rows:
             parts += [_as_written(written), ""]
+    if report.get("data"):  # of a version before there is none
+        parts += [*map(Text, data_lines(report["data"])), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
     return Group(*parts, Text(report["savings"]["verdict"], style="bold"))

@@ -315,7 +315,7 @@ def test_equal_steps_of_depth_are_what_midas_has(plan_of):
 def file(tmp_path: Path) -> Path:
     """A schedule whose first stage counts steps: 24 of 100 tokens in all."""
     (tmp_path / "texts").mkdir()
-    write_documents(tmp_path / "texts")
+    write_documents(tmp_path / "texts", 24)
     content = {
         "name": "cli",
         "data": {"source": "text", "path": "texts", "validation_fraction": 0.5},

@@ -418,6 +418,9 @@ CASES = [
      "data: found both validation_fraction and validation_path; expected one of them"),
     ("change", "data={document_bytes: 1K}",
      "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text"),
+    ("change", "model.context_length=1024 | training={global_batch_tokens: 1024, workers: 1}",
+     "data.path: found 560 bytes to train on, at most 565 tokens; expected more than a sequence's 1024 "
+     "(context_length)"),
     ("change", "data.encoding_errors=ignore", "data.encoding_errors: found 'ignore'; expected 'strict' or 'replace'"),
     ("change", "data.document_separator=''", "data.document_separator: found ''; expected text that is not empty"),
     ("change", "data.tokenizer=./nowhere",

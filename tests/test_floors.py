@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 FLOORS: dict[int, set[str]] = {
     0: {"", "addresses", "errors", "families", "findings", "growth", "retry", "shape", "ticker", "units"},
     1: {
-        "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "deepspeed_options",
+        "advice", "attempts", "chart", "comparison", "conditions", "corpus", "costs", "curves", "data_use",
+        "deepspeed_options",
         "doubts", "family_file", "freezing", "gates", "growth.depth", "growth.exact", "growth.explain", "growth.maps",
         "growth.operator", "growth.refusal", "growth.request", "growth.trained", "growth.units", "growth.width",
         "hf_config", "hf_family", "holder", "hooks", "initial", "ledger", "listener", "mailbox", "manifest_check",
