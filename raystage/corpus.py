@@ -28,8 +28,10 @@ _BUCKETS = 2**32
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # All that Hugging Face tokenizers of any kind read from a folder.
 _TOKENIZER_FILES = (
-    "added_tokens.json", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json", "spiece.model",
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "added_tokens.json", "bpe.codes", "dict.txt", "merges.txt", "sentencepiece.bpe.model", "source.spm",
+    "special_tokens_map.json", "spiece.model", "target.spm", "tekken.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer.model.v1", "tokenizer.model.v2", "tokenizer.model.v3", "tokenizer_config.json", "vocab.bpe",
+    "vocab.json", "vocab.txt",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from raystage.corpus import BYTE_TOKENIZER, BYTE_VOCABULARY
 from raystage.errors import InputError
-from raystage.hf_tokenizer import pretrained
+from raystage.hf_tokenizer import num_ids, pretrained
 from raystage.sources import DataPlan
 from raystage.tokenizer_folder import no_end
 
@@ -50,8 +50,7 @@ class PretrainedTokenizer:
             raise InputError(problem, key=_KEY) from None
         self._errors = errors
         self._end = self._end_of(name, end_token)
-        # Ids may have gaps: how many tokens there are says nothing.
-        self.size = 1 + max(*self._tokenizer.get_vocab().values(), self._end)
+        self.size = max(num_ids(self._tokenizer), self._end + 1)
 
     def _end_of(self, name: str, end_token: str | None) -> int:
         if end_token is not None:

@@ -19,7 +19,7 @@ from raystage.checkpoint import MANIFEST
 from raystage.errors import InputError
 from raystage.grow import MAX_SHARD_BYTES, Source, as_input_errors
 from raystage.hf_family import Placed, placed
-from raystage.hf_tokenizer import load_tokenizer, tokenizer_files
+from raystage.hf_tokenizer import load_tokenizer, num_ids, tokenizer_files
 from raystage.huggingface import CONFIG, DTYPES, as_json, write_weights
 from raystage.shape import ModelShape
 from raystage.storage import Folder
@@ -51,7 +51,7 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
         problem = f"found a Hugging Face folder; expected a raystage checkpoint, which has a {MANIFEST}"
         raise InputError(problem, key="CHECKPOINT", file=source.uri)
     name, tokenizer = _tokenizer(source, options)
-    end = None if tokenizer is None else tokenizer.eos_token_id
+    end = None if tokenizer is None else _end(source, options, tokenizer)
     try:
         with as_input_errors("CHECKPOINT"):
             _write_weights(source, target, options)
@@ -100,11 +100,19 @@ def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]
     tokenizer = load_tokenizer(
         name, fingerprint, source.shape.context_length, is_asked_for=options.tokenizer is not None
     )
-    if len(tokenizer) > source.shape.vocab_size:
-        found = f"found {name!r} with {len(tokenizer)} tokens"
-        problem = f"{found}; expected at most the model's {source.shape.vocab_size}"
+    if num_ids(tokenizer) > source.shape.vocab_size:
+        found = f"found {name!r} with ids up to {num_ids(tokenizer) - 1}"
+        problem = f"{found}; expected them below the model's vocab_size, {source.shape.vocab_size}"
         raise InputError(problem, key="tokenizer", file=source.uri)
     return name, tokenizer
+
+
+def _end(source: Source, options: ExportOptions, tokenizer: Any) -> int | None:
+    """The id that ended documents in training: of the schedule's `data.end_token`, else the tokenizer's own."""
+    named = source.model.manifest.data_cursor.get("end_token")
+    if options.tokenizer is not None or not isinstance(named, str):
+        return tokenizer.eos_token_id
+    return tokenizer.get_vocab().get(named, tokenizer.eos_token_id)
 
 
 def _write_weights(source: Source, target: Folder, options: ExportOptions) -> None:

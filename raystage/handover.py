@@ -218,6 +218,7 @@ def make_manifest(
             "fingerprint": stage.data.fingerprint,
             "tokenizer": stage.data.tokenizer,
             "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
+            **({"end_token": stage.data.end_token} if stage.data.end_token else {}),
             "trained_on": stage.trained_on.to_json(),
         },
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},

@@ -88,6 +88,11 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
         raise InputError(f"{reason}{where}", key="data.tokenizer") from None
 
 
+def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """One more than the largest id. Ids may have gaps: how many tokens there are says nothing."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
 def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:
     """By name the files that AutoTokenizer reads: a folder's own, else what the tokenizer saves."""
     if os.path.isdir(name):

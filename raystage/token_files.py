@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from raystage.corpus import Corpus, Document, read_corpus
+from raystage.corpus import Corpus, Document, read_corpus, tokenizer_fingerprint
 from raystage.encoding import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
 from raystage.repeats import find_repeats
@@ -90,7 +90,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _make(data: DataPlan, folder: Path) -> TokenIndex:
     """Write both streams beside `folder` and move them there whole, so that a half cache is never seen."""
     corpus = _planned_corpus(data)
-    tokenizer = make_tokenizer(data)
+    tokenizer = _planned_tokenizer(data)
     work = Path(f"{folder}.part-{uuid.uuid4().hex}")
     work.mkdir()
     try:
@@ -103,6 +103,14 @@ def _make(data: DataPlan, folder: Path) -> TokenIndex:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return index
+
+
+def _planned_tokenizer(data: DataPlan) -> Tokenizer:
+    found = tokenizer_fingerprint(data.tokenizer)
+    if found != data.tokenizer_fingerprint:
+        problem = f"found other files in {data.tokenizer!r} than were planned with; expected the same everywhere"
+        raise InputError(problem, key="data.tokenizer")
+    return make_tokenizer(data)
 
 
 def _planned_corpus(data: DataPlan) -> Corpus:

@@ -10,7 +10,7 @@ import pytest
 
 from factories import make_schedule, save_words
 from raystage import data
-from raystage.corpus import BYTE_VOCABULARY
+from raystage.corpus import BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data import Reader, open_streams
 from raystage.encoding import ByteTokenizer, PretrainedTokenizer
 from raystage.errors import InputError
@@ -61,12 +61,21 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(planned: DataPlan, tm
 
 
 def test_a_hugging_face_tokenizer_from_a_folder(planned: DataPlan, tmp_path: Path) -> None:
-    save_words(tmp_path / "tokenizer", "document", "7")
-    streams = open_streams(replace(planned, tokenizer=str(tmp_path / "tokenizer")), 4, tmp_path / "cache")
+    tokenizer = str(save_words(tmp_path / "tokenizer", "document", "7"))
+    planned = replace(planned, tokenizer=tokenizer, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    streams = open_streams(planned, 4, tmp_path / "cache")
     both = np.concatenate([streams.train, streams.held_out])
     assert np.count_nonzero(both == 2) == 120  # 12 documents of 10 lines
     assert np.count_nonzero(both == 3) == 10  # of which one is about 7
     assert np.count_nonzero(both == 1) == 12
+
+
+def test_another_tokenizer_than_was_planned_with_is_refused(planned: DataPlan, tmp_path: Path) -> None:
+    tokenizer = str(save_words(tmp_path / "tokenizer", "document", "7"))
+    planned = replace(planned, tokenizer=tokenizer, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    save_words(tmp_path / "tokenizer", "document", "8")
+    with pytest.raises(InputError, match=r"^data.tokenizer: found other files in .* than were planned with"):
+        open_streams(planned, 4, tmp_path / "cache")
 
 
 def test_a_tokenizer_that_is_not_there_is_an_input_error() -> None:

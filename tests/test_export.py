@@ -12,6 +12,7 @@ import torch
 import transformers
 from click.testing import CliRunner, Result
 
+from factories import save_words
 from growths import tiny
 from raystage import checkpoint, model
 from raystage.checkpoint import Manifest, ParameterEntry
@@ -36,7 +37,9 @@ def weights_of(shape: ModelShape) -> dict[str, np.ndarray]:
     return {one.name: generator.normal(scale=0.3, size=one.numel).astype("<f4") for one in parameters(shape)}
 
 
-def make_checkpoint(path: Path, shape: ModelShape, tokenizer: str | None = "bytes", scale: float = 1.0) -> Path:
+def make_checkpoint(
+    path: Path, shape: ModelShape, tokenizer: str | None = "bytes", scale: float = 1.0, **cursor: str
+) -> Path:
     """A checkpoint in two shards, each of whose parameters is cut in two."""
     folder, weights = open_folder(path), weights_of(shape)
     halves = [
@@ -48,6 +51,7 @@ def make_checkpoint(path: Path, shape: ModelShape, tokenizer: str | None = "byte
         checkpoint.write_shard(folder, checkpoint.shard_name(rank, 2), half) for rank, half in enumerate(halves)
     )
     named = {} if tokenizer is None else {"tokenizer": tokenizer, "tokenizer_fingerprint": fingerprint(tokenizer)}
+    named |= cursor
     manifest = Manifest(
         model=shape,
         parameters=tuple(ParameterEntry(one.name, one.shape, "float32", 3) for one in parameters(shape)),
@@ -174,6 +178,20 @@ def test_a_folders_tokenizer_goes_along_as_it_is(tmp_path: Path) -> None:
     assert tokenizer_fingerprint(str(tmp_path / "out")) == tokenizer_fingerprint(str(tmp_path / "tokens"))
 
 
+def test_generation_ends_with_the_token_that_ended_documents(tmp_path: Path) -> None:
+    tokens = str(save_words(tmp_path / "tokens", "document", "[SEP]", end=None))
+    saved = make_checkpoint(tmp_path / "saved", byte_shape("llama"), tokens, end_token="[SEP]")
+    exported(saved, tmp_path / "out")
+    assert load(tmp_path / "out").generation_config.eos_token_id == 3
+
+
+def test_a_tokenizer_s_size_is_its_largest_id(tmp_path: Path) -> None:
+    tokens = save_words(tmp_path / "tokens", "document", end_id=999)
+    done = invoke(make_checkpoint(tmp_path / "saved", byte_shape("llama"), str(tokens)), tmp_path / "out")
+    assert done.exit_code == 2
+    assert "with ids up to 999; expected them below the model's vocab_size" in done.output
+
+
 @pytest.mark.parametrize(("tokenizer", "options"), [(None, ()), ("bytes", ("--tokenizer=none",))])
 def test_without_a_tokenizer(tmp_path: Path, tokenizer: str | None, options: tuple[str, ...]) -> None:
     made = exported(make_checkpoint(tmp_path / "saved", byte_shape("llama"), tokenizer), tmp_path / "out", *options)
@@ -189,7 +207,7 @@ BAD = {
     "no size": (("saved", "out", "--max-shard-size=large"), "--max-shard-size: found 'large'; expected a size"),
     "nothing in a file": (("saved", "out", "--max-shard-size=0"), "--max-shard-size: found '0'; expected a size"),
     "no tokenizer there": (("saved", "out", "--tokenizer=saved"), "tokenizer: 'saved' cannot be loaded"),
-    "too large a tokenizer": (("small", "out", "--tokenizer=bytes"), "found 'bytes' with 257 tokens; expected at most"),
+    "too large a tokenizer": (("small", "out", "--tokenizer=bytes"), "found 'bytes' with ids up to 256; expected"),
     "too large for the type": (("huge", "out", "--dtype=float16"), "--dtype: found "),
     "another tokenizer": (("moved", "out"), "found other files in "),
     "damaged": (("damaged", "out"), "does not match its checksum"),
