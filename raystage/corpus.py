@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from raystage.errors import InputError
-from raystage.text_files import holds_any, measured, stdlib_files, text_files, unreadable
+from raystage.text_files import check_utf8, holds_any, measured, stdlib_files, text_files, unreadable
 
 BYTE_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
@@ -134,8 +134,16 @@ class Corpus:
 
     def holds_any(self, marks: Collection[bytes]) -> bool:
         """Whether one of these stands anywhere in the files."""
-        files = {document.path for document in (*self.documents, *(self.held_out or ()))}
-        return any(holds_any(file, marks) for file in sorted(files))
+        return any(holds_any(file, marks) for file in self.files)
+
+    def check_utf8(self) -> None:
+        """Raises InputError for the first byte that is not."""
+        for file in self.files:
+            check_utf8(file)
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({document.path for document in (*self.documents, *(self.held_out or ()))})
 
     def working_fraction(self) -> float | None:
         """The smallest fraction, in hundredths, that holds a document out and leaves one; None if there is none."""

@@ -7,7 +7,7 @@ are about a quarter of the bytes. A finished stage has counted them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from raystage.corpus import BYTE_TOKENIZER
@@ -50,8 +50,10 @@ class Counted:
 
     @classmethod
     def of_record(cls, record: StageRecord | None) -> Counted | None:
-        """None where the stage is not finished, or was by a version that counted nothing."""
-        return cls(**record.data) if record and record.data else None
+        """None where the stage is not finished, or was by a version that counted nothing, or something else."""
+        found = record.data if record else {}
+        known = {field.name for field in fields(cls)} == set(found)
+        return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
 
 
 @dataclass(frozen=True)

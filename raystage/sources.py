@@ -128,6 +128,8 @@ class Sources:
         training, held_out = corpus.split(data.validation_fraction)
         known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
         _check_end(data, known)
+        if data.tokenizer != BYTE_TOKENIZER and data.encoding_errors == "strict":
+            corpus.check_utf8()
         return DataPlan(
             source=data.source,
             path=data.path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import hashlib
 import mmap
@@ -174,6 +175,26 @@ def holds_any(file: Path, marks: Collection[bytes]) -> bool:
     except OSError as error:
         raise unreadable(error, _KEY) from None
     return False
+
+
+def check_utf8(file: Path, key: str = _KEY) -> None:
+    """Refuse a file that is not UTF-8 throughout, by the first byte that is not. Raises InputError."""
+    decoder, start = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with file.open("rb") as stream:
+            while content := stream.read(_CHUNK_BYTES):
+                decoder.decode(content)
+                start = stream.tell() - len(decoder.getstate()[0])  # it keeps a character that is not whole yet
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise no_utf8(file, start + error.start, error.object[error.start], key) from None
+    except OSError as error:
+        raise unreadable(error, key) from None
+
+
+def no_utf8(file: Path, position: int, byte: int, key: str = _KEY) -> InputError:
+    found = f"{str(file)!r} has the byte 0x{byte:02x} at position {position}, which is no UTF-8"
+    return InputError(f"{found}; expected UTF-8, or data.encoding_errors: replace, which puts U+FFFD there", key=key)
 
 
 def _beginning(marks: Collection[bytes]) -> bytes:

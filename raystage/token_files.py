@@ -24,6 +24,7 @@ from raystage.encoding import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
 from raystage.repeats import find_repeats
 from raystage.sources import DataPlan
+from raystage.text_files import no_utf8
 from raystage.token_index import HELD_OUT, INDEX, TRAIN, StreamFile, TokenIndex, read_index
 
 SMALL_BYTES = 2**28
@@ -164,10 +165,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     try:
         return tokenizer.encode(document.read())
     except UnicodeDecodeError as error:
-        place, byte = document.start + error.start, error.object[error.start]
-        found = f"{str(document.path)!r} has the byte 0x{byte:02x} at position {place}, which is no UTF-8"
-        expected = "expected UTF-8, or data.encoding_errors: replace, which puts U+FFFD there"
-        raise InputError(f"{found}; {expected}", key="data.path") from None
+        raise no_utf8(document.path, document.start + error.start, error.object[error.start]) from None
 
 
 def _cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:

@@ -121,8 +121,10 @@ def test_of_part_of_a_text_the_share_is_a_lower_bound() -> None:
     assert "at least 10.0 %" in said
 
 
-def test_records_of_before_counted_nothing(texts: Path) -> None:
+@pytest.mark.parametrize("data", [{}, {"train_tokens": 3}, {**counted(2), "pieces": "many"}, {**counted(2), "new": 1}])
+def test_records_that_counted_nothing_are_no_matter(data: dict, texts: Path) -> None:
+    """Those of before, or of a version to come."""
     plan = make_plan(make_schedule(texts))
     stage = plan.staged.stages[0]
-    report = build_report(plan, {stage.key: make_record(stage, 3.0)}, {})
+    report = build_report(plan, {stage.key: make_record(stage, 3.0, data=data)}, {})
     assert report["data"][0]["repeated_share"] is None

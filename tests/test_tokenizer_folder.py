@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from factories import make_schedule, save_words, write_documents
+from raystage import text_files
 from raystage.data import open_streams
 from raystage.encoding import ByteTokenizer, PretrainedTokenizer
 from raystage.errors import InputError
@@ -174,13 +176,31 @@ def test_what_is_no_utf8_is_named_by_file_and_byte(content: bytes, found: str, t
     tokenizer = save_words(tmp_path / "tokenizer", "document")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "bad.txt").write_bytes(content)
-    data = plan_of(tmp_path, tokenizer).staged.stages[0].data
+    said = f"bad.txt' has the byte {found}, which is no UTF-8"
     with pytest.raises(InputError) as refused:
-        open_streams(data, 16, tmp_path / "cache")
-    assert f"bad.txt' has the byte {found}, which is no UTF-8" in str(refused.value)
+        plan_of(tmp_path, tokenizer)
+    assert said in str(refused.value)
     replaced = plan_of(tmp_path, tokenizer, encoding_errors="replace").staged.stages[0].data
     assert len(open_streams(replaced, 16, tmp_path / "cache").train)
-    assert replaced.facts() != data.facts()
+    strict = replace(replaced, encoding_errors="strict")
+    assert replaced.facts() != strict.facts()
+    with pytest.raises(InputError) as refused:  # on a worker whose plan did not look
+        open_streams(strict, 16, tmp_path / "cache")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 2**24])
+def test_a_character_may_lie_on_the_border_of_chunks(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", chunk)
+    file = tmp_path / "a.txt"
+    file.write_bytes("a€ü𝄞b".encode() * 3)
+    text_files.check_utf8(file)
+    for end, byte in (("\xe9 x".encode("latin-1"), "e9"), ("€".encode()[:2], "e2")):
+        file.write_bytes("a€ü𝄞b".encode() * 3 + end)
+        with pytest.raises(InputError, match=f"has the byte 0x{byte} at position 33, which is no UTF-8"):
+            text_files.check_utf8(file)
 
 
 def test_bytes_are_bytes_in_any_encoding() -> None:
