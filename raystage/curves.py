@@ -111,6 +111,9 @@ def saving_words(savings: Mapping[str, Any]) -> tuple[str, str]:
     A curve is that of one seed; what several come to is in the verdict alone.
     """
     share, faster = savings["compute_saved"], savings["speedup"]
+    most = savings.get("compute_saved_at_most")
+    if most is not None and share < 0 < most:
+        return "no saving shown", f"({format_share(share)} to {format_share(most)})"
     first = f"{format_share(share)} of compute saved" if share >= 0 else f"{format_share(-share)} more compute"
     seeds = savings.get("seeds")
     second = f"seed {seeds['seeds'][0]} alone" if seeds else f"{format_share(faster)} speed-up"

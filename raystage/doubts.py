@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from raystage import rates
 from raystage.comparison import finished_run, tokens_per_parameter
 from raystage.data_use import repeat_doubts, uses
+from raystage.interpolation import is_convex
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import Savings
@@ -17,6 +18,10 @@ _DECAYED_RATIO = 0.1
 # Protocol: fewer budgets leave too much to the interpolation.
 _ENOUGH_BUDGETS = 3
 _ENOUGH_SEEDS = 3
+_BENT = (
+    "The baseline's loss does not fall ever slower from budget to budget: noise is as large as its bend, or its "
+    "smallest budgets are too short. So what lies between two budgets is less certain than it is taken for."
+)
 _RATE = "training.optimizer.lr"
 # Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
@@ -123,8 +128,8 @@ def _budgets_doubt(plan: Plan) -> str | None:
     if count >= _ENOUGH_BUDGETS:
         return None
     return (
-        f"Only {count} baseline budget{'s' if count > 1 else ''}: equal loss is interpolated between "
-        f"decayed runs, and fewer than {_ENOUGH_BUDGETS} leave it coarse."
+        f"Only {count} baseline budget{'s' if count > 1 else ''}: fewer than {_ENOUGH_BUDGETS} do not show how the "
+        f"baseline's loss bends between them."
     )
 
 
@@ -172,9 +177,10 @@ def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None
 
 def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
     runs = [finished_run(run, records) for run in plan.baselines]
-    losses = [run.eval_loss for run in runs if run is not None]
+    points = [(run.flops, run.eval_loss) for run in runs if run is not None]
+    losses = [loss for _, loss in points]
     if losses == sorted(losses, reverse=True):
-        return None
+        return None if is_convex(points) else _BENT
     return (
         "The baseline's loss does not fall with every larger budget: noise is as large as the difference "
         "between budgets, and the cheapest budget that reaches the loss counts."
@@ -185,7 +191,7 @@ def _range_doubts(savings: Savings) -> tuple[str | None, str | None]:
     """Of a comparison of finished runs alone, which has words on equal FLOPs."""
     if not savings.at_equal_flops:
         return None, None
-    beyond = "Equal loss lies outside of what the baseline's budgets measured, and nothing is extrapolated."
+    beyond = f"No figure at equal loss: {savings.verdict.removeprefix('no saving to report: ')}."
     no_difference = f"{savings.at_equal_flops[0].upper()}{savings.at_equal_flops[1:]}."
     return (
         None if savings.equal_loss_reached else beyond,

@@ -91,11 +91,11 @@ def _draw_baselines(axes: Axes, unit: str, baselines: Sequence[Run]) -> None:
 
 
 def _draw_interpolation(over_flops: Axes, baselines: Sequence[Run]) -> None:
-    """Where a saving is read off: linear in log FLOPs, so straight lines between the decayed ends."""
+    """Between the decayed ends the loss lies below straight lines over log FLOPs."""
     ends = [run.end for run in baselines if run.end]
     if len(ends) > 1:
         over_flops.plot([end.flops for end in ends], [end.loss for end in ends], color="#555555", linewidth=1.2,
-                        linestyle=(0, (1, 1.5)), label="interpolated, linear in log FLOPs", zorder=3)  # fmt: skip
+                        linestyle=(0, (1, 1.5)), label="at most: linear in log FLOPs", zorder=3)  # fmt: skip
 
 
 def _draw_staged(axes: Axes, unit: str, stages: Sequence[Stage]) -> None:

@@ -117,7 +117,7 @@ def run_legend(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (any(stage.growth for stage in stages), "jump staged", "just grown"),
         (bool(baselines), "curve baseline", "baselines from scratch"),
         (ends > 0, "end baseline", "end of each budget's run"),
-        (ends > 1, "interpolated", "between them, linear in log FLOPs"),
+        (ends > 1, "interpolated", "between them at most: linear in log FLOPs"),
         (report["savings"]["equal_loss_reached"], "equal", "equal loss"),
     ]
     return [(style, words) for is_drawn, style, words in entries if is_drawn]
@@ -191,7 +191,7 @@ def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
 
 
 def _baseline_lines(baselines: Sequence[Run], unit: Unit) -> list[Line]:
-    """Where a saving is read off is linear in log FLOPs: straight lines between the decayed ends."""
+    """Between the decayed ends the loss lies below straight lines over log FLOPs."""
     lines = [Line(_along(run.points, unit), "curve baseline") for run in baselines]
     return [*lines, Line(_along(_ends(baselines), unit), "interpolated")] if unit.is_log else lines
 
@@ -250,7 +250,7 @@ def _crossing(savings: Mapping[str, Any], unit: Unit) -> list[Mark]:
     """Where the baseline reaches the equal loss."""
     if not savings["equal_loss_reached"] or unit.field != "flops":
         return []
-    place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])}, interpolated"
+    place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])} at the earliest"
     return [Mark(savings["flops_baseline"], savings["at_eval_loss"], "saving", f"the baselines: {place}")]
 
 

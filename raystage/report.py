@@ -237,7 +237,8 @@ def _over_seeds(over: Mapping[str, Any]) -> list[str]:
     said = [f"{what} saved: {format_interval(found)}." for what, found in shares if found]
     difference = over["loss_difference_at_equal_flops"]
     between = format_interval(difference, "{:+.3f}".format) if difference else None
-    return [*said, f"Loss difference at equal FLOPs: {between}."] if between else said
+    said += [f"Loss difference at equal FLOPs: {between}."] if between else []
+    return [*said, over["covers"]] if over.get("covers") else said
 
 
 def _table(table: Table) -> str:

@@ -145,7 +145,13 @@ def seed_table(report: Mapping[str, Any]) -> Table:
         return Table("Seeds", columns, rows)
     difference = shown(over["loss_difference_at_equal_flops"], lambda found: format_interval(found, "{:+.3f}".format))
     rows.append(["mean (95 % interval)", "-", shown(over["compute_saved"], format_interval), difference])
-    return Table("Seeds", columns, rows, "Each seed's staged run against its own baselines.", totals=1)
+    return Table(
+        "Seeds",
+        columns,
+        rows,
+        f"Each seed's staged run against its own baselines. {over.get('covers', '')}".strip(),
+        totals=1,
+    )
 
 
 def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = format_share) -> str:
@@ -157,12 +163,19 @@ def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = 
 
 
 def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
-    """A figure of a report's savings as text: over several seeds with its interval. None where there is none."""
+    """A figure of a report's savings as text: over several seeds with its interval, of one seed with the room that the
+    baseline's curve has between its budgets. None where there is none."""
     over = savings.get("seeds")
     value = over[figure] if over else savings.get(figure)
     if value is None:
         return None
-    return format_interval(value, as_text) if over else as_text(value)
+    if over:
+        return format_interval(value, as_text)
+    most = savings.get(f"{figure}_at_most")
+    if most is None or as_text(value) == as_text(most):
+        return as_text(value)
+    between = f"{as_text(value)} to {as_text(most)}"
+    return f"not shown ({between})" if value < 0 < most else between
 
 
 def baseline_table(report: Mapping[str, Any]) -> Table:

@@ -4,17 +4,14 @@
 
 C_baseline is the compute at which the baseline reaches the staged run's final loss. It is read off
 between baseline runs that were each trained at a budget of their own and fully decayed, never off
-the undecayed curve of one long run. Between two neighbours i and j the loss is taken as linear in
-log FLOPs:
+the undecayed curve of one long run. Between two of them it is bounded (`interpolation`): the figure is that of the
+earliest place where the baseline may have reached the loss, and the latest, on a straight line over log FLOPs, stands
+beside it as `..._at_most`. Time and tokens are read off at the same earliest place, in their own logarithms. The other
+way round, at equal FLOPs, the figure is that of the lowest loss that the baseline may have had.
 
-    log C = log C_i + (loss_i - loss) / (loss_i - loss_j) * (log C_j - log C_i)
-
-and likewise in log seconds for the time and in log tokens for these. The other way round, at equal FLOPs:
-
-    loss = loss_i - (log C - log C_i) / (log C_j - log C_i) * (loss_i - loss_j)
-
-Nothing is extrapolated: outside of what was measured there is no figure, and the words beside it say why. Where there
-is a choice, it goes against the staged run. What several seeds come to is in `seeds`.
+Nothing is extrapolated, and nothing is read off between budgets that are too far apart: there is no figure then, and
+the words beside it say why. Where there is a choice, it goes against the staged run. What several seeds come to is in
+`seeds`.
 """
 
 from __future__ import annotations
@@ -22,6 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from raystage.interpolation import Stretch, stretch, too_far_apart
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class FinishedRun:
 class Savings:
     """A comparison at equal loss and at equal FLOPs. Shares, not percentages; None where there is no figure.
 
-    flops_baseline: interpolated between baseline runs. equal_loss_reached: whether the staged run's
-    final loss was met by the baseline within the budgets that were measured.
+    flops_baseline: the least with which the baseline may have reached the loss. ..._at_most: by a straight line between
+    the budgets around it; the same where the loss is a baseline run's own. equal_loss_reached: whether there is a
+    figure, the baseline having met the staged run's final loss within the budgets that were measured.
     loss_difference_at_equal_flops: the baseline's held-out loss less the staged run's, in nats per token, where the
     baseline has had the staged run's FLOPs; above 0 where the staged run is the better model. at_equal_flops: the same
     in words, or why it is None.
@@ -64,6 +65,9 @@ class Savings:
     tokens_saved: float | None = None
     loss_difference_at_equal_flops: float | None = None
     at_equal_flops: str = ""
+    compute_saved_at_most: float | None = None
+    flops_baseline_at_most: float | None = None
+    loss_difference_at_equal_flops_at_most: float | None = None
 
 
 def saved(staged: float, baseline: float) -> float:
@@ -83,12 +87,12 @@ def compare(staged: FinishedRun, baselines: Sequence[FinishedRun]) -> Savings:
     diverged = _diverged(staged, baselines)
     if diverged:
         return no_figure(f"no saving to report: {diverged}", staged)
-    runs = _best_by_flops(baselines)
-    outside = _outside(staged.eval_loss, runs)
-    if outside:
-        savings = no_figure(f"no saving to report: {outside}", staged)
+    runs = _by_flops(baselines)
+    refusal = _outside(staged.eval_loss, runs) or _gap_at_loss(staged.eval_loss, runs)
+    if refusal:
+        savings = no_figure(f"no saving to report: {refusal}", staged)
     else:
-        savings = _figure(staged, _at_loss(staged.eval_loss, runs))
+        savings = _figure(staged, *_at_loss(staged.eval_loss, runs))
     return _with_equal_flops(savings, staged, runs)
 
 
@@ -128,12 +132,18 @@ def _diverged(staged: FinishedRun, baselines: Sequence[FinishedRun]) -> str | No
     return None
 
 
-def _best_by_flops(baselines: Sequence[FinishedRun]) -> list[FinishedRun]:
+def _by_flops(baselines: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Ascending in FLOPs; of runs with equal FLOPs the best counts."""
     best: dict[float, FinishedRun] = {}
     for run in sorted(baselines, key=lambda run: (run.flops, run.eval_loss, run.seconds)):
         best.setdefault(run.flops, run)
     return list(best.values())
+
+
+def _best_so_far(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The same, each with the best loss that it or a cheaper one came to: nobody has to spend all that there is."""
+    lowest = accumulate((run.eval_loss for run in runs), min)
+    return [replace(run, eval_loss=loss) for run, loss in zip(runs, lowest, strict=True)]
 
 
 def _outside(loss: float, runs: list[FinishedRun]) -> str | None:
@@ -162,39 +172,61 @@ def _range(low: float, high: float) -> str:
     return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
 
 
-def _at_loss(loss: float, runs: list[FinishedRun]) -> FinishedRun:
-    """The baseline where it first reaches `loss`; later crossings are dearer and do not count."""
-    index = next(index for index, run in enumerate(runs) if run.eval_loss <= loss)
+def _gap_at_loss(loss: float, runs: list[FinishedRun]) -> str | None:
+    """Why nothing is said of where the baseline reaches `loss`, if so."""
+    index = _first_at(loss, runs)
+    if runs[index].eval_loss == loss:
+        return None
+    before, after = runs[index - 1], runs[index]
+    why = too_far_apart(before.flops, after.flops)
+    budgets = f"{format_flops(before.flops)} and {format_flops(after.flops)} FLOPs"
+    return why and f"the baseline's budgets around the held-out loss {loss:.3f}, {budgets}, are {why}; add one there"
+
+
+def _at_loss(loss: float, runs: list[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
+    """The baseline where it first reaches `loss`, at the earliest and at the latest; later crossings are dearer and do
+    not count."""
+    runs, index = _best_so_far(runs), _first_at(loss, runs)
     after = runs[index]
     if after.eval_loss == loss:
-        return after
-    before = runs[index - 1]
-    share = (before.eval_loss - loss) / (before.eval_loss - after.eval_loss)
-    return FinishedRun(
-        eval_loss=loss,
-        flops=_between(before.flops, after.flops, share),
-        seconds=_between(before.seconds, after.seconds, share),
-        tokens=_between(before.tokens, after.tokens, share),
-    )
+        return after, after
+    before, between = runs[index - 1], _stretch(runs, index)
+    return _between(before, after, between.earliest(loss)), _between(before, after, between.latest(loss))
 
 
-def _between(first: float, second: float, share: float) -> float:
-    """Linear in the logarithm; 0 where one of them is not known."""
-    return first * (second / first) ** share if first > 0 and second > 0 else 0.0
+def _first_at(loss: float, runs: Sequence[FinishedRun]) -> int:
+    return next(index for index, run in enumerate(runs) if run.eval_loss <= loss)
 
 
-def _figure(staged: FinishedRun, baseline: FinishedRun) -> Savings:
-    """Both at the same loss."""
+def _stretch(runs: Sequence[FinishedRun], index: int) -> Stretch:
+    return stretch([(run.flops, run.eval_loss) for run in runs], index)
+
+
+def _between(before: FinishedRun, after: FinishedRun, place: float) -> FinishedRun:
+    """Each measure linear in its logarithm; 0 where it is not known of both."""
+
+    def measure(first: float, second: float) -> float:
+        return first * (second / first) ** place if first > 0 and second > 0 else 0.0
+
+    loss = before.eval_loss + place * (after.eval_loss - before.eval_loss)
+    seconds, tokens = measure(before.seconds, after.seconds), measure(before.tokens, after.tokens)
+    return FinishedRun(loss, measure(before.flops, after.flops), seconds, tokens)
+
+
+def _figure(staged: FinishedRun, earliest: FinishedRun, latest: FinishedRun) -> Savings:
+    """earliest, latest: the baseline where it may first have had the staged run's loss."""
     return Savings(
         at_eval_loss=staged.eval_loss,
-        compute_saved=saved(staged.flops, baseline.flops),
-        speedup=speedup(staged.flops, baseline.flops),
-        time_saved=_saved_if_known(staged.seconds, baseline.seconds),
+        compute_saved=saved(staged.flops, earliest.flops),
+        speedup=speedup(staged.flops, earliest.flops),
+        time_saved=_saved_if_known(staged.seconds, earliest.seconds),
         flops_staged=staged.flops,
-        flops_baseline=baseline.flops,
+        flops_baseline=earliest.flops,
         equal_loss_reached=True,
-        verdict=_verdict(staged, baseline),
-        tokens_saved=_saved_if_known(staged.tokens, baseline.tokens),
+        verdict=_verdict(staged, earliest.flops, latest.flops),
+        tokens_saved=_saved_if_known(staged.tokens, earliest.tokens),
+        compute_saved_at_most=saved(staged.flops, latest.flops),
+        flops_baseline_at_most=latest.flops,
     )
 
 
@@ -202,29 +234,42 @@ def _saved_if_known(staged: float, baseline: float) -> float | None:
     return saved(staged, baseline) if staged > 0 and baseline > 0 else None
 
 
-def _verdict(staged: FinishedRun, baseline: FinishedRun) -> str:
-    share, faster = saved(staged.flops, baseline.flops), speedup(staged.flops, baseline.flops)
-    if share < 0:
-        outcome = f"saved nothing: cost {format_share(-share)} more compute (a {format_share(faster)} speed-up)"
-    else:
-        outcome = f"saved {format_share(share)} of the compute (a {format_share(faster)} speed-up)"
-    return (
-        f"{outcome} at equal held-out loss {staged.eval_loss:.3f}: "
-        f"{format_flops(staged.flops)} against {format_flops(baseline.flops)} FLOPs"
-    )
+def _verdict(staged: FinishedRun, earliest: float, latest: float) -> str:
+    least, most = saved(staged.flops, earliest), saved(staged.flops, latest)
+    place = f"at equal held-out loss {staged.eval_loss:.3f}: {format_flops(staged.flops)} against"
+    if least < 0 < most:
+        return (
+            f"no saving shown: between {format_share(-least)} more and {format_share(most)} less compute {place} "
+            f"{format_flops(earliest)} to {format_flops(latest)} FLOPs; baseline budgets nearer to it would tell"
+        )
+    faster = f"(a {format_share(speedup(staged.flops, earliest))} speed-up)"
+    outcome = f"saved {format_share(least)} of the compute"
+    if least < 0:
+        outcome = f"saved nothing: cost {format_share(-least)} more compute"
+    return f"{outcome} {faster} {place} {format_flops(earliest)} FLOPs{room(least, most)}"
+
+
+def room(least: float, most: float) -> str:
+    """What else may be the case between two budgets, of a share saved; nothing where that is the same in print."""
+    if format_share(least) == format_share(most):
+        return ""
+    to = f"up to {format_share(most)}" if most > 0 else f"down to {format_share(-most)} more"
+    return f"; between its budgets the baseline's curve leaves room {to}"
 
 
 # --- at equal FLOPs ---------------------------------------------------------------------------
 
 
 def _with_equal_flops(savings: Savings, staged: FinishedRun, runs: list[FinishedRun]) -> Savings:
-    outside = _outside_flops(staged.flops, runs)
-    if outside:
-        return replace(savings, at_equal_flops=f"no comparison at equal FLOPs: {outside}")
-    baseline_loss = _loss_at(staged.flops, runs)
-    difference = baseline_loss - staged.eval_loss
+    refusal = _outside_flops(staged.flops, runs) or _gap_at_flops(staged.flops, runs)
+    if refusal:
+        return replace(savings, at_equal_flops=f"no comparison at equal FLOPs: {refusal}")
+    lowest, highest = _losses_at(staged.flops, runs)
     return replace(
-        savings, loss_difference_at_equal_flops=difference, at_equal_flops=_flops_words(staged, baseline_loss)
+        savings,
+        loss_difference_at_equal_flops=lowest - staged.eval_loss,
+        loss_difference_at_equal_flops_at_most=highest - staged.eval_loss,
+        at_equal_flops=_flops_words(staged, lowest, highest),
     )
 
 
@@ -239,23 +284,42 @@ def _outside_flops(flops: float, runs: list[FinishedRun]) -> str | None:
     )
 
 
-def _loss_at(flops: float, runs: list[FinishedRun]) -> float:
-    """The best that the baseline reaches with `flops` or fewer, which makes it the inverse of `_at_loss`."""
+def _gap_at_flops(flops: float, runs: list[FinishedRun]) -> str | None:
+    """Why nothing is said of what the baseline does with `flops`, if so."""
+    index = next(index for index, run in enumerate(runs) if run.flops >= flops)
+    if runs[index].flops == flops:
+        return None
+    before, after = runs[index - 1], runs[index]
+    why = too_far_apart(before.flops, after.flops)
+    budgets = f"{format_flops(before.flops)} and {format_flops(after.flops)}"
+    return why and f"the baseline's budgets around the staged run's {format_flops(flops)}, {budgets}, are {why}"
+
+
+def _losses_at(flops: float, runs: list[FinishedRun]) -> tuple[float, float]:
+    """The best that the baseline reaches with `flops` or fewer, at the lowest and at the highest: the inverse of
+    `_at_loss`."""
+    runs = _best_so_far(runs)
     index = next(index for index, run in enumerate(runs) if run.flops >= flops)
     after = runs[index]
-    if after.flops == flops:
-        return min(run.eval_loss for run in runs[: index + 1])
-    before = runs[index - 1]
-    share = math.log(flops / before.flops) / math.log(after.flops / before.flops)
-    between = before.eval_loss + share * (after.eval_loss - before.eval_loss)
-    return min(between, *(run.eval_loss for run in runs[:index]))
+    if after.flops == flops or after.eval_loss == runs[index - 1].eval_loss:
+        return after.eval_loss, after.eval_loss
+    before, between = runs[index - 1], _stretch(runs, index)
+    place = math.log(flops / before.flops) / math.log(after.flops / before.flops)
+    return between.lowest(place), between.highest(place)
 
 
-def _flops_words(staged: FinishedRun, baseline_loss: float) -> str:
-    compared = format_difference(baseline_loss - staged.eval_loss)
+def _flops_words(staged: FinishedRun, lowest: float, highest: float) -> str:
+    least, most = lowest - staged.eval_loss, highest - staged.eval_loss
+    where, own = f"at equal FLOPs ({format_flops(staged.flops)}) the staged run's held-out loss is", staged.eval_loss
+    if f"{least:z.3f}" == f"{most:z.3f}":
+        return f"{where} {format_difference(least)} the baseline's: {own:.3f} against {lowest:.3f}"
+    if least < 0 < most:
+        compared = f"between {-least:.3f} higher and {most:.3f} lower than"
+        return f"{where} {compared} the baseline's: {own:.3f} against {lowest:.3f} to {highest:.3f}"
+    more = format_difference(most)
     return (
-        f"at equal FLOPs ({format_flops(staged.flops)}) the staged run's held-out loss is {compared} the baseline's: "
-        f"{staged.eval_loss:.3f} against {baseline_loss:.3f}"
+        f"{where} {format_difference(least)} the baseline's: {own:.3f} against {lowest:.3f}; between its budgets "
+        f"the baseline's curve leaves room for {more.removesuffix(' than').removesuffix(' as')}"
     )
 
 

@@ -3,7 +3,7 @@
 Seeds are compared in pairs, the staged run of a seed with the baselines of the same seed: what a seed does to both
 sides alike drops out. An interval is Student's, mean +- t * s / sqrt(n) with n - 1 degrees of freedom, and takes the
 pairs' figures as independent and about normal. A pair without a figure is never left out of a mean in silence: that
-would flatter one side.
+would flatter one side. Nor does an interval cover more than what differs from seed to seed (`COVERED`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, stdev
 
-from raystage.savings import FinishedRun, Savings, compare, format_difference, format_share
+from raystage.savings import FinishedRun, Savings, compare, format_difference, format_share, room
 
 # Student's t, 97.5 %, at 1 to 30 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2.
 _T_975 = (
@@ -21,6 +21,12 @@ _T_975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+# What the interval is of, for whoever reads it.
+COVERED = (
+    "The interval covers what differs from seed to seed: first weights and the order of the text. It does not cover "
+    "other text to train or to be judged on, nor which values were tuned, for these were chosen once, nor what lies "
+    "between two budgets of the baseline, where the figure is the lowest that is possible."
+)
 # Nobody trains more to find out.
 _MOST_SEEDS = 1000
 
@@ -64,6 +70,9 @@ class OverSeeds:
     loss_difference_at_equal_flops: Interval | None
     seeds_needed: int | None
     verdict: str
+    compute_saved_at_most: Interval | None = None
+    loss_difference_at_equal_flops_at_most: Interval | None = None
+    covers: str = COVERED
 
 
 def over_seeds(pairs: Sequence[SeedPair]) -> OverSeeds:
@@ -73,6 +82,7 @@ def over_seeds(pairs: Sequence[SeedPair]) -> OverSeeds:
     savings = {pair.seed: compare(pair.staged, pair.baselines) for pair in whole}
     left_out = tuple(_missing(pair) for pair in ordered if pair.seed not in savings)
     compute_saved = _interval(savings, lambda one: one.compute_saved)
+    most = _interval(savings, lambda one: one.compute_saved_at_most)
     difference = _interval(savings, lambda one: one.loss_difference_at_equal_flops)
     needed = _seeds_needed([one.compute_saved for one in savings.values()]) if _is_open(compute_saved) else None
     return OverSeeds(
@@ -83,7 +93,11 @@ def over_seeds(pairs: Sequence[SeedPair]) -> OverSeeds:
         tokens_saved=_interval(savings, lambda one: one.tokens_saved),
         loss_difference_at_equal_flops=difference,
         seeds_needed=needed,
-        verdict="; ".join((_verdict(savings, compute_saved, difference, needed), *left_out)),
+        verdict="; ".join((_verdict(savings, compute_saved, most, difference, needed), *left_out)),
+        compute_saved_at_most=most,
+        loss_difference_at_equal_flops_at_most=_interval(
+            savings, lambda one: one.loss_difference_at_equal_flops_at_most
+        ),
     )
 
 
@@ -134,7 +148,11 @@ def _missing(pair: SeedPair) -> str:
 
 
 def _verdict(
-    savings: dict[int, Savings], saved: Interval | None, difference: Interval | None, needed: int | None
+    savings: dict[int, Savings],
+    saved: Interval | None,
+    most: Interval | None,
+    difference: Interval | None,
+    needed: int | None,
 ) -> str:
     if not savings:
         return "no saving to report: no seed has both a staged run and a baseline"
@@ -145,9 +163,10 @@ def _verdict(
     if saved.spans_zero:
         return f"no saving shown: the interval spans zero ({_span(saved)}); {_takes(needed)}"
     if saved.high < 0:
-        more = f"cost {format_share(-saved.mean)} more compute"
-        return f"saved nothing: {more} at equal held-out loss, mean of {_span(saved)}"
-    return f"saved {format_share(saved.mean)} of the compute at equal held-out loss, mean of {_span(saved)}"
+        outcome = f"saved nothing: cost {format_share(-saved.mean)} more compute"
+    else:
+        outcome = f"saved {format_share(saved.mean)} of the compute"
+    return f"{outcome} at equal held-out loss, mean of {_span(saved)}{room(saved.mean, most.mean)}"
 
 
 def _no_mean(savings: dict[int, Savings]) -> str:

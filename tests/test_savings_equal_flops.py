@@ -98,8 +98,9 @@ def test_of_a_dented_curve_the_best_so_far_counts():
     dented = (BASELINES[0], FinishedRun(1.4, 4e12, 1.0), FinishedRun(1.5, 16e12, 1.0), FinishedRun(1.3, 64e12, 1.0))
     assert difference(1.4, 8e12, dented) == 0
     assert difference(1.4, 16e12, dented) == 0
-    assert difference(1.4, 32e12, dented) == pytest.approx(0.0)  # between 1.5 and 1.3
-    assert difference(1.3, 32e12 * 2**0.5, dented) == pytest.approx(0.05)
+    between = compare(staged(1.35, 32e12), dented)  # between 1.4, had for 4e12 already, and 1.3
+    assert between.loss_difference_at_equal_flops == pytest.approx(-0.05)
+    assert between.loss_difference_at_equal_flops_at_most == pytest.approx(0.0)
 
 
 def test_crossing_curves_are_ahead_early_and_behind_late():
