@@ -87,12 +87,13 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str
     from raystage.tables import left_line, plan_table, suggestion_table
     from raystage.yamlfile import read_mapping
 
-    if is_sweep(read_mapping(schedule)):
+    content = read_mapping(schedule)
+    if is_sweep(content):
         if suggested:
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
-        print_sweep_plan(schedule, overrides, store, as_json)
+        print_sweep_plan(schedule, content, overrides, store, as_json)
         return
-    _, made = _load(schedule, overrides, None)
+    _, made = _load(schedule, content, overrides, None)
     finished = finished_in(store, made.stages_by_key())
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
@@ -132,7 +133,9 @@ def run(
     Example:
       raystage run jobs/schedules/quickstart.yaml --set training.optimizer.lr=4e-3 --name faster
     """
-    parsed, made = _load(schedule, overrides, name)
+    from raystage.yamlfile import read_mapping
+
+    parsed, made = _load(schedule, read_mapping(schedule), overrides, name)
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from raystage import launch
@@ -385,15 +388,14 @@ def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
     return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 
-def _load(path: Path, overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:
+def _load(path: Path, content: dict[str, Any], overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:
     from raystage.plan import make_plan
     from raystage.schedule import load
     from raystage.sweep_file import is_sweep
-    from raystage.yamlfile import read_mapping
 
-    if is_sweep(read_mapping(path)):
+    if is_sweep(content):
         raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
-    parsed = load(path, overrides)
+    parsed = load(path, overrides, content)
     try:
         return parsed, make_plan(parsed, name)
     except InputError as error:

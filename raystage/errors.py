@@ -22,6 +22,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raystage.addresses import without_secrets
+from raystage.units import shortened
+
+LONGEST_MESSAGE = 2_000
 
 
 class RaystageError(Exception):
@@ -30,7 +33,7 @@ class RaystageError(Exception):
     exit_status = 1
 
     def __str__(self) -> str:
-        return without_secrets(super().__str__())
+        return _said(super().__str__())
 
 
 class InputError(RaystageError):
@@ -43,7 +46,7 @@ class InputError(RaystageError):
         super().__init__(problem, key, file)
 
     def __str__(self) -> str:
-        return without_secrets(": ".join(part for part in (self.file, self.key, self.problem) if part))
+        return _said(": ".join(part for part in (self.file, self.key, self.problem) if part))
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str | None, str | None]]:
         """Ray copies errors and sends them between processes; by itself Python would forget what is a key."""
@@ -52,6 +55,11 @@ class InputError(RaystageError):
     def inside(self, file: str) -> InputError:
         """The same error, said of a key in `file`."""
         return InputError(self.problem, key=self.key, file=self.file or file)
+
+
+def _said(message: str) -> str:
+    """Bounded, whatever a file or a library puts into it."""
+    return shortened(without_secrets(message), LONGEST_MESSAGE)
 
 
 def _input_error(problem: str, key: str | None, file: str | None) -> InputError:

@@ -23,6 +23,8 @@ from raystage.section import Section
 from raystage.triggers import is_open
 from raystage.units import shown
 
+MOST_PLANNED_STAGES = 5_000  # of all attempts together, each with all of the run's stages
+
 OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_error_below", "twin_distance_above")
 
 
@@ -279,12 +281,25 @@ def _targets(schedule: Schedule, index: int, on_reject: OnReject | None) -> list
     return []
 
 
+def _check_attempts(schedule: Schedule) -> None:
+    """Refuse more attempts than can be planned before the run starts, every one with all of its stages."""
+    count = 0
+    for index, stage in enumerate(schedule.stages):
+        again = stage.on_reject and (stage.on_reject.retry or stage.on_reject.rewind)
+        count += again.times if again else 0
+        if count * len(schedule.stages) > MOST_PLANNED_STAGES:
+            most = MOST_PLANNED_STAGES // len(schedule.stages)
+            problem = f"found {count} attempts up to here, each of which is planned; expected at most {most} in all"
+            raise InputError(problem, key=f"stages[{index}].on_reject")
+
+
 def _refused(key: str, number: int, error: InputError) -> InputError:
     return InputError(f"attempt {number} cannot be planned: {error}", key=key)
 
 
 def check_gates(schedule: Schedule) -> None:
     """Refuse what no stage can pass, and a way back that leads nowhere. Raises InputError."""
+    _check_attempts(schedule)
     for index, stage in enumerate(schedule.stages):
         try:
             _check_stage(stage, index, [earlier.name for earlier in schedule.stages[:index]])

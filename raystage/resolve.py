@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -90,10 +91,10 @@ def _resolve_stages(schedule: Schedule, start: InitPlan | None, sources: Sources
     completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
     _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     stages: list[ResolvedStage] = []
+    start_tokens = 0
     for index in range(len(schedule.stages)):
         before = stages[-1].shape if stages else init
         try:
-            start_tokens = sum(stage.tokens for stage in stages)
             stages.append(_resolve_stage(completed, index, sources, before, start_tokens))
             check_ramp_fits(stages[-1].training, stages[-1].tokens)
             _check_growth(before, stages[-1])
@@ -102,6 +103,7 @@ def _resolve_stages(schedule: Schedule, start: InitPlan | None, sources: Sources
                 _check_first_growth(stages[0].grow)
         except InputError as error:
             raise InputError(error.problem, key=written_key(schedule, index, error.key)) from None
+        start_tokens += stages[-1].tokens
     _check_held_out(schedule, stages, sources)
     _check_held_out_of_init(schedule, stages, start, sources)
     resolved = _with_windows(schedule, stages)
@@ -121,7 +123,7 @@ def _with_windows(schedule: Schedule, stages: list[ResolvedStage]) -> tuple[Reso
         length = stage.shape.context_length
         if longest % length:
             found = f"found {length} in a run whose longest context is {longest}"
-            fitting = next(near for near in range(length, 0, -1) if longest % near == 0)
+            fitting = _largest_divisor(longest, length)
             expected = f"expected a divisor of that, such as {fitting}: all stages read the same windows of text"
             raise InputError(f"{found}; {expected}", key=written_key(schedule, index, "model.context_length"))
     return tuple(replace(stage, window_tokens=longest) for stage in stages)
@@ -140,6 +142,12 @@ def _check_length(schedule: Schedule, index: int, stage: ResolvedStage) -> None:
             found = f"found {text.num_bytes} bytes {what}, at most {tokens} tokens"
             problem = f"{found}; expected more than a sequence's {length} (context_length)"
             raise InputError(problem, key=written_key(schedule, index, "data.path"))
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`."""
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return max(one for one in (*small, *(number // one for one in small)) if one <= most)
 
 
 def _check_held_out(schedule: Schedule, stages: list[ResolvedStage], sources: Sources) -> None:

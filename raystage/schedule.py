@@ -26,11 +26,17 @@ from raystage.hooks import file_of, split_reference
 from raystage.section import Section, explain
 from raystage.units import parse_count, shown
 from raystage.values import (
+    MOST_BUDGETS,
+    MOST_STAGES,
     Beta,
+    Context,
     Count,
     CountOrZero,
+    Experts,
     Flag,
     Fraction,
+    Heads,
+    Layers,
     NotNegative,
     Positive,
     Seconds,
@@ -39,6 +45,8 @@ from raystage.values import (
     Share,
     Span,
     Text,
+    Units,
+    Words,
     WorkerCount,
     Workers,
 )
@@ -93,18 +101,18 @@ class Model(Section):
     """The model's shape, field by field; what is not given follows from the rest."""
 
     family: Literal[tuple(FAMILIES)] = "llama"
-    num_layers: CountOrZero | None = None
-    hidden_size: Count | None = None
-    num_heads: Count | None = None
-    num_kv_heads: Count | None = None
-    head_size: Count | None = None
-    ffn_size: Count | None = None
-    vocab_size: Count | None = None
-    context_length: Count | None = None
+    num_layers: Layers | None = None
+    hidden_size: Units | None = None
+    num_heads: Heads | None = None
+    num_kv_heads: Heads | None = None
+    head_size: Units | None = None
+    ffn_size: Units | None = None
+    vocab_size: Words | None = None
+    context_length: Context | None = None
     tied_embeddings: Flag | None = None
     norm_eps: Positive | None = None
-    num_experts: Count | None = None
-    experts_per_token: Count | None = None
+    num_experts: Experts | None = None
+    experts_per_token: Experts | None = None
 
 
 class Optimizer(Section):
@@ -340,7 +348,7 @@ class Baseline(Section):
     tune: by path of the file's training section (`TUNABLE`) the values that are tried, on both sides of the comparison.
     """
 
-    budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[800K, 1.2M, 1.6M]"])]
+    budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
     tune: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_as_tuned)] = Field(default_factory=dict)
 
 
@@ -388,7 +396,11 @@ class Schedule(Section):
     training: Training = Field(default_factory=Training)
     stages: Annotated[
         tuple[Stage, ...],
-        Field(min_length=1, examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"]),
+        Field(
+            min_length=1,
+            max_length=MOST_STAGES,
+            examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"],
+        ),
     ]
     baseline: Baseline | None = None
     init: Init | None = None
@@ -415,13 +427,13 @@ class Schedule(Section):
         )
 
 
-def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Schedule:
-    """The schedule in the file at `path` with `KEY=VALUE` overrides laid over it.
+def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Schedule:
+    """The schedule in the file at `path` with `KEY=VALUE` overrides laid over it. content: what was read of it.
 
     Raises InputError: one message, for the first thing that is wrong.
     """
     file = Path(path)
-    content = yamlfile.read_mapping(file)
+    content = yamlfile.read_mapping(file) if content is None else content
     try:
         for override in overrides:
             yamlfile.apply_override(content, override)

@@ -84,7 +84,7 @@ def _wrong_value(found: dict) -> str:
         case "less_than":
             return f"found {value}; expected less than {context['lt']:,.10g}"
         case "less_than_equal":
-            return f"found {value}; expected at most {context['le']:g}"
+            return f"found {value}; expected at most {context['le']:,.10g}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"found {value}; expected a mapping of keys to values"
         case "tuple_type":
@@ -92,11 +92,13 @@ def _wrong_value(found: dict) -> str:
         case "too_short":
             return f"found {_entries(found['input'])}; expected {_at_least(context)}"
         case "too_long":
-            return f"found {_entries(found['input'])}; expected {context['max_length']}"
+            return f"found {_entries(found['input'])}; expected {_at_most(context)}"
         case "string_type":
             return f"found {value}; expected text"
         case "string_too_short":
             return f"found {value}; expected text that is not empty"
+        case "string_too_long":
+            return f"found {len(found['input']):,} characters; expected at most {context['max_length']:,}"
     return f"found {value}; {found['msg'][0].lower()}{found['msg'][1:]}"
 
 
@@ -106,6 +108,12 @@ def _entries(value: typing.Sized) -> str:
 
 def _at_least(context: dict) -> str:
     return "at least one" if context["min_length"] == 1 else str(context["min_length"])
+
+
+def _at_most(context: dict) -> str:
+    """Pairs have just as many; of the rest it is a limit."""
+    most = context["max_length"]
+    return str(most) if most == 2 else f"at most {most}"
 
 
 def _suggest(value: object, expected: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,8 +26,11 @@ from raystage.options import (
 )
 
 
-def print_sweep_plan(path: Path, overrides: tuple[str, ...], store: str | None, as_json: bool) -> None:
-    """What `raystage plan` says of a sweep; store: where given, what it has counts as done."""
+def print_sweep_plan(
+    path: Path, content: dict[str, Any], overrides: tuple[str, ...], store: str | None, as_json: bool
+) -> None:
+    """What `raystage plan` says of a sweep, of whose file `content` was read; store: where given, what it has counts as
+    done."""
     from rich.console import Console
 
     from raystage.plan_json import sweep_json
@@ -34,7 +38,7 @@ def print_sweep_plan(path: Path, overrides: tuple[str, ...], store: str | None, 
     from raystage.sweep_tables import sweep_table
     from raystage.trials import plan_sweep
 
-    loaded = load(path, overrides)
+    loaded = load(path, overrides, content)
     made = plan_sweep(loaded)
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"

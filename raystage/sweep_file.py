@@ -18,7 +18,7 @@ from raystage.section import Section, explain
 from raystage.space import Entry, Space, grid_points, read_space
 from raystage.units import shown
 
-MOST_POINTS = 100_000
+MOST_TRIALS = 10_000  # which take some seconds to plan
 ALGORITHMS = ("grid", "random", "optuna")
 # What can be asked for, and which way is better.
 METRICS = {
@@ -193,13 +193,14 @@ def is_schedule(content: dict) -> bool:
     return not is_sweep(content) and "stages" in content
 
 
-def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
-    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys laid over it.
+def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Sweep:
+    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys laid over it. content: what was read
+    of it.
 
     Raises InputError: one message, for the first thing that is wrong, in the sweep or in the schedule it varies.
     """
     file = Path(path)
-    content = yamlfile.read_mapping(file)
+    content = yamlfile.read_mapping(file) if content is None else content
     if is_schedule(content):
         raise InputError(f"found a schedule; expected a sweep, or the command: raystage run {path}", file=str(file))
     try:
@@ -250,15 +251,18 @@ def _check_together(sweep: Sweep) -> None:
     """What takes more than one section."""
     search = sweep.search
     if search.algorithm == "grid":
-        points = sum(1 for _ in islice(grid_points(sweep.points), MOST_POINTS + 1))
-        if points > MOST_POINTS:
-            problem = f"found a grid of more than {MOST_POINTS:,} points; expected fewer, or algorithm: random"
+        points = sum(1 for _ in islice(grid_points(sweep.points), MOST_TRIALS + 1))
+        if points > MOST_TRIALS:
+            problem = f"found a grid of more than {MOST_TRIALS:,} points; expected fewer, or algorithm: random"
             raise InputError(problem, key="space")
         if search.num_trials not in (None, points):
             problem = f"found {search.num_trials}, but the grid has {points} points; expected {points}"
             raise InputError(f"{problem}, or another algorithm", key="search.num_trials")
     elif search.num_trials is None:
         problem = f"missing; expected how many trials, for algorithm: {search.algorithm}"
+        raise InputError(problem, key="search.num_trials")
+    elif search.num_trials > MOST_TRIALS:
+        problem = f"found {shown(search.num_trials)}; expected at most {MOST_TRIALS:,}"
         raise InputError(problem, key="search.num_trials")
     metrics = [one.metric for one in sweep.objective]
     for index, one in enumerate(sweep.objective):

@@ -97,8 +97,14 @@ def shown(value: object) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = without_secrets(repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, str):
+        value = value[:200]  # no more is shown anyway
+    return shortened(without_secrets(repr(value)), 60)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters, the rest cut off."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def kind_of(value: object) -> str:

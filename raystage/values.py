@@ -64,6 +64,8 @@ def _at_least_one(value: object) -> int:
     count = parse_count(value)
     if count < 1:
         raise ValueError(f"found {shown(value)}; expected more than 0")
+    if count > MOST_WORKERS:
+        raise ValueError(f"found {shown(value)}; expected at most {MOST_WORKERS:,}")
     return count
 
 
@@ -72,7 +74,25 @@ def _written(workers: Workers) -> int | dict[str, int]:
     return {"min": workers.least, "max": int(workers)} if workers.is_elastic else int(workers)
 
 
+# Beyond anything that was ever trained, and few enough to be planned in seconds: a plan has a row for every layer and
+# a map as long as every axis.
+MOST_LAYERS = 10_000
+MOST_UNITS = 2**20
+MOST_HEADS = 2**14
+MOST_EXPERTS = 4_096
+MOST_WORDS = 2**24
+MOST_CONTEXT = 2**30
+MOST_WORKERS = 2**20
+MOST_STAGES = 200
+MOST_BUDGETS = 30
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Layers = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MOST_LAYERS)]
+Units = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_UNITS)]
+Heads = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_HEADS)]
+Experts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_EXPERTS)]
+Words = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_WORDS)]
+Context = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_CONTEXT)]
 WorkerCount = Annotated[Workers, PlainValidator(parse_workers), PlainSerializer(_written)]
 CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 # Of training a stage again. Every one of them is planned before the run starts.
@@ -91,4 +111,4 @@ Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
 Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
 Flag = Annotated[bool, BeforeValidator(parse_bool)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4_096)]

@@ -8,6 +8,7 @@ written one and those after it.
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from operator import attrgetter
 from typing import Any
@@ -21,6 +22,7 @@ from raystage.units import shown
 Values = tuple[tuple[str, Any], ...]
 
 MOST_COMBINATIONS = 100
+MOST_RUNS = 1_000  # staged and from scratch, all planned before the first
 _SEEDS = 2**32
 
 
@@ -32,12 +34,14 @@ def written_values(schedule: Schedule) -> Values:
 def other_values(schedule: Schedule) -> tuple[Values, ...]:
     """All other combinations, in the order of the lists."""
     tune, written = _tune(schedule), written_values(schedule)
-    # A list without the written value still lets the others be combined with it.
-    lists = [
-        values if own in values else (*values, own) for values, (_, own) in zip(tune.values(), written, strict=True)
-    ]
-    points = (tuple(zip(tune, point, strict=True)) for point in product(*lists))
+    points = (tuple(zip(tune, point, strict=True)) for point in product(*_lists(schedule)))
     return tuple(values for values in points if values != written)
+
+
+def _lists(schedule: Schedule) -> list[tuple[Any, ...]]:
+    """The values of every path: a list without the written one still lets the others be combined with it."""
+    pairs = zip(_tune(schedule).values(), written_values(schedule), strict=True)
+    return [values if own in values else (*values, own) for values, (_, own) in pairs]
 
 
 def with_values(schedule: Schedule, values: Values) -> Schedule:
@@ -82,10 +86,15 @@ def check_variants(schedule: Schedule) -> None:
     for index, stage in enumerate(schedule.stages):
         _check_stage(stage, f"stages[{index}]", beside, tune)
     _check_seeds(schedule)
-    count = 1 + len(other_values(schedule))
+    # Counted, not made: three lists of a thousand would fill the memory.
+    count = math.prod(map(len, _lists(schedule)))
     if count > MOST_COMBINATIONS:
         problem = f"found {count} combinations of values; expected at most {MOST_COMBINATIONS}"
         raise InputError(problem, key="baseline.tune")
+    runs = (count + schedule.seeds - 1) * (1 + len(schedule.baseline.budgets))
+    if runs > MOST_RUNS:
+        problem = f"found {runs:,} runs, of {count} combinations and {schedule.seeds} seeds with all budgets"
+        raise InputError(f"{problem}; expected at most {MOST_RUNS:,}", key=beside)
 
 
 def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any, ...]]) -> None:

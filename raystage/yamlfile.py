@@ -1,5 +1,8 @@
 """Reading YAML the way a schedule needs it: mappings only, no key twice, overrides by dotted path.
 
+What it may hold is bounded, aliases and merged mappings (`<<`) counted as often as they are named, so that no file
+takes long to read or fills the memory.
+
 Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4` is a number,
 `no` is text, `1:30` is not 90, `010` is not 8, and `2024-01-01` is not a date.
 """
@@ -7,6 +10,7 @@ Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -15,8 +19,13 @@ import yaml
 
 from raystage.addresses import secrets_in
 from raystage.errors import InputError
-from raystage.units import kind_of
+from raystage.units import kind_of, shortened, shown
 
+# The largest that anyone wrote so far has 200 lines. PyYAML reads some 100 KB/s.
+MOST_BYTES = 200_000
+MOST_VALUES = 10_000
+MOST_DEPTH = 60
+_MOST_CHARACTERS_OF_A_NUMBER = 400
 _TAG = "tag:yaml.org,2002:"
 _NAME = r"[A-Za-z_][\w-]*"
 _PATH = re.compile(rf"{_NAME}(\[\d+\])*(\.{_NAME}(\[\d+\])*)*")
@@ -36,7 +45,7 @@ _PLAIN_VALUES = {
 
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML lets pass or fails on: a key given twice (it keeps the last), keys that are not text,
-    a value that contains itself, sets, dates and binary data."""
+    a value that contains itself, sets, dates and binary data; more values than a schedule can have."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
     yaml_constructors: ClassVar[dict] = {
@@ -48,6 +57,46 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.deep_construct = True  # a value inside itself is an error, where PyYAML would build it
+        self._depth = self._count = 0
+        self._sizes: dict[yaml.Node, int] = {}  # how many values each has, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        self._depth += 1
+        self._count += 1
+        if self._count > MOST_VALUES:
+            self._refuse_more(self.peek_event().start_mark)
+        if self._depth > MOST_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._sizes[node] = self._size(node)
+        return node
+
+    def _size(self, node: yaml.Node) -> int:
+        if node in self._sizes or isinstance(node, yaml.ScalarNode):
+            return self._sizes.get(node, 1)
+        inner = (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
+        size = 1 + sum(self._sizes.get(part, 1) for part in inner)
+        if size > MOST_VALUES:
+            self._refuse_more(node.start_mark)
+        return size
+
+    def _refuse_more(self, mark: yaml.Mark) -> None:
+        problem = f"more than {MOST_VALUES:,} values, those of an alias counted wherever it stands"
+        raise yaml.constructor.ConstructorError(None, None, problem, mark)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        self._check_number(node)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        self._check_number(node)
+        return super().construct_yaml_float(node)
+
+    def _check_number(self, node: yaml.ScalarNode) -> None:
+        if len(node.value) > _MOST_CHARACTERS_OF_A_NUMBER:
+            problem = f"found a number of {len(node.value):,} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -58,12 +107,14 @@ class _Loader(yaml.SafeLoader):
                     None, None, "found a key that is not text; quote it", key.start_mark
                 )
             if key.value in seen:
-                problem = f"the key {key.value!r} stands here a second time"
+                problem = f"the key {shown(key.value)} stands here a second time"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return node
 
 
+for _name in ("int", "float"):
+    _Loader.add_constructor(_TAG + _name, getattr(_Loader, f"construct_yaml_{_name}"))
 for _name, (_pattern, _first) in _PLAIN_VALUES.items():
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), list(_first))
 
@@ -71,7 +122,7 @@ for _name, (_pattern, _first) in _PLAIN_VALUES.items():
 def read_mapping(path: Path) -> dict:
     """The mapping in the file at `path`. Raises InputError naming file, line and column."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
     except FileNotFoundError:
         raise InputError("no such file; expected a YAML file", file=str(path)) from None
     except IsADirectoryError:
@@ -91,10 +142,21 @@ def read_mapping(path: Path) -> dict:
     return content
 
 
+def _read(path: Path) -> str:
+    """A text of bounded size. Raises OSError, UnicodeDecodeError, InputError."""
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise InputError("is no regular file; expected a YAML file", file=str(path))
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise InputError(f"has more than {MOST_BYTES:,} bytes; expected a schedule or a sweep", file=str(path))
+    return content.decode("utf-8")
+
+
 def apply_override(content: dict, override: str) -> None:
     """Set `a.b[1].c=VALUE` in place; VALUE is YAML. Raises InputError where the path leads nowhere."""
     path, equals, text = override.partition("=")
-    label = f"--set {' '.join(override.split())}"
+    label = f"--set {shortened(' '.join(override.split()), 200)}"
     steps = parse_path(path.strip())
     if not equals or not steps:
         raise InputError("expected KEY=VALUE with a key such as stages[1].until.tokens", key=label)
@@ -155,7 +217,7 @@ def dotted(steps: tuple | list) -> str:
     """['stages', 1, 'until'] -> 'stages[1].until'. A key with odd characters is quoted."""
     text = ""
     for step in steps:
-        name = str(step) if str(step).isprintable() else repr(step)
+        name = shortened(str(step) if str(step).isprintable() else repr(step), 120)
         text += f"[{step}]" if isinstance(step, int) else f".{name}" if text else name
     return text
 
@@ -169,7 +231,7 @@ def _parse(text: str) -> object:
     except RecursionError:
         raise ValueError("values are nested too deep") from None
     except (ValueError, KeyError, OverflowError) as error:  # PyYAML's own, on !!int x, !!bool x and "\\U99999999"
-        raise ValueError(f"a value does not fit its tag or escape ({error})") from None
+        raise ValueError(f"a value does not fit its tag or escape ({shortened(str(error), 200)})") from None
 
 
 def _describe(error: yaml.YAMLError) -> str:
@@ -180,4 +242,4 @@ def _describe(error: yaml.YAMLError) -> str:
         problem = f"{error.context}, {problem}"
     if "'\\t'" in problem:
         problem = "found a tab; YAML indents with spaces"
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {shortened(problem, 300)}"

@@ -181,7 +181,7 @@ def test_compute_saved_asks_for_a_baseline(tmp_path: Path) -> None:
 
 def test_a_grid_beyond_all_bounds_is_refused(tmp_path: Path) -> None:
     space = "\n".join(f"stages[{index}].until.tokens: {{grid: {list(range(1, 60))}}}" for index in range(3))
-    with pytest.raises(InputError, match="space: found a grid of more than 100,000 points; expected fewer"):
+    with pytest.raises(InputError, match="space: found a grid of more than 10,000 points; expected fewer"):
         make_sweep(tmp_path, space)
 
 
