@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from raystage.differences import differences, is_staged
 from raystage.ledger import net_cost
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
-from raystage.savings import FinishedRun, Savings, compare, no_figure
+from raystage.savings import FinishedRun, Savings, compare, format_flops, no_figure
 from raystage.seeds import OverSeeds, SeedPair, over_seeds
 from raystage.tuning import compared
 
@@ -34,6 +35,8 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
     if _unfinished(plan, records):
         return no_figure(f"no saving to report yet: {_waiting(plan, records)}", staged)
     savings = compare(staged, _finished_runs(plan.baselines, records))
+    if not is_staged(plan):
+        return no_figure(_nothing_staged(plan, savings), staged)
     if not savings.equal_loss_reached:
         return savings
     beside = f"{savings.verdict}, at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
@@ -41,14 +44,26 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
 
 
 def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds | None:
-    """The same over all seeds, once all runs are finished; None where there is one seed, or one is not."""
-    if not plan.further_seeds or _unfinished(plan, records):
+    """The same over all seeds, once all runs are finished; None where there is one seed, or one is not, or nothing is
+    staged."""
+    if not plan.further_seeds or _unfinished(plan, records) or not is_staged(plan):
         return None
     found = over_seeds(seed_pairs(plan, records))
     if found.compute_saved is None:
         return found
     beside = f"{found.verdict}; at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
     return replace(found, verdict=beside)
+
+
+def _nothing_staged(plan: Plan, savings: Savings) -> str:
+    """What there is to say where all stages train one model on the same text: no saving is that of the staging."""
+    why = "no saving to report: nothing is staged, all stages train one model on the same text in the same context"
+    found = differences(plan)
+    besides = f"the two sides differ in {'; '.join(found)}" if found else "the two sides are trained alike"
+    if savings.flops_baseline is None:
+        return f"{why}; {besides}"
+    flops = f"{format_flops(savings.flops_staged)} FLOPs against {format_flops(savings.flops_baseline)}"
+    return f"{why}; at equal held-out loss {savings.at_eval_loss:.3f} it is {flops}, and {besides}"
 
 
 def seed_pairs(plan: Plan, records: Mapping[str, StageRecord]) -> list[SeedPair]:

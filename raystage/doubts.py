@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from raystage import rates
 from raystage.comparison import finished_run, tokens_per_parameter
 from raystage.data_use import repeat_doubts, uses
+from raystage.differences import differences, other_text
 from raystage.interpolation import is_convex
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
@@ -42,6 +43,8 @@ def doubts(
         *(_decay_doubt("baseline", run) for run in plan.baselines),
         _budgets_doubt(plan),
         _length_doubt(plan),
+        _head_start_doubt(plan),
+        *_difference_doubts(plan),
         _data_doubt(plan),
         _init_doubt(plan),
         *_repeat_doubts(plan, records),
@@ -143,11 +146,27 @@ def _length_doubt(plan: Plan) -> str | None:
     )
 
 
-def _data_doubt(plan: Plan) -> str | None:
-    texts = {stage.data.fingerprint for run in plan.runs() for stage in run.stages}
-    if len(texts) == 1:
+def _head_start_doubt(plan: Plan) -> str | None:
+    init = plan.staged.stages[0].init
+    if init is None:
         return None
-    return "Not the same text: the staged run's stages read other data than the baseline, so more than growing differs."
+    return (
+        f"The staged run starts from a trained model ({init.path}), whose compute is not counted, "
+        f"and the baseline from nothing."
+    )
+
+
+def _difference_doubts(plan: Plan) -> list[str]:
+    """Of what the loss depends on besides the model and the text."""
+    return [f"Not trained alike: {found}. Part of the difference may come from that." for found in differences(plan)]
+
+
+def _data_doubt(plan: Plan) -> str | None:
+    stages = other_text(plan)
+    if not stages:
+        return None
+    where = f"stage{'s' if len(stages) > 1 else ''} {', '.join(stages)} of the staged run"
+    return f"Not the same text: {where} read other data than the baseline, so more than growing differs."
 
 
 def _init_doubt(plan: Plan) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from raystage import rates
+from raystage.baseline import baseline_stage
 from raystage.conditions import Until
 from raystage.errors import InputError
 from raystage.growth.counts import is_settled
@@ -122,7 +123,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
     return Plan(
         name=name,
         staged=staged,
-        baselines=_baselines(schedule, last, cadence),
+        baselines=_baselines(schedule, stages, cadence),
         scratch_flops=run_tokens * flops_per_token(last.shape),
         costs=schedule.costs,
         seed=schedule.seed,
@@ -203,10 +204,10 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
 
 
-def _baselines(schedule: Schedule, last: ResolvedStage, cadence: int) -> tuple[RunPlan, ...]:
+def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], cadence: int) -> tuple[RunPlan, ...]:
     if schedule.baseline is None:
         return ()
-    last = replace(last, training=last.training.model_copy(update={"ramp": None}))  # a ramp is part of the staging
+    last = baseline_stage(schedule, stages)
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
     runs: list[RunPlan] = []

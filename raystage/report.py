@@ -15,6 +15,7 @@ from raystage import report_tables
 from raystage.attempts import Rejection
 from raystage.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.data_use import data_json
+from raystage.differences import is_staged
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
 from raystage.plan import Plan, RunPlan, StagePlan
@@ -123,7 +124,7 @@ def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str,
         return []
     rows = []
     for pair in seed_pairs(plan, records):
-        is_whole = pair.staged is not None and len(pair.baselines) == len(plan.baselines)
+        is_whole = is_staged(plan) and pair.staged is not None and len(pair.baselines) == len(plan.baselines)
         alone = compare(pair.staged, pair.baselines) if is_whole else None
         rows.append(
             {

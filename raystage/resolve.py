@@ -89,7 +89,7 @@ def resolve(
 def _resolve_stages(schedule: Schedule, start: InitPlan | None, sources: Sources) -> tuple[ResolvedStage, ...]:
     init = start.shape if start else None
     completed = schedule if init is None else schedule.model_copy(update={"model": _model_of(init, schedule.model)})
-    _check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
+    check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     stages: list[ResolvedStage] = []
     start_tokens = 0
     for index in range(len(schedule.stages)):
@@ -261,8 +261,8 @@ def _resolve_stage(
         shape = replace(shape, rope_theta=before.rope_theta)
         if stage.model.norm_eps is None:
             shape = inherited_norm_eps(before, shape, stage.grow)
-    _check_optimizer(written.training.optimizer, stage.training.optimizer)
-    training = _resolve_training(stage.training, shape)
+    check_optimizer(written.training.optimizer, stage.training.optimizer)
+    training = resolve_training(stage.training, shape)
     _check_metrics(training, stage.accept)
     return ResolvedStage(
         name=stage.name,
@@ -278,7 +278,8 @@ def _resolve_stage(
     )
 
 
-def _resolve_training(training: Training, shape: ModelShape) -> Training:
+def resolve_training(training: Training, shape: ModelShape) -> Training:
+    """With all that follows from the rest. Raises InputError, with the stage's own key."""
     batch, context = training.global_batch_tokens, shape.context_length
     if batch is None:
         problem = "missing; expected the tokens of one optimizer step over all workers"
@@ -315,7 +316,7 @@ def _check_metrics(training: Training, accept: Accept | None) -> None:
         raise InputError("found without training.evaluate.metrics, which would measure them", key="accept.metrics")
 
 
-def _check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
+def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
     """Refuse a key that the optimizer it was written for has no use for."""
     for field in sorted(written.model_fields_set.intersection(chosen.unused)):
         fitting = "sgd" if field == "momentum" else "adamw or adam"

@@ -9,12 +9,13 @@ written one and those after it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import product
 from operator import attrgetter
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.schedule import NOTHING_REQUIRED, Schedule, Stage
+from raystage.schedule import NOTHING_REQUIRED, Baseline, Schedule, Stage
 from raystage.section import Section
 from raystage.units import shown
 
@@ -85,6 +86,8 @@ def check_variants(schedule: Schedule) -> None:
     beside = "baseline.tune" if tune else "seeds"
     for index, stage in enumerate(schedule.stages):
         _check_stage(stage, f"stages[{index}]", beside, tune)
+    if tune:
+        _check_untuned(schedule.baseline, "baseline", tune)
     _check_seeds(schedule)
     # Counted, not made: three lists of a thousand would fill the memory.
     count = math.prod(map(len, _lists(schedule)))
@@ -108,9 +111,14 @@ def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any,
         if is_there:
             problem = f"found beside {beside}, whose runs have all to be finished to be compared"
             raise InputError(f"{problem}; remove it, or {beside}", key=f"{key}.{gate}")
+    _check_untuned(stage, key, tune)
+
+
+def _check_untuned(section: Stage | Baseline, key: str, tune: Iterable[str]) -> None:
+    where = "the baseline" if isinstance(section, Baseline) else "a stage"
     for path in tune:
-        if _sets(stage, path.split(".")):
-            found = f"found {shown(attrgetter(path)(stage))} in a stage, which baseline.tune would leave as it is"
+        if _sets(section, path.split(".")):
+            found = f"found {shown(attrgetter(path)(section))} in {where}, which baseline.tune would leave as it is"
             expected = "expected it in the file's training section alone, where it is tuned for the whole run"
             raise InputError(f"{found}; {expected}", key=f"{key}.{path}")
 
