@@ -31,9 +31,9 @@ _OPTIMAL_TOKENS_PER_PARAMETER = 20
 def doubts(
     plan: Plan, records: Mapping[str, StageRecord], savings: Savings, given_up: Sequence[StagePlan] = ()
 ) -> tuple[str, ...]:
-    """Sentences on what leaves the comparison open to doubt; none where nothing is compared."""
+    """Sentences on what leaves the comparison open to doubt; where nothing is compared, what leaves the losses so."""
     if not plan.baselines:
-        return ()
+        return tuple(doubt for doubt in (_init_doubt(plan), *_repeat_doubts(plan, records)) if doubt)
     scheduled, plan = plan, compared(plan, records)
     found = (
         _seeds_doubt(scheduled),

@@ -21,12 +21,13 @@ _HEAD_BYTES = 8192
 _CHUNK_BYTES = 2**24
 # What no file of text begins with, or is named. Source: the formats' own specifications, as collected in file(1).
 _BEGINNINGS = {
-    b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ\x00": "an xz archive",
+    b"\x1f\x8b": "a gzip archive", b"BZh91AY&SY": "a bzip2 archive", b"\xfd7zXZ\x00": "an xz archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive", b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"SQLite format 3\x00": "an SQLite database",
+    b"PAR1\x15": "a Parquet file", b"ARROW1\0\0": "an Arrow file", b"SQLite format 3\x00": "an SQLite database",
     b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy array", b"\x7fELF": "a program", b"MZ\x90\x00": "a program",
     b"\xcf\xfa\xed\xfe": "a program", b"\xca\xfe\xba\xbe": "a program", b"%PDF-": "a PDF", b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image", b"GIF8": "an image", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
+    b"\xff\xd8\xff": "an image", b"GIF87a": "an image", b"GIF89a": "an image",
+    b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
 }  # fmt: skip
 _ENDINGS = {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".jsonl.gz": "JSON lines", ".parquet": "a Parquet file"}
 _REMEDIES = {

@@ -116,6 +116,13 @@ def test_held_out_text_that_was_trained_on_is_a_doubt(repeated: int, doubted: bo
     assert f"{repeated / 2:.1f} %" in markdown(report)
 
 
+def test_without_a_comparison_the_losses_are_doubted(texts: Path) -> None:
+    plan = make_plan(make_schedule(texts, baseline=None))
+    records = {stage.key: make_record(stage, 2.0, data=counted(20)) for stage in plan.staged.stages}
+    (said,) = build_report(plan, records, {})["warnings"]
+    assert said.startswith("Text that was trained on is held out")
+
+
 def test_of_part_of_a_text_the_share_is_a_lower_bound() -> None:
     (said,) = data_use.repeat_doubts([Counted(**counted(20, looked_at=0.5))])
     assert "at least 10.0 %" in said

@@ -19,6 +19,8 @@ from raystage.certify import load
 from raystage.checkpoint import Checkpoint
 from raystage.cli import main
 from raystage.comparison import measure_savings
+from raystage.corpus import read_corpus
+from raystage.data_use import Counted
 from raystage.doubts import doubts
 from raystage.errors import InputError
 from raystage.grow import open_source
@@ -233,6 +235,9 @@ def test_what_a_model_was_trained_on_goes_from_run_to_run(trained: tuple[Path, P
     (record,) = train(schedule, tmp_path / "store")
     seen = find_init(Init.model_validate({"from": str(tmp_path / "store/stages" / record.key)})).trained_on
     assert (len(seen.texts), seen.is_whole) == (2, True)
+    assert Counted.of_record(record).train_tokens == sum(
+        len(document.read()) + 1 for document in read_corpus("text", (str(other),)).split(0.5)[0]
+    )
 
 
 def test_of_a_folder_it_is_not_known_what_it_was_trained_on(tmp_path: Path, texts: Path) -> None:
