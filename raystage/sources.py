@@ -155,7 +155,7 @@ BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 
 def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
     """What reads like a control token; what documents are cut at is in none of them."""
-    return [token.encode() for token in known.controls if token != options.document_separator]
+    return [token.encode("utf-8", "surrogatepass") for token in known.controls if token != options.document_separator]
 
 
 def _size(documents: Sequence[Document]) -> TextSize:

@@ -6,6 +6,7 @@ Whatever they do not say for sure is None here, and found out when the tokenizer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 
 # The names under which a tokenizer has a token for a purpose.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# More than any tokenizer has.
+_MOST_IDS = 2**31
+_LARGEST_BYTES = 2**29
+_NUMBER = re.compile(r"[0-9]{1,10}")
 # Classes that have no end-of-text token of their own accord; others may.
 _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"}
 
@@ -73,8 +78,13 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     config = _json(folder / "tokenizer_config.json")
     found = {**vocabulary, **_json(folder / "added_tokens.json")}
     found |= {_content(one): one.get("id") for one in _list(whole, "added_tokens") if isinstance(one, dict)}
-    found |= {_content(token): int(place) for place, token in _decoder(config) if place.isdecimal()}
-    return {token: place for token, place in found.items() if isinstance(token, str) and isinstance(place, int)}
+    found |= {_content(token): int(place) for place, token in _decoder(config) if _NUMBER.fullmatch(place)}
+    known = {token: place for token, place in found.items() if isinstance(token, str) and _is_id(place)}
+    return known if len(known) == len(found) else {}
+
+
+def _is_id(place: object) -> bool:
+    return isinstance(place, int) and 0 <= place < _MOST_IDS
 
 
 def _controls(folder: Path, config: dict[str, Any]) -> Iterable[str]:
@@ -103,6 +113,8 @@ def _list(content: dict[str, Any], key: str) -> list[Any]:
 
 def _lines(path: Path) -> dict[str, int]:
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            return {}
         return {line: place for place, line in enumerate(path.read_text("utf-8").split("\n")) if line}
     except (OSError, ValueError):
         return {}
@@ -110,6 +122,8 @@ def _lines(path: Path) -> dict[str, int]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            return {}
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}

@@ -84,6 +84,33 @@ def test_damaged_files_say_nothing(content: str, tmp_path: Path) -> None:
     assert read_tokenizer(tmp_path / "nowhere") == TokenizerFacts()
 
 
+ODD_IDS = ["-1", "1e3", "true", '"3"', "null", "[1]", "2147483648", "9" * 4000]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_what_is_no_id_says_nothing(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(f'{{"model": {{"vocab": {{"a": 0, "b": {odd}}}}}}}')
+    assert read_tokenizer(tmp_path).size in (None, 2)  # true is 1
+    decoder = {"added_tokens_decoder": {"9" * 5000: {"content": "<a>"}, "²": "<b>", "": 3, "5": {"content": [1]}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(decoder))
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": {}}, 3]}')
+    assert read_tokenizer(tmp_path).size in (None, 1)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    assert read_tokenizer(tmp_path) == TokenizerFacts()
+
+
+def test_half_characters_are_no_matter(tmp_path: Path) -> None:
+    tokenizer = with_gap(tmp_path / "tokenizer")
+    file = tokenizer / "special_tokens_map.json"
+    file.write_text('{"pad_token": "\\ud800"}')
+    plan = plan_of(tmp_path, tokenizer, 1024)
+    assert not plan.staged.stages[0].data.has_controls
+
+
 def plan_of(tmp_path: Path, tokenizer: Path, vocab_size: int | None = None, **data: object) -> Plan:
     (tmp_path / "texts").mkdir(exist_ok=True)
     model = {} if vocab_size is None else {"vocab_size": vocab_size}
