@@ -25,6 +25,7 @@ BYTE_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 _BUCKETS = 2**32
+MOST_DOCUMENTS = 4_000_000  # each takes a quarter of a kilobyte while a schedule is planned
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # All that Hugging Face tokenizers of any kind read from a folder.
 _TOKENIZER_FILES = (
@@ -35,7 +36,7 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """One text. `digest` is the SHA-256 of its bytes, `num_bytes` how many they are, `path` the file that they lie in,
     from `start` on.
@@ -172,14 +173,17 @@ def _text(paths: tuple[str, ...], options: TextOptions, key: str) -> tuple[Docum
 def _documents(
     files: Iterable[Path], options: TextOptions, key: str = "data.path", is_stdlib: bool = False
 ) -> list[Document]:
-    return [
-        Document(file, piece.digest, piece.num_bytes, _package(file) if is_stdlib else None, piece.start)
-        for file in files
-        for piece in measured(
-            file, options.document_separator, options.document_bytes, options.may_be_any or is_stdlib, key
-        )
-        if piece.num_bytes
-    ]
+    found: list[Document] = []
+    for file in files:
+        cuts = options.document_separator, options.document_bytes
+        package = _package(file) if is_stdlib else None
+        for piece in measured(file, *cuts, options.may_be_any or is_stdlib, key):
+            if piece.num_bytes:
+                found.append(Document(file, piece.digest, piece.num_bytes, package, piece.start))
+            if len(found) > MOST_DOCUMENTS:
+                problem = f"found more than {MOST_DOCUMENTS:,} documents; expected longer ones, or fewer"
+                raise InputError(f"{problem} (data.document_separator, data.document_bytes)", key=key)
+    return found
 
 
 def _ordered(documents: list[Document], place: str, key: str) -> tuple[Document, ...]:

@@ -83,7 +83,7 @@ class Data(Section):
     path: Paths = ()
     files: Text | None = None
     document_separator: Text | None = None
-    document_bytes: Count | None = None
+    document_bytes: Annotated[int, BeforeValidator(parse_count), Field(ge=256)] | None = None
     tokenizer: Text = BYTE_TOKENIZER
     end_token: Text | None = None
     encoding_errors: Literal["strict", "replace"] = "strict"

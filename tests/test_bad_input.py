@@ -421,6 +421,7 @@ CASES = [
     ("change", "model.context_length=1024 | training={global_batch_tokens: 1024, workers: 1}",
      "data.path: found 560 bytes to train on, at most 565 tokens; expected more than a sequence's 1024 "
      "(context_length)"),
+    ("change", "data.document_bytes=1", "data.document_bytes: found 1; expected at least 256"),
     ("change", "data.encoding_errors=ignore", "data.encoding_errors: found 'ignore'; expected 'strict' or 'replace'"),
     ("change", "data.document_separator=''", "data.document_separator: found ''; expected text that is not empty"),
     ("change", "data.tokenizer=./nowhere",

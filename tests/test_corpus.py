@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from factories import write_documents
-from raystage import text_files
+from raystage import corpus, text_files
 from raystage.corpus import Corpus, Document, TextOptions, read_corpus, stdlib_files, tokenizer_fingerprint
 from raystage.errors import InputError
 
@@ -159,6 +159,13 @@ def test_a_file_is_cut_at_a_length(text: str, pieces: list[bytes], tmp_path: Pat
     (tmp_path / "all.txt").write_text(text)
     cut = read_corpus("text", (str(tmp_path),), TextOptions(document_bytes=7))
     assert [document.read() for document in sorted(cut.documents, key=lambda one: one.start)] == pieces
+
+
+def test_more_documents_than_a_plan_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "all.txt").write_text("\n".join(map(str, range(1000))))
+    monkeypatch.setattr(corpus, "MOST_DOCUMENTS", 999)
+    with pytest.raises(InputError, match="found more than 999 documents; expected longer ones, or fewer"):
+        read_corpus("text", (str(tmp_path),), TextOptions(document_separator="\n"))
 
 
 def test_text_of_its_own_is_held_out(texts: Path, tmp_path: Path) -> None:
