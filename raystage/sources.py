@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub
 
 from raystage.corpus import (
     BYTE_TOKENIZER,
@@ -111,7 +114,7 @@ class Sources:
     def tokenizer(self, name: str) -> TokenizerFacts:
         """What is known of a tokenizer without loading it."""
         if name not in self._tokenizers:
-            self._tokenizers[name] = read_tokenizer(Path(name)) if os.path.isdir(name) else NOTHING_KNOWN
+            self._tokenizers[name] = _known(name)
         return self._tokenizers[name]
 
     def init(self, init: Init) -> InitPlan:
@@ -156,6 +159,26 @@ BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
     """What reads like a control token; what documents are cut at is in none of them."""
     return [token.encode("utf-8", "surrogatepass") for token in known.controls if token != options.document_separator]
+
+
+def _known(name: str) -> TokenizerFacts:
+    """What the files of a tokenizer say: of a folder, or of a hub name that this machine has in its cache.
+
+    Whether a text holds control tokens is a fact of a stage's key, and must not depend on a cache.
+    """
+    if os.path.isdir(name):
+        return read_tokenizer(Path(name))
+    folder = _cached(name)
+    return replace(read_tokenizer(folder), controls=()) if folder else NOTHING_KNOWN
+
+
+def _cached(name: str) -> Path | None:
+    with suppress(ValueError):  # no name of the hub's
+        for file in ("tokenizer.json", "vocab.json", "vocab.txt"):
+            found = huggingface_hub.try_to_load_from_cache(name, file)
+            if isinstance(found, str):
+                return Path(found).parent
+    return None
 
 
 def _size(documents: Sequence[Document]) -> TextSize:

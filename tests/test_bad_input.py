@@ -422,6 +422,10 @@ CASES = [
      "data.path: found 560 bytes to train on, at most 565 tokens; expected more than a sequence's 1024 "
      "(context_length)"),
     ("change", "data.document_bytes=1", "data.document_bytes: found 1; expected at least 256"),
+    ("change", "data.tokenizer=a--b/c..d",
+     "model.vocab_size: missing; expected one more than the largest id of the tokenizer 'a--b/c..d', not known here"),
+    ("change", "data.tokenizer=no such folder",
+     "data.tokenizer: found 'no such folder', which is no folder here; expected 'bytes', a folder or a hub name"),
     ("change", "data.encoding_errors=ignore", "data.encoding_errors: found 'ignore'; expected 'strict' or 'replace'"),
     ("change", "data.document_separator=''", "data.document_separator: found ''; expected text that is not empty"),
     ("change", "data.tokenizer=./nowhere",

@@ -129,6 +129,22 @@ def test_the_vocabulary_follows_from_the_ids(tmp_path: Path) -> None:
     )
 
 
+def test_of_a_hub_name_the_cache_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"missing; expected one more than the largest id"):
+        plan_of(tmp_path, Path("my/words"))
+    repository = tmp_path / "hub" / "models--my--words"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    with_gap(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "texts" / "0.txt").write_text("a control token </s> in text")
+    (stage, *_) = plan_of(tmp_path, Path("my/words"), validation_fraction=0.5).staged.stages
+    assert stage.shape.vocab_size == 1000
+    assert not stage.data.has_controls
+    written = plan_of(tmp_path, Path("my/words"), 1000, validation_fraction=0.5)
+    assert written.staged.stages[0].key == stage.key
+
+
 def test_a_written_vocabulary_has_the_key_of_one_that_follows(tmp_path: Path) -> None:
     tokenizer = with_gap(tmp_path / "tokenizer")
     one, other = plan_of(tmp_path, tokenizer), plan_of(tmp_path, tokenizer, 1000)
