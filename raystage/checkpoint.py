@@ -22,6 +22,7 @@ import xxhash
 from raystage.errors import CheckpointError
 from raystage.growth.counts import HeadStarts, Runs, from_runs
 from raystage.manifest_check import check_manifest
+from raystage.sealed_json import NoObject, sealed, unsealed
 from raystage.shape import ModelShape
 from raystage.storage import Folder, Reader
 from raystage.tensorfile import Tensor, header_bytes, laid_out
@@ -33,7 +34,6 @@ _ITEM_BYTES = 4
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little to hold
 _SYNC_BYTES = 32 * 2**20  # the disk is given so much at a time while more is written
-_SEAL = b', "checksum": "xxh3_128:'
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,6 @@ class Manifest:
 
 def _plain(one: Any) -> dict[str, Any]:
     return one.to_json() if isinstance(one, ParameterEntry) else vars(one)
-
-
-def sealed(text: bytes) -> bytes:
-    """A JSON object with the checksum of all that stands before it as its last key."""
-    return _with_seal(text.removesuffix(b"}"))
-
-
-def _with_seal(body: bytes) -> bytes:
-    return body + _SEAL + xxhash.xxh3_128_hexdigest(body).encode() + b'"}'
 
 
 # What a worker hands over to be written: parameter, state, start and the flat float32 values.
@@ -192,23 +183,25 @@ def exists(folder: Folder) -> bool:
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or foreign."""
     try:
-        content = _unsealed(folder.read(MANIFEST))
+        content = unsealed(folder.read(MANIFEST))
     except FileNotFoundError:
         raise CheckpointError(f"{folder.uri}: no {MANIFEST}; not a finished checkpoint") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged ({error})") from None
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder.uri}/{MANIFEST}: not a raystage checkpoint")
+    except NoObject:
+        content = {}
+    except ValueError as error:
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: damaged ({error})") from None
+    if content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: not a raystage checkpoint")
     version = content.pop("version", None)
     if version != VERSION:
-        raise CheckpointError(f"{folder.uri}/{MANIFEST}: found format version {version!r}; expected {VERSION}")
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: found format version {version!r}; expected {VERSION}")
     try:
         check_manifest(content)
         return _manifest_from(content)
     except KeyError as error:
-        raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged (the key {error} is missing)") from None
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: damaged (the key {error} is missing)") from None
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder.uri}/{MANIFEST}: damaged ({error})") from None
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: damaged ({error})") from None
 
 
 class Checkpoint:
@@ -295,7 +288,7 @@ class Checkpoint:
                 checksum.update(chunk)
         if not is_whole or (not is_checked and checksum.hexdigest() != fragment.checksum):
             raise CheckpointError(
-                f"{self.folder.uri}/{shard.file}: damaged; {fragment.state} of {fragment.parameter} "
+                f"{(self.folder / shard.file).uri}: damaged; {fragment.state} of {fragment.parameter} "
                 f"does not match its checksum"
             )
         self._checked.add(place)
@@ -307,14 +300,14 @@ class Checkpoint:
             header = shard_header(shard)
             if file.read_at(len(header), 0) != header:
                 self._files.pop(shard.file).close()
-                raise CheckpointError(f"{self.folder.uri}/{shard.file}: damaged; its header is not what was written")
+                raise CheckpointError(f"{(self.folder / shard.file).uri}: damaged; its header is not what was written")
         return self._files[shard.file]
 
     def _check_size(self, shard: Shard) -> None:
         size = self.folder.size_of(shard.file)
         if size != shard.size_bytes:
             found = "no such file" if size is None else f"found {size} bytes"
-            raise CheckpointError(f"{self.folder.uri}/{shard.file}: {found}; expected {shard.size_bytes}")
+            raise CheckpointError(f"{(self.folder / shard.file).uri}: {found}; expected {shard.size_bytes}")
 
 
 def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard, Fragment]]]:
@@ -323,16 +316,6 @@ def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard
         for fragment in shard.fragments:
             index.setdefault((fragment.parameter, fragment.state), []).append((shard, fragment))
     return index
-
-
-def _unsealed(text: bytes) -> Any:
-    """A manifest's JSON without its checksum, which those written by hand may lack. Raises ValueError."""
-    content = json.loads(text)
-    if isinstance(content, dict) and "checksum" in content:
-        del content["checksum"]
-        if _with_seal(text.rpartition(_SEAL)[0]) != text:
-            raise ValueError("it does not match its checksum")
-    return content
 
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:

@@ -26,6 +26,7 @@ from raystage.options import (
     json_option,
     open_store,
     print_result,
+    say,
     store_option,
     wandb_option,
 )
@@ -79,12 +80,11 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str
       raystage plan jobs/schedules/quickstart.yaml --store .raystage
       raystage plan jobs/sweeps/quickstart.yaml
     """
-    from rich.console import Console
-
     from raystage.advice import suggest
     from raystage.plan_json import left_json, plan_json, suggestions_json
     from raystage.sweep_file import is_sweep
     from raystage.tables import left_line, plan_table, suggestion_table
+    from raystage.terminal import SafeConsole
     from raystage.yamlfile import read_mapping
 
     content = read_mapping(schedule)
@@ -100,11 +100,11 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str
         left = {} if finished is None else left_json(made, finished)
         click.echo(json.dumps(plan_json(made) | suggestions | left, indent=1))
         return
-    Console().print(plan_table(made))
+    SafeConsole().print(plan_table(made))
     if finished is not None:
-        Console().print(left_line(made, finished))
+        SafeConsole().print(left_line(made, finished))
     if suggested:
-        Console().print("", suggestion_table(made, suggest(made)), sep="\n")
+        SafeConsole().print("", suggestion_table(made, suggest(made)), sep="\n")
 
 
 @main.command()
@@ -141,6 +141,7 @@ def run(
     from raystage import launch
     from raystage.display import make_display
     from raystage.driver import Driver
+    from raystage.earlier import make_way
     from raystage.next_steps import Attempt, following, next_steps, run_command
     from raystage.runlog import LogFile, RunLog
     from raystage.status import RunStatus
@@ -150,6 +151,8 @@ def run(
     opened = open_store(store)
     folder = opened.run_folder(made.name)
     display = make_display(made, sys.stderr)
+    if aside := make_way(opened, made.name, [stage.key for run in made.runs() for stage in run.stages]):
+        say(f"raystage: {aside}", err=True)
     earlier = opened.read_run(made.name, "run.json") or {}
     driver = Driver(made, parsed, opened, [display], cluster_address(address))
     tracker = WandbTracker(
@@ -230,12 +233,11 @@ def grow(
       raystage grow my/mistral my/mixtral --set num_experts=4 --operator upcycle
       raystage grow 3f9a2c41 grown --set num_layers=12 --explain
     """
-    from rich.console import Console
-
     from raystage.grow import open_source, open_target, planned, write
     from raystage.growth.explain import what_grows
     from raystage.growth.request import GrowthRequest
     from raystage.tables import growth_table
+    from raystage.terminal import SafeConsole
     from raystage.units import format_bytes, format_count
 
     if target is None and not explain:
@@ -247,7 +249,7 @@ def grow(
     opened = open_source(source, open_store(store))
     growth = planned(opened, request)
     if explain and not as_json:
-        Console().print(growth_table(growth))
+        SafeConsole().print(growth_table(growth))
         return
     done = growth.to_json() if explain else write(opened, growth, open_target(target))
     if as_json:
@@ -325,11 +327,10 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
       raystage grow    my/llama my/deeper --set num_layers=12 --operator identity
       raystage certify my/llama my/deeper
     """
-    from rich.console import Console
-
     from raystage.certify import certify as measure
     from raystage.grow import open_source
     from raystage.tables import certificate_table
+    from raystage.terminal import SafeConsole
 
     if family is not None:
         _register_family(family)
@@ -340,7 +341,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    Console().print(certificate_table(found))
+    SafeConsole().print(certificate_table(found))
 
 
 def _read_text(path: Path | None) -> bytes | None:

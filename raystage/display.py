@@ -23,9 +23,11 @@ from raystage.attempts import Rejection
 from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
 from raystage.listener import SilentListener
+from raystage.plain_text import visible
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.tables import STATE_STYLES, format_jump, format_loss
+from raystage.terminal import SafeConsole
 from raystage.units import format_count, format_seconds
 
 # At most one plain line per this time on training alone.
@@ -38,7 +40,7 @@ _BAR_WIDTH = 16
 def make_display(plan: Plan, stream: TextIO | None = None) -> Display:
     """The display that suits `stream` (standard error where none is given)."""
     stream = stream or sys.stderr
-    console = Console(file=stream)
+    console = SafeConsole(stream)
     # Ask the stream itself: for rich, FORCE_COLOR makes a terminal of any file.
     return LiveDisplay(plan, console) if stream.isatty() and not console.is_dumb_terminal else PlainDisplay(stream)
 
@@ -232,7 +234,7 @@ class PlainDisplay(Display):
         self._write(progress, f"{progress.state}: eval loss {format_loss(record.eval_loss)} after {took} of training")
 
     def _write(self, progress: Progress, text: str) -> None:
-        print(progress.label, text, file=self._stream, flush=True)
+        print(visible(f"{progress.label} {text}"), file=self._stream, flush=True)
 
 
 class LiveDisplay(Display):

@@ -48,6 +48,7 @@ def evaluate(store: Store, run: str, stage: str | None, asked: Asked) -> dict[st
     """
     harness = _lm_eval()
     row = find_stage(store, run, stage)
+    run = row["run"]
     manager = _tasks(harness, asked)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -32,11 +32,9 @@ from raystage.record import StageRecord
 from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
+from raystage.stored_files import REPORT_FILE, RUN_FILE
 from raystage.tuning import choose, tried_with
 from raystage.turns import Turn, Turns
-
-RUN_FILE = "run.json"
-REPORT_FILE = "report.json"
 
 
 @dataclass

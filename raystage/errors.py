@@ -11,6 +11,7 @@
     ├── ResourcesMissing      the cluster does not have what a stage asks for
     ├── ClusterLost           the cluster does not answer any more
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
+    ├── DamagedFile           a file of a store does not hold what it should
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
 Every message is one line that names the place (file, key or path), what was found there and
@@ -100,6 +101,10 @@ class ClusterLost(RaystageError):
 
 class StorageError(RaystageError):
     """A file system refused to read, write or remove something, also when it was asked again."""
+
+
+class DamagedFile(RaystageError):
+    """A file of a store is broken, or was changed."""
 
 
 class CheckpointError(RaystageError):

@@ -87,7 +87,7 @@ def find_donor(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRe
     """The longest finished stage that did what this one does, only less of it, and more than `beyond_steps`."""
     for steps, key in store.trunk(trunk_key(stage)):
         if beyond_steps < steps < stage.steps and key_at(stage, steps) == key:
-            record = store.record(key)
+            record = store.readable_record(key)
             if record is not None:
                 return record
     return None

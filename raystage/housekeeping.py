@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage import checkpoint
-from raystage.errors import InputError, RaystageError
+from raystage.errors import CheckpointError, DamagedFile, InputError, RaystageError
 from raystage.integrity import Damage, examine
 from raystage.prune import Listing, Removal, StoredCheckpoint, StoredRun, StoredStage
 from raystage.record import StageRecord
 from raystage.storage import StoredFile
-from raystage.store import CHECKPOINTS, RECORD, Store, drop_checkpoint
+from raystage.store import CHECKPOINTS, RECORD, RUNS, STAGES, TRUNKS, Store
+from raystage.stored_files import REPORT_FILE, RUN_FILE
 
 # What names the stages of a run: its plan and how far it is, and its report.
-_RUN_FILES = ("run.json", "report.json")
+_RUN_FILES = (RUN_FILE, REPORT_FILE)
 _STAGE_KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -33,20 +34,37 @@ class Verified:
 
 
 def survey(store: Store) -> Listing:
-    """All stages and runs. Raises RaystageError where a run's file is damaged: what it needs is then not known."""
+    """All stages and runs. What is damaged is listed with what is wrong with it."""
     by_stage: dict[str, list[StoredFile]] = {}
-    for file in (store.folder / "stages").files():
-        key, _, path = file.path.partition("/")
-        by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
+    for file in (store.folder / STAGES).files():
+        key, slash, path = file.path.partition("/")
+        if slash:  # a file beside the stages' folders was written by something else
+            by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
     return Listing(
         stages=tuple(_stage(store, key, files) for key, files in sorted(by_stage.items())),
         runs=tuple(_run(store, name) for name in store.run_names()),
     )
 
 
+def checked(store: Store, listing: Listing) -> Listing:
+    """The same, with what is wrong with the checkpoints that records name: their manifests are read, and the sizes of
+    their shards compared."""
+    stages = (replace(stage, lost=_loss(store, stage)) if stage.finished else stage for stage in listing.stages)
+    return replace(listing, stages=tuple(stages))
+
+
+def links(store: Store) -> list[str]:
+    """The symbolic links within the store's own structure; the store's folder may be one."""
+    runs = store.folder / RUNS
+    own = [runs / name for name in runs.names()]
+    places = [runs, *own, *(one / file for one in own for file in _RUN_FILES)]
+    found = [link for place in places if (link := place.first_link(store.folder))]
+    return sorted({*found, *(store.folder / STAGES).links(), *(store.folder / TRUNKS).links()})
+
+
 def finished_among(store: Store, keys: Collection[str]) -> set[str]:
     """Those of the stages that are finished in the store; only what was ever begun is looked at."""
-    return {key for key in set(store.stage_keys()).intersection(keys) if store.record(key) is not None}
+    return {key for key in set(store.stage_keys()).intersection(keys) if store.readable_record(key) is not None}
 
 
 def chosen(listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:
@@ -68,18 +86,53 @@ def verify(store: Store, stages: Iterable[StoredStage]) -> Iterator[Verified]:
             yield Verified(stage.key, stage.name, name, found.bytes_read, found.damages)
 
 
-def remove(store: Store, removals: Iterable[Removal]) -> Iterator[Removal]:
-    """Carry them out, one by one. Wherever that ends, no record names a checkpoint that is gone."""
+def remove(store: Store, listing: Listing, removals: Iterable[Removal]) -> Iterator[Removal]:
+    """Carry out what was decided on `listing`, one by one; yields what is removed.
+
+    Each stage is looked at once more before: what has changed since, because a run goes on with it, stays. Wherever
+    that ends, no record names a checkpoint that is gone.
+    """
+    stages, removed = {stage.key: stage for stage in listing.stages}, set()
     for removal in removals:
+        if removal.key not in removed and not _is_unchanged(store, stages[removal.key], listing):
+            continue
+        removed.add(removal.key)
         folder = store.stage_folder(removal.key)
         if removal.checkpoint is not None:
-            drop_checkpoint(folder / CHECKPOINTS / removal.checkpoint)
+            store.drop(folder / CHECKPOINTS / removal.checkpoint)
         else:
             folder.delete_file(RECORD)
-            for name in (folder / CHECKPOINTS).names():
-                drop_checkpoint(folder / CHECKPOINTS / name)
+            for name in (folder / CHECKPOINTS).folder_names():
+                store.drop(folder / CHECKPOINTS / name)
             folder.delete()
         yield removal
+
+
+def _is_unchanged(store: Store, stage: StoredStage, listing: Listing) -> bool:
+    """Whether a stage is as it was listed, and no run has come to refer to it."""
+    if store.stage_folder(stage.key).first_link(store.folder):
+        return False
+    files = store.stage_folder(stage.key).files()
+    if not files or replace(_stage(store, stage.key, files), lost=stage.lost) != stage:
+        return False
+    known = {run.name: run for run in listing.runs}
+    return all(
+        known.get(name) == found or stage.key not in found.stage_keys
+        for name in store.run_names()
+        if (found := _run(store, name))
+    )
+
+
+def _loss(store: Store, stage: StoredStage) -> str | None:
+    for name in stage.needed:
+        folder = store.stage_folder(stage.key) / CHECKPOINTS / name
+        try:
+            checkpoint.Checkpoint(folder).close()
+        except (CheckpointError, OSError) as error:
+            return f"{error}; the record of the stage names it"
+        except RaystageError as error:
+            return str(error)
+    return None
 
 
 def _stage(store: Store, key: str, files: Sequence[StoredFile]) -> StoredStage:
@@ -116,16 +169,20 @@ def _checkpoints(files: Iterable[StoredFile]) -> Iterator[StoredCheckpoint]:
 
 
 def _run(store: Store, name: str) -> StoredRun:
-    """All that looks like a stage's key counts: its plan's and report's stages, and what its schedule begins from."""
+    """All that looks like a stage's key counts: its plan's and report's stages, what its schedule begins from, and the
+    reports of earlier schedules of its name. Of a damaged file, too, which may have named more."""
     keys: set[str] = set()
-    state = None
-    for file in _RUN_FILES:
-        try:
-            content = store.read_run(name, file)
-            if content is not None:
-                keys.update(_STAGE_KEY.findall(json.dumps(content)))
-                state = state or content["state"]
-        except (ValueError, TypeError, KeyError) as error:
-            place = f"{store.run_folder(name).uri}/{file}"
-            raise RaystageError(f"{place}: damaged ({error}); expected a run's JSON. Remove it, or run again") from None
-    return StoredRun(name, state, frozenset(keys))
+    state = problem = None
+    for place in (name, *store.earlier_runs(name)):
+        for file in _RUN_FILES:
+            try:
+                content = store.read_run(place, file)
+                if content is not None:
+                    keys.update(_STAGE_KEY.findall(json.dumps(content)))
+                    state = state or (content.get("state") if place == name else None)
+            except DamagedFile as error:
+                problem = problem or str(error)
+                keys.update(_STAGE_KEY.findall(store.run_folder(place).read(file).decode(errors="replace")))
+            except RaystageError as error:
+                problem = problem or str(error)
+    return StoredRun(name, "damaged" if problem else state, frozenset(keys), problem)

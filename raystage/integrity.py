@@ -36,7 +36,7 @@ def examine(folder: Folder) -> Examination:
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
-        return Examination((Damage(MANIFEST, str(error).removeprefix(f"{folder.uri}/{MANIFEST}: ")),), 0)
+        return Examination((Damage(MANIFEST, str(error).removeprefix(f"{(folder / MANIFEST).uri}: ")),), 0)
     damages: list[Damage] = []
     bytes_read = 0
     for shard in manifest.shards:

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from raystage.errors import StorageError
 from raystage.holder import Holder, ProcessName
 from raystage.processes import is_gone, this_process
+from raystage.sealed_json import unsealed
 from raystage.storage import Folder
 from raystage.ticker import Ticker
 
@@ -214,7 +215,8 @@ class _Seen:
 
 def _tickets(folder: Folder) -> list[str]:
     # A file that begins with a dot is on its way to its place.
-    return [name.removesuffix(_TICKET) for name in folder.names() if name.endswith(_TICKET) and name[0] != "."]
+    names = folder.file_names()
+    return [name.removesuffix(_TICKET) for name in names if name.endswith(_TICKET) and name[0] != "."]
 
 
 def _content(folder: Folder, name: str) -> bytes | None:
@@ -227,7 +229,7 @@ def _content(folder: Folder, name: str) -> bytes | None:
 
 def _holder(ticket: str, content: bytes, beat: bytes | None) -> Holder:
     try:
-        found = json.loads(content)
+        found = unsealed(content)
         owner, since = ProcessName.from_json(found["owner"]), float(found["since"])
         time.localtime(since)
         return Holder(ticket, beat is not None, owner, since)

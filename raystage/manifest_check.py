@@ -31,12 +31,12 @@ def check_manifest(content: Mapping[str, Any]) -> None:
     _expect(content["stage_key"], _is_text, "text", "stage_key")
     for key in ("step", "tokens"):
         _expect(content[key], _is_count, "a count", key)
-    _check_model(content["model"])
+    check_model(content["model"])
     sizes = _check_parameters(_list(content["parameters"], "parameters"))
     _check_shards(_list(content["shards"], "shards"), sizes)
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
+def check_model(model: Mapping[str, Any]) -> None:
     """Keys that are unknown or missing are found when a ModelShape is made of it."""
     kinds = {
         "str": (_is_text, "text"),

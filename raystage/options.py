@@ -19,6 +19,7 @@ import click
 
 from raystage.addresses import secret_in
 from raystage.errors import InputError, RaystageError
+from raystage.plain_text import visible
 
 INTERRUPTED = 130
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
@@ -33,12 +34,12 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except RaystageError as error:
-            click.echo(f"raystage: {error}", err=True)
+            say(f"raystage: {error}", err=True)
             _say_what_next(error)
             _leave(error.exit_status)
         except KeyboardInterrupt as interrupt:
             why = str(interrupt) or "interrupted"
-            click.echo(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
+            say(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
             _say_what_next(interrupt)
             _leave(INTERRUPTED)
         if _is_fitting():
@@ -49,7 +50,7 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
 
 def _say_what_next(error: BaseException) -> None:
     for line in getattr(error, "__notes__", ()):
-        click.echo(f"raystage: {line}", err=True)
+        say(f"raystage: {line}", err=True)
 
 
 def _leave(status: int) -> None:
@@ -79,6 +80,11 @@ wandb_option = click.option(
 )
 
 
+def say(text: str = "", err: bool = False, nl: bool = True) -> None:
+    """Print lines for people: what steers a terminal is shown, not done."""
+    click.echo(visible(text), err=err, nl=nl)
+
+
 def open_store(uri: str | None) -> Any:
     from raystage.storage import open_folder
     from raystage.store import Store
@@ -99,7 +105,7 @@ def store_uri(uri: str | None) -> str:
     """Where the store is, given what `--store` says."""
     if uri is None and in_job_copy():
         uri = str(Path.home() / ".raystage")
-        click.echo(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
+        say(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
     return uri or ".raystage"
 
 
@@ -118,11 +124,11 @@ def in_job_copy() -> bool:
 
 def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
     """JSON alone on standard output where that is asked for; the table that people read goes beside it."""
-    from rich.console import Console
+    from raystage.terminal import SafeConsole
 
     if as_json:
         click.echo(json.dumps(report, indent=1))
-    Console(stderr=as_json).print(table)
+    SafeConsole(stderr=as_json).print(table)
 
 
 class DebugStream(io.TextIOBase):

@@ -18,6 +18,7 @@ from raystage.data_use import data_json
 from raystage.differences import is_staged
 from raystage.doubts import doubts
 from raystage.ledger import measure_ledger
+from raystage.plain_text import in_markdown
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
 from raystage.report_tables import Table, format_interval
@@ -209,8 +210,8 @@ def _strict(value: Any) -> Any:
 def markdown(report: Mapping[str, Any]) -> str:
     """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
     tables = [_table(table) for table in report_tables.tables(report)]
-    doubts = ["## Open to doubt", "\n".join(f"- {warning}" for warning in report["warnings"])]
-    blocks = [f"**{sentence(report['savings']['verdict'])}**", _about(report), *tables]
+    doubts = ["## Open to doubt", "\n".join(f"- {in_markdown(warning)}" for warning in report["warnings"])]
+    blocks = [f"**{in_markdown(sentence(report['savings']['verdict']))}**", _about(report), *tables]
     return "\n\n".join(blocks + (doubts if report["warnings"] else [])) + "\n"
 
 
@@ -219,8 +220,9 @@ def sentence(text: str) -> str:
 
 
 def _about(report: Mapping[str, Any]) -> str:
-    about = f"Run `{report['name']}`: {report['state']}, {report['tokens_per_parameter']:.3g} tokens per parameter."
-    return " ".join([about, *beside_the_verdict(report["savings"])])
+    name, state = (in_markdown(report[key]) for key in ("name", "state"))
+    about = f"Run `{name}`: {state}, {report['tokens_per_parameter']:.3g} tokens per parameter."
+    return " ".join([about, *map(in_markdown, beside_the_verdict(report["savings"]))])
 
 
 def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
@@ -244,4 +246,4 @@ def _over_seeds(over: Mapping[str, Any]) -> list[str]:
 
 def _table(table: Table) -> str:
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
+    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)])

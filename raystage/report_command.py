@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from raystage.errors import InputError
-from raystage.options import exits, json_option, open_store, store_option
+from raystage.errors import DamagedFile, InputError, RaystageError
+from raystage.options import exits, json_option, open_store, say, store_option
 
 
 @click.command()
@@ -33,6 +33,8 @@ def report(
     """Show what runs came to: stages, baselines, savings; several runs side by side. Of a sweep: its trials, the best
     first, what mattered and what the search cost.
 
+    What a name stood for before another schedule took it is NAME/earlier/1, and so on.
+
     \b
     Example:
       raystage report quickstart --json
@@ -48,30 +50,59 @@ def report(
         found = next(one["name"] for one in reports if _is_sweep(one))
         raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
     written = []
-    if html is not None:
-        written += _write_page(opened, reports, html)
-    if figures is not None:
-        written += _write_figures(reports, figures)
-    if as_json:
-        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
-    elif as_markdown:
-        _print_markdown(reports)
-    elif not written:
-        _print_tables(reports)
+    with _shown(opened, names):
+        if html is not None:
+            written += _write_page(opened, reports, html)
+        if figures is not None:
+            written += _write_figures(reports, figures)
+        if as_json:
+            click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+        elif as_markdown:
+            _print_markdown(reports)
+        elif not written:
+            _print_tables(reports)
     for path in written:
-        click.echo(f"wrote {path}", err=as_json or as_markdown)
+        say(f"wrote {path}", err=as_json or as_markdown)
 
 
 def _read_report(store: Any, name: str) -> dict[str, Any]:
-    """What the run left, and what `raystage evaluate` has found since."""
+    """What the run left, and what `raystage evaluate` has found since. It is called what its folder is called."""
     from raystage.evaluations import kept
+    from raystage.naming import known_run
+    from raystage.stored_files import REPORT_FILE
 
-    found = store.read_run(name, "report.json")
+    found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
     if found is None:
-        known = ", ".join(store.run_names()) or "none yet"
-        raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
-    downstream = kept(store, name, found)
-    return found | {"downstream": downstream} if downstream else found
+        raise InputError(f"run {name!r} has no {REPORT_FILE} yet; expected a run that was begun", key="NAME")
+    _check(store, name, found)
+    downstream = {} if _is_sweep(found) else kept(store, name, found)
+    return {**found, "name": name, **({"downstream": downstream} if downstream else {})}
+
+
+def _check(store: Any, name: str, found: dict[str, Any]) -> None:
+    """Raises DamagedFile where a report lacks what is shown of it."""
+    from raystage.stored_files import REPORT_FILE, check_file
+
+    try:
+        check_file("sweep" if _is_sweep(found) else "run", found)
+    except ValueError as error:
+        raise DamagedFile(_damaged((store.run_folder(name) / REPORT_FILE).uri, error)) from None
+
+
+def _damaged(place: str, error: object) -> str:
+    return f"{place}: damaged ({error}), or by another version of raystage; the run's own command writes it anew"
+
+
+@contextlib.contextmanager
+def _shown(store: Any, names: tuple[str, ...]) -> Iterator[None]:
+    """A report without a checksum may hold anything deep within: what cannot be shown of it is damaged."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if error.__class__.__module__ != "builtins":  # of a library
+            raise
+        places = ", ".join((store.run_folder(name) / "report.json").uri for name in names)
+        raise DamagedFile(_damaged(places, f"{type(error).__name__}: {error}")) from error
 
 
 def _is_sweep(report: dict[str, Any]) -> bool:
@@ -79,13 +110,12 @@ def _is_sweep(report: dict[str, Any]) -> bool:
 
 
 def _print_tables(reports: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
     from raystage.sweep_result import sweep_result_table
     from raystage.tables import final_table
+    from raystage.terminal import SafeConsole
 
     for one in reports:
-        Console().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
+        SafeConsole().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
 
 
 def _print_markdown(reports: list[dict[str, Any]]) -> None:
@@ -102,10 +132,19 @@ def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[P
     if _is_sweep(reports[0]):
         text = sweep_page(reports[0])
     else:
-        text = page([(one, store.read_run(one["name"], "run.json")) for one in reports])
+        text = page([(one, _run_file(store, one["name"])) for one in reports])
     with _writing("--html", file, "a file in a folder that is there"):
         file.write_text(text, encoding="utf-8")
     return [file]
+
+
+def _run_file(store: Any, name: str) -> dict[str, Any] | None:
+    """For what a page says of the schedule; a page without it is better than none."""
+    try:
+        return store.read_run(name, "run.json")
+    except RaystageError as error:
+        say(f"left out: {error}", err=True)
+        return None
 
 
 def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -117,7 +156,9 @@ def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
     with _writing("--figures", folder, "a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         for one in reports:
-            drawn += (write_sweep if _is_sweep(one) else write_curves)(one, folder / f"{one['name']}.png")
+            drawn += (write_sweep if _is_sweep(one) else write_curves)(
+                one, folder / f"{one['name'].replace('/', '-')}.png"
+            )
     return drawn
 
 

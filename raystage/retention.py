@@ -32,3 +32,8 @@ def loss_at(tokens: int, evaluations: Sequence[Evaluation]) -> float:
 def tokens_of(name: str) -> int:
     """The position in the run that a checkpoint's folder is named after: 000000000400000-1f3a9c22."""
     return int(name.partition("-")[0])
+
+
+def attempt_of(name: str) -> str:
+    """The attempt that wrote a checkpoint: 1f3a9c22."""
+    return name.partition("-")[2]

@@ -65,7 +65,7 @@ class LogFile:
                 self._pending.clear()
             except (OSError, StorageError) as error:
                 if not self._has_warned:
-                    _logger.warning("%s/%s: cannot be written (%s)", self._folder.uri, LOG_FILE, error)
+                    _logger.warning("%s: cannot be written (%s)", (self._folder / LOG_FILE).uri, error)
                 self._has_warned = True
 
     def _append(self, lines: bytes) -> None:

@@ -157,7 +157,9 @@ class Saver:
             shards = tuple(shard for shard, _ in written)
             checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, task.counts.head_starts))
             keep = task.stage.training.checkpoint
-            self.store.drop_older_checkpoints(task.stage.key, keep.keep_last, keep.keep_best, progress.evaluations)
+            self.store.drop_older_checkpoints(
+                task.stage.key, keep.keep_last, keep.keep_best, progress.evaluations, task.folder.name
+            )
 
         _agreed(commit if self._rank == 0 else lambda: None, group)
 

@@ -20,20 +20,19 @@ from typing import Any
 from ray import tune
 
 from raystage import launch
-from raystage.driver import REPORT_FILE
 from raystage.errors import InputError, StorageError
 from raystage.importance import importance
 from raystage.outcomes import Follower, Outcomes, Say, Sparingly
 from raystage.room import give_back_room_of_the_dead
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
+from raystage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
 from raystage.sweep_report import build_sweep_report
 from raystage.trial_reports import TrialReports
 from raystage.trial_run import TrialTask, run_trial
 from raystage.trials import Planner, SweepPlan
 from raystage.watch import in_time
 
-SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
 # A trial's own actor computes nothing; 0 is refused.
 TRIAL_CPUS = 0.01
@@ -138,6 +137,9 @@ class Search:
         """Note what this sweep is. Raises InputError where another one of this name was begun in the store."""
         digest = sweep_digest(self.plan)
         before = self.store.read_run(self.name, SWEEP_FILE)
+        if before is None and self.store.run_folder(self.name).size_of(RUN_FILE) is not None:
+            problem = f"found {self.name!r}, which is a run in the store; expected a name of its own (--name)"
+            raise InputError(problem, key="name")
         if before is not None and before["digest"] != digest:
             raise InputError(
                 f"found {self.name!r}, of which the store has another one, with other trials; "

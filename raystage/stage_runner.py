@@ -340,8 +340,7 @@ class StageRunner:
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
-            record = self._record(int(peak.item()), ended)
-            self.store.commit_record(record, trunk_key(self.stage))
+            record = self.store.commit_record(self._record(int(peak.item()), ended), trunk_key(self.stage))
             self._send("finished", record)
         comm.barrier()
 
@@ -382,7 +381,7 @@ class StageRunner:
 
     def _final_checkpoint(self) -> str:
         """Where this stage ended: written just now, or found on entering a stage that had only its record to write."""
-        latest = self.store.latest_checkpoint(self.stage.key)
+        latest = self.store.latest_checkpoint(self.stage.key, self.saver.attempt)
         if latest is None:
             raise CheckpointError(f"{self.store.stage_folder(self.stage.key).uri}: no checkpoint of the finished stage")
         return f"checkpoints/{latest.name}"

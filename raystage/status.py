@@ -6,7 +6,6 @@ the driver's sign of life.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,17 +15,19 @@ from typing import Any
 
 from raystage.attempts import Rejection
 from raystage.display import Progress
-from raystage.errors import StorageError
+from raystage.errors import RaystageError, StorageError
 from raystage.holder import ProcessName
 from raystage.next_steps import Attempt
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.processes import is_gone
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.report import DONE
+from raystage.sealed_json import written
 from raystage.storage import Folder
+from raystage.store import read_file
+from raystage.stored_files import STATUS_FILE
 from raystage.ticker import Ticker
 
-STATUS_FILE = "status.json"
 WRITE_SECONDS = 2.0
 SIGN_OF_LIFE_SECONDS = 30.0
 # After this time without one a driver may be dead. Clocks of hosts may differ by less.
@@ -202,10 +203,10 @@ class RunStatus:
             self._is_new, self._written_at = False, time.monotonic()
         try:
             if trains or not self._is_anothers():
-                self._attempt.folder.write_whole(STATUS_FILE, (json.dumps(content, indent=1) + "\n").encode())
+                self._attempt.folder.write_whole(STATUS_FILE, written(content))
         except StorageError as error:
             if not self._has_warned:
-                _logger.warning("%s/%s: %s", self._attempt.folder.uri, STATUS_FILE, error)
+                _logger.warning("%s: %s", (self._attempt.folder / STATUS_FILE).uri, error)
             self._has_warned = True
 
     def _is_anothers(self) -> bool:
@@ -237,11 +238,10 @@ class RunStatus:
 def read_status(folder: Folder) -> dict[str, Any]:
     """What an earlier or another attempt left in the run's folder; nothing where there is none that can be read."""
     try:
-        found = json.loads(folder.read(STATUS_FILE))
-    except (FileNotFoundError, ValueError):
+        return read_file(folder, STATUS_FILE, STATUS_FILE) or {}
+    except RaystageError as error:
+        _logger.warning("begun anew: %s", error)
         return {}
-    is_whole = isinstance(found, dict) and isinstance(found.get("updated_at"), float)
-    return found if is_whole and isinstance(found.get("stages"), list) else {}
 
 
 def process_of(status: Mapping[str, Any]) -> ProcessName | None:
@@ -269,11 +269,10 @@ def silence(process: ProcessName, updated_at: float, now: float) -> str | None:
 def _counts(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By stage key what adds up over attempts, and what lies in the store from them."""
     return {
-        str(row.get("key")): {
-            "attempts": row["attempts"] if isinstance(row.get("attempts"), int) else 0,
-            "restarts": row["restarts"] if isinstance(row.get("restarts"), int) else 0,
+        row["key"]: {
+            "attempts": row.get("attempts") or 0,
+            "restarts": row.get("restarts") or 0,
             "checkpoint": row.get("last_checkpoint"),
         }
         for row in status.get("stages", [])
-        if isinstance(row, dict)
     }

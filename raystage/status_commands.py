@@ -7,7 +7,7 @@ import time
 
 import click
 
-from raystage.options import exits, json_option, open_store, store_option
+from raystage.options import exits, json_option, open_store, say, store_option
 
 
 @click.command("status")
@@ -25,19 +25,18 @@ def status_command(name: str | None, store: str | None, as_json: bool) -> None:
       raystage status
       raystage status quickstart --json
     """
-    from rich.console import Console
-
     from raystage.status_view import all_statuses, lines_below, notes, run_table, runs_table, status_of
+    from raystage.terminal import SafeConsole
 
     opened, now = open_store(store), time.time()
     found = all_statuses(opened, now) if name is None else status_of(opened, name, now)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     elif name is not None:
-        Console().print(run_table(found, now))
-        click.echo("\n".join(lines_below(found)))
+        SafeConsole().print(run_table(found, now))
+        say("\n".join(lines_below(found)))
     elif found:
-        Console().print(runs_table(found, now))
-        click.echo("\n".join(notes(found)), nl=bool(notes(found)))
+        SafeConsole().print(runs_table(found, now))
+        say("\n".join(notes(found)), nl=bool(notes(found)))
     else:
-        click.echo(f"no runs in {opened.folder.uri}")
+        say(f"no runs in {opened.folder.uri}")

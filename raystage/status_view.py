@@ -10,19 +10,19 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.errors import InputError, RaystageError
+from raystage.naming import known_run
 from raystage.report import DONE
-from raystage.status import STATUS_FILE, process_of, silence
+from raystage.status import process_of, silence
 from raystage.store import Store
+from raystage.stored_files import RUN_FILE, STATUS_FILE
 from raystage.tables import KEY_DIGITS, STATE_STYLES, FirstThatFits
 from raystage.units import format_count, format_seconds
 
-RUN_FILE = "run.json"
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
-_STAGE_NAMES = ("run", "name", "key", "state")
-_STAGE_NUMBERS = (
+_STAGE_FIELDS = (
     "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
+    "checkpoints", "last_checkpoint", "waiting_for",
 )  # fmt: skip
-_STAGE_FIELDS = (*_STAGE_NUMBERS, "checkpoints", "last_checkpoint", "waiting_for")
 
 
 def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
@@ -30,10 +30,13 @@ def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
 
     Raises InputError where there is no such run, RaystageError where its file is damaged.
     """
+    return _status(store, known_run(store, name, "NAME"), now)
+
+
+def _status(store: Store, name: str, now: float) -> dict[str, Any]:
     found = _read(store, name, STATUS_FILE) or _from_run_file(store, name)
     if found is None:
-        known = ", ".join(store.run_names()) or "none yet"
-        raise InputError(f"no run {name!r} in {store.folder.uri}; known runs: {known}", key="NAME")
+        raise InputError(f"no run has been started in {store.run_folder(name).uri}", key="NAME")
     is_said_to_go_on = found["state"] == "RUNNING" and found["updated_at"] is not None
     process = process_of(found) if is_said_to_go_on else None
     reason = silence(process, found["updated_at"], now) if process else None
@@ -47,7 +50,7 @@ def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
     found = []
     for name in store.run_names():
         try:
-            found.append(status_of(store, name, now))
+            found.append(_status(store, name, now))
         except InputError:
             continue  # a folder without a run
         except RaystageError as error:
@@ -58,28 +61,11 @@ def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
 
 def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
     """A file of a run with all that is asked of it; None where there is none. Raises RaystageError."""
-    try:
-        content = store.read_run(name, file)
-        if content is None:
-            return None
-        stages = [_checked({**dict.fromkeys(_STAGE_FIELDS), **row}, _STAGE_NAMES, _STAGE_NUMBERS)
-                  for row in content["stages"]]  # fmt: skip
-        found = {**dict.fromkeys(_RUN_FIELDS), "wandb_run_ids": {}, **content, "name": name, "stages": stages}
-        return _checked(found, ("state",), ("started_at", "updated_at"))
-    except (ValueError, TypeError, KeyError) as error:
-        place = (store.run_folder(name) / file).uri
-        raise RaystageError(f"{place}: damaged ({error}); expected a run's JSON. Remove it, or run again") from None
-
-
-def _checked(values: dict[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> dict[str, Any]:
-    """Raises ValueError, KeyError where what is to be shown is of another kind."""
-    for name in texts:
-        if not isinstance(values[name], str):
-            raise ValueError(f"{name}: no text")
-    for name in numbers:
-        if not isinstance(values[name], int | float | None):
-            raise ValueError(f"{name}: no number")
-    return values
+    content = store.read_run(name, file)
+    if content is None:
+        return None
+    stages = [{**dict.fromkeys(_STAGE_FIELDS), **row} for row in content.get("stages", ())]
+    return {**dict.fromkeys(_RUN_FIELDS), "wandb_run_ids": {}, **content, "name": name, "stages": stages}
 
 
 def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
@@ -137,8 +123,8 @@ def lines_below(status: Mapping[str, Any]) -> list[str]:
 
 
 def _title(status: Mapping[str, Any], now: float) -> Text:
-    process = status["process"]
-    driver = f", process {process['pid']} on {process['host']}" if process else ""
+    process = process_of(status)
+    driver = f", {process}" if process else ""
     return Text.assemble(
         (status["name"], "bold"), " ", _state(status["state"]), f"{driver}, changed {_ago(status['updated_at'], now)}"
     )

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 from pyarrow import fs
 
+from raystage import local_files
 from raystage.addresses import secret_in, without_secrets
 from raystage.errors import InputError, StorageError
 from raystage.retry import is_transient, retried
@@ -92,18 +92,31 @@ class Folder:
 
     def names(self) -> list[str]:
         """What lies directly in the folder, sorted; nothing where there is no folder."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self._tried("listed", lambda: self.system.get_file_info(selector)))
+        return sorted(self._entries())
+
+    def folder_names(self) -> list[str]:
+        """The folders directly in this one, sorted: files that something else left here are none of ours."""
+        return sorted(name for name, is_folder in self._entries().items() if is_folder)
+
+    def file_names(self) -> list[str]:
+        """The files directly in the folder, sorted."""
+        return sorted(name for name, is_folder in self._entries().items() if not is_folder)
 
     def files(self) -> list[StoredFile]:
         """All files in the folder and in those within it, sorted by path; nothing where there is no folder."""
-        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        found = self._tried("listed", lambda: self.system.get_file_info(selector))
-        return sorted(
-            (StoredFile(one.path[len(self.path) + 1 :], one.size, (one.mtime_ns or 0) / 1e9))
-            for one in found
-            if one.type == fs.FileType.File
-        )
+        return sorted(self._tried("listed", lambda: list(self._walk())))
+
+    def first_link(self, root: Folder) -> str | None:
+        """The first symbolic link on the way from `root` to this folder; object stores have none."""
+        return local_files.first_link(root.path, self.path) if self.is_local else None
+
+    def links(self) -> list[str]:
+        """The symbolic links in the folder and in those within it, and the folder itself if it is one."""
+        if not self.is_local:
+            return []
+        own = [self.path] if os.path.islink(self.path) else []
+        found = self._tried("listed", lambda: [one.path for one in local_files.walk(self.path) if one.is_symlink()])
+        return own + sorted(found)
 
     def size_of(self, name: str) -> int | None:
         """The size of a file in bytes, or None where there is no such file."""
@@ -114,6 +127,8 @@ class Folder:
         """The whole file. Raises FileNotFoundError."""
 
         def content() -> bytes:
+            if self.is_local and local_files.is_special(f"{self.path}/{name}"):
+                raise OSError("it is a device or a pipe; expected a file")
             with self.system.open_input_file(f"{self.path}/{name}") as file:
                 return file.read()
 
@@ -132,14 +147,14 @@ class Folder:
     def make(self) -> None:
         if self.is_local:
             try:
-                self._tried("made", lambda: self.system.create_dir(self.path, recursive=True))
+                self._tried("made", lambda: local_files.make_folders(self.path))
             except FileNotFoundError as error:  # as /proc says that nothing is made in it
                 raise _in_words(self, "made", error) from None
 
     def sync(self, name: str) -> None:
         """Bring a written local file to the disk; elsewhere a closed file is already there."""
         if self.is_local:
-            (self / name)._tried("written", lambda: _fsync(f"{self.path}/{name}"))
+            (self / name)._tried("written", lambda: local_files.fsync(f"{self.path}/{name}"))
 
     def begin_sync(self, name: str) -> None:
         """Have what is written of a local file so far brought to the disk while more is written, where the system can
@@ -156,15 +171,31 @@ class Folder:
         A local file is renamed into place; an object store shows an object only once it is complete.
         """
         if self.is_local:
-            self._rename_into_place(name, content)
+            self._put_locally(local_files.write_in_place, name, content)
         else:
             (self / name)._tried("written", lambda: self._put(name, content))
 
+    def write_new(self, name: str, content: bytes) -> bool:
+        """The same where there is no such file yet; returns whether this is what lies there now.
+
+        Of several that write one file at the same time, a local file system lets one have True. pyarrow has no
+        conditional write for object stores: there the last one's content stays. It is read again, so that whoever
+        finds another's content gets False; the last one gets True, and no one else that looks after it.
+        """
+        if self.is_local:
+            return self._put_locally(local_files.write_new, name, content)
+        if self.size_of(name) is not None:
+            return False
+        self.write_whole(name, content)
+        return self.read(name) == content
+
     def delete(self) -> None:
-        """Remove the folder and all in it; nothing where there is no folder."""
+        """Remove the folder and all in it, of links the link alone; nothing where there is no folder."""
 
         def remove() -> None:
-            if self.system.get_file_info(self.path).type == fs.FileType.Directory:
+            if self.is_local:
+                local_files.remove_folder(self.path)
+            elif self.system.get_file_info(self.path).type == fs.FileType.Directory:
                 self.system.delete_dir(self.path)
 
         self._tried("removed", remove)
@@ -173,7 +204,7 @@ class Folder:
         """Remove one file; nothing where there is none."""
 
         def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self.system.delete_file(f"{self.path}/{name}")
 
         (self / name)._tried("removed", remove)
@@ -196,18 +227,34 @@ class Folder:
         file.write(content)
         file.close()
 
-    def _rename_into_place(self, name: str, content: bytes) -> None:
-        temporary = f".{name}.{uuid.uuid4().hex}"
-        with _writing(self / temporary, self / name) as file:
-            file.write(content)
+    def _put_locally(self, write: Callable[[str, bytes], Result], name: str, content: bytes) -> Result:
+        self.make()
         try:
-            _fsync(f"{self.path}/{temporary}")
-            os.replace(f"{self.path}/{temporary}", f"{self.path}/{name}")
-            _fsync(self.path)
+            return write(f"{self.path}/{name}", content)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(f"{self.path}/{temporary}")
             raise _in_words(self / name, "written", error) from None
+
+    def _entries(self) -> dict[str, bool]:
+        """By name what lies directly in the folder, and whether it is a folder, too."""
+        if self.is_local:
+            found = self._tried("listed", lambda: local_files.entries(self.path))
+            return {entry.name: entry.is_dir() for entry in found}
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        listed = self._tried("listed", lambda: self.system.get_file_info(selector))
+        return {one.base_name: one.type == fs.FileType.Directory for one in listed}
+
+    def _walk(self) -> Iterator[StoredFile]:
+        prefix = len(self.path) + 1
+        if self.is_local:
+            for entry in local_files.walk(self.path):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file():
+                        found = entry.stat()
+                        yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)
+            return
+        for one in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True)):
+            if one.type == fs.FileType.File:
+                yield StoredFile(one.path[prefix:], one.size, (one.mtime_ns or 0) / 1e9)
 
 
 class Reader:
@@ -355,11 +402,3 @@ def _in_words(place: Folder, done: str, error: OSError) -> StorageError:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def _fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from raystage.errors import InputError
-from raystage.options import exits, json_option, open_store, store_option
+from raystage.errors import InputError, RaystageError
+from raystage.options import exits, json_option, open_store, say, store_option
 
 DAMAGED = 1
 
@@ -47,18 +47,19 @@ def list_command(store: str | None, as_json: bool) -> None:
     Example:
       raystage store list --store s3://my-bucket/runs
     """
-    from rich.console import Console
-
     from raystage.housekeeping import survey
     from raystage.tables import store_table
+    from raystage.terminal import SafeConsole
 
     opened = open_store(store)
     listing = survey(opened)
+    for problem in listing.problems:
+        say(problem, err=True)
     if not as_json:
-        Console().print(store_table(listing))
+        SafeConsole().print(store_table(listing))
         return
     stages = [asdict(stage) | {"state": stage.state, "runs": listing.runs_of(stage.key)} for stage in listing.stages]
-    runs = [{"name": run.name, "state": run.state, "stage_keys": sorted(run.stage_keys)} for run in listing.runs]
+    runs = [_run_row(run) for run in listing.runs]
     _print({"store": opened.folder.uri, "stages": stages, "runs": runs})
 
 
@@ -81,13 +82,16 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     from raystage.units import format_bytes
 
     opened, began = _open(store), time.monotonic()
-    found = []
-    for one in verify(opened, chosen(survey(opened), keys)):
+    listing, found = survey(opened), []
+    broken = [] if keys else [run.problem for run in listing.runs if run.problem]
+    for problem in broken:
+        say(problem, err=as_json)
+    for one in verify(opened, chosen(listing, keys)):
         found.append(one)
         for damage in one.damages:
             what = f": {damage.state} of {damage.parameter}" if damage.parameter else ""
             place = "/".join(filter(None, (one.key, one.checkpoint and f"checkpoints/{one.checkpoint}", damage.file)))
-            click.echo(f"damaged: stages/{place}{what}: {damage.problem}", err=as_json)
+            say(f"damaged: stages/{place}{what}: {damage.problem}", err=as_json)
     damaged = [
         {"key": one.key, "name": one.name, "checkpoint": one.checkpoint or None, **asdict(damage)}
         for one in found
@@ -96,11 +100,12 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     checkpoints, size, seconds = len(found), sum(one.bytes for one in found), time.monotonic() - began
     if as_json:
         _print({"store": opened.folder.uri, "checkpoints": checkpoints, "bytes": size, "seconds": seconds,
-                "damaged": damaged})  # fmt: skip
+                "damaged": damaged, "damaged_runs": broken})  # fmt: skip
     else:
-        end = f"{len(damaged)} damaged" if damaged else "nothing is damaged"
-        click.echo(f"{checkpoints} checkpoints, {format_bytes(size)} in {seconds:.1f} s: {end}")
-    if damaged:
+        bad = len(damaged) + len(broken)
+        end = f"{bad} damaged" if bad else "nothing is damaged"
+        say(f"{checkpoints} checkpoints, {format_bytes(size)} in {seconds:.1f} s: {end}")
+    if damaged or broken:
         raise click.exceptions.Exit(DAMAGED)
 
 
@@ -114,14 +119,15 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
 def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) -> None:
     """Remove what no run needs: stages that none refers to, older and half-written checkpoints of finished stages.
 
-    What a run refers to stays, and all that it grew from. Without --yes nothing is removed.
+    What a run refers to stays, and all that it grew from; so does a stage of which a checkpoint is lost. What is
+    damaged is named, and the exit status is 1. Without --yes nothing is removed.
 
     \b
     Example:
       raystage store prune
       raystage store prune --yes
     """
-    from raystage.housekeeping import remove, survey
+    from raystage.housekeeping import checked, links, remove, survey
     from raystage.prune import removals
     from raystage.units import format_bytes, parse_duration
 
@@ -130,22 +136,37 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
     except ValueError as error:
         raise InputError(str(error), key="--older-than") from None
     opened = _open(store)
-    listing = survey(opened)
-    for stage in listing.stages:
-        if stage.problem:
-            click.echo(f"{stage.problem}; until then no whole stage is removed", err=True)
+    if found := links(opened):
+        raise RaystageError(
+            f"{found[0]}: is a symbolic link; nothing is removed from a store with links within it. "
+            f"Expected the whole store behind one link, or what it points to in its place"
+        )
+    listing = checked(opened, survey(opened))
+    for problem in listing.problems:
+        say(f"{problem}; until then no whole stage is removed", err=True)
+    for loss in listing.losses:
+        say(f"{loss}; nothing of this stage is removed", err=True)
     planned = removals(listing, time.time(), seconds)
-    for one in remove(opened, planned) if yes else planned:
+    done = []
+    for one in remove(opened, listing, planned) if yes else planned:
+        done.append(one)
         place = f"{one.key}/checkpoints/{one.checkpoint}" if one.checkpoint else one.key
-        done = "removed" if yes else "would remove"
-        click.echo(f"{done} stages/{place}, {format_bytes(one.bytes)}: {one.reason}", err=as_json)
-    size = sum(one.bytes for one in planned)
+        what = "removed" if yes else "would remove"
+        say(f"{what} stages/{place}, {format_bytes(one.bytes)}: {one.reason}", err=as_json)
+    size = sum(one.bytes for one in done)
     if as_json:
-        _print({"store": opened.folder.uri, "removed": yes, "bytes": size,
-                "removals": [asdict(one) for one in planned]})  # fmt: skip
-        return
-    hint = "" if yes or not planned else "; nothing was removed (--yes does it)"
-    click.echo(f"{format_bytes(size)} in {len(planned)} places{hint}" if planned else "nothing to remove")
+        _print({"store": opened.folder.uri, "removed": yes, "bytes": size, "removals": [asdict(one) for one in done],
+                "problems": [*listing.problems, *listing.losses]})  # fmt: skip
+    else:
+        hint = "" if yes or not planned else "; nothing was removed (--yes does it)"
+        say(f"{format_bytes(size)} in {len(done)} places{hint}" if done else "nothing to remove")
+    if listing.problems or listing.losses:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _run_row(run: Any) -> dict[str, Any]:
+    problem = {"problem": run.problem} if run.problem else {}
+    return {"name": run.name, "state": run.state, "stage_keys": sorted(run.stage_keys), **problem}
 
 
 def _print(content: dict[str, Any]) -> None:

@@ -31,11 +31,10 @@ def print_sweep_plan(
 ) -> None:
     """What `raystage plan` says of a sweep, of whose file `content` was read; store: where given, what it has counts as
     done."""
-    from rich.console import Console
-
     from raystage.plan_json import sweep_json
     from raystage.sweep_file import load
     from raystage.sweep_tables import sweep_table
+    from raystage.terminal import SafeConsole
     from raystage.trials import plan_sweep
 
     loaded = load(path, overrides, content)
@@ -48,7 +47,7 @@ def print_sweep_plan(
     if as_json:
         click.echo(json.dumps(sweep_json(made), indent=1))
         return
-    Console().print(sweep_table(made))
+    SafeConsole().print(sweep_table(made))
 
 
 @click.command()
@@ -81,8 +80,6 @@ def sweep(
       raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
-    from rich.console import Console
-
     from raystage.errors import SweepFailed
     from raystage.housekeeping import finished_among
     from raystage.next_steps import sweep_command
@@ -90,6 +87,7 @@ def sweep(
     from raystage.sweep_file import load
     from raystage.sweep_result import failure, sweep_result_table, write_papers
     from raystage.sweep_tables import sweep_table
+    from raystage.terminal import SafeConsole
     from raystage.trial_run import TrialTask
     from raystage.trials import plan_sweep
 
@@ -99,7 +97,7 @@ def sweep(
     made = plan_sweep(loaded)
     if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
         made = plan_sweep(loaded, finished)
-    Console(stderr=True).print(sweep_table(made))
+    SafeConsole(stderr=True).print(sweep_table(made))
     folder = opened.run_folder(loaded.name)
     task = TrialTask(
         sweep=loaded,

@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from raystage.columns import FirstThatFits, number_column, table
+from raystage.plain_text import in_markdown
 from raystage.savings import format_flops
 from raystage.schedule import parse
 from raystage.space import describe, format_value
@@ -85,8 +86,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows = sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
     cells = [_cells(row, metrics, [describe(row["config"])]) for row in rows]
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in line] for line in cells]]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([f"# {report['name']}", verdict(report), *_what_mattered(report), body]) + "\n"
+    body = "\n".join(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)
+    words = map(in_markdown, (report["name"], verdict(report), *_what_mattered(report)))
+    return "\n\n".join([f"# {next(words)}", *words, body]) + "\n"
 
 
 def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> None:

@@ -6,14 +6,18 @@ sweep's own report says is kept, and the rest is read once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raystage.driver import REPORT_FILE
+from raystage.errors import RaystageError
 from raystage.record import StageRecord
 from raystage.store import Store
+from raystage.stored_files import REPORT_FILE
 from raystage.sweep_report import TrialOutcome, needed_of
+
+_logger = logging.getLogger(__name__)
 
 
 class TrialReports:
@@ -35,7 +39,11 @@ class TrialReports:
     def _report(self, number: int) -> dict[str, Any] | None:
         if number in self._reports:
             return self._reports[number]
-        report = self._store.read_run(f"{self._name}-{number}", REPORT_FILE)
+        try:
+            report = self._store.read_run(f"{self._name}-{number}", REPORT_FILE)
+        except RaystageError as error:
+            _logger.warning("left out: %s", error)
+            return None
         return None if report is None else needed_of(report)
 
     def records(self, reports: Iterable[Mapping[str, Any]]) -> dict[str, StageRecord]:
@@ -51,6 +59,6 @@ class TrialReports:
         return found
 
     def _record(self, key: str) -> StageRecord | None:
-        if key not in self._records and (record := self._store.record(key)):
+        if key not in self._records and (record := self._store.readable_record(key)):
             self._records[key] = replace(record, train=(), evaluations=(), growth=None)
         return self._records.get(key)

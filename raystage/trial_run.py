@@ -16,6 +16,7 @@ from ray import tune
 
 from raystage import launch
 from raystage.driver import Driver
+from raystage.earlier import make_way
 from raystage.listener import SilentListener
 from raystage.next_steps import Attempt, following
 from raystage.objectives import measure
@@ -26,11 +27,11 @@ from raystage.schedule import parse
 from raystage.status import RunStatus
 from raystage.storage import open_folder
 from raystage.store import Store
+from raystage.stored_files import RUN_FILE, TRIAL_FILE
 from raystage.sweep_file import Sweep
 from raystage.tracking import Mode, WandbTracker
 from raystage.trials import Planner, Trial
 
-TRIAL_FILE = "trial.json"
 # In what a trial reports: the key of a stage that it has finished, or found finished.
 FINISHED_STAGE = "finished_stage"
 
@@ -55,6 +56,9 @@ def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
     trial = Planner(task.sweep).trial(number, point)
     plan = trial.plan if task.pilot_tokens is None else cut_after_growth(trial.plan, task.pilot_tokens)
     store = Store(open_folder(task.store))
+    folder = store.run_folder(plan.name)
+    if folder.size_of(TRIAL_FILE) is None and folder.size_of(RUN_FILE) is not None:
+        make_way(store, plan.name, ())  # a run that was called so before there was the sweep
     store.write_run(plan.name, TRIAL_FILE, {"sweep": task.sweep.name, "number": number, "config": trial.config})
     report = _carry_out(trial, plan, store, task)
     found = {one.metric: measure(one, report) for one in task.sweep.objective}

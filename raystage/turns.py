@@ -95,7 +95,7 @@ class Turns:
             return holder
         for steps, key in self._store.trunk(trunk_key(stage)):
             if steps < stage.steps and key_at(stage, steps) == key:
-                if self._store.record(key) is not None:
+                if self._store.readable_record(key) is not None:
                     return None
                 if holder := self._leases.holder(key):
                     return holder

@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
-    0: {"", "addresses", "errors", "families", "findings", "growth", "retry", "shape", "ticker", "units"},
+    0: {
+        "", "addresses", "errors", "families", "findings", "growth", "plain_text", "retry", "shape", "ticker", "units",
+    },
     1: {
         "advice", "attempts", "baseline", "chart", "comparison", "conditions", "corpus", "costs", "curves", "data_use",
         "deepspeed_options", "differences", "doubts", "family_file", "freezing", "gates", "growth.counts",
@@ -26,6 +28,7 @@ FLOORS: dict[int, set[str]] = {
         "space", "sweep_file", "sweep_layout", "sweep_page", "sweep_panels", "sweep_report", "text_files",
         "token_index", "tokenizer_folder", "trained_on", "tree", "trial_queue", "trials", "triggers", "tuning",
         "values", "variants", "versions", "wandb_rows", "yamlfile",
+        "stored_files",
     },
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -34,16 +37,17 @@ FLOORS: dict[int, set[str]] = {
     },
     3: {
         "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
-        "integrity", "lease", "machine_check", "processes", "storage", "store", "tensorfile", "tracking", "zero",
+        "integrity", "lease", "local_files", "machine_check", "naming", "processes", "sealed_json", "storage", "store",
+        "tensorfile", "tracking", "zero",
     },
     4: {
         "cluster_check", "crew", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer",
         "probe", "room", "saving", "stage_runner", "train_loop", "watch", "worker",
     },
     5: {
-        "columns", "display", "driver", "importance", "narrator", "next_steps", "outcomes", "runlog", "search",
-        "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "trial_reports", "trial_run",
-        "turns",
+        "columns", "display", "driver", "earlier", "importance", "narrator", "next_steps", "outcomes", "runlog",
+        "search", "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "terminal",
+        "trial_reports", "trial_run", "turns",
     },
     6: {
         "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",
@@ -54,7 +58,7 @@ FLOORS: dict[int, set[str]] = {
 # What a floor may import from outside, besides what the floors below it may.
 PACKAGES: dict[int, set[str]] = {
     0: set(),
-    1: {"huggingface_hub", "jinja2", "markupsafe", "packaging", "pydantic", "yaml"},
+    1: {"huggingface_hub", "jinja2", "markupsafe", "packaging", "pydantic", "typing_extensions", "yaml"},
     2: {"matplotlib", "numpy", "pynvml", "tokenizers", "torch", "transformers", "xxhash"},
     3: {"deepspeed", "psutil", "pyarrow", "safetensors", "wandb", "xxhash"},
     4: {"ray"},

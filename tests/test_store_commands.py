@@ -296,12 +296,12 @@ def test_a_prune_that_is_interrupted_leaves_no_record_without_its_checkpoint(
             for name in plain:
                 patch.setattr(Folder, name, counted(name))
             try:
-                list(remove(store, planned))
+                list(remove(store, survey(store), planned))
                 stopped = False
             except StorageError:
                 stopped = True
         assert_loads(store)
-        list(remove(store, removals(survey(store), LONG_AGO * 2, 3600)))
+        list(remove(store, survey(store), removals(survey(store), LONG_AGO * 2, 3600)))
         assert removals(survey(store), LONG_AGO * 2, 3600) == ()
         if not stopped:
             break

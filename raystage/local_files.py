@@ -1,0 +1,142 @@
+"""What a store needs of a local file system beyond pyarrow: files that last, files that are made once, links seen.
+
+Everything here raises OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+
+# What file systems without hard links answer.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL}
+
+
+def fsync(path: str) -> None:
+    """Bring a file, or what a folder lists, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folders(path: str) -> None:
+    """Make a folder and what is missing above it. Each new one is brought to the disk where it is listed: a file that
+    was fsynced is lost with a folder that was not."""
+    missing = []
+    at = path
+    while not os.path.isdir(at):
+        missing.append(at)
+        at = os.path.dirname(at)
+    os.makedirs(path, exist_ok=True)
+    for made in reversed(missing):
+        fsync(os.path.dirname(made))
+
+
+def write_in_place(path: str, content: bytes) -> None:
+    """Write a file that is seen whole or not at all, and lasts."""
+    with _beside(path, content) as temporary:
+        os.replace(temporary, path)
+    fsync(os.path.dirname(path))
+
+
+def write_new(path: str, content: bytes) -> bool:
+    """The same where there is no such file yet; False where there is. Of several at once one gets True.
+
+    A file system without hard links (some network ones) cannot promise that; there the one who comes last wins.
+    """
+    with _beside(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+            os.unlink(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                return False
+            os.replace(temporary, path)
+    fsync(os.path.dirname(path))
+    return True
+
+
+def is_special(path: str) -> bool:
+    """Whether there is something that no file's content can be read from: a device, a pipe, a socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies directly in a folder; nothing where there is none. Names that are no text, which nothing here has
+    written and nothing could open, are left out."""
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if _is_text(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def walk(folder: str, _seen: frozenset[str] = frozenset()) -> Iterator[os.DirEntry[str]]:
+    """All in a folder and in those within it. Links to folders are followed, but not in circles."""
+    seen = _seen | {os.path.realpath(folder)}
+    for entry in entries(folder):
+        yield entry
+        with contextlib.suppress(OSError):
+            if entry.is_dir() and os.path.realpath(entry.path) not in seen:
+                yield from walk(entry.path, seen)
+
+
+def first_link(root: str, path: str) -> str | None:
+    """The first symbolic link on the way from `root`, which may be one itself, down to `path`."""
+    at = root
+    for part in os.path.relpath(path, root).split(os.sep):
+        at = os.path.join(at, part)
+        if os.path.islink(at):
+            return at
+    return None
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all in it, of links the link alone; nothing where there is none."""
+    if os.path.islink(path):
+        os.unlink(path)
+    elif os.path.isdir(path):
+        shutil.rmtree(path, onerror=_unless_gone)  # somebody else may remove the same
+
+
+def _unless_gone(action: object, path: str, found: tuple[type, BaseException, object]) -> None:
+    if not isinstance(found[1], FileNotFoundError):
+        raise found[1]
+
+
+@contextlib.contextmanager
+def _beside(path: str, content: bytes) -> Iterator[str]:
+    """A new file with that content in the same folder, on the disk; gone again unless it was renamed."""
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

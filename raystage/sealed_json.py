@@ -1,0 +1,86 @@
+"""JSON files that say whether they are whole: an object whose last key is the checksum of all that stands before it.
+
+What has no checksum (older versions wrote none, people may write files by hand) is read, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import xxhash
+
+DEEPEST = 100
+LONGEST_NUMBER_DIGITS = 40
+# Half of a character that takes two; what stands as bytes is refused by decoding.
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+_SEAL = b', "checksum": "xxh3_128:'
+
+
+class NoObject(ValueError):
+    """Whole JSON, but nothing that we wrote."""
+
+
+def sealed(text: bytes) -> bytes:
+    """A JSON object with the checksum of all that stands before it as its last key."""
+    return _with_seal(text.removesuffix(b"}"))
+
+
+def written(content: dict[str, Any]) -> bytes:
+    """A file with this content, for people too."""
+    return sealed(json.dumps(content, indent=1).encode()) + b"\n"
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """What such a file holds, without the checksum. Raises ValueError, which says what is wrong with it."""
+    text = text.strip()
+    try:
+        content = json.loads(text.decode())
+    except RecursionError:
+        raise ValueError(f"found more than {DEEPEST} levels; expected fewer") from None
+    if not isinstance(content, dict):
+        raise NoObject(f"found {_kind(content)}; expected a JSON object")
+    if "checksum" in content:
+        del content["checksum"]
+        if _with_seal(text.rpartition(_SEAL)[0]) != text:
+            raise ValueError("it does not match its checksum")
+    _check_values(content, has_halves=_HALF_CHARACTER.search(text) is not None)
+    return content
+
+
+def _with_seal(body: bytes) -> bytes:
+    return body + _SEAL + xxhash.xxh3_128_hexdigest(body).encode() + b'"}'
+
+
+def _check_values(content: dict[str, Any], has_halves: bool) -> None:
+    """Refuse what no file of ours holds, and what others stumble over: text that is no Unicode, numbers that no float
+    holds, a depth that recursion does not reach."""
+    level: list[Any] = [content]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+                inner += one if has_halves else ()
+            elif isinstance(one, list):
+                inner += one
+            elif has_halves and isinstance(one, str):
+                _check_text(one)
+            elif type(one) is int and abs(one) >= 10**LONGEST_NUMBER_DIGITS:
+                raise ValueError(f"found a number of more than {LONGEST_NUMBER_DIGITS} digits; expected fewer")
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"found more than {DEEPEST} levels; expected fewer")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"found {text[:40]!a}; expected text without half characters") from None
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
