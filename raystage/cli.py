@@ -28,15 +28,17 @@ from raystage.options import (
     print_result,
     say,
     store_option,
+    wandb_mode_for,
     wandb_option,
 )
+from raystage.output import Commands
 from raystage.report_command import report
 from raystage.status_commands import status_command
 from raystage.store_commands import store_group
 from raystage.sweep_commands import print_sweep_plan, sweep
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="raystage")
 def main() -> None:
     """Staged training on Ray Train and DeepSpeed, with the compute it saves measured.
@@ -122,7 +124,7 @@ def run(
     store: str | None,
     name: str | None,
     address: str | None,
-    wandb_mode: str,
+    wandb_mode: str | None,
     as_json: bool,
 ) -> None:
     """Train a schedule stage by stage, then its baselines, and report what was saved.
@@ -135,6 +137,7 @@ def run(
     """
     from raystage.yamlfile import read_mapping
 
+    mode = wandb_mode_for(wandb_mode)
     parsed, made = _load(schedule, read_mapping(schedule), overrides, name)
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -159,7 +162,7 @@ def run(
         made,
         parsed.model_dump(mode="json"),
         lambda record: (opened.stage_folder(record.key) / record.checkpoint).uri,
-        mode="disabled" if driver.is_finished and earlier.get("state") == "FINISHED" else wandb_mode,
+        mode="disabled" if driver.is_finished and earlier.get("state") == "FINISHED" else mode,
         directory=folder.path if in_job_copy() and folder.is_local else None,
         run_ids=_unfinished_run_ids(earlier, made),
     )

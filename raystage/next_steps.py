@@ -77,17 +77,19 @@ def run_command(
     store: str | None = None,
     name: str | None = None,
     address: str | None = None,
-    wandb_mode: str = "offline",
+    wandb_mode: str | None = None,
 ) -> str:
-    """The command line that goes on with a run, defaults left out, to be pasted into a shell."""
+    """The command line that goes on with a run, what was not given left out, to be pasted into a shell."""
     parts = ["raystage", "run", schedule]
     for override in overrides:
         parts += ["--set", override]
-    for option, value in (("--store", store), ("--name", name), ("--address", address)):
+    for option, value in (("--store", store), ("--name", name), ("--address", address), ("--wandb", wandb_mode)):
         parts += [option, value] if value is not None else []
-    return shlex.join([*parts, *(["--wandb", wandb_mode] if wandb_mode != "offline" else [])])
+    return shlex.join(parts)
 
 
-def sweep_command(sweep: str, overrides: Sequence[str], store: str | None, address: str | None, wandb_mode: str) -> str:
+def sweep_command(
+    sweep: str, overrides: Sequence[str], store: str | None, address: str | None, wandb_mode: str | None
+) -> str:
     """The command line that goes on with a sweep; its name is among the overrides."""
     return run_command(sweep, overrides, store, None, address, wandb_mode).replace("raystage run", "raystage sweep", 1)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ import click
 from raystage.addresses import secret_in
 from raystage.errors import InputError, RaystageError
 from raystage.plain_text import visible
+from raystage.units import shown
 
 INTERRUPTED = 130
+WANDB_MODES = ("offline", "online", "disabled")
+# Older names, which W&B still takes.
+_WANDB_NAMES = {"dryrun": "offline", "run": "online"}
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
 _JOB_COPY = "runtime_resources/working_dir_files"
 
@@ -76,7 +80,11 @@ address_option = click.option(
     "--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise."
 )
 wandb_option = click.option(
-    "--wandb", "wandb_mode", type=click.Choice(["offline", "online", "disabled"]), default="offline", show_default=True
+    "--wandb",
+    "wandb_mode",
+    type=click.Choice(WANDB_MODES),
+    help="Where W&B has the run: offline in ./wandb, which `wandb sync` uploads later; online, with a key of "
+    "`wandb login`; or not at all. What is given here wins over WANDB_MODE and WANDB_DISABLED.  [default: offline]",
 )
 
 
@@ -116,6 +124,19 @@ def cluster_address(address: str | None) -> str | None:
         problem = f"found {secret}; expected an address without, for it is kept in run files"
         raise InputError(problem, key="--address" if address else "RAY_ADDRESS")
     return found
+
+
+def wandb_mode_for(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """What `--wandb` says, else what W&B's own variables say, else offline. Raises InputError."""
+    if given is not None:
+        return given
+    if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    said = environment.get("WANDB_MODE", "").strip().lower()
+    mode = _WANDB_NAMES.get(said, said) or "offline"
+    if mode not in WANDB_MODES:
+        raise InputError(f"found {shown(said)}; expected {', '.join(WANDB_MODES)}", key="WANDB_MODE")
+    return mode
 
 
 def in_job_copy() -> bool:

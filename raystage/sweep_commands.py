@@ -22,6 +22,7 @@ from raystage.options import (
     open_store,
     print_result,
     store_option,
+    wandb_mode_for,
     wandb_option,
 )
 
@@ -66,7 +67,7 @@ def sweep(
     store: str | None,
     name: str | None,
     address: str | None,
-    wandb_mode: str,
+    wandb_mode: str | None,
     as_json: bool,
 ) -> None:
     """Search over schedules with Ray Tune; what trials share is trained once.
@@ -79,6 +80,7 @@ def sweep(
       raystage sweep jobs/sweeps/quickstart.yaml
       raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
     """
+    mode = wandb_mode_for(wandb_mode)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
     from raystage.housekeeping import finished_among
@@ -103,7 +105,7 @@ def sweep(
         sweep=loaded,
         store=opened.folder.uri,
         command=sweep_command(str(sweep), overrides, store, address, wandb_mode),
-        wandb_mode=wandb_mode,
+        wandb_mode=mode,
         wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
     search = Search(made, opened, task, lambda line: click.echo(line, err=True), cluster_address(address))

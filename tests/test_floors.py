@@ -50,8 +50,8 @@ FLOORS: dict[int, set[str]] = {
         "trial_reports", "trial_run", "turns",
     },
     6: {
-        "cli", "doctor_command", "evaluate_command", "options", "report_command", "status_commands", "store_commands",
-        "sweep_commands",
+        "cli", "doctor_command", "evaluate_command", "options", "output", "report_command", "status_commands",
+        "store_commands", "sweep_commands",
     },
 }  # fmt: skip
 

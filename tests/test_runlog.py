@@ -169,3 +169,4 @@ def test_the_command_to_go_on_with_can_be_pasted_into_a_shell() -> None:
         "raystage run 'my file.yaml' --set 'evaluate={every: 8K}' --store 's3://b?x=1&y=2' --name mine "
         "--address auto --wandb disabled"
     )
+    assert run_command("a.yaml", wandb_mode="offline") == "raystage run a.yaml --wandb offline"  # over WANDB_MODE
