@@ -68,12 +68,23 @@ _set = click.option(
 @_set
 @click.option("--suggest", "suggested", is_flag=True, help="Also propose lengths for the stages, by published rules.")
 @click.option("--store", metavar="URI", help="Also say what of it this store has: a path, s3://..., gs://...")
+@click.option("--no-code", "without_code", is_flag=True, help="Import no metric that it names; for a file of others.")
 @json_option
 @exits
-def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str | None, as_json: bool) -> None:
+def plan(
+    schedule: Path,
+    overrides: tuple[str, ...],
+    suggested: bool,
+    store: str | None,
+    without_code: bool,
+    as_json: bool,
+) -> None:
     """Print what a schedule would do and cost, and what to beware of, without doing it.
 
     Of a sweep: its trials, the tree of their stages, and how much these share.
+
+    The functions of training.evaluate.metrics are imported, to see that they can be called: that runs the files that
+    the schedule names. With --no-code nothing of it runs.
 
     \b
     Example:
@@ -83,7 +94,7 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str
       raystage plan jobs/sweeps/quickstart.yaml
     """
     from raystage.advice import suggest
-    from raystage.plan_json import left_json, plan_json, suggestions_json
+    from raystage.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
     from raystage.sweep_file import is_sweep
     from raystage.tables import left_line, plan_table, suggestion_table
     from raystage.terminal import SafeConsole
@@ -93,18 +104,21 @@ def plan(schedule: Path, overrides: tuple[str, ...], suggested: bool, store: str
     if is_sweep(content):
         if suggested:
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
-        print_sweep_plan(schedule, content, overrides, store, as_json)
+        print_sweep_plan(schedule, content, overrides, store, not without_code, as_json)
         return
-    _, made = _load(schedule, content, overrides, None)
+    _, made = _load(schedule, content, overrides, None, with_code=not without_code)
     finished = finished_in(store, made.stages_by_key())
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
         left = {} if finished is None else left_json(made, finished)
-        click.echo(json.dumps(plan_json(made) | suggestions | left, indent=1))
+        unchecked = {"unchecked": unchecked_of(made)} if without_code else {}
+        click.echo(json.dumps(plan_json(made) | suggestions | left | unchecked, indent=1))
         return
     SafeConsole().print(plan_table(made))
     if finished is not None:
         SafeConsole().print(left_line(made, finished))
+    if without_code:
+        SafeConsole().print(unchecked_line(unchecked_of(made)), soft_wrap=True)
     if suggested:
         SafeConsole().print("", suggestion_table(made, suggest(made)), sep="\n")
 
@@ -392,15 +406,18 @@ def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
     return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 
-def _load(path: Path, content: dict[str, Any], overrides: tuple[str, ...], name: str | None) -> tuple[Any, Any]:
+def _load(
+    path: Path, content: dict[str, Any], overrides: tuple[str, ...], name: str | None, with_code: bool = True
+) -> tuple[Any, Any]:
     from raystage.plan import make_plan
     from raystage.schedule import load
+    from raystage.sources import Sources
     from raystage.sweep_file import is_sweep
 
     if is_sweep(content):
         raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
     parsed = load(path, overrides, content)
     try:
-        return parsed, make_plan(parsed, name)
+        return parsed, make_plan(parsed, name, Sources(with_code=with_code))
     except InputError as error:
         raise error.inside(str(path)) from None

@@ -42,6 +42,21 @@ def left_json(plan: Plan, finished: Collection[str]) -> dict[str, Any]:
     return {"finished": keys, "flops_left": plan.flops_left(finished)}
 
 
+def unchecked_of(*plans: Plan) -> list[str]:
+    """The functions that plans made without code name and nobody has imported, each once."""
+    stages = [stage for plan in plans for run in plan.runs() for stage in run.stages]
+    names = (metric.function for stage in stages for metric in stage.training.evaluate.metrics)
+    return list(dict.fromkeys(names))
+
+
+def unchecked_line(functions: list[str]) -> str:
+    """What such a plan does not know, for people."""
+    if not functions:
+        return "No code was run (--no-code), and the plan names none."
+    names = ", ".join(functions)
+    return f"No code was run (--no-code). Not known: whether {names} can be imported, and called with these options."
+
+
 def suggestions_json(plan: Plan) -> list[dict[str, Any]]:
     """Each suggestion with its stages' tokens; `overrides` are what `--set` takes."""
     return [{**asdict(one), "overrides": one.overrides} for one in suggest(plan)]

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from raystage import yamlfile
 from raystage.errors import InputError
+from raystage.synonyms import meant
 from raystage.units import shown
 
 
@@ -132,7 +133,9 @@ def _unknown_key(location: tuple, root: type[Section]) -> str:
     if len(homes) == 1:
         top = "the file itself" if name in root.model_fields else "a stage"
         return f"unknown key here; it belongs in {homes.pop() or top}"
-    close = difflib.get_close_matches(name, known, 1)
+    if said := meant(name, frozenset(_paths(root))):
+        return f"unknown key; {said}"
+    close = difflib.get_close_matches(name[:100], known, 1)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
     return f"unknown key; known here: {', '.join(known)}"

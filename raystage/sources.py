@@ -88,8 +88,12 @@ class DataPlan:
 
 @dataclass
 class Sources:
-    """What was looked up so far. It is for planning alone: a file that changes afterwards is not looked at again."""
+    """What was looked up so far. It is for planning alone: a file that changes afterwards is not looked at again.
 
+    with_code: whether the functions that a schedule names are imported, to see that they can be called.
+    """
+
+    with_code: bool = True
     _corpora: dict[tuple[str, tuple[str, ...], TextOptions], Corpus] = field(default_factory=dict)
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
     _data: dict[Data, DataPlan] = field(default_factory=dict)

@@ -28,27 +28,30 @@ from raystage.options import (
 
 
 def print_sweep_plan(
-    path: Path, content: dict[str, Any], overrides: tuple[str, ...], store: str | None, as_json: bool
+    path: Path, content: dict[str, Any], overrides: tuple[str, ...], store: str | None, with_code: bool, as_json: bool
 ) -> None:
     """What `raystage plan` says of a sweep, of whose file `content` was read; store: where given, what it has counts as
     done."""
-    from raystage.plan_json import sweep_json
+    from raystage.plan_json import sweep_json, unchecked_line, unchecked_of
     from raystage.sweep_file import load
     from raystage.sweep_tables import sweep_table
     from raystage.terminal import SafeConsole
     from raystage.trials import plan_sweep
 
     loaded = load(path, overrides, content)
-    made = plan_sweep(loaded)
+    made = plan_sweep(loaded, with_code=with_code)
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
         raise InputError(problem, key="--store", file=str(path))
     if finished := finished_in(store, made.tree.nodes):
-        made = plan_sweep(loaded, finished)
+        made = plan_sweep(loaded, finished, with_code)
     if as_json:
-        click.echo(json.dumps(sweep_json(made), indent=1))
+        unchecked = {} if with_code else {"unchecked": unchecked_of(*(trial.plan for trial in made.trials))}
+        click.echo(json.dumps(sweep_json(made) | unchecked, indent=1))
         return
     SafeConsole().print(sweep_table(made))
+    if not with_code:
+        SafeConsole().print(unchecked_line(unchecked_of(*(trial.plan for trial in made.trials))), soft_wrap=True)
 
 
 @click.command()

@@ -57,9 +57,10 @@ class SweepPlan:
         return len(self.trials) - len({trial.plan.staged.stages[-1].key for trial in self.trials})
 
 
-def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset()) -> SweepPlan:
-    """All trials of a sweep and their tree. finished: keys of stages that the store has. Raises InputError."""
-    planner = Planner(sweep)
+def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code: bool = True) -> SweepPlan:
+    """All trials of a sweep and their tree. finished: keys of stages that the store has. with_code: whether functions
+    that its schedules name are imported. Raises InputError."""
+    planner = Planner(sweep, with_code)
     with _no_collection():
         trials = tuple(planner.trial(number, config) for number, config in enumerate(configs(sweep)))
     chains = [Chain(trial.plan.staged.stages, _settings(sweep, trial.config)) for trial in trials]
@@ -100,9 +101,9 @@ def configs(sweep: Sweep) -> list[Config]:
 class Planner:
     """Makes trials of configs. What they read is looked up once for all of them."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, with_code: bool = True) -> None:
         self.sweep = sweep
-        self._sources = Sources()
+        self._sources = Sources(with_code=with_code)
         equal = sweep.constraints.equal_flops
         self._flops = None
         if equal is not None:

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
     0: {
-        "", "addresses", "errors", "families", "findings", "growth", "plain_text", "retry", "shape", "ticker", "units",
+        "", "addresses", "errors", "families", "findings", "growth", "plain_text", "retry", "shape", "synonyms",
+        "ticker", "units",
     },
     1: {
         "advice", "attempts", "baseline", "chart", "comparison", "conditions", "corpus", "costs", "curves", "data_use",
