@@ -39,6 +39,7 @@ from raystage.growth.depth import GrowthOptions
 from raystage.growth.explain import Families, layer_sources
 from raystage.growth.maps import GrowthMap, growth_map
 from raystage.growth.twins import TWIN_STEPS, Sample, find_twins, twin_distance
+from raystage.hf_config import architecture_of
 from raystage.record import Certificate
 from raystage.shape import parameters
 from raystage.units import shown
@@ -181,8 +182,7 @@ def _refuse_hub_kernels(source: Source) -> None:
 
 
 def _architecture(source: Source) -> str:
-    names = source.model.config.get("architectures") or [""]
-    return str(names[0])
+    return architecture_of(source.model.config)
 
 
 def _is_causal(source: Source) -> bool:

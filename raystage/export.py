@@ -19,8 +19,9 @@ from raystage.checkpoint import MANIFEST
 from raystage.errors import InputError
 from raystage.grow import MAX_SHARD_BYTES, Source, as_input_errors
 from raystage.hf_family import Placed, placed
+from raystage.hf_folder import CONFIG
 from raystage.hf_tokenizer import load_tokenizer, num_ids, tokenizer_files
-from raystage.huggingface import CONFIG, DTYPES, as_json, write_weights
+from raystage.huggingface import DTYPES, as_json, write_weights
 from raystage.shape import ModelShape
 from raystage.storage import Folder
 from raystage.tensorfile import CHUNK_BYTES, Tensor

@@ -61,7 +61,8 @@ class Family:
 
     untied: what only a model without tied embeddings has besides the head. optional: rows that some models of the
     family have (biases, poolers, norms of heads), taken up where a folder has them.
-    embeddings: looked up, not multiplied. head: the output embedding, which may be tied.
+    embeddings: looked up, not multiplied; the first is that of tokens. head: the output embedding, which may be tied.
+    ties: of `untied` rows what they are in a tied model.
     base: the prefix that a model without a head leaves out.
     norm: "rms" or "layer". post_norm: the norm's output is itself the residual stream (BERT).
     heads_fill_hidden: `num_heads * head_size` is the hidden size; heads_divide_hidden: the number of heads must at
@@ -80,6 +81,7 @@ class Family:
     embeddings: tuple[str, ...]
     head: str
     untied: tuple[str, ...] = ()
+    ties: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[ParameterSpec, ...] = ()
     base: str = ""
     norm: str = "rms"
@@ -362,6 +364,7 @@ BERT = Family(
     embeddings=(_E + "word_embeddings.weight", _E + "position_embeddings.weight", _E + "token_type_embeddings.weight"),
     head="cls.predictions.decoder.weight",
     untied=("cls.predictions.decoder.bias",),
+    ties={"cls.predictions.decoder.bias": "cls.predictions.bias"},
     optional=_linear("bert.pooler.dense", "hidden", "hidden"),
     base="bert.",
     norm="layer",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raystage import checkpoint, huggingface
+from raystage import checkpoint, hf_folder, huggingface
 from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
 from raystage.families import FAMILIES
@@ -21,7 +21,7 @@ from raystage.growth.apply import Grown, grown_steps, slices
 from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import Growth, GrowthRequest, plan_growth
-from raystage.huggingface import HuggingFaceModel
+from raystage.hf_folder import HuggingFaceModel
 from raystage.shape import ModelShape, parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
@@ -66,9 +66,9 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
             return _stage_source(text, Store(store.folder.unmapped), argument)
         if checkpoint.exists(folder):
             return Source(folder.uri, _opened_checkpoint(folder))
-        if huggingface.is_model(folder):
-            return Source(folder.uri, huggingface.open_model(folder))
-    found = f"no {checkpoint.MANIFEST} or {huggingface.CONFIG} in it" if folder.exists() else "no such folder"
+        if hf_folder.is_model(folder):
+            return Source(folder.uri, hf_folder.open_model(folder))
+    found = f"no {checkpoint.MANIFEST} or {hf_folder.CONFIG} in it" if folder.exists() else "no such folder"
     expected = "expected a raystage checkpoint, a Hugging Face folder or a stage key (8 hex digits or more)"
     raise InputError(f"{found}; {expected}", key=argument, file=folder.uri)
 

@@ -24,7 +24,8 @@ from raystage.growth.counts import HeadStarts, as_runs, grown_head_starts, unset
 from raystage.growth.learned import Fitted
 from raystage.growth.maps import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
-from raystage.huggingface import FolderWeights, open_model
+from raystage.hf_folder import open_model
+from raystage.huggingface import FolderWeights
 from raystage.initial import InitPlan, check_same
 from raystage.plan import UNCHANGED, StagePlan, key_at, trunk_key
 from raystage.record import Progress, StageRecord

@@ -24,6 +24,7 @@ _USUAL_KEYS = {
     "vocab_size": ("vocab_size",),
     "context_length": ("max_position_embeddings", "n_positions"),
 }
+_LARGEST_SIZE = 2**40
 # How far a dense model looks back unless its configuration says something else.
 _WINDOWS = {"mistral": 4096}
 # The base of rotary positions in a configuration that says none, where it is not 10,000.
@@ -73,7 +74,12 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
 def _rope_theta(config: Config, family: str) -> float:
     """The base of the rotary positions, under its new key or its old one."""
     found = _rope(config).get("rope_theta", config.get("rope_theta"))
-    return float(found) if type(found) in (int, float) else _ROPE_THETAS.get(family, 10000.0)
+    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that a float holds: JSON has whole numbers of any length."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _rope(config: Config) -> Mapping[str, Any]:
@@ -90,7 +96,7 @@ def _value(config: Config, field: str, key: str, default: object, file: str) -> 
         return default
     if field == "norm_eps":
         return _eps(found, key, file)
-    if type(found) is not int or found < 1:
+    if type(found) is not int or not 1 <= found < _LARGEST_SIZE:
         raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key=key, file=file)
     return found
 
@@ -98,8 +104,14 @@ def _value(config: Config, field: str, key: str, default: object, file: str) -> 
 def _is_headless(config: Config) -> bool:
     """Whether the model is a GPT2Model, a BertModel or the like: its hidden states are what it puts out, so that there
     is nothing for the embedding to be tied to."""
-    names = config.get("architectures") or [""]
-    return str(names[0]).endswith("Model") and not str(names[0]).endswith("HeadModel")
+    name = architecture_of(config)
+    return name.endswith("Model") and not name.endswith("HeadModel")
+
+
+def architecture_of(config: Config) -> str:
+    """The class of transformers' that the model is to be; "" where the configuration says none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _eps(found: object, key: str, file: str) -> float:
@@ -109,7 +121,10 @@ def _eps(found: object, key: str, file: str) -> float:
 
 
 def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
-    if layers_key(config) is None:
+    key = layers_key(config)
+    if key is not None and not 1 <= config[key] < _LARGEST_SIZE:
+        raise InputError(f"found {shown(config[key])}; expected a whole number from 1 on", key=key, file=file)
+    if key is None:
         found = f"found no number of layers for the model_type {name!r}, which has no table here"
         raise InputError(f"{found}; expected one of {', '.join(_USUAL_KEYS['num_layers'])}", file=file)
     values = {
@@ -176,15 +191,18 @@ def _check_window(config: Config, shape: ModelShape, file: str) -> None:
     window = config.get("sliding_window", _WINDOWS.get(shape.family))
     if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
         return
+    if window is not None and type(window) is not int:
+        raise InputError(f"found {shown(window)}; expected a whole number or null", key="sliding_window", file=file)
     if window is not None and window < shape.context_length:
         problem = f"found a window of {window} in a context of {shape.context_length}; expected null"
         raise InputError(problem, key="sliding_window", file=file)
 
 
 def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
-    unlike = {str(one) for one in config.get("layer_types") or ()} - {"full_attention"}
+    found = config.get("layer_types") or []
+    unlike = {str(one) for one in (found if isinstance(found, list) else [found])} - {"full_attention"}
     if unlike:
-        problem = f"found {', '.join(sorted(unlike))}; expected full_attention in every layer"
+        problem = f"found {shown(', '.join(sorted(unlike)))}; expected full_attention in every layer"
         raise InputError(problem, key="layer_types", file=file)
 
 
@@ -262,8 +280,8 @@ def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Confi
     """A dense model's configuration as a mixture's, every size said, since the families' defaults differ."""
     grown = {key: value for key, value in config.items() if key not in _DENSE_KEYS}
     before, after = FAMILIES[source.family], FAMILIES[target.family]
-    names = config.get("architectures") or [f"{before.name.capitalize()}ForCausalLM"]
-    grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize()) for name in names]
+    name = architecture_of(config) or f"{before.name.capitalize()}ForCausalLM"
+    grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize())]
     grown["model_type"] = after.name
     grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
     # Unless they are told, the two turn positions by different angles and look back differently far.

@@ -1,4 +1,4 @@
-"""Hugging Face folders: opened by their headers, grown tensor by tensor into a new folder.
+"""Hugging Face folders, read and written: their weights slice by slice, grown tensor by tensor into a new folder.
 
 What is copied is copied as bytes, in the type it has; what is mapped is computed a slice at a time from the bytes it
 needs. No tensor is ever held whole. `config.json` is written last: without it the folder is no model.
@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,28 +19,14 @@ import pyarrow as pa
 import torch
 
 from raystage.errors import InputError
-from raystage.families import FAMILIES, Family
 from raystage.growth.apply import Grown, slices
 from raystage.growth.maps import Rule
 from raystage.growth.request import Growth
-from raystage.hf_config import grown_config, shape_of
-from raystage.hf_family import Placed, folder_table, is_buffer, placed, target_table
-from raystage.shape import ModelShape
+from raystage.hf_config import grown_config
+from raystage.hf_family import Placed
+from raystage.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
 from raystage.storage import Folder
-from raystage.tensorfile import (
-    CHUNK_BYTES,
-    StoredTensor,
-    Tensor,
-    cut_into_shards,
-    header_bytes,
-    laid_out,
-    read_header,
-)
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+from raystage.tensorfile import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
 
 # What goes along unchanged: all about the text, nothing about the weights.
 _COPIED = (
@@ -55,42 +41,12 @@ Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True)
-class HuggingFaceModel:
-    """A folder that transformers loads, seen through its config and its files' headers; `table` names its tensors."""
-
-    folder: Folder
-    config: dict[str, Any]
-    shape: ModelShape
-    tensors: dict[str, StoredTensor]
-    table: Family
-
-    def tables(self, target: ModelShape) -> tuple[Family, Family]:
-        """The tables of this folder and of what it grows into. Raises InputError where a tensor cannot grow along."""
-        return self.table, target_table(self.table, self.shape, target, self.folder.uri)
-
-
-@dataclass(frozen=True)
 class _Planned:
     """A tensor to be written: what it will be, by which rule, and the source's tensor if it is a plain copy."""
 
     tensor: Tensor
     rule: Rule
     copied: StoredTensor | None
-
-
-def is_model(folder: Folder) -> bool:
-    return folder.size_of(CONFIG) is not None
-
-
-def open_model(folder: Folder) -> HuggingFaceModel:
-    """The model in `folder`. Raises InputError where its files are no whole model."""
-    config = _read_json(folder, CONFIG)
-    if folder.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model of its choice
-        raise InputError("found an adapter; expected it merged into the weights", file=f"{folder.uri}/{_ADAPTER}")
-    shape = shape_of(config, f"{folder.uri}/{CONFIG}")
-    tensors = _stored_tensors(folder)
-    table = folder_table(shape, {name: stored.tensor.shape for name, stored in tensors.items()}, folder.uri)
-    return HuggingFaceModel(folder, config, shape, tensors, table)
 
 
 def write_grown(
@@ -126,25 +82,6 @@ def write_grown(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _stored_tensors(folder: Folder) -> dict[str, StoredTensor]:
-    """All tensors of the folder, by name; of a single file where there is one, as transformers does."""
-    if folder.size_of(WEIGHTS) is not None:
-        return read_header(folder, WEIGHTS)
-    if folder.size_of(INDEX) is None:
-        raise InputError(f"found neither {WEIGHTS} nor {INDEX}; expected a model saved as safetensors", file=folder.uri)
-    weight_map = _read_json(folder, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(_is_plain_name(name) for name in weight_map.values()):
-        problem = "damaged; expected the file of every tensor"
-        raise InputError(problem, key="weight_map", file=f"{folder.uri}/{INDEX}")
-    files = {name: read_header(folder, name) for name in sorted(set(weight_map.values()))}
-    return {tensor: files[name][tensor] for tensor, name in weight_map.items() if tensor in files[name]}
-
-
-def _is_plain_name(name: object) -> bool:
-    """A file of the folder itself, and of no other."""
-    return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and "\\" not in name
-
-
 class FolderWeights:
     """A folder's weights under the names of the model that is trained, any slice of them at a time; fp32.
 
@@ -153,9 +90,8 @@ class FolderWeights:
 
     def __init__(self, model: HuggingFaceModel) -> None:
         self._parts: dict[str, list[Placed]] = {}
-        for one in placed(model.shape):
-            self._parts.setdefault(one.parameter, []).append(replace(one, name=_name_in(model, one.name)))
-        _check_tensors(model, [one for parts in self._parts.values() for one in parts])
+        for one in model.placed():
+            self._parts.setdefault(one.parameter, []).append(one)
         self._reader = _Reader(model.tensors)
 
     @property
@@ -176,27 +112,6 @@ class FolderWeights:
 
     def close(self) -> None:
         self._reader.close()
-
-
-def _name_in(model: HuggingFaceModel, name: str) -> str:
-    """Some folders leave the base's prefix out."""
-    return name if name in model.tensors else name.removeprefix(FAMILIES[model.shape.family].base)
-
-
-def _check_tensors(model: HuggingFaceModel, used: list[Placed]) -> None:
-    for one in used:
-        stored = model.tensors.get(one.name)
-        if stored is None or stored.tensor.shape != one.shape or stored.tensor.dtype not in DTYPES:
-            found = "no such tensor" if stored is None else f"found {stored.tensor.dtype} {list(stored.tensor.shape)}"
-            expected = f"expected {list(one.shape)} of {', '.join(DTYPES)}"
-            raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
-    head = {FAMILIES[model.shape.family].head} if model.shape.tied_embeddings else set()
-    others = [
-        name for name in model.tensors if name not in {*head, *(one.name for one in used)} and not is_buffer(name)
-    ]
-    if others:
-        problem = f"found a tensor that a {model.shape.family} has not in training; expected none"
-        raise InputError(problem, key=others[0], file=model.folder.uri)
 
 
 class _Reader:
@@ -236,16 +151,6 @@ def _floats(content: bytes, stored: StoredTensor) -> np.ndarray:
             return np.frombuffer(content, np.float32)
         case _:
             return np.frombuffer(content, np.float16).astype(np.float32)
-
-
-def _read_json(folder: Folder, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(folder.read(name))
-    except ValueError as error:
-        raise InputError(f"damaged ({error}); expected JSON", file=f"{folder.uri}/{name}") from None
-    if not isinstance(content, dict):
-        raise InputError("damaged; expected a JSON object", file=f"{folder.uri}/{name}")
-    return content
 
 
 # --- writing ------------------------------------------------------------------------------------

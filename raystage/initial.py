@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,17 @@ import huggingface_hub
 
 from raystage.errors import InputError
 from raystage.families import FAMILIES
-from raystage.hf_config import check_trainable, shape_of
+from raystage.files import LocalFiles, read_json
+from raystage.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.manifest_check import check_manifest
 from raystage.schedule import Init
 from raystage.shape import ModelShape
 from raystage.trained_on import NOT_KNOWN, TrainedOn
 from raystage.units import shown
 
-CONFIG, MANIFEST, RECORD = "config.json", "manifest.json", "record.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+MANIFEST, RECORD = "manifest.json", "record.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CHECKPOINT = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # within its stage's folder
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _KEY = "init.from"
 
@@ -66,7 +66,7 @@ def find_init(init: Init) -> InitPlan:
     if not is_checkpoint and init.optimizer_state == "grow":
         problem = "found grow, but a Hugging Face folder has no optimizer state; expected reset"
         raise InputError(problem, key="init.optimizer_state")
-    shape = _checkpoint_shape(folder) if is_checkpoint else _folder_shape(folder)
+    shape = _checkpoint_shape(folder) if is_checkpoint else open_trainable(LocalFiles(folder)).shape
     keeps = is_checkpoint and init.optimizer_state != "reset"
     seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN
     return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen)
@@ -90,7 +90,7 @@ def fingerprint(folder: Path, is_checkpoint: bool) -> str:
         content = _manifest(folder)
         facts: Any = [content["model"], content["parameters"], [shard["checksum"] for shard in content["shards"]]]
     else:
-        facts = [[name, _digest(folder / name)] for name in (CONFIG, *_weight_files(folder))]
+        facts = [[name, _digest(folder / name)] for name in (CONFIG, *weight_files(LocalFiles(folder)))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -119,23 +119,14 @@ def _from_hub(name: str) -> str:
 
 def _stage_checkpoint(folder: Path) -> Path:
     """The checkpoint that a stage of a store ended with."""
-    name = _json(folder / RECORD).get("checkpoint")
-    if not isinstance(name, str) or not (folder / name / MANIFEST).is_file():
+    name = read_json(LocalFiles(folder), RECORD, _KEY).get("checkpoint")
+    is_inside = isinstance(name, str) and _CHECKPOINT.fullmatch(name)
+    if not is_inside or LocalFiles(folder / name).size_of(MANIFEST) is None:
         raise InputError("damaged; expected the checkpoint of a finished stage", key=_KEY, file=str(folder / RECORD))
     return folder / name
 
 
 # --- what is in it ------------------------------------------------------------------------------
-
-
-def _folder_shape(folder: Path) -> ModelShape:
-    config, file = _json(folder / CONFIG), str(folder / CONFIG)
-    shape = shape_of(config, file)
-    if shape.family not in FAMILIES or FAMILIES[shape.family].objective != "next token":
-        able = ", ".join(name for name, family in FAMILIES.items() if family.objective == "next token")
-        raise InputError(f"found {shown(shape.family)}; expected one of {able}", key="model_type", file=file)
-    check_trainable(config, shape, file)
-    return shape
 
 
 def _checkpoint_shape(folder: Path) -> ModelShape:
@@ -157,34 +148,11 @@ def _trained_on(folder: Path) -> TrainedOn:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    content = _json(folder / MANIFEST)
+    content = read_json(LocalFiles(folder), MANIFEST, _KEY)
     try:
         check_manifest(content)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
-    return content
-
-
-def _weight_files(folder: Path) -> Iterable[str]:
-    """The names of the files that hold the weights: one, or those of an index. Raises InputError."""
-    if (folder / _WEIGHTS).is_file():
-        return (_WEIGHTS,)
-    if not (folder / _INDEX).is_file():
-        problem = f"found neither {_WEIGHTS} nor {_INDEX}; expected a model saved as safetensors"
-        raise InputError(problem, key=_KEY, file=str(folder))
-    found = _json(folder / _INDEX).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise InputError("damaged; expected a weight_map", key=_KEY, file=str(folder / _INDEX))
-    return (_INDEX, *sorted(set(found.values())))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error}); expected JSON", key=_KEY, file=str(path)) from None
-    if not isinstance(content, dict):
-        raise InputError("damaged; expected a JSON object", key=_KEY, file=str(path))
     return content
 
 

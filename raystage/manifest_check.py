@@ -17,6 +17,7 @@ from raystage.shape import ModelShape
 from raystage.units import shown
 
 ITEM_BYTES = 4
+_MOST_EXPERTS, _MOST_AXES, _LARGEST_COUNT = 400_000, 16, 2**63
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _WHOLE_CHECKSUM = re.compile(r"xxh3_128:[0-9a-f]{32}")
@@ -33,6 +34,7 @@ def check_manifest(content: Mapping[str, Any]) -> None:
         _expect(content[key], _is_count, "a count", key)
     check_model(content["model"])
     sizes = _check_parameters(_list(content["parameters"], "parameters"))
+    _check_counts(content["model"], len(sizes))
     _check_shards(_list(content["shards"], "shards"), sizes)
 
 
@@ -49,6 +51,15 @@ def check_model(model: Mapping[str, Any]) -> None:
             _expect(model[field.name], *kinds[field.type], f"model.{field.name}")
 
 
+def _check_counts(model: Mapping[str, Any], num_parameters: int) -> None:
+    """What is counted off is listed later on: a manifest may not ask for more of it than there can be."""
+    layers, most = model.get("num_layers", 0), f"at most {num_parameters}, for so many parameters are in it"
+    _expect(layers, lambda found: found <= num_parameters, most,
+            "model.num_layers")  # fmt: skip
+    _expect(model.get("num_experts", 0), lambda found: layers * found <= _MOST_EXPERTS,
+            f"at most {_MOST_EXPERTS} in all {layers} layers", "model.num_experts")  # fmt: skip
+
+
 def _check_parameters(entries: list[Any]) -> dict[str, int]:
     """The number of elements of every parameter."""
     sizes: dict[str, int] = {}
@@ -61,7 +72,9 @@ def _check_parameters(entries: list[Any]) -> dict[str, int]:
         _expect(entry["dtype"], lambda dtype: dtype == "float32", "float32", f"{where}.dtype")
         _expect(entry["step"], _is_count, "a count", f"{where}.step")
         shape = _list(entry["shape"], f"{where}.shape")
-        _expect(shape, lambda found: all(map(_is_count, found)), "counts", f"{where}.shape")
+        _expect(
+            shape, lambda found: len(found) <= _MOST_AXES and all(map(_is_count, found)), "counts", f"{where}.shape"
+        )
         if "head_starts" in entry:
             _check_head_starts(entry["head_starts"], shape, entry["step"], f"{where}.head_starts")
         sizes[entry["name"]] = math.prod(shape)
@@ -149,11 +162,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < _LARGEST_COUNT
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return _is_count(value) or (type(value) is float and math.isfinite(value))
 
 
 def _matches(pattern: re.Pattern[str], value: Any) -> bool:

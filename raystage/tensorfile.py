@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.storage import Folder
+from raystage.files import Files, parse_json
+from raystage.units import shown
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8,
 }  # fmt: skip
 CHUNK_BYTES = 4 * 2**20
-_LARGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+# The library takes four times as much; read, that would be gigabytes. This much names 200,000 tensors.
+_LARGEST_HEADER_BYTES = 25_000_000
+_MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class StoredTensor:
     """A tensor in a file; `offset` is where its bytes begin, counted from the beginning of the file."""
 
     tensor: Tensor
-    folder: Folder
+    folder: Files
     file: str
     offset: int
 
@@ -84,7 +87,7 @@ def header_bytes(tensors: Iterable[Tensor], metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def read_header(folder: Folder, name: str) -> dict[str, StoredTensor]:
+def read_header(folder: Files, name: str) -> dict[str, StoredTensor]:
     """The tensors of the file, by name. Raises InputError where the file is missing, cut short or no safetensors."""
     size = folder.size_of(name)
     if size is None:
@@ -93,9 +96,10 @@ def read_header(folder: Folder, name: str) -> dict[str, StoredTensor]:
         with folder.open_reader(name) as file:
             (length,) = struct.unpack("<Q", file.read_at(8, 0))
             if not 2 <= length <= min(_LARGEST_HEADER_BYTES, size - 8):
-                raise ValueError(f"found a header of {length} bytes in a file of {size}")
-            tensors = _parsed(json.loads(file.read_at(length, 8)))
-        end = 8 + length + max((tensor.place + tensor.num_bytes for tensor in tensors), default=0)
+                most = f"expected at most {_LARGEST_HEADER_BYTES}"
+                raise ValueError(f"found a header of {length} bytes in a file of {size}; {most}")
+            tensors = _parsed(parse_json(file.read_at(length, 8)))
+        end = 8 + length + _end(tensors)
         if end != size:
             raise ValueError(f"found {size} bytes; expected {end}")
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
@@ -111,12 +115,24 @@ def _parsed(header: dict[str, Any]) -> list[Tensor]:
             continue
         first, last = entry["data_offsets"]
         tensor = Tensor(name, entry["dtype"], tuple(entry["shape"]), first)
+        if len(tensor.shape) > _MOST_AXES or not all(type(size) is int and size >= 0 for size in tensor.shape):
+            raise ValueError(f"{name} has no shape of {_MOST_AXES} sizes at most")
         if tensor.dtype not in ITEM_BYTES:
-            raise ValueError(f"{name} is of the unknown type {tensor.dtype!r}")
-        if first < 0 or last - first != tensor.num_bytes:
-            raise ValueError(f"{name} has {last - first} bytes; expected {tensor.num_bytes}")
+            raise ValueError(f"{name} is of the unknown type {shown(tensor.dtype)}")
+        if type(first) is not int or type(last) is not int or first < 0 or last - first != tensor.num_bytes:
+            raise ValueError(f"{name} lies at {shown([first, last])}; expected {tensor.num_bytes} bytes")
         tensors.append(tensor)
     return tensors
+
+
+def _end(tensors: list[Tensor]) -> int:
+    """Where the last tensor ends. Raises ValueError where they do not lie end to end, as the library asks."""
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.place, tensor.num_bytes)):
+        if tensor.place != end:
+            raise ValueError(f"{tensor.name} begins at {tensor.place}; expected {end}")
+        end += tensor.num_bytes
+    return end
 
 
 def cut_into_shards(sizes: list[int], max_shard_bytes: int) -> list[range]:

@@ -30,6 +30,7 @@ FLOORS: dict[int, set[str]] = {
         "token_index", "tokenizer_folder", "trained_on", "tree", "trial_queue", "trials", "triggers", "tuning",
         "values", "variants", "versions", "wandb_rows", "yamlfile",
         "stored_files",
+        "files", "hf_folder", "tensorfile",
     },
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -39,7 +40,7 @@ FLOORS: dict[int, set[str]] = {
     3: {
         "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
         "integrity", "lease", "local_files", "machine_check", "naming", "processes", "sealed_json", "storage", "store",
-        "tensorfile", "tracking", "zero",
+        "tracking", "zero",
     },
     4: {
         "cluster_check", "crew", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer",

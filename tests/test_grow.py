@@ -541,14 +541,15 @@ CASES = {
     "weights empty": (HF, lambda at: (at / WEIGHTS).write_bytes(b""), [FOUR], "FOLDER/model.safetensors: damaged ("),
     "weights no safetensors": (HF, lambda at: (at / WEIGHTS).write_bytes(b"PK\3\4" * 99), [FOUR],
                                "FOLDER/model.safetensors: damaged (found a header of 289157608118635344 bytes in a "
-                               "file of 396); expected safetensors"),
+                               "file of 396; expected at most 25000000); expected safetensors"),
     "header no JSON": (HF, lambda at: (at / WEIGHTS).write_bytes(struct.pack("<Q", 8) + b"{]______"), [FOUR],
                        "FOLDER/model.safetensors: damaged ("),
     "header a list": (HF, lambda at: (at / WEIGHTS).write_bytes(struct.pack("<Q", 8) + b"[1,2,3] "), [FOUR],
                       "FOLDER/model.safetensors: damaged ("),
     "index leads out": (HF, lambda at: ((at / WEIGHTS).unlink(), (at / INDEX).write_text(
                             '{"weight_map": {"lm_head.weight": "../x.safetensors"}}')), [FOUR],
-                        "FOLDER/model.safetensors.index.json: weight_map: damaged; expected the file of every tensor"),
+                        "FOLDER/model.safetensors.index.json: weight_map: found '../x.safetensors'; expected names of "
+                        ".safetensors files in this folder"),
     "a shard missing": (HF, lambda at: ((at / WEIGHTS).unlink(), (at / INDEX).write_text(
                             '{"weight_map": {"lm_head.weight": "x.safetensors"}}')), [FOUR],
                         "FOLDER/x.safetensors: no such file; expected safetensors"),
@@ -557,7 +558,7 @@ CASES = {
     "family of a manifest": (CKPT, lambda at: change_json(at / "manifest.json", model=SHAPE.__dict__ | {
                                  "family": "x"}), [FOUR], "SOURCE: FOLDER/manifest.json: found the family 'x'"),
     "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[], shards=[]), [FOUR],
-                             "SOURCE: FOLDER/manifest.json: damaged (model.embed_tokens.weight is not in it)"),
+                             "SOURCE: FOLDER/manifest.json: damaged (model.num_layers: found "),
     "shard cut": (CKPT, lambda at: cut(at / "shard-00001-of-00002.safetensors", 4), [FOUR],
                   "SOURCE: FOLDER/shard-00001-of-00002.safetensors: found "),
     "byte flipped": (CKPT, lambda at: flip_last_byte(at / "shard-00001-of-00002.safetensors"), [FOUR],

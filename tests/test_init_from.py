@@ -25,7 +25,8 @@ from raystage.doubts import doubts
 from raystage.errors import InputError
 from raystage.grow import open_source
 from raystage.growth.apply import Grown
-from raystage.huggingface import FolderWeights, open_model
+from raystage.hf_folder import open_model
+from raystage.huggingface import FolderWeights
 from raystage.initial import find_init
 from raystage.plan import Plan, make_plan
 from raystage.plan_json import plan_json
