@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raystage.cadence import MOST_SHARE
 from raystage.data_use import data_warnings
 from raystage.growth.operator import WIDTHS, width_operator
 from raystage.plan import Plan, StagePlan
 from raystage.rates import Curve, rate_at
 from raystage.savings import format_share
 from raystage.shape import flops_per_token, num_body_params, num_params
+from raystage.triggers import waits_for_evaluations
 from raystage.units import format_count
 
 # Late growth fails under a cosine (Bu); a summary of that paper has it from half of the run on, for GPT. That half is
@@ -78,6 +80,7 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
         if _grows(stage):
             found += [rule(plan, index, stage) for rule in _GROWTH_RULES]
         found.append(_short_stage(plan, index, stage))
+    found.append(_costly_evaluation(plan))
     found += [rule(plan) for rule in _PLAN_RULES]
     found += [Advice(*one) for one in data_warnings(plan)]
     return tuple(advice for advice in found if advice)
@@ -187,6 +190,24 @@ def _short_stage(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
         f"stages[{index}].until",
         f"ends after {format_count(stage.tokens)} tokens, and the warm-up of its rate takes {format_count(warmup)}; "
         f"a stage that short can hardly matter",
+        "raystage's own rule of thumb",
+    )
+
+
+def _costly_evaluation(plan: Plan) -> Advice | None:
+    """Of the stage where it is worst. What follows by default costs no more than that, but where a stage is very short:
+    there the figures are no good anyway."""
+    share, index = max((stage.evaluation_share, index) for index, stage in enumerate(plan.staged.stages))
+    stage = plan.staged.stages[index]
+    written = stage.training.evaluate
+    is_asked_for = written.every or not stage.evaluation_follows or waits_for_evaluations(stage.until, stage.accept)
+    if share <= MOST_SHARE or not is_asked_for:
+        return None
+    return Advice(
+        "training.evaluate",
+        f"takes {stage.evaluations} evaluations of {format_count(written.tokens)} tokens in stage {stage.name}, "
+        f"{format_share(share)} of its training FLOPs; evaluate less often or on less text, or leave both out for at "
+        f"most {format_share(MOST_SHARE)}",
         "raystage's own rule of thumb",
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
-from raystage import rates
+from raystage import cadence, rates
 from raystage.baseline import baseline_stage
 from raystage.conditions import Until
 from raystage.errors import InputError
@@ -35,12 +35,12 @@ from raystage.schedule import (
 from raystage.shape import ModelShape, flops_per_token
 from raystage.sources import Sources
 from raystage.trained_on import NOTHING
+from raystage.triggers import waits_for_evaluations
 from raystage.variants import Values, check_variants, label, other_values, with_seed, with_values, written_values
 
 # Raise when the code changes what a stage computes: every key changes, nothing old is reused.
 CODE_EPOCH = 2
 
-EVALUATIONS_PER_RUN = 20
 CHECKPOINTS_PER_STAGE = 4
 
 # What may differ between two runs of a stage without changing what it computes. The rate counts apart.
@@ -118,12 +118,11 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
     stages = resolve(schedule, init, sources)
     last = stages[-1]
     run_tokens = sum(stage.tokens for stage in stages)
-    cadence = max(1, run_tokens // EVALUATIONS_PER_RUN)
-    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, cadence, init))
+    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, init))
     return Plan(
         name=name,
         staged=staged,
-        baselines=_baselines(schedule, stages, cadence),
+        baselines=_baselines(schedule, stages, staged.stages[-1]),
         scratch_flops=run_tokens * flops_per_token(last.shape),
         costs=schedule.costs,
         seed=schedule.seed,
@@ -170,7 +169,7 @@ def _named(run: RunPlan, what: str) -> RunPlan:
 
 
 def _chain_staged(
-    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, cadence: int, init: InitPlan | None
+    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, init: InitPlan | None
 ) -> tuple[StagePlan, ...]:
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
@@ -180,7 +179,7 @@ def _chain_staged(
         chain.append(
             _plan_stage(
                 stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
-                stage.seed, stage.steps, cadence, init=None if chain else init,
+                stage.seed, stage.steps, run_tokens, init=None if chain else init,
             )
         )  # fmt: skip
     _check_open_ends(chain)
@@ -204,10 +203,13 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
 
 
-def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], cadence: int) -> tuple[RunPlan, ...]:
+def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], last_staged: StagePlan) -> tuple[RunPlan, ...]:
     if schedule.baseline is None:
         return ()
     last = baseline_stage(schedule, stages)
+    # On the very text that the last stage is evaluated on.
+    training = last.training.model_copy(update={"evaluate": last_staged.training.evaluate})
+    last = replace(last, training=training)
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
     runs: list[RunPlan] = []
@@ -216,13 +218,11 @@ def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], cadence: i
         if steps in lengths[:index]:
             found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
             raise InputError(f"{found}; expected each budget once", key=key)
-        runs.append(_baseline(schedule, last, steps, cadence, runs, key))
+        runs.append(_baseline(schedule, last, steps, runs, key))
     return tuple(runs)
 
 
-def _baseline(
-    schedule: Schedule, last: ResolvedStage, steps: int, cadence: int, earlier: list[RunPlan], key: str
-) -> RunPlan:
+def _baseline(schedule: Schedule, last: ResolvedStage, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
     """The last stage's model from scratch for `steps` steps, cut where smaller budgets leave the trunk."""
     batch = last.training.global_batch_tokens
     curve = _curve(last.training, 0, steps * batch, key)
@@ -231,8 +231,8 @@ def _baseline(
     for border in borders:
         name = f"scratch-{border * batch}"
         length = border - (chain[-1].start_steps + chain[-1].steps if chain else 0)
-        chain.append(_plan_stage(last, name, chain[-1] if chain else None, curve, schedule.seed, length, cadence,
-                                 grows=False))  # fmt: skip
+        chain.append(_plan_stage(last, name, chain[-1] if chain else None, curve, schedule.seed, length,
+                                 steps * batch, grows=False))  # fmt: skip
     return RunPlan(f"baseline-{steps * batch}", tuple(chain))
 
 
@@ -273,7 +273,7 @@ def _plan_stage(
     rate: rates.Curve,
     seed: int,
     steps: int,
-    cadence: int,
+    run_tokens: int,
     grows: bool = True,
     init: InitPlan | None = None,
 ) -> StagePlan:
@@ -295,7 +295,7 @@ def _plan_stage(
         start_steps=parent.start_steps + parent.steps if parent else 0,
         start_flops=parent.end_flops if parent else 0,
         steps=steps,
-        evaluate_every_tokens=stage.training.evaluate.every or cadence,
+        evaluate_every_tokens=0,
         checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
         window_tokens=stage.window_tokens,
         init=init,
@@ -305,7 +305,39 @@ def _plan_stage(
         freezing=stage.freezing if grows else None,
         trained_on=seen.and_on(stage.data.text),
     )
+    planned = _with_evaluation(planned, run_tokens, is_baseline=not grows)
     return replace(planned, key=key_at(planned, steps))
+
+
+def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> StagePlan:
+    """The stage with what its schedule leaves open about evaluation. A baseline's text is that of the last stage; what
+    ends on evaluations, or is accepted for them, has them as often as a run of any cost has.
+
+    How much text depends on the length alone: neither cadence nor gates are to change a key.
+    """
+    written = stage.training.evaluate
+    waits = waits_for_evaluations(stage.until, stage.accept)
+    is_open = not is_baseline and "tokens" not in written.model_fields_set
+    stage = _evaluated_on(replace(stage, evaluation_follows=is_open), stage.steps)
+    every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
+                                  stage.token_flops(stage.shape.context_length), not waits)  # fmt: skip
+    return replace(stage, evaluate_every_tokens=written.every or every)
+
+
+def _evaluated_on(stage: StagePlan, steps: int) -> StagePlan:
+    """The stage with the text for evaluation that one of so many steps has by default, where it has that."""
+    if not stage.evaluation_follows:
+        return stage
+    token_flops = stage.token_flops(stage.shape.context_length)
+    flops = stage.course.flops(steps, stage.token_flops)
+    tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
+    evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
+    return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
+
+
+def shortened(stage: StagePlan, steps: int) -> StagePlan:
+    """The stage, ended after `steps` steps."""
+    return replace(_evaluated_on(stage, steps), steps=steps, key=key_at(stage, steps))
 
 
 def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) -> Growth | None:
@@ -327,7 +359,7 @@ def key_at(stage: StagePlan, steps: int) -> str:
     tokens = stage.course.tokens(steps)
     rate = rates.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
     counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
-    return _digest({**_facts(stage), "rate": rate, "tokens": tokens, **counts})
+    return _digest({**_facts(_evaluated_on(stage, steps)), "rate": rate, "tokens": tokens, **counts})
 
 
 def _leaves_counts(stage: StagePlan, steps: int) -> bool:
@@ -346,14 +378,16 @@ def _leaves_counts(stage: StagePlan, steps: int) -> bool:
 
 
 def trunk_key(stage: StagePlan) -> str:
-    """The same for all stages that differ in nothing but where they end, and in the rate."""
-    return _digest(_facts(stage))
+    """The same for all stages that differ in nothing but where they end, in the rate, and in how much text they are
+    evaluated on for being so short."""
+    return _digest(_facts(stage, cadence.MOST_TOKENS if stage.evaluation_follows else None))
 
 
-def _facts(stage: StagePlan) -> dict[str, object]:
+def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, object]:
     """All that can change the stage's result but its length and rate. Names, paths and cadences cannot, but for that
-    of evaluation where the stage ends on what it shows."""
+    of evaluation where the stage ends on what it shows. evaluation_tokens: in place of the stage's own."""
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
+    training["evaluate"]["tokens"] = evaluation_tokens or stage.training.evaluate.tokens
     for name, without in (("offload_optimizer", "none"), ("ramp", None)):
         if training[name] == without:  # left out: a key of before stays as it was
             del training[name]

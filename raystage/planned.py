@@ -63,7 +63,8 @@ class StagePlan:
     growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
     stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
     the longest context of the run. freezing: what of the model stands still.
-    trained_on: all text that the model has seen when the stage ends.
+    trained_on: all text that the model has seen when the stage ends. evaluation_follows: on how much text it is
+    evaluated follows from its length.
     """
 
     name: str
@@ -88,6 +89,7 @@ class StagePlan:
     own_rate: bool = False
     accept: Accept | None = None
     freezing: Freezing | None = None
+    evaluation_follows: bool = False
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
 
     @property
@@ -126,8 +128,31 @@ class StagePlan:
         return fit_flops(self.shape, self.growth.operator, self.growth.options, batch)
 
     @property
+    def training_flops(self) -> int:
+        """Without growing."""
+        return self.course.flops(self.steps, self.token_flops)
+
+    @property
     def flops(self) -> int:
-        return self.growth_flops + self.course.flops(self.steps, self.token_flops)
+        return self.growth_flops + self.training_flops
+
+    @property
+    def evaluations(self) -> int:
+        """How often it is evaluated: on entering it, at its end, and where its run passes a multiple of the cadence."""
+        every, start = self.evaluate_every_tokens, self.start_tokens
+        return 2 + min((self.end_tokens - 1) // every - start // every, self.steps - 1)
+
+    @property
+    def evaluation_flops(self) -> int:
+        """Of all its evaluations, each a forward pass: a third of training. Beside `flops`, which savings count."""
+        length = self.shape.context_length
+        tokens = max(1, self.training.evaluate.tokens // length) * length
+        return self.evaluations * (tokens * self.token_flops(length) // 3)
+
+    @property
+    def evaluation_share(self) -> float:
+        """Of the training's FLOPs."""
+        return self.evaluation_flops / self.training_flops
 
     def token_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length."""

@@ -7,7 +7,7 @@ optimizer's moments. Nothing here leaves a trace in the training: its bits are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,11 +58,17 @@ def write_probe(engine: StageEngine, folder: Folder, held_out: np.ndarray) -> No
 
 
 def certify(
-    engine: StageEngine, rules: GrowthMap, source: Checkpoint, loss_before: float, seconds: float
+    engine: StageEngine,
+    rules: GrowthMap,
+    source: Checkpoint,
+    loss_before: float,
+    loss_after: Callable[[np.ndarray], float],
+    seconds: float,
 ) -> Certificate:
     """Measure what growing did, on what the source's stage has left beside its checkpoint. Collective.
 
-    seconds: of growing. The distance of twins is for later: they have not been trained yet.
+    loss_after: of the grown model on the text that `loss_before` was measured on. seconds: of growing. The distance of
+    twins is for later: they have not been trained yet.
     """
     stage, probe = engine.stage, load_tensors(source.folder.read(PROBE))
     before = Answers.from_tensors(probe)
@@ -74,7 +80,7 @@ def certify(
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     return Certificate(
         eval_loss_before=loss_before,
-        eval_loss_after=engine.evaluate(probe["held_out"]).loss,
+        eval_loss_after=loss_after(probe["held_out"]),
         max_logit_difference=largest,
         mean_logit_difference=mean,
         activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),

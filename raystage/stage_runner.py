@@ -25,7 +25,7 @@ from raystage.costs import plus
 from raystage.data import Reader, Streams, open_streams
 from raystage.data_use import Counted
 from raystage.energy import EnergyCount, open_meter
-from raystage.engine import StageEngine
+from raystage.engine import Scores, StageEngine
 from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.fitting import fit
 from raystage.growth.apply import grown_steps
@@ -65,10 +65,13 @@ class StageRunner:
         self.stage, self.place, self.engine = stage, place, engine
         self.store, self.saver, self.line = place.store, place.saver, place.line
         self.progress = Progress.at_start(stage)
+        self.line.does("reading the text")
         streams = open_streams(stage.data, stage.shape.vocab_size)
         self.counted = Counted.of_index(streams.index)
         self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage, streams)
+        self._entered: Scores | None = None  # what the model that entered says to `held_out`, where that is known
+        self._ended: Scores | None = None  # what it said to it last
         self._loss = torch.zeros((), device=engine.device)
         self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
         meter = open_meter()
@@ -114,7 +117,9 @@ class StageRunner:
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
-        return StageRunner(stage, self.place, self.engine)
+        runner = StageRunner(stage, self.place, self.engine)
+        runner._entered = self._ended
+        return runner
 
     def leave(self) -> None:
         """Give the engine's memory back: the next stage builds another. Nothing can be done with this one any more."""
@@ -127,11 +132,19 @@ class StageRunner:
         """Measure what growing did, and say so."""
         joules = self._energy.since_last()
         before = self.store.record(self.stage.parent_key).eval_loss
+
+        def loss_after(held_out: np.ndarray) -> float:
+            """On the text that the source was evaluated on: mostly that of this stage, which then has its first."""
+            if not np.array_equal(held_out, self.held_out):
+                return self.engine.evaluate(held_out).loss
+            self._entered = self._score()
+            return self._entered.loss
+
         self.progress.growth = GrowthRecord(
             operator=self.stage.growth.operator,
             optimizer_state=self.stage.growth.optimizer_state,
             seconds=seconds,
-            certificate=probe.certify(self.engine, entry.rules, entry.source, before, seconds),
+            certificate=probe.certify(self.engine, entry.rules, entry.source, before, loss_after, seconds),
             flops=self.stage.growth_flops,
             energy_joules=joules,
         )
@@ -302,17 +315,23 @@ class StageRunner:
         self._tick()
         self._count_energy()
         progress = self.progress
-        began = time.monotonic()
-        scores = self.engine.evaluate(self.held_out, self.stage.training.evaluate.metrics)
+        scores, self._entered = self._entered or self._score(), None
+        self._ended = scores
         metrics = values(added(gathered(scores.sums)))
-        progress.evaluation_seconds += time.monotonic() - began
-        progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
         self._mark = time.monotonic()
         self._count_evaluation_energy()
         place = progress.tokens, progress.steps, progress.flops, progress.seconds
         point = Evaluation(*place, scores.loss, scores.accuracy, metrics)
         progress.evaluations.append(point)
         self._send("evaluated", point)
+
+    def _score(self) -> Scores:
+        """What the model as it stands says to all of `held_out`; counted as evaluation."""
+        began = time.monotonic()
+        scores = self.engine.evaluate(self.held_out, self.stage.training.evaluate.metrics)
+        self.progress.evaluation_seconds += time.monotonic() - began
+        self.progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self.stage.shape) // 3
+        return scores
 
     # --- saving -------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from raystage.conditions import Mixing, Plateau, Slope, Until
+from raystage.conditions import Accept, Mixing, Plateau, Slope, Until
 from raystage.errors import InputError
 from raystage.ramps import Course, TokenCost
 
@@ -64,6 +64,11 @@ class Seen:
 def is_open(until: Until) -> bool:
     """Whether the stage may end before its cap, on what is known only while it trains."""
     return _has(until, ON_TRAINING)
+
+
+def waits_for_evaluations(until: Until | None, accept: Accept | None) -> bool:
+    """Whether what ends a stage early, or lets it be accepted, is seen in a row of evaluations."""
+    return (until is not None and is_open(until)) or (accept is not None and accept.overfitting is not None)
 
 
 def reads_clock(until: Until) -> bool:

@@ -95,7 +95,8 @@ def _training(rng: random.Random) -> dict[str, Any]:
         {"kind": "wsd", "warmup": 256, "decay": 0.25}, {"kind": "cosine", "warmup": 0.1, "min_lr_ratio": 0.1},
         {"kind": "constant"}, {"kind": "linear", "warmup": 128},
     ])  # fmt: skip
-    return _some(rng, {
+    # Where no tokens are given they follow from the stage's length since; these keys are of before.
+    return {"evaluate": {"tokens": 65_536}} | _some(rng, {
         "global_batch_tokens": rng.choice([64, 128]), "optimizer": optimizer, "lr_schedule": schedule,
         "workers?": rng.choice([2, {"min": 1, "max": 3}]), "zero_stage?": rng.choice([0, 2, 3]),
         "precision?": "bf16", "offload_optimizer?": "cpu", "micro_batch_size?": 2, "gradient_clipping?": 0.5,

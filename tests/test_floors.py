@@ -31,6 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "values", "variants", "versions", "wandb_rows", "yamlfile",
         "stored_files",
         "files", "hf_folder", "tensorfile",
+        "cadence", "pace",
     },
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -38,6 +39,7 @@ FLOORS: dict[int, set[str]] = {
         "token_files",
     },
     3: {
+        "surroundings",
         "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
         "integrity", "lease", "local_files", "machine_check", "naming", "processes", "sealed_json", "storage", "store",
         "tracking", "zero",
@@ -50,6 +52,7 @@ FLOORS: dict[int, set[str]] = {
         "columns", "display", "driver", "earlier", "importance", "narrator", "next_steps", "outcomes", "runlog",
         "search", "searchers", "status", "status_view", "sweep_result", "sweep_tables", "tables", "terminal",
         "trial_reports", "trial_run", "turns",
+        "sweep_display", "sweep_standing", "sweep_status", "sweep_status_view",
     },
     6: {
         "cli", "doctor_command", "evaluate_command", "options", "output", "report_command", "status_commands",

@@ -94,6 +94,7 @@ CHANGES_ALL = [
     "training.lr_schedule.warmup=128",
     "training.lr_schedule.kind=cosine",
     "training.evaluate.tokens=64",
+    "training.evaluate.tokens=65_536",
     "training.deepspeed.prescale_gradients=true",
     "training.deepspeed.zero_optimization.reduce_bucket_size=1000",
 ]
@@ -148,7 +149,8 @@ CHANGES_NOTHING = [
     "training.checkpoint.background=false",
     "training.evaluate.every=64",
     "training.evaluate.metrics=[{function: raystage.metrics:per_class, options: {tokens: [10]}}]",
-    "training.evaluate.tokens=65_536",
+    "training.evaluate.tokens=4096",  # by default a stage as short as these is evaluated on no more
+    "stages[1].accept.overfitting.evaluations=2",
     "training.deepspeed={}",
     "training.deepspeed={steps_per_print: 10, wall_clock_breakdown: true, flops_profiler: {enabled: true}}",
     "training.deepspeed={prescale_gradients: null}",
