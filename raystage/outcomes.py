@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -58,6 +59,10 @@ class Follower(tune.Callback):
         self._say, self._note = say, note
         self.trials: list[TuneTrial] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down, and is given new ones when it goes on: of this one nothing is needed."""
+        return {"trials": []}
+
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         self.trials = trials
 
@@ -81,6 +86,7 @@ class Outcomes:
         self._known: dict[int, TrialOutcome] = {}
         self._follower: Follower | None = None
         self._are_pilots = False
+        self._lock = threading.Lock()  # asked from the thread, too, that shows how the sweep stands
 
     def begin(self, follower: Follower, are_pilots: bool) -> None:
         """Tune runs, and `follower` follows it. are_pilots: none of its trials comes to its end in this run."""
@@ -88,14 +94,16 @@ class Outcomes:
 
     def end(self, results: Iterable[tune.Result]) -> None:
         """Tune has run."""
-        self._take(_outcome(one.config["trial"], one.metrics or {}, self._metrics, one.error) for one in results)
-        self._follower = None
+        with self._lock:
+            self._take(_outcome(one.config["trial"], one.metrics or {}, self._metrics, one.error) for one in results)
+            self._follower = None
 
     def of_trials(self) -> list[TrialOutcome]:
         """As far as it is known now."""
-        if self._follower is not None:
-            self._take(_so_far(trial, self._metrics) for trial in self._follower.trials)
-        return list(self._known.values())
+        with self._lock:
+            if self._follower is not None:
+                self._take(_so_far(trial, self._metrics) for trial in self._follower.trials)
+            return list(self._known.values())
 
     def _take(self, found: Iterable[TrialOutcome]) -> None:
         self._known |= {one.number: replace(one, is_stopped=one.is_stopped or self._are_pilots) for one in found}

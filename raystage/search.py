@@ -22,12 +22,15 @@ from ray import tune
 from raystage import launch
 from raystage.errors import InputError, StorageError
 from raystage.importance import importance
-from raystage.outcomes import Follower, Outcomes, Say, Sparingly
+from raystage.launch import starting_cluster
+from raystage.outcomes import Follower, Outcomes, Sparingly
 from raystage.room import give_back_room_of_the_dead
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
 from raystage.store import Store
 from raystage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
+from raystage.sweep_display import SweepDisplay
 from raystage.sweep_report import build_sweep_report
+from raystage.sweep_status import SweepStatus
 from raystage.trial_reports import TrialReports
 from raystage.trial_run import TrialTask, run_trial
 from raystage.trials import Planner, SweepPlan
@@ -54,12 +57,12 @@ _ENVIRONMENT = {
 
 @dataclass
 class Search:
-    """Carries out one sweep. say: told of every trial that ends, in a line. trial: what carries out one of them."""
+    """Carries out one sweep. display: shows how it goes. trial: what carries out one of its trials."""
 
     plan: SweepPlan
     store: Store
     task: TrialTask
-    say: Say
+    display: SweepDisplay
     address: str | None = None
     trial: RunTrial = run_trial
 
@@ -75,13 +78,20 @@ class Search:
         """Run all trials that are not done; returns the sweep's report. Raises RaystageError, KeyboardInterrupt."""
         os.environ |= _ENVIRONMENT
         began = self._begin()
+        status = SweepStatus(self.plan, self.store, self.task.command, self._outcomes.of_trials, self.display)
         try:
-            with launch.cluster(self.address, *room(self.plan)):
+            cpus, gpus = room(self.plan)
+            status.prepares(starting_cluster(self.address, cpus, gpus))
+            with launch.cluster(self.address, cpus, gpus):
+                status.prepares("starting Ray Tune and the first trials: their workers take some 20 s to load")
                 self._rounds(Sparingly(lambda: self._note_meanwhile(began)))
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED", began)
+            status.ended(error)
             raise
-        return self._note("FINISHED", began)
+        report = self._note("FINISHED", began)
+        status.ended(None)
+        return report
 
     def _rounds(self, note: Callable[[], None]) -> None:
         """Tune's runs: one, or LAG's two. note: called whenever a trial ends."""
@@ -92,7 +102,7 @@ class Search:
         self._tune(f"{TUNE_FOLDER}-pilots", replace(self.task, pilot_tokens=lag.tokens), None, note)
         pilots = [one for one in self._outcomes.of_trials() if one.eval_loss is not None]
         best = sorted(one.number for one in sorted(pilots, key=lambda one: one.eval_loss)[: lag.keep])
-        self.say(f"{lag.tokens} tokens after their growth: on with {', '.join(f'trial {one}' for one in best)}")
+        self.display.say(f"{lag.tokens} tokens after their growth: on with {', '.join(f'trial {one}' for one in best)}")
         self._tune(TUNE_FOLDER, self.task, best, note)
 
     def _tune(self, name: str, task: TrialTask, numbers: Sequence[int] | None, note: Callable[[], None]) -> None:
@@ -101,7 +111,7 @@ class Search:
         trainable = tune.with_resources(
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
         )
-        follower = Follower(self.say, note)
+        follower = Follower(self.display.say, note)
         callbacks = [follower, RoomKeeper()]
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system

@@ -16,14 +16,15 @@ from raystage.options import exits, json_option, open_store, say, store_option
 @json_option
 @exits
 def status_command(name: str | None, store: str | None, as_json: bool) -> None:
-    """Show how a run stands: every stage's step, losses, rate and time left, and where its logs are.
+    """Show how a run or a sweep stands: every stage's step, losses, rate and time left, and where its logs are.
 
-    Without NAME a line for every run of the store, the latest first.
+    Of a sweep it shows every trial. Without NAME a line for every run and sweep of the store, the latest first.
 
     \b
     Example:
       raystage status
       raystage status quickstart --json
+      raystage status when-to-grow
     """
     from raystage.status_view import all_statuses, lines_below, notes, run_table, runs_table, status_of
     from raystage.terminal import SafeConsole

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from raystage.columns import WholeTable
 from raystage.errors import InputError, RaystageError
 from raystage.naming import known_run
+from raystage.processes import is_gone
 from raystage.report import DONE
 from raystage.status import process_of, silence
 from raystage.store import Store
-from raystage.stored_files import RUN_FILE, STATUS_FILE
-from raystage.tables import KEY_DIGITS, STATE_STYLES, FirstThatFits
+from raystage.stored_files import RUN_FILE, STATUS_FILE, TRIAL_FILE
+from raystage.sweep_standing import INTERRUPTED
+from raystage.sweep_status_view import from_sweep_files, is_sweep, judged, place_of, trial_table
+from raystage.tables import KEY_DIGITS, STATE_STYLES
 from raystage.units import format_count, format_seconds
 
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
+_GOING = ("RUNNING", "RESTARTING")
 _STAGE_FIELDS = (
     "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
     "checkpoints", "last_checkpoint", "waiting_for",
@@ -34,7 +39,7 @@ def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
 
 
 def _status(store: Store, name: str, now: float) -> dict[str, Any]:
-    found = _read(store, name, STATUS_FILE) or _from_run_file(store, name)
+    found = _read(store, name, STATUS_FILE) or _from_run_file(store, name) or _from_sweep_files(store, name)
     if found is None:
         raise InputError(f"no run has been started in {store.run_folder(name).uri}", key="NAME")
     is_said_to_go_on = found["state"] == "RUNNING" and found["updated_at"] is not None
@@ -42,7 +47,13 @@ def _status(store: Store, name: str, now: float) -> dict[str, Any]:
     reason = silence(process, found["updated_at"], now) if process else None
     found["is_alive"] = None if process is None else reason is None
     found["note"] = f"{reason}; go on with: {found['command']}" if reason else found["error"]
-    return found
+    if process and is_gone(process):
+        found["state"] = INTERRUPTED
+        found["stages"] = [row | {"state": INTERRUPTED} if row["state"] in _GOING else row for row in found["stages"]]
+    if is_sweep(found):
+        return judged(found)
+    trial = store.read_run(name, TRIAL_FILE)
+    return {**found, "sweep": trial["sweep"]} if isinstance(trial, dict) and "sweep" in trial else found
 
 
 def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
@@ -68,6 +79,17 @@ def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
     return {**dict.fromkeys(_RUN_FIELDS), "wandb_run_ids": {}, **content, "name": name, "stages": stages}
 
 
+def _from_sweep_files(store: Store, name: str) -> dict[str, Any] | None:
+    """Of a sweep by a version that kept no status."""
+    try:
+        found = from_sweep_files(store, name)
+    except (ValueError, TypeError, KeyError) as error:
+        place = store.run_folder(name).uri
+        raise RaystageError(f"{place}: damaged ({error}); expected a sweep's JSON files. Run it again") from None
+    fields = dict.fromkeys((*_RUN_FIELDS, "log", "process"))
+    return found and {**fields, "wandb_run_ids": {}, "name": name, "store": store.folder.uri, **found}
+
+
 def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
     """Of a run by a version that kept no status: its states alone."""
     found = _read(store, name, RUN_FILE)
@@ -81,17 +103,26 @@ def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def runs_table(statuses: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
-    """A line for each run, with the stage that it is at."""
+    """A line for each run, with the stage that it is at, and for each sweep, without its trials."""
     names = ("run", "state", "stage", "step", "loss", "eval", "left", "changed")
-    table = _table(names)
-    for status in statuses:
+    sweeps = {status["name"] for status in statuses if is_sweep(status)}
+    shown = [status for status in statuses if status.get("sweep") not in sweeps]
+    return _whole(None, names, [_run_row(status, now) for status in shown])
+
+
+def _run_row(status: Mapping[str, Any], now: float) -> list[str | Text]:
+    if is_sweep(status):
+        best = status["best"]["value"] if status.get("best") else None
+        at_hand = {"step": "-", "loss": "-", "eval": "-" if best is None else f"best {best:.4g}"}
+    else:
         at_hand = _at_hand(status)
-        table.add_row(
-            Text(status["name"]), _state(status["state"]), Text(_place(status)),
-            *(Text(at_hand[name]) for name in ("step", "loss", "eval", "left")),
-            Text(_ago(status["updated_at"], now)),
-        )  # fmt: skip
-    return table
+    left, goes_on = status.get("seconds_left"), status["state"] == "RUNNING"
+    return [
+        status["name"], _state(status["state"]), place_of(status) if is_sweep(status) else _place(status),
+        *(at_hand[name] for name in ("step", "loss", "eval")),
+        format_seconds(left) if left is not None and goes_on else "-",
+        _ago(status["updated_at"], now),
+    ]  # fmt: skip
 
 
 def notes(statuses: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -100,12 +131,23 @@ def notes(statuses: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def run_table(status: Mapping[str, Any], now: float) -> RenderableType:
-    """Every stage of one run."""
-    wide = ("run", "stage", "state", "step", "tokens", "loss", "eval", "rate", "tok/s", "left", "attempts", "restarts",
-            "key")  # fmt: skip
-    narrow = tuple(name for name in wide if name not in ("run", "tokens", "rate", "tok/s", "attempts", "key"))
-    layouts = tuple(_stages(status, names) for names in (wide, tuple(n for n in wide if n != "key"), narrow))
-    return Group(_title(status, now), "", FirstThatFits(layouts))
+    """Every stage of one run, every trial of a sweep."""
+    if is_sweep(status):
+        return Group(_title(status, now), "", trial_table(status))
+    names = ("stage", "run", "state", "step", "loss", "eval", "left", "restarts", "tokens", "rate", "tok/s", "attempts",
+             "key")  # fmt: skip
+    rows = [_stage_row(row, names) for row in status["stages"]]
+    left = [Text(line) for line in _time_left(status)]
+    return Group(_title(status, now), *left, "", _whole(None, names, rows))
+
+
+def _time_left(status: Mapping[str, Any]) -> list[str]:
+    """Of the whole run, while it goes."""
+    if status["state"] != "RUNNING" or status["is_alive"] is False:
+        return []
+    left, doing = status.get("seconds_left"), status.get("doing")
+    known = "unknown" if left is None else format_seconds(left)
+    return [*([doing] if doing else []), f"time left for the run, baselines included: {known}"]
 
 
 def lines_below(status: Mapping[str, Any]) -> list[str]:
@@ -130,12 +172,9 @@ def _title(status: Mapping[str, Any], now: float) -> Text:
     )
 
 
-def _stages(status: Mapping[str, Any], names: Sequence[str]) -> Table:
-    table = _table(names)
-    for row in status["stages"]:
-        cells = _cells(row)
-        table.add_row(*(_state(row["state"]) if name == "state" else Text(cells[name]) for name in names))
-    return table
+def _stage_row(row: Mapping[str, Any], names: Sequence[str]) -> list[str | Text]:
+    cells = _cells(row)
+    return [_state(row["state"]) if name == "state" else cells[name] for name in names]
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -186,5 +225,9 @@ def _state(state: str) -> Text:
     return Text(state, style=STATE_STYLES.get(state, ""))
 
 
-def _table(names: Sequence[str]) -> Table:
-    return Table(*(Column(name, no_wrap=True) for name in names), box=None, header_style="dim", padding=(0, 1, 0, 0))
+def _whole(title: str | None, names: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> WholeTable:
+    return WholeTable(title, tuple(Column(name) for name in names), rows, make=_bare)
+
+
+def _bare(title: str | None, columns: Iterable[Column]) -> Table:
+    return Table(*columns, title=title, box=None, header_style="dim", padding=(0, 1, 0, 0))

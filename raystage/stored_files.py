@@ -72,6 +72,23 @@ class StageStatus(StageState):
     waiting_for: NotRequired[str | None]
 
 
+class TrialStatus(TypedDict):
+    """A trial in the status of its sweep."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    number: Count
+    name: str
+    state: str
+    config: dict[str, Any]
+    eval_loss: MaybeNumber
+    stage: NotRequired[str | None]
+    step: NotRequired[MaybeCount]
+    steps: NotRequired[MaybeCount]
+    loss: NotRequired[MaybeNumber]
+    tokens_per_second: NotRequired[MaybeNumber]
+    error: NotRequired[str | None]
+
+
 class StatusFile(TypedDict):
     """status.json: how a run stands. process: a damaged one is no process (`process_of`)."""
 
@@ -86,6 +103,7 @@ class StatusFile(TypedDict):
     log: NotRequired[str | None]
     worker_logs: NotRequired[str | None]
     wandb_run_ids: NotRequired[dict[str, str]]
+    trials: NotRequired[list[TrialStatus]]
 
 
 class SweepNote(TypedDict):

@@ -89,6 +89,7 @@ def sweep(
     from raystage.housekeeping import finished_among
     from raystage.next_steps import sweep_command
     from raystage.search import Search
+    from raystage.sweep_display import make_sweep_display
     from raystage.sweep_file import load
     from raystage.sweep_result import failure, sweep_result_table, write_papers
     from raystage.sweep_tables import sweep_table
@@ -111,8 +112,10 @@ def sweep(
         wandb_mode=mode,
         wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
-    search = Search(made, opened, task, lambda line: click.echo(line, err=True), cluster_address(address))
-    with contextlib.redirect_stdout(DebugStream()):  # Ray prints warnings, also where it was told not to
+    display = make_sweep_display()
+    search = Search(made, opened, task, display, cluster_address(address))
+    # Ray prints warnings, also where it was told not to.
+    with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display):
         report = search.run()
     write_papers(opened, made, report)
     print_result(report, sweep_result_table(report), as_json)

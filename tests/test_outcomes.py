@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 
@@ -112,3 +114,11 @@ def test_a_trial_failed_for_what_it_says_itself() -> None:
     assert reason(wrapped) == str(error)
     assert reason(RuntimeError("the actor died\n\n  of a lost node\n")) == "of a lost node"
     assert reason(RuntimeError()) == "RuntimeError"
+
+
+def test_a_follower_can_be_written_down_whatever_it_tells() -> None:
+    """Tune pickles its callbacks when it begins; who is told of trials may hold a terminal, a lock, a whole sweep."""
+    lock = threading.Lock()
+    follower = Follower(lambda line: lock.acquire(), lambda: None)
+    follower.on_step_begin(0, UNDER_WAY)
+    assert cloudpickle.loads(cloudpickle.dumps(follower)).trials == []

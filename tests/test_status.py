@@ -196,7 +196,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_known_to_be_dead(store: Sto
     RunStatus(plan, attempt_in(store, process), write_seconds=60.0)
     found = shown(store, "tiny")
     note = f"the driver on {process.host} (process {process.pid}) has ended without saying how; go on with: {COMMAND}"
-    assert (found["state"], found["is_alive"], found["note"]) == ("RUNNING", False, note)
+    assert (found["state"], found["is_alive"], found["note"]) == ("INTERRUPTED", False, note)
     assert note in call(store, "tiny").stdout
     assert f"tiny: {note}" in call(store).stdout
 
