@@ -167,11 +167,12 @@ def run(
 
     opened = open_store(store)
     folder = opened.run_folder(made.name)
-    display = make_display(made, sys.stderr)
     if aside := make_way(opened, made.name, [stage.key for run in made.runs() for stage in run.stages]):
         say(f"raystage: {aside}", err=True)
     earlier = opened.read_run(made.name, "run.json") or {}
-    driver = Driver(made, parsed, opened, [display], cluster_address(address))
+    driver = Driver(made, parsed, opened, [], cluster_address(address))
+    finished = driver.records.keys()
+    display = make_display(made, sys.stderr, finished)
     tracker = WandbTracker(
         made,
         parsed.model_dump(mode="json"),
@@ -182,8 +183,9 @@ def run(
     )
     command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
     attempt = Attempt(made.name, command, folder, opened.folder, driver.address, launch.logs_folder, tracker.run_ids)
-    followers = [RunLog(attempt, LogFile(folder)), RunStatus(made, attempt)]
+    followers = [RunLog(attempt, LogFile(folder)), RunStatus(made, attempt, finished=finished)]
     driver.listeners, driver.run_ids = [display, tracker, *followers], tracker.run_ids
+    driver.command = command
     failed = True
     try:
         # What Ray prints (a worker died) the display tells in its own words.

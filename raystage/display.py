@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
 
@@ -23,6 +23,7 @@ from raystage.attempts import Rejection
 from raystage.columns import FirstThatFits
 from raystage.growth.operator import in_short
 from raystage.listener import SilentListener
+from raystage.pace import Pace
 from raystage.plain_text import visible
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -37,12 +38,15 @@ _REFRESHES_PER_SECOND = 2
 _BAR_WIDTH = 16
 
 
-def make_display(plan: Plan, stream: TextIO | None = None) -> Display:
-    """The display that suits `stream` (standard error where none is given)."""
+def make_display(plan: Plan, stream: TextIO | None = None, finished: Collection[str] = ()) -> Display:
+    """The display that suits `stream` (standard error where none is given). finished: the keys of what the store has,
+    kept up to date by the driver."""
     stream = stream or sys.stderr
     console = SafeConsole(stream)
     # Ask the stream itself: for rich, FORCE_COLOR makes a terminal of any file.
-    return LiveDisplay(plan, console) if stream.isatty() and not console.is_dumb_terminal else PlainDisplay(stream)
+    if stream.isatty() and not console.is_dumb_terminal:
+        return LiveDisplay(plan, console, Pace(plan, finished))
+    return PlainDisplay(stream, pace=Pace(plan, finished))
 
 
 # --- what is shown ----------------------------------------------------------------------------
@@ -50,7 +54,8 @@ def make_display(plan: Plan, stream: TextIO | None = None) -> Display:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is. step: within the stage; the rest is what was heard last."""
+    """How far a stage is. step: within the stage; run_seconds_left: of the whole run, baselines included; the rest is
+    what was heard last."""
 
     run: RunPlan
     stage: StagePlan
@@ -59,6 +64,7 @@ class Progress:
     loss: float | None = None
     eval_loss: float | None = None
     tokens_per_second: float | None = None
+    run_seconds_left: float | None = None
 
     @property
     def number(self) -> str:
@@ -98,6 +104,10 @@ class Progress:
             parts.append(f"eval {format_loss(self.eval_loss)}")
         if self.tokens_per_second:
             parts += [f"{format_count(self.tokens_per_second)} tok/s", f"{format_seconds(self.seconds_left)} left"]
+            if self.run_seconds_left is not None:
+                parts.append(f"run: {format_seconds(self.run_seconds_left)} left")
+        elif self.state == "RUNNING":
+            parts.append("time left unknown")
         return "  ".join(parts)
 
 
@@ -136,31 +146,57 @@ def describe_growth(growth: GrowthRecord) -> str:
 class Display(SilentListener):
     """Follows a run, stage by stage. What is told of a reused stage is past, and only its result is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace | None = None) -> None:
         self._progress: Progress | None = None
+        self._pace = pace
+        self._past_step: int | None = None  # what is told up to there is of an earlier attempt
+
+    def preparing(self, what: str) -> None:
+        self._show_preparing(what)
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
+        if self._progress:
+            self._past_step = step
+            self._progress = replace(self._progress, step=step)
+            self._show_event(self._progress, f"goes on from step {step} (of {stage.steps})")
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._show_waiting(Progress(run, stage, "SCHEDULING"), for_what)
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
-        self._progress = None if reused else Progress(run, stage, "SCHEDULING")
+        self._progress, self._past_step = None if reused else Progress(run, stage, "SCHEDULING"), None
         if self._progress:
             self._show_start(self._progress)
 
     def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None:
-        if self._progress:
+        if self._progress and self._past_step is None:
             self._progress = replace(self._progress, state="RUNNING")
             self._show_growth(self._progress, growth)
 
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
         if self._progress:
-            self._progress = self._progress.after_training(point)
-            self._show_progress(self._progress, is_evaluation=False)
+            self._progress = self._paced(self._progress.after_training(point))
+            self._show_unless_past(is_evaluation=False)
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
         if self._progress:
             self._progress = self._progress.after_evaluation(point)
-            self._show_progress(self._progress, is_evaluation=True)
+            self._show_unless_past(is_evaluation=True)
+
+    def _paced(self, progress: Progress) -> Progress:
+        if self._pace is None:
+            return progress
+        left = self._pace.seconds_left(progress.stage, progress.step, progress.tokens_per_second)
+        return replace(progress, run_seconds_left=left)
+
+    def _show_unless_past(self, is_evaluation: bool) -> None:
+        """Of what is past the figures are taken over, and the speed is not: it may be another machine's."""
+        if self._past_step is None or self._progress.step > self._past_step:
+            self._show_progress(self._progress, is_evaluation)
+        else:
+            self._progress = replace(
+                self._progress, step=self._past_step, tokens_per_second=None, run_seconds_left=None
+            )
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:
@@ -173,11 +209,16 @@ class Display(SilentListener):
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         self._progress = None
+        if self._pace:
+            self._pace.finish(stage)
         self._show_result(Progress(run, stage, "REUSED" if reused else "FINISHED"), record)
 
     @abstractmethod
     def close(self) -> None:
         """Leave the terminal as it was. Called whether or not the run went well."""
+
+    @abstractmethod
+    def _show_preparing(self, what: str) -> None: ...
 
     @abstractmethod
     def _show_waiting(self, progress: Progress, for_what: str) -> None: ...
@@ -201,14 +242,18 @@ class Display(SilentListener):
 class PlainDisplay(Display):
     """One line at the start and end of a stage, at a growth, at an evaluation; between them at most one per 10 s."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, pace: Pace | None = None) -> None:
+        super().__init__(pace)
         self._stream = stream
         self._clock = clock
+        self._began = clock()
         self._last_progress = clock()
 
     def close(self) -> None:
         """Lines stay as they are."""
+
+    def _show_preparing(self, what: str) -> None:
+        print(f"[{format_seconds(self._clock() - self._began)}] {what}", file=self._stream, flush=True)
 
     def _show_waiting(self, progress: Progress, for_what: str) -> None:
         self._write(progress, f"waiting for {for_what}")
@@ -240,8 +285,9 @@ class PlainDisplay(Display):
 class LiveDisplay(Display):
     """One line that moves, for the stage at hand; what is finished stays above it as the rows of a table."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
-        super().__init__()
+    def __init__(self, plan: Plan, console: Console, pace: Pace | None = None) -> None:
+        super().__init__(pace)
+        self._began = time.monotonic()
         self._widths = _column_widths(plan)
         self._console = console
         self._has_header = False
@@ -255,6 +301,10 @@ class LiveDisplay(Display):
 
     def close(self) -> None:
         self._live.stop()
+
+    def _show_preparing(self, what: str) -> None:
+        self._live.update(_Preparing(what, self._began))
+        self._live.start()
 
     def _show_waiting(self, progress: Progress, for_what: str) -> None:
         self._console.print(Text(f"{progress.label} waiting for {for_what}", style="dim"))
@@ -282,6 +332,17 @@ class LiveDisplay(Display):
         self._console.print(_row(self._widths, _result_cells(progress, record)))
 
 
+@dataclass(frozen=True)
+class _Preparing:
+    """What is being started, and the time since the run was. began: by `time.monotonic`."""
+
+    what: str
+    began: float
+
+    def __rich__(self) -> Text:
+        return Text(f"{self.what}  {format_seconds(time.monotonic() - self.began)}", style="dim")
+
+
 _HEADERS = ("run", "", "stage", "eval", "loss at growth", "time", "state")
 
 
@@ -297,8 +358,9 @@ def _column_widths(plan: Plan) -> tuple[tuple[int, ...], ...]:
 
 
 def _row(layouts: tuple[tuple[int, ...], ...], cells: Iterable[Text]) -> FirstThatFits:
+    """On a terminal narrower than any of the layouts the cells follow each other, and wrap."""
     cells = list(cells)
-    return FirstThatFits(tuple(_line(cells, widths) for widths in layouts))
+    return FirstThatFits((*(_line(cells, widths) for widths in layouts), Text("  ").join(filter(None, cells))))
 
 
 def _result_cells(progress: Progress, record: StageRecord) -> list[Text]:
@@ -321,7 +383,7 @@ def _live_line(progress: Progress) -> FirstThatFits:
     state = Text(progress.state, style=STATE_STYLES[progress.state])
     bar = ProgressBar(total=progress.stage.steps, completed=progress.step, width=_BAR_WIDTH)
     figures = Text(progress.text())
-    shortest = Text(f"{progress.number} {progress.text()}", no_wrap=True, overflow="ellipsis")
+    shortest = Text(f"{progress.number} {progress.text()}")
     layouts = ((name, state, bar, figures), (name, state, figures), (name, figures))
     return FirstThatFits((*(_line(cells) for cells in layouts), shortest))
 

@@ -7,12 +7,10 @@ started again, it finds what is there and goes on with the first stage that is n
 from __future__ import annotations
 
 import contextlib
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from raystage.report import GivenUp, build_report, markdown
 from raystage.schedule import Schedule
 from raystage.store import Store
 from raystage.stored_files import REPORT_FILE, RUN_FILE
+from raystage.surroundings import surroundings
 from raystage.tuning import choose, tried_with
 from raystage.turns import Turn, Turns
 
@@ -44,6 +43,7 @@ class Driver:
     plan: changes where a gate rejects a stage, and once it is known which values further seeds train; `written` is that
     of the schedule as it was written. tried: what was not accepted. discarded: the stages, finished, of plans that were
     given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
+    command: what starts the run again.
     """
 
     plan: Plan
@@ -59,7 +59,9 @@ class Driver:
     turns: Turns | None = None
     is_connected: bool = False
     draws: bool = True
+    command: str | None = None
     _began: float = 0.0
+    _surroundings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.written = self.plan
@@ -78,6 +80,7 @@ class Driver:
     def run(self) -> dict[str, Any]:
         """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
         self._began = time.time()
+        self._surroundings = surroundings(self._began, self.command)
         self._note("RUNNING")
         narrator = Narrator(self.plan.runs(), self.records, self._tell, self._take_turn)
         try:
@@ -162,6 +165,8 @@ class Driver:
         """One message of the first worker, or of whoever watches over all of them."""
         if kind == "trouble" and narrator.stage is not None:
             self._tell("restarted", narrator.run, narrator.stage, what)
+        if kind == "preparing":
+            self._tell("preparing", what)
         if kind == "waiting" and narrator.stage is not None:
             self._wait(narrator, narrator.stage, what)
         if kind == "started" and narrator.stage is not None and key != narrator.stage.key:
@@ -245,6 +250,7 @@ class Driver:
             needs = [stage.training for run in self.plan.runs() for stage in run.stages]
             cpus = max(training.workers * training.cpus_per_worker for training in needs)
             gpus = max(training.workers * training.gpus_per_worker for training in needs)
+            self._tell("preparing", launch.starting_cluster(self.address, cpus, gpus))
             stack.enter_context(launch.cluster(self.address, cpus, gpus))
             self.is_connected = True
 
@@ -257,7 +263,7 @@ class Driver:
     def _note(self, state: str) -> dict[str, Any]:
         """Write down how things stand, for `raystage status` and `raystage report`."""
         given_up = GivenUp(self.tried, tuple(self.discarded.values()))
-        report = {**build_report(self.plan, self.records, self.states, environment(), given_up), "state": state}
+        report = {**build_report(self.plan, self.records, self.states, self._surroundings, given_up), "state": state}
         self.store.write_run(self.plan.name, REPORT_FILE, report)
         self.store.write_run(
             self.plan.name,
@@ -289,17 +295,3 @@ class Driver:
             with tempfile.TemporaryDirectory() as work:
                 for figure in write_curves(report, Path(work, "curves.png")):
                     folder.write_whole(figure.name, figure.read_bytes())
-
-
-def environment() -> dict[str, Any]:
-    """What the driver ran on."""
-    packages = ("raystage", "ray", "deepspeed", "torch", "transformers", "wandb")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{package: metadata.version(package) for package in packages if _installed(package)},
-    }
-
-
-def _installed(package: str) -> bool:
-    return any(True for _ in metadata.distributions(name=package))

@@ -15,6 +15,7 @@ from raystage.crew import Crew, Standby, is_fitting
 from raystage.errors import InputError, WorkersLost
 from raystage.guardian import guarded
 from raystage.planned import Job
+from raystage.schedule import Training
 from raystage.watch import Notice, OnEvent, Watch, answer, await_room
 
 _NOTICE = Notice()
@@ -68,6 +69,21 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
             ray.shutdown()
 
 
+def starting_cluster(address: str | None, cpus: int, gpus: int) -> str:
+    """What `cluster` begins with, in words."""
+    if address:
+        return f"joining the Ray cluster at {address}"
+    devices = f" and {gpus} GPUs" if gpus else ""
+    return f"starting a Ray cluster on this machine, of {max(cpus, os.cpu_count() or 1)} CPUs{devices}"
+
+
+def starting_workers(training: Training) -> str:
+    """'2 workers, which load PyTorch and DeepSpeed'."""
+    if training.workers == 1:
+        return "1 worker, which loads PyTorch and DeepSpeed"
+    return f"{training.workers!s} workers, which load PyTorch and DeepSpeed"
+
+
 def _check_address(address: str) -> None:
     """Refuse at once what Ray would try for minutes. Raises InputError."""
     if address.startswith(("http://", "https://")):
@@ -104,7 +120,10 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
     this process is to end, after the workers have saved.
     """
-    crew = _STANDBY.take(job) or _engage(job, patience_seconds)
+    crew = _STANDBY.take(job)
+    if crew is None:
+        on_event("preparing", "", f"starting {starting_workers(job.training)}")
+        crew = _engage(job, patience_seconds)
     try:
         _NOTICE.is_heard = True
         error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, _NOTICE).look)

@@ -15,14 +15,20 @@ class Listener(Protocol):
     For each run: run_started, then for each of its stages stage_started, any number of trained /
     evaluated / grown / saved, stage_finished; then run_finished. A reused stage gets its recorded points too,
     with reused=True, so that a listener sees whole curves. waiting tells what keeps a stage from being trained:
-    another driver that does it, or others who have the room on the cluster.
+    another driver that does it, or others who have the room on the cluster. preparing tells what is being started
+    before anything can be trained. resumed comes before the points of a stage that was begun before: step, of the
+    stage, is where it goes on, and what is told up to there is past.
     """
 
     def run_started(self, run: RunPlan) -> None: ...
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None: ...
 
+    def preparing(self, what: str) -> None: ...
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None: ...
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None: ...
 
     def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None: ...
 

@@ -116,6 +116,8 @@ class Narrator:
         self._entered = True
 
     def _replay(self, progress: Progress) -> None:
+        if not self._entered:
+            self._tell("resumed", self.run, self.stage, progress.steps - self.stage.start_steps)
         if progress.growth:
             self._grow(progress.growth)
         for point in in_order(progress.train, progress.evaluations):

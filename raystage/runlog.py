@@ -102,6 +102,13 @@ class RunLog:
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._say_of(run, stage, f"waiting for {for_what}")
 
+    def preparing(self, what: str) -> None:
+        self._say(what)
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
+        self._is_past = True
+        self._say_of(run, stage, f"goes on from step {step} (of {stage.steps})")
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._is_past = reused
         if reused:

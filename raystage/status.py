@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from raystage.display import Progress
 from raystage.errors import RaystageError, StorageError
 from raystage.holder import ProcessName
 from raystage.next_steps import Attempt
+from raystage.pace import Pace
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.processes import is_gone
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -75,11 +76,18 @@ class _StageStatus:
 
 
 class RunStatus:
-    """Keeps the status of one attempt at `plan`; a Listener and a Follower. Begins where an earlier attempt ended."""
+    """Keeps the status of one attempt at `plan`; a Listener and a Follower. Begins where an earlier attempt ended.
 
-    def __init__(self, plan: Plan, attempt: Attempt, write_seconds: float = WRITE_SECONDS) -> None:
+    finished: the keys of what the store has, kept up to date by the driver.
+    """
+
+    def __init__(
+        self, plan: Plan, attempt: Attempt, write_seconds: float = WRITE_SECONDS, finished: Collection[str] = ()
+    ) -> None:
         self._plan, self._attempt = plan, attempt
         self._state, self._error = "RUNNING", None
+        self._doing: str | None = None  # what is being started
+        self._pace = Pace(plan, finished)
         self._worker_logs: str | None = None
         self._current: StagePlan | None = None  # what this driver trains now
         self._is_new, self._written_at = True, 0.0
@@ -102,6 +110,13 @@ class RunStatus:
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._change(stage, waiting_for=for_what)
 
+    def preparing(self, what: str) -> None:
+        with self._lock:
+            self._doing, self._is_new = what, True
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
+        self._progress(stage, step=step)
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._place(run, stage)
         with self._lock:
@@ -116,6 +131,7 @@ class RunStatus:
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
         self._change(stage, tokens=point.tokens - stage.start_tokens, lr=point.lr)
         self._progress(stage, point=point)
+        self._doing = None
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
         self._change(stage, tokens=point.tokens - stage.start_tokens)
@@ -139,6 +155,7 @@ class RunStatus:
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         self._change(stage, tokens=record.tokens, checkpoint=record.checkpoint.rsplit("/", 1)[-1])
         state = "REUSED" if reused else "FINISHED"
+        self._pace.finish(stage)
         self._progress(stage, state=state, step=record.steps, eval_loss=record.eval_loss)
         with self._lock:
             self._current = None
@@ -231,8 +248,18 @@ class RunStatus:
             "log": self._attempt.log,
             "worker_logs": self._worker_logs,
             "wandb_run_ids": dict(self._attempt.wandb_run_ids),
+            "doing": self._doing,
+            "seconds_left": self._seconds_left(),
             "stages": [one.row(self._attempt) for one in self._stages],
         }
+
+    def _seconds_left(self) -> float | None:
+        """Of the whole run."""
+        current = self._current
+        at = next((one.progress for one in self._stages if current and one.progress.stage.key == current.key), None)
+        if at is None or self._state != "RUNNING":
+            return None
+        return self._pace.seconds_left(at.stage, at.step, at.tokens_per_second)
 
 
 def read_status(folder: Folder) -> dict[str, Any]:

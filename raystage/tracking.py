@@ -107,6 +107,12 @@ class WandbTracker:
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         """Nothing to log: the stage's points come when it is trained, by whomever."""
 
+    def preparing(self, what: str) -> None:
+        """Nothing to log."""
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
+        """The points of before follow: W&B is told of whole curves."""
+
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._log(run, "stage", stage_row(run, stage))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from raystage.earlier import make_way
 from raystage.listener import SilentListener
 from raystage.next_steps import Attempt, following
 from raystage.objectives import measure
-from raystage.plan import Plan, RunPlan, StagePlan, key_at
+from raystage.plan import Plan, RunPlan, StagePlan, shortened
 from raystage.record import Evaluation, StageRecord
 from raystage.runlog import LogFile, RunLog
 from raystage.schedule import parse
@@ -80,10 +80,11 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[
     folder = store.run_folder(plan.name)
     address = ray.get_runtime_context().gcs_address
     attempt = Attempt(plan.name, task.command, folder, store.folder, address, launch.logs_folder, tracker.run_ids)
-    followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt)]
-    listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
     # Figures would be half of what a trial takes besides training: `raystage report TRIAL --figures` draws them.
-    driver = Driver(plan, schedule, store, listeners, run_ids=tracker.run_ids, is_connected=True, draws=False)
+    driver = Driver(plan, schedule, store, [], run_ids=tracker.run_ids, is_connected=True, draws=False,
+                    command=task.command)  # fmt: skip
+    followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt, finished=driver.records.keys())]
+    driver.listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
     failed = True
     try:
         with following(attempt, followers):
@@ -103,7 +104,7 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
             stages.append(stage)
             continue
         steps = min(stage.steps, stage.course.steps_for(tokens))
-        stages.append(replace(stage, steps=steps, key=key_at(stage, steps)))
+        stages.append(shortened(stage, steps))
         break
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
 

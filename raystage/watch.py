@@ -33,6 +33,11 @@ ROOM_SECONDS = 15.0
 LEAVE_SECONDS = 25.0
 # After 60 s Ray would end this process without a word of ours.
 CLUSTER_SECONDS = 40.0
+# What a worker may be at before the first step, and how that is said.
+BEFORE_TRAINING = {
+    "reading the text": "the workers read the text, and tokenize what is not in the cache",
+    "entering a stage": "the workers build the model and load what it starts from",
+}
 
 
 class Notice:
@@ -66,6 +71,7 @@ class Watch:
         self._mailbox, self._training, self._on_event, self._notice = mailbox, training, on_event, notice
         self._cared_at = self._had_room_at = self._heard_at = time.monotonic()
         self._leaving = self._told_of_wait = False
+        self._work = ""
 
     def look(self) -> None:
         """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time after a notice is over."""
@@ -78,6 +84,7 @@ class Watch:
             self._heed_notices(signs)
             self._check_room()
             self._tell_of_wait(signs)
+            self._tell_of_work(signs)
             self._cared_at = time.monotonic()
 
     def _end_what_hangs(self, signs: list[WorkerSign]) -> None:
@@ -107,6 +114,13 @@ class Watch:
             self._told_of_wait = in_time(lambda: is_room_taken(self._training))
             if self._told_of_wait:
                 self._on_event("waiting", "", in_time(lambda: describe_wait(self._training)))
+
+    def _tell_of_work(self, signs: list[WorkerSign]) -> None:
+        """What the first worker does before it trains: it may take minutes."""
+        doing = next((sign.doing for sign in signs if sign.rank == 0), "")
+        if doing in BEFORE_TRAINING and doing != self._work:
+            self._on_event("preparing", "", BEFORE_TRAINING[doing])
+        self._work = doing
 
     def _heed_notices(self, signs: list[WorkerSign]) -> None:
         """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""

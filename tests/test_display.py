@@ -15,6 +15,7 @@ from rich.console import Console
 from factories import make_record, make_schedule
 from playback import curved_records, play, play_stage
 from raystage.display import LiveDisplay, PlainDisplay, Progress, describe_growth, make_display
+from raystage.pace import Pace
 from raystage.plan import Plan, make_plan
 from raystage.record import StageRecord
 from raystage.units import format_count
@@ -142,6 +143,52 @@ def test_a_restart_says_why(plan):
         display.restarted(run, stage, "a worker died")
 
     assert plain_lines(restart)[-1] == "[staged 1/2 small] RESTARTING: a worker died"
+
+
+def test_going_on_says_from_where_and_tells_nothing_of_before_again(plan, records):
+    run, stage = plan.staged, plan.staged.stages[1]
+    record = records[stage.key]
+    before = [point for point in record.train if point.steps - stage.start_steps <= 7]
+
+    def go_on(display: PlainDisplay) -> None:
+        display.preparing("starting a Ray cluster")
+        display.stage_started(run, stage, reused=False)
+        display.resumed(run, stage, 7)
+        display.grown(run, stage, record.growth)
+        for point in before:
+            display.trained(run, stage, point)
+        display.evaluated(run, stage, record.evaluations[0])
+        display.evaluated(run, stage, record.evaluations[1])
+
+    lines = plain_lines(go_on)
+    assert lines[0] == "[0:00] starting a Ray cluster"
+    assert lines[2:] == [
+        "[staged 2/2 full] goes on from step 7 (of 12)",
+        "[staged 2/2 full] step 12/12  loss 2.633  eval 2.373  time left unknown",
+    ]
+
+
+def test_the_time_left_is_the_runs_as_well(plan, records):
+    stage = plan.staged.stages[0]
+    point = records[stage.key].train[1]
+    display = PlainDisplay(io.StringIO(), pace=Pace(plan))
+    display.stage_started(plan.staged, stage, reused=False)
+    display.trained(plan.staged, stage, point)
+    speed = point.tokens_per_second * stage.token_flops(stage.shape.context_length)
+    everything = sum(one.flops + one.evaluation_flops for one in plan.stages_by_key().values())
+    whole = Pace(plan).seconds_left(stage, 0, point.tokens_per_second)
+    assert whole == pytest.approx(everything / speed)
+    assert 0 < display._progress.run_seconds_left < whole
+    finished = [one.key for one in plan.staged.stages]
+    assert Pace(plan, finished).seconds_left(stage, 0, point.tokens_per_second) < whole
+    assert Pace(plan).seconds_left(stage, 0, None) is None
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+def test_no_figure_is_cut_on_a_narrow_terminal(plan, records, width):
+    text = " ".join(" ".join(live_output(plan, records, width)).split())
+    assert "…" not in text
+    assert all(f"{record.eval_loss:.3f}" in text for record in records.values())
 
 
 def test_a_whole_run_stays_short(plan, records):

@@ -82,9 +82,13 @@ def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
 def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) -> None:
     """So that W&B and the screen show whole curves."""
     narrator, told, record = narrate(plan, 1)
-    half = Progress(0, 0, 0, growth=record.growth, train=list(record.train[:2]), evaluations=[record.evaluations[0]])
+    start = narrator.stage.start_steps
+    half = Progress(
+        0, start + 7, 0, growth=record.growth, train=list(record.train[:2]), evaluations=[record.evaluations[0]]
+    )
     narrator.hear("resumed", record.key, half)
     say(narrator, record)
+    assert [call[0] for call in told.calls[:3]] == ["stage_started", "resumed", "grown"]
     assert len(told.of("grown")) == 1
     assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
     assert [call[2] for call in told.of("evaluated")] == [point.tokens for point in record.evaluations]

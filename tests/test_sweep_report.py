@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from factories import make_record
-from raystage.driver import environment
 from raystage.plan import Plan
 from raystage.record import Donor, StageRecord
 from raystage.report import build_report
+from raystage.surroundings import surroundings
 from raystage.sweep_report import TrialOutcome, build_sweep_report
 from raystage.trials import SweepPlan, plan_sweep
 from sweeps import make_sweep
@@ -40,7 +40,7 @@ def trained(plan: SweepPlan, **trained_for: str) -> dict[str, StageRecord]:
 
 
 def run_report(plan: Plan, records: dict[str, StageRecord]) -> dict[str, Any]:
-    return build_report(plan, records, {}, environment())
+    return build_report(plan, records, {}, surroundings(0.0, "raystage sweep s.yaml"))
 
 
 def reported(

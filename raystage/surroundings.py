@@ -1,0 +1,57 @@
+"""Where and when a report was made: the driver's host, its hardware, the versions, the command."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raystage.addresses import without_secrets
+
+PACKAGES = ("raystage", "ray", "deepspeed", "torch", "transformers", "wandb")
+
+
+def surroundings(began: float, command: str | None) -> dict[str, Any]:
+    """began: in seconds since 1970. Workers may run elsewhere: each stage's record has their host and device."""
+    return {
+        "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
+        "command": None if command is None else without_secrets(command),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cpu_cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpu_names(),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in PACKAGES if _installed(package)},
+    }
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Its name, where Linux says it; else what kind of processor it is."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def gpu_names(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The NVIDIA GPUs of this host, as their driver names them; without loading CUDA."""
+    found = []
+    for file in sorted(drivers.glob("*/information")):
+        with contextlib.suppress(OSError):
+            named = (line.partition(":")[2].strip() for line in file.read_text().splitlines() if "Model:" in line)
+            found.append(next(named, "unknown"))
+    return found
+
+
+def _installed(package: str) -> bool:
+    return any(True for _ in metadata.distributions(name=package))
