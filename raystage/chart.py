@@ -236,7 +236,7 @@ def _arrow(arrow: Arrow, size: Size, x: Scale, y: Scale) -> str:
     room = level + 1.5 * size.font * (len(arrow.words) + 0.3) < y.start
     first = level + 1.5 * size.font if room else level - 0.8 * size.font - 1.3 * size.font * (len(arrow.words) - 1)
     words = (
-        text(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end")
+        boxed(word, max(start, end), first + 1.3 * size.font * number, f"{arrow.style} words", "end", size)
         for number, word in enumerate(arrow.words)
     )
     return "".join([segment(arrow.style, start, level, neck, level), _polygon(arrow.style, head), *words])
@@ -261,6 +261,15 @@ def segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _polygon(style: str, points: str) -> str:
     return f'<polygon class="{style}" points="{points}"/>'
+
+
+def boxed(words: str, x: float, y: float, style: str, anchor: str, size: Size) -> str:
+    """Words before a background of their own: no line that was drawn before runs through them."""
+    width = LETTER * size.font * len(words) + 4
+    left = x - {"start": 2.0, "middle": width / 2, "end": width - 2}[anchor]
+    place = f'x="{left:.1f}" y="{y - size.font:.1f}" width="{width:.1f}" height="{1.3 * size.font:.1f}"'
+    behind = f'<rect class="behind" {place}/>'
+    return behind + text(words, x, y, style, anchor) if words else ""
 
 
 def text(words: str, x: float, y: float, style: str, anchor: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,62 @@ def name_column(header: str) -> Column:
 
 def number_column(header: str) -> Column:
     return Column(header, justify="right", no_wrap=True)
+
+
+@dataclass(frozen=True)
+class WholeTable:
+    """A table that shows every cell whole at every width: where it is too wide it goes on in a second table below, and
+    where not even two columns fit, every row is a list of its cells.
+
+    The first column names the rows. totals: how many rows at the end stand apart. make: what makes a table of columns.
+    """
+
+    title: str | None
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | Text]]
+    totals: int = 0
+    make: Callable[[str | None, Iterable[Column]], Table] = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=10_000)
+
+        def fits(indices: Sequence[int]) -> bool:
+            return Measurement.get(console, wide, self._table(None, indices)).maximum <= options.max_width
+
+        others = range(1, len(self.columns))
+        if not all(fits((0, index)) for index in others):
+            yield from self._lists()
+            return
+        group: list[int] = [0]
+        title = self.title
+        for index in others:
+            if not fits((*group, index)):
+                yield self._table(title, group)
+                yield ""
+                group, title = [0], None
+            group.append(index)
+        yield self._table(title, group)
+
+    def _table(self, title: str | None, indices: Sequence[int]) -> Table:
+        shown = [self.columns[index] for index in indices]
+        made = self.make(title, [Column(one.header, justify=one.justify, no_wrap=True) for one in shown])
+        for number, row in enumerate(self.rows):
+            is_total = number >= len(self.rows) - self.totals
+            if is_total and not any(str(row[index]) for index in indices[1:]):
+                continue
+            if is_total and number == len(self.rows) - self.totals:
+                made.add_section()
+            made.add_row(*(_as_text(row[index]) for index in indices))
+        return made
+
+    def _lists(self) -> RenderResult:
+        if self.title:
+            yield Text(self.title, style="bold")
+        for row in self.rows:
+            yield Text.assemble(_as_text(row[0]), style="bold")
+            for column, cell in zip(self.columns[1:], row[1:], strict=True):
+                yield Text.assemble(f"  {' '.join(str(column.header).split())}: ", _as_text(cell), overflow="fold")
+
+
+def _as_text(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)

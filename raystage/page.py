@@ -120,7 +120,7 @@ def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None)
         origin=_origin(schedule),
         lineage=lineage(run["stages"], report["stages"]) if run else (),
         configuration=configuration(schedule) if schedule else None,
-        environment=[(name, str(value)) for name, value in report["environment"].items()],
+        environment=report_tables.environment_rows(report),
     )
 
 

@@ -71,9 +71,16 @@ def build_report(
             "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
             "warnings": list(doubts(plan, records, savings, given_up.stages)),
             "data": data_json(best.staged, records),
-            "environment": dict(environment or {}),
+            "environment": {**(environment or {}), **_trained_on(records)} if environment else {},
         }
     )
+
+
+def _trained_on(records: Mapping[str, StageRecord]) -> dict[str, list[str]]:
+    """Where the finished stages were trained: hosts and devices, which need not be the driver's."""
+    found = (one.environment for one in records.values())
+    places = {f"{one['host']}: {one['device']}" for one in found if one.get("host") and one.get("device")}
+    return {"trained_on": sorted(places)} if places else {}
 
 
 def _savings(savings: Savings, over: OverSeeds | None) -> dict[str, Any]:
@@ -212,7 +219,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     tables = [_table(table) for table in report_tables.tables(report)]
     doubts = ["## Open to doubt", "\n".join(f"- {in_markdown(warning)}" for warning in report["warnings"])]
     blocks = [f"**{in_markdown(sentence(report['savings']['verdict']))}**", _about(report), *tables]
-    return "\n\n".join(blocks + (doubts if report["warnings"] else [])) + "\n"
+    rows = report_tables.environment_rows(report)
+    where = ["## Environment", "\n".join(f"- {name}: {in_markdown(value)}" for name, value in rows)] if rows else []
+    return "\n\n".join(blocks + (doubts if report["warnings"] else []) + where) + "\n"
 
 
 def sentence(text: str) -> str:

@@ -34,11 +34,10 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
 
 def stage_table(report: Mapping[str, Any]) -> Table:
     columns = (
-        "stage", "state", "layers", "parameters", "workers", "ZeRO", "tokens", "steps", "FLOPs", "time", "memory",
-        *_QUALITY, "grown by", "loss at growth",
+        "stage", "state", "layers", "parameters", "tokens", "FLOPs", "time", *_QUALITY, "loss at growth",
     )  # fmt: skip
     note = (
-        "Time is wall-clock: growing, training and saving, without evaluation. Memory is the most that a worker held. "
+        "Time is wall-clock: growing, training and saving, without evaluation. "
         "Loss is held out, in nats per token; perplexity is e to it, accuracy the share of tokens that got the most "
         "probability."
     )
@@ -67,6 +66,26 @@ def _data_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
         format_count(one["read_tokens"]),
         f"{one['passes']:.2g}",
     )
+
+
+def layout_table(report: Mapping[str, Any]) -> Table:
+    """What there was no room for beside the stages' figures: how they were carried out."""
+    columns = ("stage", "steps", "workers", "ZeRO", "memory of a worker", "grown by")
+    note = "Memory is the most that a worker held."
+    return Table("How the stages ran", columns, [_layout_cells(row) for row in report["stages"]], note)
+
+
+def environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """When, where and with what the report was made, a line for each fact; those of before have fewer."""
+    as_text = {"memory_bytes": format_bytes, "gpus": lambda names: ", ".join(names) or "none", "trained_on": ", ".join}
+    names = {
+        "memory_bytes": "memory", "cpu_cores": "CPU cores", "cpu": "CPU", "gpus": "GPUs", "trained_on": "trained on",
+    }  # fmt: skip
+    return [
+        (names.get(name, name), as_text.get(name, str)(value))
+        for name, value in report["environment"].items()
+        if value is not None
+    ]
 
 
 def growth_table(report: Mapping[str, Any]) -> Table:
@@ -282,7 +301,8 @@ def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
 
 
 _TABLES = (
-    stage_table, data_table, metric_table, downstream_table, growth_table, ends_table, attempts_table, baseline_table,
+    stage_table, layout_table, data_table, metric_table, downstream_table, growth_table, ends_table, attempts_table,
+    baseline_table,
     tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
@@ -293,16 +313,22 @@ def _stage_cells(row: Mapping[str, Any]) -> list[str]:
         row["state"],
         str(row["num_layers"]),
         format_count(row["num_params"]),
-        str(row["num_workers"]),
-        str(row["zero_stage"]),
         shown(row["tokens"], format_count),
-        shown(row["steps"], str),
         shown(row["flops"], format_flops),
         shown(row["seconds"], format_seconds),
-        shown(row["peak_memory_bytes"], format_bytes),
         *_quality_cells(row),
-        shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
         shown(row["growth"], lambda growth: _jump(growth["certificate"])),
+    ]
+
+
+def _layout_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        shown(row["steps"], str),
+        str(row["num_workers"]),
+        str(row["zero_stage"]),
+        shown(row["peak_memory_bytes"], format_bytes),
+        shown(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
     ]
 
 

@@ -94,9 +94,10 @@ def _draw_node(panel: Axes, node: StageNode, best: int | None, most: int) -> Non
     loss = "-" if node.loss is None else f"{node.loss:.4f}"
     ends = f"  trial {node.ends[0]}" if node.ends else ""
     label = node.label if len(node.label) <= most else f"{node.label[: most - 1]}…"
-    for words, offset, where in ((loss + ends, (9, 2), "bottom"), (label, (9, -2), "top")):
+    for words, offset, where in ((loss + ends, (9, 3), "bottom"), (label, (9, -3), "top")):
         panel.annotate(words, (node.column, node.row), offset, textcoords="offset points", va=where, fontsize=8,
-                       color=SAVING if best in node.ends else "#333333", zorder=3)  # fmt: skip
+                       color=SAVING if best in node.ends else "#333333", zorder=3,
+                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2})  # fmt: skip
 
 
 def _draw_coordinates(panel: Axes, axes: Sequence[CoordinateAxis], lines: Sequence[CoordinateLine]) -> None:

@@ -10,7 +10,21 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from raystage.chart import LETTER, NARROW, WIDE, Axis, Chart, Line, Mark, Size, draw, linear_ticks, segment, text
+from raystage.chart import (
+    LETTER,
+    NARROW,
+    WIDE,
+    Axis,
+    Chart,
+    Line,
+    Mark,
+    Size,
+    boxed,
+    draw,
+    linear_ticks,
+    segment,
+    text,
+)
 from raystage.sweep_layout import (
     CoordinateAxis,
     CoordinateLine,
@@ -137,9 +151,10 @@ def _node(
     room = width - 34
     figures = ["-" if node.loss is None else f"{node.loss:.4f}", *(_end(number, ranks) for number in node.ends[:1])]
     words = next((one for one in ("  ".join(figures), figures[0]) if LETTER * size.font * len(one) <= room), "")
-    parts.append(text(words, x + 13, y - 0.4 * size.font, f"words {style}" if best in node.ends else "words", "start"))
+    above, below = y - 0.4 * size.font - 1, y + 1.15 * size.font + 1  # beside the broadest edge
+    parts.append(boxed(words, x + 13, above, f"words {style}" if best in node.ends else "words", "start", size))
     label = node.label or (f"{format_count(node.tokens)} tokens" if node.tokens else "")
-    parts.append(text(_cut(label, room, size), x + 13, y + 1.15 * size.font, "label words", "start"))
+    parts.append(boxed(_cut(label, room, size), x + 13, below, "label words", "start", size))
     return parts
 
 
@@ -173,7 +188,7 @@ def _draw_coordinates(axes: Sequence[CoordinateAxis], lines: Sequence[Coordinate
     parts = [_coordinate_line(line, levels, start, end) for line in lines]
     for axis, level in zip(axes, levels, strict=True):
         parts.append(segment("axis", start, level, end, level))
-        parts.append(text(_cut(axis.title, end, size), 2, level - 14, "axis-title words", "start"))
+        parts.append(boxed(_cut(axis.title, end, size), 2, level - 14, "axis-title words", "start", size))
         parts += _coordinate_ticks(axis, level, start, end, size)
     best = f"the best is {lines[-1].title}" if lines[-1].rank == 1 else ""
     return _svg(size, height, f"{len(lines)} trials across {len(axes) - 1} values of the space; {best}.", parts)
@@ -194,7 +209,7 @@ def _coordinate_ticks(axis: CoordinateAxis, level: float, start: float, end: flo
         parts.append(segment("axis", x, level - 4, x, level + 4))
         middle = min(max(x, half), size.width - half)
         if middle - half >= free:
-            parts.append(text(word, middle, level + 1.35 * size.font, "tick words", "middle"))
+            parts.append(boxed(word, middle, level + 1.35 * size.font, "tick words", "middle", size))
             free = middle + half + 6
     return parts
 

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-from raystage.columns import FirstThatFits, number_column, table
+from raystage.columns import FirstThatFits, WholeTable, name_column, number_column, table
 from raystage.plain_text import in_markdown
 from raystage.savings import format_flops
 from raystage.schedule import parse
@@ -35,10 +35,13 @@ def sweep_result_table(report: Mapping[str, Any]) -> RenderableType:
     metrics = [one["metric"] for one in report["objective"]]
     paths = list(dict.fromkeys(path for row in rows for path in row["config"]))
     apart = _table(report["name"], metrics, [number_column(path.replace(".", "\n.")) for path in paths])
-    together = _table(report["name"], metrics, [Column("config", overflow="fold")])
     for row in rows:
         apart.add_row(*_cells(row, metrics, [format_value(row["config"].get(path, "-")) for path in paths]))
-        together.add_row(*_cells(row, metrics, [describe(row["config"])]))
+    together = WholeTable(
+        report["name"],
+        (*_columns(metrics, []), name_column("config")),
+        [[*_cells(row, metrics, []), describe(row["config"])] for row in rows],
+    )
     return Group(FirstThatFits((apart, together)), "", *(Text(line) for line in summary(report)))
 
 
@@ -113,9 +116,13 @@ def best_schedule(plan: SweepPlan, best: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, metrics: Sequence[str], config: Sequence[Column]) -> Any:
+    return table(title, _columns(metrics, config))
+
+
+def _columns(metrics: Sequence[str], config: Sequence[Column]) -> list[Column]:
     figures = [number_column(metric.replace("_", " ")) for metric in metrics if metric != "eval_loss"]
     ends = [number_column("eval loss"), number_column("FLOPs"), Column("state", no_wrap=True)]
-    return table(title, [number_column("rank"), number_column("trial"), *config, *figures, *ends])
+    return [number_column("rank"), number_column("trial"), *config, *figures, *ends]
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str], config: Sequence[str]) -> list[Text]:

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree as Branches
 
-from raystage.columns import FirstThatFits, number_column, table
+from raystage.columns import FirstThatFits, WholeTable, name_column, number_column, table
 from raystage.savings import format_flops, format_share
 from raystage.space import describe, format_value
 from raystage.tree import Node, Tree
@@ -107,7 +107,11 @@ def _trials(plan: SweepPlan) -> RenderableType:
         [[format_value(trial.config.get(path, "-")) for path in paths] for trial in shown],
         shown,
     )
-    together = _rows([Column("config", overflow="fold")], [[describe(trial.config)] for trial in shown], shown)
+    together = WholeTable(
+        "trials",
+        (number_column("trial"), number_column("stages"), number_column("FLOPs"), name_column("config")),
+        [(*_cells(one), describe(one.config)) for one in shown],
+    )
     rows, left_out = FirstThatFits((apart, together)), len(plan.trials) - len(shown)
     return Group(rows, Text(f"... {left_out:,} more", style="dim")) if left_out else rows
 
@@ -115,9 +119,14 @@ def _trials(plan: SweepPlan) -> RenderableType:
 def _rows(columns: Sequence[Column], configs: Sequence[Sequence[str]], trials: Sequence[Trial]) -> Table:
     rows = table("trials", [number_column("trial"), *columns, number_column("stages"), number_column("FLOPs")])
     for trial, config in zip(trials, configs, strict=True):
-        staged = trial.plan.staged
-        rows.add_row(str(trial.number), *map(Text, config), str(len(staged.stages)), format_flops(staged.flops))
+        number, *figures = _cells(trial)
+        rows.add_row(number, *map(Text, config), *figures)
     return rows
+
+
+def _cells(trial: Trial) -> tuple[str, str, str]:
+    staged = trial.plan.staged
+    return str(trial.number), str(len(staged.stages)), format_flops(staged.flops)
 
 
 def _notes(plan: SweepPlan) -> Iterable[Text]:

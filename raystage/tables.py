@@ -15,7 +15,7 @@ from rich.text import Text
 
 from raystage import report_tables
 from raystage.advice import Suggestion, warnings
-from raystage.columns import FirstThatFits
+from raystage.columns import WholeTable
 from raystage.columns import name_column as _name
 from raystage.columns import number_column as _number
 from raystage.columns import table as _table
@@ -35,7 +35,7 @@ KEY_DIGITS = 12
 
 STATE_STYLES = {
     "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
-    "FINISHED": "green", "REUSED": "green",
+    "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "INTERRUPTED": "yellow",
 }  # fmt: skip
 
 
@@ -44,13 +44,7 @@ STATE_STYLES = {
 
 def plan_table(plan: Plan) -> RenderableType:
     """The stages, what the baselines cost, the saving that FLOPs alone predict, and what to beware of."""
-    stages = FirstThatFits(
-        (
-            _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS),
-            _stages(plan, plan.name, _SIZES, _MEMORY, _MEANS),
-            Group(_stages(plan, plan.name, _SIZES), "", _stages(plan, None, _MEMORY, _MEANS)),
-        )
-    )
+    stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     lines = [*data_lines(data_json(plan.staged)), *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
@@ -79,6 +73,8 @@ _SIZES = (
                 lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
     _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
     _PlanColumn("share", lambda plan, stage: f"{stage.flops / plan.staged.flops:.0%}"),
+    _PlanColumn("evaluation\nadds", lambda plan, stage: f"{stage.evaluation_share:.0%}",
+                lambda plan: f"{_evaluation_share(plan):.0%}"),
 )  # fmt: skip
 _MEMORY = (_memory_part("memory\nper worker", lambda memory: memory.total_bytes),)
 _MEMORY_PARTS = (
@@ -95,6 +91,11 @@ _MEANS = (
 )  # fmt: skip
 
 
+def _evaluation_share(plan: Plan) -> float:
+    stages = plan.staged.stages
+    return sum(stage.evaluation_flops for stage in stages) / sum(stage.training_flops for stage in stages)
+
+
 def _most(stages: Iterable[StagePlan]) -> str:
     """Marks a number as the most it can be."""
     return "≤ " if any(stage.until for stage in stages) else ""
@@ -107,16 +108,11 @@ def _growth_of(stage: StagePlan) -> str:
     return "\n".join(lines)
 
 
-def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> Table:
+def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> WholeTable:
     columns = [_STAGE, *(column for group in groups for column in group)]
-    table = _table(title, [_number(one.header) if one.is_number else _name(one.header) for one in columns])
-    for stage in plan.staged.stages:
-        table.add_row(*(column.cell(plan, stage) for column in columns))
-    totals = [column.total(plan) for column in columns]
-    if any(totals[1:]):
-        table.add_section()
-        table.add_row(*totals)
-    return table
+    headers = tuple(_number(one.header) if one.is_number else _name(one.header) for one in columns)
+    rows = [[column.cell(plan, stage) for column in columns] for stage in plan.staged.stages]
+    return WholeTable(title, headers, [*rows, [column.total(plan) for column in columns]], totals=1)
 
 
 def left_line(plan: Plan, finished: Collection[str]) -> str:
@@ -229,22 +225,26 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
         parts += [*map(Text, data_lines(report["data"])), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
-    return Group(*parts, Text(report["savings"]["verdict"], style="bold"))
+    return Group(*parts, *_environment(report), Text(report["savings"]["verdict"], style="bold"))
 
 
-def _as_written(written: report_tables.Table) -> Table:
+def _environment(report: Mapping[str, Any]) -> list[RenderableType]:
+    """When, where and with what, in one paragraph."""
+    rows = report_tables.environment_rows(report)
+    facts = "; ".join(f"{name} {value}" for name, value in rows)
+    return [Text(facts, style="dim"), ""] if rows else []
+
+
+def _as_written(written: report_tables.Table) -> WholeTable:
     """A table of the report, whose first column names the rows."""
     first, *others = written.columns
-    table = _table(written.title.lower(), [_name(first), *map(_number, others)])
-    for row in written.rows:
-        table.add_row(*map(Text, row))
-    return table
+    return WholeTable(written.title.lower(), (_name(first), *map(_number, others)), written.rows)
 
 
 @dataclass(frozen=True)
 class _ReportColumn:
     header: str
-    cell: Callable[[Mapping[str, Any]], RenderableType]
+    cell: Callable[[Mapping[str, Any]], str | Text]
     is_number: bool = True
 
 
@@ -271,19 +271,9 @@ _END = (
 def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
     growth = _GROWTH if any(row["growth"] for row in rows) else ()
-    layouts = (
-        (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END),
-        (*name, *_OUTCOME, *_QUALITY, *growth, *_END),
-        (*name, *_OUTCOME, *growth, *_END),
-    )
-    return FirstThatFits(tuple(_rows(title, columns, rows) for columns in layouts))
-
-
-def _rows(title: str | None, columns: Sequence[_ReportColumn], rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(title, [_number(one.header) if one.is_number else _name(one.header) for one in columns])
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
-    return table
+    columns = (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END)
+    headers = tuple(_number(one.header) if one.is_number else _name(one.header) for one in columns)
+    return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])
 
 
 def _jump(growth: Mapping[str, Any] | None) -> str:
@@ -362,22 +352,23 @@ def _short(figure: float) -> str:
 
 def store_table(listing: Listing) -> RenderableType:
     """What lies in a store, a line for each stage and each run."""
-    stages = _table(
-        "stages",
-        [*map(_name, ("key", "name", "state")), *map(_number, ("tokens", "loss", "checkpoints", "size")),
-         Column("runs", overflow="fold")],
+    columns = (
+        *map(_name, ("key", "name", "state")), *map(_number, ("tokens", "loss", "checkpoints", "size")), _name("runs"),
     )  # fmt: skip
-    for stage in listing.stages:
-        stages.add_row(
+    rows = [
+        (
             stage.key[:KEY_DIGITS],
-            Text(stage.name or "-"),
+            stage.name or "-",
             stage.state,
             _known(stage.tokens, format_count),
             _known(stage.eval_loss, lambda loss: f"{loss:.4f}"),
             str(len(stage.checkpoints)),
             format_bytes(stage.bytes),
-            Text(", ".join(listing.runs_of(stage.key)) or "-"),
+            ", ".join(listing.runs_of(stage.key)) or "-",
         )
+        for stage in listing.stages
+    ]
+    stages = WholeTable("stages", columns, rows)
     runs = _table("runs", [_name("name"), _name("state"), _number("stages")])
     for run in listing.runs:
         runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from factories import make_schedule
+from playback import curved_records
 from raystage.chart import (
     Arrow,
     Axis,
@@ -23,6 +25,9 @@ from raystage.chart import (
     log_ticks,
     time_ticks,
 )
+from raystage.panels import run_panels
+from raystage.plan import make_plan
+from raystage.report import build_report
 
 # 100 units across (from 20 to 120) and 50 up (from 60 to 10).
 SIZE = Size("wide", 130, 90, 10, (10, 10, 30, 20))
@@ -169,3 +174,16 @@ def test_the_picture_has_words_for_who_cannot_see_it():
     svg = drawn(summary='it "falls" & <rests>')
     assert (svg.get("role"), svg.get("aria-label")) == ("img", 'it "falls" & <rests>')
     assert re.fullmatch(r"0 0 130 90", svg.get("viewBox"))
+
+
+def test_no_line_runs_through_words(tmp_path):
+    """They stand before a background of their own, drawn after the lines."""
+    plan = make_plan(make_schedule(tmp_path))
+    drawn = run_panels(build_report(plan, curved_records(plan), {}), "r")[0].wide
+    last_line = max(drawn.rindex("<polyline"), drawn.rindex('class="grid"'))
+    behind = re.findall(r'<rect class="behind" x="([\d.-]+)" y="([\d.-]+)" width="([\d.]+)" height="([\d.]+)"/>'
+                        r'<text class="saving words" x="([\d.-]+)" y="([\d.-]+)"', drawn[last_line:])  # fmt: skip
+    assert len(behind) == 2
+    for left, top, width, height, end, baseline in (map(float, one) for one in behind):
+        assert left < end <= left + width
+        assert top < baseline < top + height

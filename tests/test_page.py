@@ -80,7 +80,7 @@ def test_headings_go_down_one_level_at_a_time(outline):
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert [text for _, text in outline.headings[1:]] == [
-        "Open to doubt", "Curves", "Stages", "Data", "What growing did",
+        "Open to doubt", "Curves", "Stages", "How the stages ran", "Data", "What growing did",
         "Baseline: the last stage's model from scratch", "Compute", "Lineage", "Configuration", "Environment",
     ]  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_identities_are_unique_and_references_lead_somewhere(report, run):
 
 def test_tables_and_pictures_are_told_to_who_cannot_see_them(outline):
     tables_ = [attributes for tag, attributes in outline.tags if tag == "table"]
-    assert len(tables_) == sum(tag == "caption" for tag, _ in outline.tags) == 5
+    assert len(tables_) == sum(tag == "caption" for tag, _ in outline.tags) == 6
     assert all(attributes["scope"] in ("row", "col") for tag, attributes in outline.tags if tag == "th")
     charts = [attributes for tag, attributes in outline.tags if tag == "svg" and "aria-hidden" not in attributes]
     assert len(charts) == 6  # over FLOPs, tokens and time, for wide and for narrow screens

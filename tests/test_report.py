@@ -427,7 +427,8 @@ def test_the_page_begins_with_the_verdict(report):
 def test_the_page_has_both_tables_and_the_doubts(report):
     page = markdown(report)
     assert "| small | FINISHED | 2 |" in page
-    assert "| stack, moments: grow | 2.000 to 2.500 (+0.500) |" in page
+    assert "| stack, moments: grow |" in page
+    assert "| 2.000 to 2.500 (+0.500) |" in page
     assert "| 1.5K | FINISHED |" in page
     assert "Wall-clock time saved: " in page
     assert "- One seed (0)" in page
@@ -435,7 +436,7 @@ def test_the_page_has_both_tables_and_the_doubts(report):
 
 def test_every_table_row_has_as_many_cells_as_its_head(report):
     tables = [line for line in markdown(report).split("\n") if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {17, 10, 9, 6}
+    assert {line.count("|") for line in tables} == {12, 7, 10, 9, 6}
 
 
 def test_a_page_of_an_unfinished_run_shows_dashes(plan):

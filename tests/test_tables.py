@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,9 @@ from raystage.tables import final_table, format_jump, plan_table
 from raystage.units import format_count
 
 LOSSES = (2.2, (2.7, 2.4, 2.19))
+
+
+WIDTHS = [40, 60, 80, 100, 120, 200]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_a_plan_is_shown_whole_at_any_usual_width(plan, width):
 
 
 def test_a_row_of_the_plan(plan):
-    row = next(line for line in render(plan_table(plan), 120) if line.startswith("full"))
+    row = next(line for line in render(plan_table(plan), 200) if line.startswith("full"))
     stage = plan.staged.stages[1]
     share = f"{stage.flops / plan.staged.flops:.0%}"
     sizes = [format_count(stage.num_params), "1.2K", "12", format_flops(stage.flops), share]
@@ -67,9 +71,15 @@ def test_a_row_of_the_plan(plan):
     assert row.split()[-1] == stage.key[:12]
 
 
-def test_the_parts_of_the_memory_stand_where_there_is_room(plan):
-    assert not any("activations" in line for line in render(plan_table(plan), 100))
-    assert any("activations" in line for line in render(plan_table(plan), 160))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_plan_has_all_columns_at_every_width(plan, width):
+    lines = render(plan_table(plan), width)
+    text = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= width
+    for column in ("layers", "params", "tokens", "FLOPs", "evaluation adds", "activations", "workers", "growth", "key"):
+        assert set(column.split()) <= set(re.findall(r"\w+", text))
+    assert all(stage.key[:12] in text for stage in plan.staged.stages)
+    assert "…" not in text
 
 
 def test_the_plan_says_what_a_shared_trunk_saves(plan):
@@ -126,7 +136,21 @@ def test_plan_json_counts_the_baselines_together_and_apart(plan):
 # --- the end ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_number_of_the_report_stands_whole_at_every_width(plan, width):
+    report = build_report(plan, make_records(plan, *LOSSES), {})
+    lines = render(final_table(report), width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for row in (*report["stages"], *report["baseline"]["runs"]):
+        cells = [row["name"], format_count(row["num_params"]), format_count(row["tokens"]), format_flops(row["flops"]),
+                 f"{row['eval_loss']:.3f}", f"{row['perplexity']:.4g}", row["state"]]  # fmt: skip
+        assert all(cell in text.split() for cell in cells)
+    assert "2.000 -> 2.500" in text
+    assert "loss at growth" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_final_table_ends_with_the_verdict(plan, width):
     report = build_report(plan, make_records(plan, *LOSSES), {})
     lines = render(final_table(report), width)
