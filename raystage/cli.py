@@ -23,6 +23,7 @@ from raystage.options import (
     exits,
     finished_in,
     in_job_copy,
+    init_source,
     json_option,
     open_store,
     print_result,
@@ -106,7 +107,7 @@ def plan(
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
         print_sweep_plan(schedule, content, overrides, store, not without_code, as_json)
         return
-    _, made = _load(schedule, content, overrides, None, with_code=not without_code)
+    _, made = _load(schedule, content, overrides, None, store, with_code=not without_code)
     finished = finished_in(store, made.stages_by_key())
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
@@ -152,7 +153,7 @@ def run(
     from raystage.yamlfile import read_mapping
 
     mode = wandb_mode_for(wandb_mode)
-    parsed, made = _load(schedule, read_mapping(schedule), overrides, name)
+    parsed, made = _load(schedule, read_mapping(schedule), overrides, name, store)
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from raystage import launch
@@ -240,8 +241,8 @@ def grow(
 ) -> None:
     """Grow a whole model into a new folder.
 
-    SOURCE is a raystage checkpoint, a stage key in the store or a Hugging Face folder; TARGET, a new folder, becomes
-    the same kind. The model may be larger than the memory.
+    SOURCE is a raystage checkpoint, a stage of the store (its key, or mine/full: stage full of run mine) or a Hugging
+    Face folder; TARGET, a new folder, becomes the same kind. The model may be larger than the memory.
 
     \b
     Example:
@@ -301,12 +302,13 @@ def export(
 ) -> None:  # fmt: skip
     """Write a checkpoint as a Hugging Face folder, with config and tokenizer.
 
-    CHECKPOINT is a raystage checkpoint or the key of a finished stage in the store; TARGET a new folder, which plain
-    transformers loads. The model may be larger than the memory.
+    CHECKPOINT is a raystage checkpoint or a finished stage of the store (its key, or mine/full: stage full of run
+    mine); TARGET a new folder, which plain transformers loads. The model may be larger than the memory.
 
     \b
     Example:
       raystage export 3f9a2c41 my/model
+      raystage export quickstart/full my/model
       raystage export .raystage/stages/3f9a2c41.../checkpoints/000000000400000-1c2d my/model --dtype bfloat16
     """
     from raystage.export import ExportOptions
@@ -337,8 +339,9 @@ def export(
 def certify(source: str, target: str, text: Path | None, family: str | None, store: str | None, as_json: bool) -> None:
     """Measure what growing SOURCE into TARGET did, whoever did it.
 
-    Each is a raystage checkpoint, a stage key in the store or a Hugging Face folder. Both are run on the same random
-    tokens on this machine's CPU: loss, logits, activations, gradients against what the growth predicts, moments, and
+    Each is a raystage checkpoint, a stage of the store (its key, or mine/full) or a Hugging Face folder. Both are run
+    on the same random tokens on this machine's CPU: loss, logits, activations, gradients against what the growth
+    predicts, moments, and
     whether copies part in a few steps of training.
 
     \b
@@ -409,7 +412,12 @@ def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
 
 
 def _load(
-    path: Path, content: dict[str, Any], overrides: tuple[str, ...], name: str | None, with_code: bool = True
+    path: Path,
+    content: dict[str, Any],
+    overrides: tuple[str, ...],
+    name: str | None,
+    store: str | None,
+    with_code: bool = True,
 ) -> tuple[Any, Any]:
     from raystage.plan import make_plan
     from raystage.schedule import load
@@ -420,6 +428,9 @@ def _load(
         raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
     parsed = load(path, overrides, content)
     try:
+        if parsed.init is not None:
+            init = parsed.init.model_copy(update={"source": init_source(parsed.init.source, store)})
+            parsed = parsed.model_copy(update={"init": init})
         return parsed, make_plan(parsed, name, Sources(with_code=with_code))
     except InputError as error:
         raise error.inside(str(path)) from None

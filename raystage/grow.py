@@ -22,6 +22,7 @@ from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import Growth, GrowthRequest, plan_growth
 from raystage.hf_folder import HuggingFaceModel
+from raystage.naming import stage_key
 from raystage.shape import ModelShape, parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
@@ -55,8 +56,10 @@ class Source:
 
 
 def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
-    """The checkpoint or Hugging Face model at a path or URI, or that a stage key of the store (or its beginning) ends
-    with. Only headers are read. Raises InputError, which names the `argument` of the command line.
+    """The checkpoint or Hugging Face model at a path or URI, or that a stage of the store ends with: by its key, or the
+    beginning of that, or its run's name and its own, mine/full. Only headers are read.
+
+    Raises InputError, which names the `argument` of the command line.
 
     Files are not mapped into memory: pages that were looked at would stay resident, and count as this process's.
     """
@@ -64,12 +67,17 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
         folder = _folder(text, argument)
         if not folder.exists() and _STAGE_KEY.fullmatch(text):
             return _stage_source(text, Store(store.folder.unmapped), argument)
+        if key := _named_stage(text, store, argument, folder):
+            return _stage_source(key, Store(store.folder.unmapped), argument)
         if checkpoint.exists(folder):
             return Source(folder.uri, _opened_checkpoint(folder))
         if hf_folder.is_model(folder):
             return Source(folder.uri, hf_folder.open_model(folder))
     found = f"no {checkpoint.MANIFEST} or {hf_folder.CONFIG} in it" if folder.exists() else "no such folder"
-    expected = "expected a raystage checkpoint, a Hugging Face folder or a stage key (8 hex digits or more)"
+    expected = (
+        "expected a raystage checkpoint, a Hugging Face folder, a stage key (8 hex digits or more) or a stage's name "
+        "such as mine/full"
+    )
     raise InputError(f"{found}; {expected}", key=argument, file=folder.uri)
 
 
@@ -149,18 +157,33 @@ def _stage_source(beginning: str, store: Store, argument: str) -> Source:
     return Source(folder.uri, _opened_checkpoint(folder), keys[0])
 
 
+def _named_stage(text: str, store: Store, argument: str, folder: Folder) -> str | None:
+    """The key of the stage that `text` names, unless it is a model's folder. Raises InputError where it is both."""
+    is_model = checkpoint.exists(folder) or hf_folder.is_model(folder)
+    try:
+        key = stage_key(store, text, argument)
+    except RaystageError:
+        if is_model:
+            return None
+        raise
+    if key and is_model:
+        problem = f"found a folder and a stage of {store.folder.uri}; expected ./{text} or the stage's key, {key}"
+        raise InputError(problem, key=argument, file=text)
+    return key
+
+
 def _opened_checkpoint(folder: Folder) -> Checkpoint:
     """Raises CheckpointError where it is damaged or lacks a parameter."""
     opened = Checkpoint(folder)
     family = opened.manifest.model.family
     if family not in FAMILIES:
         raise CheckpointError(
-            f"{folder.uri}/{checkpoint.MANIFEST}: found the family {shown(family)}; expected {', '.join(FAMILIES)}"
+            f"{(folder / checkpoint.MANIFEST).uri}: found the family {shown(family)}; expected {', '.join(FAMILIES)}"
         )
     found = {entry.name: entry.shape for entry in opened.manifest.parameters}
     for parameter in parameters(opened.manifest.model):
         if found.get(parameter.name) != parameter.shape:
-            raise CheckpointError(f"{folder.uri}/{checkpoint.MANIFEST}: damaged ({parameter.name} is not in it)")
+            raise CheckpointError(f"{(folder / checkpoint.MANIFEST).uri}: damaged ({parameter.name} is not in it)")
     return opened
 
 

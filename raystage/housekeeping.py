@@ -11,6 +11,7 @@ from typing import Any
 from raystage import checkpoint
 from raystage.errors import CheckpointError, DamagedFile, InputError, RaystageError
 from raystage.integrity import Damage, examine
+from raystage.naming import stage_key
 from raystage.prune import Listing, Removal, StoredCheckpoint, StoredRun, StoredStage
 from raystage.record import StageRecord
 from raystage.storage import StoredFile
@@ -67,8 +68,10 @@ def finished_among(store: Store, keys: Collection[str]) -> set[str]:
     return {key for key in set(store.stage_keys()).intersection(keys) if store.readable_record(key) is not None}
 
 
-def chosen(listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:
-    """The stages whose keys begin so; all where nothing is given. Raises InputError where there is none."""
+def chosen(store: Store, listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:
+    """The stages whose keys begin so, or whose names these are (mine/full); all where nothing is given. Raises
+    InputError where there is none."""
+    beginnings = [stage_key(store, one, "KEY") or one for one in beginnings]
     for beginning in beginnings:
         if not any(stage.key.startswith(beginning) for stage in listing.stages):
             raise InputError(f"no stage key begins with {beginning!r}; expected one that `store list` shows", key="KEY")

@@ -100,6 +100,23 @@ def open_store(uri: str | None) -> Any:
     return Store(open_folder(store_uri(uri)))
 
 
+def init_source(source: str, store: str | None) -> str:
+    """What `init.from` names: of a stage's name, mine/full, its folder in the store, which has its key in it. So what
+    is planned and written down does not change when the name comes to stand for another stage. Raises InputError."""
+    if "://" in source or "/" not in source or os.path.isdir(source):
+        return source
+    from raystage.naming import stage_key
+
+    opened = open_store(store)
+    key = stage_key(opened, source, "init.from")
+    if key is None:
+        return source
+    if not opened.folder.is_local:
+        problem = f"found stage {source!r} of {opened.folder.uri}; expected a store on disks that every worker sees"
+        raise InputError(problem, key="init.from")
+    return opened.stage_folder(key).path
+
+
 def finished_in(store: str | None, keys: Collection[str]) -> set[str] | None:
     """Those of the stages that a store has finished; None where none is named, so that none is looked at."""
     if store is None:

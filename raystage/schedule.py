@@ -52,12 +52,16 @@ from raystage.values import (
 )
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
+# File systems take 255 bytes for a name, and files and trials get a little more than the name itself.
+LONGEST_NAME_BYTES = 160
 
 
 def check_name(name: str) -> str:
     """A name that can stand in a path and on a command line. Raises ValueError."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"found {shown(name)}; expected letters, digits, '_', and after the first '.' and '-'")
+    if (size := len(name.encode())) > LONGEST_NAME_BYTES:
+        raise ValueError(f"found {shown(name)}, {size} bytes; expected at most {LONGEST_NAME_BYTES} bytes in UTF-8")
     return name
 
 

@@ -71,8 +71,8 @@ def list_command(store: str | None, as_json: bool) -> None:
 def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> None:
     """Read every checkpoint again and compare its checksums.
 
-    KEY is a stage's key or its beginning; all stages unless given. Every damaged shard is named, and then the exit
-    status is 1.
+    KEY is a stage's key, its beginning, or a name such as mine/full; all stages unless given. Every damaged
+    shard is named, and then the exit status is 1.
 
     \b
     Example:
@@ -86,7 +86,7 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     broken = [] if keys else [run.problem for run in listing.runs if run.problem]
     for problem in broken:
         say(problem, err=as_json)
-    for one in verify(opened, chosen(listing, keys)):
+    for one in verify(opened, chosen(opened, listing, keys)):
         found.append(one)
         for damage in one.damages:
             what = f": {damage.state} of {damage.parameter}" if damage.parameter else ""

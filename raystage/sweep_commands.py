@@ -18,6 +18,7 @@ from raystage.options import (
     exits,
     finished_in,
     in_job_copy,
+    init_source,
     json_option,
     open_store,
     print_result,
@@ -39,6 +40,7 @@ def print_sweep_plan(
     from raystage.trials import plan_sweep
 
     loaded = load(path, overrides, content)
+    _name_init(loaded.base, store)
     made = plan_sweep(loaded, with_code=with_code)
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
@@ -52,6 +54,13 @@ def print_sweep_plan(
     SafeConsole().print(sweep_table(made))
     if not with_code:
         SafeConsole().print(unchecked_line(unchecked_of(*(trial.plan for trial in made.trials))), soft_wrap=True)
+
+
+def _name_init(base: dict[str, Any], store: str | None) -> None:
+    """A stage's name in the schedule's `init` becomes its folder in the store."""
+    init = base.get("init")
+    if isinstance(init, dict) and isinstance(init.get("from"), str):
+        init["from"] = init_source(init["from"], store)
 
 
 @click.command()
@@ -99,6 +108,7 @@ def sweep(
 
     overrides = (*overrides, f"name={name}") if name else overrides
     loaded = load(sweep, overrides)
+    _name_init(loaded.base, store)
     opened = open_store(store)
     made = plan_sweep(loaded)
     if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):

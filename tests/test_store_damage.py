@@ -114,7 +114,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a number of 300 digits": lambda path: path.write_bytes(
         path.read_bytes().rpartition(b', "checksum"')[0] + b', "a": ' + b"9" * 300 + b"}"),
     "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b'"FINISHED"', b'"FINISHEE"')
-                                             .replace(b'"tokens": 8', b'"tokens": 9')
+                                             .replace(b'"tokens": 1', b'"tokens": 2')
                                              .replace(b'"tasks"', b'"taskz"')),
     "a folder": folder_in_place,
     "a pipe": pipe_in_place,
