@@ -130,6 +130,7 @@ def _missing_key(location: tuple, root: type[Section]) -> str:
 def _unknown_key(location: tuple, root: type[Section]) -> str:
     name, known = str(location[-1]), sorted(keys_of(_section_at(location[:-1], root)))
     homes = {section for section, _, key in (path.rpartition(".") for path in _paths(root)) if key == name}
+    homes -= {home for home in homes if home.startswith("baseline.") and home.removeprefix("baseline.") in homes}
     if len(homes) == 1:
         top = "the file itself" if name in root.model_fields else "a stage"
         return f"unknown key here; it belongs in {homes.pop() or top}"
