@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,10 @@ from raystage.growth.certificate import (
     where_foretold,
     where_large,
 )
-from raystage.growth.depth import GrowthOptions
+from raystage.growth.depth import GrowthOptions, interleave
 from raystage.growth.explain import Families, layer_sources
-from raystage.growth.maps import GrowthMap, growth_map
+from raystage.growth.maps import GrowthMap, exact_in, growth_map
+from raystage.growth.operator import OPERATORS, operators_of
 from raystage.growth.twins import TWIN_STEPS, Sample, find_twins, twin_distance
 from raystage.hf_config import architecture_of
 from raystage.record import Certificate
@@ -103,6 +104,7 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
         "target": target.uri,
         "operator": grown_from["operator"] if claim else None,
         "exact": certificate.exact,
+        "exact_in": exact_in(claim.rules) if claim and claim.exact else None,
         "seconds": time.monotonic() - began,
         "certificate": {field.name: getattr(certificate, field.name) for field in fields(certificate)},
     }
@@ -229,6 +231,10 @@ def _claim(
     options = GrowthOptions(**{**options, "layers": tuple(options["layers"]) if options["layers"] else None})
     tables = _tables(source, target, network)
     operator, policy = grown_from["operator"], grown_from["optimizer_state"]
+    if "exact_in" not in grown_from and operators_of(operator).get("num_layers") == OPERATORS["identity"]:
+        # Written before the order was LLaMA-Pro's; where it was listed it is given.
+        order = interleave(source.shape.num_layers, target.shape.num_layers)
+        options = replace(options, layers=options.layers or order)
     try:
         rules = growth_map(source.shape, target.shape, operator, policy, options, tables)
     except ValueError as error:
@@ -244,7 +250,7 @@ def _tables(source: Source, target: Source, network: torch.nn.Module) -> Familie
     known = FAMILIES.get(source.shape.family)
     if source.is_checkpoint or (known and names == {one.name for one in parameters(source.shape, known)}):
         return known, FAMILIES[target.shape.family]
-    return source.model.tables(target.shape)
+    return source.model.table, target.model.table
 
 
 def _layers(source: Source, target: Source, claim: _Claim | None) -> tuple[int | None, ...]:

@@ -45,7 +45,8 @@ class ParameterSpec:
     """One row of a family's table; `{layer}` and `{expert}` in the name stand for their indices.
 
     init: what it starts as, "normal", "ones" or "zeros". writes_residual: the last projection of a block, bias
-    included; zeroing it makes the block an identity. feeds_head: a norm whose output goes to the head alone.
+    included; zeroing it makes the block an identity. feeds_head: a norm whose output goes to the head alone. layers:
+    the layers that have it, where not all do.
     """
 
     name: str
@@ -53,6 +54,10 @@ class ParameterSpec:
     init: str = "normal"
     writes_residual: bool = False
     feeds_head: bool = False
+    layers: frozenset[int] | None = None
+
+    def is_in(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
 
 
 @dataclass(frozen=True)
@@ -385,7 +390,8 @@ BERT = Family(
     constants={**_NO_SPECIAL_TOKENS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL)}
+BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL)
+FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
 
 
 def register(family: Family) -> None:

@@ -83,7 +83,10 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
 
 def planned(source: Source, request: GrowthRequest) -> Growth:
     """The growth of `source` that is asked for. Raises InputError."""
-    return plan_growth(source.shape, request, None if source.is_checkpoint else source.model.tables)
+    growth = plan_growth(source.shape, request, None if source.is_checkpoint else source.model.tables)
+    if not source.is_checkpoint:
+        huggingface.configured(source.model, growth.target, _entries_from(growth))
+    return growth
 
 
 def open_target(text: str) -> Folder:

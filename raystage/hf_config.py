@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 from raystage.errors import InputError
@@ -12,7 +14,11 @@ from raystage.units import shown
 
 Config = dict[str, Any]
 
-_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer
+_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer, whatever the model
+# Where a configuration of several models has that of the one with the layers.
+_PARTS = ("text_config",)
+# Keys that go by a layer's number, by their names: in a model that transformers does not know nobody can follow them.
+_BY_NUMBER = re.compile(r"pattern|interval|every|period|offset|_step$|_freq$|first_k|max_window_layers")
 # Where a model without a table says how large it is; of these only the layers are needed.
 _USUAL_KEYS = {
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -57,6 +63,20 @@ def shape_of(config: Config, file: str) -> ModelShape:
 def layers_key(config: Config) -> str | None:
     """The key under which a configuration says how many layers there are; None where it says it under no usual one."""
     return next((key for key in _USUAL_KEYS["num_layers"] if type(config.get(key)) is int), None)
+
+
+def layers_part(config: Config) -> tuple[tuple[str, ...], Config]:
+    """The part of a configuration that says how many layers there are, and the keys that lead to it."""
+    for key in _PARTS if layers_key(config) is None else ():
+        if isinstance(config.get(key), dict) and layers_key(config[key]) is not None:
+            return (key,), config[key]
+    return (), config
+
+
+def with_part(config: Config, part: Config) -> Config:
+    """The configuration with another part where `layers_part` found one."""
+    path, _ = layers_part(config)
+    return {**config, path[0]: part} if path else part
 
 
 def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
@@ -121,15 +141,15 @@ def _eps(found: object, key: str, file: str) -> float:
 
 
 def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
-    key = layers_key(config)
-    if key is not None and not 1 <= config[key] < _LARGEST_SIZE:
-        raise InputError(f"found {shown(config[key])}; expected a whole number from 1 on", key=key, file=file)
+    part = layers_part(config)[1]
+    key = layers_key(part)
+    if key is not None and not 1 <= part[key] < _LARGEST_SIZE:
+        raise InputError(f"found {shown(part[key])}; expected a whole number from 1 on", key=key, file=file)
     if key is None:
         found = f"found no number of layers for the model_type {name!r}, which has no table here"
         raise InputError(f"{found}; expected one of {', '.join(_USUAL_KEYS['num_layers'])}", file=file)
     values = {
-        field: next((config[key] for key in keys if type(config.get(key)) is int), 0)
-        for field, keys in _USUAL_KEYS.items()
+        field: next((part[key] for key in keys if type(part.get(key)) is int), 0) for field, keys in _USUAL_KEYS.items()
     }
     return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
 
@@ -214,53 +234,93 @@ _CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
 }
 
 
+# --- lists of layers ----------------------------------------------------------------------------
+
+
+def is_per_layer(key: str) -> bool:
+    """Whether a list of that name is about layers; of others only the model can tell."""
+    return "layer" in key or "block" in key or key == "attention_types"
+
+
+def readings(key: str, value: list, count: int, layers: Sequence[int], lists: Mapping[str, list]) -> list[list]:
+    """What a list may be in a model whose layers are the `layers` of one of `count`, the likely one first: an entry
+    for each of them, the numbers of some, or nothing about them.
+
+    lists: the configuration's lists as the model reads them.
+    """
+    if key == "attention_types":  # GPT-Neo's: of attention_layers, in short
+        kinds = lists.get("attention_layers", [])
+        return [[[[kinds[layer] for layer in layers], 1]]] if len(kinds) == count else [value]
+    each = [[value[layer] for layer in layers]] if len(value) == count else []
+    are_numbers = all(type(one) is int and 0 <= one < count for one in value) and len(set(value)) == len(value)
+    some = [[place for place, layer in enumerate(layers) if layer in value]] if are_numbers else []
+    ordered = [*some, *each] if value == list(range(count)) else [*each, *some]
+    return [one for place, one in enumerate([*ordered, value]) if one not in [*ordered, value][:place]]
+
+
+def in_order(first: int, layers: int, count: int) -> tuple[int, ...]:
+    """All layers, then again from `first` on until there are `count`."""
+    return (*range(layers), *islice(cycle(range(first, layers)), count - layers))
+
+
+def by_name(config: Config, count: int, layers: Sequence[int], file: str) -> Config:
+    """The configuration with its lists of layers as those of a model whose layers are the `layers` of its `count`.
+
+    Raises InputError where a list has not an entry for each, though every model's has.
+    """
+    part = dict(layers_part(config)[1])
+    for key, entries in list(part.items()):
+        is_list = isinstance(entries, list)
+        if key in _PER_LAYER and entries is not None and not (is_list and len(entries) == count):
+            problem = f"found {shown(entries)}; expected a list with an entry for each layer"
+            raise InputError(problem, key=key, file=file)
+        if is_list and is_per_layer(key):
+            part[key] = readings(key, entries, count, layers, part)[0]
+    return with_part(config, part)
+
+
+def check_no_rule(config: Config, file: str) -> None:
+    """Raises InputError where a configuration has a rule that goes by a layer's number, and no list in its place."""
+    part = layers_part(config)[1]
+    for key, value in part.items():
+        goes_on = isinstance(value, str) or (type(value) is int and value > 1)
+        if _BY_NUMBER.search(key) and goes_on and not isinstance(part.get("layer_types"), list):
+            found = (
+                f"found {shown(value)}, which may go by a layer's number, in a model that transformers does not know"
+            )
+            raise InputError(f"{found}; expected a list of layer_types", key=key, file=file)
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 
 def grown_config(config: Config, source: ModelShape, target: ModelShape, layers: tuple[int, ...], file: str) -> Config:
-    """The source's configuration with the grown sizes in it, all else kept, in its order.
+    """The source's configuration with the grown sizes in it, all else kept, in its order; its lists are the target's.
 
-    layers: for each target layer the source layer whose entries in per-layer lists it takes. Raises InputError where
-    the configuration's lists do not fit.
+    layers: for each target layer the source layer that it is a copy of.
     """
     if config.get(_PLACED) is True and layers != tuple(range(source.num_layers)):
         problem = "found true, which scales a layer's attention by its place; expected false, or as many layers"
         raise InputError(problem, key=_PLACED, file=file)
     grown = dict(config)
+    if target.family not in FAMILIES:
+        part = layers_part(grown)[1]
+        return with_part(grown, part | {layers_key(part): target.num_layers})
     if source.family != target.family:
         grown = _as_mixture(config, source, target)
     _set_sizes(grown, target, file)
-    _set_layers(grown, config, source, layers, file)
+    _set_windows(grown, config, source, layers)
     return grown
 
 
 def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
     """Make the configuration describe `target`, in place; what follows from others is said where it follows no more."""
-    fields = _fields(config, target)
+    fields = {field: key for field, (key, _) in FAMILIES[target.family].fields.items()}
     for _ in range(2):  # what was set changes what follows from it
         said = shape_of(config, file)
         for field, key in fields.items():
             if getattr(said, field) != getattr(target, field):
                 config[key] = getattr(target, field)
-
-
-def _fields(config: Config, target: ModelShape) -> Mapping[str, str]:
-    """By field its key."""
-    if target.family not in FAMILIES:
-        return {"num_layers": layers_key(config)}
-    return {field: key for field, (key, _) in FAMILIES[target.family].fields.items()}
-
-
-def _set_layers(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...], file: str) -> None:
-    for key in _PER_LAYER:
-        entries = config.get(key)
-        if entries is None:
-            continue
-        if not isinstance(entries, list) or len(entries) != source.num_layers:
-            problem = f"found {shown(entries)}; expected a list with an entry for each layer"
-            raise InputError(problem, key=key, file=file)
-        grown[key] = [entries[layer] for layer in layers]
-    _set_windows(grown, config, source, layers)
 
 
 def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raystage.errors import InputError
@@ -40,8 +40,10 @@ def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
     return replace(table, after=(*table.after, *(_whole(name, tensors[name]) for name in others)))
 
 
-def target_table(table: Family, source: ModelShape, target: ModelShape, folder: str) -> Family:
-    """The table of what a folder with `table` grows into.
+def target_table(
+    table: Family, source: ModelShape, target: ModelShape, layers: Sequence[int | None], folder: str
+) -> Family:
+    """The table of what a folder with `table` grows into. layers: the source layer of each of the target's.
 
     Raises InputError where it has tensors of which nobody knows how they would grow along.
     """
@@ -51,7 +53,16 @@ def target_table(table: Family, source: ModelShape, target: ModelShape, folder: 
             found = f"found {row.name} {[axis.fixed for axis in row.axes]}, which no row of the family names"
             problem = f"{found} and which would have to grow; expected depth alone to grow, or a folder without it"
             raise InputError(problem, file=folder)
-    return table if target.family == source.family else _mixture_table(table, FAMILIES[target.family], folder)
+    if target.family != source.family:
+        return _mixture_table(table, FAMILIES[target.family], folder)
+    return replace(table, layer=tuple(_moved(row, layers) for row in table.layer))
+
+
+def _moved(row: ParameterSpec, layers: Sequence[int | None]) -> ParameterSpec:
+    """The row in the layers that come from some which have it."""
+    if row.layers is None:
+        return row
+    return replace(row, layers=frozenset(layer for layer, source in enumerate(layers) if source in row.layers))
 
 
 def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
@@ -194,15 +205,36 @@ def _check_no_others_in_layers(table: Family, others: Collection[str], folder: s
 def _table_by_name(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
     """A table of whole tensors: those of layers, found by their numbers, and the others."""
     prefix = _layer_prefix(shape, tensors, folder)
-    layers = [_of_layer(f"{prefix}{number}.", tensors) for number in range(shape.num_layers)]
-    for number, layer in enumerate(layers):
-        unlike = sorted(rest for rest in {*layer, *layers[0]} if layer.get(rest) != layers[0].get(rest))
-        if unlike:
-            found = f"found {prefix}{number} unlike {prefix}0 in {_some(unlike)}"
-            raise InputError(f"{found}; expected layers that are all alike", file=folder)
-    rows = (replace(_whole(rest, size), name=f"{prefix}{{layer}}.{_literal(rest)}") for rest, size in layers[0].items())
+    rows: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
+    for number in range(shape.num_layers):
+        for rest, size in _of_layer(f"{prefix}{number}.", tensors).items():
+            rows[rest, size].add(number)
     others = (_whole(name, size) for name, size in tensors.items() if not re.match(re.escape(prefix) + r"\d+\.", name))
-    return replace(UNKNOWN, name=shape.family, layer=tuple(rows), after=tuple(others))
+    layer = tuple(
+        replace(
+            _whole(rest, size),
+            name=f"{prefix}{{layer}}.{_literal(rest)}",
+            layers=None if len(layers) == shape.num_layers else frozenset(layers),
+        )
+        for (rest, size), layers in rows.items()
+    )
+    return replace(UNKNOWN, name=shape.family, layer=layer, after=tuple(others))
+
+
+def rows_in(table: Family, layer: int) -> frozenset[ParameterSpec]:
+    """The rows that a layer has."""
+    return frozenset(row for row in table.layer if row.is_in(layer))
+
+
+def check_alike(table: Family, layers: int, folder: str) -> None:
+    """Raises InputError where some layers of a folder have tensors that others have not, or in other shapes."""
+    for layer in range(1, layers):
+        unlike = rows_in(table, layer) ^ rows_in(table, 0)
+        if unlike:
+            prefix = table.layer[0].name.partition("{layer}")[0]
+            names = sorted({row.name.partition("{layer}.")[2] for row in unlike})
+            found = f"found {prefix}{layer} unlike {prefix}0 in {_some(names)}"
+            raise InputError(f"{found}; expected layers that are all alike", file=folder)
 
 
 def _layer_prefix(shape: ModelShape, tensors: Shapes, folder: str) -> str:

@@ -7,7 +7,7 @@ sensible, and what a config says is counted against the tensors that are there b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,9 +40,10 @@ class HuggingFaceModel:
     tensors: dict[str, StoredTensor]
     table: Family
 
-    def tables(self, target: ModelShape) -> tuple[Family, Family]:
-        """The tables of this folder and of what it grows into. Raises InputError where a tensor cannot grow along."""
-        return self.table, target_table(self.table, self.shape, target, self.folder.uri)
+    def tables(self, target: ModelShape, layers: Sequence[int | None]) -> tuple[Family, Family]:
+        """The tables of this folder and of what it grows into, whose layers come from `layers` of it. Raises
+        InputError where a tensor cannot grow along."""
+        return self.table, target_table(self.table, self.shape, target, layers, self.folder.uri)
 
     def placed(self) -> list[Placed]:
         """Every tensor and where it lies in the model that is trained. Raises InputError where one is missing, is

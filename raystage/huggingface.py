@@ -19,12 +19,15 @@ import pyarrow as pa
 import torch
 
 from raystage.errors import InputError
+from raystage.families import BUILT_IN
 from raystage.growth.apply import Grown, slices
 from raystage.growth.maps import Rule
 from raystage.growth.request import Growth
-from raystage.hf_config import grown_config
-from raystage.hf_family import Placed
+from raystage.hf_config import by_name, check_no_rule, grown_config
+from raystage.hf_family import Placed, check_alike
 from raystage.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
+from raystage.hf_layers import deepened, is_known
+from raystage.shape import ModelShape
 from raystage.storage import Folder
 from raystage.tensorfile import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
 
@@ -49,6 +52,21 @@ class _Planned:
     copied: StoredTensor | None
 
 
+def configured(source: HuggingFaceModel, target: ModelShape, layers: tuple[int, ...]) -> dict[str, Any]:
+    """The configuration of what a folder grows into. layers: for each target layer the source layer that it is a copy
+    of. Raises InputError where none says that every copy is what its origin is."""
+    config, file, count = source.config, f"{source.folder.uri}/{CONFIG}", source.shape.num_layers
+    if source.shape.family in {family.name for family in BUILT_IN} or layers == tuple(range(count)):
+        config = by_name(config, count, layers, file)
+    elif is_known(config):
+        config = deepened(config, layers, file, source.table, count)
+    else:
+        check_alike(source.table, count, source.folder.uri)
+        check_no_rule(config, file)
+        config = by_name(config, count, layers, file)
+    return grown_config(config, source.shape, target, layers, file)
+
+
 def write_grown(
     source: HuggingFaceModel,
     target: Folder,
@@ -62,7 +80,7 @@ def write_grown(
     layers: for each target layer the source layer whose entries in per-layer lists of the config it takes.
     Raises InputError where the config's lists do not fit or a type cannot be computed with.
     """
-    config = grown_config(source.config, growth.source, growth.target, layers, f"{source.folder.uri}/{CONFIG}")
+    config = configured(source, growth.target, layers)
     planned = {one.tensor.name: one for one in _planned(source, growth)}
     with _Reader(source.tensors) as reader:
         grown = Grown(growth.rules, reader.read, grown_from["seed"])

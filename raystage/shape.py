@@ -76,7 +76,7 @@ def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Paramet
     """
     family = family or FAMILIES[shape.family]
     rows = [(spec, None) for spec in family.before]
-    rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer]
+    rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer if spec.is_in(layer)]
     left_out = {family.head, *family.untied} if shape.tied_embeddings else set()
     rows += [(spec, None) for spec in family.after if spec.name not in left_out]
     return tuple(

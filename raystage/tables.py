@@ -303,7 +303,8 @@ def _known(value: Any, as_text: Callable[[Any], str]) -> str:
 def growth_table(growth: Growth) -> Table:
     """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
     request, grown = growth.request, what_grows(growth.source, growth.target)
-    kind = "the same function" if growth.how()["exact"] else "not exact"
+    precision = growth.how()["exact_in"]
+    kind = {None: "not exact", "any": "the same function"}.get(precision, f"the same function in {precision}")
     title = f"{in_short(request.operator)}: {grown} ({kind}; optimizer_state {request.optimizer_state})"
     table = _table(title, [Column(header, overflow="fold") for header in ("target", "<- source", "weights", "moments")])
     for line in explain(growth.source, growth.target, growth.rules, growth.families):
@@ -317,6 +318,7 @@ def growth_table(growth: Growth) -> Table:
 def certificate_table(found: Mapping[str, Any]) -> RenderableType:
     """What `raystage certify` found, a line for each figure; those that could not be measured are dashes."""
     kind = {True: ", which claims the same function", False: ", which is not exact", None: ""}[found["exact"]]
+    kind += f" in {found['exact_in']}" if found["exact_in"] not in (None, "any") else ""
     how = f" by {in_short(found['operator'])}{kind}" if found["operator"] else ", it does not say how"
     table = _table(None, [_name("figure"), Column("found", overflow="fold")])
     for name, figure in _figures(found["certificate"]):

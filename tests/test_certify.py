@@ -61,7 +61,7 @@ def deeper(llama: Path) -> Path:
 def test_an_exact_growth_of_a_folder(llama: Path, deeper: Path) -> None:
     found = certified(llama, deeper)
     assert (found["source"], found["target"]) == (str(llama), str(deeper))
-    assert (found["operator"], found["exact"]) == ("identity", True)
+    assert (found["operator"], found["exact"], found["exact_in"]) == ("identity", True, "any")
     certificate = found["certificate"]
     assert list(certificate)[:3] == ["eval_loss_before", "eval_loss_after", "max_logit_difference"]
     assert certificate["max_logit_difference"] < 1e-5

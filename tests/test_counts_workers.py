@@ -7,13 +7,13 @@ from dataclasses import replace
 import deepspeed
 import pytest
 from deepspeed.accelerator import get_accelerator
-from wide_stages import WIDE, WORKERS, Case, differences, entered, entered_by, furthest, opened, save, train, two_stages
 
 from distributed import run_workers
 from raystage.handover import initial_entry
 from raystage.initial import find_init
 from raystage.plan import UNCHANGED, StagePlan, make_plan
 from raystage.schedule import Init, Schedule
+from wide_stages import WIDE, WORKERS, Case, differences, entered, entered_by, furthest, opened, save, train, two_stages
 
 pytestmark = pytest.mark.end_to_end
 

@@ -36,7 +36,7 @@ FLOORS: dict[int, set[str]] = {
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
         "growth.twins", "hardware", "hf_tokenizer", "metrics", "model", "objective", "repeats", "sweep_figures",
-        "token_files",
+        "hf_layers", "token_files",
     },
     3: {
         "surroundings",

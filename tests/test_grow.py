@@ -291,7 +291,7 @@ def test_a_grown_checkpoint_says_where_it_comes_from_and_stands_where_its_source
     }  # fmt: skip
     assert grown.grown_from == {
         "source": str(tmp_path / "source"), "stage_key": None, "num_layers": 2, "seed": SEED,
-        "operator": "stack", "optimizer_state": "grow", "exact": False,
+        "operator": "stack", "optimizer_state": "grow", "exact": False, "exact_in": None,
     }  # fmt: skip
 
 

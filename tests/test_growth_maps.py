@@ -25,7 +25,7 @@ from growths import (
 from raystage import model
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.maps import growth_map, initial_map, unit_maps
-from raystage.growth.operator import OPERATORS, PARTS, operators_of
+from raystage.growth.operator import OPERATORS, PARTS, complete_options, layer_origins, operators_of
 from raystage.growth.refusal import changed_fields
 from raystage.growth.units import FRESH, MEAN, ZERO, AxisMap
 from raystage.shape import ModelShape, parameters
@@ -247,7 +247,8 @@ def test_identity_adds_layers_that_do_nothing(case: GrowthCase) -> None:
         ("random", 2, NO_OPTIONS, [0, 1, None, None], [2, 3]),
         ("random", 0, NO_OPTIONS, [None, None], [0, 1]),
         ("identity", 3, NO_OPTIONS, [0, 0, 1, 1, 2, 2], [1, 3, 5]),
-        ("identity", 3, NO_OPTIONS, [0, 0, 1, 2], [1]),
+        ("identity", 3, NO_OPTIONS, [0, 1, 2, 2], [3]),
+        ("identity", 8, NO_OPTIONS, [0, 1, 2, 3, 3, 4, 5, 6, 7, 7], [4, 9]),
         ("identity", 3, listed(0, 1, 2, 0, 1, 2), [0, 1, 2, 0, 1, 2], [3, 4, 5]),
         ("identity", 3, listed(0, 1, 0, 2, 1), [0, 1, 0, 2, 1], [2, 4]),
     ],
@@ -259,6 +260,29 @@ def test_orders_by_hand(
     queries = [rule for rule in case.map() if rule.target.endswith("q_proj.weight")]
     assert [rule.source and layers_of(case.source)[rule.source] for rule in queries] == sources
     assert [layers_of(case.target)[rule.target] for rule in queries if rule.moments == "zeros"] == new
+
+
+@pytest.mark.parametrize(("blocks", "new"), [(32, 8), (8, 2), (8, 4), (8, 8), (12, 3), (6, 1)])
+def test_identity_places_its_layers_as_llama_pro_does(blocks: int, new: int) -> None:
+    """scripts/block_expansion.py of TencentARC/LLaMA-Pro: a zeroed copy behind the last of every `split` blocks."""
+    split, expected = blocks // new, []
+    for block in range(blocks):
+        expected.append((block, False))
+        if (block + 1) % split == 0:
+            expected.append((block, True))
+    origins = layer_origins(LLAMA.with_layers(blocks), LLAMA.with_layers(blocks + new), "identity", NO_OPTIONS)
+    assert [(origin.source, origin.silenced) for origin in origins] == expected
+
+
+def test_by_factors_that_are_not_whole_identity_names_its_order() -> None:
+    """So that keys and grown models of before, whose order was another one, are told apart."""
+
+    def layers(blocks: int, deeper: int) -> tuple[int, ...] | None:
+        shapes = LLAMA.with_layers(blocks), LLAMA.with_layers(deeper)
+        return complete_options(*shapes, "identity", NO_OPTIONS).layers
+
+    assert [layers(3, deeper) for deeper in (3, 6, 9)] == [None] * 3
+    assert (layers(3, 4), layers(3, 5), layers(0, 2)) == ((0, 1, 2, 2), (0, 1, 1, 2, 2), None)
 
 
 def test_fresh_layers_start_as_the_family_does_with_scaled_residual_projections() -> None:

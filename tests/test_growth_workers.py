@@ -9,7 +9,6 @@ import deepspeed
 import numpy as np
 import pytest
 from deepspeed.accelerator import get_accelerator
-from wide_stages import WIDE, WORKERS, Case, differences, entered, furthest, opened, rules_of, save, train, two_stages
 
 from distributed import run_workers
 from raystage.checkpoint import Checkpoint
@@ -20,6 +19,7 @@ from raystage.schedule import Schedule
 from raystage.storage import open_folder
 from raystage.store import Store
 from raystage.worker import Job, run_job
+from wide_stages import WIDE, WORKERS, Case, differences, entered, furthest, opened, rules_of, save, train, two_stages
 
 pytestmark = pytest.mark.end_to_end
 

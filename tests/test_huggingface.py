@@ -159,6 +159,37 @@ def test_mapped_tensors_keep_their_type(name: str, dtype: torch.dtype, tmp_path:
     assert (outputs(before) - outputs(after)).abs().max() <= 3 * torch.finfo(dtype).eps * outputs(before).abs().max()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [
+        ((*DEEP, "--operator=identity"), "any"),
+        (("--set=hidden_size=40", "--operator=zero_pad"), "fp32"),
+        ((*WIDE, "--operator=duplicate"), "fp32"),
+        ((*DEEP, "--operator=stack"), None),
+    ],
+)
+def test_an_exact_growth_says_in_which_precision_it_is(
+    arguments: tuple[str, ...], precision: str | None, tmp_path: Path
+) -> None:
+    """In bf16 weights that are scaled are rounded once more, which the logits show."""
+
+    def moved(dtype: torch.dtype) -> float:
+        source, target = make("llama", tmp_path / f"{dtype}", dtype), tmp_path / f"{dtype} grown"
+        found = grown(source, target, *arguments)
+        assert (found["exact"], found["exact_in"]) == (precision is not None, precision)
+        before, after = outputs(load(source).to(dtype)).double(), outputs(load(target).to(dtype)).double()
+        return float((before - after).abs().max() / before.abs().max())
+
+    half, single = moved(torch.bfloat16), moved(torch.float32)
+    assert (half == 0) == (single == 0) == (precision == "any")
+    assert (single < 1e-5) == (precision is not None)
+    assert precision != "fp32" or half > 1e-3
+    shown = " ".join(grow(tmp_path / "torch.bfloat16", *arguments, "--explain").stdout.split())
+    assert {"any": "(the same function;", "fp32": "(the same function in fp32;", None: "(not exact;"}[
+        precision
+    ] in shown
+
+
 def test_what_the_shape_brings_along_stands_in_the_config(tmp_path: Path) -> None:
     source = make("gpt2", tmp_path / "source")
     config = json.loads((source / "config.json").read_text())

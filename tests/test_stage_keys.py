@@ -196,6 +196,16 @@ def test_a_block_that_follows_anyway_changes_no_key(folder: Path) -> None:
     assert keys(folder, left_out) == keys(folder, given)
 
 
+def test_identitys_order_is_in_the_key_where_it_was_another_one_before(folder: Path) -> None:
+    """By a factor that is not whole; by others a list is one more fact, as it was."""
+
+    def key(layers: int, options: str = "") -> str:
+        return keys(folder, f"stages[1].model.num_layers={layers} | stages[1].grow={{operator: identity{options}}}")[1]
+
+    assert key(3) == key(3, ", layers: [0, 1, 1]") != key(3, ", layers: [0, 0, 1]")
+    assert key(4) != key(4, ", layers: [0, 0, 1, 1]")
+
+
 def test_what_another_optimizer_would_use_changes_no_key_and_is_no_error(folder: Path) -> None:
     """A stage with SGD takes Adam's betas over from the file and does not see them."""
     sgd = "stages[1].training.optimizer.name=sgd"

@@ -80,6 +80,13 @@ def interleave(sources: int, targets: int) -> tuple[int, ...]:
     return tuple(i * sources // targets for i in range(targets))
 
 
+def spread(sources: int, targets: int) -> tuple[int, ...]:
+    """Layer i from `ceil((i+1)*l/L) - 1`: each of the `n = L - l` new layers stands behind the one it copies, after
+    every `l/n` layers of the source. 8 -> 10 is 0 1 2 3 3 4 5 6 7 7, and 3 -> 6 is 0 0 1 1 2 2. LLaMA-Pro
+    (2401.02415), whose `n` divides `l`; by whole factors it is `interleave`."""
+    return tuple(-(-(i + 1) * sources // targets) - 1 for i in range(targets))
+
+
 def middle(sources: int, targets: int, block: int) -> tuple[int, ...]:
     """Of `n = floor(l/b)` blocks counted from the bottom, number `ceil(n/2)` is repeated where it stands.
 
@@ -146,9 +153,9 @@ def _random(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOr
 
 
 def _identity(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
-    """The listed order, or the interleaved: of each source layer the first is kept, the others are silenced."""
+    """The listed order, or LLaMA-Pro's: of each source layer the first is kept, the others are silenced."""
     origins, kept = [], set()
-    for source in interleave(sources, targets) if options.layers is None else options.layers:
+    for source in spread(sources, targets) if options.layers is None else options.layers:
         origins.append(LayerOrigin(source, new=source in kept, silenced=source in kept))
         kept.add(source)
     return tuple(origins)
@@ -156,6 +163,13 @@ def _identity(sources: int, targets: int, options: GrowthOptions) -> tuple[Layer
 
 def _with_block(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
     return options if options.block else replace(options, block=middle_block(sources, targets))
+
+
+def _with_spread(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
+    """By a factor that is not whole the order is named, for it was `interleave` before it was LLaMA-Pro's: so that keys
+    and what a grown model says of itself tell the two apart."""
+    is_whole = sources == 0 or targets % sources == 0
+    return options if options.layers or is_whole else replace(options, layers=spread(sources, targets))
 
 
 def _with_fit_steps(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
@@ -225,7 +239,7 @@ DEPTH_OPERATORS = {
     "first": DepthOperator(_first, _at_most_twofold),
     "layers": DepthOperator(_layers, _listed),
     "random": DepthOperator(_random, _not_fewer, fewest=0),
-    "identity": DepthOperator(_identity, _kept_in_order),
+    "identity": DepthOperator(_identity, _kept_in_order, complete=_with_spread),
     "masked": DepthOperator(_random, _not_fewer, fewest=0),
     "learned": DepthOperator(_interleave, _not_fewer, complete=_with_fit_steps),
 }

@@ -83,6 +83,15 @@ def growth_map(
     return _Growing(source, target, operator, optimizer_state, options, tables).rules()
 
 
+def exact_in(rules: GrowthMap) -> str:
+    """The precision in which an exact growth keeps the function: "any" where all that was there is copied whole.
+
+    "fp32", to rounding, where weights are scaled, averaged or stand in longer rows; bf16 and fp16 round these to 8 and
+    11 bits, which moves the logits.
+    """
+    return "fp32" if any(rule.weights == "mapped" for rule in rules) else "any"
+
+
 def initial_map(target: ModelShape) -> GrowthMap:
     """The rules of a model that starts from nothing: the family's own initialisation."""
     std = FAMILIES[target.family].init_std

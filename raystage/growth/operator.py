@@ -89,7 +89,7 @@ OPERATORS = {
         ),
         Operator(
             "identity", _DEPTH, exact=True,
-            summary="interleaved or as listed, with the residual projections of the new layers at zero",
+            summary="spread evenly or as listed, with the residual projections of the new layers at zero",
             source="LLaMA-Pro block expansion (2401.02415); G_zero depth (2405.15319)",
             takes=("layers",),
         ),

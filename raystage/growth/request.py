@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from raystage.errors import InputError
 from raystage.families import FAMILIES, Family
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.exact import is_exact, with_norm_eps
-from raystage.growth.maps import GrowthMap, growth_map
+from raystage.growth.maps import GrowthMap, exact_in, growth_map
 from raystage.growth.operator import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.refusal import refusal
 from raystage.growth.units import AxisMap
@@ -19,6 +19,9 @@ from raystage.shape import ModelShape, Parameter, parameters
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000
+
+# For a target's shape, and for each of its layers the source layer that it comes from, the tables of both.
+Tables = Callable[[ModelShape, Sequence[int | None]], tuple[Family, Family]]
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,16 @@ class Growth:
         }
 
     def how(self) -> dict[str, Any]:
-        """The operator, its options and the policy; exact: the grown model computes the same function."""
+        """The operator, its options and the policy; exact: the grown model computes the same function, in the
+        precision `exact_in`."""
         request = self.request
+        exact = is_exact(self.source, self.target, request.operator, request.options)
         return {
             "operator": request.operator,
             **request.options.given(),
             "optimizer_state": request.optimizer_state,
-            "exact": is_exact(self.source, self.target, request.operator, request.options),
+            "exact": exact,
+            "exact_in": exact_in(self.rules) if exact else None,
         }
 
 
@@ -86,12 +92,10 @@ def rules_json(rules: GrowthMap) -> dict[str, Any]:
     }
 
 
-def plan_growth(
-    source: ModelShape, request: GrowthRequest, families: Callable[[ModelShape], tuple[Family, Family]] | None = None
-) -> Growth:
+def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | None = None) -> Growth:
     """The growth map for what is asked. Raises InputError, naming the option that is wrong.
 
-    families: the tables of source and target where they are not the registered ones, for a target's shape.
+    families: the tables of source and target where they are not the registered ones.
     """
     target = _target_shape(source, request)
     if is_trained(request.operator):
@@ -103,8 +107,9 @@ def plan_growth(
         field, problem = found
         raise InputError(problem, key=f"--set {field}" if hasattr(target, field) else f"--{field}")
     options = complete_options(source, target, request.operator, request.options)
-    _check_are_copies(source, layer_origins(source, target, request.operator, options), request.operator)
-    tables = families(target) if families else None
+    origins = layer_origins(source, target, request.operator, options)
+    _check_are_copies(source, origins, request.operator)
+    tables = families(target, [origin.source for origin in origins]) if families else None
     rules = growth_map(source, target, request.operator, request.optimizer_state, request.options, tables)
     return Growth(source, target, replace(request, options=options), rules, tables or (None, None))
 
