@@ -21,6 +21,9 @@ from raystage.units import format_seconds
 # More rows than this nobody reads; report.json has them all.
 MOST_ROWS = 200
 
+# Of fewer trials the shares of what mattered say little.
+ENOUGH_TRIALS = 20
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -154,7 +157,24 @@ def _importance_table(report: Mapping[str, Any]) -> Table:
         "(PED-ANOVA, Watanabe et al., 2304.10255)."
     )
     rows = [(path, format_share(share)) for path, share in report.get("importance", {}).items()]
-    return Table("What mattered", ("path", "share"), rows, note)
+    return Table("What mattered", ("path", "share"), rows, " ".join([note, *importance_caveats(report)]))
+
+
+def importance_caveats(report: Mapping[str, Any]) -> list[str]:
+    """What to keep in mind about the shares, in sentences: how many trials they are of, and what these cannot tell."""
+    shares, metric = report.get("importance", {}), report["objective"][0]["metric"]
+    if not shares:
+        return []
+    count = sum(row["objectives"].get(metric) is not None for row in report["trials"])
+    said = [f"The shares are of {count} trials."]
+    if len(shares) == 1:
+        said.append("No other path took two values: all of it is its share, whatever it does.")
+    if count < ENOUGH_TRIALS:
+        said.append(
+            f"Fewer than {ENOUGH_TRIALS} trials tell little: where no path matters, chance sets the halves apart, and "
+            "the shares are 100 % together all the same."
+        )
+    return said
 
 
 # --- pictures ---------------------------------------------------------------------------------

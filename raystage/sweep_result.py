@@ -19,7 +19,7 @@ from raystage.schedule import parse
 from raystage.space import describe, format_value
 from raystage.store import Store
 from raystage.sweep_figures import write_sweep
-from raystage.sweep_page import sweep_page, verdict
+from raystage.sweep_page import importance_caveats, sweep_page, verdict
 from raystage.tables import STATE_STYLES
 from raystage.trials import SweepPlan
 
@@ -66,7 +66,11 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
 def _what_mattered(report: Mapping[str, Any]) -> list[str]:
     parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
-    return [f"What sets the better half of the trials apart (PED-ANOVA): {parts}."] if parts else []
+    if not parts:
+        return []
+    return [
+        " ".join([f"What sets the better half of the trials apart (PED-ANOVA): {parts}.", *importance_caveats(report)])
+    ]
 
 
 def failure(report: Mapping[str, Any]) -> str | None:

@@ -15,9 +15,9 @@ import yaml
 from outline import Outline
 from raystage.schedule import parse
 from raystage.sweep_figures import draw, write_sweep
-from raystage.sweep_page import MOST_ROWS, sweep_page, trial_table, verdict
+from raystage.sweep_page import MOST_ROWS, importance_caveats, sweep_page, trial_table, verdict
 from raystage.sweep_report import TrialOutcome
-from raystage.sweep_result import markdown
+from raystage.sweep_result import markdown, summary
 from raystage.trials import SweepPlan, plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep
@@ -82,6 +82,21 @@ def test_nothing_is_fetched_and_nothing_runs(front_report: dict[str, Any]) -> No
     assert not re.findall(r"https?:|url\((?!#)|@import|//[a-z]", text)
     assert not [tag for tag, _ in outline.tags if tag in ("script", "img", "iframe", "object")]
     assert "default-src 'none'" in text
+
+
+def test_what_mattered_says_of_how_few_trials_it_is(report: dict[str, Any]) -> None:
+    few = "The shares are of 4 trials."
+    chance = "Fewer than 20 trials tell little: where no path matters, chance sets the halves apart"
+    for text in (sweep_page(report), markdown(report), " ".join(summary(report))):
+        assert few in text
+        assert chance in text
+        assert "No other path took two values" not in text
+    only = {**report, "importance": {"stages[0].until.tokens": 1.0}}
+    assert "No other path took two values: all of it is its share, whatever it does." in markdown(only)
+    many = {**report, "trials": report["trials"] * 5}
+    assert chance not in markdown(many)
+    assert "The shares are of 20 trials." in markdown(many)
+    assert importance_caveats({**report, "importance": {}}) == []
 
 
 def test_headings_identities_and_references_fit_together(front_report: dict[str, Any]) -> None:
