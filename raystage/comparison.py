@@ -11,7 +11,7 @@ from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import FinishedRun, Savings, compare, format_flops, no_figure
 from raystage.seeds import OverSeeds, SeedPair, over_seeds
-from raystage.tuning import compared
+from raystage.tuning import compared, is_judged_on_half
 
 # Of runs that are waited for, in a sentence.
 _MOST_NAMES = 4
@@ -28,13 +28,15 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
 
     What was given up on the way was spent all the same, and counts.
     """
+    on_half = is_judged_on_half(plan, records)
     plan = compared(plan, records)
-    staged = _with_given_up(finished_run(plan.staged, records), plan.staged, records, given_up)
+    staged = _with_given_up(finished_run(plan.staged, records, on_half), plan.staged, records, given_up)
     if not plan.baselines:
         return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
     if _unfinished(plan, records):
         return no_figure(f"no saving to report yet: {_waiting(plan, records)}", staged)
-    savings = compare(staged, _finished_runs(plan.baselines, records))
+    savings = compare(staged, _finished_runs(plan.baselines, records, on_half))
+    savings = replace(savings, is_judged_on_half=on_half)
     if not is_staged(plan):
         return no_figure(_nothing_staged(plan, savings), staged)
     if not savings.equal_loss_reached:
@@ -68,23 +70,29 @@ def _nothing_staged(plan: Plan, savings: Savings) -> str:
 
 def seed_pairs(plan: Plan, records: Mapping[str, StageRecord]) -> list[SeedPair]:
     """Of every seed what is finished: the written one's best, and what the others trained."""
+    on_half = is_judged_on_half(plan, records)
     return [
-        SeedPair(one.seed, finished_run(one.staged, records), _finished_runs(one.baselines, records))
+        SeedPair(one.seed, finished_run(one.staged, records, on_half), _finished_runs(one.baselines, records, on_half))
         for one in (compared(plan, records).candidates[0], *plan.further_seeds)
     ]
 
 
-def _finished_runs(runs: Iterable[RunPlan], records: Mapping[str, StageRecord]) -> tuple[FinishedRun, ...]:
-    return tuple(found for run in runs if (found := finished_run(run, records)))
+def _finished_runs(
+    runs: Iterable[RunPlan], records: Mapping[str, StageRecord], on_half: bool
+) -> tuple[FinishedRun, ...]:
+    return tuple(found for run in runs if (found := finished_run(run, records, on_half)))
 
 
-def finished_run(run: RunPlan, records: Mapping[str, StageRecord]) -> FinishedRun | None:
-    """None until its last stage is finished. Its loss is that of its end, whatever stages before it had reached."""
+def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool = False) -> FinishedRun | None:
+    """None until its last stage is finished. Its loss is that of its end, whatever stages before it had reached.
+
+    on_half: its loss is that on the half of the held-out text by which no value was chosen.
+    """
     chain = finished(run.stages, records)
     if len(chain) < len(run.stages):
         return None
     return FinishedRun(
-        eval_loss=chain[-1].eval_loss,
+        eval_loss=chain[-1].end.judging_loss if on_half else chain[-1].eval_loss,
         flops=sum(one.flops for one in chain),
         seconds=sum(one.seconds for one in chain),
         tokens=sum(one.tokens for one in chain),

@@ -50,11 +50,18 @@ class Run:
 
 def stage_curves(report: Mapping[str, Any]) -> tuple[Stage, ...]:
     """The stages of the staged run that have points, in order; `report` as `build_report` made it."""
-    return tuple(stage for stage in map(_stage, report["stages"]) if stage.points)
+    field = _loss_field(report)
+    return tuple(stage for stage in (_stage(row, field) for row in report["stages"]) if stage.points)
 
 
 def baseline_curves(report: Mapping[str, Any]) -> tuple[Run, ...]:
-    return tuple(run for run in map(_baseline, report["baseline"]["runs"]) if run.points)
+    field = _loss_field(report)
+    return tuple(run for run in (_baseline(row, field) for row in report["baseline"]["runs"]) if run.points)
+
+
+def _loss_field(report: Mapping[str, Any]) -> str:
+    """Which loss of an evaluation the two sides are compared by."""
+    return "judging_loss" if report["savings"].get("is_judged_on_half") else "loss"
 
 
 def staged_points(stages: Sequence[Stage]) -> tuple[Point, ...]:
@@ -69,9 +76,9 @@ def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
     return lowest - 0.2 * span, highest + 0.06 * span
 
 
-def _stage(row: Mapping[str, Any]) -> Stage:
+def _stage(row: Mapping[str, Any], field: str) -> Stage:
     """After a growth, the certificate's measurement is the first point where no evaluation stands there."""
-    points, growth = _points(row["evaluations"]), row["growth"]
+    points, growth = _points(row["evaluations"], field), row["growth"]
     if growth and points and points[0].tokens > row["start_tokens"]:
         grown = {
             "tokens": row["start_tokens"],
@@ -89,19 +96,20 @@ def _end_of_growth(row: Mapping[str, Any]) -> float | None:
     return None if start is None else start + row["growth"]["seconds"]
 
 
-def _baseline(row: Mapping[str, Any]) -> Run:
-    points, end = _points(row["evaluations"]), None
+def _baseline(row: Mapping[str, Any], field: str) -> Run:
+    points, end = _points(row["evaluations"], field), None
     if row["eval_loss"] is not None:
         timed = all(point.seconds is not None for point in points)
-        end = Point(row["tokens"], row["flops"], row["eval_loss"], row["seconds"] if timed else None)
+        loss = row["eval_loss"] if field == "loss" else row["evaluations"][-1][field]
+        end = Point(row["tokens"], row["flops"], loss, row["seconds"] if timed else None)
     return Run(points, end, row["name"])
 
 
-def _points(rows: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
+def _points(rows: Iterable[Mapping[str, Any]], field: str = "loss") -> tuple[Point, ...]:
+    """field: the loss that counts, where a row has it: not every stage before the last tells the halves apart."""
+    losses = [(one, one["loss"] if one.get(field) is None else one[field]) for one in rows]
     return tuple(
-        Point(one["tokens"], one["flops"], one["loss"], one.get("run_seconds"))
-        for one in rows
-        if one["loss"] is not None
+        Point(one["tokens"], one["flops"], loss, one.get("run_seconds")) for one, loss in losses if loss is not None
     )
 
 

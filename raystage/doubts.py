@@ -12,7 +12,7 @@ from raystage.interpolation import is_convex
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import StageRecord
 from raystage.savings import Savings
-from raystage.tuning import ENOUGH_VALUES, choose, compared, edges, tried
+from raystage.tuning import ENOUGH_VALUES, choose, compared, edges, is_judged_on_half, tried
 
 # A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
 _DECAYED_RATIO = 0.1
@@ -22,6 +22,10 @@ _ENOUGH_SEEDS = 3
 _BENT = (
     "The baseline's loss does not fall ever slower from budget to budget: noise is as large as its bend, or its "
     "smallest budgets are too short. So what lies between two budgets is less certain than it is taken for."
+)
+_SAME_TEXT = (
+    "Values are chosen by the text that they are compared on, for stages of an older version of raystage do not tell "
+    "its halves apart: the best of several looks better than it is."
 )
 _RATE = "training.optimizer.lr"
 # Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
@@ -78,10 +82,12 @@ def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
         for path in few
     ]
     choice = choose(plan, records) if plan.variants else None
-    if choice is not None:
-        for side, values in (("staged run", choice.staged), ("baseline", choice.baseline)):
-            found += [_edge_doubt(side, path, dict(values)[path]) for path in edges(plan, values) if path not in few]
-    return found
+    if choice is None:
+        return found
+    for side, chosen in (("staged run", (choice.staged,)), ("baseline", choice.baseline)):
+        at_edge = [(path, dict(values)[path]) for values in dict.fromkeys(chosen) for path in edges(plan, values)]
+        found += [_edge_doubt(side, path, value) for path, value in at_edge if path not in few]
+    return found if is_judged_on_half(plan, records) else [*found, _SAME_TEXT]
 
 
 def _rate_doubt(plan: Plan) -> str:

@@ -26,7 +26,7 @@ from raystage.growth.counts import HeadStarts
 from raystage.growth.mask import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.metrics import Sums, Tally
-from raystage.objective import answers, logits_of, next_token_loss, next_token_scores
+from raystage.objective import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
 from raystage.plan import StagePlan
 from raystage.schedule import Metric
 
@@ -71,11 +71,13 @@ def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
 
 class Scores(NamedTuple):
     """loss: mean over all targets, in nats per token. accuracy: the share of targets held the most probable token.
-    sums: of the user's metrics, over this worker's targets alone."""
+    sums: of the user's metrics, over this worker's targets alone. halves: the loss on the first half of the sequences
+    and on the rest; None of a single one."""
 
     loss: float
     accuracy: float
     sums: Sums
+    halves: tuple[float, float] | None
 
 
 class StageEngine:
@@ -198,13 +200,21 @@ class StageEngine:
         """How well the model says all targets of `sequences`: the same on every worker, but for `sums`."""
         self.deepspeed.eval()
         total, tally = torch.zeros(2, dtype=torch.float64, device=self.device), Tally(metrics)
+        count, length = len(sequences), sequences.shape[1] - 1
+        halves, place = torch.zeros_like(total), self.rank * count // self.world
         for batch, weight in self.shares(sequences):
             logits, targets = answers(self.deepspeed.module, batch)
-            total += next_token_scores(logits, targets) * weight
+            scores = next_token_scores(logits, targets)
+            total += scores * weight
             if weight:
                 tally.add(logits, targets)
+                halves += next_token_halves(logits, targets, scores[0], (count // 2 - place) * length)
+                place += len(batch)
         comm.all_reduce(total)
-        return Scores(*(total / (len(sequences) * (sequences.shape[1] - 1))).tolist(), tally.sums)
+        comm.all_reduce(halves)
+        parts = torch.tensor([count // 2, count - count // 2], dtype=torch.float64, device=self.device) * length
+        apart = tuple((halves / parts).tolist()) if count > 1 else None
+        return Scores(*(total / (count * length)).tolist(), tally.sums, apart)
 
     def logits(self, sequences: np.ndarray) -> np.ndarray:
         """fp32 logits on `sequences` of shape (batch, length). Every worker computes all of them."""

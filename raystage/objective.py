@@ -23,6 +23,16 @@ def next_token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
     return torch.stack([_loss(logits, targets).double(), correct.double()])
 
 
+def next_token_halves(logits: torch.Tensor, targets: torch.Tensor, loss: torch.Tensor, border: int) -> torch.Tensor:
+    """The sum of the losses of the targets before `border` and of those from it on: two float64, `loss` together."""
+    nothing = torch.zeros_like(loss)
+    if border <= 0:
+        return torch.stack([nothing, loss])
+    if border >= len(targets):
+        return torch.stack([loss, nothing])
+    return torch.stack([_loss(logits[:border], targets[:border]), _loss(logits[border:], targets[border:])]).double()
+
+
 def answers(model: torch.nn.Module, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 logits of shape (targets, vocabulary) and the targets."""
     logits = model(input_ids=sequences[:, :-1], use_cache=False).logits

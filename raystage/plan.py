@@ -102,7 +102,7 @@ def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | No
 
 def with_choice(plan: Plan, schedule: Schedule, choice: Choice, sources: Sources | None = None) -> Plan:
     """The plan whose further seeds train the values that were chosen on the written one."""
-    further = _further_seeds(schedule, plan.name, choice, sources or Sources())
+    further = _further_seeds(schedule, plan, choice, sources or Sources())
     return replace(plan, further_seeds=further, is_chosen=True)
 
 
@@ -133,7 +133,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
 def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
     """The plan with all that is trained besides the schedule as written."""
     variants = tuple(_variant(schedule, plan.name, values, sources) for values in other_values(schedule))
-    further = _further_seeds(schedule, plan.name, Choice(plan.values, plan.values), sources)
+    further = _further_seeds(schedule, plan, _written(plan), sources)
     return replace(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
 
 
@@ -144,16 +144,26 @@ def _variant(schedule: Schedule, name: str, values: Values, sources: Sources) ->
     except InputError as error:
         raise InputError(f"{tried} cannot be planned: {error}", key="baseline.tune") from None
     baselines = tuple(_named(run, tried) for run in plan.baselines)
-    return Variant(schedule.seed, values, values, _named(plan.staged, tried), baselines)
+    return Variant(schedule.seed, values, (values,) * len(baselines), _named(plan.staged, tried), baselines)
 
 
-def _further_seeds(schedule: Schedule, name: str, choice: Choice, sources: Sources) -> tuple[Variant, ...]:
-    """Their names do not tell the values, for they stay while these are not known."""
+def _written(plan: Plan) -> Choice:
+    """What stands for a choice that is still to be made."""
+    return Choice(plan.values, (plan.values,) * len(plan.baselines))
+
+
+def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sources) -> tuple[Variant, ...]:
+    """Their names are those of the runs as written, with the seed: they stay when the values become known."""
     found = []
     for more in range(1, schedule.seeds):
         seeded = with_seed(schedule, more)
-        staged = _plan(with_values(seeded, choice.staged), name, sources).staged
-        baselines = _plan(with_values(seeded, choice.baseline), name, sources).baselines
+        chosen = {choice.staged, *choice.baseline}
+        plans = {values: _plan(with_values(seeded, values), plan.name, sources) for values in chosen}
+        staged = plans[choice.staged].staged
+        baselines = [
+            replace(plans[values].baselines[index], name=plan.baselines[index].name)
+            for index, values in enumerate(choice.baseline)
+        ]
         seed = f"seed-{seeded.seed}"
         found.append(
             Variant(

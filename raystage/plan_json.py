@@ -112,10 +112,10 @@ def _chain(run: RunPlan) -> dict[str, Any]:
 
 
 def _variant(variant: Variant) -> dict[str, Any]:
-    """values: of the staged run and of its baselines; of a further seed those written, until the best are known."""
+    """values: of the staged run and of each baseline; of a further seed those written, until the best are known."""
     return {
         "seed": variant.seed,
-        "values": {"staged": dict(variant.staged_values), "baseline": dict(variant.baseline_values)},
+        "values": {"staged": dict(variant.staged_values), "baseline": [dict(one) for one in variant.baseline_values]},
         "staged": _chain(variant.staged),
         "baseline": [_baseline(run) for run in variant.baselines],
     }

@@ -195,22 +195,22 @@ class RunPlan:
 class Variant:
     """The staged run and its baselines once more: with other values of what is tuned, or with another seed.
 
-    staged_values, baseline_values: what each side is trained with, of what is tuned.
+    staged_values, baseline_values: what each side is trained with, of what is tuned; of each of the baselines.
     """
 
     seed: int
     staged_values: Values
-    baseline_values: Values
+    baseline_values: tuple[Values, ...]
     staged: RunPlan
     baselines: tuple[RunPlan, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that came out best, of either side."""
+    """The values that came out best: of the staged run, and of the baseline at every budget."""
 
     staged: Values
-    baseline: Values
+    baseline: tuple[Values, ...]
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ class Plan:
     @property
     def candidates(self) -> tuple[Variant, ...]:
         """All values that are compared on the written seed, those of the schedule first."""
-        return (Variant(self.seed, self.values, self.values, self.staged, self.baselines), *self.variants)
+        values = (self.values,) * len(self.baselines)
+        return (Variant(self.seed, self.values, values, self.staged, self.baselines), *self.variants)
 
     def runs(self) -> tuple[RunPlan, ...]:
         """All runs, in the order in which they are trained."""

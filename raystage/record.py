@@ -35,6 +35,8 @@ class Evaluation:
     """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured.
 
     metrics: the schedule's own by name, as far as they were measured when the stage was trained.
+    choosing_loss, judging_loss: the loss on the first half of the text, by which tuned values are chosen, and on the
+    other, by which the best of them are compared; None of a version before, and of a single sequence.
     """
 
     tokens: int
@@ -44,6 +46,8 @@ class Evaluation:
     loss: float
     accuracy: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    choosing_loss: float | None = None
+    judging_loss: float | None = None
 
     @property
     def perplexity(self) -> float:

@@ -236,12 +236,14 @@ def _about(report: Mapping[str, Any]) -> str:
 
 def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
     """What else came of the comparison, in sentences; reports of before say nothing of tokens and equal FLOPs."""
+    half = "Losses are those of the half of the held-out text by which no value was chosen."
+    judged = [half] if savings.get("is_judged_on_half") else []
     if savings.get("seeds"):
-        return _over_seeds(savings["seeds"])
+        return [*_over_seeds(savings["seeds"]), *judged]
     shares = (("Wall-clock time", savings["time_saved"]), ("Tokens", savings.get("tokens_saved")))
     said = [f"{what} saved: {format_share(share)}." for what, share in shares if share is not None]
     at_equal_flops = savings.get("at_equal_flops")
-    return [*said, sentence(at_equal_flops)] if at_equal_flops else said
+    return [*said, *([sentence(at_equal_flops)] if at_equal_flops else []), *judged]
 
 
 def _over_seeds(over: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from raystage.growth.operator import in_short
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
 
+_HALVES = " They are chosen by the first half of the held-out text and compared by the other; the losses are of both."
 _QUALITY = ("eval loss", "perplexity", "accuracy")
 
 
@@ -126,17 +127,21 @@ def tuning_table(report: Mapping[str, Any]) -> Table:
     sides = zip(tuning["staged"]["rows"], tuning["baseline"]["rows"], strict=True)
     note = (
         "Held-out loss at the end of every run, on the schedule's own seed. The best of the staged run and the best of "
-        "the baseline, which is judged at its largest budget, are compared."
-    )
+        "the baseline at each of its budgets are compared."
+    ) + (_HALVES if tuning.get("chosen_on_half") else "")
     return Table("Tuning", columns, [_tuning_cells(staged, baseline) for staged, baseline in sides], note)
 
 
 def _tuning_cells(staged: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
     value = ", ".join(f"{path.rpartition('.')[2]} {_tuned(value)}" for path, value in staged["values"].items())
-    (own,), (*smaller, largest) = (
-        [shown(loss["eval_loss"], format_loss) for loss in side["eval_losses"]] for side in (staged, baseline)
-    )
-    return [value, _marked(own, staged["is_best"]), *smaller, _marked(largest, baseline["is_best"])]
+    return [value, *_side_cells(staged), *_side_cells(baseline)]
+
+
+def _side_cells(side: Mapping[str, Any]) -> list[str]:
+    """Reports of before have one best value for all budgets, by the last of them."""
+    losses = side["eval_losses"]
+    marks = [loss.get("is_best", side["is_best"] and loss is losses[-1]) for loss in losses]
+    return [_marked(shown(loss["eval_loss"], format_loss), mark) for loss, mark in zip(losses, marks, strict=True)]
 
 
 def _tuned(value: Any) -> str:

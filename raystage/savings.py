@@ -51,7 +51,8 @@ class Savings:
     figure, the baseline having met the staged run's final loss within the budgets that were measured.
     loss_difference_at_equal_flops: the baseline's held-out loss less the staged run's, in nats per token, where the
     baseline has had the staged run's FLOPs; above 0 where the staged run is the better model. at_equal_flops: the same
-    in words, or why it is None.
+    in words, or why it is None. is_judged_on_half: whether the losses are of the half of the held-out text by which no
+    value was chosen.
     """
 
     at_eval_loss: float | None
@@ -68,6 +69,7 @@ class Savings:
     compute_saved_at_most: float | None = None
     flops_baseline_at_most: float | None = None
     loss_difference_at_equal_flops_at_most: float | None = None
+    is_judged_on_half: bool = False
 
 
 def saved(staged: float, baseline: float) -> float:

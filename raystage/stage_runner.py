@@ -321,7 +321,7 @@ class StageRunner:
         self._mark = time.monotonic()
         self._count_evaluation_energy()
         place = progress.tokens, progress.steps, progress.flops, progress.seconds
-        point = Evaluation(*place, scores.loss, scores.accuracy, metrics)
+        point = Evaluation(*place, scores.loss, scores.accuracy, metrics, *(scores.halves or ()))
         progress.evaluations.append(point)
         self._send("evaluated", point)
 

@@ -1,7 +1,10 @@
-"""Which of the values that were tried are compared: the best of either side, by the held-out loss at its end.
+"""Which of the values that were tried are compared: the best of the staged run, and at each of its budgets the best of
+the baseline, as whoever trained it at that budget would have chosen.
 
-The baseline's are judged at its largest budget, and one value counts for all of its budgets, as one who trained it
-would choose. Where two are equal, the first counts, and the schedule's own come first.
+Values are chosen by the loss on one half of the held-out text, and what was chosen is compared by the loss on the
+other: the best of several looks better than it is where it was found. Records of versions before do not tell the halves
+apart; where there is one among them, all of the text is used. Where two values are equal, the first counts, and the
+schedule's own come first.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ def choose(plan: Plan, records: Records) -> Choice | None:
     """The best values of either side; None as long as a run of the written seed is not finished."""
     if any(final_loss(run, records) is None for run in plan.pilots()):
         return None
-    staged, baseline = _best(plan, records)
-    return Choice(staged.staged_values, baseline.baseline_values)
+    staged, baselines = _best(plan, plan.candidates, records)
+    return Choice(staged.staged_values, tuple(one.staged_values for one in baselines))
 
 
 def compared(plan: Plan, records: Records) -> Plan:
@@ -36,42 +39,60 @@ def compared(plan: Plan, records: Records) -> Plan:
     """
     if not plan.variants or choose(plan, records) is None:
         return plan
-    staged, baseline = _best(plan, records)
-    rest = zip(
-        [one for one in plan.candidates if one is not staged],
-        [one for one in plan.candidates if one is not baseline],
-        strict=True,
-    )
+    candidates = plan.candidates
+    best, at_budgets = _best(plan, candidates, records)
+    staged = [one for one in candidates if one is not best]
+    others = [[one for one in candidates if one is not chosen] for chosen in at_budgets]
     return replace(
         plan,
-        staged=staged.staged,
-        baselines=baseline.baselines,
+        staged=best.staged,
+        baselines=_at_each(at_budgets),
         variants=tuple(
-            Variant(plan.seed, one.staged_values, other.baseline_values, one.staged, other.baselines)
-            for one, other in rest
+            Variant(plan.seed, one.staged_values, tuple(at.staged_values for at in rest), one.staged, _at_each(rest))
+            for one, *rest in zip(staged, *others, strict=True)
         ),
     )
 
 
-def _best(plan: Plan, records: Records) -> tuple[Variant, Variant]:
-    """Of the staged run and of the baseline."""
+def _at_each(variants: Sequence[Variant]) -> tuple[RunPlan, ...]:
+    """Of the first variant the baseline of the smallest budget, of the second that of the next, and so on."""
+    return tuple(one.baselines[budget] for budget, one in enumerate(variants))
+
+
+def _best(plan: Plan, candidates: Sequence[Variant], records: Records) -> tuple[Variant, tuple[Variant, ...]]:
+    """Of the candidates that for the staged run, and that for the baseline at each budget."""
+    loss_of = choosing_loss if _tell_halves(plan.pilots(), records) else final_loss
 
     def best(run_of: Callable[[Variant], RunPlan]) -> Variant:
-        return min(candidates, key=lambda one: _rank(final_loss(run_of(one), records)))
+        return min(candidates, key=lambda one: _rank(loss_of(run_of(one), records)))
 
-    candidates = plan.candidates
-    return best(lambda one: one.staged), best(largest) if plan.baselines else candidates[0]
-
-
-def largest(variant: Variant) -> RunPlan:
-    """The baseline of the largest budget."""
-    return max(variant.baselines, key=lambda run: run.tokens)
+    budgets = range(len(plan.baselines))
+    return best(lambda one: one.staged), tuple(best(lambda one, at=at: one.baselines[at]) for at in budgets)
 
 
 def final_loss(run: RunPlan, records: Records) -> float | None:
     """The held-out loss at a run's end; None where it is not finished."""
     record = records.get(run.stages[-1].key)
     return None if record is None else record.eval_loss
+
+
+def choosing_loss(run: RunPlan, records: Records) -> float | None:
+    """The same on the half of the text by which values are chosen."""
+    return records[run.stages[-1].key].end.choosing_loss
+
+
+def is_judged_on_half(plan: Plan, records: Records) -> bool:
+    """Whether values are chosen on one half of the held-out text and compared on the other.
+
+    The choice is that of the written seed alone: what further seeds come to must not change it.
+    """
+    return bool(plan.variants) and _tell_halves(plan.runs(), records)
+
+
+def _tell_halves(runs: Sequence[RunPlan], records: Records) -> bool:
+    """Whether the ends of all runs that are finished tell the halves of the held-out text apart."""
+    ends = [records[run.stages[-1].key] for run in runs if run.stages[-1].key in records]
+    return all(end.evaluations and end.end.judging_loss is not None for end in ends)
 
 
 def tried_with(plan: Plan, name: str) -> str:
@@ -98,17 +119,27 @@ def tuning_rows(plan: Plan, records: Records) -> dict[str, Any] | None:
         return None
     choice = choose(plan, records)
     ordered = sorted(plan.candidates, key=lambda one: _in_order(one.staged_values))
-    staged = [_row(one.staged_values, choice and choice.staged, [one.staged], records) for one in ordered]
-    baseline = [_row(one.baseline_values, choice and choice.baseline, one.baselines, records) for one in ordered]
+    staged = [_row(one, [one.staged], choice and (choice.staged,), records) for one in ordered]
+    baseline = [_row(one, one.baselines, choice and choice.baseline, records) for one in ordered]
     return {
         "staged": {"rows": staged, "at_edge": bool(choice and edges(plan, choice.staged))},
-        "baseline": {"rows": baseline, "at_edge": bool(choice and edges(plan, choice.baseline))},
+        "baseline": {
+            "rows": baseline,
+            "at_edge": bool(choice and any(edges(plan, values) for values in choice.baseline)),
+        },
+        "chosen_on_half": _tell_halves(plan.pilots(), records),
     }
 
 
-def _row(values: Values, best: Values | None, runs: Sequence[RunPlan], records: Records) -> dict[str, Any]:
-    losses = [{"budget_tokens": run.tokens, "eval_loss": final_loss(run, records)} for run in runs]
-    return {"values": dict(values), "eval_losses": losses, "is_best": None if best is None else values == best}
+def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | None, records: Records) -> dict[str, Any]:
+    """best: by budget. is_best: whether the values are it at any of them."""
+    values = variant.staged_values
+    marks = [None if best is None else one == values for one in best or [None] * len(runs)]
+    losses = [
+        {"budget_tokens": run.tokens, "eval_loss": final_loss(run, records), "is_best": mark}
+        for run, mark in zip(runs, marks, strict=True)
+    ]
+    return {"values": dict(values), "eval_losses": losses, "is_best": None if best is None else any(marks)}
 
 
 def _in_order(values: Values) -> list[tuple[bool, Any]]:

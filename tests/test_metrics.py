@@ -14,6 +14,7 @@ from factories import make_schedule
 from raystage import hooks
 from raystage.errors import InputError
 from raystage.metrics import Tally, added, per_class, values
+from raystage.objective import next_token_halves, next_token_scores
 from raystage.plan import make_plan
 from raystage.schedule import Metric, Schedule, load
 from staged_runs import carry_out, train
@@ -213,9 +214,22 @@ def test_the_values_are_those_of_all_held_out_text_whatever_the_workers(
             assert point.metrics.keys() == {"right", "bits"}
             assert point.metrics["right"] == point.accuracy
             assert point.metrics["bits"] == pytest.approx(point.loss / math.log(2), rel=1e-6)
+            assert point.loss == pytest.approx((point.choosing_loss + point.judging_loss) / 2, rel=1e-9)
+            assert point.choosing_loss != point.judging_loss
+    begun, others = one[0].evaluations[0], three[0].evaluations[0]
+    assert begun.choosing_loss == pytest.approx(others.choosing_loss, rel=1e-6)
     first, other = one[0].evaluations[0].metrics, three[0].evaluations[0].metrics
     assert first["right"] == other["right"]
     assert first["bits"] == pytest.approx(other["bits"], rel=1e-6)
+
+
+def test_the_halves_by_hand() -> None:
+    logits, targets = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 0])
+    loss = next_token_scores(logits, targets)[0]
+    for border, first in ((-3, 0), (0, 0), (2, 2), (6, 6), (9, 6)):
+        expected = [torch.nn.functional.cross_entropy(logits[a:b], targets[a:b], reduction="sum").item() if a < b else 0
+                    for a, b in ((0, first), (first, 6))]  # fmt: skip
+        assert next_token_halves(logits, targets, loss, border).tolist() == pytest.approx(expected)
 
 
 def message_of(schedule: Schedule, store: str) -> str:

@@ -24,7 +24,7 @@ STAGE_FIELDS = {
 SAVINGS_FIELDS = {
     "at_eval_loss", "compute_saved", "speedup", "time_saved", "flops_staged", "flops_baseline", "equal_loss_reached",
     "verdict", "tokens_saved", "loss_difference_at_equal_flops", "at_equal_flops", "compute_saved_at_most",
-    "flops_baseline_at_most", "loss_difference_at_equal_flops_at_most",
+    "flops_baseline_at_most", "loss_difference_at_equal_flops_at_most", "is_judged_on_half",
 }  # fmt: skip
 MEASURED = {
     "tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops",

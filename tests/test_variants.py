@@ -139,13 +139,14 @@ def test_further_seeds_train_what_is_chosen_once_it_is_known(tmp_path: Path) -> 
     plan = make_plan(schedule)
     assert not plan.is_chosen
     assert names(plan.known_runs()) == [name for name in names(plan.runs()) if not name.endswith("seed-1")]
-    chosen = with_choice(plan, schedule, Choice(((LR, 4e-3),), ((LR, 1e-3),)))
+    chosen = with_choice(plan, schedule, Choice(((LR, 4e-3),), (((LR, 1e-3),), ((LR, 2e-3),))))
     (further,) = chosen.further_seeds
     assert {stage.training.optimizer.lr for stage in further.staged.stages} == {4e-3}
-    assert {stage.training.optimizer.lr for run in further.baselines for stage in run.stages} == {1e-3}
+    assert [{stage.training.optimizer.lr for stage in run.stages} for run in further.baselines] == [{1e-3}, {2e-3}]
     assert chosen.known_runs() == chosen.runs()
     assert names(chosen.runs()) == names(plan.runs())
-    assert flops_shared(chosen.runs()) == flops_shared(plan.runs())
+    # Budgets with other values share no trunk: 800 tokens of the larger one's are also of the smaller one's.
+    assert flops_shared(chosen.runs()) == flops_shared(plan.runs()) + further.baselines[0].stages[0].flops
 
 
 def test_without_either_nothing_is_added(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_a_tuned_rate_on_two_seeds(raystage: Raystage, tiny: Path) -> None:
         assert best["values"] == {"training.optimizer.lr": 5e-3}
         assert best["eval_losses"][0]["eval_loss"] < poor["eval_losses"][0]["eval_loss"] - 0.5
     first, second = report["seeds"]
-    assert first["staged_eval_loss"] == report["stages"][-1]["eval_loss"]
+    end = report["stages"][-1]["evaluations"][-1]
+    assert report["savings"]["is_judged_on_half"]
+    assert first["staged_eval_loss"] == end["judging_loss"] != end["loss"]
     assert second["staged_eval_loss"] != first["staged_eval_loss"]
     assert abs(second["staged_eval_loss"] - first["staged_eval_loss"]) < 0.5  # it trained the best rate, too
     assert report["savings"]["seeds"]["seeds"] == [0, 1]
