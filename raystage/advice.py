@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from raystage.cadence import MOST_SHARE
 from raystage.data_use import data_warnings
+from raystage.differences import is_staged
 from raystage.growth.operator import WIDTHS, width_operator
 from raystage.plan import Plan, StagePlan
 from raystage.rates import Curve, rate_at
@@ -213,7 +214,7 @@ def _costly_evaluation(plan: Plan) -> Advice | None:
 
 
 def _never_decays(plan: Plan) -> Advice | None:
-    """The baselines' rate is of the last stage's kind."""
+    """The baselines' rate is the last stage's, or one that falls (`baseline`)."""
     last = plan.staged.stages[-1]
     if not plan.baselines or _decay_start(last.rate) < math.inf:
         return None
@@ -222,6 +223,16 @@ def _never_decays(plan: Plan) -> Advice | None:
         "never decays, and losses before the decay do not compare fairly: stacking's gain over a fully decayed "
         "baseline was found to be much smaller. Use wsd with a decay",
         "2307.06440; point 3 of raystage's protocol: only fully decayed values count",
+    )
+
+
+def _nothing_staged(plan: Plan) -> Advice | None:
+    if not plan.baselines or is_staged(plan):
+        return None
+    return Advice(
+        "stages",
+        "train one model on the same text in the same context: nothing is staged, and the report will give no saving",
+        "only what is staged can save by staging",
     )
 
 
@@ -275,7 +286,7 @@ _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
     _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_twins, _inside_decay, _beyond_cap,
 )  # fmt: skip
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
-    _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
+    _nothing_staged, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
 )  # fmt: skip
 
 

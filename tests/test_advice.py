@@ -138,6 +138,11 @@ CASES = {
         {"stages": stages((2, 800), (4, 1200), training=rate("wsd", decay=0.1))},
         "stages[1].training.lr_schedule", "never decays", "2307.06440",
     ),
+    "nothing staged": (
+        {"stages": stages((4, 800), (4, 1200))},
+        {"stages": stages((2, 800), (4, 1200))},
+        "stages", "train one model on the same text", "only what is staged",
+    ),
     "few budgets": (
         {"baseline": {"budgets": [1000, 2000]}},
         {"baseline": {"budgets": [1000, 1500, 2000]}},
@@ -150,7 +155,7 @@ CASES = {
     ),
     "costs more": (
         {"stages": [stages((2, 800))[0] | {"model": LONGER_CONTEXT}, stages((2, 1200), name="last")[0]]},
-        {"stages": [stages((2, 800))[0], stages((2, 1200), name="last")[0]]},
+        {"stages": stages((1, 800), (2, 1200))},
         "stages", "more FLOPs than the last stage's model from scratch", "FLOPs",
     ),
 }  # fmt: skip
@@ -172,7 +177,7 @@ def test_several_warnings_stand_in_the_order_of_the_schedule(plan_of):
 
 
 def test_a_stage_that_does_not_grow_gets_no_warning_about_growth(plan_of):
-    assert warnings(plan_of(training=COSINE, stages=stages((1, 1900), (1, 200)))) == ()
+    assert warnings(plan_of(training=COSINE, stages=stages((1, 1900), (1, 200)), baseline=None)) == ()
 
 
 def test_the_quickstart_gives_no_warning():
