@@ -27,7 +27,7 @@ _SAME_TEXT = (
     "Values are chosen by the text that they are compared on, for stages of an older version of raystage do not tell "
     "its halves apart: the best of several looks better than it is."
 )
-_RATE = "training.optimizer.lr"
+_RATE, _BATCH = "training.optimizer.lr", "training.global_batch_tokens"
 # Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
 
@@ -74,7 +74,7 @@ def _seeds_doubt(plan: Plan) -> str | None:
 
 def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
     """Of a plan as the schedule has it: of what is tuned too coarsely, and of a rate that is not tuned at all."""
-    found = [] if _RATE in dict(plan.values) else [_rate_doubt(plan)]
+    found = _untuned_doubts(plan)
     few = [path for path, _ in plan.values if len(tried(plan, path)) < ENOUGH_VALUES]
     found += [
         f"Only {len(tried(plan, path))} value{'s' if len(tried(plan, path)) > 1 else ''} of {path} tried: fewer than "
@@ -90,12 +90,21 @@ def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
     return found if is_judged_on_half(plan, records) else [*found, _SAME_TEXT]
 
 
-def _rate_doubt(plan: Plan) -> str:
-    rate = plan.baselines[-1].stages[-1].training.optimizer.lr
-    return (
-        f"One learning rate ({rate:g}): the baseline's rate is not tuned, "
+def _untuned_doubts(plan: Plan) -> list[str]:
+    """Of the rate and the batch, the values that matter most; with what the schedule says of where they come from."""
+    training, tuned = plan.baselines[-1].stages[-1].training, dict(plan.values)
+    rate, batch = f"{training.optimizer.lr:g}", f"{training.global_batch_tokens} tokens"
+    untuned = [(_RATE, f"learning rate ({rate})"), (_BATCH, f"batch ({batch})")]
+    names = [name for path, name in untuned if path not in tuned]
+    if plan.values_from and names:
+        found = f"The baseline's {' and '.join(names)} were found outside of this run: {plan.values_from}"
+        return [found if found.endswith(".") else f"{found}."]
+    of_rate = (
+        f"One learning rate ({rate}): the baseline's rate is not tuned, "
         f"and a baseline at the wrong rate makes the saving look larger."
     )
+    of_batch = f"One batch ({batch}): with another the baseline may be better, and the saving smaller."
+    return [doubt for path, doubt in ((_RATE, of_rate), (_BATCH, of_batch)) if path not in tuned]
 
 
 def _edge_doubt(side: str, path: str, value: float) -> str:

@@ -127,6 +127,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         costs=schedule.costs,
         seed=schedule.seed,
         values=written_values(schedule),
+        values_from=schedule.baseline.values_from if schedule.baseline else None,
     )
 
 

@@ -219,7 +219,8 @@ class Plan:
 
     costs: what the report's bill is made with. values: what the schedule says of what is tuned. variants: its other
     values, on the written seed. further_seeds: one variant for each; they train the best values of either side, and
-    until these are known (`is_chosen`) stand here with those written.
+    until these are known (`is_chosen`) stand here with those written. values_from: what the schedule says of where the
+    baseline's values come from.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Plan:
     variants: tuple[Variant, ...] = ()
     further_seeds: tuple[Variant, ...] = ()
     is_chosen: bool = True
+    values_from: str | None = None
 
     @property
     def predicted_saving(self) -> float:

@@ -351,11 +351,13 @@ class Baseline(Section):
 
     tune: by path of the file's training section (`TUNABLE`) the values that are tried, on both sides of the comparison.
     training: what the baselines are trained with, laid over the last stage's.
+    values_from: in the user's words, how these values were found where `tune` does not find them.
     """
 
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
     tune: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_as_tuned)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
+    values_from: Text | None = None
 
 
 class Costs(Section):

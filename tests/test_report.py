@@ -336,11 +336,18 @@ def warnings(folder, losses=BASELINE_LOSSES, **changes) -> str:
 def test_one_seed_and_one_rate_are_always_said(tmp_path):
     assert warnings(tmp_path, seed=7).startswith("One seed (7): ")
     assert "One learning rate (0.002): the baseline's rate is not tuned" in warnings(tmp_path)
+    assert "One batch (100 tokens): with another the baseline may be better" in warnings(tmp_path)
+    told = warnings(tmp_path, baseline={"values_from": "the best of 12 pairs at 1,500 tokens"})
+    assert (
+        "The baseline's learning rate (0.002) and batch (100 tokens) were found outside of this run: the best of 12 "
+        in told
+    )
+    assert "is not tuned" not in told
 
 
 def test_a_decayed_run_of_enough_tokens_and_budgets_has_no_other_doubt(tmp_path):
     text = warnings(tmp_path, stages=stages(200_000), baseline={"budgets": ["100K", "150K", "250K"]})
-    assert len(text.split("\n")) == 2
+    assert len(text.split("\n")) == 3  # one seed, one rate, one batch
 
 
 @pytest.mark.parametrize("rate", [{"kind": "constant"}, {"kind": "wsd", "decay": 0}, {"min_lr_ratio": 1.0}])
