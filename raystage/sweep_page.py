@@ -23,6 +23,9 @@ MOST_ROWS = 200
 
 # Of fewer trials the shares of what mattered say little.
 ENOUGH_TRIALS = 20
+CHOSEN_AND_JUDGED = (
+    "The best trial was chosen by the text that it is judged on, and the best of several looks better there than it is."
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def trial_table(report: Mapping[str, Any]) -> Table:
     notes = [f"Ranked by {metric_of(report['objective'][0]).words} ({better(report['objective'][0])})."]
     notes += ["A star: no other trial is better in one objective and no worse in the others."] if several else []
     notes += [f"The first {MOST_ROWS} of {len(rows)}; report.json has all."] if len(rows) > MOST_ROWS else []
+    notes += [CHOSEN_AND_JUDGED] if report["best"] and len(rows) > 1 else []
     return Table("Trials", columns, cells, " ".join(notes))
 
 

@@ -90,6 +90,8 @@ def test_what_mattered_says_of_how_few_trials_it_is(report: dict[str, Any]) -> N
     for text in (sweep_page(report), markdown(report), " ".join(summary(report))):
         assert few in text
         assert chance in text
+    for text in (sweep_page(report), " ".join(summary(report))):
+        assert "The best trial was chosen by the text that it is judged on" in text
         assert "No other path took two values" not in text
     only = {**report, "importance": {"stages[0].until.tokens": 1.0}}
     assert "No other path took two values: all of it is its share, whatever it does." in markdown(only)
