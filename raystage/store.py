@@ -5,6 +5,14 @@ stages/<key>/certificate.json         what the growth it began with did, for peo
 stages/<key>/checkpoints/<tokens>-<attempt>/
 trunks/<trunk key>/<steps>-<key>      stages that differ in nothing but where they end, a note for each
 runs/<name>/                          plan, report, figures of a run
+runs/<name>/earlier/<number>/         the same of a schedule that had the name before
+
+Leases keep two attempts from training one stage. Where they fail, the record that stands still names a whole
+checkpoint: an attempt removes what it wrote itself, and that only once it has read another's record and seen that one's
+checkpoint whole; what others wrote it removes only where it lies before its own end. So nothing is lost where a stage
+ends at a count. One that ends by the clock may end at two places: there the attempt that is ahead may remove what the
+other is about to name, and the stage is trained again from what is left. Of local files a hard link lets one attempt
+write the record; object stores have no such thing in pyarrow, there the last record stays.
 """
 
 from __future__ import annotations

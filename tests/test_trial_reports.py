@@ -78,3 +78,14 @@ def test_a_trial_that_goes_on_after_its_part_is_read_again(plan: SweepPlan, stor
 def test_a_trial_that_has_not_begun_has_no_report(plan: SweepPlan, tmp_path: Path) -> None:
     known = TrialReports(Store(open_folder(tmp_path / "empty")), plan.sweep.name)
     assert known.reports([TrialOutcome(0, {}, is_running=True)]) == {}
+
+
+def test_a_trial_whose_report_or_record_is_broken_is_left_out(plan: SweepPlan, store: Store) -> None:
+    """It must not stop a sweep that has finished its trials."""
+    store.run_folder(f"{plan.sweep.name}-0").write_whole("report.json", b'{"a":')
+    known = TrialReports(store, plan.sweep.name)
+    reports = known.reports(finished(plan, 2.0, 2.1))
+    assert set(reports) == {1}
+    key = reports[1]["stages"][0]["key"]
+    store.stage_folder(key).write_whole("record.json", b'{"a":')
+    assert key not in known.records(reports.values())
