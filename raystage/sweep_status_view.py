@@ -71,7 +71,7 @@ def trial_table(status: Mapping[str, Any]) -> RenderableType:
 
 def _lines(status: Mapping[str, Any]) -> list[str]:
     best, lines = status.get("best"), []
-    if status.get("doing"):
+    if status.get("doing") and status["state"] == "RUNNING":
         lines.append(status["doing"])
     if best:
         lines.append(f"best so far: trial {best['number']}, {best['metric']} {best['value']:.4g}")

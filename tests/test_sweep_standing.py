@@ -169,7 +169,10 @@ def test_status_knows_sweeps_and_their_trials(plan: SweepPlan, store: Store) -> 
 
 
 def test_after_ctrl_c_no_trial_is_running(plan: SweepPlan, store: Store) -> None:
-    follow(plan, store).ended(KeyboardInterrupt())
+    status = follow(plan, store)
+    status._doing = "starting Ray Tune"
+    status.ended(KeyboardInterrupt())
+    assert "starting Ray Tune" not in call(store, "search")
     shown = json.loads(call(store, "search", "--json"))
     assert (shown["state"], shown["trials"][1]["state"]) == ("ABORTED", "INTERRUPTED")
 
