@@ -18,7 +18,7 @@ from raystage.units import shown
 
 ITEM_BYTES = 4
 _MOST_EXPERTS, _MOST_AXES, _LARGEST_COUNT = 400_000, 16, 2**63
-_FEW_LAYERS = 1000  # cheap to list, however few parameters there are: a checkpoint may hold none
+_FEW_LAYERS = 1000  # cheap to list where a checkpoint holds no parameters at all
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _WHOLE_CHECKSUM = re.compile(r"xxh3_128:[0-9a-f]{32}")
@@ -54,8 +54,8 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 def _check_counts(model: Mapping[str, Any], num_parameters: int) -> None:
     """What is counted off is listed later on: a manifest may not ask for more of it than there can be."""
-    layers, limit = model.get("num_layers", 0), max(num_parameters, _FEW_LAYERS)
-    most = f"at most {limit}, for {num_parameters} parameters are in it"
+    layers, limit = model.get("num_layers", 0), num_parameters or _FEW_LAYERS
+    most = f"at most {limit}, for so many parameters are in it"
     _expect(layers, lambda found: found <= limit, most, "model.num_layers")
     _expect(model.get("num_experts", 0), lambda found: layers * found <= _MOST_EXPERTS,
             f"at most {_MOST_EXPERTS} in all {layers} layers", "model.num_experts")  # fmt: skip
