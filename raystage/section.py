@@ -67,7 +67,7 @@ def explain(error: ValidationError, root: type[Section]) -> InputError:
     elif found["type"] == "missing":
         problem = _missing_key(location, root)
     else:
-        problem = _wrong_value(found)
+        problem = _wrong_value(found) + _example(found, root)
     return InputError(problem, key=yamlfile.dotted(location))
 
 
@@ -101,6 +101,15 @@ def _wrong_value(found: dict) -> str:
         case "string_too_long":
             return f"found {len(found['input']):,} characters; expected at most {context['max_length']:,}"
     return f"found {value}; {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+def _example(found: dict, root: type[Section]) -> str:
+    """What a mapping looks like, where a value stands in its place and the key has an example."""
+    location = found["loc"]
+    if found["type"] not in ("model_type", "model_attributes_type") or not location or isinstance(location[-1], int):
+        return ""
+    field = keys_of(_section_at(location[:-1], root)).get(location[-1])
+    return f", for example {location[-1]}: {field.examples[0]}" if field and field.examples else ""
 
 
 def _entries(value: typing.Sized) -> str:

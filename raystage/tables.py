@@ -156,10 +156,12 @@ def _variant_lines(plan: Plan) -> list[str]:
 
 
 def _prediction(plan: Plan) -> str:
+    has_baseline = bool(plan.baselines)
+    against = "from scratch" if has_baseline else "for the last stage's model all the way"
     return (
         f"Predicted saving at equal tokens: {format_share(plan.predicted_saving)} of the FLOPs "
-        f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} from scratch). "
-        f"The saving at equal loss is what a run measures."
+        f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} {against}). "
+        f"The saving at equal loss is what a run {'measures' if has_baseline else 'with a baseline measures'}."
     )
 
 

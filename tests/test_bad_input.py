@@ -101,6 +101,8 @@ CASES = [
     ("change", "name=7", "name: found 7; expected text"),
     ("change", "data.path=7", "data.path: found 7; expected a file or folder, or a list of them"),
     ("change", "data.path=['']", "data.path[0]: found ''; expected text that is not empty"),
+    ("change", "stages[0].until=300K",
+     f"stages[0].until: found '300K'; {MAPPING}, for example until: {{tokens: 400K}}"),
     ("change", "baseline.budgets=800K", "baseline.budgets: found '800K'; expected a list"),
     ("change", "costs={price_per_hour: 2.5}",
      "costs: found a price_per_hour of 2.5 alone; expected a currency, too: USD"),
