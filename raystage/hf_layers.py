@@ -153,7 +153,7 @@ def _wrong(source: _Model, written: Config, chosen: Mapping[str, Any], count: in
     for key, value in chosen.items():
         before, after = source.lists.get(key, []), target.lists.get(key)
         expected = readings(key, before, count, layers, source.lists) if value is _LEFT_OUT else [value]
-        if key in source.lists and after not in expected:
+        if is_per_layer(key) and key in source.lists and after not in expected:
             found = f"found {key}, of which transformers makes {shown(after)} for {len(layers)} layers"
             return f"{found} where their origins have {shown(expected[0])}"
     deeper = [name for name, them in target.layers.items()
