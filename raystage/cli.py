@@ -16,6 +16,7 @@ from raystage.errors import InputError
 from raystage.evaluate_command import evaluate
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
+from raystage.notice import NOTICE
 from raystage.options import (
     DebugStream,
     address_option,
@@ -152,6 +153,7 @@ def run(
     """
     from raystage.yamlfile import read_mapping
 
+    NOTICE.install()
     mode = wandb_mode_for(wandb_mode)
     parsed, made = _load(schedule, read_mapping(schedule), overrides, name, store)
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import platform
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,13 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raystage.crew import POLL_SECONDS, Fit, is_fitting, worker_environment
+from raystage.crew import POLL_SECONDS, worker_environment
 from raystage.errors import RaystageError, WorkersLost
 from raystage.findings import Finding, failed, ok, warning
+from raystage.fit import Fit, is_fitting
 from raystage.launch import cluster, worker_failure
 from raystage.machine_check import mark_in
+from raystage.same_code import make_comparer
 from raystage.schedule import Training
 from raystage.storage import open_folder
 from raystage.values import Workers
@@ -35,6 +38,7 @@ NODE_SECONDS = 60.0
 TRAIN_SECONDS = 180.0
 _SUMMED_ELEMENTS = 2**20
 _CLUSTER_ADVICE = "`ray status` must answer on the head node; where it asks for a token, set RAY_AUTH_MODE=token here"
+_OWN_ADVICE = "a run without --address needs a folder for Ray's sockets, and room in /dev/shm and on the disk"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def check_cluster(address: str | None, store: str | None, with_train: bool = Fal
     except _StillWaiting:
         return
     except RaystageError as error:
-        yield failed("Ray cluster", str(error), _CLUSTER_ADVICE)
+        yield failed("Ray cluster", str(error), _CLUSTER_ADVICE if address else _OWN_ADVICE)
 
 
 def _resources() -> str:
@@ -95,7 +99,7 @@ def _marked(store: str | None) -> Iterator[str | None]:
 def _check_nodes(store: str | None, mark: str | None) -> Iterator[Finding]:
     """One task on each living node, all at once."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    here, tell = describe(None, None), ray.remote(num_cpus=0, max_retries=0)(describe)
+    here, tell = describe(None, None), ray.remote(num_cpus=0, max_retries=0)(_make_describer())
     told = {
         node["NodeID"]: tell.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -105,6 +109,16 @@ def _check_nodes(store: str | None, mark: str | None) -> Iterator[Finding]:
     ray.wait(list(told.values()), num_returns=len(told), timeout=NODE_SECONDS)
     for node in nodes:
         yield _judge_answer(node, told[node["NodeID"]], here)
+
+
+def _make_describer() -> Callable[[str | None, str | None], NodeFacts | str]:
+    """`describe`, or what is wrong with the raystage there. Nested, so that it comes to run whatever that is."""
+    compare = make_comparer()
+
+    def look(store: str | None, mark: str | None) -> NodeFacts | str:
+        return compare() or importlib.import_module("raystage.cluster_check").describe(store, mark)
+
+    return look
 
 
 def describe(store: str | None, mark: str | None) -> NodeFacts:
@@ -134,7 +148,9 @@ def _judge_answer(node: dict[str, Any], answer: ray.ObjectRef, here: NodeFacts) 
     except RayError as error:  # a GetTimeoutError, too
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else type(error).__name__
-        return failed(check, f"carries out no task ({reason})", "install raystage on it, in the same versions as here")
+        return failed(check, f"carries out no task ({reason})", "see the logs of its workers")
+    if isinstance(facts, str):
+        return failed(check, *facts.rsplit(": ", 1))
     return judge_node(check, node["Resources"], facts, here)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
-import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -25,45 +24,19 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.errors import ClusterLost
+from raystage.fit import Fit
 from raystage.mailbox import Mailbox, Task
+from raystage.own_cluster import is_own, notes_folder
 from raystage.planned import Job
 from raystage.room import give_back_room
+from raystage.same_code import make_comparer
 from raystage.schedule import Training
-from raystage.storage import open_folder
+from raystage.train_notes import new_notes
 from raystage.watch import answer, in_time
 
 POLL_SECONDS = 0.2
 # Workers that have nothing to do need not even save.
 DISMISS_SECONDS = 20.0
-_FIT_THREAD = "raystage-fit"
-
-
-class Fit:
-    """A trainer's `fit`, in a thread of its own, so that this one stays free to listen. error: what it ended with."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        self.error: Exception | None = None
-        self._trainer = trainer
-        self._thread = threading.Thread(target=self._run, name=_FIT_THREAD, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._trainer.fit()
-        except Exception as error:  # handed to the thread that listens, which puts it into words
-            self.error = error
-
-    @property
-    def is_over(self) -> bool:
-        return not self._thread.is_alive()
-
-    def wait(self, seconds: float) -> None:
-        self._thread.join(seconds)
-
-
-def is_fitting() -> bool:
-    """Whether a Train run is still under way in this process: after an interruption, say."""
-    return any(thread.name == _FIT_THREAD for thread in threading.enumerate())
 
 
 class Crew:
@@ -74,7 +47,7 @@ class Crew:
         self.mailbox = _open_mailbox()
         self._terms = _terms(job)
         # Where Ray Train keeps its own notes on a run; none of them are needed afterwards.
-        self._folder = open_folder(job.store) / "ray" / f"{job.stages[-1].key[:12]}-{uuid.uuid4().hex[:8]}"
+        self._folder = new_notes(notes_folder() if is_own() else job.store, job.stages[-1].key[:12])
         self._task = Task(0, b"")
         self._fit: Fit | None = None
 
@@ -143,7 +116,7 @@ class Crew:
         training, on_gpu = self._training, self._training.gpus_per_worker > 0
         resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
         return TorchTrainer(
-            _train,
+            _make_train(),
             train_loop_config={"mailbox": self.mailbox},
             scaling_config=ScalingConfig(num_workers=_wanted(training), use_gpu=on_gpu, resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -216,6 +189,18 @@ def worker_environment(training: Training) -> dict[str, str]:
     return {**variables, "DS_ACCELERATOR": "cuda" if training.gpus_per_worker else "cpu"}
 
 
-def _train(config: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker. By its name, so that DeepSpeed is loaded there and not here."""
-    importlib.import_module("raystage.train_loop").train_on_worker(config["mailbox"])
+def _make_train() -> Callable[[dict[str, Any]], None]:
+    """What Ray Train runs on each worker. Nested, so that it comes to run there whatever raystage is there."""
+    compare = make_comparer()
+
+    def train(config: dict[str, Any]) -> None:
+        mailbox = config["mailbox"]
+        if ray.get(mailbox.is_refused.remote()):
+            return
+        if difference := compare():
+            ray.get(mailbox.refuse.remote(difference))
+            raise RuntimeError(difference)
+        # By its name, so that DeepSpeed is loaded there and not here.
+        importlib.import_module("raystage.train_loop").train_on_worker(mailbox)
+
+    return train

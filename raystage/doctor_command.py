@@ -13,13 +13,22 @@ import click
 
 from raystage.errors import RaystageError
 from raystage.findings import Finding, failed
-from raystage.options import DebugStream, cluster_address, exits, json_option, store_option, store_uri
+from raystage.notice import NOTICE
+from raystage.options import (
+    DebugStream,
+    address_option,
+    cluster_address,
+    exits,
+    json_option,
+    store_option,
+    store_uri,
+)
 
 _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 
 @click.command()
-@click.option("--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise.")
+@address_option
 @click.option("--train", is_flag=True, help="Also have two workers of a Train run sum a tensor over NCCL or gloo.")
 @store_option
 @json_option
@@ -35,6 +44,7 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
       raystage doctor
       raystage doctor --address 10.0.0.1:6379 --store s3://my-bucket/runs --train
     """
+    NOTICE.install()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as in `run`: DeepSpeed would look for a GPU here, and say so
     output, findings = sys.stdout, []
     with contextlib.redirect_stdout(DebugStream()):  # for what libraries print
@@ -62,7 +72,7 @@ def _look(address: str | None, store: str, with_train: bool) -> Iterator[Finding
         yield failed("the rest", "not looked at", "first install what is named above")
         return
     from raystage.cluster_check import check_cluster
-    from raystage.machine_check import check_devices, check_shared_memory, check_store, check_wandb
+    from raystage.machine_check import check_devices, check_shared_memory, check_store, check_token, check_wandb
     from raystage.storage import open_folder
 
     yield from check_devices()
@@ -72,4 +82,5 @@ def _look(address: str | None, store: str, with_train: bool) -> Iterator[Finding
         has_store = has_store and not finding.is_failure
         yield finding
     yield check_wandb(os.environ, Path.home())
+    yield from check_token(os.environ, Path.home())
     yield from check_cluster(address, open_folder(store).uri if has_store else None, with_train)

@@ -252,6 +252,7 @@ class Driver:
             gpus = max(training.workers * training.gpus_per_worker for training in needs)
             self._tell("preparing", launch.starting_cluster(self.address, cpus, gpus))
             stack.enter_context(launch.cluster(self.address, cpus, gpus))
+            launch.tidy(self.store.folder)
             self.is_connected = True
 
     def _tell(self, what: str, *facts: Any) -> None:

@@ -10,6 +10,7 @@
     ├── SweepFailed           no trial of a sweep came to its end
     ├── ResourcesMissing      the cluster does not have what a stage asks for
     ├── ClusterLost           the cluster does not answer any more
+    ├── OtherCode             a node has another raystage than the driver
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     ├── DamagedFile           a file of a store does not hold what it should
     └── CheckpointError       a checkpoint is missing, damaged or not ours
@@ -97,6 +98,10 @@ class ResourcesMissing(RaystageError):
 
 class ClusterLost(RaystageError):
     """The Ray cluster that a run is on has stopped, or cannot be reached any more."""
+
+
+class OtherCode(RaystageError):
+    """Workers would run other sources than the driver's; nothing is trained with them."""
 
 
 class StorageError(RaystageError):

@@ -3,41 +3,46 @@
 Ray's processes leave by themselves, but not all of them and not always: a driver killed with SIGKILL
 leaves agents behind, and now and then a Train controller hangs in its exit. So a small process of its
 own keeps a list of what belongs to the cluster, and when the driver lets go of it (by closing the
-pipe, or by dying) it gives them a few seconds and ends the rest.
+pipe, or by dying) it ends the rest: at once after a shutdown, else after a few seconds.
 
-    python -m raystage.guardian PID...      # the cluster's processes; stdin: the pipe
+    python guardian.py PID...               # the cluster's processes; stdin: the pipe
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import psutil
 
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 3.0
 _ROOTS = ("raylet", "gcs_server")
+_NOW = b"now"
 
 
-@contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Within this, a local cluster started by this process has a guardian; at the end of it nothing is left.
+class Guardian:
+    """Of the local cluster that this process has started."""
 
-    After an error the cluster is left as it is: it ends when this process does.
-    """
-    there = with_children({child for child in psutil.Process().children() if child.name() in _ROOTS})
-    command = [sys.executable, "-m", "raystage.guardian", *(str(process.pid) for process in there)]
-    # A session of its own: what is sent to the driver's whole group (Ctrl-C) must not reach the guardian.
-    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    yield
-    guardian.stdin.close()
-    guardian.wait()
+    def __init__(self) -> None:
+        there = with_children({child for child in psutil.Process().children() if child.name() in _ROOTS})
+        # By its file, and safely: by its name Python would look for it in the working directory first.
+        command = [sys.executable, "-P", __file__, *(str(process.pid) for process in there)]
+        # A session of its own: what is sent to the driver's whole group (Ctrl-C) must not reach the guardian.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def dismiss(self) -> None:
+        """What is left of the cluster, which was shut down, ends now."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(_NOW)
+            self._process.stdin.close()
+        self._process.wait()
 
 
 def watch(pids: list[int]) -> None:
@@ -48,7 +53,7 @@ def watch(pids: list[int]) -> None:
             known.add(psutil.Process(pid))
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         known = with_children(known)
-    end(known)
+    end(known, 0.0 if os.read(sys.stdin.fileno(), len(_NOW)) else GRACE_SECONDS)
 
 
 def with_children(processes: set[psutil.Process]) -> set[psutil.Process]:
@@ -73,9 +78,10 @@ def _by_parent() -> Mapping[int, list[psutil.Process]]:
     return found
 
 
-def end(processes: set[psutil.Process]) -> None:
+def end(processes: set[psutil.Process], grace_seconds: float) -> None:
     """Wait a little for `processes` and what they may still start, then kill the rest."""
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + grace_seconds
+    processes = with_children(processes)
     while processes and time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS / 5)
         processes = {process for process in with_children(processes) if not _is_zombie(process)}

@@ -6,6 +6,7 @@ import contextlib
 import netrc
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -120,6 +121,23 @@ def _check_room(path: Path, least_bytes: int) -> Finding:
     if free >= least_bytes:
         return ok("disk", found)
     return warning("disk", found, "a checkpoint takes 12 bytes per parameter, and a stage keeps several; make room")
+
+
+# --- Ray's token ------------------------------------------------------------------------------
+
+
+def check_token(environment: Mapping[str, str], home: Path) -> Iterator[Finding]:
+    """A finding where others can read the file of the token, with which they could run code on the clusters of it."""
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray/auth_token")
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except OSError:
+        return
+    if mode & 0o077:
+        found = (
+            f"{file} is open to other users of this machine (mode {mode:03o}); a run's own cluster has another token"
+        )
+        yield warning("Ray token", found, f"chmod 600 {file}")
 
 
 # --- W&B --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raystage.errors import RaystageError
+from raystage.errors import OtherCode, RaystageError
 
 # How long workers stay for another job. Some seconds of theirs are well spent where others take 12 s to come.
 KEEP_SECONDS = 10.0
@@ -49,7 +49,7 @@ class Mailbox:
         self._clock = clock
         self._events: list[tuple[str, str, Any]] = []
         self._failure: RaystageError | None = None
-        self._leaving = self._is_dismissed = False
+        self._leaving = self._is_dismissed = self._is_refused = False
         self._heard: dict[int, tuple[float, WorkerSign]] = {}
         self._task: Task | None = None
         self._finished, self._idle_since, self._starts = 0, clock(), 0
@@ -100,6 +100,14 @@ class Mailbox:
 
     def fail(self, error: RaystageError) -> None:
         self._failure = self._failure or error
+
+    def refuse(self, difference: str) -> None:
+        """A worker has other code than the driver; it may not even have the errors that it could say so with."""
+        self._is_refused = True
+        self.fail(OtherCode(difference))
+
+    def is_refused(self) -> bool:
+        return self._is_refused
 
     def failure(self) -> RaystageError | None:
         return self._failure

@@ -26,6 +26,8 @@ INTERRUPTED = 130
 WANDB_MODES = ("offline", "online", "disabled")
 # Older names, which W&B still takes.
 _WANDB_NAMES = {"dryrun": "offline", "run": "online"}
+# As Ray calls it.
+OWN_CLUSTER = "local"
 # Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
 _JOB_COPY = "runtime_resources/working_dir_files"
 
@@ -68,8 +70,8 @@ def _leave(status: int) -> None:
 
 
 def _is_fitting() -> bool:
-    crew = sys.modules.get("raystage.crew")
-    return crew is not None and crew.is_fitting()
+    fit = sys.modules.get("raystage.fit")
+    return fit is not None and fit.is_fitting()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -77,7 +79,9 @@ store_option = click.option(
     "--store", metavar="URI", help="Where stages are kept: a path, s3://..., gs://... [.raystage]"
 )
 address_option = click.option(
-    "--address", help="A running Ray cluster (RAY_ADDRESS counts too); a local one is started otherwise."
+    "--address",
+    help="A running Ray cluster: HOST:PORT, or auto for what `ray start` started here (RAY_ADDRESS counts too). "
+    "Otherwise, and with local, the run starts a cluster of its own, on this machine.",
 )
 wandb_option = click.option(
     "--wandb",
@@ -135,12 +139,14 @@ def store_uri(uri: str | None) -> str:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The Ray cluster that `--address` or the environment names. Raises InputError."""
+    """The Ray cluster to join, which `--address` or the environment names; None for one of the run's own.
+
+    Raises InputError."""
     found = address or os.environ.get("RAY_ADDRESS")
     if found and (secret := secret_in(found)):
         problem = f"found {secret}; expected an address without, for it is kept in run files"
         raise InputError(problem, key="--address" if address else "RAY_ADDRESS")
-    return found
+    return None if found == OWN_CLUSTER else found or None
 
 
 def wandb_mode_for(given: str | None, environment: Mapping[str, str] = os.environ) -> str:

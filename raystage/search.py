@@ -83,6 +83,7 @@ class Search:
             cpus, gpus = room(self.plan)
             status.prepares(starting_cluster(self.address, cpus, gpus))
             with launch.cluster(self.address, cpus, gpus):
+                launch.tidy(self.store.folder)
                 status.prepares("starting Ray Tune and the first trials: their workers take some 20 s to load")
                 self._rounds(Sparingly(lambda: self._note_meanwhile(began)))
         except BaseException as error:

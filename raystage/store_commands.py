@@ -129,6 +129,7 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
     """
     from raystage.housekeeping import checked, links, remove, survey
     from raystage.prune import removals
+    from raystage.train_notes import abandoned_notes
     from raystage.units import format_bytes, parse_duration
 
     try:
@@ -153,6 +154,11 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
         place = f"{one.key}/checkpoints/{one.checkpoint}" if one.checkpoint else one.key
         what = "removed" if yes else "would remove"
         say(f"{what} stages/{place}, {format_bytes(one.bytes)}: {one.reason}", err=as_json)
+    for notes in abandoned_notes(opened.folder):
+        if yes:
+            notes.delete()
+        what = "removed" if yes else "would remove"
+        say(f"{what} ray/{notes.name}: Ray Train's notes, of a driver that has ended", err=as_json)
     size = sum(one.bytes for one in done)
     if as_json:
         _print({"store": opened.folder.uri, "removed": yes, "bytes": size, "removals": [asdict(one) for one in done],

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from raystage.errors import InputError
+from raystage.notice import NOTICE
 from raystage.options import (
     DebugStream,
     address_option,
@@ -92,6 +93,7 @@ def sweep(
       raystage sweep jobs/sweeps/quickstart.yaml
       raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
     """
+    NOTICE.install()
     mode = wandb_mode_for(wandb_mode)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import wandb
 
 from raystage.attempts import Rejection
+from raystage.notice import unheard
 from raystage.plan import Plan, RunPlan, StagePlan
 from raystage.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.wandb_rows import (
@@ -179,7 +180,10 @@ class WandbTracker:
     # --- doing --------------------------------------------------------------------------------
 
     def _start(self, run: RunPlan) -> None:
-        settings = _quiet_settings(self._mode)
+        with unheard():  # W&B's service must outlive a word to end, too
+            self._begin(run, _quiet_settings(self._mode))
+
+    def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:
         if self._session is None:
             # Set up first, for what wandb says before it has read the settings of a run.
             self._session = wandb.setup(settings)

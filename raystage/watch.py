@@ -7,7 +7,6 @@ it starts them again, which counts against `max_failures` like any other failure
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raystage.errors import ClusterLost
 from raystage.mailbox import WorkerSign
+from raystage.notice import Notice
 from raystage.room import describe_wait, has_room, is_room_taken, too_small
 from raystage.schedule import Training
 from raystage.units import format_seconds
@@ -29,8 +29,6 @@ CARE_SECONDS = 1.0
 PING_SECONDS = 2.0
 # Workers that have room are heard of before.
 ROOM_SECONDS = 15.0
-# Between the notice and the end, machines that are taken away give 30 s or more.
-LEAVE_SECONDS = 25.0
 # After 60 s Ray would end this process without a word of ours.
 CLUSTER_SECONDS = 40.0
 # What a worker may be at before the first step, and how that is said.
@@ -38,30 +36,6 @@ BEFORE_TRAINING = {
     "reading the text": "the workers read the text, and tokenize what is not in the cache",
     "entering a stage": "the workers build the model and load what it starts from",
 }
-
-
-class Notice:
-    """Word that this process is to end: SIGTERM. While a Train run listens the first one asks its workers to save and
-    leave; a second one, or one that comes at another time, interrupts at once as Ctrl-C does."""
-
-    def __init__(self) -> None:
-        self.is_heard = False
-        self.came_at: float | None = None
-
-    def install(self) -> None:
-        """Ray's own handler would print a stack trace and leave all as it is."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._take)
-
-    def _take(self, signum: int, frame: object) -> None:
-        if not self.is_heard or self.came_at is not None:
-            raise KeyboardInterrupt
-        self.came_at = time.monotonic()
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt where it came too long ago."""
-        if self.came_at is not None and time.monotonic() - self.came_at > LEAVE_SECONDS:
-            raise KeyboardInterrupt(f"the workers did not save within {LEAVE_SECONDS:g} s")
 
 
 class Watch:
@@ -123,12 +97,16 @@ class Watch:
         self._work = doing
 
     def _heed_notices(self, signs: list[WorkerSign]) -> None:
-        """Have the workers save and leave: before this process ends, or before a node goes that one of them is on."""
+        """Have the workers save and leave: before this process ends, or before a node goes that one of them is on.
+
+        Raises KeyboardInterrupt where none of them trains: they wait for room, or are being started."""
         if self._leaving:
             return
+        if self._notice.came_at is not None and not signs:
+            raise KeyboardInterrupt(f"asked to end ({self._notice.signal.name}) while no worker had anything to save")
         going = sorted(in_time(draining_nodes) & {sign.node for sign in signs})
         if self._notice.came_at is not None:
-            self._say("asked to end (SIGTERM): the workers save and leave")
+            self._say(f"asked to end ({self._notice.signal.name}): the workers save and leave")
         elif going:
             self._say(f"node {going[0][:8]} is to be taken away: the workers save, leave and start again elsewhere")
         else:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from raystage.cli import main
 from raystage.cluster_check import NodeFacts, describe, judge_node
 from raystage.findings import Finding
-from raystage.machine_check import check_devices, check_shared_memory, check_store, check_wandb
+from raystage.machine_check import check_devices, check_shared_memory, check_store, check_token, check_wandb
 from raystage.storage import open_folder
 from raystage.versions import (
     CONSTRAINTS,
@@ -149,6 +149,21 @@ def test_wandbs_key_is_found_and_never_shown(tmp_path: Path) -> None:
         "none": False, "file": True, "other server": False, "named file": True, "environment": True,
     }  # fmt: skip
     assert not any(secret in str(finding) for finding in found.values())
+
+
+def test_a_token_that_others_can_read(tmp_path: Path) -> None:
+    """Ray writes it so."""
+    assert list(check_token({}, tmp_path)) == []
+    file = tmp_path / ".ray/auth_token"
+    file.parent.mkdir()
+    file.write_text("secret")
+    file.chmod(0o644)
+    (finding,) = check_token({}, tmp_path)
+    assert (finding.state, finding.advice) == ("warning", f"chmod 600 {file}")
+    assert "mode 644" in finding.found
+    file.chmod(0o600)
+    assert list(check_token({}, tmp_path)) == []
+    assert list(check_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, tmp_path)) == []
 
 
 # --- a cluster --------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
     0: {
-        "", "addresses", "errors", "families", "findings", "growth", "plain_text", "retry", "shape", "synonyms",
-        "ticker", "units",
+        "", "addresses", "errors", "families", "findings", "growth", "notice", "plain_text", "retry", "shape",
+        "synonyms", "ticker", "units",
     },
     1: {
         "advice", "attempts", "baseline", "chart", "comparison", "conditions", "corpus", "costs", "curves", "data_use",
@@ -42,11 +42,12 @@ FLOORS: dict[int, set[str]] = {
         "surroundings",
         "certify", "checkpoint", "downstream", "evaluations", "export", "grow", "housekeeping", "huggingface",
         "integrity", "lease", "local_files", "machine_check", "naming", "processes", "sealed_json", "storage", "store",
-        "tracking", "zero",
+        "tracking", "train_notes", "zero",
     },
     4: {
-        "cluster_check", "crew", "engine", "fitting", "guardian", "handover", "launch", "lifeline", "optimizer",
-        "probe", "room", "saving", "stage_runner", "train_loop", "watch", "worker",
+        "cluster_check", "crew", "engine", "fit", "fitting", "guardian", "handover", "joined_cluster", "launch",
+        "lifeline", "optimizer", "own_cluster",
+        "probe", "room", "same_code", "saving", "stage_runner", "train_loop", "watch", "worker",
     },
     5: {
         "columns", "display", "driver", "earlier", "importance", "narrator", "next_steps", "outcomes", "runlog",

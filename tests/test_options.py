@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raystage.errors import InputError
-from raystage.options import wandb_mode_for
+from raystage.options import cluster_address, wandb_mode_for
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,13 @@ def test_wandbs_own_variables_hold_unless_the_option_is_given(
 def test_a_mode_that_there_is_not() -> None:
     with pytest.raises(InputError, match="WANDB_MODE: found 'sometimes'; expected offline, online, disabled"):
         wandb_mode_for(None, {"WANDB_MODE": "sometimes"})
+
+
+def test_local_is_a_cluster_of_the_runs_own_also_where_the_environment_names_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster_address(None) == "10.0.0.1:6379"
+    assert cluster_address("local") is None
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert cluster_address(None) is None

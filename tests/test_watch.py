@@ -1,4 +1,4 @@
-"""SIGTERM: a notice while a Train run listens, an interruption at any other time."""
+"""SIGTERM and SIGHUP: a notice while a Train run listens, an interruption at any other time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from raystage import notice as notices
 from raystage import watch
 from raystage.errors import ClusterLost
-from raystage.watch import Notice
+from raystage.notice import Notice
+from raystage.schedule import Training
 
 
 @pytest.fixture
 def notice() -> Iterator[Notice]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     notice = Notice()
     notice.install()
     yield notice
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_nobody_listens(notice: Notice) -> None:
@@ -40,9 +44,34 @@ def test_the_second_time_it_is_meant(notice: Notice) -> None:
 def test_workers_that_do_not_save_in_time_are_not_waited_for(notice: Notice, monkeypatch: pytest.MonkeyPatch) -> None:
     notice.is_heard = True
     os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(watch, "LEAVE_SECONDS", -1.0)
+    monkeypatch.setattr(notices, "LEAVE_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt, match="did not save"):
         notice.check()
+
+
+def test_a_terminal_that_closes_is_a_notice_too(notice: Notice) -> None:
+    notice.is_heard = True
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert (notice.came_at is not None, notice.signal) == (True, signal.SIGHUP)
+
+
+def test_nohup_holds(notice: Notice) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        Notice().install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_where_no_worker_trains_nobody_is_waited_for(notice: Notice) -> None:
+    """They wait for room, or are being started."""
+    watch_ = watch.Watch(None, Training(), lambda *_: None, notice)
+    notice.is_heard = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"asked to end .SIGTERM. while no worker had anything to save"):
+        watch_._heed_notices([])
 
 
 def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,24 @@ class Raystage:
         return process.returncode
 
 
+def said_until(process: subprocess.Popen, text: str) -> str:
+    """What is said on standard error up to a line with `text`."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return "".join(said)
+    raise AssertionError(f"{text!r} was never said:\n{''.join(said)}")
+
+
+def poison(folder: Path) -> None:
+    """Modules in a working directory that workers must not import."""
+    for name in ("numpy", "torch", "random", "psutil", "select"):
+        (folder / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
+    (folder / "raystage").mkdir()
+    (folder / "raystage/__init__.py").write_text("raise SystemExit('another clone of raystage')\n")
+
+
 def losses_in(report: str) -> dict[str, list[list[float]]]:
     """Both curves of every stage, to the last bit, from what `raystage run --json` prints."""
     rows = json.loads(report)["stages"]

@@ -12,7 +12,7 @@ import pytest
 from conftest import QUIET, Raystage
 from ray.cluster_utils import Cluster
 
-from raystage.launch import NO_API_SERVER
+from raystage.own_cluster import NO_API_SERVER
 
 pytestmark = pytest.mark.end_to_end
 

@@ -18,10 +18,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, QUIET, RayCluster, Raystage, losses_in, processes_named, wait_until, write_tiny
+from conftest import (
+    BIN,
+    QUIET,
+    RayCluster,
+    Raystage,
+    losses_in,
+    other_ray_processes,
+    poison,
+    processes_named,
+    said_until,
+    wait_until,
+    write_tiny,
+)
 from ray.cluster_utils import Cluster
 
-from raystage.launch import NO_API_SERVER
+from raystage.own_cluster import NO_API_SERVER
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 
@@ -51,16 +63,6 @@ def nodes(raystage: Raystage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clust
         yield cluster
     finally:
         cluster.shutdown()
-
-
-def said_until(process: subprocess.Popen, text: str) -> str:
-    """What is said on standard error up to a line with `text`."""
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if text in line:
-            return "".join(said)
-    raise AssertionError(f"{text!r} was never said:\n{''.join(said)}")
 
 
 def test_workers_that_hang_are_started_again_and_the_bits_are_those_of_a_calm_run(
@@ -145,6 +147,29 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     assert 16 * 4096 <= int(saved[0].split("-")[0]) < 90 * 4096
     # Only of evaluations: every checkpoint begins a new point of the training curve.
     assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
+
+
+def test_a_word_to_all_that_a_run_has_started_reaches_the_driver_alone(
+    raystage: Raystage, tiny: Path, calm: dict, cluster: RayCluster
+) -> None:
+    """As systemd and SLURM say it. The run has a cluster of its own, whose processes would end before the workers have
+    saved, and a working directory from which nothing must be imported."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        raystage.environment.pop(name, None)
+    poison(raystage.folder)
+    before = other_ray_processes(cluster)
+    command = ["run", tiny, "--json", "--store", "own", "--set", "training.checkpoint.every=100M"]
+    process = raystage.start(*command)
+    said_until(process, "small] step 1")
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, ""), errors
+    assert "all is saved; the same command goes on" in errors
+    assert "W&B stops" not in errors
+    assert len(list((raystage.folder / "own/stages").glob("*/checkpoints/*/manifest.json"))) == 1
+    wait_until(lambda: other_ray_processes(cluster) <= before, 30, "processes of the run's cluster are still there")
+    assert losses_in(raystage(*command).stdout)["evaluations"] == calm["evaluations"]
 
 
 def test_a_node_that_is_lost_is_done_without_as_soon_as_another_comes(

@@ -10,8 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import BIN, QUIET, RayCluster, Raystage, losses_in, other_ray_processes, wait_until
+from conftest import (
+    BIN,
+    QUIET,
+    RayCluster,
+    Raystage,
+    losses_in,
+    other_ray_processes,
+    poison,
+    said_until,
+    wait_until,
+)
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
 
 from raystage import model
 from raystage.shape import ModelShape, flops_per_token
@@ -148,15 +161,36 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
     assert losses_in(output) == losses_in(calm.stdout)
 
 
-def test_a_killed_driver_leaves_no_process_of_its_local_cluster(
+def test_a_cluster_of_the_runs_own_is_closed_to_others_and_a_killed_driver_leaves_nothing_of_it(
     raystage: Raystage, tiny: Path, cluster: RayCluster
 ) -> None:
-    del raystage.environment["RAY_ADDRESS"]
+    """Where temporary files go to a folder with a long name, and there is no home, too."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        raystage.environment.pop(name, None)
+    long = raystage.folder / ("t" * 80)
+    long.mkdir()
+    raystage.environment |= {"TMPDIR": str(long), "HOME": "/proc/no-home"}
+    poison(raystage.folder)
     before = other_ray_processes(cluster)
-    assert raystage.stop_at("small] 1 layers", signal.SIGKILL, "run", tiny, "--wandb", "disabled") == -signal.SIGKILL
+    process = raystage.start("run", tiny, "--wandb", "disabled")
+    said_until(process, "small] step 1")
+    all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    # Only the workers' rendezvous, for which torch has no choice.
+    assert {one.name()[:15] for one in all_of_it if listens_to_all(one)} <= {"ray::RayTrainWo"}
+    (address,) = {word for one in all_of_it for word in one.cmdline() if word.startswith("--gcs-address=")}
+    with pytest.raises(AuthenticationError):
+        GcsClient(address=address.partition("=")[2])
+    process.kill()
+    process.communicate(timeout=60)
     wait_until(
         lambda: other_ray_processes(cluster) <= before, 30, "processes of the dead driver's cluster are still there"
     )
+    assert not (raystage.folder / ".raystage/ray").exists()
+
+
+def listens_to_all(process: psutil.Process) -> bool:
+    listening = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    return any(one.laddr.ip.removeprefix("::ffff:") != "127.0.0.1" for one in listening)
 
 
 @pytest.mark.drill

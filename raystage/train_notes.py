@@ -1,0 +1,51 @@
+"""Where Ray Train keeps its own notes on a run: a folder that nobody needs once the driver has ended.
+
+A driver that is killed leaves it. So the folder says whose it is, and the next driver removes those of the dead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+from raystage.holder import ProcessName
+from raystage.processes import is_gone, this_process
+from raystage.storage import Folder, open_folder
+
+NOTES = "ray"
+OWNER_FILE = "driver.json"
+# Of a driver on another machine nothing is known.
+OLD_SECONDS = 7 * 24 * 3600.0
+
+
+def new_notes(place: str, name: str) -> Folder:
+    """A new folder in `place`, with a name of its own, that says that it is this process's. Raises StorageError."""
+    folder = open_folder(place) / NOTES / f"{name}-{uuid.uuid4().hex[:8]}"
+    folder.write_whole(OWNER_FILE, json.dumps(this_process().to_json()).encode())
+    return folder
+
+
+def abandoned_notes(store: Folder) -> list[Folder]:
+    """The folders in a store whose drivers have ended. Raises StorageError."""
+    notes = store / NOTES
+    return [notes / name for name in notes.names() if (notes / name).exists() and _is_abandoned(notes / name)]
+
+
+def remove_abandoned_notes(store: Folder) -> None:
+    """Raises StorageError."""
+    for folder in abandoned_notes(store):
+        folder.delete()
+
+
+def _is_abandoned(folder: Folder) -> bool:
+    """Whether its driver is known to have ended, or it is old: of drivers on other machines nothing is known."""
+    try:
+        if is_gone(ProcessName.from_json(json.loads(folder.read(OWNER_FILE)))):
+            return True
+    except FileNotFoundError:
+        pass  # of an earlier version, or begun anew after the driver had tidied up
+    except (ValueError, TypeError, KeyError):
+        pass  # not ours, perhaps
+    changed = [file.changed_at for file in folder.files()]
+    return bool(changed) and time.time() - max(changed) > OLD_SECONDS
