@@ -14,7 +14,7 @@ from folders import grow, grown
 from raystage.errors import InputError
 from raystage.hf_config import check_no_rule, readings, shape_of
 from raystage.hf_family import folder_table
-from raystage.hf_layers import deepened
+from raystage.hf_layers import _configured, deepened
 from tiny_models import config_of, families, layers_of, logits_of, model_of, with_copies
 
 LAYERS = 4
@@ -203,7 +203,7 @@ def error_of(network: torch.nn.Module, order: tuple[int, ...]) -> float:
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     table = folder_table(shape_of(config, "config.json"), shapes, "folder")
     deeper = deepened(config, order, "folder/config.json", table, LAYERS)
-    made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(deeper)
+    made = _configured(deeper)
     found = transformers.AutoModelForCausalLM.from_config(made).float().eval()
     expected = with_copies(network, order, LAYERS)
     found.load_state_dict(expected.state_dict())
