@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.files import LocalFiles, read_json
 from raystage.hf_folder import CONFIG, open_trainable, weight_files
+from raystage.lazy import huggingface_hub
 from raystage.manifest_check import check_manifest
 from raystage.schedule import Init
 from raystage.shape import ModelShape

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from raystage.corpus import (
     BYTE_TOKENIZER,
     BYTE_VOCABULARY,
@@ -26,6 +24,7 @@ from raystage.corpus import (
 )
 from raystage.errors import InputError
 from raystage.initial import InitPlan, find_init
+from raystage.lazy import huggingface_hub
 from raystage.schedule import Data, Init
 from raystage.tokenizer_folder import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
 from raystage.trained_on import TrainingText

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "raystage"
 # Every module of the package has its floor here; a new one is added by hand, with a thought about where it belongs.
 FLOORS: dict[int, set[str]] = {
     0: {
-        "", "addresses", "errors", "families", "findings", "growth", "notice", "plain_text", "retry", "shape",
+        "", "addresses", "errors", "families", "findings", "growth", "notice", "lazy", "plain_text", "retry", "shape",
         "synonyms", "ticker", "units",
     },
     1: {
@@ -196,4 +196,18 @@ def test_floors_0_and_1_import_nothing_heavy() -> None:
     light = [f"raystage.{module}".rstrip(".") for module in FILES if FLOOR_OF.get(module, 99) <= 1]
     script = f"import sys, {', '.join(light)}; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_plan_imports_what_it_needs() -> None:
+    """numpy takes as long as half of a plan, and only the axis maps of a growth are made of it."""
+    script = (
+        "import sys; from click.testing import CliRunner; from raystage.cli import main\n"
+        "done = CliRunner().invoke(main, ['plan', 'jobs/schedules/quickstart.yaml'])\n"
+        "assert not done.exit_code, done.output\n"
+        f"print(*(name for name in {(*HEAVY, 'numpy', 'huggingface_hub')} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert done.stdout.split() == []

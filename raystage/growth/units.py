@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
+from raystage.lazy import numpy as np
 
 # In place of a source index: a new unit's values are drawn as the family draws them, are the mean of all of the
 # source's along this axis, or are zero. Where the axes of an element say different things, zero comes first, and

@@ -1,0 +1,20 @@
+"""Packages that only some plans need and that are slow to import: imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class Lazy:
+    """Stands for a module until something of it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+numpy = Lazy("numpy")
+huggingface_hub = Lazy("huggingface_hub")
