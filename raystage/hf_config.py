@@ -109,7 +109,7 @@ def _rope(config: Config) -> Mapping[str, Any]:
 
 def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
     """A field's value; None where it follows from others."""
-    found = config.get(key, default)
+    found = _said(config, key, default, file)
     if field == "tied_embeddings":
         return found is True and not _is_headless(config)
     if found is None and (default is not None or field in ("num_kv_heads", "head_size", "ffn_size")):
@@ -118,6 +118,16 @@ def _value(config: Config, field: str, key: str, default: object, file: str) -> 
         return _eps(found, key, file)
     if type(found) is not int or not 1 <= found < _LARGEST_SIZE:
         raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key=key, file=file)
+    return found
+
+
+def _said(config: Config, key: str, default: object, file: str) -> object:
+    """What is said under a key, or under its second name."""
+    alias = ALIASES.get(str(config.get("model_type")), {}).get(key)
+    found = config.get(key, config.get(alias, default))
+    if config.get(alias, found) != found:
+        problem = f"found {shown(config[alias])}, another name of {key}, which is {shown(found)}; expected the same"
+        raise InputError(problem, key=alias, file=file)
     return found
 
 
@@ -181,16 +191,36 @@ _WITHOUT_EFFECT = frozenset({
     "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj",
 })  # fmt: skip
+# What else transformers reads of a configuration, of whatever family: where it is set, the model may be another. A key
+# that nobody reads computes nothing, whoever wrote it there. A test holds this against transformers' own code.
+_READ = frozenset({
+    "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
+    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
+    "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation", "is_causal", "kernel_config",
+    "kv_sharing_modes", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first", "mtp_layer_types",
+    "mtp_mlp_layer_types", "mtp_per_layer_config", "nested_rope_parameter_keys", "num_experts", "num_mtp_layers",
+    "number_of_conv_states", "original_max_position_embeddings", "per_layer_config", "qk_head_dim",
+    "quantization_config", "sub_configs", "text_config", "tie_last_hidden_states", "transformers_weights",
+    "unpadded_vocab_size", "vision_config",
+})  # fmt: skip
+# Second names of sizes, which transformers lets override the first.
+ALIASES: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {
+        "n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+    },
+    "mixtral": {"num_local_experts": "num_experts"},
+}  # fmt: skip
 
 
 def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
     """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
-    sizes = {key for key, _ in FAMILIES[shape.family].fields.values()}
+    aliases = set(ALIASES.get(shape.family, {}).values())
     for key, value in config.items():
         if key in _AS_BUILT:
             if value not in _AS_BUILT[key]:
                 raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
-        elif not (key in sizes or key in _WITHOUT_EFFECT or key in _CHECKED or value in (None, False)):
+        elif key in _READ - aliases and value not in (None, False):
             problem = f"found {shown(value)}, which the models that are trained here do not have"
             raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
     for key in _CHECKED:
@@ -321,6 +351,8 @@ def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
         for field, key in fields.items():
             if getattr(said, field) != getattr(target, field):
                 config[key] = getattr(target, field)
+                if (alias := ALIASES.get(target.family, {}).get(key)) in config:
+                    config[alias] = config[key]
 
 
 def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...]) -> None:
