@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import sysconfig
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from raystage import hub
 from raystage.errors import InputError
 from raystage.text_files import check_utf8, holds_any, measured, stdlib_files, text_files, unreadable
 
@@ -26,7 +26,6 @@ BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 _BUCKETS = 2**32
 MOST_DOCUMENTS = 4_000_000  # each takes a quarter of a kilobyte while a schedule is planned
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # All that Hugging Face tokenizers of any kind read from a folder.
 _TOKENIZER_FILES = (
     "added_tokens.json", "bpe.codes", "dict.txt", "merges.txt", "sentencepiece.bpe.model", "source.spm",
@@ -202,7 +201,7 @@ def _package(file: Path) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: str) -> str:
-    """What identifies a tokenizer: "bytes", a hub name, or the hash of the files in its folder, wherever it lies.
+    """What identifies a tokenizer: "bytes", a hub name with its commit, or the hash of the files in its folder.
 
     Raises InputError where there is no such folder, or no tokenizer in it.
     """
@@ -210,7 +209,7 @@ def tokenizer_fingerprint(tokenizer: str) -> str:
         return tokenizer
     if os.path.isdir(tokenizer):
         return _folder_fingerprint(Path(tokenizer))
-    if not _HUB_NAME.fullmatch(tokenizer):
+    if not hub.is_name(tokenizer):
         problem = f"found {tokenizer!r}, which is no folder here; expected 'bytes', a folder or a hub name"
         raise InputError(problem, key="data.tokenizer")
     return tokenizer

@@ -96,8 +96,7 @@ def find_donor(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRe
 
 def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
     """From what the schedule's `init` names. Raises InputError where this worker does not find it as it was planned."""
-    check_same(init)
-    folder, growth = open_folder(init.path), stage.growth or UNCHANGED
+    folder, growth = open_folder(check_same(init)), stage.growth or UNCHANGED
     source = Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
     keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
     policy = growth.optimizer_state if keeps else "reset"

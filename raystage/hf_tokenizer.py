@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from raystage import hub
 from raystage.corpus import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.errors import InputError
 
@@ -80,12 +81,12 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
 
     offline: from a folder or this machine's cache only. Raises InputError, which says why it cannot be loaded.
     """
+    place = Path(name) if os.path.isdir(name) else hub.snapshot(name, hub.TOKENIZER_FILES, "data.tokenizer", offline)
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "" if not offline or os.path.isdir(name) else ", looked up on this machine alone"
-        raise InputError(f"{reason}{where}", key="data.tokenizer") from None
+        raise InputError(reason, key="data.tokenizer") from None
 
 
 def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raystage import hub
 from raystage.errors import InputError
 from raystage.families import FAMILIES
 from raystage.files import LocalFiles, read_json
 from raystage.hf_folder import CONFIG, open_trainable, weight_files
-from raystage.lazy import huggingface_hub
 from raystage.manifest_check import check_manifest
 from raystage.schedule import Init
 from raystage.shape import ModelShape
@@ -25,7 +25,7 @@ from raystage.trained_on import NOT_KNOWN, TrainedOn
 from raystage.units import shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CHECKPOINT = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # within its stage's folder
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _KEY = "init.from"
@@ -36,7 +36,8 @@ class InitPlan:
     """A model to begin from. path: its folder. fingerprint: what its weights and shape are, wherever it lies.
 
     is_checkpoint: raystage's own, else a Hugging Face folder. keeps_optimizer_state: as far as it has any of use.
-    trained_on: the text, as far as its manifest says.
+    trained_on: the text, as far as its manifest says. hub: its name there with its commit, for nodes that have it
+    elsewhere, or not yet.
     """
 
     path: str
@@ -45,6 +46,7 @@ class InitPlan:
     shape: ModelShape
     keeps_optimizer_state: bool
     trained_on: TrainedOn = field(default=NOT_KNOWN, compare=False, repr=False)
+    hub: str | None = field(default=None, compare=False)
 
     def facts(self) -> dict[str, object]:
         """What of it can change a stage's result."""
@@ -54,6 +56,7 @@ class InitPlan:
 def find_init(init: Init) -> InitPlan:
     """The checkpoint, stage or Hugging Face model that `init` names. Raises InputError."""
     folder = _folder(init.source)
+    at_hub = None if os.path.isdir(init.source) else f"{hub.parts(init.source)[0]}@{folder.name}"
     if (folder / RECORD).is_file():
         folder = _stage_checkpoint(folder)
     is_checkpoint = (folder / MANIFEST).is_file()
@@ -68,19 +71,22 @@ def find_init(init: Init) -> InitPlan:
     shape = _checkpoint_shape(folder) if is_checkpoint else open_trainable(LocalFiles(folder)).shape
     keeps = is_checkpoint and init.optimizer_state != "reset"
     seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN
-    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen)
+    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen, at_hub)
 
 
-def check_same(init: InitPlan) -> None:
-    """Raises InputError where this machine does not have the model that was planned with."""
+def check_same(init: InitPlan) -> Path:
+    """Where this machine has the model that was planned with. Raises InputError where it has none, or another."""
     folder = Path(init.path)
+    if not folder.is_dir() and init.hub is not None:
+        folder = hub.snapshot(init.hub, _HUB_FILES, _KEY)
     if not folder.is_dir():
         problem = "no such folder on this worker; expected one that all workers see"
         raise InputError(problem, key=_KEY, file=init.path)
     found = fingerprint(folder, init.is_checkpoint)
     if found != init.fingerprint:
         problem = f"found another model ({found[:12]}) than was planned with ({init.fingerprint[:12]})"
-        raise InputError(f"{problem}; expected the same files on every worker", key=_KEY, file=init.path)
+        raise InputError(f"{problem}; expected the same files on every worker", key=_KEY, file=str(folder))
+    return folder
 
 
 def fingerprint(folder: Path, is_checkpoint: bool) -> str:
@@ -103,17 +109,7 @@ def _folder(source: str) -> Path:
         return Path(source)
     if not _HUB_NAME.fullmatch(source):
         raise InputError(f"found {source!r}, which is no folder here; expected a folder or a hub name", key=_KEY)
-    return Path(_from_hub(source))
-
-
-def _from_hub(name: str) -> str:
-    """The folder of a model of the Hugging Face hub, downloaded unless it is in the cache."""
-    try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
-    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
-        reason = str(error).strip().splitlines()[0]
-        problem = f"found {name!r}, no folder here, and the hub did not give it ({reason})"
-        raise InputError(f"{problem}; expected a folder, or a hub that can be reached", key=_KEY) from None
+    return hub.snapshot(source, _HUB_FILES, _KEY)
 
 
 def _stage_checkpoint(folder: Path) -> Path:

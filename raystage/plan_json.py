@@ -86,7 +86,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
-        **({"init": {"from": stage.init.path, **stage.init.facts()}} if stage.init else {}),
+        **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),
     }
 
 

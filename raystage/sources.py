@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from raystage import hub
 from raystage.corpus import (
     BYTE_TOKENIZER,
     BYTE_VOCABULARY,
@@ -42,7 +43,7 @@ class TextSize:
 @dataclass(frozen=True)
 class DataPlan:
     """What is read. `fingerprint` identifies the text itself and `tokenizer_fingerprint` the tokenizer
-    ("bytes", a hub name, or the hash of a folder's files), wherever they lie.
+    ("bytes", a hub name with its commit, or the hash of a folder's files), wherever they lie.
 
     tokenizer_size: one more than its largest id, where its files say so. end_token: what ends a document, unless it is
     the tokenizer's own. has_controls: the text holds what reads like control tokens; it is encoded as text.
@@ -97,6 +98,7 @@ class Sources:
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
     _data: dict[Data, DataPlan] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
+    _pinned: dict[str, str] = field(default_factory=dict)
 
     def data(self, data: Data) -> DataPlan:
         """What a stage reads. Raises InputError, with the stage's own key."""
@@ -117,8 +119,15 @@ class Sources:
     def tokenizer(self, name: str) -> TokenizerFacts:
         """What is known of a tokenizer without loading it."""
         if name not in self._tokenizers:
-            self._tokenizers[name] = _known(name)
+            self._tokenizers[name] = _known(self.pinned(name))
         return self._tokenizers[name]
+
+    def pinned(self, tokenizer: str) -> str:
+        """A hub name with the commit that it means now; any other tokenizer as it is. Raises InputError."""
+        if tokenizer not in self._pinned:
+            is_hub_s = tokenizer != BYTE_TOKENIZER and hub.is_name(tokenizer)
+            self._pinned[tokenizer] = hub.pinned(tokenizer, "data.tokenizer") if is_hub_s else tokenizer
+        return self._pinned[tokenizer]
 
     def init(self, init: Init) -> InitPlan:
         """What a run starts from. Raises InputError."""
@@ -139,10 +148,10 @@ class Sources:
         return DataPlan(
             source=data.source,
             path=data.path,
-            tokenizer=data.tokenizer,
+            tokenizer=self.pinned(data.tokenizer),
             validation_fraction=data.validation_fraction,
             fingerprint=corpus.fingerprint,
-            tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.pinned(data.tokenizer)),
             options=options,
             tokenizer_size=known.size,
             end_token=data.end_token,
@@ -176,9 +185,10 @@ def _known(name: str) -> TokenizerFacts:
 
 
 def _cached(name: str) -> Path | None:
+    repository, revision = hub.parts(name)
     with suppress(ValueError):  # no name of the hub's
         for file in ("tokenizer.json", "vocab.json", "vocab.txt"):
-            found = huggingface_hub.try_to_load_from_cache(name, file)
+            found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
             if isinstance(found, str):
                 return Path(found).parent
     return None

@@ -308,7 +308,7 @@ BAD_CONFIGS = {
     "window": ("mistral", {"sliding_window": 5}, "sliding_window: found a window of 5 in a context of 12"),
     "windows": ("qwen2", {"use_sliding_window": True}, "use_sliding_window: found true; expected false"),
     "scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: found true"),
-    "unknown": ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: found 30.0, which the models"),
+    "unknown": ("llama", {"attention_chunk_size": 4}, "attention_chunk_size: found 4, which the models"),
     "foreign": ("llama", {"model_type": "gemma2"}, "model_type: found 'gemma2'; expected one of llama, "),
     "objective": ("llama", {"model_type": "bert"}, "model_type: found 'bert'; expected one of llama, "),
 }

@@ -130,7 +130,7 @@ def test_the_vocabulary_follows_from_the_ids(tmp_path: Path) -> None:
 
 
 def test_of_a_hub_name_the_cache_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"missing; expected one more than the largest id"):
+    with pytest.raises(InputError, match=r"found 'my/words', no folder here, and the hub did not give it"):
         plan_of(tmp_path, Path("my/words"))
     repository = tmp_path / "hub" / "models--my--words"
     (repository / "refs").mkdir(parents=True)

@@ -1,0 +1,60 @@
+"""Names of the Hugging Face hub: `org/model`, or `org/model@revision`. What a name means changes; a commit does not.
+
+So a name is brought to a commit once, when planned: by the hub, or by this machine's cache where the hub cannot be
+reached. From then on it is written `org/model@commit`, and means the same on every node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from raystage.errors import InputError
+from raystage.lazy import huggingface_hub
+
+_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "config.json",
+    "chat_template*",
+)  # fmt: skip
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def parts(name: str) -> tuple[str, str | None]:
+    """The repository and the revision that a name asks for."""
+    found = _NAME.fullmatch(name)
+    return (found["repository"], found["revision"]) if found else (name, None)
+
+
+def pinned(name: str, key: str) -> str:
+    """The same at a commit; a folder as it is. Raises InputError where neither the hub nor the cache knows one."""
+    repository, revision = parts(name)
+    if os.path.isdir(name) or (revision and _COMMIT.fullmatch(revision)):
+        return name
+    return f"{repository}@{snapshot(name, TOKENIZER_FILES, key).name}"
+
+
+def snapshot(name: str, files: Sequence[str], key: str, offline: bool = False) -> Path:
+    """The folder in this machine's cache, named by its commit, with those of its files; downloaded where needed.
+
+    offline: nothing is downloaded, whatever is missing. Raises InputError.
+    """
+    repository, revision = parts(name)
+    try:
+        found = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(files), local_files_only=offline
+        )
+    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if offline:
+            problem = f"found {name!r}, no folder here, and it is not in this machine's cache; expected a folder"
+            raise InputError(problem, key=key) from None
+        problem = f"found {name!r}, no folder here, and the hub did not give it ({reason})"
+        raise InputError(f"{problem}; expected a folder, or a hub that can be reached", key=key) from None
+    return Path(found)
