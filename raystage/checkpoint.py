@@ -106,6 +106,8 @@ class Manifest:
 
 
 def _plain(one: Any) -> dict[str, Any]:
+    if isinstance(one, ModelShape):
+        return one.facts()
     return one.to_json() if isinstance(one, ParameterEntry) else vars(one)
 
 

@@ -282,6 +282,9 @@ def grow(
         f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s: "
         f"{done['target']}"
     )
+    if done["own_code"] is not None:
+        files = ", ".join(done["own_code"]) or "none is in the folder: put it beside the weights"
+        click.echo(f"config.json names code of the model's own (auto_map); copied, and not run: {files}")
 
 
 @main.command()

@@ -393,6 +393,9 @@ BERT = Family(
 BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL)
 FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
 
+# What a schedule can train.
+TRAINED = tuple(name for name, family in FAMILIES.items() if family.objective == "next token")
+
 
 def register(family: Family) -> None:
     """Make a family of your own known, by its name. Raises ValueError where the name is taken."""

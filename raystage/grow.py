@@ -128,9 +128,17 @@ def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int =
         "num_layers": growth.target.num_layers,
         "num_params": growth.num_params,
         "files": target.names(),
+        "own_code": _own_code(source, target),
         "bytes": sum(target.size_of(name) or 0 for name in target.names()),
         "seconds": time.monotonic() - began,
     }
+
+
+def _own_code(source: Source, target: Folder) -> list[str] | None:
+    """The Python files of a model that is no class of transformers' own; None where it is one."""
+    if source.is_checkpoint or "auto_map" not in source.model.config:
+        return None
+    return [name for name in target.names() if name.endswith(".py")]
 
 
 def _entries_from(growth: Growth) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+from raystage import rope
 from raystage.errors import InputError
 from raystage.families import FAMILIES, Family
 from raystage.shape import ModelShape
@@ -88,6 +89,7 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
             values[field] = value
     if family.rotary:
         values["rope_theta"] = _rope_theta(config, family.name)
+        values["rope_scaling"] = rope.scaling_of(_rope(config), values["context_length"])
     return ModelShape(family=family.name, **values)
 
 
@@ -228,12 +230,13 @@ def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
 
 
 def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
-    rope = _rope(config)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    others = {key: value for key, value in rope.items() if key not in ("rope_type", "type", "rope_theta")}
-    if kind != "default" or others.get("partial_rotary_factor", 1.0) != 1.0:
+    found = _rope(config)
+    kind = found.get("rope_type", found.get("type", "default"))
+    is_built = kind == "default" and found.get("partial_rotary_factor", 1.0) == 1.0
+    if not (is_built or shape.rope_scaling):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        raise InputError(f"found {shown(dict(rope))}; expected the rope_type 'default'", key=key, file=file)
+        expected = f"expected a rope_type of {', '.join(rope.TRAINED)} with its numbers, and no partial_rotary_factor"
+        raise InputError(f"found {shown(dict(found))}; {expected}", key=key, file=file)
 
 
 def _check_window(config: Config, shape: ModelShape, file: str) -> None:
@@ -377,8 +380,8 @@ def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Confi
     grown["model_type"] = after.name
     grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
     # Unless they are told, the two turn positions by different angles and look back differently far.
-    rope = before.constants["rope_parameters"]
+    own = before.constants["rope_parameters"]
     if "rope_parameters" not in grown and "rope_theta" not in grown:
-        grown |= {"rope_theta": rope["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(rope)}
+        grown |= {"rope_theta": own["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(own)}
     grown.setdefault("sliding_window", _WINDOWS.get(before.name))
     return grown

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.families import FAMILIES, Family
+from raystage.families import FAMILIES, TRAINED, Family
 from raystage.files import Files, read_json
 from raystage.hf_config import check_trainable, shape_of
 from raystage.hf_family import Placed, folder_table, is_buffer, placed, target_table
@@ -79,9 +79,8 @@ def open_trainable(files: Files) -> HuggingFaceModel:
     """The model in a folder, which is one that a schedule can train as it stands. Raises InputError."""
     config, file = read_json(files, CONFIG), f"{files.uri}/{CONFIG}"
     shape = shape_of(config, file)
-    able = [name for name, family in FAMILIES.items() if family.objective == "next token"]
-    if shape.family not in able:
-        problem = f"found {shown(shape.family)}; expected one of {', '.join(able)}"
+    if shape.family not in TRAINED:
+        problem = f"found {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
         raise InputError(problem, key="model_type", file=file)
     check_trainable(config, shape, file)
     model = open_model(files)

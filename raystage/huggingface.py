@@ -91,8 +91,9 @@ def write_grown(
 
         metadata = {"grown_from": json.dumps(grown_from)}
         write_weights(target, [one.tensor for one in planned.values()], content, metadata, max_shard_bytes)
+    copied = (*_COPIED, *(("*.py",) if "auto_map" in source.config else ()))  # code of its own: copied, never run
     for name in source.folder.names():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in _COPIED) and source.folder.size_of(name) is not None:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in copied) and source.folder.size_of(name) is not None:
             target.write_whole(name, source.folder.read(name))
     target.write_whole(CONFIG, as_json(config))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from raystage import hub
 from raystage.errors import InputError
-from raystage.families import FAMILIES
+from raystage.families import TRAINED
 from raystage.files import LocalFiles, read_json
 from raystage.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.manifest_check import check_manifest
@@ -129,8 +129,8 @@ def _checkpoint_shape(folder: Path) -> ModelShape:
         shape = ModelShape(**_manifest(folder)["model"])
     except TypeError as error:
         raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
-    if shape.family not in FAMILIES:
-        problem = f"found the family {shown(shape.family)}; expected one of {', '.join(FAMILIES)}"
+    if shape.family not in TRAINED:
+        problem = f"found the family {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
         raise InputError(problem, key=_KEY, file=str(folder / MANIFEST))
     return shape
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from raystage.rope import is_scaling
 from raystage.shape import ModelShape
 from raystage.units import shown
 
@@ -50,6 +51,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     for field in fields(ModelShape):
         if field.name in model:
             _expect(model[field.name], *kinds[field.type], f"model.{field.name}")
+    _expect(model.get("rope_scaling", ""), is_scaling, "scaled positions as they are written", "model.rope_scaling")
 
 
 def _check_counts(model: Mapping[str, Any], num_parameters: int) -> None:

@@ -9,6 +9,7 @@ import transformers
 from transformers.initialization import no_init_weights
 
 from raystage.families import FAMILIES
+from raystage.rope import parameters_of
 from raystage.shape import ModelShape
 
 
@@ -18,7 +19,8 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
     sizes = {key: getattr(shape, field) for field, (key, _) in family.fields.items()}
     constants = dict(family.constants)
     if family.rotary:
-        constants["rope_parameters"] = {**constants["rope_parameters"], "rope_theta": shape.rope_theta}
+        rope = {**constants["rope_parameters"], **parameters_of(shape.rope_scaling), "rope_theta": shape.rope_theta}
+        constants["rope_parameters"] = rope
     return transformers.AutoConfig.for_model(family.name, **sizes, **constants, use_cache=False)
 
 

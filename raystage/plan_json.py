@@ -68,7 +68,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "name": stage.name,
         "key": stage.key,
         "parent_key": stage.parent_key,
-        **asdict(stage.shape),
+        **stage.shape.facts(),
         "num_params": stage.num_params,
         "tokens": stage.tokens,
         "steps": stage.steps,

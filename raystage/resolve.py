@@ -258,7 +258,7 @@ def _resolve_stage(
     data = sources.data(stage.data)
     shape = resolve_shape(stage.model, data)
     if before:
-        shape = replace(shape, rope_theta=before.rope_theta)
+        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
         if stage.model.norm_eps is None:
             shape = inherited_norm_eps(before, shape, stage.grow)
     check_optimizer(written.training.optimizer, stage.training.optimizer)

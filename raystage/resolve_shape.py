@@ -20,7 +20,6 @@ def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
                 "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
             )
     family = FAMILIES[model.family]
-    _check_family(model)
     shape = ModelShape(
         family=model.family,
         num_layers=model.num_layers,
@@ -46,14 +45,6 @@ def inherited_norm_eps(previous: ModelShape, shape: ModelShape, grow: Grow | Non
     if grow is None:
         return replace(shape, norm_eps=previous.norm_eps)
     return with_norm_eps(previous, shape, grow.operator)
-
-
-def _check_family(model: Model) -> None:
-    family = FAMILIES[model.family]
-    if family.objective != "next token":
-        able = ", ".join(name for name, other in FAMILIES.items() if other.objective == "next token")
-        problem = f"found {family.name!r}, which learns {family.objective}; a schedule trains on the next token"
-        raise InputError(f"{problem}; expected one of {able}", key="model.family")
 
 
 def _experts(model: Model) -> dict[str, int]:

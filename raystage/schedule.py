@@ -19,7 +19,7 @@ from raystage import yamlfile
 from raystage.conditions import Accept, OnReject, Until
 from raystage.corpus import BYTE_TOKENIZER
 from raystage.errors import InputError
-from raystage.families import FAMILIES
+from raystage.families import TRAINED
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.hooks import file_of, split_reference
@@ -104,7 +104,7 @@ class Data(Section):
 class Model(Section):
     """The model's shape, field by field; what is not given follows from the rest."""
 
-    family: Literal[tuple(FAMILIES)] = "llama"
+    family: Literal[TRAINED] = "llama"
     num_layers: Layers | None = None
     hidden_size: Units | None = None
     num_heads: Heads | None = None

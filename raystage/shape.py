@@ -17,6 +17,7 @@ class ModelShape:
 
     norm_eps: what the norms add to the variance; growing the hidden size by zeros scales it, to stay exact.
     num_experts, experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions, where there are any.
+    rope_scaling: how these are scaled, as JSON (raystage.rope); "" where they are not.
     """
 
     family: str
@@ -33,9 +34,14 @@ class ModelShape:
     num_experts: int = 0
     experts_per_token: int = 0
     rope_theta: float = 10000.0
+    rope_scaling: str = ""
 
     def with_layers(self, num_layers: int) -> ModelShape:
         return replace(self, num_layers=num_layers)
+
+    def facts(self) -> dict[str, object]:
+        """Its fields, as keys and manifests hold them; what versions added is left out where it is not used."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("rope_scaling", "")}
 
     def units(self, name: str) -> int:
         """How many units of a kind the model has: what an axis of a parameter is made of."""

@@ -30,7 +30,7 @@ FLOORS: dict[int, set[str]] = {
         "token_index", "tokenizer_folder", "trained_on", "tree", "trial_queue", "trials", "triggers", "tuning",
         "values", "variants", "versions", "wandb_rows", "yamlfile",
         "stored_files",
-        "files", "hf_folder", "hub", "tensorfile",
+        "files", "hf_folder", "hub", "rope", "tensorfile",
         "cadence", "pace",
     },
     2: {

@@ -558,7 +558,7 @@ CASES = {
     "family of a manifest": (CKPT, lambda at: change_json(at / "manifest.json", model=SHAPE.__dict__ | {
                                  "family": "x"}), [FOUR], "SOURCE: FOLDER/manifest.json: found the family 'x'"),
     "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[], shards=[]), [FOUR],
-                             "SOURCE: FOLDER/manifest.json: damaged (model.num_layers: found "),
+                             "SOURCE: FOLDER/manifest.json: damaged (model.embed_tokens.weight is not in it)"),
     "shard cut": (CKPT, lambda at: cut(at / "shard-00001-of-00002.safetensors", 4), [FOUR],
                   "SOURCE: FOLDER/shard-00001-of-00002.safetensors: found "),
     "byte flipped": (CKPT, lambda at: flip_last_byte(at / "shard-00001-of-00002.safetensors"), [FOUR],

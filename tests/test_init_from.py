@@ -302,7 +302,7 @@ def test_baselines_start_from_nothing(tmp_path: Path, texts: Path) -> None:
 # --- bad input ----------------------------------------------------------------------------------
 
 BAD_CONFIGS = {
-    "scaled rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters: found "),
+    "scaled rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters: found "),
     "biases": ("llama", {"attention_bias": True}, "attention_bias: found true; expected false"),
     "activation": ("llama", {"hidden_act": "relu"}, "hidden_act: found 'relu'; expected 'silu'"),
     "window": ("mistral", {"sliding_window": 5}, "sliding_window: found a window of 5 in a context of 12"),

@@ -48,7 +48,7 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         problem = f"found heads of {after} after {before}, and heads grow in number, not in size"
         key = "hidden_size" if source.hidden_size != target.hidden_size else field
         return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
-    if field in ("tied_embeddings", "rope_theta"):
+    if field in ("tied_embeddings", "rope_theta", "rope_scaling"):
         return field, f"found {shown(after)} after {shown(before)}; {_whose(operator)} grows {_grown(operator)} only"
     if part in PARTS and part not in operators_of(operator):
         return (
