@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -98,13 +99,30 @@ def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
     )
 
 
+class PlacedSearch(OptunaSearch):
+    """Optuna, told of losses by the place of the training, its tokens, and of each place once.
+
+    Tune counts the reports of a trial from 1 again where a sweep goes on, as if Optuna had not heard of them before.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._reached: dict[str, int] = {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        tokens = result["tokens"]
+        if tokens > self._reached.get(trial_id, -1):
+            self._reached[trial_id] = tokens
+            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: tokens})
+
+
 def make_optuna(sweep: Sweep) -> OptunaSearch:
     """Optuna over the space, conditions included, by its default sampler (TPE; NSGA-II for several objectives)."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     metrics = [one.metric for one in sweep.objective]
     modes = [METRICS[metric] for metric in metrics]
     one = len(metrics) == 1
-    return OptunaSearch(
+    return PlacedSearch(
         DefinedByRun(sweep.points),
         metric=metrics[0] if one else metrics,
         mode=modes[0] if one else modes,

@@ -70,6 +70,27 @@ def test_tunes_search_asks_the_same_space_and_can_be_pickled(sweep: Sweep) -> No
     assert [again.suggest(str(number))["trial"] for number in range(3)] == suggested  # by its seed
 
 
+def test_optuna_goes_on_where_it_was_saved_and_warns_of_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    """A trial that is begun again reports what it had reported, which Tune counts from 1 again; warnings are errors."""
+    pickled = pickle.dumps(make_optuna(sweep))
+    searcher, whole = pickle.loads(pickled), pickle.loads(pickled)
+    losses = [{"eval_loss": 3.0 - tokens / 1000, "tokens": tokens} for tokens in (0, 400, 800, 800)]
+    for one in (searcher, whole):
+        one.suggest("a")
+    for count, loss in enumerate(losses[:2], 1):
+        searcher.on_trial_result("a", {**loss, "training_iteration": count})
+    searcher.save(str(tmp_path / "state"))
+    again = pickle.loads(pickled)
+    again.restore(str(tmp_path / "state"))
+    for one in (again, whole):
+        for count, loss in enumerate(losses, 1):
+            one.on_trial_result("a", {**loss, "training_iteration": count})
+        one.on_trial_complete("a", {**losses[-1], "training_iteration": len(losses)})
+    (trial,) = again._ot_study.trials
+    assert (trial.value, trial.intermediate_values) == (2.2, {0: 3.0, 400: 2.6, 800: 2.2})
+    assert again.suggest("b") == whole.suggest("b")
+
+
 def test_several_objectives_are_searched_together(tmp_path: Path) -> None:
     objectives = [{"metric": "eval_loss"}, {"metric": "compute_saved"}]
     search = {"algorithm": "optuna", "num_trials": 2}
