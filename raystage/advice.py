@@ -26,6 +26,8 @@ from raystage.units import format_count
 # the border is our choice: there the rate is down to a half, and (1/4 - 1/(2 pi)) / (1/2) = 18 % of its sum is left.
 LATE_COSINE_SHARE = 0.5
 LATEST_GROWTH_SHARE = 0.8
+# Of a stage's training FLOPs. Small runs that are to be judged well have to pay more than the default does.
+LARGE_EVALUATION_SHARE = 0.25
 LARGEST_FACTOR = 4
 FEWEST_BUDGETS = 3
 
@@ -202,7 +204,7 @@ def _costly_evaluation(plan: Plan) -> Advice | None:
     stage = plan.staged.stages[index]
     written = stage.training.evaluate
     is_asked_for = written.every or not stage.evaluation_follows or waits_for_evaluations(stage.until, stage.accept)
-    if share <= MOST_SHARE or not is_asked_for:
+    if share <= LARGE_EVALUATION_SHARE or not is_asked_for:
         return None
     return Advice(
         "training.evaluate",

@@ -504,8 +504,8 @@ FOUR = "--set=num_layers=4"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CASES = {
     "no such folder": (HF, lambda at: shutil.rmtree(at), [FOUR],
-                       "FOLDER: SOURCE: no such folder; expected a raystage checkpoint, a Hugging Face folder or a "
-                       "stage key (8 hex digits or more)"),
+                       "FOLDER: SOURCE: no such folder; expected a raystage checkpoint, a Hugging Face folder, a "
+                       "stage key (8 hex digits or more) or a stage's name such as mine/full"),
     "no model folder": (HF, lambda at: (at / CONFIG).unlink(), [FOUR],
                         "FOLDER: SOURCE: no manifest.json or config.json in it; expected a raystage checkpoint"),
     "another family": (HF, lambda at: change_json(at / CONFIG, model_type="gpt2"), [FOUR],
