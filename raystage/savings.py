@@ -17,7 +17,7 @@ the words beside it say why. Where there is a choice, it goes against the staged
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -142,6 +142,17 @@ def _by_flops(baselines: Sequence[FinishedRun]) -> list[FinishedRun]:
     return list(best.values())
 
 
+def _telling(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The best so far, without runs that did worse than a cheaper one and were made up for by a dearer one: where a run
+    went wrong it is not known what the baseline could have done with its budget."""
+    best = _best_so_far(runs)
+    return [
+        at_best
+        for run, at_best in zip(runs, best, strict=True)
+        if run.eval_loss == at_best.eval_loss or best[-1].eval_loss == at_best.eval_loss
+    ]
+
+
 def _best_so_far(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """The same, each with the best loss that it or a cheaper one came to: nobody has to spend all that there is."""
     lowest = accumulate((run.eval_loss for run in runs), min)
@@ -188,12 +199,15 @@ def _gap_at_loss(loss: float, runs: list[FinishedRun]) -> str | None:
 def _at_loss(loss: float, runs: list[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
     """The baseline where it first reaches `loss`, at the earliest and at the latest; later crossings are dearer and do
     not count."""
-    runs, index = _best_so_far(runs), _first_at(loss, runs)
-    after = runs[index]
-    if after.eval_loss == loss:
-        return after, after
-    before, between = runs[index - 1], _stretch(runs, index)
-    return _between(before, after, between.earliest(loss)), _between(before, after, between.latest(loss))
+
+    def read_off(runs: list[FinishedRun], place: Callable[[Stretch, float], float]) -> FinishedRun:
+        index = _first_at(loss, runs)
+        after = runs[index]
+        return (
+            after if after.eval_loss == loss else _between(runs[index - 1], after, place(_stretch(runs, index), loss))
+        )
+
+    return read_off(_telling(runs), Stretch.earliest), read_off(_best_so_far(runs), Stretch.latest)
 
 
 def _first_at(loss: float, runs: Sequence[FinishedRun]) -> int:
@@ -300,14 +314,16 @@ def _gap_at_flops(flops: float, runs: list[FinishedRun]) -> str | None:
 def _losses_at(flops: float, runs: list[FinishedRun]) -> tuple[float, float]:
     """The best that the baseline reaches with `flops` or fewer, at the lowest and at the highest: the inverse of
     `_at_loss`."""
-    runs = _best_so_far(runs)
-    index = next(index for index, run in enumerate(runs) if run.flops >= flops)
-    after = runs[index]
-    if after.flops == flops or after.eval_loss == runs[index - 1].eval_loss:
-        return after.eval_loss, after.eval_loss
-    before, between = runs[index - 1], _stretch(runs, index)
-    place = math.log(flops / before.flops) / math.log(after.flops / before.flops)
-    return between.lowest(place), between.highest(place)
+
+    def read_off(runs: list[FinishedRun], loss_at: Callable[[Stretch, float], float]) -> float:
+        index = next(index for index, run in enumerate(runs) if run.flops >= flops)
+        before, after = runs[index - 1], runs[index]
+        if after.flops == flops or after.eval_loss == before.eval_loss:
+            return after.eval_loss
+        place = math.log(flops / before.flops) / math.log(after.flops / before.flops)
+        return loss_at(_stretch(runs, index), place)
+
+    return read_off(_telling(runs), Stretch.lowest), read_off(_best_so_far(runs), Stretch.highest)
 
 
 def _flops_words(staged: FinishedRun, lowest: float, highest: float) -> str:
