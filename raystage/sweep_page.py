@@ -26,6 +26,10 @@ ENOUGH_TRIALS = 20
 CHOSEN_AND_JUDGED = (
     "The best trial was chosen by the text that it is judged on, and the best of several looks better there than it is."
 )
+HELD_AGAINST_ITS_OWN = (
+    "Each trial is held against baselines of its own, which train with its values where they are not of the staging: "
+    "the most may be saved where the values are worst for the baseline."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ def _figure_in_words(objective: Mapping[str, Any], value: float | None) -> str:
     return f"{metric.words} " + ("not reached" if value is None else metric.format(value))
 
 
+def caveats(report: Mapping[str, Any]) -> list[str]:
+    """What to bear in mind of the best trial of several."""
+    if not report["best"] or len(report["trials"]) < 2:
+        return []
+    is_by_saving = any(one["metric"] == "compute_saved" for one in report["objective"])
+    return [CHOSEN_AND_JUDGED, *([HELD_AGAINST_ITS_OWN] if is_by_saving else [])]
+
+
 def _saving(report: Mapping[str, Any]) -> str:
     """What the best trial saved, unless that is what was asked for and so has been said already."""
     if any(one["metric"] == "compute_saved" for one in report["objective"]):
@@ -100,9 +112,10 @@ def _saving(report: Mapping[str, Any]) -> str:
     saved = best["compute_saved"]
     if saved is None:
         return "; against training from scratch it was not measured"
-    return (
-        f"; it {'saves' if saved >= 0 else 'costs'} {format_share(abs(saved))} of compute against training from scratch"
-    )
+    # Of what lies between two budgets of the baseline the least is known.
+    if saved < 0:
+        return f"; it costs up to {format_share(-saved)} more compute than training from scratch"
+    return f"; it saves at least {format_share(saved)} of compute against training from scratch"
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -136,7 +149,7 @@ def trial_table(report: Mapping[str, Any]) -> Table:
     notes = [f"Ranked by {metric_of(report['objective'][0]).words} ({better(report['objective'][0])})."]
     notes += ["A star: no other trial is better in one objective and no worse in the others."] if several else []
     notes += [f"The first {MOST_ROWS} of {len(rows)}; report.json has all."] if len(rows) > MOST_ROWS else []
-    notes += [CHOSEN_AND_JUDGED] if report["best"] and len(rows) > 1 else []
+    notes += caveats(report)
     return Table("Trials", columns, cells, " ".join(notes))
 
 

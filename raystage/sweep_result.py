@@ -19,7 +19,7 @@ from raystage.schedule import parse
 from raystage.space import describe, format_value
 from raystage.store import Store
 from raystage.sweep_figures import write_sweep
-from raystage.sweep_page import CHOSEN_AND_JUDGED, importance_caveats, sweep_page, verdict
+from raystage.sweep_page import caveats, importance_caveats, sweep_page, verdict
 from raystage.tables import STATE_STYLES
 from raystage.trials import SweepPlan
 
@@ -61,7 +61,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if best is not None:
         figures = ", ".join(f"{metric} {_figure(value)}" for metric, value in best["objectives"].items())
         lines.append(f"Best: trial {best['number']} ({describe(best['config'])}), {figures}.")
-        lines += [CHOSEN_AND_JUDGED] if len(report["trials"]) > 1 else []
+        lines += caveats(report)
     return lines
 
 
