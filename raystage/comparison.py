@@ -41,8 +41,7 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
         return no_figure(_nothing_staged(plan, savings), staged)
     if not savings.equal_loss_reached:
         return savings
-    beside = f"{savings.verdict}, at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
-    return replace(savings, verdict=beside)
+    return replace(savings, verdict=f"{savings.verdict}, {_beside(plan)}")
 
 
 def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds | None:
@@ -53,8 +52,15 @@ def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds |
     found = over_seeds(seed_pairs(plan, records))
     if found.compute_saved is None:
         return found
-    beside = f"{found.verdict}; at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
-    return replace(found, verdict=beside)
+    return replace(found, verdict=f"{found.verdict}; {_beside(plan)}")
+
+
+def _beside(plan: Plan) -> str:
+    """What no figure is to be read without."""
+    length = f"at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    if plan.staged.stages[0].init is None:
+        return length
+    return f"{length}, and without what it cost to train the model in init"
 
 
 def _nothing_staged(plan: Plan, savings: Savings) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from raystage.planned import Plan, StagePlan
@@ -30,8 +30,17 @@ def differences(plan: Plan) -> list[str]:
     """What the loss depends on and the two sides differ in, as phrases with the values of both. What was tuned is the
     best of either side, and is left out."""
     tuned = {path for path, _ in plan.values}
-    baselines = [_facts(run.stages[-1], tuned) for run in plan.baselines]
-    staged = [(stage.name, _facts(stage, tuned)) for stage in plan.staged.stages]
+    return _compared(plan, lambda stage: _facts(stage, tuned))
+
+
+def speed_differences(plan: Plan) -> list[str]:
+    """The same of what only the time depends on; of workers and machines the records say more."""
+    return _compared(plan, _speed_facts)
+
+
+def _compared(plan: Plan, facts_of: Callable[[StagePlan], Mapping[str, str]]) -> list[str]:
+    baselines = [facts_of(run.stages[-1]) for run in plan.baselines]
+    staged = [(stage.name, facts_of(stage)) for stage in plan.staged.stages]
     if not baselines:
         return []
     sides, found = [*baselines, *(facts for _, facts in staged)], []
@@ -77,7 +86,24 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
         "training.gradient_clipping": _value(training.gradient_clipping),
         **({"training.deepspeed": shown(options)} if options else {}),
     }
+    if ramp and ramp.global_batch_tokens and "training.global_batch_tokens" in tuned:
+        # What the batch comes to is tuned, how it gets there is not.
+        facts["training.ramp.global_batch_tokens"] = f"from {ramp.global_batch_tokens.start}"
     return {path: value for path, value in facts.items() if path not in tuned}
+
+
+def _speed_facts(stage: StagePlan) -> Mapping[str, str]:
+    training = stage.training
+    sequences = -(-training.global_batch_tokens // stage.shape.context_length // training.workers)
+    is_whole = training.micro_batch_size >= sequences
+    return {
+        "training.cpus_per_worker": str(training.cpus_per_worker),
+        "training.gpus_per_worker": str(training.gpus_per_worker),
+        "training.zero_stage": str(training.zero_stage),
+        "training.offload_optimizer": training.offload_optimizer,
+        "training.micro_batch_size": "the whole batch" if is_whole else str(training.micro_batch_size),
+        "training.activation_checkpointing": str(training.activation_checkpointing).lower(),
+    }
 
 
 def _ramped(value: int, ramp: RampOf | None) -> str:

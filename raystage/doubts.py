@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from raystage import rates
+from raystage.cadence import FEWEST_TOKENS
 from raystage.comparison import finished_run, tokens_per_parameter
-from raystage.data_use import repeat_doubts, uses
-from raystage.differences import differences, other_text
+from raystage.data_use import Counted, repeat_doubts, uses
+from raystage.differences import differences, other_text, speed_differences
 from raystage.interpolation import is_convex
-from raystage.plan import Plan, RunPlan, StagePlan
+from raystage.plan import Plan, RunPlan, StagePlan, shortened
 from raystage.record import StageRecord
 from raystage.savings import Savings
 from raystage.tuning import ENOUGH_VALUES, choose, compared, edges, is_judged_on_half, tried
@@ -24,8 +26,8 @@ _BENT = (
     "smallest budgets are too short. So what lies between two budgets is less certain than it is taken for."
 )
 _SAME_TEXT = (
-    "Values are chosen by the text that they are compared on, for stages of an older version of raystage do not tell "
-    "its halves apart: the best of several looks better than it is."
+    "Values are chosen by the text that they are compared on, for stages of an older version of raystage, or evaluated "
+    "on a single sequence, do not tell its halves apart: the best of several looks better than it is."
 )
 _RATE, _BATCH = "training.optimizer.lr", "training.global_batch_tokens"
 # Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
@@ -52,7 +54,10 @@ def doubts(
         _data_doubt(plan),
         _init_doubt(plan),
         *_repeat_doubts(plan, records),
+        _held_out_doubt(plan, records),
+        _evaluation_doubt(plan, records),
         _workers_doubt(plan, records),
+        *_speed_doubts(plan, records),
         _order_doubt(plan, records),
         *_range_doubts(savings),
     )
@@ -97,7 +102,8 @@ def _untuned_doubts(plan: Plan) -> list[str]:
     untuned = [(_RATE, f"learning rate ({rate})"), (_BATCH, f"batch ({batch})")]
     names = [name for path, name in untuned if path not in tuned]
     if plan.values_from and names:
-        found = f"The baseline's {' and '.join(names)} were found outside of this run: {plan.values_from}"
+        verb = "were" if len(names) > 1 else "was"
+        found = f"The baseline's {' and '.join(names)} {verb} found outside of this run: {plan.values_from}"
         return [found if found.endswith(".") else f"{found}."]
     of_rate = (
         f"One learning rate ({rate}): the baseline's rate is not tuned, "
@@ -196,6 +202,34 @@ def _repeat_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
     return [f"Text that was trained on is held out: the data {text}." for text in repeat_doubts(counted)]
 
 
+def _held_out_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    last = plan.staged.stages[-1]
+    tokens, counted = last.training.evaluate.tokens, Counted.of_record(records.get(last.key))
+    if counted is not None:
+        tokens = min(tokens, counted.held_out_tokens)
+    if tokens >= FEWEST_TOKENS:
+        return None
+    return (
+        f"Little held-out text: losses are of {tokens:,} tokens, and of fewer than {FEWEST_TOKENS:,} their difference "
+        f"may be chance."
+    )
+
+
+def _evaluation_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
+    """A stage that ended early, or has another batch, may have been evaluated on less."""
+    counts = sorted({_evaluated_on(run.stages[-1], records) for run in (plan.staged, *plan.baselines)})
+    if len(counts) == 1:
+        return None
+    tokens = " and ".join(f"{count:,}" for count in counts)
+    return f"Not judged on as much held-out text: {tokens} tokens. Set training.evaluate.tokens to have one size."
+
+
+def _evaluated_on(stage: StagePlan, records: Mapping[str, StageRecord]) -> int:
+    record = records.get(stage.key)
+    ended = shortened(stage, record.steps) if record and record.steps < stage.steps else stage
+    return ended.training.evaluate.tokens
+
+
 def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
     stages = [stage for run in plan.runs() for stage in run.stages]
     counts = sorted({records[stage.key].num_workers for stage in stages if stage.key in records})
@@ -209,9 +243,20 @@ def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None
     )
 
 
+def _speed_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
+    """Of what makes the one side faster, and no better."""
+    found = [f"Not run alike: {one}. So time_saved is not that of growing alone." for one in speed_differences(plan)]
+    keys = [stage.key for run in plan.runs() for stage in run.stages]
+    devices = {records[key].environment.get("device") for key in keys if key in records} - {None}
+    if len(devices) > 1:
+        found.append(f"Not the same machines throughout ({' and '.join(sorted(devices))}): time_saved compares them.")
+    return found
+
+
 def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
-    runs = [finished_run(run, records) for run in plan.baselines]
-    points = [(run.flops, run.eval_loss) for run in runs if run is not None]
+    on_half = is_judged_on_half(plan, records)
+    runs = [finished_run(run, records, on_half) for run in plan.baselines]
+    points = [(run.flops, run.eval_loss) for run in runs if run is not None and math.isfinite(run.eval_loss)]
     losses = [loss for _, loss in points]
     if losses == sorted(losses, reverse=True):
         return None if is_convex(points) else _BENT

@@ -346,6 +346,12 @@ def _tuned_values(path: str, values: object) -> tuple[object, ...]:
     return tuple(found)
 
 
+def _check_words(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"found {shown(text)}; expected a few words, such as: a search over 12 rates at 1M tokens")
+    return text
+
+
 class Baseline(Section):
     """The last stage's model from scratch, once per budget of tokens, each decayed on its own.
 
@@ -357,7 +363,7 @@ class Baseline(Section):
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
     tune: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_as_tuned)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
-    values_from: Text | None = None
+    values_from: Annotated[Text, AfterValidator(_check_words)] | None = None
 
 
 class Costs(Section):

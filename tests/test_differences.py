@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,44 @@ def test_what_is_tuned_is_each_sides_best_and_no_difference(tmp_path: Path) -> N
     tune = {"training.optimizer.lr": [1e-3, 2e-3]}
     plan = make_plan(make_schedule(tmp_path, baseline={"budgets": [1000, 2000], "tune": tune}))
     assert differences(plan) == []
+
+
+def test_a_ramp_is_a_difference_where_the_batch_that_it_comes_to_is_tuned(tmp_path: Path) -> None:
+    ramp = {"ramp": {"global_batch_tokens": {"from": 50, "over": {"tokens": 400}}}}
+    baseline = {"budgets": [1000, 2000], "tune": {"training.global_batch_tokens": [100, 200]}}
+    plan = make_plan(make_schedule(tmp_path, stages=[GROWN[0], {**GROWN[1], "training": ramp}], baseline=baseline))
+    assert differences(plan) == ["training.ramp.global_batch_tokens (none in the baseline, none in a, from 50 in b)"]
+
+
+@pytest.mark.parametrize(
+    ("handicap", "said"),
+    [
+        (
+            {"activation_checkpointing": True},
+            "activation_checkpointing (true in the baseline, false in small and full)",
+        ),
+        ({"micro_batch_size": 1}, "micro_batch_size (1 in the baseline, the whole batch in small and full)"),
+        ({"offload_optimizer": "cpu"}, "offload_optimizer (cpu in the baseline, none in small and full)"),
+        ({"cpus_per_worker": 2}, "cpus_per_worker (2 in the baseline, 1 in small and full)"),
+    ],
+)
+def test_what_slows_the_baseline_down_is_said(tmp_path: Path, handicap: dict, said: str) -> None:
+    plan = make_plan(make_schedule(tmp_path, baseline={"budgets": [1000, 1500, 2000], "training": handicap}))
+    report = build_report(plan, make_records(plan, 2.2, (2.7, 2.4, 2.19)), {})
+    assert report["savings"]["time_saved"] > 0
+    assert f"Not run alike: training.{said}. So time_saved is not that of growing alone." in report["warnings"]
+    assert differences(plan) == []
+
+
+def test_other_devices_of_the_two_sides_are_said(tmp_path: Path) -> None:
+    plan = make_plan(make_schedule(tmp_path))
+    records = make_records(plan, 2.2, (2.7, 2.4, 2.19))
+    ours = {stage.key for stage in plan.staged.stages}
+    records = {
+        key: replace(one, environment={"device": "fast" if key in ours else "slow"}) for key, one in records.items()
+    }
+    said = "Not the same machines throughout (fast and slow): time_saved compares them."
+    assert said in build_report(plan, records, {})["warnings"]
 
 
 # --- the baseline's rate ------------------------------------------------------------------------

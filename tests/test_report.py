@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from factories import make_record, make_records, make_schedule
 from raystage.comparison import measure_savings, tokens_per_parameter
+from raystage.data_use import Counted
+from raystage.errors import InputError
+from raystage.initial import InitPlan
 from raystage.plan import make_plan
 from raystage.record import Certificate, Donor, StageRecord, perplexity
 from raystage.report import GivenUp, build_report, curve, markdown
@@ -343,6 +346,39 @@ def test_one_seed_and_one_rate_are_always_said(tmp_path):
         in told
     )
     assert "is not tuned" not in told
+    with pytest.raises(InputError, match=r"baseline.values_from: found '  '; expected a few words"):
+        make_schedule(tmp_path, baseline={"values_from": "  "})
+
+
+def test_what_a_head_start_cost_is_missing_from_the_figure_and_the_verdict_says_it(plan, records):
+    first, *rest = plan.staged.stages
+    init = InitPlan("my/llama", is_checkpoint=False, fingerprint="0", shape=first.shape, keeps_optimizer_state=False)
+    begun = replace(plan, staged=replace(plan.staged, stages=(replace(first, init=init), *rest)))
+    verdict = measure_savings(begun, records).verdict
+    assert verdict.endswith("tokens per parameter, and without what it cost to train the model in init")
+    assert "in init" not in measure_savings(plan, records).verdict
+
+
+def test_little_held_out_text_is_said(tmp_path):
+    said = "Little held-out text: losses are of 10 tokens, and of fewer than 4,096 their difference may be chance."
+    assert said in warnings(tmp_path, training={"evaluate": {"tokens": 10}})
+    assert "held-out text" not in warnings(tmp_path)
+
+
+def test_counted_text_that_is_shorter_than_what_it_is_asked_for_is_little(tmp_path):
+    plan = make_plan(make_schedule(tmp_path))
+    records, last = make_records(plan, 2.2, BASELINE_LOSSES), plan.staged.stages[-1].key
+    records[last] = replace(records[last], data=asdict(Counted(9000, 300)))
+    assert any("losses are of 300 tokens" in one for one in build_report(plan, records, {})["warnings"])
+
+
+def test_a_stage_that_ended_early_may_be_judged_on_less_text(tmp_path):
+    last = {**stages(1_000_000)[-1], "until": {"tokens": 1_000_000, "eval_loss": 1.0}}
+    plan = make_plan(make_schedule(tmp_path, stages=[stages(1_000_000)[0], last]))
+    records, last = make_records(plan, 2.2, BASELINE_LOSSES), plan.staged.stages[-1]
+    assert "Not judged on" not in str(build_report(plan, records, {})["warnings"])
+    records[last.key] = make_record(last, 2.2, steps=1)
+    assert "Not judged on as much held-out text: " in str(build_report(plan, records, {})["warnings"])
 
 
 def test_a_decayed_run_of_enough_tokens_and_budgets_has_no_other_doubt(tmp_path):
