@@ -16,6 +16,7 @@ from raystage.errors import InputError
 from raystage.evaluate_command import evaluate
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operator import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
+from raystage.init_command import init_command
 from raystage.notice import NOTICE
 from raystage.options import (
     DebugStream,
@@ -47,14 +48,16 @@ def main() -> None:
 
     \b
     Example:
-      raystage plan jobs/schedules/quickstart.yaml
-      raystage run  jobs/schedules/quickstart.yaml
+      raystage init --example quickstart
+      raystage plan quickstart.yaml
+      raystage run  quickstart.yaml
       raystage report quickstart
     """
 
 
 main.add_command(doctor)
 main.add_command(evaluate)
+main.add_command(init_command)
 main.add_command(report)
 main.add_command(store_group)
 main.add_command(status_command)

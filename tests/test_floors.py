@@ -31,7 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "values", "variants", "versions", "wandb_rows", "yamlfile",
         "stored_files",
         "files", "hf_folder", "hub", "rope", "tensorfile",
-        "cadence", "pace",
+        "cadence", "pace", "starters",
     },
     2: {
         "data", "encoding", "energy", "figures", "growth.apply", "growth.certificate", "growth.learned", "growth.mask",
@@ -56,8 +56,8 @@ FLOORS: dict[int, set[str]] = {
         "sweep_display", "sweep_standing", "sweep_status", "sweep_status_view",
     },
     6: {
-        "cli", "doctor_command", "evaluate_command", "options", "output", "report_command", "status_commands",
-        "store_commands", "sweep_commands",
+        "cli", "doctor_command", "evaluate_command", "init_command", "options", "output", "report_command",
+        "status_commands", "store_commands", "sweep_commands",
     },
 }  # fmt: skip
 
