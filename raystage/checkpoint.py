@@ -31,6 +31,7 @@ FORMAT = "raystage-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 _ITEM_BYTES = 4
+_LARGEST_MANIFEST = 2**30  # some 7 million fragments, of a model of 600 billion parameters with Adam
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little to hold
 _SYNC_BYTES = 32 * 2**20  # the disk is given so much at a time while more is written
@@ -185,7 +186,7 @@ def exists(folder: Folder) -> bool:
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or foreign."""
     try:
-        content = unsealed(folder.read(MANIFEST))
+        content = unsealed(folder.read(MANIFEST, _LARGEST_MANIFEST))
     except FileNotFoundError:
         raise CheckpointError(f"{folder.uri}: no {MANIFEST}; not a finished checkpoint") from None
     except NoObject:

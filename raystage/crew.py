@@ -47,7 +47,7 @@ class Crew:
         self.mailbox = _open_mailbox()
         self._terms = _terms(job)
         # Where Ray Train keeps its own notes on a run; none of them are needed afterwards.
-        self._folder = new_notes(notes_folder() if is_own() else job.store, job.stages[-1].key[:12])
+        self._folder = new_notes(notes_folder() if is_own() else job.store, job.stages[-1].key)
         self._task = Task(0, b"")
         self._fit: Fit | None = None
 

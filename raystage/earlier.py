@@ -63,9 +63,12 @@ def _refuse_running(store: Store, name: str) -> None:
 
 
 def _set_aside(store: Store, name: str, place: str) -> None:
-    """All files are there before the first one goes."""
+    """All files are there before the first one goes. Links stay: what lies behind them is not the run's."""
     folder, target = store.run_folder(name), store.run_folder(place)
-    files = [file.path for file in folder.files() if file.path.split("/")[0] not in _LEFT]
+    if link := target.first_link(store.folder):
+        problem = f"found {link}, a symbolic link, behind which nothing is set aside; expected another name (--name)"
+        raise InputError(problem, key="name")
+    files = [file.path for file in folder.files(follow_links=False) if file.path.split("/")[0] not in _LEFT]
     for path in files:
         parent, _, file = f"/{path}".rpartition("/")
         (target / parent.lstrip("/") if parent else target).write_whole(file, folder.read(path))

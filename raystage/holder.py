@@ -32,7 +32,10 @@ class ProcessName:
         """Raises ValueError, TypeError or KeyError where it is none."""
         if not 0 < content["pid"] < 2**31:
             raise ValueError(f"no process id: {content['pid']}")
-        return cls(str(content["host"]), str(content["machine"]), int(content["pid"]), float(content["started"]))
+        try:
+            return cls(str(content["host"]), str(content["machine"]), int(content["pid"]), float(content["started"]))
+        except OverflowError:
+            raise ValueError(f"no time of a start: {content['started']}") from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from raystage.integrity import Damage, examine
 from raystage.naming import stage_key
 from raystage.prune import Listing, Removal, StoredCheckpoint, StoredRun, StoredStage
 from raystage.record import StageRecord
+from raystage.sealed_json import LARGEST_BYTES
 from raystage.storage import StoredFile
 from raystage.store import CHECKPOINTS, RECORD, RUNS, STAGES, TRUNKS, Store
 from raystage.stored_files import REPORT_FILE, RUN_FILE
@@ -185,7 +187,9 @@ def _run(store: Store, name: str) -> StoredRun:
                     state = state or (content.get("state") if place == name else None)
             except DamagedFile as error:
                 problem = problem or str(error)
-                keys.update(_STAGE_KEY.findall(store.run_folder(place).read(file).decode(errors="replace")))
+                with contextlib.suppress(ValueError):  # what is too large to be read is damaged, which is known
+                    text = store.run_folder(place).read(file, LARGEST_BYTES).decode(errors="replace")
+                    keys.update(_STAGE_KEY.findall(text))
             except RaystageError as error:
                 problem = problem or str(error)
     return StoredRun(name, "damaged" if problem else state, frozenset(keys), problem)

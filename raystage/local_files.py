@@ -86,14 +86,15 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def walk(folder: str, _seen: frozenset[str] = frozenset()) -> Iterator[os.DirEntry[str]]:
-    """All in a folder and in those within it. Links to folders are followed, but not in circles."""
-    seen = _seen | {os.path.realpath(folder)}
+def walk(folder: str, follow_links: bool = True, _seen: set[str] | None = None) -> Iterator[os.DirEntry[str]]:
+    """All in a folder and in those within it, each once. Links to folders are followed unless told not to."""
+    seen = set() if _seen is None else _seen
+    seen.add(os.path.realpath(folder))
     for entry in entries(folder):
         yield entry
         with contextlib.suppress(OSError):
-            if entry.is_dir() and os.path.realpath(entry.path) not in seen:
-                yield from walk(entry.path, seen)
+            if entry.is_dir(follow_symlinks=follow_links) and os.path.realpath(entry.path) not in seen:
+                yield from walk(entry.path, follow_links, seen)
 
 
 def first_link(root: str, path: str) -> str | None:

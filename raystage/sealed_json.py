@@ -11,6 +11,8 @@ from typing import Any
 
 import xxhash
 
+# More than any file of a store has; what is larger is not read.
+LARGEST_BYTES = 2**28
 DEEPEST = 100
 LONGEST_NUMBER_DIGITS = 40
 # Half of a character that takes two; what stands as bytes is refused by decoding.

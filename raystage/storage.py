@@ -102,9 +102,9 @@ class Folder:
         """The files directly in the folder, sorted."""
         return sorted(name for name, is_folder in self._entries().items() if not is_folder)
 
-    def files(self) -> list[StoredFile]:
+    def files(self, follow_links: bool = True) -> list[StoredFile]:
         """All files in the folder and in those within it, sorted by path; nothing where there is no folder."""
-        return sorted(self._tried("listed", lambda: list(self._walk())))
+        return sorted(self._tried("listed", lambda: list(self._walk(follow_links))))
 
     def first_link(self, root: Folder) -> str | None:
         """The first symbolic link on the way from `root` to this folder; object stores have none."""
@@ -115,21 +115,23 @@ class Folder:
         if not self.is_local:
             return []
         own = [self.path] if os.path.islink(self.path) else []
-        found = self._tried("listed", lambda: [one.path for one in local_files.walk(self.path) if one.is_symlink()])
-        return own + sorted(found)
+        within = local_files.walk(self.path, follow_links=False)
+        return own + sorted(self._tried("listed", lambda: [one.path for one in within if one.is_symlink()]))
 
     def size_of(self, name: str) -> int | None:
         """The size of a file in bytes, or None where there is no such file."""
         info = (self / name)._info()
         return info.size if info.type == fs.FileType.File else None
 
-    def read(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        """The whole file. Raises FileNotFoundError; ValueError where it has more than `at_most` bytes."""
 
         def content() -> bytes:
             if self.is_local and local_files.is_special(f"{self.path}/{name}"):
                 raise OSError("it is a device or a pipe; expected a file")
             with self.system.open_input_file(f"{self.path}/{name}") as file:
+                if at_most is not None and file.size() > at_most:
+                    raise ValueError(f"found {file.size()} bytes; expected at most {at_most}")
                 return file.read()
 
         return (self / name)._tried("read", content)
@@ -196,7 +198,8 @@ class Folder:
             if self.is_local:
                 local_files.remove_folder(self.path)
             elif self.system.get_file_info(self.path).type == fs.FileType.Directory:
-                self.system.delete_dir(self.path)
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes the same
+                    self.system.delete_dir(self.path)
 
         self._tried("removed", remove)
 
@@ -243,12 +246,12 @@ class Folder:
         listed = self._tried("listed", lambda: self.system.get_file_info(selector))
         return {one.base_name: one.type == fs.FileType.Directory for one in listed}
 
-    def _walk(self) -> Iterator[StoredFile]:
+    def _walk(self, follow_links: bool) -> Iterator[StoredFile]:
         prefix = len(self.path) + 1
         if self.is_local:
-            for entry in local_files.walk(self.path):
+            for entry in local_files.walk(self.path, follow_links):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    if entry.is_file():
+                    if entry.is_file(follow_symlinks=follow_links):
                         found = entry.stat()
                         yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)
             return

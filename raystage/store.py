@@ -28,7 +28,7 @@ from raystage import checkpoint
 from raystage.errors import CheckpointError, DamagedFile, RaystageError, StorageError
 from raystage.record import Evaluation, StageRecord
 from raystage.retention import attempt_of, best, retained, tokens_of
-from raystage.sealed_json import unsealed, written
+from raystage.sealed_json import LARGEST_BYTES, unsealed, written
 from raystage.storage import Folder
 from raystage.stored_files import check_file, record_from
 
@@ -63,7 +63,7 @@ class Store:
         """The record of a finished stage, or None. Raises DamagedFile where it is damaged, StorageError."""
         folder = self.stage_folder(key)
         try:
-            return record_from(unsealed(folder.read(RECORD)), key)
+            return record_from(unsealed(folder.read(RECORD, LARGEST_BYTES)), key)
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
@@ -214,7 +214,7 @@ def read_file(folder: Folder, name: str, kind: str) -> dict[str, Any] | None:
     Raises DamagedFile, which says what to do about it; StorageError.
     """
     try:
-        content = unsealed(folder.read(name))
+        content = unsealed(folder.read(name, LARGEST_BYTES))
         check_file(kind, content)
         return content
     except FileNotFoundError:

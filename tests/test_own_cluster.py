@@ -73,18 +73,47 @@ def test_auto_is_no_cluster_of_another_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_notes_of_drivers_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_folder(tmp_path)
-    alive = new_notes(str(tmp_path), "alive")
+    alive = new_notes(str(tmp_path), "a11e" * 16)
     elsewhere = replace(this_process(), machine="another")
     dead = replace(this_process(), started=this_process().started - 100)
-    for name, owner in (("elsewhere", elsewhere), ("dead", dead)):
+    for key, owner in (("e15e", elsewhere), ("dead", dead)):
         monkeypatch.setattr(train_notes, "this_process", lambda owner=owner: owner)
-        new_notes(str(tmp_path), name)
-    for name, age in (("old", 2 * OLD_SECONDS), ("new", 0.0)):  # of a version that did not say whose they are
-        (tmp_path / "ray" / name).mkdir()
-        (tmp_path / "ray" / name / "snapshot.json").touch()
-        os.utime(tmp_path / "ray" / name / "snapshot.json", times=(time.time() - age,) * 2)
+        new_notes(str(tmp_path), key * 16)
+    for key, age in (("01d", 2 * OLD_SECONDS), ("0e", 0.0)):  # of a version that did not say whose they are
+        old_folder(tmp_path / "ray" / f"{key}-01234567", age)
     (tmp_path / "ray/Thumbs.db").touch()
     remove_abandoned_notes(store)
     left = {path.name.split("-")[0] for path in (tmp_path / "ray").iterdir()}
-    assert left == {"alive", "elsewhere", "new", "Thumbs.db"}
+    assert left == {"a11ea11ea11e", "e15ee15ee15e", "0e", "Thumbs.db"}
     alive.delete()
+
+
+def old_folder(folder: Path, age: float = 2 * OLD_SECONDS) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "snapshot.json").touch()
+    os.utime(folder / "snapshot.json", times=(time.time() - age,) * 2)
+    return folder
+
+
+def test_a_folder_called_ray_that_is_no_store_s_keeps_what_it_has(tmp_path: Path) -> None:
+    """Such as Ray's sources, where the store is the working directory."""
+    sources = old_folder(tmp_path / "ray/python")
+    elsewhere = old_folder(tmp_path / "elsewhere/0123456789ab-01234567")
+    (tmp_path / "ray/ba9876543210-01234567").symlink_to(elsewhere)
+    remove_abandoned_notes(open_folder(tmp_path))
+    assert (sources / "snapshot.json").exists()
+    assert (elsewhere / "snapshot.json").exists()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/ray").symlink_to(tmp_path / "elsewhere")
+    remove_abandoned_notes(open_folder(tmp_path / "store"))
+    assert (elsewhere / "snapshot.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"pid": 1, "host": "", "machine": "", "started": 1' + b"0" * 400
+                                     + b"}", b" " * 100_000])  # fmt: skip
+def test_notes_of_a_broken_owner_stay(tmp_path: Path, content: bytes) -> None:
+    notes = tmp_path / "ray/0123456789ab-01234567"
+    notes.mkdir(parents=True)
+    (notes / "driver.json").write_bytes(content)
+    remove_abandoned_notes(open_folder(tmp_path))
+    assert notes.exists()

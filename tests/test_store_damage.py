@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from factories import make_curves, make_schedule
 from raystage.cli import main
 from raystage.driver import Driver
-from raystage.errors import RaystageError
+from raystage.earlier import make_way
+from raystage.errors import InputError, RaystageError
 from raystage.lease import Leases
 from raystage.next_steps import Attempt
 from raystage.plan import Plan, make_plan, trunk_key
@@ -116,6 +117,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b'"FINISHED"', b'"FINISHEE"')
                                              .replace(b'"tokens": 1', b'"tokens": 2')
                                              .replace(b'"tasks"', b'"taskz"')),
+    "enormous": lambda path: os.truncate(path, 2**40),
     "a folder": folder_in_place,
     "a pipe": pipe_in_place,
 }  # fmt: skip
@@ -259,3 +261,50 @@ def test_a_damaged_neighbour_is_no_donor_and_no_reason_to_stop(store: Store, pla
     store.note_trunk(trunk_key(stage), stage.steps - 1, "shorter")
     assert store.readable_record("shorter") is None
     assert Turns(store, Leases(store.folder / "stages")).free([stage]) == (stage,)
+
+
+def test_a_manifest_of_any_size_is_damage(store: Store) -> None:
+    manifest = next(Path(store.folder.path).glob("stages/*/checkpoints/*/manifest.json"))
+    os.truncate(manifest, 2**40)
+    done = call(store, "store", "verify")
+    assert done.exit_code == 1
+    assert "manifest.json: damaged (found 1099511627776 bytes; expected at most 1073741824)" in done.output
+    assert call(store, "store", "prune", "--yes").exit_code == 1
+    assert manifest.exists()
+
+
+# --- links ------------------------------------------------------------------------------------------
+
+
+def test_setting_a_run_aside_leaves_what_lies_behind_links(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine/sub").mkdir(parents=True)
+    (tmp_path / "mine/sub/thesis.txt").write_text("mine")
+    run = Path(store.run_folder("broken").path)
+    (run / "folder").symlink_to(tmp_path / "mine")
+    (run / "file.txt").symlink_to(tmp_path / "mine/sub/thesis.txt")
+    assert "is kept: raystage report broken/earlier/1" in make_way(store, "broken", ["another key"])
+    assert (tmp_path / "mine/sub/thesis.txt").read_text() == "mine"
+    assert not [one for one in run.glob("earlier/1/*") if one.name in ("folder", "file.txt")]
+    assert (run / "earlier/1/report.json").exists()
+    assert not (run / "report.json").exists()
+
+
+def test_a_run_behind_a_link_is_not_set_aside(store: Store, tmp_path: Path) -> None:
+    run = Path(store.run_folder("broken").path)
+    run.rename(tmp_path / "mine")
+    run.symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"found .*runs/broken, a symbolic link.*expected another name"):
+        make_way(store, "broken", ["another key"])
+    assert (tmp_path / "mine/report.json").exists()
+    assert not (tmp_path / "mine/earlier").exists()
+
+
+def test_links_from_every_folder_to_every_other_are_followed_once(store: Store) -> None:
+    folders = [Path(store.folder.path, "stages", f"{number:064x}") for number in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").touch()
+        for other in folders:
+            (folder / other.name).symlink_to(other)
+    assert call(store, "store", "list").exit_code == 0
+    assert sum(file.path.endswith("/file") for file in (store.folder / "stages").files()) == 12
