@@ -20,6 +20,7 @@ from pathlib import Path
 from raystage import hub
 from raystage.errors import InputError
 from raystage.text_files import check_utf8, holds_any, measured, stdlib_files, text_files, unreadable
+from raystage.tokenizer_folder import check_bounds
 
 BYTE_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
@@ -220,6 +221,10 @@ def _folder_fingerprint(folder: Path) -> str:
     if not files:
         problem = f"found no tokenizer in the folder {str(folder)!r}; expected tokenizer.json or the like in it"
         raise InputError(problem, key="data.tokenizer")
+    try:
+        check_bounds(folder)
+    except ValueError as error:
+        raise InputError(str(error), key="data.tokenizer", file=str(folder)) from None
     lines = [f"{file.name} {_digest(file)}\n" for file in files]
     return "sha256:" + _sha256("".join(lines))
 

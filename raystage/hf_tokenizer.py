@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from raystage import hub
 from raystage.corpus import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.errors import InputError
+from raystage.tokenizer_folder import check_bounds
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _FOLDER = "sha256:"  # what the fingerprints of folders begin with
@@ -83,8 +84,12 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
     """
     place = Path(name) if os.path.isdir(name) else hub.snapshot(name, hub.TOKENIZER_FILES, "data.tokenizer", offline)
     try:
-        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
+        check_bounds(Path(place))
+        found = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+        if not isinstance(found, transformers.PreTrainedTokenizerBase):
+            raise ValueError(f"found a {type(found).__name__}; expected a tokenizer of text")
+        return found
+    except Exception as error:  # whatever transformers makes of broken files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(reason, key="data.tokenizer") from None
 

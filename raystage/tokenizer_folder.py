@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raystage.units import shown
+
 # The names under which a tokenizer has a token for a purpose.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # More than any tokenizer has.
 _MOST_IDS = 2**31
 _LARGEST_BYTES = 2**29
+# Tokens that some classes make themselves, as many as a config says; T5 has 100.
+_MOST_EXTRA_IDS = 100_000
 _NUMBER = re.compile(r"[0-9]{1,10}")
 # Classes that have no end-of-text token of their own accord; others may.
 _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"}
@@ -50,6 +54,17 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
         controls=tuple(sorted(controls | special)),
         tokens=frozenset(ids) if is_known else None,
     )
+
+
+def check_bounds(folder: Path) -> None:
+    """Raises ValueError where a tokenizer's files say more than can be loaded."""
+    for file in sorted(folder.iterdir()):
+        is_text = file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file()
+        if is_text and file.stat().st_size > _LARGEST_BYTES:
+            raise ValueError(f"found {file.stat().st_size} bytes in {file.name}; expected at most {_LARGEST_BYTES}")
+    extra = _json(folder / "tokenizer_config.json").get("extra_ids")
+    if isinstance(extra, int | float) and not extra <= _MOST_EXTRA_IDS:
+        raise ValueError(f"found {shown(extra)} extra_ids; expected at most {_MOST_EXTRA_IDS}")
 
 
 def no_end(name: str) -> str:

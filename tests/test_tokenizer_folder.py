@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from raystage import text_files
 from raystage.data import open_streams
 from raystage.encoding import ByteTokenizer, PretrainedTokenizer
 from raystage.errors import InputError
+from raystage.hf_tokenizer import load_tokenizer
 from raystage.plan import Plan, make_plan
 from raystage.tokenizer_folder import TokenizerFacts, read_tokenizer
 
@@ -248,3 +251,31 @@ def test_a_character_may_lie_on_the_border_of_chunks(
 
 def test_bytes_are_bytes_in_any_encoding() -> None:
     assert ByteTokenizer().encode("é".encode("latin-1")).tolist() == [0xE9, 256]
+
+
+def say(folder: Path, **changes: object) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def enormous(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 2**40)
+
+
+BROKEN = {
+    "no tokenizer": (lambda folder: say(folder, tokenizer_class="RagTokenizer"), "expected a tokenizer of text"),
+    "deep": (lambda folder: (folder / "tokenizer_config.json").write_text("[" * 100_000), "recursion"),
+    "a list": (lambda folder: (folder / "tokenizer_config.json").write_text("[1]"), "'list' object"),
+    "a number": (lambda folder: say(folder, eos_token=5), "has to be either str or AddedToken"),
+    "no token": (lambda folder: say(folder, added_tokens_decoder={"1": 5}), "added_tokens_decoder"),
+    "extra ids": (lambda folder: say(folder, tokenizer_class="ByT5Tokenizer", extra_ids=10**9), "1000000000 extra_ids"),
+    "enormous": (enormous, "found 1099511627776 bytes in tokenizer.json; expected at most"),
+}
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_tokenizer_is_one_line(tmp_path: Path, broken: Callable[[Path], object], message: str) -> None:
+    broken(save_words(tmp_path / "broken", "document"))
+    with pytest.raises(InputError, match=message) as found:
+        load_tokenizer(str(tmp_path / "broken"), None, 64, is_asked_for=False)
+    assert "\n" not in str(found.value)
