@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from raystage.manifest_check import check_model
+from raystage.plain_text import visible
 from raystage.record import StageRecord
 from raystage.units import shown
 
@@ -326,5 +327,5 @@ def _check(kind: Any, content: Mapping[str, Any]) -> None:
         adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = visible(".".join(map(str, first["loc"])))  # keys of a file: the message may be logged
         raise ValueError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

@@ -19,6 +19,7 @@ from raystage.schedule import check_name
 from raystage.sealed_json import unsealed
 from raystage.storage import open_folder
 from raystage.store import Store
+from raystage.stored_files import check_file
 from raystage.terminal import SafeConsole
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x1b[0m\r\x9b2J\u202eabc [red]x[/red] [link=http://evil]y[/link] <img src=x> | `z`"
@@ -155,3 +156,8 @@ def test_a_long_name_is_refused_when_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"name: found '模.*180 bytes.*at most 160 bytes"):
         make_schedule(tmp_path / "text", name="模" * 60)
     assert make_schedule(tmp_path / "text", name="模" * 53).name == "模" * 53
+
+
+def test_what_is_wrong_with_a_file_steers_nothing_where_it_is_logged() -> None:
+    with pytest.raises(ValueError, match=r"tasks\.\\x1b\]0;title\\x07"):
+        check_file("evaluation", {"key": "k", "tasks": {"\x1b]0;title\x07": 5}})
