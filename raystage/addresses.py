@@ -59,7 +59,7 @@ def without_secrets(text: str) -> str:
     """A text, such as an error of a library, with what may be secret in its addresses and settings left out."""
     if "@" not in text and "=" not in text and ":/" not in text:
         return text
-    text = _URI.sub(lambda match: match[1] + match[2] + _shown(match[1].lower(), match[3]), text)
+    text = _URI.sub(_quoted, text)
     text = _LOGIN.sub(f"{HIDDEN}@", text)
     return _SETTING.sub(lambda match: f"{match[1]}={HIDDEN}" if _SECRET_NAME.fullmatch(match[1]) else match[0], text)
 
@@ -94,6 +94,12 @@ def _login(scheme: str, rest: str) -> str:
     before, colon, port = authority.rpartition(":")
     is_port = port.isdigit() and scheme not in _BUCKETS
     return before if colon and not is_port and not authority.endswith("]") and "@" in rest else ""
+
+
+def _quoted(match: re.Match[str]) -> str:
+    """A URI within a sentence: what ends the clause is not of it."""
+    rest = match[3].rstrip(";,")
+    return match[1] + match[2] + _shown(match[1].lower(), rest) + match[3][len(rest) :]
 
 
 def _shown(scheme: str, rest: str) -> str:

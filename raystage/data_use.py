@@ -132,7 +132,8 @@ def _line(one: Mapping[str, Any], is_alone: bool) -> str:
     of = "" if is_alone else f" of {', '.join(one['stages'])}"
     repeated = ""
     if one["repeated_share"] is not None:
-        repeated = f" {_share(one['repeated_share'])} of the held-out text stands word for word in the training text."
+        share = _share(one["repeated_share"]).capitalize()
+        repeated = f" {share} of the held-out text stands word for word in the training text."
     return (
         f"Data{of}: {_documents(one['documents'])}, {about}{format_count(one['tokens'])} tokens to train on; "
         f"{_documents(one['held_out_documents'])}, {about}{format_count(one['held_out_tokens'])} tokens "
@@ -150,8 +151,12 @@ def _share(share: float) -> str:
 
 
 def format_passes(passes: float) -> str:
-    """'0.09 passes over the text', '12 passes over the text'."""
-    return f"{passes:.2g} passes over the text"
+    """'0.09 passes over the text', '12 passes over the text', '1.2K passes over the text'."""
+    return f"{format_number_of_passes(passes)} passes over the text"
+
+
+def format_number_of_passes(passes: float) -> str:
+    return f"{passes:.2g}" if passes < 99.5 else format_count(passes)
 
 
 # --- what to beware of: the key, what is the matter, who says so --------------------------------
@@ -186,7 +191,7 @@ def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
         (
             "data",
             f"has {'about ' if use.counted.is_estimate else ''}{format_count(use.counted.train_tokens)} tokens to "
-            f"train on, and the run {name} reads {format_count(use.read_tokens)}: "
+            f"train on, and run {name!r} reads {format_count(use.read_tokens)}: "
             f"{format_passes(use.passes)}. Beyond {MOST_PASSES}, repeated text is worth less and less. Use more text, "
             f"or fewer tokens",
             "2305.16264: up to 4 passes are about as good as new text",

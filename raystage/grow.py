@@ -23,6 +23,7 @@ from raystage.growth.explain import layer_sources
 from raystage.growth.request import Growth, GrowthRequest, plan_growth
 from raystage.hf_folder import HuggingFaceModel
 from raystage.naming import stage_key
+from raystage.plain_text import visible
 from raystage.shape import ModelShape, parameters
 from raystage.storage import Folder, open_folder
 from raystage.store import Store
@@ -68,7 +69,7 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
         if not folder.exists() and _STAGE_KEY.fullmatch(text):
             return _stage_source(text, Store(store.folder.unmapped), argument)
         if key := _named_stage(text, store, argument, folder):
-            return _stage_source(key, Store(store.folder.unmapped), argument)
+            return _stage_source(key, Store(store.folder.unmapped), argument, text)
         if checkpoint.exists(folder):
             return Source(folder.uri, _opened_checkpoint(folder))
         if hf_folder.is_model(folder):
@@ -157,8 +158,11 @@ def _folder(text: str, argument: str) -> Folder:
 # --- raystage checkpoints -----------------------------------------------------------------------
 
 
-def _stage_source(beginning: str, store: Store, argument: str) -> Source:
+def _stage_source(beginning: str, store: Store, argument: str, name: str | None = None) -> Source:
     keys = [key for key in store.stage_keys() if key.startswith(beginning)]
+    if name and not keys:
+        problem = f"found stage {visible(name)!r}, of which nothing is trained yet; expected a finished stage"
+        raise InputError(problem, key=argument, file=store.folder.uri)
     if len(keys) != 1:
         found = (
             f"{len(keys)} stage keys begin with {beginning!r}" if keys else f"no stage key begins with {beginning!r}"

@@ -12,9 +12,20 @@ from typing import Any, TextIO
 import click
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# More characters than the first sentence of a help text has.
+_WHOLE = 500
 
 
-class Commands(click.Group):
+class Listed(click.Group):
+    """Its help tells of every command in a whole sentence; click's would end with dots."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Commands(Listed):
     """Says in one line that standard output cannot be written to; where its reader has left, nothing."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:

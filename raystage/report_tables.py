@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raystage.data_use import format_number_of_passes
 from raystage.growth.operator import in_short
 from raystage.savings import format_flops, format_share
 from raystage.units import format_bytes, format_count, format_seconds
@@ -65,7 +66,7 @@ def _data_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{about}{format_count(one['held_out_tokens'])}",
         "-" if one["repeated_share"] is None else format_share(one["repeated_share"]),
         format_count(one["read_tokens"]),
-        f"{one['passes']:.2g}",
+        format_number_of_passes(one["passes"]),
     )
 
 

@@ -221,8 +221,8 @@ class Training(Section):
     ramp: Ramp | None = None
     gradient_clipping: NotNegative = 1.0
     activation_checkpointing: Flag = False
-    optimizer: Optimizer = Optimizer()
-    lr_schedule: LrSchedule = LrSchedule()
+    optimizer: Annotated[Optimizer, Field(examples=["{name: adamw, lr: 1e-3}"])] = Optimizer()
+    lr_schedule: Annotated[LrSchedule, Field(examples=["{kind: wsd, warmup: 0.02, decay: 0.2}"])] = LrSchedule()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpointing = Checkpointing()
     max_failures: CountOrZero = 3
@@ -302,7 +302,7 @@ class Stage(Section):
     accept: Accept | None = None
     on_reject: OnReject | None = None
     seed: Seed | None = None
-    grow: Grow | None = None
+    grow: Annotated[Grow | None, Field(examples=["{operator: stack}"])] = None
     freeze: Freeze | None = None
     data: Data = Data()
     model: Model = Model()
@@ -416,8 +416,8 @@ class Schedule(Section):
             examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"],
         ),
     ]
-    baseline: Baseline | None = None
-    init: Init | None = None
+    baseline: Annotated[Baseline | None, Field(examples=["{budgets: [800K, 1.2M, 1.6M]}"])] = None
+    init: Annotated[Init | None, Field(examples=["{from: my/llama}"])] = None
     costs: Costs = NO_COSTS
     _file: str | None = PrivateAttr(default=None)
 

@@ -139,7 +139,7 @@ class Sources:
         _check_source(data)
         options = _options(data)
         corpus = self.corpus(data.source, data.path, options)
-        _check_split(corpus, data.validation_fraction)
+        _check_split(corpus, data.validation_fraction, data.document_separator)
         training, held_out = corpus.split(data.validation_fraction)
         known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
         _check_end(data, known)
@@ -235,7 +235,7 @@ def _check_end(data: Data, known: TokenizerFacts) -> None:
         raise InputError(problem, key="data.end_token")
 
 
-def _check_split(corpus: Corpus, fraction: float) -> None:
+def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None:
     """Refuse a split with nothing on one side: documents are held out by their hash, so few may fall on one."""
     training, held_out = corpus.split(fraction)
     if training and held_out:
@@ -245,6 +245,9 @@ def _check_split(corpus: Corpus, fraction: float) -> None:
         raise InputError(problem, key="data.validation_path")
     count, working = len(corpus.documents), corpus.working_fraction()
     if working is None:
+        if separator is not None and count == 1:
+            problem = f"found {shown(separator)}, which stands nowhere in the text; expected what parts its documents"
+            raise InputError(problem, key="data.document_separator")
         found = "1 document" if count == 1 else f"{count} documents of one and the same text"
         ways = "data.document_separator or data.document_bytes to cut it at, or data.validation_path"
         raise InputError(f"found {found}; expected two or more, some of them to hold out ({ways})", key="data.path")

@@ -11,11 +11,12 @@ import click
 
 from raystage.errors import InputError, RaystageError
 from raystage.options import exits, json_option, open_store, say, store_option
+from raystage.output import Listed
 
 DAMAGED = 1
 
 
-@click.group("store")
+@click.group("store", cls=Listed)
 def store_group() -> None:
     """Look after a store: list it, verify its checkpoints, remove what nothing needs.
 

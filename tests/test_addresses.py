@@ -70,6 +70,11 @@ def test_what_is_no_secret_is_shown_as_it_is(address: str) -> None:
     assert without_secrets(f"{address}: no answer") == f"{address}: no answer"
 
 
+def test_what_ends_the_clause_is_not_of_an_address() -> None:
+    said = without_secrets(f"in s3://b/x?secret_key={SECRET}; expected elsewhere, not in s3://b/x?region=y, z")
+    assert said == "in s3://b/x?secret_key=***; expected elsewhere, not in s3://b/x?region=y, z"
+
+
 def test_settings_with_a_secret_are_said_without_it() -> None:
     said = without_secrets(f"--set a.api_key={SECRET} tokens=5 grow_tokens=7 password={SECRET} tokenizer=x")
     assert said == "--set a.api_key=*** tokens=5 grow_tokens=7 password=*** tokenizer=x"

@@ -148,6 +148,11 @@ CASES = [
      "'gpt2' or 'mixtral'; did you mean 'llama'?"),
     ("change", "model.family=bert",
      "model.family: found 'bert'; expected 'llama', 'mistral', 'qwen2', 'qwen3', 'gpt2' or 'mixtral'"),
+    ("change", "training.lr_schedule=cosine",
+     "training.lr_schedule: found 'cosine'; expected a mapping of keys to values, "
+     "for example lr_schedule: {kind: wsd, warmup: 0.02, decay: 0.2}"),
+    ("change", "stages[1].grow=stack",
+     "stages[1].grow: found 'stack'; expected a mapping of keys to values, for example grow: {operator: stack}"),
     ("change", "training.precision=bf61",
      "training.precision: found 'bf61'; expected 'fp32' or 'bf16'; did you mean 'bf16'?"),
     ("change", "training.lr_schedule.kind=cosin", "training.lr_schedule.kind: found 'cosin'; "
@@ -403,6 +408,8 @@ CASES = [
     ("change", "data.path=FOLDER/texts/1.txt",
      "data.path: found 1 document; expected two or more, some of them to hold out "
      "(data.document_separator or data.document_bytes to cut it at, or data.validation_path)"),
+    ("change", "data={source: text, path: FOLDER/texts/1.txt, document_separator: '<|end|>'}",
+     "data.document_separator: found '<|end|>', which stands nowhere in the text; expected what parts its documents"),
     ("change", "data.path=[FOLDER/texts/1.txt, FOLDER/texts/1.txt]",
      "data.path: found 2 documents of one and the same text; expected two or more, some of them to hold out "
      "(data.document_separator or data.document_bytes to cut it at, or data.validation_path)"),

@@ -77,7 +77,7 @@ def about(plan: Plan, key: str) -> list[str]:
 @pytest.mark.parametrize(("tokens", "warned"), [(2000, False), (60_000, True)])
 def test_many_passes_are_warned_of(tokens: int, warned: bool, texts: Path) -> None:
     said = about(make_plan(make_schedule(texts, baseline={"budgets": [tokens]})), "data")
-    assert [text for text in said if "and the run baseline-60000 reads 60K: " in text] == said
+    assert [text for text in said if "and run 'baseline-60000' reads 60K: " in text] == said
     assert bool(said) is warned
 
 
@@ -135,3 +135,13 @@ def test_records_that_counted_nothing_are_no_matter(data: dict, texts: Path) -> 
     stage = plan.staged.stages[0]
     report = build_report(plan, {stage.key: make_record(stage, 3.0, data=data)}, {})
     assert report["data"][0]["repeated_share"] is None
+
+
+@pytest.mark.parametrize(("passes", "said"), [(0.094, "0.094"), (98.4, "98"), (391, "391"), (1234, "1.23K")])
+def test_passes_are_written_out(passes: float, said: str) -> None:
+    assert data_use.format_passes(passes) == f"{said} passes over the text"
+
+
+def test_what_is_said_of_repeated_text_is_a_sentence(texts: Path) -> None:
+    (said,) = data_lines([data_json(make_plan(make_schedule(texts)).staged)[0] | {"repeated_share": 0.0}])
+    assert said.endswith(". None of the held-out text stands word for word in the training text.")

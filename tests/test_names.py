@@ -144,6 +144,16 @@ def test_a_stage_is_found_by_its_runs_name_and_its_own(store: Store, texts: Path
         stage_key(store, "mine", "SOURCE")
 
 
+def test_a_named_stage_that_nobody_trained_yet_is_said_by_its_name(store: Store, texts: Path, tmp_path: Path) -> None:
+    plan = run(store, texts)
+    store.stage_folder(plan.staged.stages[1].key).delete()
+    said = call(store, "export", "mine/full", str(tmp_path / "out"))
+    assert said.exit_code == 2
+    assert (
+        "CHECKPOINT: found stage 'mine/full', of which nothing is trained yet; expected a finished stage" in said.stderr
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
