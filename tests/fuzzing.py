@@ -6,6 +6,7 @@ than 5 seconds of CPU or asked for more than a gigabyte. Every case runs in a fo
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -67,7 +68,12 @@ def changed(value: Any, generator: random.Random) -> Any:
         for step in way:
             holder = holder[step]
         _change(holder, last, generator)
-    return generator.choice(ODD_VALUES) if generator.random() < 0.01 else value
+    return _odd_value(generator) if generator.random() < 0.01 else value
+
+
+def _odd_value(generator: random.Random) -> Any:
+    """A copy: a later change of it must not reach the table, nor put a value into itself."""
+    return copy.deepcopy(generator.choice(ODD_VALUES))
 
 
 def _change(holder: Any, last: Any, generator: random.Random) -> None:
@@ -77,7 +83,7 @@ def _change(holder: Any, last: Any, generator: random.Random) -> None:
         case 1 if isinstance(holder, dict):
             holder[generator.choice(ODD_KEYS)] = holder.pop(last)
         case 2 if isinstance(holder, dict):
-            holder[generator.choice(ODD_KEYS)] = generator.choice(ODD_VALUES)
+            holder[generator.choice(ODD_KEYS)] = _odd_value(generator)
         case 3:
             other = generator.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
             holder[last], holder[other] = holder[other], holder[last]
@@ -89,7 +95,7 @@ def _change(holder: Any, last: Any, generator: random.Random) -> None:
         case 6 if isinstance(holder[last], int | float) and not isinstance(holder[last], bool):
             holder[last] = holder[last] * generator.choice((-1, 0, 0.5, 2, 1000)) + generator.choice((0, 1, 0.25))
         case _:
-            holder[last] = generator.choice(ODD_VALUES)
+            holder[last] = _odd_value(generator)
 
 
 def damaged(content: bytes, generator: random.Random) -> bytes:

@@ -116,7 +116,11 @@ def test_a_writer_killed_at_any_point_leaves_what_was_finished(
     found: Counter[str] = Counter()
     for point in range(1, points + 1):
         written = Writers(ask, place / str(point), writers)
-        assert written.write(checkpoints, victim, at=point)["killed"]
+        answer = written.write(checkpoints, victim, at=point)
+        if not answer["killed"]:  # the other writer was first to make a folder this time, and so had its points
+            assert writers > 1
+            assert answer["passed"] < point
+            continue
         found += written.check()
         assert written.finished < checkpoints or victim == 0  # who hands over no shard, with it no manifest appears
         before = written.finished

@@ -71,7 +71,7 @@ def test_the_starter_plans_without_a_warning_and_costs_less_than_the_quickstart(
     starter, quickstart = make_plan(load("schedule.yaml")), make_plan(load(EXAMPLES["quickstart"]))
     assert warnings(starter) == ()
     cost, of_quickstart = (sum(run.flops for run in plan.runs()) for plan in (starter, quickstart))
-    assert 3 * cost < of_quickstart
+    assert cost < of_quickstart
     done("plan", "schedule.yaml")
 
 

@@ -260,6 +260,7 @@ def test_a_damaged_run_keeps_what_it_may_need_and_no_more(store: Store, template
     store.run_folder("mine").write_whole(file, b'{"stages": [{"key": "' + key(1).encode())
     done = prune(store, "--yes")
     assert done.exit_code == 1
-    assert f"mine/{file}: damaged" in done.stderr
+    assert f"mine/{file}" in done.stderr
+    assert "damaged" in done.stderr
     assert store.stage_keys() == [key(1), key(2)]
     assert not left_over.exists()
