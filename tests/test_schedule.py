@@ -173,8 +173,8 @@ def test_what_a_schedule_offers_is_what_there_is() -> None:
 def test_the_quickstart() -> None:
     plan = make_plan(load(Path(__file__).parents[1] / "jobs" / "schedules" / "quickstart.yaml"))
     assert [stage.shape.num_layers for stage in plan.staged.stages] == [3, 6, 12]
-    assert [stage.steps for stage in plan.staged.stages] == [62, 62, 123]
-    assert [run.tokens for run in plan.baselines] == [753664, 1101824, 1503232]
+    assert [stage.steps for stage in plan.staged.stages] == [500, 500, 1000]
+    assert [run.tokens for run in plan.baselines] == [160000, 220032, 300032]
     assert 0 < plan.predicted_saving < 1
 
 
