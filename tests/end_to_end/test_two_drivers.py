@@ -65,6 +65,7 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
         if other is None and "small] 1 layers" in line:
             other, thread = follow(raystage, tiny, said)
         if "small] step 4" in line:
+            wait_until(lambda: stages_with(said, "waiting for process"), 60, "the other driver does not wait")
             check_live_status(raystage, killed.pid)
             killed.send_signal(signal.SIGKILL)
             break
