@@ -105,14 +105,18 @@ def test_a_folder_is_refused_by_what_is_wrong(tmp_path: Path, case: str) -> None
 RESEALED: dict[str, tuple[dict[str, object], str]] = {
     "layers": ({"num_layers": 10**12}, "model.num_layers: found 1000000000000; expected at most 21, for so many"),
     "experts": ({"num_experts": 10**12}, "model.num_experts: found 1000000000000; expected at most 400000"),
-    "a width": ({"hidden_size": 10**4000}, "damaged ("),
-    "an eps": ({"norm_eps": 10**400}, "damaged ("),
+    "a width": ({"hidden_size": 10**4000}, "model.hidden_size: found 1000"),
+    "an eps": ({"norm_eps": 10**400}, "model.norm_eps: found 1000"),
 }
+
+
+LONG_NUMBERS = {"a width", "an eps"}  # which commands refuse before they look at the key
 
 
 @pytest.mark.parametrize("case", RESEALED)
 def test_a_resealed_manifest_is_refused(tmp_path: Path, case: str) -> None:
     changes, message = RESEALED[case]
+    shown = "found a number of more than 40 digits" if case in LONG_NUMBERS else message
     saved = make_checkpoint(tmp_path / "saved", byte_shape("llama"))
     content = json.loads((saved / MANIFEST).read_text())
     content["model"] |= changes
@@ -121,7 +125,7 @@ def test_a_resealed_manifest_is_refused(tmp_path: Path, case: str) -> None:
     for command in (["export", str(saved), "out"], ["grow", str(saved), "out", "--set=hidden_size=32"]):
         done = CliRunner().invoke(main, command)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
-        assert message in done.stderr
+        assert shown in done.stderr
     (tmp_path / "texts").mkdir()
     with pytest.raises(InputError) as caught:
         make_plan(make_schedule(tmp_path / "texts", saved))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -260,7 +261,6 @@ def test_a_damaged_run_keeps_what_it_may_need_and_no_more(store: Store, template
     store.run_folder("mine").write_whole(file, b'{"stages": [{"key": "' + key(1).encode())
     done = prune(store, "--yes")
     assert done.exit_code == 1
-    assert f"mine/{file}" in done.stderr
-    assert "damaged" in done.stderr
+    assert re.search(rf"mine/{re.escape(file)}\S*: damaged", done.stderr)  # an S3 path has its options behind it
     assert store.stage_keys() == [key(1), key(2)]
     assert not left_over.exists()
