@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
+import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -37,6 +39,7 @@ from raystage.watch import answer, in_time
 POLL_SECONDS = 0.2
 # Workers that have nothing to do need not even save.
 DISMISS_SECONDS = 20.0
+_MAILBOX = "raystage-mailbox-"
 
 
 class Crew:
@@ -168,7 +171,40 @@ def _open_mailbox() -> Any:
     """Beside the driver, so that no node that is lost takes it along; one that dies all the same starts again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    return remote(Mailbox).remote()
+    return remote(Mailbox).options(name=f"{_MAILBOX}{uuid.uuid4().hex}").remote()
+
+
+def have_all_leave(check: Callable[[], None]) -> bool:
+    """Have the workers of all crews of this job of Ray's save and leave for good, and wait until those have that were
+    at work: a sweep's trials have theirs in processes of their own. `check` is called meanwhile.
+
+    Returns whether any were at work. Raises ClusterLost, and what `check` raises.
+    """
+    mailboxes = _open_mailboxes()
+    at_work = [mailbox for mailbox in mailboxes if _ask(mailbox.is_at_work, check)]
+    for mailbox in mailboxes:
+        _ask(mailbox.leave, check, for_good=True)
+    for mailbox in at_work:
+        while _ask(mailbox.is_at_work, check):
+            time.sleep(POLL_SECONDS)
+    return bool(at_work)
+
+
+def _open_mailboxes() -> list[Any]:
+    found = []
+    for name in in_time(ray.util.list_named_actors):
+        if name.startswith(_MAILBOX):
+            with contextlib.suppress(ValueError):  # gone meanwhile
+                found.append(in_time(partial(ray.get_actor, name)))
+    return found
+
+
+def _ask(method: Any, check: Callable[[], None], **options: Any) -> Any:
+    """What a mailbox answers; None where it is gone: its crew is, too."""
+    try:
+        return answer(method.remote(**options), check)
+    except RayActorError:
+        return None
 
 
 def _wanted(training: Training) -> int | tuple[int, int]:

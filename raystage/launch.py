@@ -63,7 +63,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
 
     Returns whether it was carried out to its end: workers save and leave early when a node of theirs is to go.
     Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
-    this process is to end, after the workers have saved.
+    this process, or the sweep that it belongs to, is to end, after the workers have saved.
     """
     crew = _STANDBY.take(job)
     if crew is None:
@@ -73,6 +73,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
         NOTICE.is_heard = True
         error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, NOTICE).look)
         failure, has_left = answer(crew.mailbox.failure.remote()), answer(crew.mailbox.is_leaving.remote())
+        ends = answer(crew.mailbox.is_ending.remote())
         _STANDBY.keep(crew)
     except BaseException:
         crew.abandon()
@@ -83,7 +84,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
         raise failure
     if error is not None:
         raise _in_words(error, job)
-    if NOTICE.came_at is not None:
+    if ends or NOTICE.came_at is not None:
         raise KeyboardInterrupt("asked to end, and all is saved")
     return not has_left
 

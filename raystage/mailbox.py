@@ -49,7 +49,7 @@ class Mailbox:
         self._clock = clock
         self._events: list[tuple[str, str, Any]] = []
         self._failure: RaystageError | None = None
-        self._leaving = self._is_dismissed = self._is_refused = False
+        self._leaving = self._ends = self._is_dismissed = self._is_refused = False
         self._heard: dict[int, tuple[float, WorkerSign]] = {}
         self._task: Task | None = None
         self._finished, self._idle_since, self._starts = 0, clock(), 0
@@ -62,7 +62,7 @@ class Mailbox:
 
     def next_task(self) -> Task | bool:
         """What the workers are to do: a task; ask again (True); leave (False)."""
-        is_idle = self._task is None or self._task.number <= self._finished
+        is_idle = not self.is_at_work()
         if is_idle and self._clock() - self._idle_since > KEEP_SECONDS:
             self.dismiss()
         return not self.is_over() and (is_idle or self._task)
@@ -75,6 +75,10 @@ class Mailbox:
         """Whether a task is finished; None where it is not known here."""
         is_known = self._task is not None and self._task.number == number
         return self._finished >= number or (False if is_known else None)
+
+    def is_at_work(self) -> bool:
+        """Whether there is a task that is not finished, and may be."""
+        return self._task is not None and self._task.number > self._finished and self._failure is None
 
     def dismiss(self) -> None:
         """There are no more tasks."""
@@ -112,11 +116,16 @@ class Mailbox:
     def failure(self) -> RaystageError | None:
         return self._failure
 
-    def leave(self) -> None:
-        self._leaving = True
+    def leave(self, for_good: bool = False) -> None:
+        """Have the workers save and leave. for_good: no others are to come in their place."""
+        self._leaving, self._ends = True, self._ends or for_good
 
     def is_leaving(self) -> bool:
         return self._leaving
+
+    def is_ending(self) -> bool:
+        """Whether they were told to leave for good."""
+        return self._ends
 
     def hear(self, world: int, sign: WorkerSign) -> None:
         """A sign of life of one of `world` workers. They may be fewer than before."""

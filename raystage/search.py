@@ -20,9 +20,11 @@ from typing import Any
 from ray import tune
 
 from raystage import launch
+from raystage.crew import have_all_leave
 from raystage.errors import InputError, StorageError
 from raystage.importance import importance
 from raystage.launch import starting_cluster
+from raystage.notice import NOTICE
 from raystage.outcomes import Follower, Outcomes, Sparingly
 from raystage.room import give_back_room_of_the_dead
 from raystage.searchers import TreeSearch, make_optuna, make_scheduler
@@ -113,7 +115,7 @@ class Search:
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
         )
         follower = Follower(self.display.say, note)
-        callbacks = [follower, RoomKeeper()]
+        callbacks = [follower, RoomKeeper(), Departure(self.display.say)]
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system
         if tune.Tuner.can_restore(place, storage_filesystem=system):
@@ -125,7 +127,14 @@ class Search:
             )
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
         self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
-        self._outcomes.end(tuner.fit())
+        try:
+            NOTICE.is_heard = True
+            results = tuner.fit()
+        finally:
+            NOTICE.is_heard = False
+        self._outcomes.end(results)
+        if NOTICE.came_at is not None:
+            raise KeyboardInterrupt("asked to end, and all is saved")
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
         search = self.plan.sweep.search
@@ -195,6 +204,26 @@ class RoomKeeper(tune.Callback):
             with contextlib.suppress(Exception):  # whatever it is, it is looked for again in a moment
                 in_time(give_back_room_of_the_dead)
             self._cared_at = time.monotonic()
+
+
+class Departure(tune.Callback):
+    """Where this process is asked to end, has the workers of all trials save first."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down, and is given new ones when it goes on: of this one nothing is needed."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if NOTICE.came_at is None:
+            return
+        asked = f"asked to end ({NOTICE.signal.name})"
+        self._say(f"{asked}: the workers of all trials save and leave")
+        if not have_all_leave(NOTICE.check):
+            raise KeyboardInterrupt(f"{asked} while no worker had anything to save")
+        raise KeyboardInterrupt("asked to end, and all is saved")
 
 
 def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 
+# How long the end of the process waits for a call that is under way.
+_EXIT_SECONDS = 5.0
+
 
 class Ticker:
-    """Calls `action`, which must not raise, every so many seconds until it is stopped."""
+    """Calls `action`, which must not raise, every so many seconds until it is stopped or the process ends."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
         self._seconds, self._action = seconds, action
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        # Runs before the libraries that `action` needs end theirs: pyarrow, imported before, closes its S3 at the exit.
+        atexit.register(self._end)
 
     def stop(self) -> None:
         """Wait for a call that is under way; there is none after it."""
         self._stopped.set()
         self._thread.join()
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        self._stopped.set()
+        self._thread.join(_EXIT_SECONDS)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):

@@ -85,3 +85,21 @@ def test_what_was_finished_before_it_was_given_again_is_finished(clock: Clock) -
     assert reborn.has(2) is True
     assert reborn.assign(SECOND)
     assert reborn.next_task() is True
+
+
+def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(mailbox: Mailbox) -> None:
+    assert mailbox.is_at_work()
+    mailbox.finish(1)
+    assert not mailbox.is_at_work()
+    mailbox.assign(SECOND)
+    assert mailbox.is_at_work()
+    mailbox.fail(NonFiniteLoss("the loss is nan"))
+    assert not mailbox.is_at_work()
+
+
+def test_who_leaves_for_good_is_not_started_again_elsewhere(mailbox: Mailbox) -> None:
+    mailbox.leave()
+    assert (mailbox.is_leaving(), mailbox.is_ending()) == (True, False)  # their node is to go
+    mailbox.leave(for_good=True)
+    mailbox.leave()
+    assert (mailbox.is_leaving(), mailbox.is_ending()) == (True, True)

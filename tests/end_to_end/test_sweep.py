@@ -206,6 +206,34 @@ def test_an_interrupted_sweep_says_how_far_it_came_and_goes_on(raystage: Raystag
 
 
 @pytest.mark.drill
+def test_a_sweep_that_is_asked_to_end_has_the_workers_of_its_trials_save_first(raystage: Raystage) -> None:
+    """SIGTERM while two train, with checkpoints so far apart that nothing would have been saved."""
+    file = write_sweep(raystage.folder, "seed: {grid: [1, 2, 3]}")
+    rare, long = "every: 100M", "tokens: 400K"
+    schedule = raystage.folder / "tiny.yaml"
+    schedule.write_text(SCHEDULE.replace("every: 100K", rare).replace("tokens: 6K", long))
+
+    def both_train() -> bool:
+        files = [raystage.folder / f".raystage/runs/hunt-{number}/status.json" for number in (0, 1)]
+        return all(file.exists() and json.loads(file.read_text())["stages"][0]["step"] > 20 for file in files)
+
+    command = ["sweep", file.name, "--wandb", "disabled"]
+    process = raystage.start(*command)
+    wait_until(both_train, 120, "two trials did not train")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "all is saved; the same command goes on" in errors
+    saved = [path.parent.name for path in raystage.folder.glob(".raystage/stages/*/checkpoints/*/manifest.json")]
+    assert len(saved) == 2
+    assert all(20 * 512 <= int(name.split("-")[0]) < 400_000 for name in saved)
+    report = json.loads(raystage(*command, "--json").stdout)
+    assert [row["state"] for row in report["trials"]] == ["FINISHED"] * 3
+    logs = [(raystage.folder / f".raystage/runs/hunt-{number}/run.log").read_text() for number in (0, 1, 2)]
+    assert ["goes on from step" in log for log in logs] == [True, True, False]
+
+
+@pytest.mark.drill
 def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
     """At an absurd rate the loss is not finite. Two trials need that stage: the second is begun once the first has
     failed, tries by itself and fails too; the third is none the worse."""
