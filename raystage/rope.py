@@ -28,7 +28,7 @@ def scaling_of(rope: Mapping[str, Any], context_length: int) -> str:
     context_length: what the scaling refers to unless it says something else; from then on it says so.
     """
     kind = rope.get("rope_type", rope.get("type"))
-    if kind not in _NEEDED or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if not isinstance(kind, str) or kind not in _NEEDED or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return ""
     names = (*_NEEDED[kind], *_FURTHER.get(kind, ()))
     numbers = {name: rope[name] for name in names if rope.get(name) is not None}

@@ -76,7 +76,7 @@ def no_end(name: str) -> str:
 
 
 def _without_end(config: dict[str, Any]) -> bool | None:
-    return False if config.get("tokenizer_class") in _WITHOUT_END else None
+    return False if str(config.get("tokenizer_class")) in _WITHOUT_END else None
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:

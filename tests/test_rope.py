@@ -76,7 +76,15 @@ def test_a_checkpoint_keeps_and_exports_them(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "rope", [{"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "llama3", "factor": 8.0}, {"rope_type": "none"}]
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0},
+        {"rope_type": "none"},
+        {"rope_type": {"llama3": 8.0}},
+        {"type": ["linear"]},
+        {"rope_type": "linear", "factor": {}},
+    ],
 )
 def test_others_are_refused_with_those_that_can(tmp_path: Path, rope: dict) -> None:
     source = make(tmp_path / "model", "llama")
