@@ -1,5 +1,5 @@
-"""What a refactoring must not change, beside the keys of `golden_schedules`: growth maps, a training's numbers to the bit,
-the checkpoint's manifest that it leaves, a report, the keys of the shipped sweeps' trials.
+"""What a refactoring must not change, beside the keys of `golden_schedules`: growth maps, the numbers of a training to the
+bit, the manifest of its checkpoint, a report, the keys of the shipped sweeps' trials.
 
 `python tests/golden_outputs.py` writes `tests/golden/*.json` anew. Do so only where a change is meant to change one of
 them, and look at what else the difference shows.

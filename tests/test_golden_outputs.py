@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import pytest
-
 from golden_outputs import GOLDEN, growth_maps, one_map_per_operator, report, sweep_keys, training
 
 # Another processor rounds sums of fp32 otherwise.
