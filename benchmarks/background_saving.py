@@ -29,17 +29,17 @@ import torch
 import torch.multiprocessing as multiprocessing
 from deepspeed import comm
 
-from raystage import handover, zero
-from raystage.data import Reader, open_streams
-from raystage.engine import StageEngine
+from raystage.config.schedule import parse
+from raystage.data.tokens import Reader, open_streams
+from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
-from raystage.growth.maps import initial_map
-from raystage.plan import StagePlan, make_plan
-from raystage.record import Progress
-from raystage.saving import Saver
-from raystage.schedule import parse
-from raystage.storage import open_folder
-from raystage.store import Store
+from raystage.growth.rules import initial_map
+from raystage.plan.build import StagePlan, make_plan
+from raystage.results.record import Progress
+from raystage.storage.store import Store
+from raystage.train import handover, partitions
+from raystage.train.engine import StageEngine
+from raystage.train.saving import Saver
 
 WORKERS = 2
 CALM_STEPS = 3
@@ -117,7 +117,7 @@ class Trainer:
     def saved(self) -> tuple:
         """What a Saver asks for."""
         engine = self.engine.deepspeed
-        return self.stage, zero.partitions(engine), zero.get_steps(engine), lambda: self.progress
+        return self.stage, partitions.partitions(engine), partitions.get_steps(engine), lambda: self.progress
 
 
 def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:

@@ -29,14 +29,15 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DIS
 
 import torch
 
-from raystage import checkpoint, handover
-from raystage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown
-from raystage.growth.maps import growth_map
-from raystage.growth.operator import parse_operator
-from raystage.shape import ModelShape, num_params, parameters
-from raystage.storage import open_folder
-from raystage.zero import Partition
+from raystage.growth.operators import parse_operator
+from raystage.growth.rules import growth_map
+from raystage.models.shape import ModelShape, num_params, parameters
+from raystage.storage import checkpoint
+from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.train import handover
+from raystage.train.partitions import Partition
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 SHAPES = {

@@ -39,17 +39,18 @@ import xxhash
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage import checkpoint, handover, zero
-from raystage.checkpoint import Checkpoint
-from raystage.engine import StageEngine
+from raystage.config.schedule import parse
+from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
-from raystage.growth.maps import growth_map, initial_map
-from raystage.handover import Entry
-from raystage.plan import StagePlan, make_plan
-from raystage.record import Progress
-from raystage.schedule import parse
-from raystage.shape import num_params
-from raystage.storage import open_folder
+from raystage.growth.rules import growth_map, initial_map
+from raystage.models.shape import num_params
+from raystage.plan.build import StagePlan, make_plan
+from raystage.results.record import Progress
+from raystage.storage import checkpoint
+from raystage.storage.checkpoint import Checkpoint
+from raystage.train import handover, partitions
+from raystage.train.engine import StageEngine
+from raystage.train.handover import Entry
 
 MODELS = {
     "10M": {"num_layers": 6, "hidden_size": 320, "num_heads": 5, "ffn_size": 864, "vocab_size": 4096},
@@ -165,7 +166,7 @@ def _digests(engine: StageEngine) -> dict[str, str]:
     """Checksums of all that this worker's optimizer holds."""
     return {
         f"{part.parameter}:{state}:{part.start}": xxhash.xxh3_128_hexdigest(values.numpy().tobytes())
-        for part in zero.partitions(engine.deepspeed)
+        for part in partitions.partitions(engine.deepspeed)
         for state, values in part.tensors.items()
     }
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from raystage.families import LLAMA
-from raystage.shape import ModelShape, parameters
+from raystage.models.shape import ModelShape, parameters
+from raystage.models.table import LLAMA
 
 SHAPE = ModelShape("llama", 12, 1536, 12, 12, 128, 6144, 32000, 2048)
 SHARD_BYTES = 500 * 10**6
@@ -35,11 +35,11 @@ MOST_MIB = 1000
 CHILD = """
 import sys
 from pathlib import Path
-from raystage.grow import open_source, open_target, planned, write
-from raystage.growth.operator import parse_operator
+from raystage.tools.grow import open_source, open_target, planned, write
+from raystage.growth.operators import parse_operator
 from raystage.growth.request import GrowthRequest
-from raystage.storage import open_folder
-from raystage.store import Store
+from raystage.files.filesystem import open_folder
+from raystage.storage.store import Store
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raystage.plan import Plan, make_plan
-from raystage.schedule import load
-from raystage.shape import flops_per_token
-from raystage.storage import open_folder
-from raystage.store import Store
+from raystage.config.schedule import load
+from raystage.files.filesystem import open_folder
+from raystage.models.shape import flops_per_token
+from raystage.plan.build import Plan, make_plan
+from raystage.storage.store import Store
 
 HERE = Path(__file__).parent
 SCHEDULE = HERE / "operators.yaml"

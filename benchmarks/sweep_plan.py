@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from raystage.sweep_file import load
-from raystage.trials import plan_sweep
-from raystage.yamlfile import read_mapping
+from raystage.config.yaml_file import read_mapping
+from raystage.sweep.config import load
+from raystage.sweep.trials import plan_sweep
 
 SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/quickstart.yaml"
 SPACE = {

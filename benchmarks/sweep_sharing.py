@@ -34,16 +34,16 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
 from ray import tune
 from ray.tune.search import Searcher
 
-from raystage import launch
-from raystage.savings import format_flops
-from raystage.search import Search
-from raystage.storage import open_folder
-from raystage.store import Store
-from raystage.sweep_file import load
-from raystage.sweep_result import failure
-from raystage.trial_run import TrialTask, run_trial
-from raystage.trials import SweepPlan, plan_sweep
-from raystage.turns import Turns
+from raystage.cluster import launch
+from raystage.files.filesystem import open_folder
+from raystage.results.savings import format_flops
+from raystage.storage.claims import Turns
+from raystage.storage.store import Store
+from raystage.sweep.config import load
+from raystage.sweep.result import failure
+from raystage.sweep.search import Search
+from raystage.sweep.trial import TrialTask, run_trial
+from raystage.sweep.trials import SweepPlan, plan_sweep
 
 SWEEP = Path(__file__).parents[1] / "jobs/sweeps/quickstart.yaml"
 CLOCKS = "clocks"

@@ -25,19 +25,19 @@ from typing import Any
 import yaml
 from ray.tune.search import Searcher
 
-from raystage.driver import Driver
-from raystage.lease import Leases
-from raystage.narrator import Narrator
-from raystage.plan import StagePlan, trunk_key
-from raystage.record import Donor, Evaluation, StageRecord
-from raystage.searchers import TreeSearch
-from raystage.storage import open_folder
-from raystage.store import Store
-from raystage.sweep_file import load
-from raystage.tree import Tree
-from raystage.trial_run import FINISHED_STAGE
-from raystage.trials import SweepPlan, plan_sweep
-from raystage.turns import OnWaiting, Turn, Turns
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import StagePlan, trunk_key
+from raystage.results.record import Donor, Evaluation, StageRecord
+from raystage.run.driver import Driver
+from raystage.run.narrator import Narrator
+from raystage.storage.claims import OnWaiting, Turn, Turns
+from raystage.storage.lease import Leases
+from raystage.storage.store import Store
+from raystage.sweep.config import load
+from raystage.sweep.searchers import TreeSearch
+from raystage.sweep.tree import Tree
+from raystage.sweep.trial import FINISHED_STAGE
+from raystage.sweep.trials import SweepPlan, plan_sweep
 
 SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/growth.yaml"
 # When to grow, how, for how long, and at what rate to end: 12 first stages, 144 second ones, and nearly every trial

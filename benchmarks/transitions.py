@@ -21,11 +21,11 @@ from typing import Any
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
 
-from raystage.driver import Driver
-from raystage.plan import RunPlan, StagePlan, make_plan
-from raystage.schedule import load
-from raystage.storage import open_folder
-from raystage.store import Store
+from raystage.config.schedule import load
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import RunPlan, StagePlan, make_plan
+from raystage.run.driver import Driver
+from raystage.storage.store import Store
 
 SCHEDULE = """
 name: transitions

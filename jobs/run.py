@@ -17,10 +17,10 @@ from pathlib import Path
 if importlib.util.find_spec("raystage") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from raystage.cli import main
+from raystage.cli.main import main
+from raystage.config.yaml_file import read_mapping
 from raystage.errors import InputError
-from raystage.sweep_file import is_sweep
-from raystage.yamlfile import read_mapping
+from raystage.sweep.config import is_sweep
 
 
 def command(arguments: Sequence[str]) -> str:

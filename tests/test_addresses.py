@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from raystage.addresses import secret_in, without_secrets
-from raystage.cli import main
+from raystage.cli.main import main
 from raystage.errors import StorageError
 from raystage.units import shown
 

@@ -1,1 +1,0 @@
-"""Growing a model between two stages: the map (pure data), its application, its certificate."""

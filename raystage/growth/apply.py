@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from raystage.growth.axis_maps import FRESH, MEAN, ZERO
 from raystage.growth.counts import HeadStarts
-from raystage.growth.maps import GrowthMap, Rule
-from raystage.growth.units import FRESH, MEAN, ZERO
+from raystage.growth.rules import GrowthMap, Rule
 
 # (parameter, state, start, stop) -> the flat slice [start, stop), of floats
 Read = Callable[[str, str, int, int], np.ndarray]

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from raystage.growth.apply import Grown, row_origins
-from raystage.growth.maps import GrowthMap, Rule
+from raystage.growth.rules import GrowthMap, Rule
 
 # Of every parameter's gradient so many rows (all axes but the last) are kept, half of them those where it is largest
 # (most tokens of an embedding are not among the inputs), at so many columns.

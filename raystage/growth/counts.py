@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from raystage.growth.maps import GrowthMap, Rule
-from raystage.growth.units import AxisMap, unchanged
+from raystage.growth.axis_maps import AxisMap, unchanged
+from raystage.growth.rules import GrowthMap, Rule
 
 # By axis and index; 0 of what is as old as its tensor.
 HeadStarts = tuple[tuple[int, ...], ...]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from raystage.families import FAMILIES, family_of
+from raystage.growth.checks import changed_fields
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
-from raystage.growth.operator import PART_OF, WIDTHS, layer_origins, operators_of, width_operator
-from raystage.growth.refusal import changed_fields
+from raystage.growth.operators import PART_OF, WIDTHS, layer_origins, operators_of, width_operator
 from raystage.growth.width import WIDTH_OPERATORS, Stream
-from raystage.shape import ModelShape
+from raystage.models.shape import ModelShape
+from raystage.models.table import FAMILIES, family_of
 
 # What grows by itself, whatever the operator: new tokens are the mean of the old, embedded positions begin again.
 _BY_ITSELF = ("vocab_size", "context_length")

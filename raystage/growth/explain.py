@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raystage.families import Family
-from raystage.growth.maps import GrowthMap, Rule
-from raystage.shape import ModelShape, Parameter, parameters
+from raystage.growth.rules import GrowthMap, Rule
+from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.table import Family
 
 
 @dataclass(frozen=True)

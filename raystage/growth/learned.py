@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from raystage import model as models
-from raystage.families import FAMILIES, Axis, ParameterSpec
 from raystage.growth import depth
 from raystage.growth.apply import STATES
-from raystage.growth.maps import unit_maps
-from raystage.growth.units import MEAN, AxisMap
-from raystage.objective import next_token_loss
-from raystage.shape import ModelShape, parameters
+from raystage.growth.axis_maps import MEAN, AxisMap
+from raystage.growth.rules import unit_maps
+from raystage.models.build import build
+from raystage.models.shape import ModelShape, parameters
+from raystage.models.table import FAMILIES, Axis, ParameterSpec
+from raystage.objectives.causal_lm import next_token_loss
 
 # A row of a family's table that stands for one parameter in every layer is one tensor here, (layers, *shape).
 Tensors = dict[str, torch.Tensor]
@@ -147,7 +147,7 @@ class Fitting:
     ) -> None:
         device = next(iter(weights.values())).device
         self.maps, self._weights, self._add_up, self._dtype = maps.to(device), weights, add_up, dtype
-        self._network = models.build(maps.target, dtype).to(device).train()
+        self._network = build(maps.target, dtype).to(device).train()
         for parameter in self._network.parameters():  # the grown ones take their places in every pass
             parameter.data = torch.empty(0, dtype=dtype, device=device)
         self._optimizer = torch.optim.AdamW(maps.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)

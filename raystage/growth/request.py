@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.families import FAMILIES, Family
+from raystage.growth.axis_maps import AxisMap
+from raystage.growth.checks import refusal
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.exact import is_exact, with_norm_eps
-from raystage.growth.maps import GrowthMap, exact_in, growth_map
-from raystage.growth.operator import complete_options, is_trained, layer_origins, operators_of
-from raystage.growth.refusal import refusal
-from raystage.growth.units import AxisMap
-from raystage.shape import ModelShape, Parameter, parameters
+from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
+from raystage.growth.rules import GrowthMap, exact_in, growth_map
+from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.table import FAMILIES, Family
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000

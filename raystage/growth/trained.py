@@ -5,13 +5,13 @@ Nothing here touches a tensor: `growth.mask` and `growth.learned` carry out what
 
 from __future__ import annotations
 
-from raystage.families import FAMILIES
+from raystage.growth.axis_maps import FRESH
+from raystage.growth.checks import changed_fields
 from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
-from raystage.growth.maps import GrowthMap, Rule
-from raystage.growth.operator import OPERATORS, PARTS, each_operator, layer_origins, operators_of
-from raystage.growth.refusal import changed_fields
-from raystage.growth.units import FRESH
-from raystage.shape import ModelShape, flops_per_token, parameters
+from raystage.growth.operators import OPERATORS, PARTS, each_operator, layer_origins, operators_of
+from raystage.growth.rules import GrowthMap, Rule
+from raystage.models.shape import ModelShape, flops_per_token, parameters
+from raystage.models.table import FAMILIES
 
 # The part of a model that says how many units of a kind there are.
 _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}

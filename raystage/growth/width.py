@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raystage.growth.units import FRESH, MEAN, ZERO, AxisMap, Heads, Widening, padded, padded_heads, repeated
-from raystage.growth.units import repeated_heads as _repeated_heads
+from raystage.growth.axis_maps import FRESH, MEAN, ZERO, AxisMap, Heads, Widening, padded, padded_heads, repeated
+from raystage.growth.axis_maps import repeated_heads as _repeated_heads
 
 Maps = dict[str, AxisMap]
 

@@ -157,7 +157,7 @@ def other_ray_processes(cluster: RayCluster) -> set[int]:
     found, its_own = set(), {one.pid for one in cluster.process.children(recursive=True)}
     for process in psutil.process_iter(["cmdline", "name", "status"]):
         command = " ".join(process.info["cmdline"] or [process.info["name"]])
-        is_ray = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.guardian"))
+        is_ray = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.cluster.cleanup"))
         if is_ray and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.add(process.pid)
     return found - its_own - {cluster.process.pid}

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RayCluster, Raystage, losses_in, processes_named, wait_until
 
-from raystage.checkpoint import Checkpoint
-from raystage.storage import open_folder
-from raystage.store import Store
+from conftest import RayCluster, Raystage, losses_in, processes_named, wait_until
+from raystage.files.filesystem import open_folder
+from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.store import Store
 
 KILLS, SEED = int(os.environ.get("KILLS", 30)), int(os.environ.get("SEED", 0))
 STEPS_PER_KILL = 8

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import QUIET, Raystage
 from ray.cluster_utils import Cluster
 
-from raystage.own_cluster import NO_API_SERVER
+from conftest import QUIET, Raystage
+from raystage.cluster.own import NO_API_SERVER
 
 pytestmark = pytest.mark.end_to_end
 
@@ -34,8 +34,8 @@ import os
 from functools import partial
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-from raystage import cluster_check
-from raystage.cli import main
+from raystage.tools import doctor_cluster
+from raystage.cli.main import main
 
 cluster_check.check_workers = partial(cluster_check.check_workers, seconds=0.5)
 main()

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
+
 from conftest import (
     BIN,
     QUIET,
@@ -31,9 +33,7 @@ from conftest import (
     wait_until,
     write_tiny,
 )
-from ray.cluster_utils import Cluster
-
-from raystage.own_cluster import NO_API_SERVER
+from raystage.cluster.own import NO_API_SERVER
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 

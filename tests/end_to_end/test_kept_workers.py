@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import RayCluster, wait_until
 
-from raystage import launch
-from raystage.plan import Plan, make_plan
-from raystage.planned import Job, StagePlan
-from raystage.schedule import load
-from raystage.storage import open_folder
-from raystage.store import Store
-from raystage.values import Workers
+from conftest import RayCluster, wait_until
+from raystage.cluster import launch
+from raystage.config.schedule import load
+from raystage.config.types import Workers
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import Plan, make_plan
+from raystage.plan.plan import Job, StagePlan
+from raystage.storage.store import Store
 
 pytestmark = pytest.mark.end_to_end
 

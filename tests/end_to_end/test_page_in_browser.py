@@ -9,11 +9,11 @@ import pytest
 
 from browser import Tab, find_browser, open_tab
 from factories import make_curves, make_schedule
-from raystage.page import page
-from raystage.plan import make_plan
-from raystage.report import build_report
-from raystage.sweep_page import sweep_page
-from raystage.trials import plan_sweep
+from raystage.plan.build import make_plan
+from raystage.report.build import build_report
+from raystage.report.html import page
+from raystage.sweep.html import sweep_page
+from raystage.sweep.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Raystage
 
+from conftest import Raystage
 from s3_server import S3Server
 
 pytestmark = pytest.mark.end_to_end

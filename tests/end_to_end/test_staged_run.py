@@ -12,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+
 from conftest import (
     BIN,
     QUIET,
@@ -23,11 +26,8 @@ from conftest import (
     said_until,
     wait_until,
 )
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-
-from raystage import model
-from raystage.shape import ModelShape, flops_per_token
+from raystage.models.build import build
+from raystage.models.shape import ModelShape, flops_per_token
 from wandb_reader import read_runs
 
 pytestmark = pytest.mark.end_to_end
@@ -49,7 +49,7 @@ SHORT = [
 def test_the_quickstart_from_yaml_to_savings(raystage: Raystage) -> None:
     """Three stages and their baselines; the report adds up; W&B has it all; a second run trains nothing."""
     first = raystage("run", QUICKSTART, *SHORT)
-    report = raystage.report("quickstart")
+    report = raystage.report.build("quickstart")
     _check_stages(report)
     _check_savings(report)
     _check_wandb(raystage.folder, report)
@@ -75,7 +75,7 @@ def _check_stages(report: dict) -> None:
     assert {row["state"] for row in report["stages"]} == {"FINISHED"}
     for row in report["stages"]:
         shape = ModelShape("llama", row["num_layers"], 64, 4, 4, 16, 192, 257, 64)
-        assert row["num_params"] == sum(p.numel() for p in model.build(shape).parameters())
+        assert row["num_params"] == sum(p.numel() for p in build(shape).parameters())
         assert row["tokens"] == 20 * 1024 == row["steps"] * 1024
         body = row["num_params"] - 2 * 257 * 64
         assert flops_per_token(shape) == 6 * (body + 64 * 257) + 12 * row["num_layers"] * 64 * 64
@@ -132,7 +132,7 @@ def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: 
 """
     )
     raystage("run", tiny, "--wandb", "disabled")
-    report = raystage.report("tiny")
+    report = raystage.report.build("tiny")
     assert [(row["num_workers"], row["zero_stage"]) for row in report["stages"]] == [(1, 0), (2, 1), (3, 3)]
     for row in report["stages"][1:]:
         certificate = row["growth"]["certificate"]
@@ -205,7 +205,7 @@ def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystag
     assert re.fullmatch(rf"raystage: log: {file}; the workers' logs: /.*", log)
     assert f"failed: {last.removeprefix('raystage: ')}" in file.read_text()
     assert "Traceback" not in failed.stderr
-    report = raystage.report("tiny")
+    report = raystage.report.build("tiny")
     assert (report["state"], report["stages"][0]["state"]) == ("ERRORED", "ERRORED")
 
 

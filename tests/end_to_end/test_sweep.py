@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import BIN, QUIET, RayCluster, Raystage, wait_until
 
-from raystage.sweep_file import load
-from raystage.trials import SweepPlan, plan_sweep
+from conftest import BIN, QUIET, RayCluster, Raystage, wait_until
+from raystage.sweep.config import load
+from raystage.sweep.trials import SweepPlan, plan_sweep
 from wandb_reader import OfflineRun, read_run, run_files
 
 pytestmark = pytest.mark.end_to_end
@@ -196,7 +196,7 @@ def test_an_interrupted_sweep_says_how_far_it_came_and_goes_on(raystage: Raystag
     file = write_sweep(raystage.folder, "stages[1].grow.operator: {grid: [stack, identity, interleave]}")
     command = ["sweep", file.name, "--wandb", "disabled", "--set", "search.max_concurrent=1"]
     assert raystage.stop_at(": done", signal.SIGINT, *command) == 130
-    stopped, at_stop = raystage.report("hunt"), times(raystage)
+    stopped, at_stop = raystage.report.build("hunt"), times(raystage)
     assert stopped["state"] == "ABORTED"
     assert [row["state"] for row in stopped["trials"]][:1] == ["FINISHED"]
     assert {row["state"] for row in stopped["trials"][1:]} <= {"ABORTED"}

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Raystage
 
+from conftest import Raystage
 from wandb_reader import read_runs
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]

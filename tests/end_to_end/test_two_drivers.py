@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import Raystage, wait_until
 
-from raystage.cli import main
+from conftest import Raystage, wait_until
+from raystage.cli.main import main
 
 pytestmark = pytest.mark.end_to_end
 STAGES = ["small", "full"]

@@ -1,0 +1,57 @@
+"""`raystage evaluate`: downstream tasks on a finished stage, through lm-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import click
+
+from raystage.cli.options import DebugStream, exits, json_option, open_store, store_option
+from raystage.errors import InputError
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--stage", metavar="NAME", help="A stage, or a baseline such as baseline-1000000. [the last stage]")
+@click.option("--tasks", required=True, metavar="NAME,...", help="Tasks as lm-eval names them, with commas.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many examples of each task; all unless given.")
+@click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples in the prompt; the task's own unless given.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0.")
+@click.option("--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="Task files of your own.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the result there, as JSON.")
+@store_option
+@json_option
+@exits
+def evaluate(
+    run: str, stage: str | None, tasks: str, limit: int | None, num_fewshot: int | None, batch_size: int, device: str,
+    include_path: Path | None, out: Path | None, store: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Run downstream tasks on a finished stage of RUN; reports of the run show them from then on.
+
+    It needs lm-eval: pip install 'raystage[lm-eval]'.
+
+    \b
+    Example:
+      raystage evaluate quickstart --tasks lambada_openai,arc_easy --limit 200
+      raystage evaluate quickstart --stage baseline-1600000 --tasks mine --include-path my/tasks
+    """
+    from raystage.tools.lm_eval import Asked, downstream_lines
+    from raystage.tools.lm_eval import evaluate as run_tasks
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise InputError(f"found {tasks!r}; expected names of tasks", key="--tasks")
+    asked = Asked(names, limit, num_fewshot, batch_size, device, include_path)
+    with contextlib.redirect_stdout(DebugStream()):
+        made = run_tasks(open_store(store), run, stage, asked)
+    text = json.dumps(made, indent=1)
+    if out is not None:
+        try:
+            out.write_text(text + "\n")
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror}); expected a file in a folder that is there"
+            raise InputError(problem, key="--out", file=str(out)) from None
+    click.echo(text if as_json else "\n".join(downstream_lines(made, list(made["tasks"]))))

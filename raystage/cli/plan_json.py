@@ -1,0 +1,167 @@
+"""A plan as plain values, of a schedule or of a sweep: what `raystage plan --json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any
+
+from raystage.plan.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
+from raystage.report.advice import suggest, warnings
+from raystage.results.data_use import data_json
+from raystage.sweep.tree import Node
+from raystage.sweep.trials import SweepPlan, Trial
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Every stage with its values, key, FLOPs and memory; the baselines; what is trained with other values and seeds;
+    the saving that FLOPs alone predict; the warnings."""
+    return {
+        "name": plan.name,
+        "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
+        "baseline": {
+            "runs": [_baseline(run) for run in plan.baselines],
+            "flops_shared": plan.baseline_flops_shared(),
+            "flops_apart": sum(run.flops for run in plan.baselines),
+        },
+        "variants": [_variant(one) for one in plan.variants],
+        "further_seeds": [_variant(one) for one in plan.further_seeds],
+        "runs": [run.name for run in plan.runs()],
+        "flops_of_all_runs": flops_shared(plan.runs()),
+        "flops": plan.staged.flops,
+        "scratch_flops": plan.scratch_flops,
+        "predicted_saving": plan.predicted_saving,
+        "data": data_json(plan.staged),
+        "warnings": [asdict(advice) for advice in warnings(plan)],
+    }
+
+
+def left_json(plan: Plan, finished: Collection[str]) -> dict[str, Any]:
+    """What of a plan is finished, by key, and the FLOPs that are left to train for all its runs."""
+    keys = [key for key in plan.stages_by_key() if key in finished]
+    return {"finished": keys, "flops_left": plan.flops_left(finished)}
+
+
+def unchecked_of(*plans: Plan) -> list[str]:
+    """The functions that plans made without code name and nobody has imported, each once."""
+    stages = [stage for plan in plans for run in plan.runs() for stage in run.stages]
+    names = (metric.function for stage in stages for metric in stage.training.evaluate.metrics)
+    return list(dict.fromkeys(names))
+
+
+def unchecked_line(functions: list[str]) -> str:
+    """What such a plan does not know, for people."""
+    if not functions:
+        return "No code was run (--no-code), and the plan names none."
+    names = ", ".join(functions)
+    return f"No code was run (--no-code). Not known: whether {names} can be imported, and called with these options."
+
+
+def suggestions_json(plan: Plan) -> list[dict[str, Any]]:
+    """Each suggestion with its stages' tokens; `overrides` are what `--set` takes."""
+    return [{**asdict(one), "overrides": one.overrides} for one in suggest(plan)]
+
+
+def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
+    training = stage.training
+    return {
+        "name": stage.name,
+        "key": stage.key,
+        "parent_key": stage.parent_key,
+        **stage.shape.facts(),
+        "num_params": stage.num_params,
+        "tokens": stage.tokens,
+        "steps": stage.steps,
+        "start_tokens": stage.start_tokens,
+        **({"until": stage.until.model_dump(exclude_none=True)} if stage.until else {}),
+        "flops": stage.flops,
+        "flops_share": stage.flops / run.flops,
+        "evaluations": stage.evaluations,
+        "evaluation_flops": stage.evaluation_flops,
+        "evaluation_share": stage.evaluation_share,
+        "memory": stage.memory.as_dict(),
+        "num_workers": training.workers,
+        **({"min_workers": training.workers.least} if training.workers.is_elastic else {}),
+        "zero_stage": training.zero_stage,
+        "precision": training.precision,
+        "growth": _growth(stage.growth) if stage.growth else None,
+        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),
+    }
+
+
+def _growth(growth: Growth) -> dict[str, Any]:
+    require = growth.require.model_dump(exclude_none=True)
+    return growth.facts() | ({"require": require} if require else {})
+
+
+def _baseline(run: RunPlan) -> dict[str, Any]:
+    """A budget in whole steps, and the stretches it is trained in; equal keys are trained once."""
+    return {"budget_tokens": run.tokens, **_chain(run)}
+
+
+def _chain(run: RunPlan) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "tokens": run.tokens,
+        "flops": run.flops,
+        "stages": [
+            {"name": stage.name, "key": stage.key, "tokens": stage.tokens, "flops": stage.flops} for stage in run.stages
+        ],
+    }
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    """values: of the staged run and of each baseline; of a further seed those written, until the best are known."""
+    return {
+        "seed": variant.seed,
+        "values": {"staged": dict(variant.staged_values), "baseline": [dict(one) for one in variant.baseline_values]},
+        "staged": _chain(variant.staged),
+        "baseline": [_baseline(run) for run in variant.baselines],
+    }
+
+
+def sweep_json(plan: SweepPlan) -> dict[str, Any]:
+    """Every trial with its config and the keys of its stages, every stage once, and what the sweep costs."""
+    tree = plan.tree
+    return {
+        "name": plan.sweep.name,
+        "algorithm": plan.sweep.search.algorithm,
+        "is_foreseen": plan.is_foreseen,
+        "trials": [_trial(trial) for trial in plan.trials],
+        "order": list(tree.order),
+        "stages": [_node(node) for node in tree.nodes.values()],
+        "flops_apart": tree.flops_apart,
+        "flops_shared": tree.flops_shared,
+        "flops_left": tree.flops_left,
+        "sharing_factor": tree.sharing_factor,
+        "longest_flops": tree.longest_flops,
+        "apart": list(tree.apart),
+        "baseline_flops": plan.baselines.flops_shared if plan.baselines else 0,
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    staged = trial.plan.staged
+    return {
+        "number": trial.number,
+        "config": trial.config,
+        "stages": [stage.key for stage in staged.stages],
+        "tokens": staged.tokens,
+        "flops": staged.flops,
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.stage.name,
+        "label": node.label,
+        "key": node.stage.key,
+        "parent_key": node.stage.parent_key,
+        "donor_key": node.donor_key,
+        "tokens": node.stage.tokens,
+        "flops": node.stage.flops,
+        "own_flops": node.own_flops,
+        "is_finished": node.is_finished,
+        "trials": list(node.trials),
+    }

@@ -1,0 +1,173 @@
+"""`raystage report`: what runs came to, on the terminal, as JSON, Markdown, a page of HTML, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raystage.cli.options import exits, json_option, open_store, say, store_option
+from raystage.errors import DamagedFile, InputError, RaystageError
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one page that needs no network.")
+@click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw each run as PNG and SVG.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, e.g. for a pull request.")
+@store_option
+@json_option
+@exits
+def report(
+    names: tuple[str, ...],
+    html: Path | None,
+    figures: Path | None,
+    as_markdown: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Show what runs came to: stages, baselines, savings; several runs side by side. Of a sweep: its trials, the best
+    first, what mattered and what the search cost.
+
+    What a name stood for before another schedule took it is NAME/earlier/1, and so on.
+
+    \b
+    Example:
+      raystage report quickstart --json
+      raystage report quickstart faster --html both.html
+      raystage report quickstart --markdown --figures pictures
+      raystage report when-to-grow --html sweep.html
+    """
+    if as_json and as_markdown:
+        raise InputError("found --json too; expected one of them", key="--markdown")
+    opened = open_store(store)
+    reports = [_read_report(opened, name) for name in names]
+    if html is not None and len(reports) > 1 and any(map(_is_sweep, reports)):
+        found = next(one["name"] for one in reports if _is_sweep(one))
+        raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
+    written = []
+    with _shown(opened, names):
+        if html is not None:
+            written += _write_page(opened, reports, html)
+        if figures is not None:
+            written += _write_figures(reports, figures)
+        if as_json:
+            click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+        elif as_markdown:
+            _print_markdown(reports)
+        elif not written:
+            _print_tables(reports)
+    for path in written:
+        say(f"wrote {path}", err=as_json or as_markdown)
+
+
+def _read_report(store: Any, name: str) -> dict[str, Any]:
+    """What the run left, and what `raystage evaluate` has found since. It is called what its folder is called."""
+    from raystage.storage.naming import known_run
+    from raystage.storage.stored_files import REPORT_FILE
+    from raystage.tools.evaluations import kept
+
+    found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
+    if found is None:
+        raise InputError(f"run {name!r} has no {REPORT_FILE} yet; expected a run that was begun", key="NAME")
+    _check(store, name, found)
+    downstream = {} if _is_sweep(found) else kept(store, name, found)
+    return {**found, "name": name, **({"downstream": downstream} if downstream else {})}
+
+
+def _check(store: Any, name: str, found: dict[str, Any]) -> None:
+    """Raises DamagedFile where a report lacks what is shown of it."""
+    from raystage.storage.stored_files import REPORT_FILE, check_file
+
+    try:
+        check_file("sweep" if _is_sweep(found) else "run", found)
+    except ValueError as error:
+        raise DamagedFile(_damaged((store.run_folder(name) / REPORT_FILE).uri, error)) from None
+
+
+def _damaged(place: str, error: object) -> str:
+    return f"{place}: damaged ({error}), or by another version of raystage; the run's own command writes it anew"
+
+
+@contextlib.contextmanager
+def _shown(store: Any, names: tuple[str, ...]) -> Iterator[None]:
+    """A report without a checksum may hold anything deep within: what cannot be shown of it is damaged."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if error.__class__.__module__ != "builtins":  # of a library
+            raise
+        places = ", ".join((store.run_folder(name) / "report.json").uri for name in names)
+        raise DamagedFile(_damaged(places, f"{type(error).__name__}: {error}")) from error
+
+
+def _is_sweep(report: dict[str, Any]) -> bool:
+    return report.get("kind") == "sweep"
+
+
+def _print_tables(reports: list[dict[str, Any]]) -> None:
+    from raystage.report.plan_tables import final_table
+    from raystage.report.terminal import SafeConsole
+    from raystage.sweep.result import sweep_result_table
+
+    for one in reports:
+        SafeConsole().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
+
+
+def _print_markdown(reports: list[dict[str, Any]]) -> None:
+    from raystage.report import build as report
+    from raystage.sweep import result as sweep_result
+
+    pages = ((sweep_result if _is_sweep(one) else report).markdown(one) for one in reports)
+    click.echo("\n".join(pages), nl=False)
+
+
+def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:
+    from raystage.report.html import page
+    from raystage.sweep.html import sweep_page
+
+    if _is_sweep(reports[0]):
+        text = sweep_page(reports[0])
+    else:
+        text = page([(one, _run_file(store, one["name"])) for one in reports])
+    with _writing("--html", file, "a file in a folder that is there"):
+        file.write_text(text, encoding="utf-8")
+    return [file]
+
+
+def _run_file(store: Any, name: str) -> dict[str, Any] | None:
+    """For what a page says of the schedule; a page without it is better than none."""
+    try:
+        return store.read_run(name, "run.json")
+    except RaystageError as error:
+        say(f"left out: {error}", err=True)
+        return None
+
+
+def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """NAME.png and NAME.svg of each run and sweep; the folder is made."""
+    from raystage.report.figures import write_curves
+    from raystage.sweep.figures import write_sweep
+
+    drawn: list[Path] = []
+    with _writing("--figures", folder, "a folder that can be written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in reports:
+            drawn += (write_sweep if _is_sweep(one) else write_curves)(
+                one, folder / f"{one['name'].replace('/', '-')}.png"
+            )
+    return drawn
+
+
+@contextlib.contextmanager
+def _writing(option: str, path: Path, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror}); expected {expected}", key=option, file=str(path)
+        ) from None

@@ -1,0 +1,43 @@
+"""`raystage status`: how runs stand, while they go and afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from raystage.cli.options import exits, json_option, open_store, say, store_option
+
+
+@click.command("status")
+@click.argument("name", required=False)
+@store_option
+@json_option
+@exits
+def status_command(name: str | None, store: str | None, as_json: bool) -> None:
+    """Show how a run or a sweep stands: every stage's step, losses, rate and time left, and where its logs are.
+
+    Of a sweep it shows every trial. Without NAME a line for every run and sweep of the store, the latest first.
+
+    \b
+    Example:
+      raystage status
+      raystage status quickstart --json
+      raystage status when-to-grow
+    """
+    from raystage.cli.status_view import all_statuses, lines_below, notes, run_table, runs_table, status_of
+    from raystage.report.terminal import SafeConsole
+
+    opened, now = open_store(store), time.time()
+    found = all_statuses(opened, now) if name is None else status_of(opened, name, now)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    elif name is not None:
+        SafeConsole().print(run_table(found, now))
+        say("\n".join(lines_below(found)))
+    elif found:
+        SafeConsole().print(runs_table(found, now))
+        say("\n".join(notes(found)), nl=bool(notes(found)))
+    else:
+        say(f"no runs in {opened.folder.uri}")

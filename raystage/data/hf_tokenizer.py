@@ -1,0 +1,113 @@
+"""The tokenizer that goes along with an exported model: a Hugging Face one as it is, or raystage's bytes as one."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from raystage.data.documents import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
+from raystage.data.tokenizer_files import check_bounds
+from raystage.errors import InputError
+from raystage.models import hub
+
+END_OF_DOCUMENT = "<|endoftext|>"
+_FOLDER = "sha256:"  # what the fingerprints of folders begin with
+# All that belongs to a tokenizer in a folder that may hold a model as well.
+_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+          "chat_template*")  # fmt: skip
+
+
+def byte_tokenizer(context_length: int) -> transformers.PreTrainedTokenizerFast:
+    """A token for every byte, whose id is the byte; 256 ends a document, as in `data.ByteTokenizer`.
+
+    What reads like the end of a document within a text is bytes like any other (`split_special_tokens`). Like GPT-2's
+    tokenizer it adds no token by itself.
+    """
+    vocabulary = {character: byte for byte, character in enumerate(_characters())}
+    bytewise = Tokenizer(models.BPE(vocabulary | {END_OF_DOCUMENT: BYTE_VOCABULARY - 1}, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytewise.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bytewise,
+        eos_token=END_OF_DOCUMENT,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+
+
+def _characters() -> list[str]:
+    """By byte the character that stands for it in byte-level vocabularies: itself where it can be seen, else one of
+    those from U+0100 on. Source: GPT-2's encoder.py."""
+    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
+
+
+def load_tokenizer(name: str, fingerprint: str | None, context_length: int, is_asked_for: bool) -> Any:
+    """The tokenizer that a stage used. Raises InputError where it cannot be found, or is another one by now.
+
+    is_asked_for: the user names it. What only a checkpoint names is not downloaded, and nothing of it is loaded before
+    its fingerprint was compared: a checkpoint may come from anywhere.
+    """
+    if name == BYTE_TOKENIZER:
+        return byte_tokenizer(context_length)
+    expected = "expected the one that the checkpoint was trained with (--tokenizer FOLDER, or none)"
+    try:
+        found = tokenizer_fingerprint(name)
+        if fingerprint is not None and not _fits(found, fingerprint, is_asked_for):
+            raise InputError(f"found other files in {name!r}; {expected}", key="tokenizer")
+        return pretrained(name, offline=not is_asked_for)
+    except InputError as error:
+        if error.key == "tokenizer":
+            raise
+        raise InputError(f"{name!r} cannot be loaded ({error.problem}); {expected}", key="tokenizer") from None
+
+
+def _fits(found: str, fingerprint: str, is_asked_for: bool) -> bool:
+    """A folder may stand for a hub name, and a hub name for a folder, only where the user says so."""
+    both_folders = found.startswith(_FOLDER) and fingerprint.startswith(_FOLDER)
+    return found == fingerprint or (is_asked_for and not both_folders)
+
+
+def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer, by hub name or folder. Code that lies beside it never runs, and nobody is asked.
+
+    offline: from a folder or this machine's cache only. Raises InputError, which says why it cannot be loaded.
+    """
+    place = Path(name) if os.path.isdir(name) else hub.snapshot(name, hub.TOKENIZER_FILES, "data.tokenizer", offline)
+    try:
+        check_bounds(Path(place))
+        found = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+        if not isinstance(found, transformers.PreTrainedTokenizerBase):
+            raise ValueError(f"found a {type(found).__name__}; expected a tokenizer of text")
+        return found
+    except Exception as error:  # whatever transformers makes of broken files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(reason, key="data.tokenizer") from None
+
+
+def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """One more than the largest id. Ids may have gaps: how many tokens there are says nothing."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:
+    """By name the files that AutoTokenizer reads: a folder's own, else what the tokenizer saves."""
+    if os.path.isdir(name):
+        return _matching(Path(name))
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _matching(Path(folder))
+
+
+def _matching(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: path.read_bytes() for path in files if any(fnmatch.fnmatch(path.name, one) for one in _FILES)}

@@ -1,0 +1,176 @@
+"""The streams of tokens that a machine keeps of a text: made once, checked whenever they are opened.
+
+A stream that is shorter or longer than it was written is made anew, and so is one whose checksum differs. Streams of
+up to `SMALL_BYTES` are read for their checksum at every open, which takes a tenth of a second at most. Longer ones are
+where their time stamp is not the one they were written with: so whatever was done to them through the file system is
+seen, and a bit that the disk itself turned is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from raystage.data.documents import Corpus, Document, read_corpus, tokenizer_fingerprint
+from raystage.data.plan import DataPlan
+from raystage.data.repeats import find_repeats
+from raystage.data.text_files import no_utf8
+from raystage.data.token_index import HELD_OUT, INDEX, TRAIN, StreamFile, TokenIndex, read_index
+from raystage.data.tokenizers import Tokenizer, make_tokenizer
+from raystage.errors import InputError, StorageError
+
+SMALL_BYTES = 2**28
+_CHUNK_BYTES = 2**20
+
+
+def open_index(data: DataPlan, folder: Path) -> TokenIndex:
+    """The index of whole streams in `folder`, which are made there if need be, by one process of those that ask.
+
+    Raises InputError where the text here is not what was planned with, StorageError where nothing can be written.
+    """
+    found = _whole_index(folder)
+    if found is not None:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            return _whole_index(folder) or _make(data, folder)
+    except OSError as error:
+        found = f"{folder.parent}: the tokens of the text cannot be kept there ({error.strerror})"
+        raise StorageError(f"{found}; expected room, or another folder in XDG_CACHE_HOME") from None
+
+
+def _whole_index(folder: Path) -> TokenIndex | None:
+    index = read_index(folder)
+    whole = index and _is_whole(folder / TRAIN, index.train) and _is_whole(folder / HELD_OUT, index.held_out)
+    return index if whole else None
+
+
+def _is_whole(path: Path, written: StreamFile) -> bool:
+    try:
+        status = path.stat()
+        if status.st_size != written.num_bytes:
+            return False
+        if status.st_size > SMALL_BYTES and status.st_mtime_ns == written.modified_ns:
+            return True
+        return _checksum(path) == written.checksum
+    except OSError:
+        return False
+
+
+def _checksum(path: Path) -> str:
+    checksum = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes these streams. One that is killed is not waited for.
+
+    Where the file system knows no locks several make them, each in a place of its own, and the first one's stay.
+    """
+    with Path(f"{folder}.lock").open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for left in folder.parent.glob(f"{folder.name}.part-*"):  # by processes that were killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _make(data: DataPlan, folder: Path) -> TokenIndex:
+    """Write both streams beside `folder` and move them there whole, so that a half cache is never seen."""
+    corpus = _planned_corpus(data)
+    tokenizer = _planned_tokenizer(data)
+    work = Path(f"{folder}.part-{uuid.uuid4().hex}")
+    work.mkdir()
+    try:
+        index = _write(corpus, data, tokenizer, work)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(work / "before")  # what is there is damaged, or of an older version
+        with contextlib.suppress(OSError):  # without locks another worker may have been first; its streams are the same
+            work.rename(folder)
+        shutil.rmtree(folder / "before", ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return index
+
+
+def _planned_tokenizer(data: DataPlan) -> Tokenizer:
+    found = tokenizer_fingerprint(data.tokenizer)
+    if found != data.tokenizer_fingerprint:
+        problem = f"found other files in {data.tokenizer!r} than were planned with; expected the same everywhere"
+        raise InputError(problem, key="data.tokenizer")
+    return make_tokenizer(data)
+
+
+def _planned_corpus(data: DataPlan) -> Corpus:
+    corpus = read_corpus(data.source, data.path, data.options)
+    if corpus.fingerprint != data.fingerprint:
+        raise InputError(
+            f"the text on this machine ({corpus.fingerprint[:12]}) is not the one that was planned with "
+            f"({data.fingerprint[:12]}); expected the same files (for python-stdlib: the same Python) everywhere",
+            key="data",
+        )
+    return corpus
+
+
+def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path) -> TokenIndex:
+    dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
+    training, held_out = corpus.split(data.validation_fraction)
+    files = [
+        _write_stream(side, tokenizer, dtype, work / name) for side, name in ((training, TRAIN), (held_out, HELD_OUT))
+    ]
+    streams = [np.memmap(work / name, dtype=dtype, mode="r") for name in (TRAIN, HELD_OUT)]
+    repeats = find_repeats(*streams)
+    index = TokenIndex(
+        dtype=dtype.name,
+        tokenizer_size=tokenizer.size,
+        train=files[0],
+        held_out=files[1],
+        train_tokens=len(streams[0]),
+        held_out_tokens=len(streams[1]),
+        pieces=repeats.pieces,
+        repeated=repeats.repeated,
+        looked_at=repeats.looked_at,
+    )
+    (work / INDEX).write_bytes(index.to_bytes())
+    return index
+
+
+def _write_stream(documents: Iterable[Document], tokenizer: Tokenizer, dtype: np.dtype, path: Path) -> StreamFile:
+    checksum = xxhash.xxh3_128()
+    with path.open("wb") as file:
+        for document in documents:
+            content = _cast(_encoded(document, tokenizer), tokenizer.size, dtype).tobytes()
+            checksum.update(content)
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        status = os.fstat(file.fileno())
+    return StreamFile(status.st_size, checksum.hexdigest(), status.st_mtime_ns)
+
+
+def _encoded(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    try:
+        return tokenizer.encode(document.read())
+    except UnicodeDecodeError as error:
+        raise no_utf8(document.path, document.start + error.start, error.object[error.start]) from None
+
+
+def _cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
+    """The ids in as many bytes as the largest takes. Raises InputError for one that the tokenizer does not know."""
+    if ids.min() < 0 or ids.max() >= size:
+        found = f"found the id {ids.max() if ids.max() >= size else ids.min()} in encoded text"
+        raise InputError(f"{found}; expected ids up to the tokenizer's largest, {size - 1}", key="data.tokenizer")
+    return ids.astype(dtype)

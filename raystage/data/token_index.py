@@ -1,0 +1,78 @@
+"""Where a machine keeps the tokens of a text, and what is known of them: an index beside two streams.
+
+Plain JSON, so that a plan can say how many tokens a text has that was tokenized before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from raystage.data.plan import DataPlan
+
+INDEX, TRAIN, HELD_OUT = "index.json", "train.bin", "held_out.bin"
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class StreamFile:
+    """A file of tokens as it was written. modified_ns: its time stamp then."""
+
+    num_bytes: int
+    checksum: str
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """What was made of a text: `tokenizer_size` is one more than the tokenizer's largest id.
+
+    pieces, repeated, looked_at: of the held-out text how much stands in the training text (`repeats`).
+    """
+
+    dtype: str
+    tokenizer_size: int
+    train: StreamFile
+    held_out: StreamFile
+    train_tokens: int
+    held_out_tokens: int
+    pieces: int
+    repeated: int
+    looked_at: float
+
+    def to_bytes(self) -> bytes:
+        content = {"version": _VERSION, **asdict(self)}
+        return json.dumps({**content, "seal": _seal(content)}).encode()
+
+
+def default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "raystage" / "tokens"
+
+
+def cache_folder(data: DataPlan, cache: Path | None = None) -> Path:
+    """Named by text, tokenizer and split, by what they are, not by where they lie."""
+    return (cache or default_cache()) / hashlib.sha256(_json(data.facts())).hexdigest()[:32]
+
+
+def read_index(folder: Path) -> TokenIndex | None:
+    """None where there is none, or one that is damaged or of another version."""
+    try:
+        content = json.loads((folder / INDEX).read_bytes())
+        if content.pop("seal") != _seal(content) or content.pop("version") != _VERSION:
+            return None
+        streams = {name: StreamFile(**content.pop(name)) for name in ("train", "held_out")}
+        return TokenIndex(**content, **streams)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _seal(content: dict[str, object]) -> str:
+    return hashlib.sha256(_json(content)).hexdigest()[:16]
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()

@@ -1,0 +1,77 @@
+"""Tokenizers: the bytes of a document to token ids, with an id at the end that parts it from the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from raystage.data.documents import BYTE_TOKENIZER, BYTE_VOCABULARY
+from raystage.data.hf_tokenizer import num_ids, pretrained
+from raystage.data.plan import DataPlan
+from raystage.data.tokenizer_files import no_end
+from raystage.errors import InputError
+
+_SEPARATOR_BYTE = BYTE_VOCABULARY - 1
+_KEY = "data.tokenizer"
+
+
+class Tokenizer(Protocol):
+    """The bytes of a document to token ids; `size` is one more than the largest id."""
+
+    size: int
+
+    def encode(self, text: bytes) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """Every byte is a token, whatever the text's encoding; 256 ends a document."""
+
+    size: int = BYTE_VOCABULARY
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.append(np.frombuffer(text, dtype=np.uint8).astype(np.uint16), np.uint16(_SEPARATOR_BYTE))
+
+
+class PretrainedTokenizer:
+    """A Hugging Face tokenizer, by hub name or folder; its end-of-text token, or `end_token`, ends a document.
+
+    What reads like a control token within a text is encoded as text. errors: "strict" refuses what is not UTF-8,
+    "replace" puts U+FFFD there.
+    """
+
+    def __init__(self, name: str, end_token: str | None = None, errors: str = "strict") -> None:
+        try:
+            self._tokenizer = pretrained(name)
+        except InputError as error:
+            problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
+            raise InputError(problem, key=_KEY) from None
+        self._errors = errors
+        self._end = self._end_of(name, end_token)
+        self.size = max(num_ids(self._tokenizer), self._end + 1)
+
+    def _end_of(self, name: str, end_token: str | None) -> int:
+        if end_token is not None:
+            found = self._tokenizer.get_vocab().get(end_token)
+            if found is None:
+                problem = f"found {end_token!r}, which is no token of {name!r}; expected one that is"
+                raise InputError(problem, key="data.end_token")
+            return found
+        if self._tokenizer.eos_token_id is None:
+            raise InputError(no_end(name), key=_KEY)
+        return self._tokenizer.eos_token_id
+
+    def encode(self, text: bytes) -> np.ndarray:
+        """Raises UnicodeDecodeError where errors is strict and the text is not UTF-8."""
+        text = text.decode("utf-8", self._errors)
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return np.array([*ids, self._end], dtype=np.int64)
+
+
+def make_tokenizer(data: DataPlan) -> Tokenizer:
+    """Raises InputError where it cannot be loaded, or nothing ends a document."""
+    if data.tokenizer == BYTE_TOKENIZER:
+        return ByteTokenizer()
+    return PretrainedTokenizer(data.tokenizer, data.end_token, data.encoding_errors)

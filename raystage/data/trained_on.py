@@ -1,0 +1,84 @@
+"""What text a model was trained on, as its checkpoints know it: so that no run evaluates it on just that.
+
+Of a corpus the training documents with the smallest digests are kept, up to `SAMPLE` of them. Which documents are held
+out goes by their digests from the smallest on, so that these are the first that a larger validation fraction holds out;
+of another corpus they are a random sample.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raystage.data.documents import Document
+from raystage.units import shown
+
+SAMPLE = 2048
+_SHORT = 16  # hex digits of a digest
+_DIGEST = re.compile(f"[0-9a-f]{{{_SHORT}}}")
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """fingerprint: of the corpus. validation_fraction: how much of it was held out, None where text of its own was.
+    num_documents: trained on.
+
+    sample: the first hex digits of those with the smallest digests.
+    """
+
+    fingerprint: str
+    validation_fraction: float | None
+    num_documents: int
+    sample: frozenset[str]
+
+    @classmethod
+    def of(cls, fingerprint: str, validation_fraction: float | None, training: Iterable[Document]) -> TrainingText:
+        digests = sorted({document.digest[:_SHORT] for document in training})
+        return cls(fingerprint, validation_fraction, len(digests), frozenset(digests[:SAMPLE]))
+
+    def count_in(self, held_out: Iterable[Document]) -> int:
+        """How many of these documents are known to have been trained on; of large corpora it may be more."""
+        return len({document.digest[:_SHORT] for document in held_out} & self.sample)
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """All that a model was trained on so far. is_whole: nothing else; False where it began from one of which nothing
+    is known, such as a Hugging Face folder."""
+
+    texts: tuple[TrainingText, ...] = ()
+    is_whole: bool = True
+
+    def and_on(self, text: TrainingText) -> TrainedOn:
+        return self if text in self.texts else TrainedOn((*self.texts, text), self.is_whole)
+
+    def to_json(self) -> dict[str, Any]:
+        texts = [{**vars(text), "sample": sorted(text.sample)} for text in self.texts]
+        return {"is_whole": self.is_whole, "texts": texts}
+
+    @classmethod
+    def from_json(cls, content: object) -> TrainedOn:
+        """Of a checkpoint; of one that does not say, NOT_KNOWN. Raises ValueError where that is damaged."""
+        if content is None:
+            return NOT_KNOWN
+        if not isinstance(content, Mapping) or not isinstance(content.get("texts"), list):
+            raise ValueError(f"trained_on: found {shown(content)}; expected a mapping with texts")
+        return cls(tuple(map(_text, content["texts"])), content.get("is_whole") is True)
+
+
+NOTHING = TrainedOn()
+NOT_KNOWN = TrainedOn(is_whole=False)
+
+
+def _text(content: object) -> TrainingText:
+    match content:
+        case {
+            "fingerprint": str(fingerprint),
+            "validation_fraction": float() | None as fraction,
+            "num_documents": int(count),
+            "sample": list(sample),
+        } if all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in sample):
+            return TrainingText(fingerprint, fraction, count, frozenset(sample))
+    raise ValueError(f"trained_on: found {shown(content)}; expected a text that was trained on")

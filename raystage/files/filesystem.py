@@ -1,0 +1,407 @@
+"""A folder on any file system that pyarrow opens: local, shared, S3, GCS. The same code path for all.
+
+What passes by itself is waited out (raystage.files.retry); what does not becomes one StorageError that names the place.
+A file that is not there stays a FileNotFoundError: that is an answer, not a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raystage.addresses import secret_in, without_secrets
+from raystage.errors import InputError, StorageError
+from raystage.files import local
+from raystage.files.retry import is_transient, retried
+
+Result = TypeVar("Result")
+
+_SYNC_FILE_RANGE_WRITE = 2  # of <fcntl.h>: begin to write what is dirty, and do not wait for it
+_begin_writeback = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+if _begin_writeback is not None:
+    _begin_writeback.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+# Of each request by itself, the parts of a long upload too, which could not be sent anew from here.
+REQUEST_ATTEMPTS = 3
+# What a URI of S3 may ask for that pyarrow's constructor takes as well.
+_S3_TEXTS = frozenset({"region", "scheme", "endpoint_override", "tls_ca_file_path"})
+_S3_SWITCHES = frozenset({"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open"})
+
+
+@dataclass(frozen=True, order=True)
+class StoredFile:
+    """A file within a folder. path: from there; changed_at: seconds since 1970."""
+
+    path: str
+    bytes: int
+    changed_at: float
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder (or key prefix). It need not exist; writing into it makes it.
+
+    scheme, query: what stood around the path in the URI that it was opened by, such as "s3" and
+    "region=eu-west-1", so that its own URI opens the same thing elsewhere.
+
+    Everything here raises StorageError where the file system refuses.
+    """
+
+    system: fs.FileSystem
+    path: str
+    scheme: str = ""
+    query: str = ""
+
+    def __truediv__(self, name: str) -> Folder:
+        return replace(self, path=f"{self.path}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.system, fs.LocalFileSystem)
+
+    @property
+    def unmapped(self) -> Folder:
+        """The same folder, its local files read rather than mapped: what was read and let go is not resident."""
+        return Folder(fs.LocalFileSystem(use_mmap=False), self.path) if self.is_local else self
+
+    @property
+    def uri(self) -> str:
+        if not self.scheme:
+            return self.path
+        return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
+
+    def exists(self) -> bool:
+        return self._info().type == fs.FileType.Directory
+
+    def is_file(self) -> bool:
+        return self._info().type == fs.FileType.File
+
+    def names(self) -> list[str]:
+        """What lies directly in the folder, sorted; nothing where there is no folder."""
+        return sorted(self._entries())
+
+    def folder_names(self) -> list[str]:
+        """The folders directly in this one, sorted: files that something else left here are none of ours."""
+        return sorted(name for name, is_folder in self._entries().items() if is_folder)
+
+    def file_names(self) -> list[str]:
+        """The files directly in the folder, sorted."""
+        return sorted(name for name, is_folder in self._entries().items() if not is_folder)
+
+    def files(self, follow_links: bool = True) -> list[StoredFile]:
+        """All files in the folder and in those within it, sorted by path; nothing where there is no folder."""
+        return sorted(self._tried("listed", lambda: list(self._walk(follow_links))))
+
+    def first_link(self, root: Folder) -> str | None:
+        """The first symbolic link on the way from `root` to this folder; object stores have none."""
+        return local.first_link(root.path, self.path) if self.is_local else None
+
+    def links(self) -> list[str]:
+        """The symbolic links in the folder and in those within it, and the folder itself if it is one."""
+        if not self.is_local:
+            return []
+        own = [self.path] if os.path.islink(self.path) else []
+        within = local.walk(self.path, follow_links=False)
+        return own + sorted(self._tried("listed", lambda: [one.path for one in within if one.is_symlink()]))
+
+    def size_of(self, name: str) -> int | None:
+        """The size of a file in bytes, or None where there is no such file."""
+        info = (self / name)._info()
+        return info.size if info.type == fs.FileType.File else None
+
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        """The whole file. Raises FileNotFoundError; ValueError where it has more than `at_most` bytes."""
+
+        def content() -> bytes:
+            if self.is_local and local.is_special(f"{self.path}/{name}"):
+                raise OSError("it is a device or a pipe; expected a file")
+            with self.system.open_input_file(f"{self.path}/{name}") as file:
+                if at_most is not None and file.size() > at_most:
+                    raise ValueError(f"found {file.size()} bytes; expected at most {at_most}")
+                return file.read()
+
+        return (self / name)._tried("read", content)
+
+    def open_reader(self, name: str) -> Reader:
+        """A file to read ranges from; memory-mapped where it is local. Raises FileNotFoundError."""
+        return Reader(self / name)
+
+    @contextlib.contextmanager
+    def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
+        """A new file to write from front to back. Where that fails, what was written of it goes."""
+        with _writing(self / name, self / name) as file:
+            yield file
+
+    def make(self) -> None:
+        if self.is_local:
+            try:
+                self._tried("made", lambda: local.make_folders(self.path))
+            except FileNotFoundError as error:  # as /proc says that nothing is made in it
+                raise _in_words(self, "made", error) from None
+
+    def sync(self, name: str) -> None:
+        """Bring a written local file to the disk; elsewhere a closed file is already there."""
+        if self.is_local:
+            (self / name)._tried("written", lambda: local.fsync(f"{self.path}/{name}"))
+
+    def begin_sync(self, name: str) -> None:
+        """Have what is written of a local file so far brought to the disk while more is written, where the system can
+        (Linux); `sync` then has less to wait for. Nothing is promised before that."""
+        if self.is_local and _begin_writeback is not None:
+            with contextlib.suppress(OSError):
+                file = os.open(f"{self.path}/{name}", os.O_RDONLY)
+                _begin_writeback(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
+                os.close(file)
+
+    def write_whole(self, name: str, content: bytes) -> None:
+        """Write a file so that it is seen whole or not at all, and lasts.
+
+        A local file is renamed into place; an object store shows an object only once it is complete.
+        """
+        if self.is_local:
+            self._put_locally(local.write_in_place, name, content)
+        else:
+            (self / name)._tried("written", lambda: self._put(name, content))
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        """The same where there is no such file yet; returns whether this is what lies there now.
+
+        Of several that write one file at the same time, a local file system lets one have True. pyarrow has no
+        conditional write for object stores: there the last one's content stays. It is read again, so that whoever
+        finds another's content gets False; the last one gets True, and no one else that looks after it.
+        """
+        if self.is_local:
+            return self._put_locally(local.write_new, name, content)
+        if self.size_of(name) is not None:
+            return False
+        self.write_whole(name, content)
+        return self.read(name) == content
+
+    def delete(self) -> None:
+        """Remove the folder and all in it, of links the link alone; nothing where there is no folder."""
+
+        def remove() -> None:
+            if self.is_local:
+                local.remove_folder(self.path)
+            elif self.system.get_file_info(self.path).type == fs.FileType.Directory:
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes the same
+                    self.system.delete_dir(self.path)
+
+        self._tried("removed", remove)
+
+    def delete_file(self, name: str) -> None:
+        """Remove one file; nothing where there is none."""
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.system.delete_file(f"{self.path}/{name}")
+
+        (self / name)._tried("removed", remove)
+
+    def _info(self) -> fs.FileInfo:
+        return self._tried("looked at", lambda: self.system.get_file_info(self.path))
+
+    def _tried(self, done: str, action: Callable[[], Result]) -> Result:
+        """Do something to this folder or file. `done` says what, for the error: "cannot be `done`"."""
+        try:
+            return retried(action)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _in_words(self, done, error) from None
+
+    def _put(self, name: str, content: bytes) -> None:
+        # Not `with`: pyarrow completes an upload on the way out of an exception, too.
+        file = self.system.open_output_stream(f"{self.path}/{name}")
+        file.write(content)
+        file.close()
+
+    def _put_locally(self, write: Callable[[str, bytes], Result], name: str, content: bytes) -> Result:
+        self.make()
+        try:
+            return write(f"{self.path}/{name}", content)
+        except OSError as error:
+            raise _in_words(self / name, "written", error) from None
+
+    def _entries(self) -> dict[str, bool]:
+        """By name what lies directly in the folder, and whether it is a folder, too."""
+        if self.is_local:
+            found = self._tried("listed", lambda: local.entries(self.path))
+            return {entry.name: entry.is_dir() for entry in found}
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        listed = self._tried("listed", lambda: self.system.get_file_info(selector))
+        return {one.base_name: one.type == fs.FileType.Directory for one in listed}
+
+    def _walk(self, follow_links: bool) -> Iterator[StoredFile]:
+        prefix = len(self.path) + 1
+        if self.is_local:
+            for entry in local.walk(self.path, follow_links):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file(follow_symlinks=follow_links):
+                        found = entry.stat()
+                        yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)
+            return
+        for one in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True)):
+            if one.type == fs.FileType.File:
+                yield StoredFile(one.path[prefix:], one.size, (one.mtime_ns or 0) / 1e9)
+
+
+class Reader:
+    """A file, open for reading ranges of it."""
+
+    def __init__(self, place: Folder) -> None:
+        self._place = place
+        self._file = place._tried("read", lambda: place.system.open_input_file(place.path))
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        """The bytes [offset, offset + num_bytes), or fewer where the file ends. Raises StorageError."""
+        return self._place._tried("read", lambda: self._file.read_at(num_bytes, offset))
+
+    def view_at(self, num_bytes: int, offset: int) -> pa.Buffer:
+        """The same, not copied where the file is mapped. For one thread at a time."""
+
+        def view() -> pa.Buffer:
+            self._file.seek(offset)
+            return self._file.read_buffer(num_bytes)
+
+        return self._place._tried("read", view)
+
+    def read_into(self, into: memoryview, offset: int) -> int:
+        """The same, straight to their place; returns how many there were. For one thread at a time."""
+
+        def fill() -> int:
+            self._file.seek(offset)
+            return self._file.readinto(into)
+
+        return self._place._tried("read", fill)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(place: Folder, meant: Folder) -> Iterator[pa.NativeFile]:
+    """A new file at `place`, gone again where writing it fails; the error speaks of `meant`.
+
+    pyarrow cannot abort an upload: a file that is closed, or forgotten, becomes an object however little it holds.
+    So it is closed, and removed. Should this process die in between, a part of a checkpoint lies there without a
+    manifest, which is none.
+    """
+    parent = replace(place, path=place.path.rsplit("/", 1)[0])
+    parent.make()
+    file = meant._tried("written", lambda: place.system.open_output_stream(place.path))
+    try:
+        yield file
+        _complete(file, place)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            file.close()
+        with contextlib.suppress(OSError):
+            place.system.delete_file(place.path)
+        if isinstance(error, OSError):
+            raise _in_words(meant, "written", error) from None
+        raise
+
+
+def _complete(file: pa.NativeFile, place: Folder) -> None:
+    """Close a file. An object that is there in its full length is complete, even if the answer that said so was lost:
+    before it is complete it is not there at all, and its name is new."""
+    written = file.tell()
+    try:
+        file.close()
+    except OSError:
+        info = place._info()
+        if place.is_local or info.type != fs.FileType.File or info.size != written:
+            raise
+
+
+def open_folder(uri: str | Path) -> Folder:
+    """The folder at a local path or a URI such as s3://bucket/prefix.
+
+    Raises InputError, StorageError where S3 does not answer.
+    """
+    text = str(uri)
+    if "://" not in text:
+        return Folder(fs.LocalFileSystem(use_mmap=True), str(Path(text).expanduser().absolute()))
+    _refuse_credentials(text)
+    try:
+        system, path = fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{text!r} cannot be opened ({_first_line(error)})", key="store") from None
+    if isinstance(system, fs.LocalFileSystem):
+        return Folder(fs.LocalFileSystem(use_mmap=True), path.rstrip("/"))
+    query = text.partition("?")[2]
+    if not isinstance(system, fs.S3FileSystem):
+        return Folder(system, path.rstrip("/"), text.partition("://")[0], query)
+    folder = Folder(_patient(system, query), path.rstrip("/"), text.partition("://")[0], query)
+    _check_bucket(folder)
+    return folder
+
+
+def _refuse_credentials(uri: str) -> None:
+    """They would be printed, and kept in reports; and workers, which get the URI without them, could open nothing."""
+    found = secret_in(uri)
+    if found is not None:
+        places = {"s3": "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
+                  "gs": "the file that GOOGLE_APPLICATION_CREDENTIALS names"}  # fmt: skip
+        where = places.get(uri.partition("://")[0].lower(), "the environment")
+        problem = f"found {found} in the URI {without_secrets(uri)}"
+        raise InputError(f"{problem}; expected it in {where}, on every node", key="store")
+
+
+def _patient(system: fs.S3FileSystem, query: str) -> fs.S3FileSystem:
+    """The same with exponential back-off: what a URI opens asks again every 0.2 s, 30 times.
+
+    Where the URI asks for what only a URI can, it stays as it is.
+    """
+    asked = dict(parse_qsl(query))
+    if not set(asked) <= _S3_TEXTS | _S3_SWITCHES:
+        return system
+    switches = {name: asked.pop(name).lower() in ("1", "true") for name in _S3_SWITCHES & set(asked)}
+    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_ATTEMPTS)
+    return fs.S3FileSystem(**{**asked, "region": system.region}, **switches, retry_strategy=strategy)
+
+
+def _check_bucket(folder: Folder) -> None:
+    """Without this a bucket that is not there looks like an empty folder. Raises InputError, StorageError."""
+    bucket = folder.path.partition("/")[0]
+    if not bucket:
+        raise InputError(f"{folder.uri!r} names no bucket; expected s3://bucket/prefix", key="store")
+    try:
+        found = retried(lambda: folder.system.get_file_info(folder.path).type)
+        if found == fs.FileType.NotFound:
+            found = retried(lambda: folder.system.get_file_info(bucket).type)
+    except OSError as error:
+        if is_transient(error):
+            raise _in_words(folder, "reached", error) from None
+        raise InputError(f"{folder.uri!r} cannot be opened ({_first_line(error)})", key="store") from None
+    if found == fs.FileType.NotFound:
+        raise InputError(f"no bucket {bucket!r}, which {folder.uri!r} is in; expected one that exists", key="store")
+
+
+def _in_words(place: Folder, done: str, error: OSError) -> StorageError:
+    return StorageError(f"{place.uri}: cannot be {done} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,149 @@
+"""What an operator cannot grow to, or be told, and why."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from raystage.growth.axis_maps import Heads
+from raystage.growth.depth import DEPTH_OPERATORS, NO_OPTIONS, GrowthOptions, Refusal
+from raystage.growth.operators import (
+    OPERATORS,
+    PART_OF,
+    PARTS,
+    WIDTHS,
+    Operator,
+    in_words,
+    operators_of,
+    width_operator,
+)
+from raystage.growth.width import WIDTH_OPERATORS
+from raystage.models.shape import ModelShape, heads_problem
+from raystage.models.table import FAMILIES, UPCYCLED, family_of
+from raystage.units import shown
+
+
+def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
+    """The fields in which two shapes differ, but for the context's length where it has no parameters and the norms'
+    eps, which growth itself sets."""
+    without = {"norm_eps"} | ({"context_length"} if family_of(target.family).rotary else set())
+    names = [field.name for field in fields(ModelShape) if field.name not in without]
+    return [name for name in names if getattr(source, name) != getattr(target, name)]
+
+
+def refusal(
+    source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS
+) -> Refusal | None:
+    """What the operator cannot grow to or be told, and why; None where it can."""
+    chosen = operators_of(operator)
+    for field in changed_fields(source, target):
+        wrong = _field_refusal(source, target, field, operator)
+        if wrong:
+            return wrong
+    for name, value in options.given().items():
+        if not any(name in one.takes for one in chosen.values()):
+            return name, _not_taken(operator, name, value)
+    return (
+        _depth_refusal(source, target, chosen.get("num_layers"), options)
+        or _heads_refusal(source, target, operator)
+        or _experts_refusal(source, target, chosen.get("num_experts"))
+    )
+
+
+def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator: str) -> Refusal | None:
+    before, after = getattr(source, field), getattr(target, field)
+    part = PART_OF.get(field, field)
+    if field == "head_size":
+        heads = max(target.num_heads, target.num_heads * after // before)
+        problem = f"found heads of {after} after {before}, and heads grow in number, not in size"
+        key = "hidden_size" if source.hidden_size != target.hidden_size else field
+        return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
+    if field in ("tied_embeddings", "rope_theta", "rope_scaling"):
+        return field, f"found {shown(after)} after {shown(before)}; {_whose(operator)} grows {_grown(operator)} only"
+    if part in PARTS and part not in operators_of(operator):
+        return (
+            field,
+            f"found {after} after {before}; {_whose(operator)} grows {_grown(operator)} only{_hint(part, operator)}",
+        )
+    if field not in ("num_layers", "family") and after < before:
+        return field, f"found {after} after {before}; expected at least {before}"
+    return None
+
+
+def _whose(operator: str) -> str:
+    return operator if "=" not in operator else f"the operator ({operator})"
+
+
+def _grown(operator: str) -> str:
+    return in_words(tuple(operators_of(operator)))
+
+
+def _hint(part: str, operator: str) -> str:
+    """How to say it: one operator for each part."""
+    if "=" in operator:
+        return ""
+    other = {"num_layers": "stack", "num_experts": "upcycle"}.get(part, "duplicate")
+    own = "width" if "hidden_size" in OPERATORS[operator].grows else OPERATORS[operator].grows[0]
+    part = "width" if part in WIDTHS and own != "width" else part
+    return f"; expected for example operator: {{{own}: {operator}, {part}: {other}}}"
+
+
+def _not_taken(operator: str, option: str, value: object) -> str:
+    takers = " or ".join(other.name for other in OPERATORS.values() if option in other.takes)
+    found = shown(list(value) if isinstance(value, tuple) else value)
+    return f"found {found}, but {_whose(operator)} takes no {option}; expected operator: {takers}, or no {option}"
+
+
+def _depth_refusal(
+    source: ModelShape, target: ModelShape, chosen: Operator | None, options: GrowthOptions
+) -> Refusal | None:
+    before, after = source.num_layers, target.num_layers
+    if chosen is None:
+        return None
+    grower = DEPTH_OPERATORS[chosen.name]
+    if before < grower.fewest and after > before:
+        able = " or ".join(name for name, one in DEPTH_OPERATORS.items() if before >= one.fewest)
+        found = f"found {chosen.name!r} after {before} layers, which leave it nothing to copy"
+        return "operator", f"{found}; expected {able}"
+    return grower.refuse(before, after, options)
+
+
+def _heads_refusal(source: ModelShape, target: ModelShape, operator: str) -> Refusal | None:
+    stay = all(getattr(source, name) == getattr(target, name) for name in ("family", "num_heads", "hidden_size"))
+    problem = None if stay else heads_problem(target)
+    before, after = heads_of(source), heads_of(target)
+    if problem or before == after:
+        return problem
+    name = width_operator(operator, "num_heads")
+    if WIDTH_OPERATORS[name].heads(before, after) is None:
+        found = f"found {after.query} query and {after.key_value} key/value heads"
+        found = f"{found} after {before.query} and {before.key_value}, which leaves {name} no place for every"
+        problem = f"{found} query head beside its own key/value head"
+        return "num_kv_heads", f"{problem}; expected as many query heads for each key/value head as before, or more"
+    return None
+
+
+def heads_of(shape: ModelShape) -> Heads:
+    return Heads(shape.num_heads, shape.num_kv_heads)
+
+
+def _experts_refusal(source: ModelShape, target: ModelShape, chosen: Operator | None) -> Refusal | None:
+    if (source.family, source.num_experts) == (target.family, target.num_experts):
+        return None
+    if source.num_experts:
+        found = f"found {target.num_experts} after {source.num_experts}"
+        return "num_experts", f"{found}; {chosen.name} makes experts of a dense model, and there are some already"
+    if not _upcycles(source.family, target.family):
+        found = f"found {target.family} after {source.family}"
+        return "family", f"{found}; {chosen.name} makes a mixtral of a llama or a mistral"
+    if not 1 <= target.experts_per_token <= target.num_experts:
+        found = f"found {target.experts_per_token} of {target.num_experts} experts"
+        return "experts_per_token", f"{found}; expected 1 to {target.num_experts}"
+    return None
+
+
+def _upcycles(source: str, target: str) -> bool:
+    """Whether the one's dense rows are what the other's experts are made of."""
+    dense = {row.name for row in FAMILIES[source].layer}
+    needed = {name for row in FAMILIES[target].layer if row.name in UPCYCLED for name in UPCYCLED[row.name]}
+    others = {row.name for row in FAMILIES[target].layer if not any(axis.units == ("expert",) for axis in row.axes)}
+    return bool(needed) and dense == needed | others

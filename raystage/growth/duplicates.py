@@ -1,0 +1,97 @@
+"""Copies that a growth made, and how far they have parted.
+
+Units copied with an even share of their fan-in get equal gradients and stay twins for ever: the grown model is wide
+only in name. Copies of a layer stand in different places and part by themselves. What is compared is a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raystage.growth.certificate import some_of
+from raystage.growth.rules import GrowthMap, Rule
+
+# After so many steps of training twins that are going to part have parted.
+TWIN_STEPS = 20
+# Of every parameter so many pairs of copies are compared, at so many places along each other axis.
+_PAIRS, _PLACES = 8, 32
+
+# A parameter and flat positions in it.
+Sample = tuple[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two equally large samples of weights that one sample of the source's was copied to."""
+
+    one: Sample
+    other: Sample
+
+
+def find_twins(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple[Twins, ...]:
+    """The copies that a growth map makes: for each parameter those of its units, axis by axis, and of itself.
+
+    embeddings: tables that are looked up. They are left out, since what was not looked up yet cannot have parted.
+    """
+    chosen = [rule for rule in rules if rule.weights in ("copy", "mapped") and rule.target not in embeddings]
+    return (*(twins for rule in chosen for twins in _of_units(rule)), *_of_parameters(chosen))
+
+
+def twin_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """The smallest relative distance between twins, given as their values: the norm of the difference over the
+    larger norm of the two. 0 where some have not parted at all; None where there are none."""
+    distances = []
+    for one, other in pairs:
+        scale = max(np.linalg.norm(one), np.linalg.norm(other))
+        if scale > 0:
+            distances.append(float(np.linalg.norm(one.astype(np.float64) - other) / scale))
+    return min(distances, default=None)
+
+
+def _of_units(rule: Rule) -> Iterator[Twins]:
+    """For each axis on which source indices come more than once."""
+    for number, axis in enumerate(rule.axes):
+        pairs = _copies(axis.indices)
+        if len(pairs):
+            pairs = pairs[some_of(len(pairs), _PAIRS)]
+            places = [some_of(size, _places(rule)) for size in rule.shape]
+            sides = [_flat(rule.shape, [*places[:number], pairs[:, side], *places[number + 1 :]]) for side in (0, 1)]
+            yield Twins((rule.target, sides[0]), (rule.target, sides[1]))
+
+
+def _copies(indices: np.ndarray) -> np.ndarray:
+    """Each copy with the next copy of the same source index: (pairs, 2)."""
+    last: dict[int, int] = {}
+    pairs = []
+    for place, index in enumerate(indices.tolist()):
+        if index >= 0:
+            if index in last:
+                pairs.append((last[index], place))
+            last[index] = place
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _of_parameters(rules: Sequence[Rule]) -> Iterator[Twins]:
+    """Parameters of several layers (or experts) that come from one and the same."""
+    last: dict[tuple, Rule] = {}
+    for rule in rules:
+        if not rule.sources:
+            continue
+        key = (rule.sources, rule.shape)
+        if key in last:
+            flat = _flat(rule.shape, [some_of(size, _places(rule)) for size in rule.shape])
+            yield Twins((last[key].target, flat), (rule.target, flat))
+        last[key] = rule
+
+
+def _places(rule: Rule) -> int:
+    """Fewer along each axis where there are more axes."""
+    return _PLACES if len(rule.shape) <= 2 else math.isqrt(_PLACES)
+
+
+def _flat(shape: tuple[int, ...], places: list[np.ndarray]) -> np.ndarray:
+    return np.ravel_multi_index(np.ix_(*places), shape).reshape(-1)

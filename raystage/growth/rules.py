@@ -1,0 +1,234 @@
+"""Growth maps: for each parameter of the target, where its value and its optimizer state come from.
+
+A growth map is pure data: it can be printed, compared and tested without a tensor in sight, and any slice of any
+target parameter can be computed from it alone (`growth.apply`), which is how each worker reads only what it owns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from raystage.growth.axis_maps import AxisMap, end_to_end, unchanged, without_copies
+from raystage.growth.checks import heads_of, refusal
+from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
+from raystage.growth.exact import is_exact, stream_of
+from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
+from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
+from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.table import FAMILIES, UPCYCLED, Axis, Family, ParameterSpec
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one target parameter comes to be.
+
+    weights: "copy" of the source, "mapped" from it axis by axis, "zeros", or the family's own initialisation
+    ("normal", "ones"). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none.
+    sources: the source's parameter, or several laid end to end; source_shape: of these together.
+    beyond: the same parameters of the next layer, for axes that say so. init, std: what fresh elements start as.
+    gradient: what the axes' factors say of the gradient right after growth: "exact", "estimated" or "none".
+    A parameter whose moments are zeros starts with an optimizer step count of its own, at 0.
+    """
+
+    target: str
+    shape: tuple[int, ...]
+    weights: str
+    moments: str
+    sources: tuple[str, ...] = ()
+    source_shape: tuple[int, ...] = ()
+    axes: tuple[AxisMap, ...] = ()
+    beyond: tuple[str, ...] = ()
+    init: str = "normal"
+    std: float = 0.0
+    gradient: str = "none"
+
+    @property
+    def source(self) -> str | None:
+        return self.sources[0] if self.sources else None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+GrowthMap = tuple[Rule, ...]
+
+
+def growth_map(
+    source: ModelShape,
+    target: ModelShape,
+    operator: str,
+    optimizer_state: str,
+    options: GrowthOptions = NO_OPTIONS,
+    families: tuple[Family, Family] | None = None,
+) -> GrowthMap:
+    """The rules that make a model of shape `target` from one of shape `source`, one per target parameter.
+
+    optimizer_state: "grow" lets each rule decide, "reset" starts all moments at zero, "keep" carries the
+    moments of every parameter whose shape did not change (with depth, which changes none, that is "grow").
+    families: the tables of source and target, where they are not the registered ones.
+    Raises ValueError where the operator cannot grow the one into the other.
+    """
+    if optimizer_state not in OPTIMIZER_STATE_POLICIES:
+        policies = ", ".join(OPTIMIZER_STATE_POLICIES)
+        raise ValueError(f"found the optimizer_state {optimizer_state!r}; expected one of {policies}")
+    if "=" not in operator and operator not in OPERATORS:
+        raise ValueError(f"found the operator {operator!r}; expected one of {', '.join(OPERATORS)}")
+    found = refusal(source, target, operator, options)
+    if found:
+        raise ValueError(found[1])
+    tables = families or (FAMILIES[source.family], FAMILIES[target.family])
+    return _Growing(source, target, operator, optimizer_state, options, tables).rules()
+
+
+def exact_in(rules: GrowthMap) -> str:
+    """The precision in which an exact growth keeps the function: "any" where all that was there is copied whole.
+
+    "fp32", to rounding, where weights are scaled, averaged or stand in longer rows; bf16 and fp16 round these to 8 and
+    11 bits, which moves the logits.
+    """
+    return "fp32" if any(rule.weights == "mapped" for rule in rules) else "any"
+
+
+def initial_map(target: ModelShape) -> GrowthMap:
+    """The rules of a model that starts from nothing: the family's own initialisation."""
+    std = FAMILIES[target.family].init_std
+    return tuple(_fresh(p, std) for p in parameters(target))
+
+
+class _Growing:
+    """All that the rules of one growth have in common."""
+
+    def __init__(
+        self,
+        source: ModelShape,
+        target: ModelShape,
+        operator: str,
+        optimizer_state: str,
+        options: GrowthOptions,
+        families: tuple[Family, Family],
+    ) -> None:
+        self.source, self.target, self.optimizer_state = source, target, optimizer_state
+        self.family = families[1]
+        self.origins = layer_origins(source, target, operator, options)
+        self.found = {(p.spec.name, p.layer, p.expert): p for p in parameters(source, families[0])}
+        self.maps = unit_maps(source, target, operator)
+        self.exact = is_exact(source, target, operator, options)
+
+    def rules(self) -> GrowthMap:
+        return tuple(self._rule(parameter) for parameter in parameters(self.target, self.family))
+
+    def _rule(self, parameter: Parameter) -> Rule:
+        origin = LayerOrigin(None) if parameter.layer is None else self.origins[parameter.layer]
+        if parameter.layer is not None and origin.source is None:
+            return _fresh(parameter, self._depth_scaled_std(parameter))
+        sources = self._sources(parameter, origin.source)
+        if not sources:
+            return _fresh(parameter, self.family.init_std)
+        axes = tuple(self._axis(axis, parameter.spec) for axis in parameter.spec.axes)
+        if origin.silenced:
+            axes = tuple(map(_apart, parameter.spec.axes, axes))
+        plain = all(axis.is_identity for axis in axes)
+        kept = all(axis.keeps.any() for axis in axes) and not (self.optimizer_state == "keep" and not plain)
+        silent = origin.silenced and parameter.spec.writes_residual
+        sure = self.exact and all(axis.predicts for axis in axes)
+        following = self._sources(parameter, self._next(origin.source))
+        return Rule(
+            target=parameter.name,
+            shape=parameter.shape,
+            weights="zeros" if silent else "copy" if plain else "mapped",
+            moments="zeros" if self.optimizer_state == "reset" or origin.new or not kept else "copy",
+            sources=tuple(one.name for one in sources),
+            source_shape=tuple(axis.source for axis in axes),
+            axes=() if plain or silent else axes,
+            beyond=tuple(one.name for one in following) if any(axis.beyond for axis in axes) else (),
+            init=parameter.spec.init,
+            std=self.family.init_std,
+            gradient="none" if origin.new else "exact" if sure else "estimated",
+        )
+
+    def _sources(self, parameter: Parameter, layer: int | None) -> tuple[Parameter, ...]:
+        """What it is made from in the source's `layer`: its namesake, or the dense rows of an expert; or nothing."""
+        name = parameter.spec.name
+        if (name, layer, parameter.expert) in self.found:
+            return (self.found[name, layer, parameter.expert],)
+        return tuple(self.found[one, layer, None] for one in UPCYCLED.get(name, ()))
+
+    def _next(self, layer: int | None) -> int | None:
+        return None if layer is None else min(layer + 1, self.source.num_layers - 1)
+
+    def _axis(self, axis: Axis, spec: ParameterSpec) -> AxisMap:
+        if axis.role == "fixed":
+            return unchanged(axis.fixed)
+        if axis.role == "each":
+            return _each(self.source.num_experts, self.target.num_experts)
+        role = f"final {axis.role}" if spec.feeds_head else axis.role
+        return end_to_end([self.maps[role, unit] for unit in axis.units])
+
+    def _depth_scaled_std(self, parameter: Parameter) -> float:
+        """`std / sqrt(2 L)` for what writes to the residual stream, which 2 L projections do (GPT-2, Megatron)."""
+        std = self.family.init_std
+        return std / math.sqrt(2 * self.target.num_layers) if parameter.spec.writes_residual else std
+
+
+def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[tuple[str, str], AxisMap]:
+    """The axis map of every role and kind of unit."""
+    maps: dict[tuple[str, str], AxisMap] = {}
+    for unit in ("hidden", "query", "key_value", "head", "ffn", "vocab", "position"):
+        for role in ("out", "in", "gain", "shift", "final gain", "final shift"):
+            maps[role, unit] = unchanged(target.units(unit))
+    if source.hidden_size != target.hidden_size:
+        chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
+        grown = chosen.hidden(source.hidden_size, target.hidden_size, stream_of(source))
+        maps |= {(role, "hidden"): _named("hidden", one) for role, one in grown.items()}
+    if source.ffn_size != target.ffn_size:
+        chosen = WIDTH_OPERATORS[width_operator(operator, "ffn_size")]
+        grown = chosen.inner(chosen.units(source.ffn_size, target.ffn_size))
+        maps |= {(role, "ffn"): _named("ffn", one) for role, one in grown.items()}
+    maps |= _head_maps(source, target, operator)
+    if source.vocab_size != target.vocab_size:
+        maps["out", "vocab"] = _named("vocab", more_vocabulary(source.vocab_size, target.vocab_size))
+    if source.context_length != target.context_length:
+        maps["out", "position"] = _named("positions", more_positions(source.context_length, target.context_length))
+    return maps
+
+
+def _head_maps(source: ModelShape, target: ModelShape, operator: str) -> dict[tuple[str, str], AxisMap]:
+    before, after, size = heads_of(source), heads_of(target), target.head_size
+    if before == after:
+        return {}
+    name = width_operator(operator, "num_heads")
+    chosen = WIDTH_OPERATORS[name]
+    query, key_value = chosen.heads(before, after)
+    maps = {(role, "query"): one for role, one in chosen.inner(query).items()}
+    maps["out", "key_value"] = key_value_map(maps["out", "query"], query, key_value, name)
+    return {role: _named("heads", spread_map(one, size)) for role, one in maps.items()}
+
+
+def _named(unit: str, one: AxisMap) -> AxisMap:
+    """The map with the kind of units in its note; one that changes nothing (key/value heads that stay) as such."""
+    factors_are_one = max(abs(one.values - 1).max(), abs(one.gradients - 1).max()) < 1e-12
+    same = tuple(one.index) == tuple(range(one.source)) and one.keeps.all() and factors_are_one
+    return unchanged(one.source) if same else replace(one, note=f"{unit} {one.note}")
+
+
+def _each(source: int, target: int) -> AxisMap:
+    """Experts: the same ones, or all of them copies of the one dense layer, each of which sees its share of the
+    tokens."""
+    if source == target:
+        return unchanged(source)
+    return AxisMap(f"experts upcycle > {target}", 1, (0,) * target, (), (1 / target,) * target, predicts=False)
+
+
+def _apart(axis: Axis, one: AxisMap) -> AxisMap:
+    """In a silenced layer nothing tells copies of an inner unit apart, as all are read by zeros: they would stay twins
+    for ever. So there only the first is a copy; no function hangs on the others."""
+    is_inner = axis.role == "out" and set(axis.units) <= {"query", "key_value", "ffn"}
+    return without_copies(one) if is_inner else one
+
+
+def _fresh(parameter: Parameter, std: float) -> Rule:
+    init = parameter.spec.init
+    return Rule(parameter.name, parameter.shape, weights=init, moments="zeros", init=init, std=std)

@@ -1,0 +1,387 @@
+"""`config.json` of a Hugging Face folder: the shape it describes, and itself with grown sizes in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.models import rope
+from raystage.models.shape import ModelShape
+from raystage.models.table import FAMILIES, Family
+from raystage.units import shown
+
+Config = dict[str, Any]
+
+_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer, whatever the model
+# Where a configuration of several models has that of the one with the layers.
+_PARTS = ("text_config",)
+# Keys that go by a layer's number, by their names: in a model that transformers does not know nobody can follow them.
+_BY_NUMBER = re.compile(r"pattern|interval|every|period|offset|_step$|_freq$|first_k|max_window_layers")
+# Where a model without a table says how large it is; of these only the layers are needed.
+_USUAL_KEYS = {
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_heads": ("num_attention_heads", "n_head"),
+    "num_kv_heads": ("num_key_value_heads",),
+    "head_size": ("head_dim",),
+    "ffn_size": ("intermediate_size", "ffn_dim", "n_inner"),
+    "vocab_size": ("vocab_size",),
+    "context_length": ("max_position_embeddings", "n_positions"),
+}
+_LARGEST_SIZE = 2**40
+# How far a dense model looks back unless its configuration says something else.
+_WINDOWS = {"mistral": 4096}
+# The base of rotary positions in a configuration that says none, where it is not 10,000.
+_ROPE_THETAS = {"mixtral": 1_000_000.0}
+# What only a dense model's configuration says.
+_DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+# A key of GPT-2 under which a layer that is moved is another function.
+_PLACED = "scale_attn_by_inverse_layer_idx"
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def shape_of(config: Config, file: str) -> ModelShape:
+    """The shape that a configuration describes, the family's defaults filled in.
+
+    Of a model without a table only `num_layers` is sure; other sizes are 0 where no usual key says them.
+    file: for messages. Raises InputError where a size is missing or none.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        expected = f"{', '.join(FAMILIES)} or another name of transformers'"
+        raise InputError(f"found {shown(name)}; expected {expected}", key="model_type", file=file)
+    if name not in FAMILIES:
+        return _unknown_shape(config, name, file)
+    return _known_shape(config, FAMILIES[name], file)
+
+
+def layers_key(config: Config) -> str | None:
+    """The key under which a configuration says how many layers there are; None where it says it under no usual one."""
+    return next((key for key in _USUAL_KEYS["num_layers"] if type(config.get(key)) is int), None)
+
+
+def layers_part(config: Config) -> tuple[tuple[str, ...], Config]:
+    """The part of a configuration that says how many layers there are, and the keys that lead to it."""
+    for key in _PARTS if layers_key(config) is None else ():
+        if isinstance(config.get(key), dict) and layers_key(config[key]) is not None:
+            return (key,), config[key]
+    return (), config
+
+
+def with_part(config: Config, part: Config) -> Config:
+    """The configuration with another part where `layers_part` found one."""
+    path, _ = layers_part(config)
+    return {**config, path[0]: part} if path else part
+
+
+def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
+    values = {field: _value(config, field, *family.fields[field], file) for field in family.fields}
+    hidden, heads = values["hidden_size"], values["num_heads"]
+    following = {"num_kv_heads": heads, "head_size": hidden // heads, "ffn_size": 4 * hidden}
+    for field, value in following.items():
+        if values.get(field) is None:
+            values[field] = value
+    if family.rotary:
+        values["rope_theta"] = _rope_theta(config, family.name)
+        values["rope_scaling"] = rope.scaling_of(_rope(config), values["context_length"])
+    return ModelShape(family=family.name, **values)
+
+
+def _rope_theta(config: Config, family: str) -> float:
+    """The base of the rotary positions, under its new key or its old one."""
+    found = _rope(config).get("rope_theta", config.get("rope_theta"))
+    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that a float holds: JSON has whole numbers of any length."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _rope(config: Config) -> Mapping[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, dict) else {}
+
+
+def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
+    """A field's value; None where it follows from others."""
+    found = _said(config, key, default, file)
+    if field == "tied_embeddings":
+        return found is True and not _is_headless(config)
+    if found is None and (default is not None or field in ("num_kv_heads", "head_size", "ffn_size")):
+        return default
+    if field == "norm_eps":
+        return _eps(found, key, file)
+    if type(found) is not int or not 1 <= found < _LARGEST_SIZE:
+        raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key=key, file=file)
+    return found
+
+
+def _said(config: Config, key: str, default: object, file: str) -> object:
+    """What is said under a key, or under its second name."""
+    alias = ALIASES.get(str(config.get("model_type")), {}).get(key)
+    found = config.get(key, config.get(alias, default))
+    if config.get(alias, found) != found:
+        problem = f"found {shown(config[alias])}, another name of {key}, which is {shown(found)}; expected the same"
+        raise InputError(problem, key=alias, file=file)
+    return found
+
+
+def _is_headless(config: Config) -> bool:
+    """Whether the model is a GPT2Model, a BertModel or the like: its hidden states are what it puts out, so that there
+    is nothing for the embedding to be tied to."""
+    name = architecture_of(config)
+    return name.endswith("Model") and not name.endswith("HeadModel")
+
+
+def architecture_of(config: Config) -> str:
+    """The class of transformers' that the model is to be; "" where the configuration says none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _eps(found: object, key: str, file: str) -> float:
+    if type(found) not in (int, float) or not 0 <= found < 1:
+        raise InputError(f"found {shown(found)}; expected a small number such as 1e-6", key=key, file=file)
+    return float(found)
+
+
+def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
+    part = layers_part(config)[1]
+    key = layers_key(part)
+    if key is not None and not 1 <= part[key] < _LARGEST_SIZE:
+        raise InputError(f"found {shown(part[key])}; expected a whole number from 1 on", key=key, file=file)
+    if key is None:
+        found = f"found no number of layers for the model_type {name!r}, which has no table here"
+        raise InputError(f"{found}; expected one of {', '.join(_USUAL_KEYS['num_layers'])}", file=file)
+    values = {
+        field: next((part[key] for key in keys if type(part.get(key)) is int), 0) for field, keys in _USUAL_KEYS.items()
+    }
+    return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+# What must be as in the models that raystage builds, else the same weights compute something else.
+_AS_BUILT: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "activation_function": ("gelu_new",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "use_sliding_window": (False, None),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, None),
+    "router_jitter_noise": (0.0, None),
+    "output_router_logits": (False, None),
+}
+# What the weights compute without: names, tokens, dropout, which training leaves out, heads of other tasks.
+_WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_range", "max_window_layers",
+    "model_type", "reorder_and_upcast_attn", "return_dict", "router_aux_loss_coef", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache", "n_ctx", "gradient_checkpointing", "rope_theta",
+    "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
+    "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj",
+})  # fmt: skip
+# What else transformers reads of a configuration, of whatever family: where it is set, the model may be another. A key
+# that nobody reads computes nothing, whoever wrote it there. A test holds this against transformers' own code.
+_READ = frozenset({
+    "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
+    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
+    "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation", "is_causal", "kernel_config",
+    "kv_sharing_modes", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first", "mtp_layer_types",
+    "mtp_mlp_layer_types", "mtp_per_layer_config", "nested_rope_parameter_keys", "num_experts", "num_mtp_layers",
+    "number_of_conv_states", "original_max_position_embeddings", "per_layer_config", "qk_head_dim",
+    "quantization_config", "sub_configs", "text_config", "tie_last_hidden_states", "transformers_weights",
+    "unpadded_vocab_size", "vision_config",
+})  # fmt: skip
+# Second names of sizes, which transformers lets override the first.
+ALIASES: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {
+        "n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+    },
+    "mixtral": {"num_local_experts": "num_experts"},
+}  # fmt: skip
+
+
+def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
+    """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
+    aliases = set(ALIASES.get(shape.family, {}).values())
+    for key, value in config.items():
+        if key in _AS_BUILT:
+            if value not in _AS_BUILT[key]:
+                raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
+        elif key in _READ - aliases and value not in (None, False):
+            problem = f"found {shown(value)}, which the models that are trained here do not have"
+            raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
+    for key in _CHECKED:
+        _CHECKED[key](config, shape, file)
+
+
+def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
+    found = _rope(config)
+    kind = found.get("rope_type", found.get("type", "default"))
+    is_built = kind == "default" and found.get("partial_rotary_factor", 1.0) == 1.0
+    if not (is_built or shape.rope_scaling):
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        expected = f"expected a rope_type of {', '.join(rope.TRAINED)} with its numbers, and no partial_rotary_factor"
+        raise InputError(f"found {shown(dict(found))}; {expected}", key=key, file=file)
+
+
+def _check_window(config: Config, shape: ModelShape, file: str) -> None:
+    """A window as long as the context hides nothing."""
+    window = config.get("sliding_window", _WINDOWS.get(shape.family))
+    if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
+        return
+    if window is not None and type(window) is not int:
+        raise InputError(f"found {shown(window)}; expected a whole number or null", key="sliding_window", file=file)
+    if window is not None and window < shape.context_length:
+        problem = f"found a window of {window} in a context of {shape.context_length}; expected null"
+        raise InputError(problem, key="sliding_window", file=file)
+
+
+def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
+    found = config.get("layer_types") or []
+    unlike = {str(one) for one in (found if isinstance(found, list) else [found])} - {"full_attention"}
+    if unlike:
+        problem = f"found {shown(', '.join(sorted(unlike)))}; expected full_attention in every layer"
+        raise InputError(problem, key="layer_types", file=file)
+
+
+_CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
+    "rope_parameters": _check_rope,
+    "rope_scaling": _check_rope,
+    "sliding_window": _check_window,
+    "layer_types": _check_layer_types,
+}
+
+
+# --- lists of layers ----------------------------------------------------------------------------
+
+
+def is_per_layer(key: str) -> bool:
+    """Whether a list of that name is about layers; of others only the model can tell."""
+    return "layer" in key or "block" in key or key == "attention_types"
+
+
+def readings(key: str, value: list, count: int, layers: Sequence[int], lists: Mapping[str, list]) -> list[list]:
+    """What a list may be in a model whose layers are the `layers` of one of `count`, the likely one first: an entry
+    for each of them, the numbers of some, or nothing about them.
+
+    lists: the configuration's lists as the model reads them.
+    """
+    if key == "attention_types":  # GPT-Neo's: of attention_layers, in short
+        kinds = lists.get("attention_layers", [])
+        return [[[[kinds[layer] for layer in layers], 1]]] if len(kinds) == count else [value]
+    each = [[value[layer] for layer in layers]] if len(value) == count else []
+    are_numbers = all(type(one) is int and 0 <= one < count for one in value) and len(set(value)) == len(value)
+    some = [[place for place, layer in enumerate(layers) if layer in value]] if are_numbers else []
+    ordered = [*some, *each] if value == list(range(count)) else [*each, *some]
+    return [one for place, one in enumerate([*ordered, value]) if one not in [*ordered, value][:place]]
+
+
+def in_order(first: int, layers: int, count: int) -> tuple[int, ...]:
+    """All layers, then again from `first` on until there are `count`."""
+    return (*range(layers), *islice(cycle(range(first, layers)), count - layers))
+
+
+def by_name(config: Config, count: int, layers: Sequence[int], file: str) -> Config:
+    """The configuration with its lists of layers as those of a model whose layers are the `layers` of its `count`.
+
+    Raises InputError where a list has not an entry for each, though every model's has.
+    """
+    part = dict(layers_part(config)[1])
+    for key, entries in list(part.items()):
+        is_list = isinstance(entries, list)
+        if key in _PER_LAYER and entries is not None and not (is_list and len(entries) == count):
+            problem = f"found {shown(entries)}; expected a list with an entry for each layer"
+            raise InputError(problem, key=key, file=file)
+        if is_list and is_per_layer(key):
+            part[key] = readings(key, entries, count, layers, part)[0]
+    return with_part(config, part)
+
+
+def check_no_rule(config: Config, file: str) -> None:
+    """Raises InputError where a configuration has a rule that goes by a layer's number, and no list in its place."""
+    part = layers_part(config)[1]
+    for key, value in part.items():
+        goes_on = isinstance(value, str) or (type(value) is int and value > 1)
+        if _BY_NUMBER.search(key) and goes_on and not isinstance(part.get("layer_types"), list):
+            found = (
+                f"found {shown(value)}, which may go by a layer's number, in a model that transformers does not know"
+            )
+            raise InputError(f"{found}; expected a list of layer_types", key=key, file=file)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def grown_config(config: Config, source: ModelShape, target: ModelShape, layers: tuple[int, ...], file: str) -> Config:
+    """The source's configuration with the grown sizes in it, all else kept, in its order; its lists are the target's.
+
+    layers: for each target layer the source layer that it is a copy of.
+    """
+    if config.get(_PLACED) is True and layers != tuple(range(source.num_layers)):
+        problem = "found true, which scales a layer's attention by its place; expected false, or as many layers"
+        raise InputError(problem, key=_PLACED, file=file)
+    grown = dict(config)
+    if target.family not in FAMILIES:
+        part = layers_part(grown)[1]
+        return with_part(grown, part | {layers_key(part): target.num_layers})
+    if source.family != target.family:
+        grown = _as_mixture(config, source, target)
+    _set_sizes(grown, target, file)
+    _set_windows(grown, config, source, layers)
+    return grown
+
+
+def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
+    """Make the configuration describe `target`, in place; what follows from others is said where it follows no more."""
+    fields = {field: key for field, (key, _) in FAMILIES[target.family].fields.items()}
+    for _ in range(2):  # what was set changes what follows from it
+        said = shape_of(config, file)
+        for field, key in fields.items():
+            if getattr(said, field) != getattr(target, field):
+                config[key] = getattr(target, field)
+                if (alias := ALIASES.get(target.family, {}).get(key)) in config:
+                    config[alias] = config[key]
+
+
+def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...]) -> None:
+    """Of a Qwen: the layers from `max_window_layers` on see a window only. Which ones is told layer by layer where it
+    was told by this number alone, for copies need not lie in a row."""
+    most = config.get("max_window_layers")
+    if type(most) is not int:
+        return
+    everywhere = [layer < most for layer in layers]
+    grown["max_window_layers"] = max(most, len(layers)) if most >= source.num_layers else sum(everywhere)
+    windowed = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    if windowed and config.get("layer_types") is None:
+        grown["layer_types"] = ["full_attention" if whole else "sliding_attention" for whole in everywhere]
+
+
+def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Config:
+    """A dense model's configuration as a mixture's, every size said, since the families' defaults differ."""
+    grown = {key: value for key, value in config.items() if key not in _DENSE_KEYS}
+    before, after = FAMILIES[source.family], FAMILIES[target.family]
+    name = architecture_of(config) or f"{before.name.capitalize()}ForCausalLM"
+    grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize())]
+    grown["model_type"] = after.name
+    grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
+    # Unless they are told, the two turn positions by different angles and look back differently far.
+    own = before.constants["rope_parameters"]
+    if "rope_parameters" not in grown and "rope_theta" not in grown:
+        grown |= {"rope_theta": own["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(own)}
+    grown.setdefault("sliding_window", _WINDOWS.get(before.name))
+    return grown

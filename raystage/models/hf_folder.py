@@ -1,0 +1,193 @@
+"""A Hugging Face folder opened by its config and its files' headers, and what transformers would make of the two.
+
+Folders come from anywhere: nothing outside the folder is opened, no file is read before its size is known to be
+sensible, and what a config says is counted against the tensors that are there before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.files.reading import Files, read_json
+from raystage.files.safetensors import StoredTensor, read_header
+from raystage.models.hf_config import check_trainable, shape_of
+from raystage.models.hf_table import Placed, folder_table, is_buffer, placed, target_table
+from raystage.models.shape import ModelShape
+from raystage.models.table import FAMILIES, TRAINED, Family
+from raystage.units import shown
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# The types that can be computed with, as safetensors names them.
+COMPUTED = ("F64", "F32", "F16", "BF16")
+_ADAPTER = "adapter_config.json"
+_MOST_TENSORS = 400_000  # twice what any published model has
+_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A folder that transformers loads, seen through its config and its files' headers; `table` names its tensors."""
+
+    folder: Files
+    config: dict[str, Any]
+    shape: ModelShape
+    tensors: dict[str, StoredTensor]
+    table: Family
+
+    def tables(self, target: ModelShape, layers: Sequence[int | None]) -> tuple[Family, Family]:
+        """The tables of this folder and of what it grows into, whose layers come from `layers` of it. Raises
+        InputError where a tensor cannot grow along."""
+        return self.table, target_table(self.table, self.shape, target, layers, self.folder.uri)
+
+    def placed(self) -> list[Placed]:
+        """Every tensor and where it lies in the model that is trained. Raises InputError where one is missing, is
+        left over, or has another size or type."""
+        known = FAMILIES[self.shape.family]
+        # Some folders leave the base's prefix out.
+        found = [
+            one if one.name in self.tensors else replace(one, name=one.name.removeprefix(known.base))
+            for one in placed(self.shape)
+        ]
+        _check_tensors(self, found)
+        return found
+
+
+def is_model(files: Files) -> bool:
+    return files.size_of(CONFIG) is not None
+
+
+def open_model(files: Files) -> HuggingFaceModel:
+    """The model in a folder. Raises InputError where its files are no whole model."""
+    config = read_json(files, CONFIG)
+    if files.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model of its choice
+        raise InputError("found an adapter; expected it merged into the weights", file=f"{files.uri}/{_ADAPTER}")
+    shape = shape_of(config, f"{files.uri}/{CONFIG}")
+    tensors = _stored_tensors(files)
+    _check_counts(shape, len(tensors), f"{files.uri}/{CONFIG}")
+    shape = _as_tied(shape, tensors, files.uri)
+    table = folder_table(shape, {name: stored.tensor.shape for name, stored in tensors.items()}, files.uri)
+    return HuggingFaceModel(files, config, shape, tensors, table)
+
+
+def open_trainable(files: Files) -> HuggingFaceModel:
+    """The model in a folder, which is one that a schedule can train as it stands. Raises InputError."""
+    config, file = read_json(files, CONFIG), f"{files.uri}/{CONFIG}"
+    shape = shape_of(config, file)
+    if shape.family not in TRAINED:
+        problem = f"found {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
+        raise InputError(problem, key="model_type", file=file)
+    check_trainable(config, shape, file)
+    model = open_model(files)
+    model.placed()
+    return model
+
+
+def weight_files(files: Files) -> tuple[str, ...]:
+    """The names of the files that hold the weights: one where there is one, as transformers does, else an index and
+    those that it names. Raises InputError."""
+    if files.size_of(WEIGHTS) is not None:
+        return (WEIGHTS,)
+    if files.size_of(INDEX) is None:
+        raise InputError(f"found neither {WEIGHTS} nor {INDEX}; expected a model saved as safetensors", file=files.uri)
+    return (INDEX, *sorted(set(_weight_map(files).values())))
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _weight_map(files: Files) -> dict[str, str]:
+    found = read_json(files, INDEX).get("weight_map")
+    if not isinstance(found, dict):
+        problem = "damaged; expected the file of every tensor"
+        raise InputError(problem, key="weight_map", file=f"{files.uri}/{INDEX}")
+    for name in found.values():
+        if not isinstance(name, str) or not _FILE.fullmatch(name):
+            problem = f"found {shown(name)}; expected names of .safetensors files in this folder"
+            raise InputError(problem, key="weight_map", file=f"{files.uri}/{INDEX}")
+    return found
+
+
+def _stored_tensors(files: Files) -> dict[str, StoredTensor]:
+    """All tensors of the folder, by name."""
+    names = weight_files(files)
+    if names == (WEIGHTS,):
+        return read_header(files, WEIGHTS)
+    headers: dict[str, dict[str, StoredTensor]] = {}
+    for name in names[1:]:
+        headers[name] = read_header(files, name)
+        if sum(map(len, headers.values())) > _MOST_TENSORS:
+            raise InputError(f"found more than {_MOST_TENSORS} tensors; expected fewer", file=files.uri)
+    return {tensor: headers[name][tensor] for tensor, name in _weight_map(files).items() if tensor in headers[name]}
+
+
+def _check_counts(shape: ModelShape, num_tensors: int, file: str) -> None:
+    """Each layer, and each expert in each of them, has a tensor: what is more need not be listed to be refused."""
+    if shape.num_layers > num_tensors:
+        problem = f"found {shape.num_layers} layers and {num_tensors} tensors; expected a tensor or more for each"
+        raise InputError(problem, file=file)
+    if shape.family in FAMILIES and shape.num_layers * shape.num_experts > num_tensors:
+        found = f"found {shape.num_experts} experts in {shape.num_layers} layers and {num_tensors} tensors"
+        raise InputError(f"{found}; expected a tensor or more for each expert", file=file)
+
+
+# --- tied embeddings ----------------------------------------------------------------------------
+
+
+def _as_tied(shape: ModelShape, tensors: dict[str, StoredTensor], folder: str) -> ModelShape:
+    """The shape as transformers loads it: a config that says tied is believed only where the tensors do not differ.
+
+    Raises InputError where a part of a head of its own is there, and another is missing.
+    """
+    if not shape.tied_embeddings or shape.family not in FAMILIES:
+        return shape
+    pairs = list(_tied_pairs(FAMILIES[shape.family], tensors))
+    unlike = next(((own, tied) for own, tied in pairs if _differ(own, tied, tensors)), None)
+    if unlike is None:
+        return shape
+    missing = [own for own, _ in pairs if own not in tensors]
+    if missing:
+        problem = (
+            f"found {unlike[0]} unlike {unlike[1]}, but no {missing[0]}; expected a whole head, or none of its own"
+        )
+        raise InputError(problem, file=folder)
+    return replace(shape, tied_embeddings=False)
+
+
+def _tied_pairs(family: Family, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, str]]:
+    """What a head of its own has, and what it is in a tied model."""
+    for own, tied in {family.head: family.embeddings[0], **family.ties}.items():
+        yield own, tied if tied in tensors else tied.removeprefix(family.base)
+
+
+def _differ(own: str, tied: str, tensors: dict[str, StoredTensor]) -> bool:
+    """Whether both are there and hold other bytes."""
+    if own not in tensors or tied not in tensors:
+        return False
+    one, other = tensors[own], tensors[tied]
+    if (one.tensor.dtype, one.tensor.shape) != (other.tensor.dtype, other.tensor.shape):
+        return True
+    return any(left != right for left, right in zip(one.chunks(), other.chunks(), strict=True))
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def _check_tensors(model: HuggingFaceModel, used: list[Placed]) -> None:
+    for one in used:
+        stored = model.tensors.get(one.name)
+        if stored is None or stored.tensor.shape != one.shape or stored.tensor.dtype not in COMPUTED:
+            found = "no such tensor" if stored is None else f"found {stored.tensor.dtype} {list(stored.tensor.shape)}"
+            expected = f"expected {list(one.shape)} of {', '.join(COMPUTED)}"
+            raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
+    head = {FAMILIES[model.shape.family].head} if model.shape.tied_embeddings else set()
+    known = {*head, *(one.name for one in used)}
+    others = [name for name in model.tensors if name not in known and not is_buffer(name)]
+    if others:
+        problem = f"found a tensor that a {model.shape.family} has not in training; expected none"
+        raise InputError(problem, key=others[0], file=model.folder.uri)

@@ -1,0 +1,270 @@
+"""The table of one Hugging Face folder: its family's rows as far as the folder has them, and what else is in it.
+
+A folder may leave out the base's prefix, or the head; it may have biases or a pooler; or it may hold a model that no
+table describes, whose layers are then found by their names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from raystage.errors import InputError
+from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.table import FAMILIES, UNKNOWN, UPCYCLED, Family, ParameterSpec, fixed
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What some versions stored though it is computed: rotary angles, causal masks, the numbers of positions.
+_BUFFER = re.compile(r"(.*\.)?(inv_freq|attn\.bias|masked_bias|position_ids)")
+_NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
+# How the parameters of BERT's norms were called before.
+_OLD_NAMES = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
+
+
+def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
+    """The table of a folder with these tensors. Raises InputError, naming the folder, where they are no whole model
+    of `shape`."""
+    if shape.family not in FAMILIES:
+        return _table_by_name(shape, tensors, folder)
+    known = FAMILIES[shape.family]
+    table = _as_stored(known.on_disk or known, tensors)
+    found = {parameter.name: parameter.shape for parameter in parameters(shape, table)}
+    _check_whole(found, tensors, folder)
+    left_out = {table.head, *table.untied} if shape.tied_embeddings else set()
+    others = [name for name in tensors if name not in {*found, *left_out} and not _BUFFER.fullmatch(name)]
+    _check_no_others_in_layers(table, others, folder)
+    return replace(table, after=(*table.after, *(_whole(name, tensors[name]) for name in others)))
+
+
+def target_table(
+    table: Family, source: ModelShape, target: ModelShape, layers: Sequence[int | None], folder: str
+) -> Family:
+    """The table of what a folder with `table` grows into. layers: the source layer of each of the target's.
+
+    Raises InputError where it has tensors of which nobody knows how they would grow along.
+    """
+    grown = {source.units(unit) for unit in ("hidden", "vocab") if source.units(unit) != target.units(unit)}
+    for row in table.after:
+        if all(axis.role == "fixed" for axis in row.axes) and grown & {axis.fixed for axis in row.axes}:
+            found = f"found {row.name} {[axis.fixed for axis in row.axes]}, which no row of the family names"
+            problem = f"{found} and which would have to grow; expected depth alone to grow, or a folder without it"
+            raise InputError(problem, file=folder)
+    if target.family != source.family:
+        return _mixture_table(table, FAMILIES[target.family], folder)
+    return replace(table, layer=tuple(_moved(row, layers) for row in table.layer))
+
+
+def _moved(row: ParameterSpec, layers: Sequence[int | None]) -> ParameterSpec:
+    """The row in the layers that come from some which have it."""
+    if row.layers is None:
+        return row
+    return replace(row, layers=frozenset(layer for layer, source in enumerate(layers) if source in row.layers))
+
+
+def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
+    """The mixture's rows, around them the dense folder's own."""
+    stored = mixture.on_disk or mixture
+    if dense.base != stored.base:
+        found = f"found tensors without the prefix {stored.base!r}"
+        raise InputError(f"{found}; expected a model with its head, such as a LlamaForCausalLM", file=folder)
+    taken = {row.name for row in stored.layer}.union(*(UPCYCLED.get(row.name, ()) for row in stored.layer))
+    lost = [row.name.format(layer=0) for row in dense.layer if row.name not in taken]
+    if lost:
+        raise InputError(f"found {_some(lost)}; expected none, for a {mixture.name} has no such tensors", file=folder)
+    return replace(stored, before=dense.before, after=dense.after)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of that name is computed rather than learned."""
+    return _BUFFER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a folder and where it lies in a model: in `parameter`, as the flat slice from `start` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameter: str
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+def placed(shape: ModelShape) -> tuple[Placed, ...]:
+    """Every tensor that transformers writes of a model of `shape`, in the order of the model's parameters."""
+    family = FAMILIES[shape.family]
+    stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
+    found: list[Placed] = []
+    for parameter in parameters(shape):
+        start = 0
+        for name in _stored_names(family, parameter, shape):
+            found.append(Placed(name, stored[name], parameter.name, start))
+            start = found[-1].stop
+    return tuple(found)
+
+
+def _stored_names(family: Family, parameter: Parameter, shape: ModelShape) -> list[str]:
+    """Of the tensors that lie end to end in a parameter: mostly itself, else its parts, expert by expert."""
+    rows = family.stored_as.get(parameter.spec.name, (parameter.spec.name,))
+    experts = range(shape.num_experts) if any("{expert}" in row for row in rows) else (None,)
+    return [row.format(layer=parameter.layer, expert=expert) for expert in experts for row in rows]
+
+
+# --- a family's own rows ------------------------------------------------------------------------
+
+
+def _as_stored(table: Family, tensors: Shapes) -> Family:
+    """The rows that the folder has, under the names that they have there."""
+    is_bare = _is_bare(table, tensors)
+    name = _naming(table, is_bare, tensors)
+    optional = [row for row in table.optional if name(row.name).format(layer=0) in tensors]
+    after = table.after if _has_head(table, is_bare, tensors) else _of_base(table)
+
+    def stored(*rows: ParameterSpec) -> tuple[ParameterSpec, ...]:
+        return tuple(_with_fixed_sizes(replace(row, name=name(row.name)), tensors) for row in rows)
+
+    return replace(
+        table,
+        before=stored(*table.before),
+        layer=stored(*table.layer, *(row for row in optional if "{layer}" in row.name)),
+        after=stored(*after, *(row for row in optional if "{layer}" not in row.name)),
+        embeddings=tuple(map(name, table.embeddings)),
+        optional=(),
+        base="" if is_bare else table.base,
+    )
+
+
+def _is_bare(table: Family, tensors: Shapes) -> bool:
+    """Whether the folder leaves the base's prefix out."""
+    first = table.before[0].name
+    return bool(table.base) and first not in tensors and first.removeprefix(table.base) in tensors
+
+
+def _naming(table: Family, is_bare: bool, tensors: Shapes) -> Callable[[str], str]:
+    """From a row's name in the table to its name in the folder."""
+    old = any(name.endswith(tuple(_OLD_NAMES.values())) for name in tensors)
+
+    def name(row: str) -> str:
+        for new_end, old_end in _OLD_NAMES.items() if old else ():
+            row = row.removesuffix(new_end) + old_end if row.endswith(new_end) else row
+        return row.removeprefix(table.base) if is_bare else row
+
+    return name
+
+
+def _has_head(table: Family, is_bare: bool, tensors: Shapes) -> bool:
+    """Whether the folder's model has the head of the table: it has a part of it, or nothing else in its place."""
+    head = {row.name for row in table.after} - {row.name for row in _of_base(table)}
+    others = [name for name in tensors if not name.startswith(table.base) and not _BUFFER.fullmatch(name)]
+    return any(name in tensors for name in head) or not (is_bare or others)
+
+
+def _of_base(table: Family) -> tuple[ParameterSpec, ...]:
+    return tuple(row for row in table.after if row.name.startswith(table.base))
+
+
+def _with_fixed_sizes(row: ParameterSpec, tensors: Shapes) -> ParameterSpec:
+    """The row with the folder's sizes for what never grows, such as the number of token types."""
+    found = tensors.get(row.name, ())
+    if len(found) != len(row.axes):
+        return row
+    axes = zip(row.axes, found, strict=True)
+    return replace(row, axes=tuple(fixed(size) if axis.role == "fixed" else axis for axis, size in axes))
+
+
+def _check_whole(expected: Shapes, tensors: Shapes, folder: str) -> None:
+    """Every parameter is there, in its shape."""
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise InputError(f"found no tensor for {_some(missing)}; expected a whole model", file=folder)
+    for name, shape in expected.items():
+        if tensors[name] != shape:
+            problem = f"found the shape {list(tensors[name])}; expected {list(shape)}"
+            raise InputError(problem, key=name, file=folder)
+
+
+def _check_no_others_in_layers(table: Family, others: Collection[str], folder: str) -> None:
+    """What stands beside the layers can be left as it is; what stands in them cannot."""
+    prefixes = tuple({row.name.partition("{layer}")[0] for row in table.layer})
+    unknown = [name for name in others if name.startswith(prefixes)]
+    if unknown:
+        problem = f"found {_some(unknown)}; expected a {table.name} without adapters or quantization"
+        raise InputError(problem, file=folder)
+
+
+# --- models without a table ---------------------------------------------------------------------
+
+
+def _table_by_name(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
+    """A table of whole tensors: those of layers, found by their numbers, and the others."""
+    prefix = _layer_prefix(shape, tensors, folder)
+    rows: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
+    for number in range(shape.num_layers):
+        for rest, size in _of_layer(f"{prefix}{number}.", tensors).items():
+            rows[rest, size].add(number)
+    others = (_whole(name, size) for name, size in tensors.items() if not re.match(re.escape(prefix) + r"\d+\.", name))
+    layer = tuple(
+        replace(
+            _whole(rest, size),
+            name=f"{prefix}{{layer}}.{_literal(rest)}",
+            layers=None if len(layers) == shape.num_layers else frozenset(layers),
+        )
+        for (rest, size), layers in rows.items()
+    )
+    return replace(UNKNOWN, name=shape.family, layer=layer, after=tuple(others))
+
+
+def rows_in(table: Family, layer: int) -> frozenset[ParameterSpec]:
+    """The rows that a layer has."""
+    return frozenset(row for row in table.layer if row.is_in(layer))
+
+
+def check_alike(table: Family, layers: int, folder: str) -> None:
+    """Raises InputError where some layers of a folder have tensors that others have not, or in other shapes."""
+    for layer in range(1, layers):
+        unlike = rows_in(table, layer) ^ rows_in(table, 0)
+        if unlike:
+            prefix = table.layer[0].name.partition("{layer}")[0]
+            names = sorted({row.name.partition("{layer}.")[2] for row in unlike})
+            found = f"found {prefix}{layer} unlike {prefix}0 in {_some(names)}"
+            raise InputError(f"{found}; expected layers that are all alike", file=folder)
+
+
+def _layer_prefix(shape: ModelShape, tensors: Shapes, folder: str) -> str:
+    """What stands before the layers' numbers: the one list of names that has as many entries as there are layers."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for name in tensors:
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            numbers[match[1]].add(int(match[2]))
+    fitting = [prefix for prefix, found in numbers.items() if found == set(range(shape.num_layers))]
+    if len(fitting) != 1:
+        found = f"found {len(fitting)} lists of {shape.num_layers} layers among the tensors of a {shape.family}"
+        expected = "expected just one, such as model.layers.0 and so on, for a model_type without a table"
+        raise InputError(f"{found}{''.join(f' ({prefix}0)' for prefix in fitting)}; {expected}", file=folder)
+    return fitting[0]
+
+
+def _of_layer(prefix: str, tensors: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix(prefix): size for name, size in tensors.items() if name.startswith(prefix)}
+
+
+def _whole(name: str, size: tuple[int, ...]) -> ParameterSpec:
+    """A tensor of which nothing is known, so that it stays as it is."""
+    return ParameterSpec(_literal(name), tuple(map(fixed, size)))
+
+
+def _literal(name: str) -> str:
+    """The name as it stands in a row, where braces mean something."""
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,58 @@
+"""How rotary positions are scaled: which kinds a schedule can train, and their numbers as a shape keeps them.
+
+| rope_type | trained | why not |
+|---|---|---|
+| default, linear, llama3, yarn | yes | |
+| dynamic, longrope | no | the angles depend on the length of what is read |
+| proportional and others | no | not in the models that are built here |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raystage.files.reading import parse_json
+
+# By kind the numbers that it needs, and those that it may have.
+_NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
+_FURTHER = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
+TRAINED = ("default", *_NEEDED)
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def scaling_of(rope: Mapping[str, Any], context_length: int) -> str:
+    """The scaling in a configuration's `rope_parameters`, as JSON; "" where there is none, or none that is trained.
+
+    context_length: what the scaling refers to unless it says something else; from then on it says so.
+    """
+    kind = rope.get("rope_type", rope.get("type"))
+    if not isinstance(kind, str) or kind not in _NEEDED or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        return ""
+    names = (*_NEEDED[kind], *_FURTHER.get(kind, ()))
+    numbers = {name: rope[name] for name in names if rope.get(name) is not None}
+    if kind != "linear":
+        numbers[_ORIGINAL] = rope.get(_ORIGINAL) or context_length
+    switch = {"truncate": rope["truncate"]} if kind == "yarn" and isinstance(rope.get("truncate"), bool) else {}
+    if not set(_NEEDED[kind]) <= set(numbers) or not all(map(_is_size, numbers.values())):
+        return ""
+    return json.dumps({"rope_type": kind, **numbers, **switch}, sort_keys=True)
+
+
+def parameters_of(scaling: str) -> dict[str, Any]:
+    """What a configuration says of it beside the base. Raises ValueError where a shape holds something else."""
+    return json.loads(scaling) if scaling else {}
+
+
+def is_scaling(text: str) -> bool:
+    """Whether it is what `scaling_of` writes."""
+    try:
+        found = parse_json(text) if text else {}
+    except ValueError:
+        return False
+    return isinstance(found, dict) and scaling_of(found, 0) == text
+
+
+def _is_size(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < 2**63

@@ -1,0 +1,116 @@
+"""Held-out metrics of the user's own, and those for labels that are single tokens.
+
+A metric is a function of what a model answers to some held-out text:
+
+    def metric(logits: Tensor, targets: Tensor, **options) -> Mapping[str, tuple[sum, count]]
+
+logits: fp32 of shape (targets, vocabulary); targets: int64 of shape (targets,), the right tokens; both on the worker's
+device. It is called on every worker for each of its micro batches, and returns by name a sum and what it is to be
+divided by, numbers or tensors with one element. raystage adds both up over batches and workers and divides once, so
+that the value is that of all held-out text, whatever the number of workers. A name whose count adds up to 0 has no
+value. What is a ratio of sums can be said so (precision, F1); the mean of a ratio over classes cannot.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+
+from raystage.errors import InputError
+from raystage.units import shown
+from raystage.user_code import find, said_by
+
+KEY = "training.evaluate.metrics"
+Sums = dict[str, tuple[float, float]]
+
+_NAME = re.compile(r"\w[\w./-]{0,99}")
+_TAKEN = ("loss", "perplexity", "accuracy")
+_EXPECTED = "expected a mapping of names to (sum, count)"
+
+
+def per_class(logits: torch.Tensor, targets: torch.Tensor, *, tokens: Sequence[int]) -> dict[str, tuple]:
+    """Precision, recall and F1 of each of some tokens, taken as classes: `precision/<token>` and so on.
+
+    A model is taken to answer the most probable of all tokens. Precision is missing where it never answered the token,
+    recall where that is never right.
+    """
+    answers, found = logits.argmax(-1), {}
+    for token in tokens:
+        answered, right = answers == token, targets == token
+        hits, answered, right = (answered & right).sum(), answered.sum(), right.sum()
+        found[f"precision/{token}"] = hits, answered
+        found[f"recall/{token}"] = hits, right
+        found[f"f1/{token}"] = 2 * hits, answered + right
+    return found
+
+
+class Tally:
+    """What the metrics of a stage come to on one worker. sums: by name."""
+
+    def __init__(self, metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """metrics: the reference of each function, and its options."""
+        self._metrics = [(name, find(name), options) for name, options in metrics]
+        self.sums: Sums = {}
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """One micro batch more. Raises InputError where a metric fails or returns something else."""
+        names: set[str] = set()
+        for name, function, options in self._metrics:
+            try:
+                returned = function(logits, targets, **options)
+            except Exception as error:  # whatever the user's function raises
+                raise InputError(f"{name} failed ({said_by(error)})", key=KEY) from error
+            found = _read(name, returned)
+            if twice := sorted(names & found.keys()):
+                raise InputError(f"{name} returned {twice[0]!r}, as another metric did", key=KEY)
+            names |= found.keys()
+            self.sums = added([self.sums, found])
+
+
+def added(parts: Iterable[Sums]) -> Sums:
+    """Sums and counts of batches, or workers, together."""
+    together: Sums = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            before = together.get(name, (0.0, 0.0))
+            together[name] = before[0] + total, before[1] + count
+    return together
+
+
+def values(sums: Sums) -> dict[str, float]:
+    """The metrics' values by name, without those that nothing was counted for."""
+    return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
+
+
+def _read(function: str, returned: Any) -> Sums:
+    """What a metric returned, as numbers. Raises InputError."""
+    if not isinstance(returned, Mapping):
+        raise InputError(f"{function} returned {_kind(returned)}; {_EXPECTED}", key=KEY)
+    found: Sums = {}
+    for name, pair in returned.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
+            problem = f"{function} returned the name {shown(name)}; expected letters, digits, '_', '.', '/' and '-', "
+            raise InputError(f"{problem}and none of {', '.join(_TAKEN)}", key=KEY)
+        numbers = [_number(value) for value in pair] if isinstance(pair, tuple | list) and len(pair) == 2 else [None]
+        if None in numbers or numbers[1] < 0:
+            raise InputError(f"{function} returned {_kind(pair)} for {name!r}; {_EXPECTED}", key=KEY)
+        found[name] = numbers[0], numbers[1]
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else None
+    return float(value) if isinstance(value, Real) else None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_kind, value))})"
+    return "nothing" if value is None else f"a {type(value).__name__}" if not isinstance(value, Real) else f"{value}"

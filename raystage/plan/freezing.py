@@ -1,0 +1,107 @@
+"""Which parameters of a stage stand still, and for how long: `freeze`.
+
+What is frozen keeps its weights, its optimizer state and its step count, bit for bit; the rest trains as if it were
+constants. The gradients of frozen parameters are computed all the same (they are put to zero, so that they do not count
+in the gradient's norm either), so that a frozen stage's FLOPs are those of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from raystage.config.schedule import Freeze, Grow
+from raystage.errors import InputError
+from raystage.growth.checks import changed_fields
+from raystage.growth.depth import LayerOrigin
+from raystage.growth.operators import is_trained, layer_origins
+from raystage.models.shape import ModelShape, parameters
+from raystage.models.table import FAMILIES
+
+# What a growth may change of a model with frozen layers: nothing that has old elements and new ones in one layer.
+_GROWABLE = {"num_layers", "vocab_size", "context_length"}
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """layers: by index, of the stage's own. tokens: for so many from the stage's start on; None: all of it."""
+
+    layers: tuple[int, ...]
+    embeddings: bool
+    tokens: int | None
+
+    def facts(self) -> dict[str, object]:
+        return asdict(self)
+
+    def names(self, shape: ModelShape) -> frozenset[str]:
+        """The parameters that stand still. Embeddings are what is looked up; where tied, that is the head, too."""
+        embeddings = FAMILIES[shape.family].embeddings if self.embeddings else ()
+        return frozenset(p.name for p in parameters(shape) if p.layer in self.layers or p.name in embeddings)
+
+
+def old_layers(origins: Sequence[LayerOrigin]) -> tuple[int, ...]:
+    """The layers of the grown model that were there before: of each source layer the first that goes on as it was.
+
+    Further copies are new, and so is what comes from nowhere or is silenced.
+    """
+    first: dict[int, int] = {}
+    for layer, origin in enumerate(origins):
+        if origin.source is not None and not (origin.new or origin.silenced):
+            first.setdefault(origin.source, layer)
+    return tuple(sorted(first.values()))
+
+
+def find_freezing(
+    freeze: Freeze | None, before: ModelShape | None, shape: ModelShape, grow: Grow | None, stage_tokens: int
+) -> Freezing | None:
+    """What a stage of so many tokens freezes; `before` is the shape that it comes from.
+
+    Raises InputError, with the stage's own key, for what does not fit.
+    """
+    if freeze is None:
+        return None
+    if freeze.layers is None and not freeze.embeddings:
+        problem = "found nothing to freeze; expected layers: old, new or a list such as [0, 1], or embeddings: true"
+        raise InputError(problem, key="freeze")
+    if grow is not None:
+        _check_growth(freeze, before, shape, grow)
+    tokens = freeze.lasts.tokens if freeze.lasts else None
+    if tokens is not None and tokens > stage_tokens:
+        problem = f"found {tokens} in a stage of {stage_tokens}; expected at most as many, or no for: all of the stage"
+        raise InputError(problem, key="freeze.for.tokens")
+    return Freezing(_layers(freeze, before, shape, grow), freeze.embeddings, tokens)
+
+
+def _check_growth(freeze: Freeze, before: ModelShape, shape: ModelShape, grow: Grow) -> None:
+    if is_trained(grow.operator):
+        problem = f"found with grow.operator: {grow.operator}, whose new parts are trained along with the old ones"
+        raise InputError(f"{problem}; expected another operator, or no freeze", key="freeze")
+    changed = set(changed_fields(before, shape))
+    wider = sorted(changed - _GROWABLE)
+    if wider:
+        problem = f"found in a stage that changes {wider[0]}, after which every layer has new elements among the old"
+        raise InputError(f"{problem}; expected a growth of num_layers alone, or no freeze", key="freeze")
+    longer = sorted(changed - {"num_layers"})
+    if freeze.embeddings and longer:
+        problem = f"found true in a stage that changes {longer[0]}, after which they have new rows among the old"
+        raise InputError(f"{problem}; expected false", key="freeze.embeddings")
+
+
+def _layers(freeze: Freeze, before: ModelShape | None, shape: ModelShape, grow: Grow | None) -> tuple[int, ...]:
+    if freeze.layers is None:
+        return ()
+    if isinstance(freeze.layers, tuple):
+        for layer in freeze.layers:
+            if layer >= shape.num_layers:
+                there = f"expected layers from 0 to {shape.num_layers - 1}"
+                raise InputError(f"found {layer} in a model of {shape.num_layers} layers; {there}", key="freeze.layers")
+        return tuple(sorted(set(freeze.layers)))
+    if grow is None:
+        problem = f"found {freeze.layers!r} in a stage without grow, which has neither old layers nor new ones"
+        raise InputError(f"{problem}; expected a list such as [0, 1]", key="freeze.layers")
+    old = old_layers(layer_origins(before, shape, grow.operator, grow.options))
+    chosen = old if freeze.layers == "old" else tuple(layer for layer in range(shape.num_layers) if layer not in old)
+    if not chosen:
+        found = f"found {freeze.layers!r}, but {grow.operator} makes no {freeze.layers} layers here"
+        raise InputError(f"{found}; expected another choice", key="freeze.layers")
+    return chosen

@@ -1,0 +1,160 @@
+"""What a run begins from where it does not begin from nothing: `init`, looked up and identified by its content.
+
+Plain files and hashes, so that a plan needs neither torch nor a file system library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raystage.config.schedule import Init
+from raystage.data.trained_on import NOT_KNOWN, TrainedOn
+from raystage.errors import InputError
+from raystage.files.reading import LocalFiles, read_json
+from raystage.models import hub
+from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
+from raystage.models.shape import ModelShape
+from raystage.models.table import TRAINED
+from raystage.plan.manifest import check_manifest
+from raystage.units import shown
+
+MANIFEST, RECORD = "manifest.json", "record.json"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_CHECKPOINT = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # within its stage's folder
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_KEY = "init.from"
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """A model to begin from. path: its folder. fingerprint: what its weights and shape are, wherever it lies.
+
+    is_checkpoint: raystage's own, else a Hugging Face folder. keeps_optimizer_state: as far as it has any of use.
+    trained_on: the text, as far as its manifest says. hub: its name there with its commit, for nodes that have it
+    elsewhere, or not yet.
+    """
+
+    path: str
+    is_checkpoint: bool
+    fingerprint: str
+    shape: ModelShape
+    keeps_optimizer_state: bool
+    trained_on: TrainedOn = field(default=NOT_KNOWN, compare=False, repr=False)
+    hub: str | None = field(default=None, compare=False)
+
+    def facts(self) -> dict[str, object]:
+        """What of it can change a stage's result."""
+        return {"fingerprint": self.fingerprint, "keeps_optimizer_state": self.keeps_optimizer_state}
+
+
+def find_init(init: Init) -> InitPlan:
+    """The checkpoint, stage or Hugging Face model that `init` names. Raises InputError."""
+    folder = _folder(init.source)
+    at_hub = None if os.path.isdir(init.source) else f"{hub.parts(init.source)[0]}@{folder.name}"
+    if (folder / RECORD).is_file():
+        folder = _stage_checkpoint(folder)
+    is_checkpoint = (folder / MANIFEST).is_file()
+    if not is_checkpoint and not (folder / CONFIG).is_file():
+        problem = (
+            f"found no {CONFIG}, {MANIFEST} or {RECORD} in it; expected a Hugging Face model, a checkpoint or a stage"
+        )
+        raise InputError(problem, key=_KEY, file=str(folder))
+    if not is_checkpoint and init.optimizer_state == "grow":
+        problem = "found grow, but a Hugging Face folder has no optimizer state; expected reset"
+        raise InputError(problem, key="init.optimizer_state")
+    shape = _checkpoint_shape(folder) if is_checkpoint else open_trainable(LocalFiles(folder)).shape
+    keeps = is_checkpoint and init.optimizer_state != "reset"
+    seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN
+    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen, at_hub)
+
+
+def check_same(init: InitPlan) -> Path:
+    """Where this machine has the model that was planned with. Raises InputError where it has none, or another."""
+    folder = Path(init.path)
+    if not folder.is_dir() and init.hub is not None:
+        folder = hub.snapshot(init.hub, _HUB_FILES, _KEY)
+    if not folder.is_dir():
+        problem = "no such folder on this worker; expected one that all workers see"
+        raise InputError(problem, key=_KEY, file=init.path)
+    found = fingerprint(folder, init.is_checkpoint)
+    if found != init.fingerprint:
+        problem = f"found another model ({found[:12]}) than was planned with ({init.fingerprint[:12]})"
+        raise InputError(f"{problem}; expected the same files on every worker", key=_KEY, file=str(folder))
+    return folder
+
+
+def fingerprint(folder: Path, is_checkpoint: bool) -> str:
+    """SHA-256 over all that the model is made of; of a checkpoint over its checksums. Raises InputError."""
+    if is_checkpoint:
+        content = _manifest(folder)
+        facts: Any = [content["model"], content["parameters"], [shard["checksum"] for shard in content["shards"]]]
+    else:
+        facts = [[name, _digest(folder / name)] for name in (CONFIG, *weight_files(LocalFiles(folder)))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# --- where it lies ------------------------------------------------------------------------------
+
+
+def _folder(source: str) -> Path:
+    if "://" in source:
+        raise InputError(f"found the URI {source!r}; expected a folder that every worker sees, or a hub name", key=_KEY)
+    if os.path.isdir(source):
+        return Path(source)
+    if not _HUB_NAME.fullmatch(source):
+        raise InputError(f"found {source!r}, which is no folder here; expected a folder or a hub name", key=_KEY)
+    return hub.snapshot(source, _HUB_FILES, _KEY)
+
+
+def _stage_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a stage of a store ended with."""
+    name = read_json(LocalFiles(folder), RECORD, _KEY).get("checkpoint")
+    is_inside = isinstance(name, str) and _CHECKPOINT.fullmatch(name)
+    if not is_inside or LocalFiles(folder / name).size_of(MANIFEST) is None:
+        raise InputError("damaged; expected the checkpoint of a finished stage", key=_KEY, file=str(folder / RECORD))
+    return folder / name
+
+
+# --- what is in it ------------------------------------------------------------------------------
+
+
+def _checkpoint_shape(folder: Path) -> ModelShape:
+    try:
+        shape = ModelShape(**_manifest(folder)["model"])
+    except TypeError as error:
+        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+    if shape.family not in TRAINED:
+        problem = f"found the family {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
+        raise InputError(problem, key=_KEY, file=str(folder / MANIFEST))
+    return shape
+
+
+def _trained_on(folder: Path) -> TrainedOn:
+    try:
+        return TrainedOn.from_json(_manifest(folder)["data_cursor"].get("trained_on"))
+    except ValueError as error:
+        raise InputError(f"damaged ({error})", key=_KEY, file=str(folder / MANIFEST)) from None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    content = read_json(LocalFiles(folder), MANIFEST, _KEY)
+    try:
+        check_manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+    return content
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); expected a whole model"
+        raise InputError(problem, key=_KEY, file=str(path)) from None

@@ -1,0 +1,68 @@
+"""What one worker needs in memory, estimated before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from raystage.config.schedule import Training
+from raystage.models.shape import ModelShape, num_params
+
+# Bytes a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a
+# fused attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without
+# its 5as/h term), of which 2 are the layer's input, all that activation checkpointing keeps.
+_ACTIVATION_BYTES = 34
+_CHECKPOINTED_BYTES = 2
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one worker."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
+    """Weights, gradients and optimizer state as ZeRO cuts them (1910.02054, figure 1), and activations.
+
+    fp32: 4 bytes for weight and gradient; bf16: 2, but gradients are summed up in fp32 under ZeRO 1
+    to 3. Optimizer: its moments (two of Adam, one of SGD with momentum) of 4 bytes, and a master weight of 4,
+    which DeepSpeed's ZeRO optimizers keep beside fp32 weights too. Only fp32 with zero_stage 0 has none.
+    Not counted: host memory for the copy of weights and moments that a worker saves from in the background.
+    An offloaded optimizer is counted like any other: it needs the worker's host memory instead of its device's.
+    `training` is a resolved one, whose micro_batch_size is known.
+    """
+    params, workers, stage = num_params(shape), training.workers, training.zero_stage
+    low = 4 if training.precision == "fp32" else 2
+    gradient = 2 if training.precision == "bf16" and stage == 0 else 4
+    master = 0 if training.precision == "fp32" and stage == 0 else 4
+    optimizer = 4 * len(training.optimizer.moments) + master
+    return MemoryEstimate(
+        weights_bytes=_cut(params * low, workers, stage >= 3),
+        gradients_bytes=_cut(params * gradient, workers, stage >= 2),
+        optimizer_bytes=_cut(params * optimizer, workers, stage >= 1),
+        activations_bytes=_activations(shape, training, low),
+    )
+
+
+def _cut(total: int, workers: int, partitioned: bool) -> int:
+    return -(-total // workers) if partitioned else total
+
+
+def _activations(shape: ModelShape, training: Training, element_bytes: int) -> int:
+    tokens = training.micro_batch_size * shape.context_length
+    per_layer = tokens * shape.hidden_size * _ACTIVATION_BYTES * element_bytes // 2
+    kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
+    recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
+    layers = shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
+    logits = 2 * tokens * shape.vocab_size * 4  # fp32 logits and their gradient
+    return layers + logits

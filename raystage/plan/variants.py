@@ -1,0 +1,141 @@
+"""The schedules that a tuned baseline and further seeds ask for: the written one with other values, or another seed.
+
+`baseline.tune` lists values of the file's training section: of the optimizer, the batch, the rate's warm-up and decay.
+Every combination of them is tried, on both sides of the comparison alike, and what the schedule itself says is always
+among them. A value is tuned for a whole run: a stage that has one of its own for a tuned path is refused. Seeds are the
+written one and those after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import product
+from operator import attrgetter
+from typing import Any
+
+from raystage.config.schedule import NOTHING_REQUIRED, Baseline, Schedule, Stage
+from raystage.config.section import Section
+from raystage.errors import InputError
+from raystage.units import shown
+
+# By path ("training.optimizer.lr") what a run is trained with, of what is tuned; empty where nothing is.
+Values = tuple[tuple[str, Any], ...]
+
+MOST_COMBINATIONS = 100
+MOST_RUNS = 1_000  # staged and from scratch, all planned before the first
+_SEEDS = 2**32
+
+
+def written_values(schedule: Schedule) -> Values:
+    """What the schedule itself says of what is tuned."""
+    return tuple((path, attrgetter(path)(schedule)) for path in _tune(schedule))
+
+
+def other_values(schedule: Schedule) -> tuple[Values, ...]:
+    """All other combinations, in the order of the lists."""
+    tune, written = _tune(schedule), written_values(schedule)
+    points = (tuple(zip(tune, point, strict=True)) for point in product(*_lists(schedule)))
+    return tuple(values for values in points if values != written)
+
+
+def _lists(schedule: Schedule) -> list[tuple[Any, ...]]:
+    """The values of every path: a list without the written one still lets the others be combined with it."""
+    pairs = zip(_tune(schedule).values(), written_values(schedule), strict=True)
+    return [values if own in values else (*values, own) for values, (_, own) in pairs]
+
+
+def with_values(schedule: Schedule, values: Values) -> Schedule:
+    """The schedule with these values in its training section."""
+    for path, value in values:
+        schedule = _with_value(schedule, path.split("."), value)
+    return schedule
+
+
+def _with_value(section: Any, path: list[str], value: Any) -> Any:
+    field, *rest = path
+    return section.model_copy(update={field: _with_value(getattr(section, field), rest, value) if rest else value})
+
+
+def with_seed(schedule: Schedule, more: int) -> Schedule:
+    """The schedule with its seed, and those of stages that have their own, raised by `more`."""
+    stages = tuple(
+        stage if stage.seed is None else stage.model_copy(update={"seed": stage.seed + more})
+        for stage in schedule.stages
+    )
+    return schedule.model_copy(update={"seed": schedule.seed + more, "stages": stages})
+
+
+def label(values: Values) -> str:
+    """Of values as a part of a run's name: 'lr-0.004', 'lr-0.004-betas-0.9-0.95'."""
+    return "-".join(f"{path.rpartition('.')[2]}-{_as_name(value)}" for path, value in values)
+
+
+def _as_name(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def check_variants(schedule: Schedule) -> None:
+    """Refuse what cannot be repeated with other values or seeds. Raises InputError."""
+    tune = _tune(schedule)
+    if schedule.seeds > 1 and schedule.baseline is None:
+        problem = f"found {schedule.seeds} without a baseline to compare every seed's run with"
+        raise InputError(f"{problem}; expected a baseline section beside it, or 1", key="seeds")
+    if schedule.seeds == 1 and not tune:
+        return
+    beside = "baseline.tune" if tune else "seeds"
+    for index, stage in enumerate(schedule.stages):
+        _check_stage(stage, f"stages[{index}]", beside, tune)
+    if tune:
+        _check_untuned(schedule.baseline, "baseline", tune)
+    _check_seeds(schedule)
+    # Counted, not made: three lists of a thousand would fill the memory.
+    count = math.prod(map(len, _lists(schedule)))
+    if count > MOST_COMBINATIONS:
+        problem = f"found {count} combinations of values; expected at most {MOST_COMBINATIONS}"
+        raise InputError(problem, key="baseline.tune")
+    runs = (count + schedule.seeds - 1) * (1 + len(schedule.baseline.budgets))
+    if runs > MOST_RUNS:
+        problem = f"found {runs:,} runs, of {count} combinations and {schedule.seeds} seeds with all budgets"
+        raise InputError(f"{problem}; expected at most {MOST_RUNS:,}", key=beside)
+
+
+def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any, ...]]) -> None:
+    """A gate decides about a run while it goes; what is repeated has to be finished, whatever comes of it."""
+    gates = {
+        "accept": stage.accept is not None,
+        "on_reject": stage.on_reject is not None,
+        "grow.require": stage.grow is not None and stage.grow.require != NOTHING_REQUIRED,
+    }
+    for gate, is_there in gates.items():
+        if is_there:
+            problem = f"found beside {beside}, whose runs have all to be finished to be compared"
+            raise InputError(f"{problem}; remove it, or {beside}", key=f"{key}.{gate}")
+    _check_untuned(stage, key, tune)
+
+
+def _check_untuned(section: Stage | Baseline, key: str, tune: Iterable[str]) -> None:
+    where = "the baseline" if isinstance(section, Baseline) else "a stage"
+    for path in tune:
+        if _sets(section, path.split(".")):
+            found = f"found {shown(attrgetter(path)(section))} in {where}, which baseline.tune would leave as it is"
+            expected = "expected it in the file's training section alone, where it is tuned for the whole run"
+            raise InputError(f"{found}; {expected}", key=f"{key}.{path}")
+
+
+def _sets(section: Section, path: list[str]) -> bool:
+    """Whether a path leads to something that was written down."""
+    field, *rest = path
+    return field in section.model_fields_set and (not rest or _sets(getattr(section, field), rest))
+
+
+def _check_seeds(schedule: Schedule) -> None:
+    seeds = {"seed": schedule.seed, **{f"stages[{i}].seed": stage.seed for i, stage in enumerate(schedule.stages)}}
+    for key, seed in seeds.items():
+        if seed is not None and seed + schedule.seeds > _SEEDS:
+            problem = f"found {seed} with {schedule.seeds} seeds from it on"
+            raise InputError(f"{problem}; expected at most {_SEEDS - schedule.seeds}", key=key)
+
+
+def _tune(schedule: Schedule) -> dict[str, tuple[Any, ...]]:
+    return schedule.baseline.tune if schedule.baseline is not None else {}

@@ -1,0 +1,260 @@
+"""What came out of a run, as one JSON object and as a page of Markdown.
+
+`build_report` lays the records of finished stages beside the plan. It works at any time: a stage
+that is not finished is listed with its state and nulls, and the savings say what they wait for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raystage.plain_text import in_markdown
+from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.plan.retries import Rejection
+from raystage.report import tables as report_tables
+from raystage.report.tables import Table, format_interval
+from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
+from raystage.results.data_use import data_json
+from raystage.results.differences import is_staged
+from raystage.results.doubts import doubts
+from raystage.results.ledger import measure_ledger
+from raystage.results.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
+from raystage.results.savings import Savings, compare, format_share
+from raystage.results.seeds import OverSeeds
+from raystage.results.tuning import compared, tuning_rows
+
+DONE = ("FINISHED", "REUSED")
+
+# What adds up along a chain of stages.
+_SUMMED = ("tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops")
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """What a run tried and went back on: what was not accepted, and the finished stages that led to it."""
+
+    tried: tuple[Rejection, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
+
+
+def build_report(
+    plan: Plan,
+    records: Mapping[str, StageRecord],
+    states: Mapping[str, str],
+    environment: Mapping[str, Any] | None = None,
+    given_up: GivenUp = GivenUp(),
+) -> dict[str, Any]:
+    """The report: plain values, strictly JSON (what is not finite becomes null).
+
+    Where values were tuned, stages and baselines are those of the best ones, as soon as these are known.
+    records, states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
+    """
+    stages = [stage for run in plan.runs() for stage in run.stages]
+    overall = _joint_state([_state(stage, records, states) for stage in stages])
+    savings = measure_savings(plan, records, given_up.stages)
+    best = compared(plan, records)
+    return _strict(
+        {
+            "name": plan.name,
+            "state": "FINISHED" if overall in DONE else overall,
+            "stages": [_stage_row(best.staged, stage, records, states) for stage in best.staged.stages],
+            "attempts": [asdict(one) for one in given_up.tried],
+            "given_up": [_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages],
+            "baseline": {"runs": [_baseline_row(run, records, states) for run in best.baselines]},
+            "tuning": tuning_rows(plan, records),
+            "seeds": _seed_rows(plan, records),
+            "tokens_per_parameter": tokens_per_parameter(plan.staged),
+            "savings": _savings(savings, measure_seeds(plan, records)),
+            "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
+            "warnings": list(doubts(plan, records, savings, given_up.stages)),
+            "data": data_json(best.staged, records),
+            "environment": {**(environment or {}), **_trained_on(records)} if environment else {},
+        }
+    )
+
+
+def _trained_on(records: Mapping[str, StageRecord]) -> dict[str, list[str]]:
+    """Where the finished stages were trained: hosts and devices, which need not be the driver's."""
+    found = (one.environment for one in records.values())
+    places = {f"{one['host']}: {one['device']}" for one in found if one.get("host") and one.get("device")}
+    return {"trained_on": sorted(places)} if places else {}
+
+
+def _savings(savings: Savings, over: OverSeeds | None) -> dict[str, Any]:
+    """Of the written seed; over several, their own beside it, with the verdict on all of them."""
+    if over is None:
+        return asdict(savings)
+    return {**asdict(savings), "verdict": over.verdict, "seeds": asdict(over)}
+
+
+def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
+    """The evaluations of a chain of stages, as far as they are finished; tokens and flops from the run's start."""
+    return tuple(point for record in finished(run.stages, records) for point in record.evaluations)
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def _stage_row(
+    run: RunPlan, stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]
+) -> dict[str, Any]:
+    record = records.get(stage.key)
+    begun = where_it_begins(stage, records.get(stage.parent_key))
+    starts = _start_seconds(run, records)
+    return {
+        **_row(RunPlan(stage.name, (stage,)), records, states, starts),
+        "growth": asdict(record.growth) if record and record.growth else None,
+        "start_tokens": begun.start_tokens,
+        "start_flops": begun.start_flops,
+        "start_seconds": starts[stage.key],
+        "stopped_by": record.stopped_by if record else None,
+        "trained_for": record.trained_for if record else None,
+        "donor": asdict(record.donor) if record and record.donor else None,
+    }
+
+
+def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
+    """One budget. Stages shared with other budgets count in full: each run is what it would cost alone."""
+    return {
+        **_row(run, records, states, _start_seconds(run, records)),
+        "growth": None,
+        "budget_tokens": run.tokens,
+        "tokens_per_parameter": tokens_per_parameter(run),
+    }
+
+
+def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str, Any]]:
+    """A line for each of several seeds, with what it comes to alone."""
+    if not plan.further_seeds:
+        return []
+    rows = []
+    for pair in seed_pairs(plan, records):
+        is_whole = is_staged(plan) and pair.staged is not None and len(pair.baselines) == len(plan.baselines)
+        alone = compare(pair.staged, pair.baselines) if is_whole else None
+        rows.append(
+            {
+                "seed": pair.seed,
+                "staged_eval_loss": pair.staged.eval_loss if pair.staged else None,
+                "compute_saved": alone.compute_saved if alone else None,
+                "loss_difference_at_equal_flops": alone.loss_difference_at_equal_flops if alone else None,
+            }
+        )
+    return rows
+
+
+def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, float | None]:
+    """By stage key the seconds of the run before it began; None where an earlier stage is not finished."""
+    starts: dict[str, float | None] = {}
+    total: float | None = 0.0
+    for stage in run.stages:
+        starts[stage.key], record = total, records.get(stage.key)
+        total = None if total is None or record is None else total + record.seconds
+    return starts
+
+
+def _row(
+    run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str], starts: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
+    last, chain = run.stages[-1], finished(run.stages, records)
+    done = len(chain) == len(run.stages)
+    end = chain[-1].end if done and chain[-1].evaluations else None
+    return {
+        "name": run.name,
+        "key": last.key,
+        "state": _joint_state([_state(stage, records, states) for stage in run.stages]),
+        "num_params": last.num_params,
+        "num_layers": last.shape.num_layers,
+        "num_workers": chain[-1].num_workers if done else last.training.workers,
+        "resizes": sum(record.resizes for record in chain) if done else None,
+        "zero_stage": last.training.zero_stage,
+        **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
+        "eval_loss": chain[-1].eval_loss if done else None,
+        "perplexity": perplexity(chain[-1].eval_loss) if done else None,
+        "accuracy": end.accuracy if end else None,
+        "metrics": dict(end.metrics) if end else None,
+        "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
+        "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
+    }
+
+
+def _point(point: Evaluation | TrainPoint, start_seconds: float | None) -> dict[str, Any]:
+    """run_seconds: since the run began, where `seconds` counts from the stage's beginning."""
+    return {**asdict(point), "run_seconds": None if start_seconds is None else start_seconds + point.seconds}
+
+
+def _state(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> str:
+    return states.get(stage.key, "FINISHED" if stage.key in records else "SCHEDULING")
+
+
+def _joint_state(states: Sequence[str]) -> str:
+    """One state for several stages: trouble first, REUSED only where nothing had to be trained."""
+    for state in ("ERRORED", "ABORTED", "RESTARTING"):
+        if state in states:
+            return state
+    for state in ("SCHEDULING", "REUSED"):
+        if all(one == state for one in states):
+            return state
+    return "FINISHED" if all(one in DONE for one in states) else "RUNNING"
+
+
+def _strict(value: Any) -> Any:
+    """The same value without NaN and infinity, for which JSON has no words."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
+    tables = [_table(table) for table in report_tables.tables(report)]
+    doubts = ["## Open to doubt", "\n".join(f"- {in_markdown(warning)}" for warning in report["warnings"])]
+    blocks = [f"**{in_markdown(sentence(report['savings']['verdict']))}**", _about(report), *tables]
+    rows = report_tables.environment_rows(report)
+    where = ["## Environment", "\n".join(f"- {name}: {in_markdown(value)}" for name, value in rows)] if rows else []
+    return "\n\n".join(blocks + (doubts if report["warnings"] else []) + where) + "\n"
+
+
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _about(report: Mapping[str, Any]) -> str:
+    name, state = (in_markdown(report[key]) for key in ("name", "state"))
+    about = f"Run `{name}`: {state}, {report['tokens_per_parameter']:.3g} tokens per parameter."
+    return " ".join([about, *map(in_markdown, beside_the_verdict(report["savings"]))])
+
+
+def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
+    """What else came of the comparison, in sentences; reports of before say nothing of tokens and equal FLOPs."""
+    half = "Losses are those of the half of the held-out text by which no value was chosen."
+    judged = [half] if savings.get("is_judged_on_half") else []
+    if savings.get("seeds"):
+        return [*_over_seeds(savings["seeds"]), *judged]
+    shares = (("Wall-clock time", savings["time_saved"]), ("Tokens", savings.get("tokens_saved")))
+    said = [f"{what} saved: {format_share(share)}." for what, share in shares if share is not None]
+    at_equal_flops = savings.get("at_equal_flops")
+    return [*said, *([sentence(at_equal_flops)] if at_equal_flops else []), *judged]
+
+
+def _over_seeds(over: Mapping[str, Any]) -> list[str]:
+    shares = (("Wall-clock time", over["time_saved"]), ("Tokens", over["tokens_saved"]))
+    said = [f"{what} saved: {format_interval(found)}." for what, found in shares if found]
+    difference = over["loss_difference_at_equal_flops"]
+    between = format_interval(difference, "{:+.3f}".format) if difference else None
+    said += [f"Loss difference at equal FLOPs: {between}."] if between else []
+    return [*said, over["covers"]] if over.get("covers") else said
+
+
+def _table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)])

@@ -1,0 +1,205 @@
+"""Reports as one page of HTML that needs nothing else: no network, no script, pictures drawn in it.
+
+Deciding what is shown is here, how it looks in `templates/`. Every text is escaped by the template engine; what goes
+in as it is are the charts, which escape their own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from raystage.growth.operators import in_short
+from raystage.report import tables as report_tables
+from raystage.report.build import sentence
+from raystage.report.panels import Panel, comparison_legend, comparison_panels, run_legend, run_panels
+from raystage.report.tables import Table, over_seeds
+from raystage.results.savings import format_flops, format_share
+from raystage.units import format_count
+
+KEY_DIGITS = 12
+
+STATES = {
+    "SCHEDULING": "It has not begun.",
+    "RUNNING": "It was not finished when this was written: what follows is as far as it has come.",
+    "RESTARTING": "Its workers were being started again when this was written: what follows is as far as it has come.",
+    "ERRORED": "It ended with an error: what follows is as far as it has come.",
+    "ABORTED": "It was stopped: what follows is as far as it has come.",
+}
+
+
+@dataclass
+class Node:
+    """A stage in the lineage, with what was trained on from it. ends: the runs that end with it."""
+
+    name: str
+    key: str
+    state: str
+    growth: str | None
+    ends: list[str] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels over several units, of which the page shows one at a time; legend: classes and words."""
+
+    identity: str
+    title: str
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """All that the page says of one run. facts: (name, value) in large; empty parts are left out."""
+
+    identity: str
+    name: str
+    state: str
+    trouble: str | None
+    verdict: str
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    picture: Picture
+    tables: Sequence[Table]
+    origin: str
+    lineage: Sequence[Node]
+    configuration: str | None
+    environment: Sequence[tuple[str, str]]
+
+
+def page(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> str:
+    """The page of one run or of several beside each other.
+
+    runs: of each its report (as `build_report` made it) and what its run.json holds, or None where that is missing.
+    """
+    reports = [report for report, _ in runs]
+    views = [_view(number, report, run) for number, (report, run) in enumerate(runs, 1)]
+    several = len(views) > 1
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            title=f"raystage: {', '.join(view.name for view in views)}",
+            runs=views,
+            comparison=report_tables.comparison_table(reports) if several else None,
+            picture=_comparison_picture(reports) if several else None,
+        )
+    )
+
+
+def templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("raystage.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"drawing": Markup, "number": _is_number, "short": lambda key: key[:KEY_DIGITS]}
+    return made
+
+
+def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None) -> RunView:
+    identity = f"run-{number}"
+    picture = Picture(identity, "Curves", run_panels(report, identity), run_legend(report))
+    schedule = run.get("schedule_as_set") if run else None
+    return RunView(
+        identity=identity,
+        name=report["name"],
+        state=report["state"],
+        trouble=STATES.get(report["state"]),
+        verdict=sentence(report["savings"]["verdict"]),
+        facts=_facts(report),
+        warnings=report["warnings"],
+        picture=picture,
+        tables=report_tables.tables(report),
+        origin=_origin(schedule),
+        lineage=lineage(run["stages"], report["stages"]) if run else (),
+        configuration=configuration(schedule) if schedule else None,
+        environment=report_tables.environment_rows(report),
+    )
+
+
+def _comparison_picture(reports: Sequence[Mapping[str, Any]]) -> Picture:
+    return Picture("all", "Curves", comparison_panels(reports, "all"), comparison_legend(reports))
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What there is of the figures that people ask for first."""
+    savings, last = report["savings"], report["stages"][-1]
+    figures = (
+        ("compute saved", over_seeds(savings, "compute_saved"), str),
+        ("speed-up in compute", None if savings.get("seeds") else savings["speedup"], format_share),
+        ("time saved", over_seeds(savings, "time_saved"), str),
+        ("tokens saved", over_seeds(savings, "tokens_saved"), str),
+        (
+            "loss difference at equal FLOPs",
+            over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format),
+            str,
+        ),
+        ("held-out loss", savings["at_eval_loss"], report_tables.format_loss),
+        ("FLOPs, staged run", savings["flops_staged"], format_flops),
+        ("FLOPs, baseline", savings["flops_baseline"], format_flops),
+        ("parameters at the end", last["num_params"], format_count),
+        ("tokens per parameter", report["tokens_per_parameter"], "{:.3g}".format),
+    )
+    return [(name, as_text(value)) for name, value, as_text in figures if value is not None]
+
+
+def _is_number(cells: Iterable[str]) -> bool:
+    """Whether a column is to be lined up at the right: figures, with a unit perhaps, but no sentences of them."""
+    return all(cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell) for cell in cells)
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+
+def configuration(schedule: Mapping[str, Any]) -> str:
+    """The schedule as YAML that `raystage run` takes: what was set in its file or by --set, and nothing else.
+
+    A null within a section says something (that a value follows from others); sections that are null or empty do not.
+    """
+    given = {**_without_empty(schedule), "stages": [_without_empty(stage) for stage in schedule["stages"]]}
+    return yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+
+def _without_empty(sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sections.items() if value not in (None, {}, [])}
+
+
+# --- lineage ----------------------------------------------------------------------------------
+
+
+def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any]]) -> list[Node]:
+    """The stages of all runs as trees: what several runs share stands there once.
+
+    stages: as in run.json, in the order of each run. rows: those of the report's stages, for what grew them.
+    """
+    growths = {row["key"]: _how(row["growth"]) for row in rows if row["growth"]}
+    roots: list[Node] = []
+    last: dict[str, Node] = {}
+    for stage in stages:
+        before = last.get(stage["run"])
+        siblings = before.children if before else roots
+        node = next((one for one in siblings if one.key == stage["key"]), None)
+        if node is None:
+            node = Node(stage["name"], stage["key"], stage["state"], growths.get(stage["key"]))
+            siblings.append(node)
+        last[stage["run"]] = node
+    for run, node in last.items():
+        node.ends.append(run)
+    return roots
+
+
+def _how(growth: Mapping[str, Any]) -> str:
+    return f"grown by {in_short(growth['operator'])}, moments: {growth['optimizer_state']}"
+
+
+def _origin(schedule: Mapping[str, Any] | None) -> str:
+    """What the staged run's first stage starts from."""
+    start = (schedule or {}).get("init")
+    return f"The first stage of the staged run starts from {start['from']}." if start else ""

@@ -1,0 +1,128 @@
+"""What a plan's finished runs saved: the staged run against the baselines, as the records have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.results.differences import differences, is_staged
+from raystage.results.ledger import net_cost
+from raystage.results.record import StageRecord
+from raystage.results.savings import FinishedRun, Savings, compare, format_flops, no_figure
+from raystage.results.seeds import OverSeeds, SeedPair, over_seeds
+from raystage.results.tuning import compared, is_judged_on_half
+
+# Of runs that are waited for, in a sentence.
+_MOST_NAMES = 4
+
+
+def tokens_per_parameter(run: RunPlan) -> float:
+    """Training tokens of the whole run per parameter of its last model."""
+    return run.tokens / run.stages[-1].num_params
+
+
+def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
+    """The staged run against the baselines on the written seed, each with its best values, once all runs are finished;
+    tokens per parameter stand beside the figure.
+
+    What was given up on the way was spent all the same, and counts.
+    """
+    on_half = is_judged_on_half(plan, records)
+    plan = compared(plan, records)
+    staged = _with_given_up(finished_run(plan.staged, records, on_half), plan.staged, records, given_up)
+    if not plan.baselines:
+        return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
+    if _unfinished(plan, records):
+        return no_figure(f"no saving to report yet: {_waiting(plan, records)}", staged)
+    savings = compare(staged, _finished_runs(plan.baselines, records, on_half))
+    savings = replace(savings, is_judged_on_half=on_half)
+    if not is_staged(plan):
+        return no_figure(_nothing_staged(plan, savings), staged)
+    if not savings.equal_loss_reached:
+        return savings
+    return replace(savings, verdict=f"{savings.verdict}, {_beside(plan)}")
+
+
+def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds | None:
+    """The same over all seeds, once all runs are finished; None where there is one seed, or one is not, or nothing is
+    staged."""
+    if not plan.further_seeds or _unfinished(plan, records) or not is_staged(plan):
+        return None
+    found = over_seeds(seed_pairs(plan, records))
+    if found.compute_saved is None:
+        return found
+    return replace(found, verdict=f"{found.verdict}; {_beside(plan)}")
+
+
+def _beside(plan: Plan) -> str:
+    """What no figure is to be read without."""
+    length = f"at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    if plan.staged.stages[0].init is None:
+        return length
+    return f"{length}, and without what it cost to train the model in init"
+
+
+def _nothing_staged(plan: Plan, savings: Savings) -> str:
+    """What there is to say where all stages train one model on the same text: no saving is that of the staging."""
+    why = "no saving to report: nothing is staged, all stages train one model on the same text in the same context"
+    found = differences(plan)
+    besides = f"the two sides differ in {'; '.join(found)}" if found else "the two sides are trained alike"
+    if savings.flops_baseline is None:
+        return f"{why}; {besides}"
+    flops = f"{format_flops(savings.flops_staged)} FLOPs against {format_flops(savings.flops_baseline)}"
+    return f"{why}; at equal held-out loss {savings.at_eval_loss:.3f} it is {flops}, and {besides}"
+
+
+def seed_pairs(plan: Plan, records: Mapping[str, StageRecord]) -> list[SeedPair]:
+    """Of every seed what is finished: the written one's best, and what the others trained."""
+    on_half = is_judged_on_half(plan, records)
+    return [
+        SeedPair(one.seed, finished_run(one.staged, records, on_half), _finished_runs(one.baselines, records, on_half))
+        for one in (compared(plan, records).candidates[0], *plan.further_seeds)
+    ]
+
+
+def _finished_runs(
+    runs: Iterable[RunPlan], records: Mapping[str, StageRecord], on_half: bool
+) -> tuple[FinishedRun, ...]:
+    return tuple(found for run in runs if (found := finished_run(run, records, on_half)))
+
+
+def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool = False) -> FinishedRun | None:
+    """None until its last stage is finished. Its loss is that of its end, whatever stages before it had reached.
+
+    on_half: its loss is that on the half of the held-out text by which no value was chosen.
+    """
+    chain = finished(run.stages, records)
+    if len(chain) < len(run.stages):
+        return None
+    return FinishedRun(
+        eval_loss=chain[-1].end.judging_loss if on_half else chain[-1].eval_loss,
+        flops=sum(one.flops for one in chain),
+        seconds=sum(one.seconds for one in chain),
+        tokens=sum(one.tokens for one in chain),
+    )
+
+
+def _with_given_up(
+    run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan]
+) -> FinishedRun | None:
+    """The staged run with all that was tried for it; what one stage took over from another of these counts once."""
+    if run is None or not given_up:
+        return run
+    return FinishedRun(run.eval_loss, *net_cost(finished((*staged.stages, *given_up), records)))
+
+
+def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
+    return [records[stage.key] for stage in stages if stage.key in records]
+
+
+def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
+    return [run.name for run in plan.runs() if len(finished(run.stages, records)) < len(run.stages)]
+
+
+def _waiting(plan: Plan, records: Mapping[str, StageRecord]) -> str:
+    waiting = _unfinished(plan, records)
+    names = waiting if len(waiting) <= _MOST_NAMES else [*waiting[:_MOST_NAMES], "..."]
+    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(names)})"

@@ -1,0 +1,228 @@
+"""What a run reads: how much text there is, how much of it is held out, how often it is passed over.
+
+A plan knows documents and bytes. Tokens it knows of bytes, and where this machine tokenized the text before; else they
+are about a quarter of the bytes. A finished stage has counted them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from raystage.data.documents import BYTE_TOKENIZER
+from raystage.data.plan import DataPlan
+from raystage.data.token_index import TokenIndex, cache_folder, read_index
+from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.results.record import StageRecord
+from raystage.results.savings import format_share
+from raystage.units import format_count
+
+# What byte-level BPE comes to on English text, roughly; of other text, and of code, it is less.
+_BYTES_PER_TOKEN = 4
+# Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
+MOST_PASSES = 4
+# Of the held-out text, standing word for word in the training text.
+MOST_REPEATED = 0.01
+# A step of Adam moves every weight by about the rate; weights begin at 0.02.
+_HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The tokens of both sides. is_estimate: from the bytes. repeated: of `pieces` of the held-out text so many stand
+    in what was looked at of the training text; None where nobody looked."""
+
+    train_tokens: int
+    held_out_tokens: int
+    is_estimate: bool = False
+    pieces: int | None = None
+    repeated: int | None = None
+    looked_at: float | None = None
+
+    @property
+    def repeated_share(self) -> float | None:
+        return self.repeated / self.pieces if self.pieces else None
+
+    @classmethod
+    def of_index(cls, index: TokenIndex) -> Counted:
+        return cls(index.train_tokens, index.held_out_tokens, False, index.pieces, index.repeated, index.looked_at)
+
+    @classmethod
+    def of_record(cls, record: StageRecord | None) -> Counted | None:
+        """None where the stage is not finished, or was by a version that counted nothing, or something else."""
+        found = record.data if record else {}
+        known = {field.name for field in fields(cls)} == set(found)
+        return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """A text, the stages of a run that read it, and the tokens that they read of it in all."""
+
+    data: DataPlan
+    stages: tuple[str, ...]
+    read_tokens: int
+    counted: Counted
+
+    @property
+    def passes(self) -> float:
+        return self.read_tokens / max(1, self.counted.train_tokens)
+
+
+def count(data: DataPlan) -> Counted:
+    """The tokens of a text, without reading it."""
+    index = read_index(cache_folder(data))
+    if index is not None:
+        return Counted.of_index(index)
+    sides = data.train, data.held_out
+    if data.tokenizer == BYTE_TOKENIZER:
+        return Counted(*(side.num_bytes + side.documents for side in sides))
+    return Counted(*(side.num_bytes // _BYTES_PER_TOKEN + side.documents for side in sides), is_estimate=True)
+
+
+def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:
+    """What a run reads, text by text, in the order in which its stages come to them."""
+    groups: dict[str, list[StagePlan]] = {}
+    for stage in run.stages:
+        groups.setdefault(str(stage.data.facts()), []).append(stage)
+    return [_use(stages, records or {}) for stages in groups.values()]
+
+
+def _use(stages: list[StagePlan], records: Mapping[str, StageRecord]) -> DataUse:
+    found = (Counted.of_record(records.get(stage.key)) for stage in stages)
+    counted = next((one for one in found if one), None) or count(stages[0].data)
+    tokens = sum(records[stage.key].tokens if stage.key in records else stage.tokens for stage in stages)
+    return DataUse(stages[0].data, tuple(stage.name for stage in stages), tokens, counted)
+
+
+def data_json(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[dict[str, Any]]:
+    """What a run reads, as plain values."""
+    return [
+        {
+            "source": use.data.source,
+            "path": list(use.data.path),
+            "tokenizer": use.data.tokenizer,
+            "fingerprint": use.data.fingerprint,
+            "stages": list(use.stages),
+            "documents": use.data.train.documents,
+            "bytes": use.data.train.num_bytes,
+            "tokens": use.counted.train_tokens,
+            "held_out_documents": use.data.held_out.documents,
+            "held_out_bytes": use.data.held_out.num_bytes,
+            "held_out_tokens": use.counted.held_out_tokens,
+            "tokens_are_estimated": use.counted.is_estimate,
+            "read_tokens": use.read_tokens,
+            "passes": use.passes,
+            "repeated_share": use.counted.repeated_share,
+        }
+        for use in uses(run, records)
+    ]
+
+
+def data_lines(described: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence or two for each text of `data_json`."""
+    described = list(described)
+    return [_line(one, is_alone=len(described) == 1) for one in described]
+
+
+def _line(one: Mapping[str, Any], is_alone: bool) -> str:
+    about = "about " if one["tokens_are_estimated"] else ""
+    held_share = one["held_out_tokens"] / max(1, one["tokens"] + one["held_out_tokens"])
+    of = "" if is_alone else f" of {', '.join(one['stages'])}"
+    repeated = ""
+    if one["repeated_share"] is not None:
+        share = _share(one["repeated_share"]).capitalize()
+        repeated = f" {share} of the held-out text stands word for word in the training text."
+    return (
+        f"Data{of}: {_documents(one['documents'])}, {about}{format_count(one['tokens'])} tokens to train on; "
+        f"{_documents(one['held_out_documents'])}, {about}{format_count(one['held_out_tokens'])} tokens "
+        f"({_share(held_share)}) held out. {format_count(one['read_tokens'])} tokens are read: "
+        f"{about}{format_passes(one['passes'])}.{repeated}"
+    )
+
+
+def _documents(number: int) -> str:
+    return f"{format_count(number)} document{'' if number == 1 else 's'}"
+
+
+def _share(share: float) -> str:
+    return "none" if share == 0 else format_share(share)
+
+
+def format_passes(passes: float) -> str:
+    """'0.09 passes over the text', '12 passes over the text', '1.2K passes over the text'."""
+    return f"{format_number_of_passes(passes)} passes over the text"
+
+
+def format_number_of_passes(passes: float) -> str:
+    return f"{passes:.2g}" if passes < 99.5 else format_count(passes)
+
+
+# --- what to beware of: the key, what is the matter, who says so --------------------------------
+
+
+def data_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    return [*_rate_warnings(plan), *_passes_warnings(plan), *_control_warnings(plan), *_repeat_warnings(plan)]
+
+
+def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    optimizers = [stage.training.optimizer for run in plan.runs() for stage in run.stages]
+    too_high = [one for one in optimizers if one.lr > _HIGHEST_RATES[one.name]]
+    if not too_high:
+        return []
+    highest = max(too_high, key=lambda one: one.lr)
+    text = (
+        f"is {highest.lr:g}, at which no model learns: a step of {highest.name} then moves weights by far more than "
+        f"they are; usual are 1e-4 to 5e-3 for adamw and adam, up to 1 for sgd"
+    )
+    return [("training.optimizer.lr", text, "raystage's own rule of thumb: weights begin at 0.02")]
+
+
+def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    """One for each text; of all runs the one that passes over it most often."""
+    most: dict[str, tuple[DataUse, str]] = {}
+    for run in plan.runs():
+        for use in uses(run):
+            text = str(use.data.facts())
+            if text not in most or use.passes > most[text][0].passes:
+                most[text] = use, run.name
+    return [
+        (
+            "data",
+            f"has {'about ' if use.counted.is_estimate else ''}{format_count(use.counted.train_tokens)} tokens to "
+            f"train on, and run {name!r} reads {format_count(use.read_tokens)}: "
+            f"{format_passes(use.passes)}. Beyond {MOST_PASSES}, repeated text is worth less and less. Use more text, "
+            f"or fewer tokens",
+            "2305.16264: up to 4 passes are about as good as new text",
+        )
+        for use, name in most.values()
+        if use.passes > MOST_PASSES
+    ]
+
+
+def _control_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    if not any(stage.data.has_controls for stage in plan.staged.stages):
+        return []
+    text = (
+        "holds what reads like control tokens of its tokenizer; they are encoded as text. Where one of them ends a "
+        "document, name it in data.document_separator"
+    )
+    return [("data", text, "a control token within a document would end it, or begin a role")]
+
+
+def _repeat_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    """Where the text was tokenized here before."""
+    found = repeat_doubts(use.counted for use in uses(plan.staged))
+    return [("data", text, f"measured; raystage's border is {format_share(MOST_REPEATED)}") for text in found]
+
+
+def repeat_doubts(counted: Iterable[Counted]) -> list[str]:
+    """Of held-out text that was trained on."""
+    return [
+        f"has held-out text of which {'at least ' if one.looked_at < 1 else ''}{format_share(one.repeated_share)} "
+        f"stands word for word in the training text ({one.repeated} of {one.pieces} pieces of 64 tokens), so that "
+        f"losses are lower than on new text"
+        for one in counted
+        if one.repeated_share is not None and one.repeated_share > MOST_REPEATED
+    ]

@@ -1,0 +1,128 @@
+"""What the staged run had on its way and the baseline has not: what is staged, and what differs besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+
+from raystage.config.schedule import LrSchedule, RampOf
+from raystage.plan.plan import Plan, StagePlan
+from raystage.units import format_count, shown
+
+# Options of DeepSpeed that only say what it logs.
+_LOGGED = {
+    "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
+}  # fmt: skip
+
+
+def is_staged(plan: Plan) -> bool:
+    """Whether anything is staged: the model grows, the text or the context changes, or a part stands still. What is
+    tuned once for a whole run, such as batch and rate, may change from stage to stage, but that is no staging."""
+    stages = plan.staged.stages
+    models = {stage.shape for stage in stages}
+    texts = {_text(stage) for stage in stages}
+    ramps = [stage.training.ramp for stage in stages if stage.training.ramp]
+    changes = any(stage.freezing for stage in stages) or any(ramp.context_length for ramp in ramps)
+    return len(models) > 1 or len(texts) > 1 or changes
+
+
+def differences(plan: Plan) -> list[str]:
+    """What the loss depends on and the two sides differ in, as phrases with the values of both. What was tuned is the
+    best of either side, and is left out."""
+    tuned = {path for path, _ in plan.values}
+    return _compared(plan, lambda stage: _facts(stage, tuned))
+
+
+def speed_differences(plan: Plan) -> list[str]:
+    """The same of what only the time depends on; of workers and machines the records say more."""
+    return _compared(plan, _speed_facts)
+
+
+def _compared(plan: Plan, facts_of: Callable[[StagePlan], Mapping[str, str]]) -> list[str]:
+    baselines = [facts_of(run.stages[-1]) for run in plan.baselines]
+    staged = [(stage.name, facts_of(stage)) for stage in plan.staged.stages]
+    if not baselines:
+        return []
+    sides, found = [*baselines, *(facts for _, facts in staged)], []
+    for path in dict.fromkeys(path for facts in sides for path in facts):
+        if path.startswith("training.optimizer.") and not all(path in facts for facts in sides):
+            continue  # of another optimizer, whose name says it
+        theirs = list(dict.fromkeys(facts.get(path, "none") for facts in baselines))
+        ours = [(name, facts.get(path, "none")) for name, facts in staged]
+        if {value for _, value in ours} != set(theirs):
+            found.append(f"{path} ({' and '.join(theirs)} in the baseline, {_by_stage(ours)})")
+    return found
+
+
+def other_text(plan: Plan) -> list[str]:
+    """The stages that read other text than the baselines."""
+    known = {_text(stage) for run in plan.baselines for stage in run.stages}
+    return [stage.name for stage in plan.staged.stages if _text(stage) not in known]
+
+
+def _text(stage: StagePlan) -> tuple:
+    return stage.data.fingerprint, stage.data.tokenizer_fingerprint, stage.data.validation_fraction
+
+
+def _by_stage(values: Sequence[tuple[str, str]]) -> str:
+    """'1024 in small and medium, 4096 in full'."""
+    parts = []
+    for value, stages in groupby(values, lambda pair: pair[1]):
+        parts.append(f"{value} in {' and '.join(name for name, _ in stages)}")
+    return ", ".join(parts)
+
+
+def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
+    """By path in a schedule all that the loss depends on, but for the model and the text."""
+    training = stage.training
+    ramp = training.ramp
+    options = {name: value for name, value in training.deepspeed.items() if name not in _LOGGED}
+    facts = {
+        "training.global_batch_tokens": _ramped(training.global_batch_tokens, ramp and ramp.global_batch_tokens),
+        "model.context_length": _ramped(stage.shape.context_length, ramp and ramp.context_length),
+        **{f"training.optimizer.{name}": _value(value) for name, value in training.optimizer.used().items()},
+        "training.lr_schedule": _rate(training.lr_schedule, stage.own_rate, tuned),
+        "training.precision": training.precision,
+        "training.gradient_clipping": _value(training.gradient_clipping),
+        **({"training.deepspeed": shown(options)} if options else {}),
+    }
+    if ramp and ramp.global_batch_tokens and "training.global_batch_tokens" in tuned:
+        # What the batch comes to is tuned, how it gets there is not.
+        facts["training.ramp.global_batch_tokens"] = f"from {ramp.global_batch_tokens.start}"
+    return {path: value for path, value in facts.items() if path not in tuned}
+
+
+def _speed_facts(stage: StagePlan) -> Mapping[str, str]:
+    training = stage.training
+    sequences = -(-training.global_batch_tokens // stage.shape.context_length // training.workers)
+    is_whole = training.micro_batch_size >= sequences
+    return {
+        "training.cpus_per_worker": str(training.cpus_per_worker),
+        "training.gpus_per_worker": str(training.gpus_per_worker),
+        "training.zero_stage": str(training.zero_stage),
+        "training.offload_optimizer": training.offload_optimizer,
+        "training.micro_batch_size": "the whole batch" if is_whole else str(training.micro_batch_size),
+        "training.activation_checkpointing": str(training.activation_checkpointing).lower(),
+    }
+
+
+def _ramped(value: int, ramp: RampOf | None) -> str:
+    return f"{ramp.start} rising to {value}" if ramp else str(value)
+
+
+def _rate(schedule: LrSchedule, own: bool, tuned: set[str]) -> str:
+    spans = ["warmup", "decay"] if schedule.kind == "wsd" else ["warmup"]
+    parts = [
+        f"{name} {_span(getattr(schedule, name))}" for name in spans if f"training.lr_schedule.{name}" not in tuned
+    ]
+    if schedule.min_lr_ratio and "training.lr_schedule.min_lr_ratio" not in tuned:
+        parts.append(f"min_lr_ratio {schedule.min_lr_ratio:g}")
+    return " ".join([f"{', '.join([schedule.kind, *parts])} over", "its own length" if own else "the whole run"])
+
+
+def _span(span: float) -> str:
+    return f"{span:g}" if span < 1 else format_count(span)
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

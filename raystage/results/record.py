@@ -1,0 +1,255 @@
+"""What is known of a stage's training: the points of its curves, its growth, its record.
+
+Frozen values that turn into JSON and back. `tokens`, `steps` and `flops` of a point are counted from
+the start of the run that the stage belongs to, so that the curves of a chain of stages join up;
+`seconds` from the start of the stage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raystage.models.shape import ModelShape
+from raystage.plan.build import StagePlan, placed
+
+
+@dataclass(frozen=True)
+class TrainPoint:
+    """Training since the previous point: mean loss (nats per token), the last rate and gradient norm."""
+
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    loss: float
+    lr: float
+    gradient_norm: float
+    tokens_per_second: float
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured.
+
+    metrics: the schedule's own by name, as far as they were measured when the stage was trained.
+    choosing_loss, judging_loss: the loss on the first half of the text, by which tuned values are chosen, and on the
+    other, by which the best of them are compared; None of a version before, and of a single sequence.
+    """
+
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    loss: float
+    accuracy: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    choosing_loss: float | None = None
+    judging_loss: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss, infinite where no float holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a growth did to the model, measured. None where there was nothing to measure it on.
+
+    eval_loss_before, eval_loss_after: on the source's held-out data, in nats per token. The rest is from fixed inputs.
+    max_logit_difference, mean_logit_difference: absolute, over the tokens that both models know.
+    activation_rms_ratio: for each target layer the RMS of the residual stream after it over that after the source
+    layer it comes from, or for a layer from nowhere the nearest below that comes from one.
+    gradient_error: the largest relative difference between the gradient that the growth map predicts from the
+    source's and the real one, of the parameters whose rules claim to be exact; gradient_error_estimated: of those
+    whose rules claim an estimate. A mixture of experts under ZeRO 3 has neither.
+    moment_norms: by state of the optimizer its norm "before" and "after".
+    twin_distance: the smallest relative distance, over the parameters, between what began as copies of one unit or
+    layer, after `twin_steps` steps of training; 0 means that these never part.
+    seconds: of growing, on this worker; bytes_read: of the source, by all workers. exact: what the operator claims.
+    """
+
+    eval_loss_before: float
+    eval_loss_after: float
+    max_logit_difference: float
+    mean_logit_difference: float | None = None
+    activation_rms_ratio: tuple[float | None, ...] = ()
+    gradient_error: float | None = None
+    gradient_error_estimated: float | None = None
+    moment_norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    twin_distance: float | None = None
+    twin_steps: int | None = None
+    seconds: float | None = field(default=None, compare=False)
+    bytes_read: int | None = None
+    exact: bool | None = None
+
+    @property
+    def loss_increase(self) -> float:
+        return self.eval_loss_after - self.eval_loss_before
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Certificate:
+        """From plain values, those of older versions included, which measured less."""
+        return cls(**{**content, "activation_rms_ratio": tuple(content.get("activation_rms_ratio", ()))})
+
+
+@dataclass(frozen=True)
+class GrowthRecord:
+    operator: str
+    optimizer_state: str
+    seconds: float
+    certificate: Certificate
+    flops: int = 0  # of fitting, where the operator fits anything
+    energy_joules: float | None = None
+
+
+@dataclass(frozen=True)
+class Donor:
+    """The finished stage that another, a longer version of it, went on from; what that one needed not train."""
+
+    key: str
+    tokens: int
+    flops: int
+    seconds: float
+    energy_joules: float | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
+
+    flops and tokens are the stage's own, without its ancestors', with its donor's; seconds are of wall-clock.
+    energy_joules: measured over `seconds`, of all workers' devices; None where these, or one of them, have no meter.
+    """
+
+    key: str
+    parent_key: str | None
+    name: str
+    shape: ModelShape
+    num_params: int
+    num_workers: int
+    zero_stage: int
+    tokens: int
+    steps: int
+    flops: int
+    seconds: float
+    evaluation_seconds: float
+    evaluation_flops: int
+    peak_memory_bytes: int
+    eval_loss: float
+    checkpoint: str  # folder, relative to the stage's own folder in the store
+    growth: GrowthRecord | None = None
+    train: tuple[TrainPoint, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
+    best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
+    donor: Donor | None = None
+    stopped_by: str = ""  # what ended it, in a sentence
+    trained_for: str = ""  # the name of the run that finished it
+    resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
+    energy_joules: float | None = None
+    evaluation_energy_joules: float | None = None
+    data: dict[str, Any] = field(default_factory=dict)  # what its text was found to hold: `data_use.Counted`
+
+    @property
+    def end(self) -> Evaluation:
+        """Where it ended, counted from its run's start."""
+        return self.evaluations[-1]
+
+    @property
+    def flops_spent(self) -> int:
+        """What was trained for it: without what it took over."""
+        return self.flops - (self.donor.flops if self.donor else 0)
+
+    @property
+    def worker_seconds(self) -> float:
+        return self.seconds * self.num_workers
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StageRecord:
+        content = dict(content)
+        growth = content.pop("growth")
+        return cls(
+            best_checkpoints=tuple(content.pop("best_checkpoints", ())),
+            shape=ModelShape(**content.pop("shape")),
+            growth=growth_from_json(growth),
+            donor=donor_from_json(content.pop("donor", None)),
+            train=tuple(TrainPoint(**point) for point in content.pop("train")),
+            evaluations=tuple(Evaluation(**point) for point in content.pop("evaluations")),
+            **content,
+        )
+
+
+def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
+    if content is None:
+        return None
+    return GrowthRecord(**{**content, "certificate": Certificate.from_json(content["certificate"])})
+
+
+def donor_from_json(content: dict[str, Any] | None) -> Donor | None:
+    return None if content is None else Donor(**content)
+
+
+@dataclass
+class Progress:
+    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart.
+
+    num_workers: of those who wrote the checkpoint; resizes: how often that changed within the stage.
+    pending_...: of the stretch since the last point of the curve; its losses, summed over targets, by worker.
+    """
+
+    steps: int
+    tokens: int
+    flops: int
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluation_flops: int = 0
+    pending_losses: list[float] = field(default_factory=list)
+    pending_steps: int = 0
+    pending_seconds: float = 0.0
+    num_workers: int = 0
+    resizes: int = 0
+    growth: GrowthRecord | None = None
+    train: list[TrainPoint] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    donor: Donor | None = None
+    energy_joules: float | None = None  # None where some of it was not measured
+    evaluation_energy_joules: float | None = None
+
+    @classmethod
+    def at_start(cls, stage: StagePlan) -> Progress:
+        start = stage.start_steps, stage.start_tokens, stage.start_flops
+        return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Progress:
+        known = {key: value for key, value in content.items() if key != "pending_loss"}  # of older versions, always 0
+        return cls(
+            **{
+                **known,
+                "growth": growth_from_json(content["growth"]),
+                "donor": donor_from_json(content.get("donor")),
+                "train": [TrainPoint(**point) for point in content["train"]],
+                "evaluations": [Evaluation(**point) for point in content["evaluations"]],
+            }
+        )
+
+
+def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
+    """The stage as it is trained after `before`, the finished one that it comes from."""
+    if before is None or not before.evaluations:
+        return stage
+    return placed(stage, before.end.tokens, before.end.steps, before.end.flops)

@@ -1,0 +1,312 @@
+"""W&B: one run per run of the schedule, kept by the driver, offline unless asked otherwise.
+
+A `WandbTracker` is told how a run goes (`Listener`) and turns what it hears into rows. Every row carries
+`tokens` and `flops`, counted from the start of its run, so that either can be a curve's axis:
+
+    train/*    loss, lr, gradient_norm, tokens_per_second, mfu
+    eval/*     loss, perplexity, accuracy, and the schedule's own metrics
+    growth/*   at the first token of a stage: what its growth did
+    stage/*    at the first token of a stage what it is, at its last token what came out as well
+    savings/*  in the summary of the staged run
+
+Finished checkpoints are artifacts that refer to their manifest; no weights are uploaded. A run that
+cannot be tracked trains on: the first thing that goes wrong in W&B is one warning and the end of tracking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+
+from raystage.cluster.shutdown import unheard
+from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.plan.retries import Rejection
+from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.run.wandb_rows import (
+    Row,
+    artifact_name,
+    checkpoint_metadata,
+    evaluation_row,
+    growth_row,
+    result_row,
+    run_config,
+    savings_summary,
+    stage_row,
+    train_row,
+    twins_row,
+)
+
+Mode = Literal["offline", "online", "disabled"]
+
+DEFAULT_PROJECT = "raystage"
+
+# How long the end of a run waits for its uploads; what is left lies on the disk for `wandb sync`.
+_UPLOAD_SECONDS = 120
+_ARTIFACT_SECONDS = 30
+
+_logger = logging.getLogger(__name__)
+
+
+class WandbTracker:
+    """Keeps one W&B run per run of `plan`: the staged one open until `close`, a baseline until it is finished.
+
+    config: the resolved schedule as plain values. checkpoint_uri: where the manifest of a finished stage
+    lies, a path or a URI. directory: where `wandb/` is made, by default the working directory. project:
+    by default WANDB_PROJECT or "raystage". group, job_type: a sweep gives its own name and "trial".
+    run_ids: by name of the run the W&B id of an earlier attempt, which is gone on with.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: Mapping[str, Any],
+        checkpoint_uri: Callable[[StageRecord], str],
+        *,
+        mode: Mode = "offline",
+        directory: str | Path | None = None,
+        project: str | None = None,
+        group: str | None = None,
+        job_type: str = "staged",
+        run_ids: Mapping[str, str] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._config = config
+        self._checkpoint_uri = checkpoint_uri
+        self._mode = mode
+        self._directory = directory
+        self._project = project or os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT)
+        self._group = group or plan.name
+        self._job_type = job_type
+        self._resumed_ids = dict(run_ids or {})
+        self._ids = {run.name: self._resumed_ids.get(run.name) or secrets.token_hex(4) for run in plan.runs()}
+        self._open: dict[str, _OpenRun] = {}
+        self._artifacts: dict[str, wandb.Artifact] = {}
+        self._session: Any = None
+        self._gave_up = False
+        self._attempts = 0
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """By name of the run its W&B id, known before the run begins."""
+        return dict(self._ids)
+
+    # --- Listener -----------------------------------------------------------------------------
+
+    def run_started(self, run: RunPlan) -> None:
+        if self._mode != "disabled":
+            self._attempt(partial(self._start, run))
+
+    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        """Nothing to log: the stage's points come when it is trained, by whomever."""
+
+    def preparing(self, what: str) -> None:
+        """Nothing to log."""
+
+    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
+        """The points of before follow: W&B is told of whole curves."""
+
+    def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
+        self._log(run, "stage", stage_row(run, stage))
+
+    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None:
+        self._log(run, "growth", growth_row(stage, growth))
+
+    def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
+        self._log(run, "train", train_row(point))
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
+        self._log(run, "eval", evaluation_row(point))
+
+    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
+        """Only the checkpoint that a stage ends with becomes an artifact."""
+
+    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
+        """Nothing to log: the points that now come a second time are the same and are left out."""
+
+    def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
+        """What comes next goes over the same tokens again: the curves go back, with a number of their own."""
+        if run.name in self._open:
+            self._attempts += 1
+            self._open[run.name].go_back()
+            self._log(
+                run,
+                "stage",
+                {"tokens": stage.start_tokens, "flops": stage.start_flops, "stage/attempt": self._attempts},
+            )
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
+        if record.growth and record.growth.certificate.twin_steps is not None:
+            self._log(run, "growth", twins_row(stage, record.growth))
+        self._log(run, "stage", result_row(run, stage, record, reused))
+        if run.name in self._open:
+            self._attempt(partial(self._log_checkpoint, run, stage, record))
+
+    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:
+        if run.name != self._plan.staged.name:
+            self._finish(run.name, exit_code=0)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def savings(self, savings: Mapping[str, Any]) -> None:
+        """Put every field that has a value into the staged run's summary."""
+        opened = self._open.get(self._plan.staged.name)
+        if opened:
+            self._attempt(partial(opened.run.summary.update, savings_summary(savings)))
+
+    def close(self, failed: bool) -> None:
+        """Finish what is still open and stop W&B's service process, unless a run of someone else needs it."""
+        for name in list(self._open):
+            self._finish(name, exit_code=int(failed), always=True)
+        if self._session is not None and not self._is_shared():
+            # With a dead service teardown raises or even calls sys.exit; that is no reason to end badly.
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown()
+        self._session = None
+
+    def _is_shared(self) -> bool:
+        """Whether someone else has a run open. One of ours is so now only if the service died under it."""
+        active = self._session.most_recent_active_run
+        return active is not None and active.id not in self._ids.values()
+
+    # --- doing --------------------------------------------------------------------------------
+
+    def _start(self, run: RunPlan) -> None:
+        with unheard():  # W&B's service must outlive a word to end, too
+            self._begin(run, _quiet_settings(self._mode))
+
+    def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:
+        if self._session is None:
+            # Set up first, for what wandb says before it has read the settings of a run.
+            self._session = wandb.setup(settings)
+        resumed = self._mode == "online" and run.name in self._resumed_ids
+        opened = wandb.init(
+            id=self._ids[run.name],
+            resume="allow" if resumed else None,
+            project=self._project,
+            group=self._group,
+            job_type=self._job_type if self._plan.is_staged(run.name) else "baseline",
+            name=f"{self._plan.name}-{run.name}",
+            config=run_config(self._config, self._plan, run),
+            dir=self._directory,
+            reinit="create_new",
+            settings=settings,
+        )
+        self._open[run.name] = _OpenRun(opened)
+        _define_metrics(opened)
+
+    def _log(self, run: RunPlan, curve: str, row: Row) -> None:
+        opened = self._open.get(run.name)
+        if opened and opened.is_new(curve, row["tokens"]):
+            self._attempt(partial(opened.run.log, row))
+
+    def _log_checkpoint(self, run: RunPlan, stage: StagePlan, record: StageRecord) -> None:
+        opened, parent = self._open[run.name].run, self._artifacts.get(stage.parent_key or "")
+        if parent is not None and self._mode == "online":
+            # Offline, wandb refuses use_artifact: there the metadata alone name the parent.
+            _declare_parent(opened, parent)
+        uri = _as_uri(self._checkpoint_uri(record))
+        metadata = checkpoint_metadata(record, uri, parent.name if parent is not None else None)
+        artifact = wandb.Artifact(artifact_name(self._plan.name, run, stage), type="checkpoint", metadata=metadata)
+        _refer_to(artifact, uri, record.key)
+        self._artifacts[stage.key] = opened.log_artifact(artifact)
+
+    def _finish(self, name: str, exit_code: int, always: bool = False) -> None:
+        if name in self._open and (always or not self._gave_up):
+            self._attempt(partial(self._open.pop(name).run.finish, exit_code=exit_code), always=True)
+
+    def _attempt(self, call: Callable[[], object], always: bool = False) -> None:
+        """Call W&B; where that fails, warn once and do without from then on."""
+        if self._gave_up and not always:
+            return
+        try:
+            call()
+        # Training goes on whatever W&B raises: wandb.errors.Error (no key, no server), OSError (service gone,
+        # disk full), but also bare Exceptions such as MailboxClosedError, and ValueError from its server's answers.
+        except Exception as error:
+            if not self._gave_up:
+                _logger.warning("W&B stops here, training goes on without it: %s: %s", type(error).__name__, error)
+            self._gave_up = True
+
+
+class _OpenRun:
+    """A W&B run and how far its curves have come."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self.run = run
+        self._before = int(run.summary.get("tokens") or 0) if run.resumed else 0
+        self._reached: dict[str, int] = {}
+
+    def go_back(self) -> None:
+        """Another attempt begins: its points are new, wherever they lie."""
+        self._before = 0
+        self._reached.clear()
+
+    def is_new(self, curve: str, tokens: int) -> bool:
+        """Whether a row has not been logged yet, by an earlier attempt or before a restart of the workers.
+
+        What was trained again from a checkpoint has the same values, and twice they would fold the curve.
+        """
+        if tokens < self._before or (curve in ("train", "eval") and tokens <= self._reached.get(curve, -1)):
+            return False
+        self._reached[curve] = tokens
+        return True
+
+
+def _quiet_settings(mode: Mode) -> wandb.Settings:
+    """Nothing on the terminal, nothing about the machine or the code."""
+    return wandb.Settings(
+        mode=mode,
+        silent=True,
+        quiet=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        label_disable=True,
+        finish_timeout=_UPLOAD_SECONDS,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+
+
+def _define_metrics(run: wandb.Run) -> None:
+    for axis in ("tokens", "flops"):
+        run.define_metric(axis)
+    for curves in ("train/*", "eval/*", "stage/*", "growth/*"):
+        run.define_metric(curves, step_metric="tokens")
+
+
+def _declare_parent(run: wandb.Run, parent: wandb.Artifact) -> None:
+    """Let W&B's lineage show the parent. A parent that is not uploaded yet, or was refused, costs no more than that."""
+    try:
+        run.use_artifact(parent.wait(timeout=_ARTIFACT_SECONDS))
+    except (wandb.errors.Error, ValueError) as error:
+        _logger.warning("W&B will not show what came from %s: %s", parent.name, error)
+
+
+def _refer_to(artifact: wandb.Artifact, uri: str, key: str) -> None:
+    """Let the artifact point to the checkpoint.
+
+    wandb refers to s3:// and gs:// only with their own client libraries, and to a local file only where
+    it can be seen; without them the artifact holds a note in place of the reference.
+    """
+    try:
+        artifact.add_reference(uri, name="manifest.json", checksum=False)
+    except (wandb.errors.Error, ValueError):
+        with artifact.new_file("checkpoint.json") as file:
+            json.dump({"key": key, "manifest": uri}, file)
+
+
+def _as_uri(place: str) -> str:
+    return place if "://" in place else Path(place).absolute().as_uri()

@@ -1,0 +1,72 @@
+"""Every byte of a checkpoint's shards, held against its manifest's checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import xxhash
+
+from raystage.errors import CheckpointError
+from raystage.files.filesystem import Folder, Reader
+from raystage.files.safetensors import CHUNK_BYTES
+from raystage.storage.checkpoint import MANIFEST, Shard, read_manifest, shard_header
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a file of a checkpoint, and of which state of which parameter where that is known."""
+
+    file: str
+    problem: str
+    parameter: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """bytes_read: of the shards."""
+
+    damages: tuple[Damage, ...]
+    bytes_read: int
+
+
+def examine(folder: Folder) -> Examination:
+    """Read all shards of the checkpoint in `folder`, 4 MiB at a time. Raises StorageError, never CheckpointError."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return Examination((Damage(MANIFEST, str(error).removeprefix(f"{(folder / MANIFEST).uri}: ")),), 0)
+    damages: list[Damage] = []
+    bytes_read = 0
+    for shard in manifest.shards:
+        size = folder.size_of(shard.file)
+        if size != shard.size_bytes:
+            found = "no such file" if size is None else f"found {size} bytes"
+            damages.append(Damage(shard.file, f"{found}; expected {shard.size_bytes}"))
+            continue
+        with folder.unmapped.open_reader(shard.file) as file:
+            damages += _damages(shard, file)
+        bytes_read += size
+    return Examination(tuple(damages), bytes_read)
+
+
+def _damages(shard: Shard, file: Reader) -> Iterator[Damage]:
+    """Of a shard of the right size. Its file is read once, for its own checksum and those of its fragments."""
+    header = shard_header(shard)
+    found = file.read_at(len(header), 0)
+    whole, clean = xxhash.xxh3_128(found), True
+    if found != header:
+        clean = False
+        yield Damage(shard.file, "its header is not what was written")
+    for fragment in shard.fragments:
+        checksum = xxhash.xxh3_128()
+        for start in range(0, fragment.num_bytes, CHUNK_BYTES):
+            part = file.read_at(min(CHUNK_BYTES, fragment.num_bytes - start), fragment.offset + start)
+            whole.update(part)
+            checksum.update(part)
+        if checksum.hexdigest() != fragment.checksum:
+            clean = False
+            yield Damage(shard.file, "does not match its checksum", fragment.parameter, fragment.state)
+    if clean and f"xxh3_128:{whole.hexdigest()}" != shard.checksum:
+        yield Damage(shard.file, "the whole file does not match its checksum")

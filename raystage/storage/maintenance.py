@@ -1,0 +1,195 @@
+"""A store looked through: what lies in it, whether it is whole, and the removal of what nothing needs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raystage.errors import CheckpointError, DamagedFile, InputError, RaystageError
+from raystage.files.filesystem import StoredFile
+from raystage.files.sealed_json import LARGEST_BYTES
+from raystage.results.record import StageRecord
+from raystage.storage import checkpoint
+from raystage.storage.integrity import Damage, examine
+from raystage.storage.naming import stage_key
+from raystage.storage.prune import Listing, Removal, StoredCheckpoint, StoredRun, StoredStage
+from raystage.storage.store import CHECKPOINTS, RECORD, RUNS, STAGES, TRUNKS, Store
+from raystage.storage.stored_files import REPORT_FILE, RUN_FILE
+
+# What names the stages of a run: its plan and how far it is, and its report.
+_RUN_FILES = (RUN_FILE, REPORT_FILE)
+_STAGE_KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A checkpoint of which every byte was read."""
+
+    key: str
+    name: str | None
+    checkpoint: str
+    bytes: int
+    damages: tuple[Damage, ...]
+
+
+def survey(store: Store) -> Listing:
+    """All stages and runs. What is damaged is listed with what is wrong with it."""
+    by_stage: dict[str, list[StoredFile]] = {}
+    for file in (store.folder / STAGES).files():
+        key, slash, path = file.path.partition("/")
+        if slash:  # a file beside the stages' folders was written by something else
+            by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
+    return Listing(
+        stages=tuple(_stage(store, key, files) for key, files in sorted(by_stage.items())),
+        runs=tuple(_run(store, name) for name in store.run_names()),
+    )
+
+
+def checked(store: Store, listing: Listing) -> Listing:
+    """The same, with what is wrong with the checkpoints that records name: their manifests are read, and the sizes of
+    their shards compared."""
+    stages = (replace(stage, lost=_loss(store, stage)) if stage.finished else stage for stage in listing.stages)
+    return replace(listing, stages=tuple(stages))
+
+
+def links(store: Store) -> list[str]:
+    """The symbolic links within the store's own structure; the store's folder may be one."""
+    runs = store.folder / RUNS
+    own = [runs / name for name in runs.names()]
+    places = [runs, *own, *(one / file for one in own for file in _RUN_FILES)]
+    found = [link for place in places if (link := place.first_link(store.folder))]
+    return sorted({*found, *(store.folder / STAGES).links(), *(store.folder / TRUNKS).links()})
+
+
+def finished_among(store: Store, keys: Collection[str]) -> set[str]:
+    """Those of the stages that are finished in the store; only what was ever begun is looked at."""
+    return {key for key in set(store.stage_keys()).intersection(keys) if store.readable_record(key) is not None}
+
+
+def chosen(store: Store, listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:
+    """The stages whose keys begin so, or whose names these are (mine/full); all where nothing is given. Raises
+    InputError where there is none."""
+    beginnings = [stage_key(store, one, "KEY") or one for one in beginnings]
+    for beginning in beginnings:
+        if not any(stage.key.startswith(beginning) for stage in listing.stages):
+            raise InputError(f"no stage key begins with {beginning!r}; expected one that `store list` shows", key="KEY")
+    return tuple(stage for stage in listing.stages if not beginnings or stage.key.startswith(tuple(beginnings)))
+
+
+def verify(store: Store, stages: Iterable[StoredStage]) -> Iterator[Verified]:
+    """Every checkpoint of the stages that has a manifest, or that a record names, read and checked, one by one."""
+    for stage in stages:
+        if stage.problem:
+            yield Verified(stage.key, stage.name, "", 0, (Damage(RECORD, stage.problem),))
+        whole = [one.name for one in stage.checkpoints if one.whole]
+        for name in sorted({*whole, *stage.needed}):
+            found = examine(store.stage_folder(stage.key) / CHECKPOINTS / name)
+            yield Verified(stage.key, stage.name, name, found.bytes_read, found.damages)
+
+
+def remove(store: Store, listing: Listing, removals: Iterable[Removal]) -> Iterator[Removal]:
+    """Carry out what was decided on `listing`, one by one; yields what is removed.
+
+    Each stage is looked at once more before: what has changed since, because a run goes on with it, stays. Wherever
+    that ends, no record names a checkpoint that is gone.
+    """
+    stages, removed = {stage.key: stage for stage in listing.stages}, set()
+    for removal in removals:
+        if removal.key not in removed and not _is_unchanged(store, stages[removal.key], listing):
+            continue
+        removed.add(removal.key)
+        folder = store.stage_folder(removal.key)
+        if removal.checkpoint is not None:
+            store.drop(folder / CHECKPOINTS / removal.checkpoint)
+        else:
+            folder.delete_file(RECORD)
+            for name in (folder / CHECKPOINTS).folder_names():
+                store.drop(folder / CHECKPOINTS / name)
+            folder.delete()
+        yield removal
+
+
+def _is_unchanged(store: Store, stage: StoredStage, listing: Listing) -> bool:
+    """Whether a stage is as it was listed, and no run has come to refer to it."""
+    if store.stage_folder(stage.key).first_link(store.folder):
+        return False
+    files = store.stage_folder(stage.key).files()
+    if not files or replace(_stage(store, stage.key, files), lost=stage.lost) != stage:
+        return False
+    known = {run.name: run for run in listing.runs}
+    return all(
+        known.get(name) == found or stage.key not in found.stage_keys
+        for name in store.run_names()
+        if (found := _run(store, name))
+    )
+
+
+def _loss(store: Store, stage: StoredStage) -> str | None:
+    for name in stage.needed:
+        folder = store.stage_folder(stage.key) / CHECKPOINTS / name
+        try:
+            checkpoint.Checkpoint(folder).close()
+        except (CheckpointError, OSError) as error:
+            return f"{error}; the record of the stage names it"
+        except RaystageError as error:
+            return str(error)
+    return None
+
+
+def _stage(store: Store, key: str, files: Sequence[StoredFile]) -> StoredStage:
+    size, changed_at = sum(file.bytes for file in files), max(file.changed_at for file in files)
+    checkpoints = tuple(_checkpoints(files))
+    try:
+        record = store.record(key)
+    except RaystageError as error:
+        return StoredStage(key, checkpoints, size, changed_at, problem=str(error))
+    return StoredStage(key, checkpoints, size, changed_at, **_facts(record))
+
+
+def _facts(record: StageRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return {
+        "finished": True,
+        "parent_key": record.parent_key,
+        "needed": tuple(place.rsplit("/", 1)[-1] for place in (record.checkpoint, *record.best_checkpoints)),
+        "name": record.name,
+        "tokens": record.tokens,
+        "eval_loss": record.eval_loss,
+    }
+
+
+def _checkpoints(files: Iterable[StoredFile]) -> Iterator[StoredCheckpoint]:
+    found: dict[str, list[StoredFile]] = {}
+    for file in files:
+        if file.path.startswith(f"{CHECKPOINTS}/") and file.path.count("/") > 1:
+            found.setdefault(file.path.split("/")[1], []).append(file)
+    for name, own in sorted(found.items()):
+        whole = any(file.path == f"{CHECKPOINTS}/{name}/{checkpoint.MANIFEST}" for file in own)
+        yield StoredCheckpoint(name, sum(file.bytes for file in own), whole)
+
+
+def _run(store: Store, name: str) -> StoredRun:
+    """All that looks like a stage's key counts: its plan's and report's stages, what its schedule begins from, and the
+    reports of earlier schedules of its name. Of a damaged file, too, which may have named more."""
+    keys: set[str] = set()
+    state = problem = None
+    for place in (name, *store.earlier_runs(name)):
+        for file in _RUN_FILES:
+            try:
+                content = store.read_run(place, file)
+                if content is not None:
+                    keys.update(_STAGE_KEY.findall(json.dumps(content)))
+                    state = state or (content.get("state") if place == name else None)
+            except DamagedFile as error:
+                problem = problem or str(error)
+                with contextlib.suppress(ValueError):  # what is too large to be read is damaged, which is known
+                    text = store.run_folder(place).read(file, LARGEST_BYTES).decode(errors="replace")
+                    keys.update(_STAGE_KEY.findall(text))
+            except RaystageError as error:
+                problem = problem or str(error)
+    return StoredRun(name, "damaged" if problem else state, frozenset(keys), problem)

@@ -1,0 +1,53 @@
+"""Runs and stages by the names that people gave them: `mine`, `mine/full`.
+
+A name only finds a key; what is written down anywhere is the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.plain_text import visible
+from raystage.storage.store import Store
+from raystage.storage.stored_files import REPORT_FILE
+
+
+def known_run(store: Store, name: str, argument: str) -> str:
+    """The name of a run that the store has, a name's earlier ones too. Raises InputError, which lists what is there.
+
+    Whatever it looks like, it is the name of a folder there: no path leads out.
+    """
+    names = store.run_names()
+    first, *more = name.split("/")
+    if first in names and (not more or name in store.earlier_runs(first)):
+        return name
+    known = ", ".join([*names, *(store.earlier_runs(first) if first in names else ())]) or "none yet"
+    raise InputError(visible(f"no run {name!r} in {store.folder.uri}; known runs: {known}"), key=argument)
+
+
+def stages_of(report: Mapping[str, Any]) -> dict[str, str]:
+    """By name the keys of a run's stages, and those that its baselines end with; a sweep has none."""
+    rows = [*report.get("stages", ()), *report.get("baseline", {}).get("runs", ())]
+    return {row["name"]: row["key"] for row in rows}
+
+
+def stage_key(store: Store, name: str, argument: str) -> str | None:
+    """The key of stage `mine/full`: of stage full of run mine. None where the store has no run of that name.
+
+    Raises InputError where the run has no such stage, DamagedFile.
+    """
+    run, slash, stage = name.rpartition("/")
+    if not slash:
+        run, stage = name, ""
+    first = run.split("/")[0]
+    if first not in store.run_names() or (run != first and run not in store.earlier_runs(first)):
+        return None
+    report = store.read_run(run, REPORT_FILE)
+    known = stages_of(report) if report else {}
+    if stage in known:
+        return known[stage]
+    found = f"no stage {stage!r} in run {run!r}" if stage else f"found run {run!r}, not one of its stages"
+    expected = ", ".join(f"{run}/{one}" for one in known) or "a run that has stages"
+    raise InputError(visible(f"{found}; expected one of {expected}"), key=argument)

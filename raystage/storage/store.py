@@ -1,0 +1,253 @@
+"""Where finished stages live under their keys, and what each run left for its reports.
+
+stages/<key>/record.json              written last: the stage is finished
+stages/<key>/certificate.json         what the growth it began with did, for people
+stages/<key>/checkpoints/<tokens>-<attempt>/
+trunks/<trunk key>/<steps>-<key>      stages that differ in nothing but where they end, a note for each
+runs/<name>/                          plan, report, figures of a run
+runs/<name>/earlier/<number>/         the same of a schedule that had the name before
+
+Leases keep two attempts from training one stage. Where they fail, the record that stands still names a whole
+checkpoint: an attempt removes what it wrote itself, and that only once it has read another's record and seen that one's
+checkpoint whole; what others wrote it removes only where it lies before its own end. So nothing is lost where a stage
+ends at a count. One that ends by the clock may end at two places: there the attempt that is ahead may remove what the
+other is about to name, and the stage is trained again from what is left. Of local files a hard link lets one attempt
+write the record; object stores have no such thing in pyarrow, there the last record stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from raystage.errors import CheckpointError, DamagedFile, RaystageError, StorageError
+from raystage.files.filesystem import Folder
+from raystage.files.sealed_json import LARGEST_BYTES, unsealed, written
+from raystage.results.record import Evaluation, StageRecord
+from raystage.storage import checkpoint
+from raystage.storage.retention import attempt_of, best, retained, tokens_of
+from raystage.storage.stored_files import check_file, record_from
+
+STAGES, RUNS, TRUNKS = "stages", "runs", "trunks"
+EARLIER = "earlier"
+RECORD = "record.json"
+CHECKPOINTS = "checkpoints"
+CERTIFICATE = "certificate.json"
+
+_CHECKPOINT_NAME = re.compile(r"\d{1,40}-.+")
+_TRUNK_NOTE = re.compile(r"(\d{1,40})-(.+)")
+
+_logger = logging.getLogger(__name__)
+
+
+class Store:
+    """Stages and runs in a folder on any file system."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def stage_folder(self, key: str) -> Folder:
+        return self.folder / STAGES / key
+
+    def stage_keys(self) -> list[str]:
+        """The keys of all stages that were begun, finished or not."""
+        return (self.folder / STAGES).folder_names()
+
+    def record(self, key: str) -> StageRecord | None:
+        """The record of a finished stage, or None. Raises DamagedFile where it is damaged, StorageError."""
+        folder = self.stage_folder(key)
+        try:
+            return record_from(unsealed(folder.read(RECORD, LARGEST_BYTES)), key)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedFile(
+                f"{(folder / RECORD).uri}: damaged ({_reason(error)}); remove it to train the stage again"
+            ) from None
+
+    def readable_record(self, key: str) -> StageRecord | None:
+        """The same of a stage that is of use, but not needed: one that cannot be read is none."""
+        try:
+            return self.record(key)
+        except RaystageError as error:
+            _logger.warning("passed over: %s", error)
+            return None
+
+    def commit_record(self, record: StageRecord, trunk: str | None = None) -> StageRecord:
+        """From here on the stage is finished; returns the record that stands.
+
+        Where another attempt was faster its record stays, as long as the checkpoint that it names is whole, and what
+        this attempt wrote goes. Otherwise the checkpoints go that this one has no use for. Nothing that goes wrong
+        once there is a record undoes that. trunk: its trunk key, under which longer stages look for it.
+        """
+        folder = self.stage_folder(record.key)
+        if record.growth:
+            with _in_vain(f"{(folder / CERTIFICATE).uri}"):
+                content = {"stage": record.name, "key": record.key, **asdict(record.growth)}
+                folder.write_whole(CERTIFICATE, written(content))
+        stands = self._write_record(folder, record)
+        with _in_vain(f"{(folder / CHECKPOINTS).uri}"):
+            self._drop_superseded(folder, record, stands)
+        if trunk is not None:
+            self.note_trunk(trunk, stands.steps, stands.key)
+        return stands
+
+    def _write_record(self, folder: Folder, record: StageRecord) -> StageRecord:
+        content = written(record.to_json())
+        if folder.write_new(RECORD, content):
+            return record
+        standing = self.readable_record(record.key)
+        if standing is not None and _is_whole(folder / standing.checkpoint):
+            return standing
+        folder.write_whole(RECORD, content)  # a record that names nothing is none
+        return record
+
+    def _drop_superseded(self, folder: Folder, own: StageRecord, stands: StageRecord) -> None:
+        """The attempt whose record stands removes its other checkpoints, and what earlier ones left on the way there.
+        What another attempt has written where this one ended, or beyond, may be named by a record: it stays."""
+        kept = {_name(place) for place in (stands.checkpoint, *stands.best_checkpoints)}
+        last = _name(own.checkpoint)
+        for name in _checkpoint_names(folder):
+            is_own = attempt_of(name) == attempt_of(last)
+            is_before = stands is own and tokens_of(name) < tokens_of(last)
+            if name not in kept and (is_own or is_before):
+                self.drop(folder / CHECKPOINTS / name)
+
+    def note_trunk(self, trunk: str, steps: int, key: str) -> None:
+        """Let longer versions of a stage find it: once it is finished, and while it is trained."""
+        folder = self.folder / TRUNKS / trunk
+        with _in_vain(folder.uri):
+            folder.write_whole(f"{steps:012}-{key}", b"")
+
+    def trunk(self, trunk: str) -> list[tuple[int, str]]:
+        """Steps and key of the stages under a trunk key, the longest first. Some are trained now, some may be gone."""
+        notes = map(_TRUNK_NOTE.fullmatch, (self.folder / TRUNKS / trunk).file_names())
+        return sorted(((int(note[1]), note[2]) for note in notes if note), reverse=True)
+
+    def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:
+        return self.stage_folder(key) / CHECKPOINTS / f"{tokens:015}-{attempt}"
+
+    def finished_checkpoint(self, key: str) -> Folder:
+        """The checkpoint that a finished stage ended with. Raises CheckpointError where there is none."""
+        record = self.record(key)
+        if record is None:
+            raise CheckpointError(f"{self.stage_folder(key).uri}: no {RECORD}; the stage is not finished")
+        folder = self.stage_folder(key) / record.checkpoint
+        if not checkpoint.exists(folder):
+            named = f"but {(self.stage_folder(key) / RECORD).uri} names it; remove that to train the stage again"
+            raise CheckpointError(f"{folder.uri}: no {checkpoint.MANIFEST}, {named}")
+        return folder
+
+    def latest_checkpoint(self, key: str, attempt: str | None = None) -> Folder | None:
+        """The furthest whole checkpoint within an unfinished stage; of equally far ones the attempt's own."""
+        found = self._whole_checkpoints(key)
+        found.sort(key=lambda folder: (tokens_of(folder.name), attempt_of(folder.name) == attempt), reverse=True)
+        return next(filter(_is_whole, found), None)
+
+    def drop_older_checkpoints(
+        self, key: str, keep: int, keep_best: int = 0, evaluations: Sequence[Evaluation] = (), last: str | None = None
+    ) -> None:
+        """Remove all but the `keep` furthest and the `keep_best` best whole checkpoints of an unfinished stage.
+
+        last: the name of the one that was written just now. What other attempts wrote there or beyond, which may be
+        about to finish, stays, and so does it.
+        """
+        whole = {folder.name: folder for folder in self._whole_checkpoints(key)}
+        own = attempt_of(last) if last else None
+        others = {
+            name for name in whole if last and attempt_of(name) != own and tokens_of(name) >= tokens_of(last)
+        }  # fmt: skip
+        kept = retained(list(whole.keys() - others), keep, keep_best, evaluations)
+        for name, folder in whole.items():
+            if name not in kept | others:
+                self.drop(folder)
+
+    def drop(self, folder: Folder) -> None:
+        """Remove a checkpoint, its manifest first: what an interrupted removal leaves behind is none. Nothing is
+        removed behind a symbolic link, which may lead out of the store."""
+        if link := folder.first_link(self.folder):
+            _logger.warning("%s: is a symbolic link; what is old behind it is not removed", link)
+            return
+        folder.delete_file(checkpoint.MANIFEST)
+        folder.delete()
+
+    def best_checkpoints(self, key: str, count: int, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+        """The whole checkpoints of lowest loss, the best first, as a record names them."""
+        names = [folder.name for folder in self._whole_checkpoints(key)] if count else []
+        return tuple(f"{CHECKPOINTS}/{name}" for name in best(names, count, evaluations))
+
+    def _whole_checkpoints(self, key: str) -> list[Folder]:
+        folder = self.stage_folder(key)
+        found = [folder / CHECKPOINTS / name for name in reversed(_checkpoint_names(folder))]
+        return [one for one in found if checkpoint.exists(one)]
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    def run_folder(self, name: str) -> Folder:
+        return self.folder / RUNS / name
+
+    def run_names(self) -> list[str]:
+        return (self.folder / RUNS).folder_names()
+
+    def earlier_runs(self, name: str) -> list[str]:
+        """What a name stood for before another schedule took it, as names of runs: mine/earlier/1, the oldest first."""
+        names = (self.run_folder(name) / EARLIER).folder_names()
+        return [f"{name}/{EARLIER}/{one}" for one in sorted(names, key=lambda one: (len(one), one))]
+
+    def write_run(self, name: str, file: str, content: dict[str, Any]) -> None:
+        self.run_folder(name).write_whole(file, written(content))
+
+    def read_run(self, name: str, file: str) -> dict[str, Any] | None:
+        """A JSON file of a run, or None where there is none. Raises DamagedFile where it is damaged, StorageError."""
+        return read_file(self.run_folder(name), file, file)
+
+
+def read_file(folder: Folder, name: str, kind: str) -> dict[str, Any] | None:
+    """A JSON file of a store, held against what files of its kind hold; None where there is none.
+
+    Raises DamagedFile, which says what to do about it; StorageError.
+    """
+    try:
+        content = unsealed(folder.read(name, LARGEST_BYTES))
+        check_file(kind, content)
+        return content
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedFile(f"{(folder / name).uri}: damaged ({error}); remove it, or run again what wrote it") from None
+
+
+def _checkpoint_names(stage: Folder) -> list[str]:
+    """Whatever else lies there was written by something else."""
+    return [name for name in (stage / CHECKPOINTS).folder_names() if _CHECKPOINT_NAME.fullmatch(name)]
+
+
+def _name(place: str) -> str:
+    return place.rsplit("/", 1)[-1]
+
+
+def _is_whole(folder: Folder) -> bool:
+    try:
+        checkpoint.Checkpoint(folder).close()
+    except CheckpointError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+@contextlib.contextmanager
+def _in_vain(place: str) -> Iterator[None]:
+    """What is done within this may fail: nothing that was asked for depends on it."""
+    try:
+        yield
+    except StorageError as error:
+        _logger.warning("%s: left as it is (%s)", place, error)

@@ -1,0 +1,184 @@
+"""What came out of a sweep, as one JSON object: trials by rank, what was trained for them, the best schedule.
+
+`flops_claimed` is what the trials would have cost apart; `flops_spent` what was trained for them, each stage once. What
+lay in the store before counts for the one and not for the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raystage.results.record import StageRecord
+from raystage.sweep.config import METRICS, Objective
+from raystage.sweep.space import Config
+from raystage.sweep.trials import SweepPlan
+
+_STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_loss", "trained_for", "donor")
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What Tune knows of a trial. error: why it failed. is_stopped: whether it was given up before its end.
+
+    eval_loss, flops: at its last evaluation, FLOPs from its run's start. objectives: of a trial that came to its end.
+    """
+
+    number: int
+    config: Config
+    error: str | None = None
+    is_stopped: bool = False
+    is_running: bool = False
+    eval_loss: float | None = None
+    flops: int | None = None
+    objectives: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        if self.error is not None:
+            return "ERRORED"
+        if self.is_running:
+            return "RUNNING"
+        return "ABORTED" if self.is_stopped else "FINISHED"
+
+
+def build_sweep_report(
+    plan: SweepPlan,
+    outcomes: Sequence[TrialOutcome],
+    reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
+    state: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report: plain values, strictly JSON. reports: by trial the report of its run, as far as it came. records: by
+    key the finished stages of all trials, and those that they went on from.
+
+    seconds: of wall-clock since the sweep was started first.
+    """
+    names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
+    rows = [_trial_row(plan, one, reports.get(one.number, {})) for one in sorted(outcomes, key=lambda one: one.number)]
+    _rank(rows, plan.sweep.objective)
+    search = measure_search(rows, reports, records, names)
+    best = next((row for row in rows if row["rank"] == 1), None)
+    return {
+        "name": plan.sweep.name,
+        "kind": "sweep",
+        "state": state,
+        "objective": [one.model_dump(exclude_none=True) for one in plan.sweep.objective],
+        "trials": rows,
+        "search": {**search, "trials": len(rows), "seconds": seconds},
+        "best": None if best is None else {key: best[key] for key in ("number", "name", "config", "objectives")},
+        "pays_for_itself_after": _pays_after(best, reports, search),
+    }
+
+
+def needed_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report of a sweep takes from that of one of its trials: its stages without their curves, and savings."""
+    stages = [{name: row.get(name) for name in _STAGE_FIELDS} for row in report.get("stages", ())]
+    return {"stages": stages, "savings": report.get("savings")}
+
+
+def _trial_row(plan: SweepPlan, outcome: TrialOutcome, report: Mapping[str, Any]) -> dict[str, Any]:
+    needed = needed_of(report)
+    return {
+        "number": outcome.number,
+        "name": f"{plan.sweep.name}-{outcome.number}",
+        "state": outcome.state,
+        "error": outcome.error,
+        "config": dict(outcome.config),
+        "stages": needed["stages"],
+        "eval_loss": outcome.eval_loss,
+        "flops": outcome.flops,
+        "objectives": {metric: _finite(value) for metric, value in outcome.objectives.items()},
+        "compute_saved": (needed["savings"] or {}).get("compute_saved"),
+        "rank": None,
+        "is_pareto": False,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+# --- ranks ------------------------------------------------------------------------------------
+
+
+def _rank(rows: Sequence[dict[str, Any]], objectives: Sequence[Objective]) -> None:
+    """Number the finished trials from 1, by the first objective and then the next; mark those that no other beats in
+    all of them at once."""
+    ends = [(_costs(row, objectives), row["number"], row) for row in rows if row["state"] == "FINISHED"]
+    front: list[tuple[float, ...]] = []
+    for rank, (costs, _, row) in enumerate(sorted(ends, key=lambda end: end[:2]), start=1):
+        row["rank"] = rank
+        # Whatever beats it comes before it, and is beaten only by what beats it too.
+        row["is_pareto"] = not any(dominates(other, costs) for other in front)
+        front += [costs] if row["is_pareto"] else []
+
+
+def _costs(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """The figures, the lower the better; what was not reached is worst."""
+    found = [(row["objectives"].get(one.metric), METRICS[one.metric]) for one in objectives]
+    return tuple(math.inf if value is None else value if mode == "min" else -value for value, mode in found)
+
+
+def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the first is no worse anywhere, and better somewhere."""
+    return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
+
+
+# --- cost -------------------------------------------------------------------------------------
+
+
+def measure_search(
+    rows: Sequence[Mapping[str, Any]],
+    reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
+    names: Collection[str],
+) -> dict[str, Any]:
+    """What the staged runs of all trials would have cost apart, and what was trained for them: by the runs `names`,
+    every stage once, without what it took over from a shorter one. A trial that was given up counts as far as it
+    came; the stage that it was in is another's, where one has finished it since."""
+    claimed, unfinished = 0, 0
+    for row in rows:
+        stages = reports.get(row["number"], {}).get("stages", ())
+        finished, rest = _finished(row["name"], stages, records)
+        under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
+        claimed += finished + under_way
+        unfinished += 0 if rest and rest[0]["key"] in records else under_way
+    trained = [record for record in records.values() if record.trained_for in names]
+    spent = sum(record.flops_spent for record in trained) + unfinished
+    return {
+        "flops_claimed": claimed,
+        "flops_spent": spent,
+        "sharing_factor": claimed / spent if spent else None,
+        "stages_trained": len(trained),
+        "stages_claimed": sum(len(row["stages"]) for row in rows),
+    }
+
+
+def _finished(
+    name: str, stages: Sequence[Mapping[str, Any]], records: Mapping[str, StageRecord]
+) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """The FLOPs of a trial's stages up to the last one that it heard the end of, or that was trained for it: workers
+    may have finished one when their trial was given up. And the stages after that one."""
+    flops, counted, whole = 0, 0, 0
+    for place, stage in enumerate(stages, start=1):
+        record = records.get(stage["key"])
+        if stage["flops"] is None and record is None:
+            break
+        whole += record.flops if stage["flops"] is None else stage["flops"]
+        if stage["flops"] is not None or record.trained_for == name:
+            flops, counted = whole, place
+    return flops, stages[counted:]
+
+
+def _pays_after(
+    best: Mapping[str, Any] | None, reports: Mapping[int, Mapping[str, Any]], search: Mapping[str, Any]
+) -> float | None:
+    """After how many runs of the best schedule it has saved what the search cost; None where no saving is known."""
+    savings = reports.get(best["number"], {}).get("savings") if best else None
+    if not savings or not savings.get("compute_saved") or savings["compute_saved"] <= 0:
+        return None
+    return search["flops_spent"] / (savings["flops_baseline"] - savings["flops_staged"])

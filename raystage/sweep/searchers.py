@@ -1,0 +1,167 @@
+"""A sweep's `search` and `scheduler` as Ray Tune's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from raystage.sweep.config import METRICS, Scheduler, Sweep
+from raystage.sweep.space import Dimension, Space
+from raystage.sweep.trial import FINISHED_STAGE
+from raystage.sweep.trial_queue import TrialQueue
+from raystage.sweep.trials import SweepPlan
+
+# Tune ends a trial at a rung when it is not among the best 1 / reduction_factor that came there before it.
+REDUCTION_FACTOR = 3.0
+
+
+def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> TrialScheduler:
+    """most_flops, most_tokens: of the longest trial. LAG's choice is not Tune's to make: its trials are cut."""
+    if scheduler.name != "asha":
+        return FIFOScheduler()
+    axis = "tokens" if scheduler.grace.tokens is not None else "flops"
+    return AsyncHyperBandScheduler(
+        time_attr=axis,
+        metric="eval_loss",
+        mode="min",
+        grace_period=scheduler.grace.tokens or scheduler.grace.flops,
+        max_t=most_tokens if axis == "tokens" else most_flops,
+        reduction_factor=scheduler.reduction_factor or REDUCTION_FACTOR,
+        stop_last_trials=False,
+    )
+
+
+class TreeSearch(Searcher):
+    """Trials that are known beforehand, in the order of their tree, but for those that would only wait for a stage of
+    one that runs: what they share is trained first, and meanwhile others that need not wait are started.
+
+    Trials report each stage that they finish, so that nobody has to look for it. numbers: the trials to run, all unless
+    given.
+    """
+
+    def __init__(self, plan: SweepPlan, numbers: Collection[int] | None = None) -> None:
+        super().__init__()
+        self._running: dict[str, int] = {}
+        self._points = {
+            trial.number: {"number": trial.number, **trial.config}
+            for trial in plan.trials
+            if numbers is None or trial.number in numbers
+        }
+        self._queue = trial_queue(plan, self._points)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Tune's config of the next trial; None where it is to ask again, as it does ten times a second."""
+        if self._queue.is_empty:
+            return Searcher.FINISHED
+        number = self._queue.take()
+        if number is None:
+            return None
+        self._running[trial_id] = number
+        return {"trial": self._points[number]}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if FINISHED_STAGE in result:
+            self._queue.finish(result[FINISHED_STAGE])
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Also where the trial failed or was given up: who waited for its stages trains them."""
+        number = self._running.pop(trial_id, None)
+        if number is not None:
+            self._queue.end(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text(json.dumps({"begun": sorted(self._queue.begun)}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on where a search of the same trials was saved: what was begun is Tune's to begin again, or not. Nobody is
+        held back for it, since Tune saves what it knows of trials a moment before."""
+        for number in json.loads(Path(checkpoint_path).read_text())["begun"]:
+            self._queue.begin(number)
+            self._queue.end(number)
+
+
+def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
+    """The queue of some trials of a plan."""
+    nodes = plan.tree.nodes
+    return TrialQueue(
+        [number for number in plan.tree.order if number in numbers],
+        {number: tuple(stage.key for stage in plan.trials[number].plan.staged.stages) for number in numbers},
+        {key: node.donor_key for key, node in nodes.items() if node.donor_key},
+        {key for key, node in nodes.items() if node.is_finished},
+    )
+
+
+class PlacedSearch(OptunaSearch):
+    """Optuna, told of losses by the place of the training, its tokens, and of each place once.
+
+    Tune counts the reports of a trial from 1 again where a sweep goes on, as if Optuna had not heard of them before.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._reached: dict[str, int] = {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        tokens = result["tokens"]
+        if tokens > self._reached.get(trial_id, -1):
+            self._reached[trial_id] = tokens
+            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: tokens})
+
+
+def make_optuna(sweep: Sweep) -> OptunaSearch:
+    """Optuna over the space, conditions included, by its default sampler (TPE; NSGA-II for several objectives)."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    metrics = [one.metric for one in sweep.objective]
+    modes = [METRICS[metric] for metric in metrics]
+    one = len(metrics) == 1
+    return PlacedSearch(
+        DefinedByRun(sweep.points),
+        metric=metrics[0] if one else metrics,
+        mode=modes[0] if one else modes,
+        sampler=_sampler(sweep),
+    )
+
+
+def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
+    seed = sweep.search.seed
+    return (
+        optuna.samplers.TPESampler(seed=seed) if len(sweep.objective) == 1 else optuna.samplers.NSGAIISampler(seed=seed)
+    )
+
+
+class DefinedByRun:
+    """Asks an Optuna trial for a point of the space, path by path. A class, since Tune pickles it."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+        """What is returned goes into Tune's config besides what was asked for."""
+        config: dict[str, Any] = {}
+        for dimension in self._space.dimensions:
+            if dimension.counts(config):
+                config[dimension.path] = suggested(trial, dimension)
+        return {"trial": {"number": trial.number, **config}}
+
+
+def suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
+    path, values = dimension.path, dimension.values
+    match dimension.kind:
+        case "grid" | "choice":
+            # Optuna's categories are plain values: lists stand for themselves by their place.
+            return values[trial.suggest_categorical(path, list(range(len(values))))]
+        case "uniform":
+            return trial.suggest_float(path, *values)
+        case "loguniform":
+            return trial.suggest_float(path, *values, log=True)
+        case "integer":
+            return trial.suggest_int(path, *values)
+    return trial.suggest_int(path, *values, log=True)

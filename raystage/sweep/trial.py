@@ -1,0 +1,148 @@
+"""One trial of a sweep, in an actor of Ray Tune's: a schedule carried out by a driver of its own.
+
+Trials meet in the store alone. What another one trains, a trial waits for, without holding a CPU or a GPU; what is
+finished it reuses. Tune hears of every evaluation and of every finished stage, and of the objectives at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from raystage.cluster import launch
+from raystage.config.schedule import parse
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import Plan, RunPlan, StagePlan, shortened
+from raystage.results.record import Evaluation, StageRecord
+from raystage.run.driver import Driver
+from raystage.run.earlier import make_way
+from raystage.run.events import SilentListener
+from raystage.run.invocation import Attempt, following
+from raystage.run.log import LogFile, RunLog
+from raystage.run.status import RunStatus
+from raystage.run.wandb import Mode, WandbTracker
+from raystage.storage.store import Store
+from raystage.storage.stored_files import RUN_FILE, TRIAL_FILE
+from raystage.sweep.config import Sweep
+from raystage.sweep.objectives import measure
+from raystage.sweep.trials import Planner, Trial
+
+# In what a trial reports: the key of a stage that it has finished, or found finished.
+FINISHED_STAGE = "finished_stage"
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What all trials of a sweep have in common. command: what goes on with the sweep. pilot_tokens: where given, each
+    trial ends so many tokens after its first growth, to be gone on with if it is among the best."""
+
+    sweep: Sweep
+    store: str
+    command: str
+    wandb_mode: Mode
+    wandb_folder: str
+    pilot_tokens: int | None = None
+
+
+def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
+    """The function that Tune runs. config: `number` of the trial, and its point of the space by path."""
+    point = dict(config)
+    number = point.pop("number")
+    trial = Planner(task.sweep).trial(number, point)
+    plan = trial.plan if task.pilot_tokens is None else cut_after_growth(trial.plan, task.pilot_tokens)
+    store = Store(open_folder(task.store))
+    folder = store.run_folder(plan.name)
+    if folder.size_of(TRIAL_FILE) is None and folder.size_of(RUN_FILE) is not None:
+        make_way(store, plan.name, ())  # a run that was called so before there was the sweep
+    store.write_run(plan.name, TRIAL_FILE, {"sweep": task.sweep.name, "number": number, "config": trial.config})
+    report = _carry_out(trial, plan, store, task)
+    found = {one.metric: measure(one, report) for one in task.sweep.objective}
+    figures = {metric: _for_tune(metric, value) for metric, value in found.items()}
+    tune.report({**last_metrics(report), **figures, "is_final": True})
+
+
+def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[str, Any]:
+    schedule = parse(trial.content, task.sweep.schedule_file.parent)
+    tracker = WandbTracker(
+        plan,
+        {**schedule.content(), **trial.config},
+        lambda record: (store.stage_folder(record.key) / record.checkpoint).uri,
+        mode=task.wandb_mode,
+        directory=task.wandb_folder,
+        group=task.sweep.name,
+        job_type="trial",
+    )
+    folder = store.run_folder(plan.name)
+    address = ray.get_runtime_context().gcs_address
+    attempt = Attempt(plan.name, task.command, folder, store.folder, address, launch.logs_folder, tracker.run_ids)
+    # Figures would be half of what a trial takes besides training: `raystage report TRIAL --figures` draws them.
+    driver = Driver(plan, schedule, store, [], run_ids=tracker.run_ids, is_connected=True, draws=False,
+                    command=task.command)  # fmt: skip
+    followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt, finished=driver.records.keys())]
+    driver.listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
+    failed = True
+    try:
+        with following(attempt, followers):
+            report = driver.run()
+        tracker.savings(report["savings"])
+        failed = False
+    finally:
+        tracker.close(failed)
+    return report
+
+
+def cut_after_growth(plan: Plan, tokens: int) -> Plan:
+    """The staged run of a plan up to `tokens` after its first growth: the first part of the whole, to the bit."""
+    stages: list[StagePlan] = []
+    for stage in plan.staged.stages:
+        if stage.growth is None or not stages:
+            stages.append(stage)
+            continue
+        steps = min(stage.steps, stage.course.steps_for(tokens))
+        stages.append(shortened(stage, steps))
+        break
+    return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
+
+
+def last_metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known at the end of a staged run, under the names that evaluations are told under."""
+    last = report["stages"][-1]
+    end = last["evaluations"][-1]
+    return {"eval_loss": end["loss"], "tokens": end["tokens"], "flops": end["flops"]}
+
+
+def _for_tune(metric: str, value: float | None) -> float:
+    """What could not be measured is worst: Tune and Optuna take no None."""
+    if value is not None:
+        return value
+    return -math.inf if metric == "compute_saved" else math.inf
+
+
+class ToTune(SilentListener):
+    """A listener that tells Tune of every evaluation of the staged run, its loss, tokens and FLOPs from the run's
+    start, and of every stage that is finished: others may wait for it.
+
+    objectives: that are not known before the end; Optuna wants to see them in every report.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self._unknown = dict.fromkeys(objectives, math.nan)
+        self._reached = -1
+
+    def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
+        if run.name == "staged" and point.tokens > self._reached:
+            self._reached = point.tokens
+            self._report(point)
+
+    def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
+        if run.name == "staged":
+            self._report(record.evaluations[-1], **{FINISHED_STAGE: record.key})
+
+    def _report(self, point: Evaluation, **more: str) -> None:
+        metrics = {"eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops}
+        tune.report({**self._unknown, **metrics, **more})

@@ -1,0 +1,140 @@
+"""`raystage export`: a checkpoint's weights as a Hugging Face folder, with config and tokenizer.
+
+The weights stream past, a piece at a time, into files such as `save_pretrained` writes; `config.json` is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from raystage.data.hf_tokenizer import load_tokenizer, num_ids, tokenizer_files
+from raystage.errors import InputError
+from raystage.files.filesystem import Folder
+from raystage.files.safetensors import CHUNK_BYTES, Tensor
+from raystage.models import build as models
+from raystage.models.hf_folder import CONFIG
+from raystage.models.hf_table import Placed, placed
+from raystage.models.shape import ModelShape
+from raystage.storage.checkpoint import MANIFEST
+from raystage.storage.huggingface import DTYPES, as_json, write_weights
+from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
+
+# Types to write, as torch names them, and safetensors' names for these.
+EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+NO_TOKENIZER = "none"
+_GENERATION_CONFIG = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """tokenizer: a folder or name in place of the one that the checkpoint names, or "none"."""
+
+    dtype: str = "float32"
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    tokenizer: str | None = None
+
+
+def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, Any]:
+    """Write the checkpoint's model into `target`; what it came to, for --json.
+
+    Where it fails nothing stays behind. Raises InputError where the source is no checkpoint, is damaged or its
+    tokenizer cannot be found, RaystageError where the target cannot be written.
+    """
+    began = time.monotonic()
+    if not source.is_checkpoint:
+        problem = f"found a Hugging Face folder; expected a raystage checkpoint, which has a {MANIFEST}"
+        raise InputError(problem, key="CHECKPOINT", file=source.uri)
+    name, tokenizer = _tokenizer(source, options)
+    end = None if tokenizer is None else _end(source, options, tokenizer)
+    try:
+        with as_input_errors("CHECKPOINT"):
+            _write_weights(source, target, options)
+            for file, content in ({} if tokenizer is None else tokenizer_files(name, tokenizer)).items():
+                target.write_whole(file, content)
+            if end is not None:
+                generation = transformers.GenerationConfig(eos_token_id=end)
+                target.write_whole(_GENERATION_CONFIG, generation.to_json_string().encode())
+            target.write_whole(CONFIG, as_json(config_of(source.shape, options.dtype, end)))
+    except BaseException:
+        target.delete()
+        raise
+    finally:
+        source.model.close()
+    return {
+        "source": source.uri,
+        "stage_key": source.stage_key or source.model.manifest.stage_key or None,
+        "target": target.uri,
+        "format": "huggingface",
+        "dtype": options.dtype,
+        "tokenizer": name,
+        "num_params": sum(one.stop - one.start for one in placed(source.shape)),
+        "files": target.names(),
+        "bytes": sum(target.size_of(file) or 0 for file in target.names()),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def config_of(shape: ModelShape, dtype: str, end: int | None) -> dict[str, Any]:
+    """`config.json` of a model of `shape`, as `save_pretrained` writes it. end: the token that ends a document."""
+    config = models.config(shape)
+    config.architectures = [models.model_class(shape).__name__]
+    config.dtype = dtype
+    config.eos_token_id = end
+    config.use_cache = True
+    return json.loads(config.to_json_string())
+
+
+def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]:
+    """The tokenizer's name and itself; None where there shall be none, or none is known."""
+    trained_with = source.model.manifest.data_cursor
+    name = options.tokenizer or trained_with.get("tokenizer", NO_TOKENIZER)
+    if name == NO_TOKENIZER:
+        return None, None
+    fingerprint = trained_with.get("tokenizer_fingerprint")
+    tokenizer = load_tokenizer(
+        name, fingerprint, source.shape.context_length, is_asked_for=options.tokenizer is not None
+    )
+    if num_ids(tokenizer) > source.shape.vocab_size:
+        found = f"found {name!r} with ids up to {num_ids(tokenizer) - 1}"
+        problem = f"{found}; expected them below the model's vocab_size, {source.shape.vocab_size}"
+        raise InputError(problem, key="tokenizer", file=source.uri)
+    return name, tokenizer
+
+
+def _end(source: Source, options: ExportOptions, tokenizer: Any) -> int | None:
+    """The id that ended documents in training: of the schedule's `data.end_token`, else the tokenizer's own."""
+    named = source.model.manifest.data_cursor.get("end_token")
+    if options.tokenizer is not None or not isinstance(named, str):
+        return tokenizer.eos_token_id
+    return tokenizer.get_vocab().get(named, tokenizer.eos_token_id)
+
+
+def _write_weights(source: Source, target: Folder, options: ExportOptions) -> None:
+    stored = {one.name: one for one in placed(source.shape)}
+    dtype = EXPORT_DTYPES[options.dtype]
+
+    def content(tensor: Tensor) -> Iterator[memoryview]:
+        return _converted(source, stored[tensor.name], dtype)
+
+    tensors = [Tensor(one.name, dtype, one.shape) for one in stored.values()]
+    write_weights(target, tensors, content, {}, options.max_shard_bytes)
+
+
+def _converted(source: Source, one: Placed, dtype: str) -> Iterator[memoryview]:
+    """The bytes of a tensor, a piece at a time. Raises InputError where a weight is too large for the type."""
+    step = CHUNK_BYTES // 4
+    for start in range(one.start, one.stop, step):
+        values = torch.from_numpy(source.model.read(one.parameter, "fp32", start, min(start + step, one.stop)))
+        converted = values.to(DTYPES[dtype])
+        if dtype != "F32" and not torch.equal(converted.isfinite(), values.isfinite()):
+            found = f"found {values.abs().max():.4g} in {one.parameter}"
+            largest = torch.finfo(DTYPES[dtype]).max
+            raise InputError(f"{found}; expected at most {largest:.4g} for this type", key="--dtype", file=source.uri)
+        yield memoryview(converted.view(torch.uint8).numpy())

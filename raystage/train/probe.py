@@ -1,0 +1,172 @@
+"""What a stage leaves for the growth after it to be measured against, and the measuring, on its workers.
+
+The workers of a grown stage never hold the old model. So a stage ends by writing, beside its checkpoint, what its
+model says to fixed inputs (`growth.certificate`), the held-out text it was evaluated on and the norms of its
+optimizer's moments. Nothing here leaves a trace in the training: its bits are those of a run without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from deepspeed import comm
+from deepspeed.utils import z3_leaf_module
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from raystage.files.filesystem import Folder
+from raystage.growth.certificate import (
+    Answers,
+    Where,
+    ask,
+    gradient_errors,
+    logit_differences,
+    rms_ratios,
+    where_foretold,
+    where_large,
+)
+from raystage.growth.duplicates import TWIN_STEPS, Sample, find_twins, twin_distance
+from raystage.growth.exact import is_exact
+from raystage.growth.operators import layer_origins
+from raystage.growth.rules import GrowthMap
+from raystage.models.table import FAMILIES
+from raystage.plan.build import StagePlan
+from raystage.results.record import Certificate, GrowthRecord
+from raystage.storage.checkpoint import Checkpoint
+from raystage.train import partitions
+from raystage.train.engine import StageEngine
+from raystage.train.optimizer import growth_of
+
+PROBE = "probe.safetensors"
+PROBE_TOKENS = 256
+PROBE_LOGITS = 4_000_000
+_MOMENT = "moment_norm/"
+
+
+def write_probe(engine: StageEngine, folder: Folder, held_out: np.ndarray) -> None:
+    """Collective; the first worker writes."""
+    count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // engine.stage.shape.vocab_size))
+    inputs = probe_inputs(held_out, count)
+    answers = _answers(engine, inputs, engine.stage.shape.vocab_size, where_large)
+    norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moment_norms(engine).items()}
+    if engine.rank == 0:
+        tensors = {"input_ids": inputs, "held_out": held_out, **answers.to_tensors(), **norms}
+        folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}))
+
+
+def certify(
+    engine: StageEngine,
+    rules: GrowthMap,
+    source: Checkpoint,
+    loss_before: float,
+    loss_after: Callable[[np.ndarray], float],
+    seconds: float,
+) -> Certificate:
+    """Measure what growing did, on what the source's stage has left beside its checkpoint. Collective.
+
+    loss_after: of the grown model on the text that `loss_before` was measured on. seconds: of growing. The distance of
+    twins is for later: they have not been trained yet.
+    """
+    stage, probe = engine.stage, load_tensors(source.folder.read(PROBE))
+    before = Answers.from_tensors(probe)
+    where = where_foretold(rules, before.gradients)
+    after = _answers(engine, probe["input_ids"], before.logits.shape[-1], where)
+    largest, mean = logit_differences(before.logits, after.logits)
+    growth = stage.growth.operator, stage.growth.options
+    layers = tuple(origin.source for origin in layer_origins(stage.parent_shape, stage.shape, *growth))
+    exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
+    return Certificate(
+        eval_loss_before=loss_before,
+        eval_loss_after=loss_after(probe["held_out"]),
+        max_logit_difference=largest,
+        mean_logit_difference=mean,
+        activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),
+        gradient_error=exact,
+        gradient_error_estimated=estimated,
+        moment_norms=_side_by_side(probe, moment_norms(engine)),
+        seconds=seconds,
+        bytes_read=int(engine.sum_over_workers(torch.tensor(float(source.bytes_read), device=engine.device))),
+        exact=is_exact(stage.parent_shape, stage.shape, *growth),
+    )
+
+
+def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
+    """The first few held-out sequences, `tokens` in all (or the start of one that is longer)."""
+    length = held_out.shape[1] - 1
+    return held_out[: max(1, tokens // length), : min(length, tokens)]
+
+
+def _answers(engine: StageEngine, inputs: np.ndarray, vocab_size: int, where: Where) -> Answers:
+    """Of a mixture of experts under ZeRO 3 without gradients: there DeepSpeed takes those of all experts of a layer at
+    once, from within a backward pass of its own that must not be had apart."""
+    shape = engine.stage.shape
+    shifted = FAMILIES[shape.family].objective == "next token"
+    if engine.deepspeed.zero_optimization_stage() == 3 and any(map(z3_leaf_module, engine.deepspeed.module.modules())):
+        where = None
+    engine.deepspeed.eval()
+    return ask(engine.deepspeed.module, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
+
+
+def moment_norms(engine: StageEngine) -> dict[str, float]:
+    """The norm of each of the optimizer's states over all parameters and workers."""
+    squares: dict[str, torch.Tensor] = {}
+    for part in partitions.partitions(engine.deepspeed):
+        first, last = part.saves
+        for state, held in part.tensors.items():
+            if state != "fp32":
+                total = squares.setdefault(state, torch.zeros((), dtype=torch.float64, device=engine.device))
+                total += held[first:last].double().square().sum().to(engine.device)
+    # Every worker holds a part of the optimizer, but perhaps none of a small model's parameters.
+    states = partitions.moments_of(engine.deepspeed.basic_optimizer)
+    nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
+    return {state: engine.sum_over_workers(squares.get(state, nothing)) ** 0.5 for state in states}
+
+
+def _side_by_side(probe: dict[str, np.ndarray], after: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Of the states that there are on both sides."""
+    return {
+        state: {"before": float(probe[f"{_MOMENT}{state}"][0]), "after": norm}
+        for state, norm in after.items()
+        if f"{_MOMENT}{state}" in probe
+    }
+
+
+# --- twins --------------------------------------------------------------------------------------
+
+
+def are_twins_due(stage: StagePlan, growth: GrowthRecord | None, step: int) -> bool:
+    """Whether it is time to measure how far copies have parted: after `step` steps of the stage, once."""
+    if stage.growth is None or growth is None or growth.certificate.twin_steps is not None:
+        return False
+    return step >= min(TWIN_STEPS, stage.steps)
+
+
+def with_twins(engine: StageEngine, growth: GrowthRecord, step: int) -> GrowthRecord:
+    """The record with the distance of twins after `step` steps of the stage. Collective."""
+    stage = engine.stage
+    twins = find_twins(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
+    values = _gathered(engine, [sample for pair in twins for sample in (pair.one, pair.other)])
+    distance = twin_distance(list(zip(values[::2], values[1::2], strict=True)))
+    return replace(growth, certificate=replace(growth.certificate, twin_distance=distance, twin_steps=step))
+
+
+def _gathered(engine: StageEngine, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """The fp32 weights at sampled positions, whichever workers hold them, on all of them."""
+    if not samples:
+        return []
+    held: dict[str, list[partitions.Partition]] = {}
+    for part in partitions.partitions(engine.deepspeed):
+        held.setdefault(part.parameter, []).append(part)
+    found = [np.zeros(len(places), dtype=np.float32) for _, places in samples]
+    for values, (parameter, places) in zip(found, samples, strict=True):
+        for part in held.get(parameter, ()):
+            first, last = (part.start + border for border in part.saves)
+            inside = (places >= first) & (places < last)
+            chosen = torch.from_numpy(places[inside] - part.start).to(part.tensors["fp32"].device)
+            values[inside] = part.tensors["fp32"][chosen].cpu().numpy()
+    flat = torch.from_numpy(np.concatenate(found)).to(engine.device)
+    comm.all_reduce(flat)
+    return np.split(flat.cpu().numpy(), np.cumsum([len(values) for values in found])[:-1])

@@ -1,0 +1,24 @@
+"""Stage keys stay: what was trained under one is found again by every later version of raystage.
+
+A change that has to change a key on purpose writes `tests/golden/keys.json` anew (see `golden_schedules`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from factories import write_documents
+from golden_schedules import FILE, keys_of
+from raystage.plan.inputs import Sources
+
+
+def test_every_schedule_has_the_keys_that_it_had(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    sources = Sources()
+    changed = {}
+    for number, one in enumerate(json.loads(FILE.read_text())):
+        found = keys_of(one["schedule"], tmp_path, sources)
+        if found != one["keys"]:
+            changed[number] = (one["schedule"], found)
+    assert not changed

@@ -1,0 +1,93 @@
+"""The family tables against the real models of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from growths import SOURCES, tiny
+from raystage.models import build as model
+from raystage.models.shape import ModelShape, flops_per_token, num_params, parameters
+from raystage.models.table import FAMILIES
+from raystage.objectives.causal_lm import next_token_loss
+
+SHAPES = {
+    **SOURCES,
+    "heads of a size of their own": tiny("llama", num_kv_heads=1, head_size=6),
+    "tied mixture": tiny("mixtral", tied_embeddings=True),
+    **{f"{family} without layers": tiny(family, num_layers=0) for family in FAMILIES},
+    "tied without layers": tiny("llama", num_layers=0, tied_embeddings=True),
+}
+
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+@every_shape
+def test_the_table_names_the_models_parameters_in_its_order(shape: ModelShape) -> None:
+    real = [(name, tuple(parameter.shape)) for name, parameter in model.build(shape).named_parameters()]
+    assert [(parameter.name, parameter.shape) for parameter in parameters(shape)] == real
+
+
+@every_shape
+def test_num_params_is_the_models_own_count(shape: ModelShape) -> None:
+    assert num_params(shape) == sum(parameter.numel() for parameter in model.build(shape).parameters())
+
+
+@every_shape
+def test_the_configuration_says_the_shape(shape: ModelShape) -> None:
+    """Under transformers' own names, and nothing is dropped at random."""
+    config = model.config(shape)
+    assert config.model_type == shape.family
+    for field, (key, _) in FAMILIES[shape.family].fields.items():
+        assert getattr(config, key) == getattr(shape, field)
+    assert not any(value for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, float))
+
+
+@pytest.mark.parametrize("num_layers", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_agree_with_a_count_of_what_runs(family: str, num_layers: int) -> None:
+    """Torch's counter leaves out norms and biases, whose parameters count among the six; it counts attention whole.
+    Of a mixture every expert runs for the tokens that chose it: two of four for each."""
+    shape = replace(
+        tiny(family), num_layers=num_layers, hidden_size=64, head_size=16, ffn_size=192, vocab_size=257,
+        context_length=64,
+    )  # fmt: skip
+    built = model.build(shape)
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    built.set_attn_implementation("eager")
+    if shape.num_experts:
+        built.set_experts_implementation("eager")  # the counter does not know grouped products
+    with FlopCounterMode(display=False) as counter:
+        built(input_ids=torch.randint(0, 257, (2, 64))).logits.sum().backward()
+    vectors = sum(parameter.numel for parameter in parameters(shape) if len(parameter.shape) == 1)
+    assert counter.get_total_flops() / (2 * 64) + 6 * vectors == flops_per_token(shape)
+
+
+def test_the_loss_is_a_sum_over_targets_in_nats() -> None:
+    built = model.build(SHAPES["llama"])
+    for parameter in built.parameters():
+        torch.nn.init.zeros_(parameter)  # all logits equal: every target costs log(vocabulary)
+    loss = next_token_loss(built, torch.zeros((3, 13), dtype=torch.int64))
+    assert loss.item() == pytest.approx(3 * 12 * torch.log(torch.tensor(31.0)).item())
+
+
+@pytest.mark.parametrize("name", ["llama without groups", "llama without layers", "gpt2", "mixtral"])
+def test_a_model_learns_whatever_its_depth(name: str) -> None:
+    """Without a layer, what follows a token is learned from that token alone."""
+    built = model.build(SHAPES[name])
+    torch.manual_seed(0)
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=1e-2)
+    sequences = (torch.arange(13) + torch.arange(31)[:, None]) % 31  # the next token is the next number
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = next_token_loss(built, sequences) / (31 * 12)
+        loss.backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in built.parameters())
+    assert loss.item() < 0.5

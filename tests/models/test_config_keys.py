@@ -1,0 +1,135 @@
+"""Which keys of a config.json matter: those that transformers' own code reads, and no others."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import folders
+from folders import assert_same, grow, grown
+from raystage.errors import InputError
+from raystage.files.reading import LocalFiles
+from raystage.models import hf_config
+from raystage.models.hf_folder import open_trainable
+from raystage.models.table import FAMILIES
+from raystage.plan.build import make_plan
+from started_models import make, make_schedule
+
+ROOT = Path(transformers.__file__).parent
+TRAINED = [name for name, family in FAMILIES.items() if family.objective == "next token"]
+# What every model goes through, besides its own file.
+SHARED = (
+    "modeling_utils.py", "modeling_rope_utils.py", "masking_utils.py", "cache_utils.py", "configuration_utils.py",
+    "integrations/sdpa_attention.py", "integrations/moe.py", "integrations/heterogeneity/configuration_utils.py",
+    "quantizers/auto.py",
+)  # fmt: skip
+# Names of the class's own doings, and of heads for other tasks, dropout and first weights.
+HARMLESS = {
+    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
+    "_experts_implementation_internal", "_name_or_path", "_heterogeneity_spec", "classifier_dropout",
+    "hidden_dropout", "num_labels", "summary_last_dropout", "sep_token_id", "name_or_path", "compile_config",
+    "init_std", "initializer_factor", "gradient_checkpointing", "model_type", "is_heterogeneous",
+    "_getattr_without_heterogeneous_validation", "_hasattr_without_heterogeneous_validation",
+}  # fmt: skip
+IDLE = {
+    "is_llama_config": True, "transformers.js_config": {"dtype": "q4"}, "unsloth_version": "2024.9",
+    "unsloth_fixed": True, "_attn_implementation_autoset": True, "_num_labels": 2, "tokenizer_class": "LlamaTokenizer",
+    "model_max_length": 4096, "max_length": 20, "do_sample": True, "temperature": 0.7, "torch_dtype": "bfloat16",
+    "_commit_hash": "0" * 40, "rope_interleaved": True, "max_sequence_length": 2048, "pruned_heads": {},
+}  # fmt: skip
+
+
+def read_by(file: Path) -> set[str]:
+    """The names that a file of transformers' reads of a configuration."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and is_config(node.value):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            name = node.args[1] if is_config(node.args[0]) else None
+            found |= {name.value} if isinstance(name, ast.Constant) else set()
+    return found
+
+
+def is_config(node: ast.AST) -> bool:
+    return ast.unparse(node).rpartition(".")[2] in ("config", "text_config")
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> None:
+    config = transformers.AutoConfig.for_model(family)
+    read = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
+    read |= read_by(ROOT / f"models/{family}/modeling_{family}.py").union(*(read_by(ROOT / one) for one in SHARED))
+    sizes = {key for key, _ in FAMILIES[family].fields.values()}
+    known = {*sizes, *hf_config._AS_BUILT, *hf_config._CHECKED, *hf_config._WITHOUT_EFFECT, *hf_config._READ, *HARMLESS}
+    known |= set(hf_config.ALIASES.get(family, {}).values())
+    known |= set() if FAMILIES[family].rotary else {"head_dim"}  # for rotary positions
+    methods = {name for name in read if callable(getattr(type(config), name, None)) or name.startswith("__")}
+    assert sorted(read - known - methods - set(dir(dict)) - set(dir(list))) == []
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_second_names_are_transformers_own(family: str) -> None:
+    own = type(transformers.AutoConfig.for_model(family)).attribute_map
+    assert {name: key for key, name in hf_config.ALIASES.get(family, {}).items()} == own
+
+
+def say(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_keys_that_compute_nothing_are_let_through(tmp_path: Path) -> None:
+    source = make(tmp_path / "model", "llama")
+    say(source, **IDLE)
+    assert open_trainable(LocalFiles(source)).shape.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: found {'quant_method': 'fp8'}"),
+        ({"per_layer_config": {"0": {"head_dim": 2}}}, "per_layer_config: found "),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights: found 'other.safetensors'"),
+        ({"is_causal": True}, "is_causal: found true"),
+        ({"hidden_act": "relu"}, "hidden_act: found 'relu'; expected 'silu'"),
+        ({"hidden_size": 24}, "model.embed_tokens.weight: found the shape [260, 16]; expected [260, 24]"),
+        ({"vocab_size": 259}, "model.embed_tokens.weight: found the shape [260, 16]; expected [259, 16]"),
+        ({"num_hidden_layers": 3}, "found no tensor for model.layers.2"),
+    ],
+)
+def test_what_another_model_would_be_is_refused_when_planned(tmp_path: Path, changes: dict, message: str) -> None:
+    source = make(tmp_path / "model", "llama")
+    say(source, **changes)
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(InputError) as caught:
+        make_plan(make_schedule(tmp_path / "texts", source))
+    assert str(caught.value).startswith(str(source))
+    assert message in str(caught.value)
+
+
+def test_weights_of_eight_bits_are_refused_when_planned(tmp_path: Path) -> None:
+    source = make(tmp_path / "model", "llama")
+    file = source / "model.safetensors"
+    tensors = folders.load(source).state_dict()
+    save_file({name: one.to(torch.float8_e4m3fn).contiguous() for name, one in tensors.items()}, file)
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(InputError, match=r"found F8_E4M3 \[260, 16\]; expected \[260, 16\] of F64, F32, F16, BF16"):
+        make_plan(make_schedule(tmp_path / "texts", source))
+
+
+def test_a_size_s_second_name_grows_along(tmp_path: Path) -> None:
+    source = folders.make("gpt2", tmp_path / "source")
+    say(source, hidden_size=16, num_hidden_layers=2)
+    grown(source, tmp_path / "out", "--operator=depth=identity,width=duplicate", *folders.WIDE, *folders.DEEP)
+    assert_same(source, tmp_path / "out")
+    say(source, hidden_size=17)
+    done = grow(source, tmp_path / "other", *folders.DEEP)
+    assert (done.exit_code, "hidden_size: found 17, another name of n_embd" in done.stderr) == (2, True), done.output

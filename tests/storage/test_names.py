@@ -1,0 +1,209 @@
+"""Runs and stages by name; a name that another schedule takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from factories import make_curves, make_schedule
+from raystage.cli.main import main
+from raystage.cli.options import init_source
+from raystage.errors import InputError
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import Plan, make_plan
+from raystage.run.driver import Driver
+from raystage.run.earlier import make_way
+from raystage.run.invocation import Attempt
+from raystage.run.status import RunStatus
+from raystage.storage.maintenance import survey
+from raystage.storage.naming import stage_key
+from raystage.storage.store import Store
+from small_checkpoints import flat_cuts, write
+
+
+def keys_of(plan: Plan) -> list[str]:
+    return [stage.key for run in plan.runs() for stage in run.stages]
+
+
+def run(store: Store, folder: Path, **changes: Any) -> Plan:
+    """A run all of whose stages are finished before."""
+    schedule = make_schedule(folder, **{"name": "mine", **changes})
+    plan = make_plan(schedule)
+    for record in make_curves(plan).values():
+        store.commit_record(record)
+    Driver(plan, schedule, store, [], draws=False).run()
+    return plan
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "text").mkdir()
+    return tmp_path / "text"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(open_folder(tmp_path / "store"))
+
+
+def call(store: Store, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--store", store.folder.uri])
+
+
+# --- a name that another schedule takes -----------------------------------------------------------
+
+
+def test_the_report_of_an_earlier_schedule_is_kept_and_shown(store: Store, texts: Path) -> None:
+    first = run(store, texts)
+    before = store.read_run("mine", "report.json")
+    second = make_plan(make_schedule(texts, name="mine", seed=7))
+    said = make_way(store, "mine", keys_of(second))
+    assert "the name 'mine' stood for another schedule (FINISHED)" in said
+    assert "raystage report mine/earlier/1" in said
+    assert store.read_run("mine", "report.json") is None
+    run(store, texts, seed=7)
+    assert store.earlier_runs("mine") == ["mine/earlier/1"]
+    assert store.read_run("mine/earlier/1", "report.json") == before
+    shown = json.loads(call(store, "report", "mine/earlier/1", "--json").stdout)
+    assert (shown["name"], shown["stages"]) == ("mine/earlier/1", before["stages"])
+    assert (Path(store.folder.path) / "runs/mine/earlier/1/report.html").is_file()
+    needed = next(one for one in survey(store).runs if one.name == "mine").stage_keys
+    assert needed >= {*keys_of(first), *keys_of(second)}  # prune keeps both
+    third = make_plan(make_schedule(texts, name="mine", seed=8))
+    assert "mine/earlier/2" in make_way(store, "mine", keys_of(third))
+    assert store.earlier_runs("mine") == ["mine/earlier/1", "mine/earlier/2"]
+
+
+def test_the_same_schedule_goes_on_under_its_name(store: Store, texts: Path) -> None:
+    plan = run(store, texts)
+    assert make_way(store, "mine", keys_of(plan)) is None
+    assert make_way(store, "new", keys_of(plan)) is None
+    assert store.earlier_runs("mine") == []
+
+
+def test_a_broken_run_file_is_kept_too(store: Store, texts: Path) -> None:
+    plan = run(store, texts)
+    store.run_folder("mine").write_whole("run.json", b'{"a":')
+    assert "cannot be read" in make_way(store, "mine", keys_of(plan))
+    assert store.run_folder("mine/earlier/1").read("run.json") == b'{"a":'
+
+
+@pytest.mark.parametrize(("file", "what"), [("sweep.json", "a sweep"), ("trial.json", "a trial of a sweep")])
+def test_a_sweeps_name_is_refused(store: Store, file: str, what: str) -> None:
+    store.write_run("mine", file, {"digest": "0", "started_at": 1.0})
+    with pytest.raises(InputError, match=rf"name: found 'mine', which is {what} in .*expected a name of its own"):
+        make_way(store, "mine", [])
+
+
+def test_a_name_under_which_another_schedule_is_trained_now_is_refused(store: Store, texts: Path) -> None:
+    plan = run(store, texts)
+    status = RunStatus(plan, Attempt("mine", "raystage run", store.run_folder("mine"), store.folder))
+    try:
+        with pytest.raises(InputError, match="trains another schedule; expected another name"):
+            make_way(store, "mine", ["another"])
+        assert store.earlier_runs("mine") == []
+    finally:
+        status.ended(None)
+
+
+def test_run_says_so_before_it_begins(store: Store, texts: Path, tmp_path: Path) -> None:
+    """All stages are there, so that nothing is trained."""
+    run(store, texts)
+    other = make_schedule(texts, name="mine", seed=7)
+    for record in make_curves(make_plan(other)).values():
+        store.commit_record(record)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other.content()))
+    command = ["run", str(tmp_path / "mine.yaml"), "--json", "--wandb", "disabled"]
+    first, second = call(store, *command), call(store, *command)
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert json.loads(first.stdout)["name"] == "mine"
+    assert first.stderr.startswith("raystage: the name 'mine' stood for another schedule (FINISHED)")
+    assert "another schedule" not in second.stderr
+    assert store.earlier_runs("mine") == ["mine/earlier/1"]
+
+
+# --- stages by name -------------------------------------------------------------------------------
+
+
+def test_a_stage_is_found_by_its_runs_name_and_its_own(store: Store, texts: Path) -> None:
+    plan = run(store, texts)
+    small, full = plan.staged.stages
+    assert stage_key(store, "mine/small", "SOURCE") == small.key
+    assert stage_key(store, "mine/full", "SOURCE") == full.key
+    budget = plan.baselines[0]
+    assert stage_key(store, f"mine/{budget.name}", "SOURCE") == budget.stages[-1].key
+    assert stage_key(store, "other/full", "SOURCE") is None
+    with pytest.raises(InputError, match="SOURCE: no stage 'ful' in run 'mine'; expected one of mine/small, mine/full"):
+        stage_key(store, "mine/ful", "SOURCE")
+    with pytest.raises(InputError, match="SOURCE: found run 'mine', not one of its stages; expected one of mine/small"):
+        stage_key(store, "mine", "SOURCE")
+
+
+def test_a_named_stage_that_nobody_trained_yet_is_said_by_its_name(store: Store, texts: Path, tmp_path: Path) -> None:
+    plan = run(store, texts)
+    store.stage_folder(plan.staged.stages[1].key).delete()
+    said = call(store, "export", "mine/full", str(tmp_path / "out"))
+    assert said.exit_code == 2
+    assert (
+        "CHECKPOINT: found stage 'mine/full', of which nothing is trained yet; expected a finished stage" in said.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "mine/full", "{out}"),
+        ("grow", "mine/full", "{out}", "--set", "num_layers=8"),
+        ("certify", "mine/small", "mine/full"),
+        ("store", "verify", "mine/full"),
+    ],
+)
+def test_commands_take_names(store: Store, texts: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """The checkpoint is not there: the message says whose."""
+    plan = run(store, texts)
+    done = call(store, *(part.format(out=tmp_path / "out") for part in command))
+    assert done.exit_code in (1, 2)
+    keys = [stage.key for stage in plan.staged.stages]
+    assert any(key in done.output for key in keys), done.output
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_named_like_a_stage_has_to_be_told_apart(
+    store: Store, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(store, texts)
+    monkeypatch.chdir(tmp_path)
+    write(open_folder("mine/full"), flat_cuts(1))
+    done = call(store, "export", "mine/full", "out")
+    assert done.exit_code == 2
+    assert "CHECKPOINT: found a folder and a stage of" in done.output
+    assert "expected ./mine/full or the stage's key" in done.output
+
+
+def test_init_takes_a_stages_name_and_writes_down_its_key(store: Store, texts: Path, tmp_path: Path) -> None:
+    full = run(store, texts).staged.stages[-1].key
+    assert init_source("mine/full", store.folder.uri) == store.stage_folder(full).path
+    with pytest.raises(InputError, match=r"init.from: no stage 'x' in run 'mine'; expected one of mine/small"):
+        init_source("mine/x", store.folder.uri)
+    for other in ("org/model", "s3://mine/full", str(tmp_path)):
+        assert init_source(other, store.folder.uri) == other
+
+
+def test_a_schedule_that_begins_from_a_named_stage_is_planned(store: Store, texts: Path, tmp_path: Path) -> None:
+    """Its keys are those of the schedule that says the stage's folder."""
+    plan = run(store, texts)
+    full = plan.staged.stages[-1]
+    write(store.stage_folder(full.key) / "checkpoint", flat_cuts(1))
+    planned = []
+    for source in ("mine/full", store.stage_folder(full.key).path):
+        content = make_schedule(texts, name="next").content() | {"init": {"from": source}}
+        (tmp_path / "next.yaml").write_text(yaml.safe_dump(content))
+        done = call(store, "plan", str(tmp_path / "next.yaml"), "--json")
+        planned.append((done.exit_code, done.output.replace(source, "")))
+    assert planned[0] == planned[1]

@@ -1,0 +1,150 @@
+"""What a refactoring must not change, beside the keys of `golden_schedules`: growth maps, the numbers of a training to
+the bit, the manifest of its checkpoint, a report, the keys of the shipped sweeps' trials.
+
+`PYTHONPATH=tests/support python tests/support/golden_outputs.py` writes `tests/golden/*.json` anew. Do so only where a
+change is meant to change one of them, and look at what else the difference shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import growths
+import staged_runs
+from factories import make_curves, write_documents
+from golden_schedules import FILE, JOBS, TEXTS
+from raystage.config.schedule import parse
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import make_plan
+from raystage.run.driver import Driver
+from raystage.storage.store import Store
+from raystage.sweep.config import load
+from raystage.sweep.trials import plan_sweep
+
+GOLDEN = FILE.parent
+# What differs from run to run, or from machine to machine.
+PASSING = {"seconds", "worker_seconds", "gpu_seconds", "evaluation_seconds", "time_saved", "tokens_per_second", "mfu",
+           "environment", "started_at", "finished_at", "updated_at", "command", "attempt", "peak_memory_bytes",
+           "raystage", "energy_joules", "created_at", "hosts", "device", "repeated_share"}  # fmt: skip
+STEPS = 20
+
+
+def growth_maps() -> dict[str, str]:
+    """Of every growth that the laws are tried on, the digest of its map's values."""
+    return {str(case): _digest(_plain(case.map())) for case in growths.GROWTHS}
+
+
+def one_map_per_operator() -> dict[str, Any]:
+    """The whole map of the first growth of every operator, to be read where a digest has changed."""
+    first: dict[str, growths.GrowthCase] = {}
+    for case in growths.GROWTHS:
+        first.setdefault(case.operator, case)
+    return {str(case): _plain(case.map()) for case in first.values()}
+
+
+def sweep_keys() -> dict[str, list[list[str]]]:
+    """Of every shipped sweep, by trial, the first 16 digits of its stages' keys, on the text of the tests."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_documents(Path(folder))
+        for path in sorted((JOBS / "sweeps").glob("*.yaml")):
+            sweep = load(path)
+            sweep.base["data"] = {"source": "text", "path": folder, "validation_fraction": 0.5}
+            trials = plan_sweep(sweep).trials
+            found[path.name] = [[stage.key[:16] for stage in trial.plan.staged.stages] for trial in trials]
+    return found
+
+
+def report() -> dict[str, Any]:
+    """Of the quickstart, as of runs whose curves are made up."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_documents(Path(folder))
+        schedule = parse(_quickstart(folder))
+        plan, store = make_plan(schedule), Store(open_folder(f"{folder}/store"))
+        for record in make_curves(plan).values():
+            store.commit_record(record)
+        return _lasting(json.loads(json.dumps(Driver(plan, schedule, store, []).run()).replace(folder, TEXTS)))
+
+
+def training() -> dict[str, Any]:
+    """20 steps of the quickstart's first stage and 5 of its second on two workers, and the last checkpoint's manifest.
+
+    processor: what the bits depend on besides the code."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder) / "texts"
+        write_text(texts)
+        content = _quickstart(str(texts))
+        content["stages"] = [
+            stage | {"until": {"steps": steps}, "training": {"evaluate": {"tokens": 512}}}
+            for stage, steps in zip(content["stages"], (STEPS, 5), strict=False)
+        ]
+        content.pop("baseline")
+        content["training"]["lr_schedule"]["warmup"] = 1280
+        schedule, store = parse(content), Path(folder) / "store"
+        records = staged_runs.train(schedule, store)
+        last = records[-1]
+        manifest = json.loads((store / "stages" / last.key / last.checkpoint / "manifest.json").read_text())
+        manifest.pop("checksum")  # of all of it, times included
+    return {
+        "processor": [torch.backends.cpu.get_cpu_capability(), torch.__version__],
+        "losses": [[point.loss for point in record.train] for record in records],
+        "evaluations": [[point.loss for point in record.evaluations] for record in records],
+        "manifest": _lasting(manifest),
+    }
+
+
+def write_text(folder: Path) -> None:
+    """Documents of words drawn by a generator: the library's text differs with the version of Python."""
+    folder.mkdir()
+    rng = random.Random(3)
+    words = ["".join(rng.choice("abcdefghij") for _ in range(rng.randrange(2, 8))) for _ in range(200)]
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(" ".join(rng.choice(words) for _ in range(400)))
+
+
+def _quickstart(texts: str) -> dict[str, Any]:
+    content = yaml.safe_load((JOBS / "schedules/quickstart.yaml").read_text())
+    return content | {"data": {"source": "text", "path": texts, "validation_fraction": 0.5}}
+
+
+def _plain(value: Any) -> Any:
+    """Values without the names of classes and fields, which may change."""
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple | range):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lasting(one) for key, one in value.items() if key not in PASSING}
+    return [_lasting(one) for one in value] if isinstance(value, list) else value
+
+
+MADE = {
+    "maps": growth_maps,
+    "maps_in_full": one_map_per_operator,
+    "sweeps": sweep_keys,
+    "report": report,
+    "training": training,
+}
+
+if __name__ == "__main__":
+    for name, make in MADE.items():
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in make().items()]
+        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,0 +1,24 @@
+"""The folders of the package in the order of their ranks: the laws hold it, the documents name it."""
+
+from __future__ import annotations
+
+# From the lowest up. A module may import modules of its own folder and of those before it; the files that lie in the
+# package itself are below all of them. A new module inherits its folder's rank.
+FOLDERS = (
+    "files",  # bytes: folders on any file system, safetensors, JSON with a checksum
+    "models",  # shapes, parameter tables, Hugging Face folders
+    "data",  # text, tokenizers, tokens by position
+    "objectives",  # what is learned, and its metrics
+    "growth",  # operators: maps decided, applied, certified
+    "config",  # what the user writes
+    "plan",  # the schedule resolved: values, keys, FLOPs
+    "results",  # what stages and runs came to, as numbers
+    "storage",  # checkpoints, finished stages, leases
+    "train",  # a stage on its workers
+    "cluster",  # Ray: a cluster, worker groups, what goes wrong with them
+    "report",  # results for people: tables, HTML, pictures
+    "run",  # one plan carried out
+    "sweep",  # many plans
+    "tools",  # whole models without a cluster, and the doctor
+    "cli",  # one file per command
+)

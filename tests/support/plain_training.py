@@ -1,0 +1,132 @@
+"""A stage trained by a plain loop of torch on one process: what raystage's workers are compared with.
+
+No DeepSpeed, no partitions, no micro batches; every parameter a tensor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystage.config.schedule import Optimizer
+from raystage.data.tokens import Reader, open_streams
+from raystage.growth.apply import Grown, grown_steps
+from raystage.growth.rules import GrowthMap, growth_map
+from raystage.models.build import build
+from raystage.models.shape import ModelShape, parameters
+from raystage.plan import learning_rate
+from raystage.plan.build import StagePlan
+from raystage.storage.checkpoint import Checkpoint
+from raystage.train.stage_runner import evaluation_set
+
+
+@dataclass(frozen=True)
+class GrownStart:
+    """What a grown stage starts from, to be read like a checkpoint: that of the stage before through the map."""
+
+    stage: StagePlan
+    before: Checkpoint
+
+    @property
+    def rules(self) -> GrowthMap:
+        growth = self.stage.growth
+        shapes = self.stage.parent_shape, self.stage.shape
+        return growth_map(*shapes, growth.operator, growth.optimizer_state, growth.options)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        return grown_steps(self.rules, self.before.steps)
+
+    @property
+    def new(self) -> frozenset[str]:
+        """The parameters that no layer of the stage before became."""
+        return frozenset(rule.target for rule in self.rules if rule.moments == "zeros")
+
+    def has(self, states: Iterable[str]) -> bool:
+        return self.before.has(states)
+
+    def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
+        return Grown(self.rules, self.before.read, self.stage.seed).slice(parameter, state, start, stop)
+
+
+Start = Checkpoint | GrownStart
+
+
+def model_in(checkpoint: Start, shape: ModelShape) -> torch.nn.Module:
+    """The checkpoint's weights in a model of transformers, in fp32."""
+    model = build(shape)
+    for parameter in parameters(shape):
+        weight = model.get_parameter(parameter.name)
+        weight.data.copy_(torch.from_numpy(_state(checkpoint, parameter.name, "fp32", weight)))
+    return model
+
+
+def loss_of(model: torch.nn.Module, sequences: np.ndarray) -> torch.Tensor:
+    """The mean loss over all targets, in nats per token."""
+    batch = torch.from_numpy(sequences)
+    logits = model(input_ids=batch[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+@torch.no_grad()
+def evaluated(model: torch.nn.Module, stage: StagePlan) -> float:
+    """On the stage's held-out text."""
+    return loss_of(model, evaluation_set(stage)).item()
+
+
+def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
+    """The model of `source`, of the stage's shape, after the stage's training."""
+    model, training = model_in(source, stage.shape), stage.training
+    optimizer = _optimizer(model, training.optimizer, source)
+    reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.window_tokens, stage.seed)
+    tokens = stage.start_tokens
+    new = source.new if isinstance(source, GrownStart) else frozenset()
+    frozen = stage.freezing.names(stage.shape) if stage.freezing else ()
+    for step in range(stage.steps):
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not (name in frozen and step < stage.frozen_steps)
+        piece = stage.course.at(step)
+        batch, length = piece.batch_tokens, piece.context_length
+        rate, rewarm = (
+            learning_rate.rate_at(stage.rate, tokens + batch / 2),
+            stage.growth.rewarm if stage.growth else None,
+        )
+        boost = rewarm.at(tokens + batch / 2 - stage.start_tokens) if rewarm else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = rate * boost if group["name"] in new else rate
+        optimizer.zero_grad()
+        loss_of(model, reader.sequences(tokens // length, batch // length, length)).backward()
+        if training.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+        optimizer.step()
+        tokens += batch
+    return model
+
+
+def _optimizer(model: torch.nn.Module, options: Optimizer, source: Start) -> torch.optim.Optimizer:
+    """With the moments and steps of `source`, where it has them of this kind of optimizer."""
+    groups = [
+        {"params": [weight], "weight_decay": options.weight_decay if weight.dim() >= 2 else 0.0, "name": name}
+        for name, weight in model.named_parameters()
+    ]
+    if options.name == "sgd":
+        made = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
+    else:
+        kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+        made = kind(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+    if source.has(options.moments):
+        for name, weight in model.named_parameters():
+            made.state[weight] = {state: _tensor(source, name, state, weight) for state in options.moments}
+            made.state[weight]["step"] = torch.tensor(float(source.steps[name]))
+    return made
+
+
+def _tensor(checkpoint: Start, name: str, state: str, weight: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(_state(checkpoint, name, state, weight))
+
+
+def _state(checkpoint: Start, name: str, state: str, weight: torch.Tensor) -> np.ndarray:
+    return checkpoint.read(name, state, 0, weight.numel()).reshape(weight.shape).copy()

@@ -1,0 +1,57 @@
+"""Reports of sweeps as they are after the last trial, with losses that were made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from factories import make_record
+from raystage.report.build import build_report
+from raystage.results.record import Donor, StageRecord
+from raystage.sweep.importance import importance
+from raystage.sweep.report import TrialOutcome, build_sweep_report
+from raystage.sweep.trials import SweepPlan
+
+
+def trained(plan: SweepPlan, loss_of: Callable[[str], float]) -> dict[str, StageRecord]:
+    """The records of all stages of a sweep that shared what it could. loss_of: by a stage's key."""
+    found: dict[str, StageRecord] = {}
+    for key, node in plan.tree.nodes.items():
+        found[key] = replace(make_record(node.stage, loss_of(key)), trained_for=f"{plan.sweep.name}-{node.trials[0]}")
+        if node.donor_key:
+            shorter = plan.tree.nodes[node.donor_key].stage
+            found[key] = replace(found[key], donor=Donor(shorter.key, shorter.tokens, shorter.flops, 1.0))
+    return found
+
+
+def swept(
+    plan: SweepPlan, outcomes: Sequence[TrialOutcome], saved: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """The sweep's report. saved: by trial its compute saved against a baseline that cost 1e9 FLOPs."""
+    ends = {plan.trials[one.number].plan.staged.stages[-1].key: one.eval_loss or 3.0 for one in outcomes}
+    records = trained(plan, lambda key: ends.get(key, 2.5))
+    reports = {one.number: build_report(plan.trials[one.number].plan, records, {}) for one in outcomes}
+    for number, share in (saved or {}).items():
+        reports[number]["savings"] |= {
+            "compute_saved": share, "flops_baseline": 1e9, "flops_staged": 1e9 * (1 - share),
+        }  # fmt: skip
+    report = build_sweep_report(plan, outcomes, reports, records, "FINISHED", 754.0)
+    report["importance"] = importance(report["trials"], report["objective"][0]["metric"], plan.sweep.points.dimensions)
+    if report["best"]:
+        report["best"]["schedule"] = plan.trials[report["best"]["number"]].content
+    return report
+
+
+def finished(plan: SweepPlan, *losses: float, **objectives: Sequence[float | None]) -> list[TrialOutcome]:
+    """All trials of a plan at their end. objectives: by metric the trials' figures, beside the loss."""
+    return [
+        TrialOutcome(
+            number,
+            plan.trials[number].config,
+            eval_loss=loss,
+            flops=plan.trials[number].plan.staged.flops,
+            objectives={"eval_loss": loss} | {metric: values[number] for metric, values in objectives.items()},
+        )
+        for number, loss in enumerate(losses)
+    ]

@@ -1,0 +1,36 @@
+"""A whole sweep with its real plan, queue, drivers and store, in which training alone is a sleep."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from raystage.files.filesystem import open_folder
+from raystage.storage.store import Store
+
+FILE = Path(__file__).parents[2] / "benchmarks/sweep_slots.py"
+
+
+@pytest.fixture(scope="module")
+def sweep_slots() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sweep_slots", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sweep_slots"] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("space", ["rates", "lengths"])
+def test_300_trials_on_16_slots_train_every_stage_once(sweep_slots: ModuleType, space: str, tmp_path: Path) -> None:
+    plan = sweep_slots.make_plan(tmp_path, sweep_slots.SPACES[space], 300)
+    store = Store(open_folder(tmp_path / "store"))
+    found = sweep_slots.simulate(plan, store, slots=16, mean_seconds=0.1)
+    assert found.trained.keys() == plan.tree.nodes.keys()
+    assert set(found.trained.values()) == {1}
+    for key, node in plan.tree.nodes.items():
+        record = store.record(key)
+        assert (record.donor.key if record.donor else None) == node.donor_key

@@ -1,0 +1,83 @@
+"""Every family that a schedule can name, trained on real workers and grown on the way without a change of function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distributed import run_workers
+from factories import make_schedule
+from raystage.config.schedule import Schedule
+from raystage.models.table import FAMILIES
+from raystage.results.record import StageRecord
+from staged_runs import carry_out, records_of
+
+pytestmark = pytest.mark.end_to_end
+
+EXACT = {"depth": "identity", "width": "duplicate"}
+SMALL = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "ffn_size": 16}
+LARGE = {"num_layers": 2, "hidden_size": 16, "num_heads": 4, "ffn_size": 24}
+GROUPED = {"num_heads": 4, "num_kv_heads": 2, "head_size": 2}
+WIDER_GROUPS = {"num_heads": 8, "num_kv_heads": 4, "head_size": 2}
+EXPERTS = {"family": "mixtral", "num_experts": 4}
+
+# By name: the model's family, what the first and the second stage change about it, the operator.
+GROWTHS = {
+    **{
+        family: ({"family": family}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT)
+        for family in ("llama", "mistral", "qwen2", "qwen3")
+    },
+    "gpt2": ({"family": "gpt2"}, SMALL, LARGE, EXACT),
+    "gpt2 untied": ({"family": "gpt2", "tied_embeddings": False}, SMALL, LARGE, EXACT),
+    "mixtral": (EXPERTS, SMALL, LARGE, EXACT),
+    "llama to mixtral": ({"family": "llama"}, SMALL, LARGE | EXPERTS, EXACT | {"num_experts": "upcycle"}),
+}
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["ZeRO 1", "ZeRO 3"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[StageRecord]]:
+    """The records of both stages of every growth, from one round of two workers."""
+    folder = tmp_path_factory.mktemp("families")
+    text = folder / "text"
+    text.mkdir()
+    schedules = {name: schedule_of(text, *growth, zero_stage=request.param) for name, growth in GROWTHS.items()}
+    stores = [str(folder / f"store-{name}") for name in GROWTHS]
+    run_workers(2, carry_out_all, list(schedules.values()), stores, folder=folder / "processes")
+    return {
+        name: records_of(schedule, store) for (name, schedule), store in zip(schedules.items(), stores, strict=True)
+    }
+
+
+def schedule_of(text: Path, model: dict, small: dict, large: dict, operator: dict, zero_stage: int) -> Schedule:
+    stages = [
+        {"name": "small", "model": small, "until": {"tokens": 1200}},
+        {"name": "large", "model": large, "until": {"tokens": 800}, "grow": {"operator": operator}},
+    ]
+    training = {"workers": 2, "zero_stage": zero_stage, "optimizer": {"lr": 1e-2}}
+    sizes = {"hidden_size": None, "num_heads": None, "ffn_size": None}
+    return make_schedule(text, model={**sizes, **model}, stages=stages, training=training, baseline=None)
+
+
+def carry_out_all(schedules: list[Schedule], stores: list[str]) -> None:
+    for schedule, store in zip(schedules, stores, strict=True):
+        carry_out(schedule, store)
+
+
+def test_every_family_of_a_schedule_is_here() -> None:
+    trainable = {name for name, family in FAMILIES.items() if family.objective == "next token"}
+    assert {model["family"] for model, *_ in GROWTHS.values()} == trainable
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_it_learns(trained: dict[str, list[StageRecord]], name: str) -> None:
+    small, large = trained[name]
+    assert small.eval_loss < small.evaluations[0].loss - 0.2
+    assert large.eval_loss < small.eval_loss
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_an_exact_growth_leaves_the_loss_where_it_was(trained: dict[str, list[StageRecord]], name: str) -> None:
+    certificate = trained[name][1].growth.certificate
+    assert certificate.eval_loss_after == pytest.approx(certificate.eval_loss_before, abs=2e-5)
+    assert certificate.max_logit_difference < 1e-4

@@ -1,0 +1,166 @@
+"""Frozen parameters on real workers (gloo processes, DeepSpeed): not a bit of them moves, and the rest trains as in a
+plain loop that takes no gradient of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed import run_workers
+from factories import make_schedule
+from plain_training import GrownStart, evaluated, trained
+from raystage.config.schedule import Schedule
+from raystage.files.filesystem import open_folder
+from raystage.models.shape import parameters
+from raystage.plan.build import StagePlan, make_plan
+from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.store import Store
+from raystage.train.worker import Job, run_job
+from staged_runs import carry_out, records_of
+
+pytestmark = pytest.mark.end_to_end
+
+WORKERS = 2
+OLD = {"layers": "old", "embeddings": True}
+FIRST_HALF = {**OLD, "for": {"tokens": 400}}
+SGD = {"optimizer": {"name": "sgd", "lr": 0.3}}
+# Of each: what stands still, how the model grows, how it trains. The gradient is clipped in all of them.
+CASES: dict[str, tuple[dict, dict, dict]] = {
+    **{
+        f"ZeRO {zero_stage}, {precision}": (
+            OLD, {"operator": "identity"}, {"zero_stage": zero_stage, "precision": precision})
+        for zero_stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")
+    },
+    **{
+        f"ZeRO {zero_stage}, {precision}, sgd": (
+            OLD, {"operator": "stack"}, {"zero_stage": zero_stage, "precision": precision, **SGD})
+        for zero_stage, precision in ((0, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"))
+    },
+    "offloaded under ZeRO 1": (OLD, {"operator": "identity"}, {"offload_optimizer": "cpu"}),
+    "offloaded under ZeRO 3": (OLD, {"operator": "identity"}, {"zero_stage": 3, "offload_optimizer": "cpu"}),
+    "new layers": ({"layers": "new"}, {"operator": "random"}, {}),
+    "old layers of a stack, state reset": (OLD, {"operator": "stack", "optimizer_state": "reset"}, {"zero_stage": 2}),
+    "old layers, the new ones warmed up": (
+        {"layers": "old"}, {"operator": "identity", "rewarm": {"tokens": 400}}, {"zero_stage": 3}),
+    **{
+        f"the first half under ZeRO {zero_stage}": (FIRST_HALF, {"operator": "identity"}, {"zero_stage": zero_stage})
+        for zero_stage in (0, 1, 2, 3)
+    },
+    "the first half, offloaded, sgd": (FIRST_HALF, {"operator": "stack"}, {"offload_optimizer": "cpu", **SGD}),
+}  # fmt: skip
+THAWED = [name for name, (freeze, _, _) in CASES.items() if "for" in freeze]
+
+
+def schedule_of(text: Path, freeze: dict, grow: dict, training: dict, workers: int = WORKERS) -> Schedule:
+    """2 layers, then 4, for 800 tokens each; the first stage is the same for all that share its optimizer."""
+    alike = {"workers": workers, "gradient_clipping": 0.3, "optimizer": {"lr": 5e-3}, "checkpoint": {"every": 200}}
+    stages = [
+        {"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800},
+         "training": {"optimizer": training.get("optimizer", {})}},
+        {"name": "full", "model": {"num_layers": 4}, "until": {"tokens": 800},
+         "grow": grow, "freeze": freeze, "training": training},
+    ]  # fmt: skip
+    return make_schedule(text, stages=stages, training=alike, baseline=None)
+
+
+def train_all(plans: dict[str, tuple[StagePlan, ...]], store: str) -> None:
+    for stages in plans.values():
+        run_job(Job(stages, store), lambda *message: None)
+
+
+@dataclass(frozen=True)
+class Runs:
+    plans: dict[str, tuple[StagePlan, ...]]
+    store: Store
+
+    def stage(self, name: str) -> StagePlan:
+        return self.plans[name][1]
+
+    def end(self, name: str, index: int = 1) -> Checkpoint:
+        return Checkpoint(self.store.finished_checkpoint(self.plans[name][index].key))
+
+    def start(self, name: str) -> GrownStart:
+        return GrownStart(self.stage(name), self.end(name, 0))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder, text = tmp_path_factory.mktemp("frozen"), tmp_path_factory.mktemp("text")
+    plans = {name: make_plan(schedule_of(text, *case)).staged.stages for name, case in CASES.items()}
+    run_workers(WORKERS, train_all, plans, str(folder / "store"), folder=folder / "processes")
+    return Runs(plans, Store(open_folder(folder / "store")))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in THAWED])
+def test_not_a_bit_of_what_is_frozen_moves(runs: Runs, name: str) -> None:
+    """Weights, moments and step counts; of the rest every tensor moves."""
+    stage, before, after = runs.stage(name), runs.start(name), runs.end(name)
+    frozen = stage.freezing.names(stage.shape)
+    assert 0 < len(frozen) < len(parameters(stage.shape))
+    for one in parameters(stage.shape):
+        for state in ("fp32", *stage.training.optimizer.moments):
+            found, held = (source.read(one.name, state, 0, one.numel) for source in (before, after))
+            assert np.array_equal(found, held) is (one.name in frozen), f"{state} of {one.name}"
+        assert after.steps[one.name] - before.steps[one.name] == (0 if one.name in frozen else stage.steps)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rest_trains_as_if_it_were_constant(runs: Runs, name: str) -> None:
+    """As a loop trains that takes no gradient of it, clipping by the norm of the rest; once thawed, all of it."""
+    stage = runs.stage(name)
+    # Adam's first steps are as long for a gradient that is all but zero, whose sign bf16 may turn.
+    weights, loss = (0.5, 5e-3) if stage.training.precision == "bf16" else (1e-3, 1e-5)
+    plain, found = trained(stage, runs.start(name)), runs.end(name)
+    for one in parameters(stage.shape):
+        expected = plain.get_parameter(one.name).detach().numpy().ravel()
+        moved = expected - runs.start(name).read(one.name, "fp32", 0, one.numel)
+        left = found.read(one.name, "fp32", 0, one.numel) - expected
+        assert np.linalg.norm(left) <= weights * np.linalg.norm(moved), one.name
+    assert runs.store.record(stage.key).eval_loss == pytest.approx(evaluated(plain, stage), rel=loss)
+
+
+@pytest.mark.parametrize("name", THAWED)
+def test_what_is_thawed_goes_on_with_its_own_steps(runs: Runs, name: str) -> None:
+    stage, before, after = runs.stage(name), runs.start(name), runs.end(name)
+    assert (stage.frozen_steps, stage.steps) == (4, 8)
+    frozen = stage.freezing.names(stage.shape)
+    trained_steps = {one: after.steps[one] - before.steps[one] for one in after.steps}
+    assert trained_steps == {one: 4 if one in frozen else 8 for one in after.steps}
+
+
+# --- started again ------------------------------------------------------------------------------
+
+# Checkpoints come every 200 tokens, after four of the first stage: still frozen, just thawed, thawed for longer.
+STOPS = (5, 6, 7)
+STOPPED = ("the first half under ZeRO 1", "the first half under ZeRO 3", "the first half, offloaded, sgd")
+
+
+def stop_and_go_on(schedules: dict[str, Schedule], folder: str) -> None:
+    for name, schedule in schedules.items():
+        carry_out(schedule, f"{folder}/calm")
+        for stop in STOPS:
+            carry_out(schedule, f"{folder}/{name}-{stop}", "saved", stop)
+            carry_out(schedule, f"{folder}/{name}-{stop}")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Schedule], Path]:
+    folder, text = tmp_path_factory.mktemp("stopped"), tmp_path_factory.mktemp("stopped-text")
+    schedules = {name: schedule_of(text, *CASES[name], workers=1) for name in STOPPED}
+    run_workers(1, stop_and_go_on, schedules, str(folder), folder=folder / "processes")
+    return schedules, folder
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("name", STOPPED)
+def test_stopped_while_frozen_or_after_it_and_started_again_gives_the_same_bits(
+    stopped: tuple[dict[str, Schedule], Path], name: str, stop: int
+) -> None:
+    schedules, folder = stopped
+    calm, again = (records_of(schedules[name], f"{folder}/{store}")[1] for store in ("calm", f"{name}-{stop}"))
+    assert [point.loss for point in calm.train] == [point.loss for point in again.train]
+    assert [point.gradient_norm for point in calm.train] == [point.gradient_norm for point in again.train]
+    assert [point.loss for point in calm.evaluations] == [point.loss for point in again.evaluations]

@@ -1,0 +1,142 @@
+"""Signs of life and the word to leave: said often enough and not too often, and heeded by all workers at one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distributed import run_workers
+from factories import make_schedule
+from raystage.cluster.watchdog import describe_late
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import StagePlan, make_plan
+from raystage.storage.store import Store
+from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Lifeline
+from raystage.train.mailbox import Mailbox, WorkerSign
+from raystage.train.worker import Job, run_job
+
+HANG_SECONDS = 60.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def sign(rank: int, doing: str = "training", patience_seconds: float = HANG_SECONDS) -> WorkerSign:
+    return WorkerSign(rank, f"worker {rank}", "node", doing, 0.0, patience_seconds)
+
+
+def late_ranks(mailbox: Mailbox) -> list[int]:
+    return [one.rank for one in mailbox.signs() if one.is_late]
+
+
+def test_who_says_nothing_for_too_long_is_late() -> None:
+    clock = Clock()
+    mailbox = Mailbox(clock)
+    mailbox.hear(2, sign(0))
+    mailbox.hear(2, sign(1))
+    clock.seconds = 50.0
+    mailbox.hear(2, sign(1))
+    clock.seconds = 60.0
+    assert late_ranks(mailbox) == []
+    clock.seconds = 60.1
+    assert late_ranks(mailbox) == [0]
+    mailbox.forget()
+    assert mailbox.signs() == []
+
+
+def test_workers_that_are_fewer_than_before_leave_nobody_behind_to_wait_for() -> None:
+    clock = Clock()
+    mailbox = Mailbox(clock)
+    for rank in range(3):
+        mailbox.hear(3, sign(rank))
+    clock.seconds = 100.0
+    mailbox.hear(2, sign(0))
+    mailbox.hear(2, sign(1))
+    assert [one.rank for one in mailbox.signs()] == [0, 1]
+    assert late_ranks(mailbox) == []
+
+
+def test_what_takes_long_has_more_time_than_a_step_and_the_first_step_ends_it() -> None:
+    said: list[tuple[str, float]] = []
+    line = Lifeline(lambda *words: said.append(words))
+    line.enter("entering a stage", HANG_SECONDS)
+    line._steps_left = 100  # to ask takes other workers
+    line.stepped()
+    line.does("saving")
+    line.stepped()
+    patience = PATIENCE_BETWEEN_STEPS * HANG_SECONDS
+    step = ("training", HANG_SECONDS)
+    assert said == [("entering a stage", patience), step, ("saving", patience), step]
+
+
+def test_quick_steps_are_told_of_once_a_second() -> None:
+    clock, said = Clock(), []
+    line = Lifeline(lambda *words: said.append(clock.seconds), clock=clock)
+    line._steps_left = 1000
+    for step in range(100):
+        clock.seconds = step / 16
+        line.stepped()
+    assert said == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_who_is_late_is_told_in_one_sentence() -> None:
+    late = [WorkerSign(rank, None, "node", "saving", 90.0, 60.0) for rank in (0, 2)]
+    assert describe_late(late) == (
+        "workers 0 and 2 have made no progress for 1:30 (saving): all workers are started again"
+    )
+
+
+# --- on real workers --------------------------------------------------------------------------
+
+LEAVE_AFTER_STEPS = 7
+
+
+class SlowToAll(Clock):
+    """Every look at it takes two seconds, so that the driver is asked after every step."""
+
+    def __call__(self) -> float:
+        self.seconds += 2.0
+        return self.seconds
+
+
+def train_calmly_and_with_a_leave(stages: tuple[StagePlan, ...], folder: str) -> list[int]:
+    """The steps at which checkpoints lay there after leaving."""
+    asked = []
+
+    def ask() -> bool:
+        asked.append(True)
+        return len(asked) == LEAVE_AFTER_STEPS
+
+    run_job(Job(stages, f"{folder}/calm"), lambda *message: None)
+    job = Job(stages, f"{folder}/left")
+    run_job(job, lambda *message: None, Lifeline(ask=ask, clock=SlowToAll()))
+    store = Store(open_folder(job.store))
+    left_at = [] if store.record(stages[0].key) else [int(store.latest_checkpoint(stages[0].key).name.split("-")[0])]
+    run_job(job, lambda *message: None)
+    return left_at
+
+
+@pytest.mark.end_to_end
+def test_leaving_between_two_points_of_the_curve_changes_no_bit(tmp_path: Path) -> None:
+    """Steps 6 and 7 belong to a point that the second half makes: the sum of their losses goes along, per worker."""
+    text = tmp_path / "text"
+    text.mkdir()
+    schedule = make_schedule(
+        text,
+        stages=[{"name": "one", "model": {"num_layers": 1}, "until": {"steps": 100}}],
+        training={"workers": 2, "checkpoint": {"every": "1M"}},
+    )
+    stages = make_plan(schedule).staged.stages
+    left_at = run_workers(2, train_calmly_and_with_a_leave, stages, str(tmp_path), folder=tmp_path / "processes")
+    batch = stages[0].training.global_batch_tokens
+    assert left_at[0] == left_at[1] == [LEAVE_AFTER_STEPS * batch]
+    calm, left = (Store(open_folder(tmp_path / name)).record(stages[0].key) for name in ("calm", "left"))
+    assert [(point.steps, point.loss) for point in left.train] == [(point.steps, point.loss) for point in calm.train]
+    assert [point.loss for point in left.evaluations] == [point.loss for point in calm.evaluations]
+    assert [point.steps for point in calm.train][:2] == [5, 10]
