@@ -40,8 +40,8 @@ from raystage.results.savings import format_flops
 from raystage.storage.claims import Turns
 from raystage.storage.store import Store
 from raystage.sweep.config import load
-from raystage.sweep.result import failure
-from raystage.sweep.search import Search
+from raystage.sweep.search import SweepRunner
+from raystage.sweep.summary import failure
 from raystage.sweep.trial import TrialTask, run_trial
 from raystage.sweep.trials import SweepPlan, plan_sweep
 
@@ -90,7 +90,7 @@ def main() -> int:
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         apart = carried_out(plan, f"{folder}/apart", in_store_of_its_own, PlainTune)
-        shared = carried_out(plan, f"{folder}/shared", timed, Search)
+        shared = carried_out(plan, f"{folder}/shared", timed, SweepRunner)
     print(f"{len(plan.trials)} trials, {plan.sweep.search.max_concurrent} at a time; "
           f"load average {load_average:.1f} at the start, on {os.cpu_count()} cores\n")  # fmt: skip
     print(*table(plan, apart, shared), sep="\n")
@@ -117,7 +117,7 @@ class InOrder(Searcher):
         pass
 
 
-class PlainTune(Search):
+class PlainTune(SweepRunner):
     """Nobody has anything to wait for: Tune begins trials in their order, whenever a place is free."""
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
@@ -125,7 +125,7 @@ class PlainTune(Search):
 
 
 def carried_out(
-    plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any], TrialTask], None], way: type[Search]
+    plan: SweepPlan, folder: str, trial: Callable[[Mapping[str, Any], TrialTask], None], way: type[SweepRunner]
 ) -> Outcome:
     """Run all trials in a store of this folder, or in stores below it."""
     task = TrialTask(plan.sweep, folder, "benchmarks/sweep_sharing.py", wandb_mode="disabled", wandb_folder=folder)

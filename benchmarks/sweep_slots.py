@@ -34,10 +34,10 @@ from raystage.storage.claims import OnWaiting, Turn, Turns
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store
 from raystage.sweep.config import load
-from raystage.sweep.searchers import TreeSearch
 from raystage.sweep.tree import Tree
 from raystage.sweep.trial import FINISHED_STAGE
 from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.sweep.tune import TreeSearch
 
 SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/growth.yaml"
 # When to grow, how, for how long, and at what rate to end: 12 first stages, 144 second ones, and nearly every trial

@@ -100,8 +100,8 @@ def plan(
     """
     from raystage.cli.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
     from raystage.config.yaml_file import read_mapping
-    from raystage.report.advice import suggest
     from raystage.report.plan_tables import left_line, plan_table, suggestion_table
+    from raystage.report.suggestions import suggest
     from raystage.report.terminal import SafeConsole
     from raystage.sweep.config import is_sweep
 
@@ -162,7 +162,7 @@ def run(
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from raystage.cluster import launch
-    from raystage.report.plan_tables import final_table
+    from raystage.report.terminal import final_table
     from raystage.run.console import make_display
     from raystage.run.driver import Driver
     from raystage.run.earlier import make_way
@@ -260,7 +260,7 @@ def grow(
     """
     from raystage.growth.explain import what_grows
     from raystage.growth.request import GrowthRequest
-    from raystage.report.plan_tables import growth_table
+    from raystage.report.growth_tables import growth_table
     from raystage.report.terminal import SafeConsole
     from raystage.tools.grow import open_source, open_target, planned, write
     from raystage.units import format_bytes, format_count
@@ -357,7 +357,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
       raystage grow    my/llama my/deeper --set num_layers=12 --operator identity
       raystage certify my/llama my/deeper
     """
-    from raystage.report.plan_tables import certificate_table
+    from raystage.report.growth_tables import certificate_table
     from raystage.report.terminal import SafeConsole
     from raystage.tools.certify import certify as measure
     from raystage.tools.grow import open_source

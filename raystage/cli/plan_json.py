@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.plan.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
-from raystage.report.advice import suggest, warnings
+from raystage.report.advice import warnings
+from raystage.report.suggestions import suggest
 from raystage.results.data_use import data_json
 from raystage.sweep.tree import Node
 from raystage.sweep.trials import SweepPlan, Trial

@@ -110,20 +110,19 @@ def _is_sweep(report: dict[str, Any]) -> bool:
 
 
 def _print_tables(reports: list[dict[str, Any]]) -> None:
-    from raystage.report.plan_tables import final_table
-    from raystage.report.terminal import SafeConsole
-    from raystage.sweep.result import sweep_result_table
+    from raystage.report.terminal import SafeConsole, final_table
+    from raystage.sweep.terminal import sweep_result_table
 
     for one in reports:
         SafeConsole().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
 
 
 def _print_markdown(reports: list[dict[str, Any]]) -> None:
-    from raystage.report import build as report
-    from raystage.sweep import result as sweep_result
+    from raystage.report.markdown import markdown
+    from raystage.sweep import summary
 
-    pages = ((sweep_result if _is_sweep(one) else report).markdown(one) for one in reports)
-    click.echo("\n".join(pages), nl=False)
+    pages = (summary.markdown(one) if _is_sweep(one) else markdown(one) for one in reports)
+    say("\n".join(pages), nl=False)
 
 
 def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:

@@ -48,16 +48,15 @@ def list_command(store: str | None, as_json: bool) -> None:
     Example:
       raystage store list --store s3://my-bucket/runs
     """
-    from raystage.report.plan_tables import store_table
     from raystage.report.terminal import SafeConsole
     from raystage.storage.maintenance import survey
 
-    opened = open_store(store)
+    opened = _open(store)
     listing = survey(opened)
     for problem in listing.problems:
         say(problem, err=True)
     if not as_json:
-        SafeConsole().print(store_table(listing))
+        SafeConsole().print(_store_table(listing))
         return
     stages = [asdict(stage) | {"state": stage.state, "runs": listing.runs_of(stage.key)} for stage in listing.stages]
     runs = [_run_row(run) for run in listing.runs]
@@ -178,3 +177,36 @@ def _run_row(run: Any) -> dict[str, Any]:
 
 def _print(content: dict[str, Any]) -> None:
     click.echo(json.dumps(content, indent=1))
+
+
+def _store_table(listing: Any) -> Any:
+    """What a store holds: a line for each stage and each run. listing: of `raystage.storage.maintenance.survey`."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from raystage.report.columns import WholeTable, name_column, number_column, table
+    from raystage.report.formats import KEY_DIGITS, known
+    from raystage.units import format_bytes, format_count
+
+    columns = (
+        *map(name_column, ("key", "name", "state")),
+        *map(number_column, ("tokens", "loss", "checkpoints", "size")),
+        name_column("runs"),
+    )
+    rows = [
+        (
+            stage.key[:KEY_DIGITS],
+            stage.name or "-",
+            stage.state,
+            known(stage.tokens, format_count),
+            known(stage.eval_loss, "{:.4f}".format),
+            str(len(stage.checkpoints)),
+            format_bytes(stage.bytes),
+            ", ".join(listing.runs_of(stage.key)) or "-",
+        )
+        for stage in listing.stages
+    ]
+    runs = table("runs", [name_column("name"), name_column("state"), number_column("stages")])
+    for run in listing.runs:
+        runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))
+    return Group(WholeTable("stages", columns, rows), "", runs)

@@ -37,7 +37,7 @@ def print_sweep_plan(
     from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
     from raystage.report.terminal import SafeConsole
     from raystage.sweep.config import load
-    from raystage.sweep.plan_tables import sweep_table
+    from raystage.sweep.terminal import sweep_table
     from raystage.sweep.trials import plan_sweep
 
     loaded = load(path, overrides, content)
@@ -102,9 +102,10 @@ def sweep(
     from raystage.storage.maintenance import finished_among
     from raystage.sweep.config import load
     from raystage.sweep.console import make_sweep_display
-    from raystage.sweep.plan_tables import sweep_table
-    from raystage.sweep.result import failure, sweep_result_table, write_papers
-    from raystage.sweep.search import Search
+    from raystage.sweep.html import write_papers
+    from raystage.sweep.search import SweepRunner
+    from raystage.sweep.summary import failure
+    from raystage.sweep.terminal import sweep_result_table, sweep_table
     from raystage.sweep.trial import TrialTask
     from raystage.sweep.trials import plan_sweep
 
@@ -125,7 +126,7 @@ def sweep(
         wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
     )
     display = make_sweep_display()
-    search = Search(made, opened, task, display, cluster_address(address))
+    search = SweepRunner(made, opened, task, display, cluster_address(address))
     # Ray prints warnings, also where it was told not to.
     with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display):
         report = search.run()

@@ -9,13 +9,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from raystage.report.columns import WholeTable, name_column, number_column
-from raystage.report.plan_tables import STATE_STYLES
+from raystage.report.columns import STATE_STYLES, WholeTable, name_column, number_column
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, SWEEP_FILE
 from raystage.sweep.space import describe
-from raystage.sweep.standing import WAITING
-from raystage.sweep.status import interrupted
+from raystage.sweep.status import WAITING, interrupted
 from raystage.units import format_count, format_seconds
 
 

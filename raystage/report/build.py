@@ -11,18 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raystage.plain_text import in_markdown
 from raystage.plan.build import Plan, RunPlan, StagePlan
 from raystage.plan.retries import Rejection
-from raystage.report import tables as report_tables
-from raystage.report.tables import Table, format_interval
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_json
 from raystage.results.differences import is_staged
 from raystage.results.doubts import doubts
 from raystage.results.ledger import measure_ledger
 from raystage.results.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
-from raystage.results.savings import Savings, compare, format_share
+from raystage.results.savings import Savings, compare
 from raystage.results.seeds import OverSeeds
 from raystage.results.tuning import compared, tuning_rows
 
@@ -209,52 +206,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- Markdown ---------------------------------------------------------------------------------
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
-    tables = [_table(table) for table in report_tables.tables(report)]
-    doubts = ["## Open to doubt", "\n".join(f"- {in_markdown(warning)}" for warning in report["warnings"])]
-    blocks = [f"**{in_markdown(sentence(report['savings']['verdict']))}**", _about(report), *tables]
-    rows = report_tables.environment_rows(report)
-    where = ["## Environment", "\n".join(f"- {name}: {in_markdown(value)}" for name, value in rows)] if rows else []
-    return "\n\n".join(blocks + (doubts if report["warnings"] else []) + where) + "\n"
-
-
-def sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _about(report: Mapping[str, Any]) -> str:
-    name, state = (in_markdown(report[key]) for key in ("name", "state"))
-    about = f"Run `{name}`: {state}, {report['tokens_per_parameter']:.3g} tokens per parameter."
-    return " ".join([about, *map(in_markdown, beside_the_verdict(report["savings"]))])
-
-
-def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
-    """What else came of the comparison, in sentences; reports of before say nothing of tokens and equal FLOPs."""
-    half = "Losses are those of the half of the held-out text by which no value was chosen."
-    judged = [half] if savings.get("is_judged_on_half") else []
-    if savings.get("seeds"):
-        return [*_over_seeds(savings["seeds"]), *judged]
-    shares = (("Wall-clock time", savings["time_saved"]), ("Tokens", savings.get("tokens_saved")))
-    said = [f"{what} saved: {format_share(share)}." for what, share in shares if share is not None]
-    at_equal_flops = savings.get("at_equal_flops")
-    return [*said, *([sentence(at_equal_flops)] if at_equal_flops else []), *judged]
-
-
-def _over_seeds(over: Mapping[str, Any]) -> list[str]:
-    shares = (("Wall-clock time", over["time_saved"]), ("Tokens", over["tokens_saved"]))
-    said = [f"{what} saved: {format_interval(found)}." for what, found in shares if found]
-    difference = over["loss_difference_at_equal_flops"]
-    between = format_interval(difference, "{:+.3f}".format) if difference else None
-    said += [f"Loss difference at equal FLOPs: {between}."] if between else []
-    return [*said, over["covers"]] if over.get("covers") else said
-
-
-def _table(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)])

@@ -99,3 +99,9 @@ class WholeTable:
 
 def _as_text(cell: str | Text) -> Text:
     return cell if isinstance(cell, Text) else Text(cell)
+
+
+STATE_STYLES = {
+    "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
+    "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "INTERRUPTED": "yellow",
+}  # fmt: skip

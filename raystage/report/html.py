@@ -16,13 +16,11 @@ from markupsafe import Markup
 
 from raystage.growth.operators import in_short
 from raystage.report import tables as report_tables
-from raystage.report.build import sentence
+from raystage.report.formats import KEY_DIGITS, Table, format_loss, over_seeds
+from raystage.report.markdown import sentence
 from raystage.report.panels import Panel, comparison_legend, comparison_panels, run_legend, run_panels
-from raystage.report.tables import Table, over_seeds
 from raystage.results.savings import format_flops, format_share
 from raystage.units import format_count
-
-KEY_DIGITS = 12
 
 STATES = {
     "SCHEDULING": "It has not begun.",
@@ -141,7 +139,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format),
             str,
         ),
-        ("held-out loss", savings["at_eval_loss"], report_tables.format_loss),
+        ("held-out loss", savings["at_eval_loss"], format_loss),
         ("FLOPs, staged run", savings["flops_staged"], format_flops),
         ("FLOPs, baseline", savings["flops_baseline"], format_flops),
         ("parameters at the end", last["num_params"], format_count),

@@ -18,6 +18,7 @@ from raystage.report.curves import (
     stage_curves,
     staged_points,
 )
+from raystage.report.formats import format_loss
 from raystage.report.svg import (
     NARROW,
     WIDE,
@@ -33,7 +34,6 @@ from raystage.report.svg import (
     log_ticks,
     time_ticks,
 )
-from raystage.report.tables import format_loss
 from raystage.results.savings import format_flops
 from raystage.units import format_count, format_seconds
 

@@ -1,43 +1,27 @@
-"""Tables for people: what `raystage plan` prints, and what stands at the end of a run.
-
-Rich alone: nothing here may import torch or ray, since `raystage plan` must answer at once.
-"""
+"""The tables that `raystage plan` prints. Nothing here may import torch or ray: `raystage plan` must answer at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
-from raystage.growth.explain import explain, what_grows
-from raystage.growth.operators import in_short
-from raystage.growth.request import Growth
 from raystage.plan.build import Plan, StagePlan
 from raystage.plan.memory import MemoryEstimate
 from raystage.plan.plan import flops_shared
-from raystage.report import tables
-from raystage.report.advice import Suggestion, warnings
+from raystage.report.advice import warnings
 from raystage.report.columns import WholeTable
 from raystage.report.columns import name_column as _name
 from raystage.report.columns import number_column as _number
 from raystage.report.columns import table as _table
-from raystage.report.tables import format_perplexity
+from raystage.report.formats import KEY_DIGITS
+from raystage.report.suggestions import Suggestion
 from raystage.results.data_use import data_json, data_lines
 from raystage.results.savings import format_flops, format_share
-from raystage.storage.prune import Listing
-from raystage.units import format_bytes, format_count, format_seconds
-
-KEY_DIGITS = 12
-
-STATE_STYLES = {
-    "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
-    "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "INTERRUPTED": "yellow",
-}  # fmt: skip
-
+from raystage.units import format_bytes, format_count
 
 # --- the plan ---------------------------------------------------------------------------------
 
@@ -201,179 +185,3 @@ def _explained(suggestion: Suggestion) -> list[RenderableType]:
     lines = [f"{suggestion.rule}, after {suggestion.source}. {growth}", *(f"- {note}." for note in suggestion.notes)]
     options = " \\\n".join(f"  --set '{override}'" for override in suggestion.overrides)
     return ["", *map(Text, lines), Text(options, no_wrap=True, overflow="ignore")]
-
-
-# --- the end of a run -------------------------------------------------------------------------
-
-
-def final_table(report: Mapping[str, Any]) -> RenderableType:
-    """The stages, the baselines, what can be held against the figure and, as the last line, the verdict.
-
-    `report` is what `build_report` returns.
-    """
-    parts = [_report_table("stage", report["name"], report["stages"]), ""]
-    if report["baseline"]["runs"]:
-        parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
-    more = (
-        tables.metric_table,
-        tables.downstream_table,
-        tables.tuning_table,
-        tables.seed_table,
-    )
-    for table in more:
-        if (written := table(report)).rows:
-            parts += [_as_written(written), ""]
-    if report.get("data"):  # of a version before there is none
-        parts += [*map(Text, data_lines(report["data"])), ""]
-    if report["savings"]["equal_loss_reached"]:
-        parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
-    return Group(*parts, *_environment(report), Text(report["savings"]["verdict"], style="bold"))
-
-
-def _environment(report: Mapping[str, Any]) -> list[RenderableType]:
-    """When, where and with what, in one paragraph."""
-    rows = tables.environment_rows(report)
-    facts = "; ".join(f"{name} {value}" for name, value in rows)
-    return [Text(facts, style="dim"), ""] if rows else []
-
-
-def _as_written(written: tables.Table) -> WholeTable:
-    """A table of the report, whose first column names the rows."""
-    first, *others = written.columns
-    return WholeTable(written.title.lower(), (_name(first), *map(_number, others)), written.rows)
-
-
-@dataclass(frozen=True)
-class _ReportColumn:
-    header: str
-    cell: Callable[[Mapping[str, Any]], str | Text]
-    is_number: bool = True
-
-
-_WHAT = (
-    _ReportColumn("layers", lambda row: str(row["num_layers"])),
-    _ReportColumn("params", lambda row: format_count(row["num_params"])),
-    _ReportColumn("tokens", lambda row: _known(row["tokens"], format_count)),
-)
-_OUTCOME = (
-    _ReportColumn("FLOPs", lambda row: _known(row["flops"], format_flops)),
-    _ReportColumn("eval\nloss", lambda row: _known(row["eval_loss"], format_loss)),
-)
-_QUALITY = (
-    _ReportColumn("perplexity", lambda row: _known(row.get("perplexity"), format_perplexity)),
-    _ReportColumn("accuracy", lambda row: _known(row.get("accuracy"), format_share)),
-)
-_GROWTH = (_ReportColumn("loss at growth", lambda row: _jump(row["growth"]), is_number=False),)
-_END = (
-    _ReportColumn("time", lambda row: _known(row["seconds"], format_seconds)),
-    _ReportColumn("state", lambda row: Text(row["state"], style=STATE_STYLES.get(row["state"], "")), is_number=False),
-)
-
-
-def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
-    growth = _GROWTH if any(row["growth"] for row in rows) else ()
-    columns = (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END)
-    headers = tuple(_number(one.header) if one.is_number else _name(one.header) for one in columns)
-    return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])
-
-
-def _jump(growth: Mapping[str, Any] | None) -> str:
-    if growth is None:
-        return "-"
-    certificate = growth["certificate"]
-    return format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
-
-
-def format_jump(before: float | None, after: float | None) -> str:
-    """The held-out loss on both sides of a growth."""
-    return f"{_known(before, format_loss)} -> {_known(after, format_loss)}"
-
-
-def format_loss(loss: float) -> str:
-    return f"{loss:.3f}"
-
-
-def _known(value: Any, as_text: Callable[[Any], str]) -> str:
-    """A cell; what is not known is a dash."""
-    return "-" if value is None else as_text(value)
-
-
-# --- a growth map -----------------------------------------------------------------------------
-
-
-def growth_table(growth: Growth) -> Table:
-    """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
-    request, grown = growth.request, what_grows(growth.source, growth.target)
-    precision = growth.how()["exact_in"]
-    kind = {None: "not exact", "any": "the same function"}.get(precision, f"the same function in {precision}")
-    title = f"{in_short(request.operator)}: {grown} ({kind}; optimizer_state {request.optimizer_state})"
-    table = _table(title, [Column(header, overflow="fold") for header in ("target", "<- source", "weights", "moments")])
-    for line in explain(growth.source, growth.target, growth.rules, growth.families):
-        table.add_row(*map(Text, (line.target, line.source, line.weights, line.moments)))
-    return table
-
-
-# --- a certificate ----------------------------------------------------------------------------
-
-
-def certificate_table(found: Mapping[str, Any]) -> RenderableType:
-    """What `raystage certify` found, a line for each figure; those that could not be measured are dashes."""
-    kind = {True: ", which claims the same function", False: ", which is not exact", None: ""}[found["exact"]]
-    kind += f" in {found['exact_in']}" if found["exact_in"] not in (None, "any") else ""
-    how = f" by {in_short(found['operator'])}{kind}" if found["operator"] else ", it does not say how"
-    table = _table(None, [_name("figure"), Column("found", overflow="fold")])
-    for name, figure in _figures(found["certificate"]):
-        table.add_row(Text(name), Text(figure))
-    return Group(
-        Text(f"{found['source']} -> {found['target']}"),
-        Text(f"grown{how}; measured in {found['seconds']:.1f} s", style="dim"),
-        "",
-        table,
-    )
-
-
-def _figures(certificate: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "loss before -> after", format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
-    yield "logits differ by", _known(certificate["max_logit_difference"], _short)
-    yield "... in the mean", _known(certificate["mean_logit_difference"], _short)
-    ratios = [_known(ratio, lambda ratio: f"{ratio:.3f}") for ratio in certificate["activation_rms_ratio"]]
-    yield "activation RMS, layer by layer", " ".join(ratios) or "-"
-    yield "gradients, exactly predicted: error", _known(certificate["gradient_error"], _short)
-    yield "... estimated: error", _known(certificate["gradient_error_estimated"], _short)
-    for state, sides in certificate["moment_norms"].items():
-        yield f"norm of {state}", f"{_short(sides['before'])} -> {_short(sides['after'])}"
-    after = f" after {certificate['twin_steps']} steps" if certificate["twin_steps"] else ""
-    yield f"copies differ{after} by", _known(certificate["twin_distance"], _short)
-
-
-def _short(figure: float) -> str:
-    return f"{figure:.2g}"
-
-
-# --- a store ----------------------------------------------------------------------------------
-
-
-def store_table(listing: Listing) -> RenderableType:
-    """What lies in a store, a line for each stage and each run."""
-    columns = (
-        *map(_name, ("key", "name", "state")), *map(_number, ("tokens", "loss", "checkpoints", "size")), _name("runs"),
-    )  # fmt: skip
-    rows = [
-        (
-            stage.key[:KEY_DIGITS],
-            stage.name or "-",
-            stage.state,
-            _known(stage.tokens, format_count),
-            _known(stage.eval_loss, lambda loss: f"{loss:.4f}"),
-            str(len(stage.checkpoints)),
-            format_bytes(stage.bytes),
-            ", ".join(listing.runs_of(stage.key)) or "-",
-        )
-        for stage in listing.stages
-    ]
-    stages = WholeTable("stages", columns, rows)
-    runs = _table("runs", [_name("name"), _name("state"), _number("stages")])
-    for run in listing.runs:
-        runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))
-    return Group(stages, "", runs)

@@ -23,8 +23,8 @@ from raystage.growth.operators import in_short
 from raystage.plain_text import visible
 from raystage.plan.build import Plan, RunPlan, StagePlan
 from raystage.plan.retries import Rejection
-from raystage.report.columns import FirstThatFits
-from raystage.report.plan_tables import STATE_STYLES, format_jump, format_loss
+from raystage.report.columns import STATE_STYLES, FirstThatFits
+from raystage.report.formats import format_jump, format_loss
 from raystage.report.terminal import SafeConsole
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.run.events import SilentListener

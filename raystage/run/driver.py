@@ -21,9 +21,10 @@ from raystage.plan.build import Plan, StagePlan, jobs, with_choice
 from raystage.plan.gates import judge
 from raystage.plan.plan import Job
 from raystage.plan.retries import ABORT, Rejection, answer, replanned
-from raystage.report.build import GivenUp, build_report, markdown
+from raystage.report.build import GivenUp, build_report
 from raystage.report.figures import write_curves
 from raystage.report.html import page
+from raystage.report.markdown import markdown
 from raystage.results.acceptance import check_promises
 from raystage.results.record import StageRecord
 from raystage.results.tuning import choose, tried_with

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,25 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from raystage.plain_text import visible
-from raystage.report.plan_tables import STATE_STYLES
+from raystage.report.columns import STATE_STYLES
 from raystage.report.terminal import SafeConsole
-from raystage.sweep.standing import SweepStanding
+from raystage.sweep.status import SweepDisplay, SweepStanding
 from raystage.units import format_seconds
 
 # Without a terminal a line comes at least this often.
 LINE_SECONDS = 60.0
 _MOST_TRIALS = 8
 _BAR_WIDTH = 30
-
-
-class SweepDisplay(Protocol):
-    """say: something has happened. show: how all stands now. Called from several threads."""
-
-    def say(self, line: str) -> None: ...
-
-    def show(self, standing: SweepStanding) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def make_sweep_display(stream: TextIO | None = None) -> SweepDisplay:

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from raystage.report.figures import BASELINE, FAINT, SAVING, STAGED, WIDTH_INCHES, balanced, write_figure
-from raystage.sweep.html import verdict
 from raystage.sweep.layout import (
     MOST_LEAVES,
     CoordinateAxis,
@@ -26,6 +25,7 @@ from raystage.sweep.layout import (
     front,
     stage_tree,
 )
+from raystage.sweep.summary import verdict
 
 _FIFTHS = {1: STAGED, 2: "#4d86bd", 3: "#86a7c6", 4: "#b3c1cf", 5: FAINT}
 _ROW_INCHES, _AXIS_INCHES, _FRONT_INCHES = 0.34, 0.62, 4.0

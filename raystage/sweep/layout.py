@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from raystage.config import yaml_file
 from raystage.report.svg import linear_ticks, log_ticks
-from raystage.results.savings import format_flops, format_share
-from raystage.sweep.config import METRICS
 from raystage.sweep.space import format_value
-from raystage.units import format_seconds, parse_count, parse_real
+from raystage.sweep.summary import Metric, better, finished, metric_of, ranked, short_names
+from raystage.units import parse_count, parse_real
 
 MOST_LEAVES = 40
 MOST_LINES = 500
@@ -28,60 +26,6 @@ _LOG_RATIO = 8
 # The part of an axis that values take where in some trials there is none.
 _SET = 0.84
 FIFTHS = 5
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric in words; `format`: of one value."""
-
-    words: str
-    format: Callable[[float], str]
-
-
-_WORDS = {
-    "eval_loss": Metric("held-out loss", "{:.4f}".format),
-    "compute_saved": Metric("compute saved", format_share),
-    "flops_to_loss": Metric("FLOPs to loss {target:g}", format_flops),
-    "seconds_to_loss": Metric("time to loss {target:g}", format_seconds),
-    "eval_loss_at_flops": Metric("held-out loss at {at} FLOPs", "{:.4f}".format),
-}
-
-
-def metric_of(objective: Mapping[str, Any]) -> Metric:
-    """Of an objective as a report has it."""
-    facts = {name: format_flops(value) if name == "at" else value for name, value in objective.items()}
-    found = _WORDS[objective["metric"]]
-    return replace(found, words=found.words.format(**facts))
-
-
-def better(objective: Mapping[str, Any]) -> str:
-    return "lower is better" if METRICS[objective["metric"]] == "min" else "higher is better"
-
-
-def ranked(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The trials, the best first, those without a rank last."""
-    return sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
-
-
-def finished(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The trials that have a rank, the best first."""
-    return [row for row in ranked(report) if row["rank"] is not None]
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each path by as few of its last steps as tell it from the others: 'operator' for 'stages[1].grow.operator'."""
-    steps = {path: yaml_file.parse_path(path) for path in paths}
-
-    def tail(path: str, length: int) -> str:
-        return yaml_file.dotted(steps[path][-length:])
-
-    found = {}
-    for path in steps:
-        lengths = (length for length in range(1, len(steps[path]) + 1) if isinstance(steps[path][-length], str))
-        found[path] = next(
-            (tail(path, n) for n in lengths if [tail(other, n) for other in steps].count(tail(path, n)) == 1), path
-        )
-    return found
 
 
 # --- the tree ---------------------------------------------------------------------------------

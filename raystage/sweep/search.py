@@ -28,15 +28,12 @@ from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
-from raystage.sweep.console import SweepDisplay
 from raystage.sweep.importance import importance
-from raystage.sweep.outcomes import Follower, Outcomes, Sparingly
-from raystage.sweep.report import build_sweep_report
-from raystage.sweep.searchers import TreeSearch, make_optuna, make_scheduler
-from raystage.sweep.status import SweepStatus
+from raystage.sweep.report import TrialReports, build_sweep_report
+from raystage.sweep.status import SweepDisplay, SweepStatus
 from raystage.sweep.trial import TrialTask, run_trial
-from raystage.sweep.trial_reports import TrialReports
 from raystage.sweep.trials import Planner, SweepPlan
+from raystage.sweep.tune import Follower, Outcomes, Sparingly, TreeSearch, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
 # A trial's own actor computes nothing; 0 is refused.
@@ -58,7 +55,7 @@ _ENVIRONMENT = {
 
 
 @dataclass
-class Search:
+class SweepRunner:
     """Carries out one sweep. display: shows how it goes. trial: what carries out one of its trials."""
 
     plan: SweepPlan

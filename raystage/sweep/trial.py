@@ -1,7 +1,7 @@
-"""One trial of a sweep, in an actor of Ray Tune's: a schedule carried out by a driver of its own.
+"""One trial of a sweep, in an actor of Ray Tune's: a schedule run by a driver of its own, and what it is judged by.
 
-Trials meet in the store alone. What another one trains, a trial waits for, without holding a CPU or a GPU; what is
-finished it reuses. Tune hears of every evaluation and of every finished stage, and of the objectives at the end.
+Trials meet in the store alone. A trial waits for what another one trains, without holding a CPU or a GPU; it reuses
+what is finished. Tune hears of every evaluation and of every finished stage, and of the objectives at the end.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -28,8 +29,7 @@ from raystage.run.status import RunStatus
 from raystage.run.wandb import Mode, WandbTracker
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE, TRIAL_FILE
-from raystage.sweep.config import Sweep
-from raystage.sweep.objectives import measure
+from raystage.sweep.config import Objective, Sweep
 from raystage.sweep.trials import Planner, Trial
 
 # In what a trial reports: the key of a stage that it has finished, or found finished.
@@ -146,3 +146,41 @@ class ToTune(SilentListener):
     def _report(self, point: Evaluation, **more: str) -> None:
         metrics = {"eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops}
         tune.report({**self._unknown, **metrics, **more})
+
+
+def measure(objective: Objective, report: Mapping[str, Any]) -> float | None:
+    """The figure of a finished trial; None where it never came to it. Losses in nats per token, counted on the staged
+    run alone; FLOPs and seconds from its start, growth included, evaluation not."""
+    points = [point for row in report["stages"] for point in row["evaluations"] if point["loss"] is not None]
+    match objective.metric:
+        case "eval_loss":
+            return report["stages"][-1]["eval_loss"]
+        case "compute_saved":
+            return report["savings"]["compute_saved"]
+        case "flops_to_loss":
+            return first_at(points, objective.target, "flops")
+        case "seconds_to_loss":
+            return first_at(points, objective.target, "run_seconds")
+        case "eval_loss_at_flops":
+            return loss_at(points, objective.at)
+    raise ValueError(f"found {objective.metric}; expected a metric that a sweep knows")
+
+
+def first_at(points: Sequence[Mapping[str, Any]], target: float, axis: str) -> float | None:
+    """Where a curve is at or below `target` for the first time: at that evaluation, not between two."""
+    return next((point[axis] for point in points if point["loss"] <= target), None)
+
+
+def loss_at(points: Sequence[Mapping[str, Any]], flops: int) -> float | None:
+    """The loss at so many FLOPs, on a straight line over log FLOPs between the evaluations around; None outside.
+
+    At a growth the loss may jump: there two evaluations lie at the same FLOPs, and the later one counts.
+    """
+    exact = [point["loss"] for point in points if point["flops"] == flops]
+    if exact:
+        return exact[-1]
+    for before, after in pairwise(points):
+        if 0 < before["flops"] < flops < after["flops"]:
+            share = math.log(flops / before["flops"]) / math.log(after["flops"] / before["flops"])
+            return before["loss"] + share * (after["loss"] - before["loss"])
+    return None

@@ -14,7 +14,7 @@ from house import FOLDERS
 
 PACKAGE = Path(__file__).parents[2] / "raystage"
 
-MOST_FILES = 23
+MOST_FILES = 18
 
 # Packages from outside that every module of a folder may import.
 PACKAGES: dict[str, set[str]] = {
@@ -51,8 +51,8 @@ HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "py
 # What a plan is made and shown with imports nothing heavy; nor does the command line before a command is chosen.
 LIGHT = ("", "config", "plan", "results", "cli.main", "cli.options", "cli.plan_json", "growth.rules",
          "growth.operators", "growth.checks", "growth.axis_maps", "models.table", "models.shape", "models.hf_folder",
-         "data.documents",
-         "data.plan", "report.plan_tables", "report.advice", "report.build", "report.html", "sweep.trials",
+         "data.documents", "data.plan", "report.plan_tables", "report.advice", "report.suggestions", "report.build",
+         "report.html", "sweep.trials",
          "train.mailbox")  # fmt: skip
 
 

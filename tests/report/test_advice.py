@@ -18,7 +18,8 @@ from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import num_body_params
 from raystage.plan.build import Plan, make_plan
-from raystage.report.advice import g_stack_tokens, prop_alpha_tokens, suggest, warnings
+from raystage.report.advice import warnings
+from raystage.report.suggestions import g_stack_tokens, prop_alpha_tokens, suggest
 from raystage.results.savings import format_flops
 from raystage.storage.store import Store
 

@@ -16,7 +16,9 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Schedule
 from raystage.plan.build import Plan, make_plan
 from raystage.report.build import build_report
-from raystage.report.plan_tables import final_table, format_jump, plan_table
+from raystage.report.formats import format_jump
+from raystage.report.plan_tables import plan_table
+from raystage.report.terminal import final_table
 from raystage.results.savings import format_flops
 from raystage.units import format_count
 

@@ -12,7 +12,8 @@ from factories import make_record, make_records, make_schedule
 from raystage.errors import InputError
 from raystage.plan.build import make_plan
 from raystage.plan.initial import InitPlan
-from raystage.report.build import GivenUp, build_report, curve, markdown
+from raystage.report.build import GivenUp, build_report, curve
+from raystage.report.markdown import markdown
 from raystage.report.tables import metric_table
 from raystage.results.comparison import measure_savings, tokens_per_parameter
 from raystage.results.data_use import Counted

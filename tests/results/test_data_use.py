@@ -12,7 +12,8 @@ from raystage.cli.plan_json import plan_json
 from raystage.data.tokens import open_streams
 from raystage.plan.build import Plan, make_plan
 from raystage.report.advice import warnings
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
+from raystage.report.markdown import markdown
 from raystage.results import data_use
 from raystage.results.data_use import Counted, data_json, data_lines
 

@@ -11,7 +11,8 @@ from factories import make_records, make_schedule
 from raystage.config.schedule import load
 from raystage.errors import InputError
 from raystage.plan.build import Plan, make_plan
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
+from raystage.report.markdown import markdown
 from raystage.results.differences import differences, is_staged
 
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -8,7 +8,8 @@ import pytest
 
 from factories import make_records, make_schedule
 from raystage.plan.build import make_plan
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
+from raystage.report.markdown import markdown
 from raystage.results.ledger import Ledger, measure_ledger
 from raystage.results.record import Donor
 

@@ -15,8 +15,9 @@ from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, make_plan, with_choice
 from raystage.plan.plan import Choice, RunPlan
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
 from raystage.report.html import page
+from raystage.report.markdown import markdown
 from raystage.results.record import StageRecord
 from raystage.results.savings import FinishedRun, compare
 from raystage.results.seeds import interval

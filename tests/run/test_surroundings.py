@@ -9,8 +9,9 @@ import pytest
 
 from factories import make_records, make_schedule
 from raystage.plan.build import make_plan
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
 from raystage.report.html import page
+from raystage.report.markdown import markdown
 from raystage.report.tables import environment_rows
 from raystage.run.surroundings import cpu_model, gpu_names, surroundings
 
@@ -51,7 +52,7 @@ def test_the_terminal_has_them_too(tmp_path: Path, width: int) -> None:
 
     from rich.console import Console
 
-    from raystage.report.plan_tables import final_table
+    from raystage.report.terminal import final_table
 
     plan = make_plan(make_schedule(tmp_path))
     report = build_report(plan, make_records(plan, 2.2, (2.6, 2.4, 2.1)), {}, surroundings(0.0, "raystage run s.yaml"))

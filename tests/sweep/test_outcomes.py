@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 
 from raystage.errors import NonFiniteLoss
-from raystage.sweep.outcomes import Follower, Outcomes, Sparingly, reason
+from raystage.sweep.tune import Follower, Outcomes, Sparingly, reason
 
 
 def tune_trial(number: int, status: str, error: Exception | None = None, **last: Any) -> TuneTrial:

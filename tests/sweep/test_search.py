@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raystage.sweep.result import failure
 from raystage.sweep.search import room
+from raystage.sweep.summary import failure
 from raystage.sweep.trials import plan_sweep
 from sweeps import make_sweep
 

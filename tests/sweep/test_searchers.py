@@ -12,9 +12,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from raystage.sweep.config import Scheduler, Sweep
-from raystage.sweep.searchers import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler
 from raystage.sweep.trial import FINISHED_STAGE
 from raystage.sweep.trials import Planner, SweepPlan, plan_sweep
+from raystage.sweep.tune import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler
 from sweeps import make_sweep
 
 EVERYTHING = """

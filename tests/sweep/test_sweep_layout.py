@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raystage.sweep.layout import coordinate_axes, coordinate_lines, front, short_names, stage_tree
+from raystage.sweep.layout import coordinate_axes, coordinate_lines, front, stage_tree
+from raystage.sweep.summary import short_names
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep

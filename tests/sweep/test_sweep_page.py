@@ -15,18 +15,17 @@ import yaml
 from outline import Outline
 from raystage.config.schedule import parse
 from raystage.sweep.figures import draw, write_sweep
-from raystage.sweep.html import (
+from raystage.sweep.html import MOST_ROWS, sweep_page, trial_table
+from raystage.sweep.report import TrialOutcome
+from raystage.sweep.summary import (
     CHOSEN_AND_JUDGED,
     HELD_AGAINST_ITS_OWN,
-    MOST_ROWS,
     caveats,
     importance_caveats,
-    sweep_page,
-    trial_table,
+    markdown,
+    summary,
     verdict,
 )
-from raystage.sweep.report import TrialOutcome
-from raystage.sweep.result import markdown, summary
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep

@@ -18,8 +18,7 @@ from raystage.storage.processes import this_process
 from raystage.storage.store import Store
 from raystage.sweep.console import PlainSweep, live_view, make_sweep_display
 from raystage.sweep.report import TrialOutcome
-from raystage.sweep.standing import Watcher
-from raystage.sweep.status import SweepStatus
+from raystage.sweep.status import SweepStatus, Watcher
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweeps import make_sweep
 

@@ -17,7 +17,7 @@ from raystage.cli.plan_json import sweep_json
 from raystage.files.filesystem import open_folder
 from raystage.results.savings import format_flops
 from raystage.storage.store import Store
-from raystage.sweep.plan_tables import MOST_TREE_LINES, sweep_table
+from raystage.sweep.terminal import MOST_TREE_LINES, sweep_table
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweeps import SPACE, make_sweep, write_sweep
 

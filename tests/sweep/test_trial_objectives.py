@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raystage.sweep.config import Objective
-from raystage.sweep.objectives import measure
+from raystage.sweep.trial import measure
 
 
 def point(flops: int, loss: float | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raystage.sweep.trial_queue import TrialQueue
+from raystage.sweep.tree import TrialQueue
 
 # Trials 0 and 1 share stage a, 2 and 3 stage b, which can go on from a.
 CHAINS = {0: ("a", "a0"), 1: ("a", "a1"), 2: ("b", "b2"), 3: ("b", "b3")}

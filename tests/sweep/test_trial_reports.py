@@ -10,8 +10,7 @@ import pytest
 from raystage.files.filesystem import open_folder
 from raystage.report.build import build_report
 from raystage.storage.store import Store
-from raystage.sweep.report import TrialOutcome, build_sweep_report
-from raystage.sweep.trial_reports import TrialReports
+from raystage.sweep.report import TrialOutcome, TrialReports, build_sweep_report
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweep_results import finished, trained
 from sweeps import make_sweep

@@ -17,7 +17,8 @@ from factories import make_records, make_schedule
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, make_plan
-from raystage.report.build import build_report, markdown
+from raystage.report.build import build_report
+from raystage.report.markdown import markdown
 from raystage.run.driver import Driver
 from raystage.storage.store import Store
 from raystage.tools.evaluations import keep, kept

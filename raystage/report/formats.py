@@ -1,0 +1,69 @@
+"""The values of a report as text, and the tables that they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raystage.results.savings import format_share
+
+# Of a stage's key, what people are shown.
+KEY_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every row has a cell for every column; the first column names the row.
+
+    note: how to read it. totals: how many rows at the end are sums.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    totals: int = 0
+
+
+def format_loss(loss: float) -> str:
+    return f"{loss:.3f}"
+
+
+def format_perplexity(value: float) -> str:
+    """Four digits, as the loss has."""
+    return f"{value:.4g}"
+
+
+def known(value: Any, as_text: Callable[[Any], str]) -> str:
+    """A cell; what is not known yet is a dash."""
+    return "-" if value is None else as_text(value)
+
+
+def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = format_share) -> str:
+    """'27.0 % (20.1 % to 33.9 %)'; only the interval where it spans zero. found: an `Interval` as plain values."""
+    if found["low"] is None:
+        return as_text(found["mean"])
+    between = f"{as_text(found['low'])} to {as_text(found['high'])}"
+    return f"not shown ({between})" if found["low"] <= 0 <= found["high"] else f"{as_text(found['mean'])} ({between})"
+
+
+def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
+    """A figure of a report's savings as text: over several seeds with its interval, of one seed with the room that the
+    baseline's curve has between its budgets. None where there is none."""
+    over = savings.get("seeds")
+    value = over[figure] if over else savings.get(figure)
+    if value is None:
+        return None
+    if over:
+        return format_interval(value, as_text)
+    most = savings.get(f"{figure}_at_most")
+    if most is None or as_text(value) == as_text(most):
+        return as_text(value)
+    between = f"{as_text(value)} to {as_text(most)}"
+    return f"not shown ({between})" if value < 0 < most else between
+
+
+def format_jump(before: float | None, after: float | None) -> str:
+    """The held-out loss before and after a growth: '3.214 -> 3.230'."""
+    return f"{known(before, format_loss)} -> {known(after, format_loss)}"
