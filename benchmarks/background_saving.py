@@ -37,7 +37,7 @@ from raystage.growth.rules import initial_map
 from raystage.plan.build import StagePlan, make_plan
 from raystage.results.record import Progress
 from raystage.storage.store import Store
-from raystage.train import handover, partitions
+from raystage.train import collectives, handover, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.saving import Saver
 
@@ -126,7 +126,7 @@ def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:
     saver.begin(*trainer.saved)
     copying = clock.read()
     during = [copying + trainer.step()]
-    while not handover.shared(_is_done(saver, said, before)):
+    while not collectives.broadcast_object(_is_done(saver, said, before)):
         during.append(trainer.step())
     saving = clock.read()
     saver.wait()

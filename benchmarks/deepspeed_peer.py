@@ -48,7 +48,7 @@ from raystage.plan.build import StagePlan, make_plan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import handover, partitions
+from raystage.train import collectives, handover, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.handover import Entry
 
@@ -156,7 +156,7 @@ def _save_native(engine: StageEngine, path: str) -> None:
 def _save_ours(engine: StageEngine, stage: StagePlan, path: str) -> None:
     folder = open_folder(path)
     shard, steps = handover.write_own_shard(engine, folder)
-    shards, known = handover.gathered(shard), handover.gathered(steps)
+    shards, known = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {name: step for one in known for name, step in one.items()}
         checkpoint.commit(folder, handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))

@@ -37,7 +37,7 @@ from ray.tune.search import Searcher
 from raystage.cluster import launch
 from raystage.files.filesystem import open_folder
 from raystage.results.savings import format_flops
-from raystage.storage.claims import Turns
+from raystage.storage.claims import Claims
 from raystage.storage.store import Store
 from raystage.sweep.config import load
 from raystage.sweep.search import SweepRunner
@@ -185,7 +185,7 @@ def _clocked(config: Mapping[str, Any], task: TrialTask, store: str) -> None:
 @contextlib.contextmanager
 def watched(parts: Parts) -> Iterator[None]:
     """Put down how long this process's Train runs take to start and to train, and how long it waits for others."""
-    run_train, wait = launch.run_train, Turns.wait
+    run_train, wait = launch.run_train, Claims.wait
 
     def run_and_time(job: Any, on_event: Callable[..., None], *options: Any) -> bool:
         began, heard = time.monotonic(), []
@@ -201,14 +201,14 @@ def watched(parts: Parts) -> Iterator[None]:
                 parts.starting += heard[0] - began
                 parts.training += heard[-1] - heard[0]
 
-    def wait_and_time(turns: Turns, *arguments: Any) -> bool:
+    def wait_and_time(claims: Claims, *arguments: Any) -> bool:
         began = time.monotonic()
         try:
-            return wait(turns, *arguments)
+            return wait(claims, *arguments)
         finally:
             parts.waiting += time.monotonic() - began
 
-    with mock.patch.object(launch, "run_train", run_and_time), mock.patch.object(Turns, "wait", wait_and_time):
+    with mock.patch.object(launch, "run_train", run_and_time), mock.patch.object(Claims, "wait", wait_and_time):
         yield
 
 

@@ -1,7 +1,7 @@
 """How busy a sweep's slots are: python benchmarks/sweep_slots.py [--trials 10000] [--slots 64] [--seconds 2]
 
 A simulated sweep. Who trains what and who waits is decided as in a real one: by the sweep's plan and the searcher
-that Tune has of it, and in each trial by its driver, with turns, leases and records in a real store. Training alone is
+that Tune has of it, and in each trial by its driver, with claims, leases and records in a real store. Training alone is
 a sleep, of a random length for every stage. Ray Tune is left out: a thread stands for a trial's actor, asks the
 searcher for the next trial when it is through, and tells it of every stage that it finishes.
 """
@@ -27,10 +27,9 @@ from ray.tune.search import Searcher
 
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import StagePlan, trunk_key
-from raystage.results.record import Donor, Evaluation, StageRecord
+from raystage.results.record import Evaluation, Prefix, StageRecord
 from raystage.run.driver import Driver
-from raystage.run.narrator import Narrator
-from raystage.storage.claims import OnWaiting, Turn, Turns
+from raystage.storage.claims import Claim, Claims, OnWaiting
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store
 from raystage.sweep.config import load
@@ -85,8 +84,8 @@ class Meter:
         self._finished: set[str] = set()
         self._longer: dict[str, list[str]] = {}
         for key in tree.nodes:
-            for donor in self._donors(key):
-                self._longer.setdefault(donor, []).append(key)
+            for prefix in self._prefixes(key):
+                self._longer.setdefault(prefix, []).append(key)
         self._ready = set(filter(self._is_ready, tree.nodes))
         self._at = time.monotonic()
         self._waiting = 0
@@ -132,16 +131,16 @@ class Meter:
             key not in self._training
             and key not in self._finished
             and (parent is None or parent in self._finished)
-            and self._training.isdisjoint(self._donors(key))
+            and self._training.isdisjoint(self._prefixes(key))
         )
 
-    def _donors(self, key: str) -> Iterator[str]:
-        while key := self.tree.nodes[key].donor_key:
+    def _prefixes(self, key: str) -> Iterator[str]:
+        while key := self.tree.nodes[key].prefix_key:
             yield key
 
 
-class CountedTurns(Turns):
-    """Turns whose waiting is counted."""
+class CountedClaims(Claims):
+    """Claims whose waiting is counted."""
 
     meter: Meter
 
@@ -161,31 +160,31 @@ class Sleeper(Driver):
     mean_seconds: float
     on_finished: Callable[[str], None]
 
-    def _train(self, turn: Turn, narrator: Narrator) -> None:
-        for stage in turn.stages:
-            turn.check()
+    def _train(self, claim: Claim) -> None:
+        for stage in claim.stages:
+            claim.check()
             self._sleep(stage)
-            self._catch_up(narrator)
+            self._catch_up()
 
     def _sleep(self, stage: StagePlan) -> None:
-        """As long as the stage takes, or what its donor leaves of it; then it is finished."""
+        """As long as the stage takes, or what its prefix leaves of it; then it is finished."""
         self.meter.started(stage.key)
         node = self.meter.tree.nodes[stage.key]
-        donor = self.store.record(node.donor_key) if node.donor_key else None
-        share = 1 - donor.steps / stage.steps if donor else 1.0
+        prefix = self.store.record(node.prefix_key) if node.prefix_key else None
+        share = 1 - prefix.steps / stage.steps if prefix else 1.0
         time.sleep(share * self.mean_seconds * random.Random(stage.key).uniform(0.5, 1.5))
-        self.store.commit_record(_record(stage, donor, self.plan.name), trunk_key(stage))
+        self.store.commit_record(_record(stage, prefix, self.plan.name), trunk_key(stage))
         self.meter.finished(stage.key)
         self.on_finished(stage.key)
 
     def _note(self, state: str) -> dict[str, Any]:
         return {}
 
-    def _write_papers(self, report: dict[str, Any]) -> None:
+    def _write_report_files(self, report: dict[str, Any]) -> None:
         pass
 
 
-def _record(stage: StagePlan, donor: StageRecord | None, run: str) -> StageRecord:
+def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageRecord:
     """What a stage leaves behind, without a model."""
     end = Evaluation(stage.end_tokens, stage.start_steps + stage.steps, stage.end_flops, 0.0, 0.0)
     return StageRecord(
@@ -206,7 +205,7 @@ def _record(stage: StagePlan, donor: StageRecord | None, run: str) -> StageRecor
         eval_loss=0.0,
         checkpoint="checkpoints/none",
         evaluations=(end,),
-        donor=Donor(donor.key, donor.tokens, donor.flops, 0.0) if donor else None,
+        prefix=Prefix(prefix.key, prefix.tokens, prefix.flops, 0.0) if prefix else None,
         trained_for=run,
     )
 
@@ -237,9 +236,9 @@ def simulate(plan: SweepPlan, store: Store, slots: int, mean_seconds: float) -> 
                 search.on_trial_result(trial_id, {FINISHED_STAGE: key})
                 changed.notify_all()
 
-        turns = CountedTurns(store, Leases(store.folder / "stages"), POLL_SHARE * mean_seconds)
-        turns.meter = meter
-        driver = Sleeper(plan.trials[number].plan, None, store, [], turns=turns, is_connected=True)
+        claims = CountedClaims(store, Leases(store.folder / "stages"), POLL_SHARE * mean_seconds)
+        claims.meter = meter
+        driver = Sleeper(plan.trials[number].plan, None, store, [], claims=claims, is_connected=True)
         driver.meter, driver.mean_seconds, driver.on_finished = meter, mean_seconds, tell
         driver.run()
 

@@ -20,7 +20,7 @@ from raystage.cli.options import (
     store_option,
     store_uri,
 )
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.errors import RaystageError
 from raystage.tools.findings import Finding, failed
 
@@ -44,7 +44,7 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
       raystage doctor
       raystage doctor --address 10.0.0.1:6379 --store s3://my-bucket/runs --train
     """
-    NOTICE.install()
+    SHUTDOWN.install()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as in `run`: DeepSpeed would look for a GPU here, and say so
     output, findings = sys.stdout, []
     with contextlib.redirect_stdout(DebugStream()):  # for what libraries print

@@ -35,7 +35,7 @@ from raystage.cli.report import report
 from raystage.cli.status import status_command
 from raystage.cli.store import store_group
 from raystage.cli.sweep import print_sweep_plan, sweep
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, in_short, parse_operator
@@ -156,56 +156,32 @@ def run(
     """
     from raystage.config.yaml_file import read_mapping
 
-    NOTICE.install()
+    SHUTDOWN.install()
     mode = wandb_mode_for(wandb_mode)
     parsed, made = _load(schedule, read_mapping(schedule), overrides, name, store)
     # The driver computes nothing: without this DeepSpeed looks for a GPU here, and says so. Workers have their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from raystage.cluster import launch
     from raystage.report.terminal import final_table
     from raystage.run.console import make_display
-    from raystage.run.driver import Driver
     from raystage.run.earlier import make_way
-    from raystage.run.invocation import Attempt, following, next_steps, run_command
-    from raystage.run.log import LogFile, RunLog
-    from raystage.run.status import RunStatus
-    from raystage.run.wandb import WandbTracker
+    from raystage.run.log import next_steps, run_command
+    from raystage.run.session import RunSession, Tracking
 
     opened = open_store(store)
     folder = opened.run_folder(made.name)
     if aside := make_way(opened, made.name, [stage.key for run in made.runs() for stage in run.stages]):
         say(f"raystage: {aside}", err=True)
-    earlier = opened.read_run(made.name, "run.json") or {}
-    driver = Driver(made, parsed, opened, [], cluster_address(address))
-    finished = driver.records.keys()
-    display = make_display(made, sys.stderr, finished)
-    tracker = WandbTracker(
-        made,
-        parsed.model_dump(mode="json"),
-        lambda record: (opened.stage_folder(record.key) / record.checkpoint).uri,
-        mode="disabled" if driver.is_finished and earlier.get("state") == "FINISHED" else mode,
-        directory=folder.path if in_job_copy() and folder.is_local else None,
-        run_ids=_unfinished_run_ids(earlier, made),
-    )
     command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
-    attempt = Attempt(made.name, command, folder, opened.folder, driver.address, launch.logs_folder, tracker.run_ids)
-    followers = [RunLog(attempt, LogFile(folder)), RunStatus(made, attempt, finished=finished)]
-    driver.listeners, driver.run_ids = [display, tracker, *followers], tracker.run_ids
-    driver.command = command
-    failed = True
-    try:
-        # What Ray prints (a worker died) the display tells in its own words.
-        with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display), following(attempt, followers):
-            report = driver.run()
-        tracker.savings(report["savings"])
-        failed = False
-    finally:
-        tracker.close(failed)
+    tracking = Tracking(mode, folder.path if in_job_copy() and folder.is_local else None)
+    session = RunSession(made, parsed, opened, command=command, address=cluster_address(address), tracking=tracking)
+    # What Ray prints (a worker died) the display tells in its own words.
+    with contextlib.redirect_stdout(DebugStream()), session:
+        report = session.run([make_display(made, sys.stderr, session.finished)])
     print_result(report, final_table(report), as_json)
     where = f" --store {store}" if store else ""
     click.echo(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
     click.echo(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
-    for line in next_steps(attempt, None):
+    for line in next_steps(session.invocation, None):
         click.echo(line, err=as_json)
 
 
@@ -410,13 +386,6 @@ def _layer_list(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"found {text!r}; expected layer numbers such as 0,1,2,0,1,2", key="--layers") from None
-
-
-def _unfinished_run_ids(earlier: dict[str, Any], plan: Any) -> dict[str, str]:
-    """The W&B runs to go on with: those of an attempt at this very plan that did not reach its end."""
-    keys = [stage.key for run in plan.runs() for stage in run.stages]
-    same = earlier.get("written_keys") == keys
-    return earlier["wandb_run_ids"] if same and earlier["state"] != "FINISHED" else {}
 
 
 def _load(

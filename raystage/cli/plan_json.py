@@ -159,7 +159,7 @@ def _node(node: Node) -> dict[str, Any]:
         "label": node.label,
         "key": node.stage.key,
         "parent_key": node.stage.parent_key,
-        "donor_key": node.donor_key,
+        "donor_key": node.prefix_key,
         "tokens": node.stage.tokens,
         "flops": node.stage.flops,
         "own_flops": node.own_flops,

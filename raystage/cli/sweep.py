@@ -25,7 +25,7 @@ from raystage.cli.options import (
     wandb_mode_for,
     wandb_option,
 )
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.errors import InputError
 
 
@@ -93,12 +93,12 @@ def sweep(
       raystage sweep jobs/sweeps/quickstart.yaml
       raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
     """
-    NOTICE.install()
+    SHUTDOWN.install()
     mode = wandb_mode_for(wandb_mode)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
     from raystage.report.terminal import SafeConsole
-    from raystage.run.invocation import sweep_command
+    from raystage.run.log import sweep_command
     from raystage.storage.maintenance import finished_among
     from raystage.sweep.config import load
     from raystage.sweep.console import make_sweep_display

@@ -27,7 +27,7 @@ _ROOTS = ("raylet", "gcs_server")
 _NOW = b"now"
 
 
-class Guardian:
+class ClusterCleanup:
     """Of the local cluster that this process has started."""
 
     def __init__(self) -> None:

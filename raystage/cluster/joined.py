@@ -15,7 +15,7 @@ from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError, RayError
 
 from raystage.cluster.same_code import CodeOfThisProcess
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_run import is_fitting
 from raystage.errors import InputError
 
@@ -38,7 +38,7 @@ def joined(address: str) -> Iterator[None]:
         raise InputError(f"found another Ray or Python there ({_in_one_line(error)})", key="--address") from None
     except (ConnectionError, ValueError) as error:
         raise _no_answer(address, _first_line(error)) from None
-    NOTICE.install()
+    SHUTDOWN.install()
     yield
     if not is_fitting():
         ray.shutdown()

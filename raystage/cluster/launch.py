@@ -11,16 +11,16 @@ import ray
 
 from raystage.cluster.joined import joined
 from raystage.cluster.own import started
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
 from raystage.cluster.watchdog import OnEvent, Watch, answer, await_room
-from raystage.cluster.worker_group import Crew, Standby
+from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
 from raystage.config.schedule import Training
 from raystage.errors import StorageError, WorkersLost
 from raystage.files.filesystem import Folder
 from raystage.plan.plan import Job
 
-_STANDBY = Standby()
+_IDLE_WORKERS = IdleWorkers()
 GROWING_CLUSTER_SECONDS = 60.0
 
 
@@ -65,40 +65,40 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
     this process, or the sweep that it belongs to, is to end, after the workers have saved.
     """
-    crew = _STANDBY.take(job)
+    crew = _IDLE_WORKERS.take(job)
     if crew is None:
         on_event("preparing", "", f"starting {starting_workers(job.training)}")
         crew = _engage(job, patience_seconds)
     try:
-        NOTICE.is_heard = True
-        error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, NOTICE).look)
+        SHUTDOWN.is_heard = True
+        error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, SHUTDOWN).look)
         failure, has_left = answer(crew.mailbox.failure.remote()), answer(crew.mailbox.is_leaving.remote())
         ends = answer(crew.mailbox.is_ending.remote())
-        _STANDBY.keep(crew)
+        _IDLE_WORKERS.keep(crew)
     except BaseException:
         crew.abandon()
         raise
     finally:
-        NOTICE.is_heard = False
+        SHUTDOWN.is_heard = False
     if failure is not None:
         raise failure
     if error is not None:
         raise _in_words(error, job)
-    if ends or NOTICE.came_at is not None:
+    if ends or SHUTDOWN.came_at is not None:
         raise KeyboardInterrupt("asked to end, and all is saved")
     return not has_left
 
 
-def _engage(job: Job, patience_seconds: float) -> Crew:
+def _engage(job: Job, patience_seconds: float) -> WorkerGroup:
     await_room(job.training, patience_seconds)
-    crew = Crew(job)
+    crew = WorkerGroup(job)
     crew.take_on(job)
     return crew
 
 
 def dismiss() -> None:
     """Have workers leave that are at hand."""
-    _STANDBY.dismiss()
+    _IDLE_WORKERS.dismiss()
 
 
 def tidy(store: Folder) -> None:

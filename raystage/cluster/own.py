@@ -15,9 +15,9 @@ import psutil
 import ray
 from ray._private import ray_constants
 
-from raystage.cluster.cleanup import Guardian
+from raystage.cluster.cleanup import ClusterCleanup
 from raystage.cluster.same_code import CodeOfThisProcess
-from raystage.cluster.shutdown import NOTICE, unheard
+from raystage.cluster.shutdown import SHUTDOWN, unheard
 from raystage.cluster.train_notes import remove_abandoned_notes
 from raystage.cluster.train_run import is_fitting
 from raystage.errors import RaystageError
@@ -44,8 +44,8 @@ def started(cpus: int) -> Iterator[None]:
     folder = ray_folder()
     with unheard():
         _start(folder, cpus)
-        NOTICE.install()  # in place of Ray's own handler
-        guardian = Guardian()
+        SHUTDOWN.install()  # in place of Ray's own handler
+        guardian = ClusterCleanup()
     remove_abandoned_notes(open_folder(notes_folder()))
     yield
     if not is_fitting():  # else with this process

@@ -14,7 +14,7 @@ LEAVE_SECONDS = 25.0
 _TERMINAL = (1, 2)
 
 
-class Notice:
+class ShutdownSignal:
     """While a Train run listens the first one asks its workers to save and leave; a second one, or one that comes at
     another time, interrupts at once as Ctrl-C does."""
 
@@ -53,7 +53,7 @@ class Notice:
             raise KeyboardInterrupt(f"the workers did not save within {LEAVE_SECONDS:g} s")
 
 
-NOTICE = Notice()
+SHUTDOWN = ShutdownSignal()
 
 
 @contextmanager

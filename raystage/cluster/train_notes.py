@@ -12,8 +12,7 @@ import uuid
 
 from raystage.files.filesystem import Folder, open_folder
 from raystage.files.reading import parse_json
-from raystage.storage.holder import ProcessName
-from raystage.storage.processes import is_gone, this_process
+from raystage.storage.processes import ProcessId, is_gone, this_process
 
 NOTES = "ray"
 OWNER_FILE = "driver.json"
@@ -46,7 +45,7 @@ def remove_abandoned_notes(store: Folder) -> None:
 def _is_abandoned(folder: Folder) -> bool:
     """Whether its driver is known to have ended, or it is old: of drivers on other machines nothing is known."""
     try:
-        if is_gone(ProcessName.from_json(parse_json(folder.read(OWNER_FILE, _MOST_BYTES)))):
+        if is_gone(ProcessId.from_json(parse_json(folder.read(OWNER_FILE, _MOST_BYTES)))):
             return True
     except FileNotFoundError:
         pass  # of an earlier version, or begun anew after the driver had tidied up

@@ -16,10 +16,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from raystage.cluster.placement import describe_wait, has_room, is_room_taken, too_small
-from raystage.cluster.shutdown import Notice
+from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.schedule import Training
 from raystage.errors import ClusterLost
-from raystage.train.mailbox import WorkerSign
+from raystage.train.control_actor import WorkerSign
 from raystage.units import format_seconds
 
 OnEvent = Callable[[str, str, Any], None]
@@ -41,7 +41,7 @@ BEFORE_TRAINING = {
 class Watch:
     """`look` is called several times a second, in the thread that `on_event` is called in."""
 
-    def __init__(self, mailbox: Any, training: Training, on_event: OnEvent, notice: Notice) -> None:
+    def __init__(self, mailbox: Any, training: Training, on_event: OnEvent, notice: ShutdownSignal) -> None:
         self._mailbox, self._training, self._on_event, self._notice = mailbox, training, on_event, notice
         self._cared_at = self._had_room_at = self._heard_at = time.monotonic()
         self._leaving = self._told_of_wait = False

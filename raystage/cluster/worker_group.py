@@ -34,7 +34,7 @@ from raystage.cluster.watchdog import answer, in_time
 from raystage.config.schedule import Training
 from raystage.errors import ClusterLost
 from raystage.plan.plan import Job
-from raystage.train.mailbox import Mailbox, Task
+from raystage.train.control_actor import ControlActor, Task
 
 POLL_SECONDS = 0.2
 # Workers that have nothing to do need not even save.
@@ -42,7 +42,7 @@ DISMISS_SECONDS = 20.0
 _MAILBOX = "raystage-mailbox-"
 
 
-class Crew:
+class WorkerGroup:
     """The workers of one Train run, as a job needs them. They are started with the first job that is carried out."""
 
     def __init__(self, job: Job) -> None:
@@ -134,13 +134,13 @@ class Crew:
         )
 
 
-class Standby:
+class IdleWorkers:
     """The workers of this process that have no job at the moment, if there are any."""
 
     def __init__(self) -> None:
-        self._crew: Crew | None = None
+        self._crew: WorkerGroup | None = None
 
-    def take(self, job: Job) -> Crew | None:
+    def take(self, job: Job) -> WorkerGroup | None:
         """Them, where they have taken the job on; else none, and none are left."""
         crew, self._crew = self._crew, None
         if crew is None or crew.take_on(job):
@@ -148,7 +148,7 @@ class Standby:
         crew.dismiss()
         return None
 
-    def keep(self, crew: Crew) -> None:
+    def keep(self, crew: WorkerGroup) -> None:
         """For another job, where they can have one; else they leave."""
         if crew.is_at_hand():
             crew.tidy()
@@ -171,7 +171,7 @@ def _open_mailbox() -> Any:
     """Beside the driver, so that no node that is lost takes it along; one that dies all the same starts again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    return remote(Mailbox).options(name=f"{_MAILBOX}{uuid.uuid4().hex}").remote()
+    return remote(ControlActor).options(name=f"{_MAILBOX}{uuid.uuid4().hex}").remote()
 
 
 def have_all_leave(check: Callable[[], None]) -> bool:

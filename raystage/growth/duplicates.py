@@ -16,7 +16,7 @@ from raystage.growth.certificate import some_of
 from raystage.growth.rules import GrowthMap, Rule
 
 # After so many steps of training twins that are going to part have parted.
-TWIN_STEPS = 20
+DUPLICATE_STEPS = 20
 # Of every parameter so many pairs of copies are compared, at so many places along each other axis.
 _PAIRS, _PLACES = 8, 32
 
@@ -25,14 +25,14 @@ Sample = tuple[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicatePair:
     """Two equally large samples of weights that one sample of the source's was copied to."""
 
     one: Sample
     other: Sample
 
 
-def find_twins(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple[Twins, ...]:
+def find_duplicates(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple[DuplicatePair, ...]:
     """The copies that a growth map makes: for each parameter those of its units, axis by axis, and of itself.
 
     embeddings: tables that are looked up. They are left out, since what was not looked up yet cannot have parted.
@@ -41,7 +41,7 @@ def find_twins(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple[Twin
     return (*(twins for rule in chosen for twins in _of_units(rule)), *_of_parameters(chosen))
 
 
-def twin_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+def duplicate_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
     """The smallest relative distance between twins, given as their values: the norm of the difference over the
     larger norm of the two. 0 where some have not parted at all; None where there are none."""
     distances = []
@@ -52,7 +52,7 @@ def twin_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
     return min(distances, default=None)
 
 
-def _of_units(rule: Rule) -> Iterator[Twins]:
+def _of_units(rule: Rule) -> Iterator[DuplicatePair]:
     """For each axis on which source indices come more than once."""
     for number, axis in enumerate(rule.axes):
         pairs = _copies(axis.indices)
@@ -60,7 +60,7 @@ def _of_units(rule: Rule) -> Iterator[Twins]:
             pairs = pairs[some_of(len(pairs), _PAIRS)]
             places = [some_of(size, _places(rule)) for size in rule.shape]
             sides = [_flat(rule.shape, [*places[:number], pairs[:, side], *places[number + 1 :]]) for side in (0, 1)]
-            yield Twins((rule.target, sides[0]), (rule.target, sides[1]))
+            yield DuplicatePair((rule.target, sides[0]), (rule.target, sides[1]))
 
 
 def _copies(indices: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def _copies(indices: np.ndarray) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _of_parameters(rules: Sequence[Rule]) -> Iterator[Twins]:
+def _of_parameters(rules: Sequence[Rule]) -> Iterator[DuplicatePair]:
     """Parameters of several layers (or experts) that come from one and the same."""
     last: dict[tuple, Rule] = {}
     for rule in rules:
@@ -84,7 +84,7 @@ def _of_parameters(rules: Sequence[Rule]) -> Iterator[Twins]:
         key = (rule.sources, rule.shape)
         if key in last:
             flat = _flat(rule.shape, [some_of(size, _places(rule)) for size in rule.shape])
-            yield Twins((last[key].target, flat), (rule.target, flat))
+            yield DuplicatePair((last[key].target, flat), (rule.target, flat))
         last[key] = rule
 
 

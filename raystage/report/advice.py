@@ -112,7 +112,7 @@ def _large_factor(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
     return None
 
 
-def _locked_twins(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+def _locked_duplicates(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
     """Copies with equal fan-in and equal optimizer state are equal for ever: only `rms` leaves parting them to the
     optimizer's state alone."""
     growth, source, target = stage.growth, stage.parent_shape, stage.shape
@@ -257,7 +257,7 @@ def _unknown_text(plan: Plan) -> Advice | None:
 
 
 _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
-    _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_twins, _inside_decay, _beyond_cap,
+    _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_duplicates, _inside_decay, _beyond_cap,
 )  # fmt: skip
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
     _nothing_staged, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,

@@ -109,7 +109,7 @@ def _stage_row(
         "start_seconds": starts[stage.key],
         "stopped_by": record.stopped_by if record else None,
         "trained_for": record.trained_for if record else None,
-        "donor": asdict(record.donor) if record and record.donor else None,
+        "donor": asdict(record.prefix) if record and record.prefix else None,
     }
 
 

@@ -59,11 +59,11 @@ class NetCost(NamedTuple):
 def net_cost(records: Iterable[StageRecord]) -> NetCost:
     """What stages cost together: what one of them took over from another counts once."""
     by_key = {record.key: record for record in records}
-    donors = [record.donor for record in by_key.values() if record.donor and record.donor.key in by_key]
+    prefixes = [record.prefix for record in by_key.values() if record.prefix and record.prefix.key in by_key]
 
     def net(field: str) -> float:
         spent = sum(getattr(record, field) for record in by_key.values())
-        return spent - sum(getattr(donor, field) for donor in donors)
+        return spent - sum(getattr(prefix, field) for prefix in prefixes)
 
     return NetCost(net("flops"), net("seconds"), net("tokens"))
 
@@ -176,15 +176,15 @@ def _net_work(records: Sequence[StageRecord], tried: Iterable[str]) -> _Measure:
     trained, that is left out of the one that was given up."""
     keys, given_up = {record.key for record in records}, set(tried)
     taken = [
-        (record.donor.key if record.donor.key in given_up else record.key, record.donor)
+        (record.prefix.key if record.prefix.key in given_up else record.key, record.prefix)
         for record in records
-        if record.donor and record.donor.key in keys
+        if record.prefix and record.prefix.key in keys
     ]
 
     def net(record: StageRecord) -> _Work:
         flops, seconds, joules = record.flops, record.seconds, record.energy_joules
-        for donor in (donor for key, donor in taken if key == record.key):
-            flops, seconds, joules = flops - donor.flops, seconds - donor.seconds, minus(joules, donor.energy_joules)
+        for prefix in (prefix for key, prefix in taken if key == record.key):
+            flops, seconds, joules = flops - prefix.flops, seconds - prefix.seconds, minus(joules, prefix.energy_joules)
         return _Work(flops, seconds, joules)
 
     return net

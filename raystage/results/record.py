@@ -114,7 +114,7 @@ class GrowthRecord:
 
 
 @dataclass(frozen=True)
-class Donor:
+class Prefix:
     """The finished stage that another, a longer version of it, went on from; what that one needed not train."""
 
     key: str
@@ -128,7 +128,7 @@ class Donor:
 class StageRecord:
     """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
 
-    flops and tokens are the stage's own, without its ancestors', with its donor's; seconds are of wall-clock.
+    flops and tokens are the stage's own, without its ancestors', with its prefix's; seconds are of wall-clock.
     energy_joules: measured over `seconds`, of all workers' devices; None where these, or one of them, have no meter.
     """
 
@@ -153,7 +153,7 @@ class StageRecord:
     evaluations: tuple[Evaluation, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
-    donor: Donor | None = None
+    prefix: Prefix | None = None
     stopped_by: str = ""  # what ended it, in a sentence
     trained_for: str = ""  # the name of the run that finished it
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
@@ -169,14 +169,14 @@ class StageRecord:
     @property
     def flops_spent(self) -> int:
         """What was trained for it: without what it took over."""
-        return self.flops - (self.donor.flops if self.donor else 0)
+        return self.flops - (self.prefix.flops if self.prefix else 0)
 
     @property
     def worker_seconds(self) -> float:
         return self.seconds * self.num_workers
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _with_older_name(asdict(self))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageRecord:
@@ -186,7 +186,7 @@ class StageRecord:
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),
-            donor=donor_from_json(content.pop("donor", None)),
+            prefix=prefix_from_json(content.pop("donor", None)),
             train=tuple(TrainPoint(**point) for point in content.pop("train")),
             evaluations=tuple(Evaluation(**point) for point in content.pop("evaluations")),
             **content,
@@ -199,8 +199,13 @@ def growth_from_json(content: dict[str, Any] | None) -> GrowthRecord | None:
     return GrowthRecord(**{**content, "certificate": Certificate.from_json(content["certificate"])})
 
 
-def donor_from_json(content: dict[str, Any] | None) -> Donor | None:
-    return None if content is None else Donor(**content)
+def prefix_from_json(content: dict[str, Any] | None) -> Prefix | None:
+    return None if content is None else Prefix(**content)
+
+
+def _with_older_name(content: dict[str, Any]) -> dict[str, Any]:
+    """Plain values as files have them: there a prefix is called `donor`."""
+    return {"donor" if key == "prefix" else key: value for key, value in content.items()}
 
 
 @dataclass
@@ -225,7 +230,7 @@ class Progress:
     growth: GrowthRecord | None = None
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    donor: Donor | None = None
+    prefix: Prefix | None = None
     energy_joules: float | None = None  # None where some of it was not measured
     evaluation_energy_joules: float | None = None
 
@@ -234,14 +239,18 @@ class Progress:
         start = stage.start_steps, stage.start_tokens, stage.start_flops
         return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0)
 
+    def to_json(self) -> dict[str, Any]:
+        return _with_older_name(asdict(self))
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:
-        known = {key: value for key, value in content.items() if key != "pending_loss"}  # of older versions, always 0
+        # pending_loss: of older versions, always 0.
+        known = {key: value for key, value in content.items() if key not in ("pending_loss", "donor")}
         return cls(
             **{
                 **known,
                 "growth": growth_from_json(content["growth"]),
-                "donor": donor_from_json(content.get("donor")),
+                "prefix": prefix_from_json(content.get("donor")),
                 "train": [TrainPoint(**point) for point in content["train"]],
                 "evaluations": [Evaluation(**point) for point in content["evaluations"]],
             }

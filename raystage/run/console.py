@@ -27,7 +27,7 @@ from raystage.report.columns import STATE_STYLES, FirstThatFits
 from raystage.report.formats import format_jump, format_loss
 from raystage.report.terminal import SafeConsole
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
-from raystage.run.events import SilentListener
+from raystage.run.events import RunCallback
 from raystage.run.pace import Pace
 from raystage.units import format_count, format_seconds
 
@@ -143,7 +143,7 @@ def describe_growth(growth: GrowthRecord) -> str:
 # --- displays ---------------------------------------------------------------------------------
 
 
-class Display(SilentListener):
+class Display(RunCallback):
     """Follows a run, stage by stage. What is told of a reused stage is past, and only its result is shown."""
 
     def __init__(self, pace: Pace | None = None) -> None:
@@ -214,10 +214,6 @@ class Display(SilentListener):
         self._show_result(Progress(run, stage, "REUSED" if reused else "FINISHED"), record)
 
     @abstractmethod
-    def close(self) -> None:
-        """Leave the terminal as it was. Called whether or not the run went well."""
-
-    @abstractmethod
     def _show_preparing(self, what: str) -> None: ...
 
     @abstractmethod
@@ -248,9 +244,6 @@ class PlainDisplay(Display):
         self._clock = clock
         self._began = clock()
         self._last_progress = clock()
-
-    def close(self) -> None:
-        """Lines stay as they are."""
 
     def _show_preparing(self, what: str) -> None:
         print(f"[{format_seconds(self._clock() - self._began)}] {what}", file=self._stream, flush=True)
@@ -299,7 +292,8 @@ class LiveDisplay(Display):
             redirect_stdout=sys.stdout.isatty(),
         )
 
-    def close(self) -> None:
+    def ended(self, error: BaseException | None) -> None:
+        """Leave the terminal as it was."""
         self._live.stop()
 
     def _show_preparing(self, what: str) -> None:

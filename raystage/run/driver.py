@@ -1,7 +1,7 @@
-"""A schedule carried out: each stage reused or trained, then the baselines, then the report.
+"""Carries out a schedule: reuses or trains each stage, then the baselines, then writes the report.
 
-What is finished is in the store under its key. So a driver that is killed needs no memory of its own:
-started again, it finds what is there and goes on with the first stage that is not.
+Finished stages are in the store under their keys. So the driver keeps no state of its own: one that was killed and
+starts again finds the finished stages and continues with the first one that is not finished.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from raystage.report.markdown import markdown
 from raystage.results.acceptance import check_promises
 from raystage.results.record import StageRecord
 from raystage.results.tuning import choose, tried_with
-from raystage.run.events import Listener
-from raystage.run.narrator import Narrator
+from raystage.run.events import EventReplay, RunCallback
 from raystage.run.surroundings import surroundings
-from raystage.storage.claims import Turn, Turns
+from raystage.storage.claims import Claim, Claims
 from raystage.storage.lease import Leases
+from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE
 
@@ -41,26 +41,27 @@ from raystage.storage.stored_files import REPORT_FILE, RUN_FILE
 class Driver:
     """Carries out one schedule. `states` has the state of every stage by its key, `records` what is finished.
 
-    plan: changes where a gate rejects a stage, and once it is known which values further seeds train; `written` is that
-    of the schedule as it was written. tried: what was not accepted. discarded: the stages, finished, of plans that were
-    given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
+    plan: changes when a gate rejects a stage, and once it is known which values further seeds train; `written` is the
+    plan of the schedule as it was written. tried: what was not accepted. discarded: the finished stages of plans that
+    were given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
     command: what starts the run again.
     """
 
     plan: Plan
     schedule: Schedule
     store: Store
-    listeners: Sequence[Listener]
+    callbacks: Sequence[RunCallback] = ()
     address: str | None = None
     run_ids: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, StageRecord] = field(default_factory=dict)
     tried: tuple[Rejection, ...] = ()
     discarded: dict[str, StagePlan] = field(default_factory=dict)
-    turns: Turns | None = None
+    claims: Claims | None = None
     is_connected: bool = False
     draws: bool = True
     command: str | None = None
+    events: EventReplay = field(init=False)
     _began: float = 0.0
     _surroundings: dict[str, Any] = field(default_factory=dict)
 
@@ -70,30 +71,30 @@ class Driver:
         self._choose()
 
     def _look(self) -> None:
-        """Look for what of the plan is finished; stages that several runs share are looked for once."""
+        """Look up which stages of the plan are finished; a stage that several runs share is looked up once."""
         for key in self.plan.stages_by_key().keys() - self.records.keys():
             record = self.store.record(key)
             self.states[key] = "REUSED" if record else "SCHEDULING"
             if record:
                 self.records[key] = record
-        self.turns = self.turns or Turns(self.store, Leases(self.store.folder / "stages"))
+        self.claims = self.claims or Claims(self.store, Leases(self.store.folder / "stages"))
 
     def run(self) -> dict[str, Any]:
-        """Carry out the whole plan; returns the report. Raises RaystageError, after noting the state."""
+        """Carry out the whole plan; returns the report. Raises RaystageError, after writing down the state."""
         self._began = time.time()
         self._surroundings = surroundings(self._began, self.command)
         self._note("RUNNING")
-        narrator = Narrator(self.plan.runs(), self.records, self._tell, self._take_turn)
+        self.events = EventReplay(self.plan.runs(), self.records, self.callbacks, self._training_begins)
         try:
             with contextlib.ExitStack() as stack:
-                self._go_on(narrator)
+                self._go_on()
                 while job := self._next_job():
-                    self._train_alone(job, narrator, stack)
+                    self._carry_out(job, stack)
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
         report = self._note("FINISHED")
-        self._write_papers(report)
+        self._write_report_files(report)
         return report
 
     @property
@@ -104,109 +105,103 @@ class Driver:
     # --- training -----------------------------------------------------------------------------
 
     def _next_job(self) -> tuple[StagePlan, ...]:
-        """The stages that are to be trained next by one and the same workers; none where all is finished."""
+        """The next stages to train, which the same workers train one after the other; none if all is finished."""
         stages = {stage.key: stage for run in self.plan.known_runs() for stage in run.stages}
         pending = [stage for key, stage in stages.items() if key not in self.records]
         return jobs(pending)[0] if pending else ()
 
-    def _train_alone(self, job: tuple[StagePlan, ...], narrator: Narrator, stack: contextlib.ExitStack) -> None:
-        """Train what of a job nobody else trains. Where that is not even its first stage, wait until it is, or until it
-        is finished."""
-        if not self.turns.free(job):
-            launch.dismiss()  # who waits holds no CPU or GPU
-            self.turns.wait(job[:1], lambda stage, holder: self._wait(narrator, stage, f"{holder}, which trains it"))
-            self._catch_up(narrator)
+    def _carry_out(self, job: tuple[StagePlan, ...], stack: contextlib.ExitStack) -> None:
+        """Train the stages of a job that no other driver trains. If another one trains even its first stage, wait until
+        that stage is free or finished."""
+        if not self.claims.free(job):
+            launch.dismiss()  # a driver that waits must not hold CPUs or GPUs
+            self.claims.wait(job[:1], self._waits_for)
+            self._catch_up()
             return
         self._ensure_cluster(stack)
-        with self.turns.take(self.turns.free(job)) as turn:
-            if turn is None:  # somebody was faster
-                self._catch_up(narrator)
+        with self.claims.take(self.claims.free(job)) as claim:
+            if claim is None:  # another driver was faster
+                self._catch_up()
             else:
-                self._train(turn, narrator)
+                self._train(claim)
 
-    def _train(self, turn: Turn, narrator: Narrator) -> None:
-        """Train the stages of a turn, or as many as one Train run gets done. Raises where that is none."""
-        job = turn.stages
-        narrator.begin()
+    def _train(self, claim: Claim) -> None:
+        """Train the stages of a claim, or as many as one Train run finishes. Raises if that is none."""
+        job = claim.stages
+        self.events.begin()
 
         def hear(kind: str, key: str, what: Any) -> None:
-            turn.check()
-            self._hear(narrator, kind, key, what)
+            claim.check()
+            self._hear(kind, key, what)
 
         try:
             patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
             is_done = launch.run_train(Job(job, self.store.folder.uri, self.plan.name), hear, patience)
         except WorkersLost:
-            # What failed in the end may be far from where the run began: max_failures are each stage's own.
+            # The Train run may have finished several stages before it failed, and max_failures counts for each stage.
             is_done = False
             if job[0].key not in self.records:
-                self._mark(narrator.stage, "ERRORED")
+                self._mark("ERRORED")
                 raise
         except BrokenPromise as error:
-            self._reject(narrator, narrator.stage, (str(error),), error)
-            self._go_on(narrator)
+            self._reject(self.events.stage, (str(error),), error)
+            self._go_on()
             return
         except BaseException as error:
-            self._mark(narrator.stage, "ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
-            tried = tried_with(self.plan, narrator.run.name) if isinstance(error, NonFiniteLoss) else ""
+            self._mark("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
+            tried = tried_with(self.plan, self.events.run.name) if isinstance(error, NonFiniteLoss) else ""
             if tried:
-                where = f"that was {narrator.run.name}, with which baseline.tune tries {tried}"
-                raise NonFiniteLoss(f"{error}. {where}: take it off the list") from None
+                where = f"this was {self.events.run.name}, with which baseline.tune tries {tried}"
+                raise NonFiniteLoss(f"{error}. {where}: remove this value from the list") from None
             raise
-        self._catch_up(narrator)  # a message may have been lost with the node it was on
+        self._catch_up()  # a message may have been lost together with the node it was on
         if is_done and job[0].key not in self.records:
             raise StageFailed(f"stage {job[0].name}: the Train run ended without a record of it in the store")
 
-    def _mark(self, stage: StagePlan | None, state: str) -> None:
-        """Note what became of the stage whose turn it is. None where all were finished already."""
-        if stage is not None:
-            self.states[stage.key] = state
+    def _mark(self, state: str) -> None:
+        """Set the state of the stage that is being trained, unless all stages are finished."""
+        if self.events.stage is not None:
+            self.states[self.events.stage.key] = state
 
-    def _hear(self, narrator: Narrator, kind: str, key: str, what: Any) -> None:
-        """One message of the first worker, or of whoever watches over all of them."""
-        if kind == "trouble" and narrator.stage is not None:
-            self._tell("restarted", narrator.run, narrator.stage, what)
-        if kind == "preparing":
-            self._tell("preparing", what)
-        if kind == "waiting" and narrator.stage is not None:
-            self._wait(narrator, narrator.stage, what)
-        if kind == "started" and narrator.stage is not None and key != narrator.stage.key:
-            self._catch_up(narrator)
-        narrator.hear(kind, key, what)
+    def _hear(self, kind: str, key: str, what: Any) -> None:
+        """A message of the first worker, or of the watchdog."""
+        if kind == "started" and self.events.stage is not None and key != self.events.stage.key:
+            self._catch_up()
+        self.events.hear(kind, key, what)
         if kind == "finished":
             self.states[key], self.records[key] = "FINISHED", what
             self._note("RUNNING")
-            self._go_on(narrator)
+            self._go_on()
 
-    def _wait(self, narrator: Narrator, stage: StagePlan, for_what: str) -> None:
-        self._tell("waiting", narrator.run, stage, for_what)
+    def _waits_for(self, stage: StagePlan, holder: LeaseHolder) -> None:
+        self.events.tell("waiting", self.events.run, stage, f"{holder}, which trains it")
 
-    def _catch_up(self, narrator: Narrator) -> None:
-        """Workers pass over what they find finished, by whomever; so do we."""
-        while narrator.stage is not None and (record := self.store.record(narrator.stage.key)):
+    def _catch_up(self) -> None:
+        """Workers skip stages that another process has finished; so does this driver."""
+        while self.events.stage is not None and (record := self.store.record(self.events.stage.key)):
             self.states[record.key], self.records[record.key] = "REUSED", record
-            self._go_on(narrator)
+            self._go_on()
 
-    def _take_turn(self, stage: StagePlan) -> None:
+    def _training_begins(self, stage: StagePlan) -> None:
         self.states[stage.key] = "RUNNING"
         self._note("RUNNING")
 
     # --- gates --------------------------------------------------------------------------------
 
-    def _go_on(self, narrator: Narrator) -> None:
-        """Judge what is finished, plan anew where that is rejected, and tell of all up to the next stage to train."""
+    def _go_on(self) -> None:
+        """Judge what is finished, plan again if a stage is rejected, and tell of all before the next stage to train."""
         while rejected := self._first_rejected():
             stage, reasons, error = rejected
-            narrator.advance(up_to=stage.key)
-            self._reject(narrator, stage, reasons, error)
+            self.events.advance(up_to=stage.key)
+            self._reject(stage, reasons, error)
         if self._choose():
-            narrator.follow(self.plan.runs())
-        narrator.advance()
+            self.events.follow(self.plan.runs())
+        self.events.advance()
 
     def _choose(self) -> bool:
-        """Have further seeds train the best values, as soon as these are known; whether that was now.
+        """Have further seeds train the best values, as soon as these are known. Returns whether that was now.
 
-        A driver that starts again finds the same records, and comes to the same choice.
+        A driver that starts again finds the same records, and makes the same choice.
         """
         choice = None if self.plan.is_chosen else choose(self.plan, self.records)
         if choice is None:
@@ -222,7 +217,7 @@ class Driver:
                 return None
             record = self.records[stage.key]
             try:
-                check_promises(stage, record.growth)  # the schedule may ask for more than when it was trained
+                check_promises(stage, record.growth)  # the schedule may demand more now than when the stage was trained
             except BrokenPromise as error:
                 return stage, (str(error),), error
             reasons = judge(stage.accept, record) if stage.accept else ()
@@ -230,11 +225,11 @@ class Driver:
                 return stage, reasons, StageRejected(f"stage {stage.name}: not accepted: {'; '.join(reasons)}")
         return None
 
-    def _reject(self, narrator: Narrator, stage: StagePlan, reasons: tuple[str, ...], error: StageFailed) -> None:
-        """Do what the schedule says about a stage that is not accepted. Raises `error` where that is to stop."""
+    def _reject(self, stage: StagePlan, reasons: tuple[str, ...], error: StageFailed) -> None:
+        """Do what the schedule says about a stage that is not accepted. Raises `error` if it says to stop."""
         index = [one.key for one in self.plan.staged.stages].index(stage.key)
         rejection = answer(self.schedule, index, stage.key, reasons, self.tried)
-        self._tell("rejected", self.plan.staged, stage, rejection)
+        self.events.tell("rejected", self.plan.staged, stage, rejection)
         self.tried = (*self.tried, rejection)
         if rejection.action == ABORT:
             self.states[stage.key] = "ERRORED"
@@ -244,26 +239,22 @@ class Driver:
         kept = {one.key for one in self.plan.staged.stages}
         self.discarded = {key: one for key, one in (self.discarded | given_up).items() if key not in kept}
         self._look()
-        narrator.follow(self.plan.runs())
+        self.events.follow(self.plan.runs())
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
         if not self.is_connected:
             needs = [stage.training for run in self.plan.runs() for stage in run.stages]
             cpus = max(training.workers * training.cpus_per_worker for training in needs)
             gpus = max(training.workers * training.gpus_per_worker for training in needs)
-            self._tell("preparing", launch.starting_cluster(self.address, cpus, gpus))
+            self.events.tell("preparing", launch.starting_cluster(self.address, cpus, gpus))
             stack.enter_context(launch.cluster(self.address, cpus, gpus))
             launch.tidy(self.store.folder)
             self.is_connected = True
 
-    def _tell(self, what: str, *facts: Any) -> None:
-        for listener in self.listeners:
-            getattr(listener, what)(*facts)
-
-    # --- what stays ---------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------
 
     def _note(self, state: str) -> dict[str, Any]:
-        """Write down how things stand, for `raystage status` and `raystage report`."""
+        """Write down the state of the run, for `raystage status` and `raystage report`."""
         given_up = GivenUp(self.tried, tuple(self.discarded.values()))
         report = {**build_report(self.plan, self.records, self.states, self._surroundings, given_up), "state": state}
         self.store.write_run(self.plan.name, REPORT_FILE, report)
@@ -288,8 +279,8 @@ class Driver:
         )
         return report
 
-    def _write_papers(self, report: dict[str, Any]) -> None:
-        """The report as a page, as Markdown and as its figures, beside the report itself."""
+    def _write_report_files(self, report: dict[str, Any]) -> None:
+        """Write the report as a page, as Markdown and as figures, beside report.json."""
         folder = self.store.run_folder(self.plan.name)
         folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
         folder.write_whole("report.md", markdown(report).encode())

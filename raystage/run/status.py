@@ -19,12 +19,12 @@ from raystage.files.sealed_json import written
 from raystage.plan.build import Plan, RunPlan, StagePlan
 from raystage.plan.retries import Rejection
 from raystage.report.build import DONE
-from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.record import Evaluation, StageRecord, TrainPoint
 from raystage.run.console import Progress
-from raystage.run.invocation import Attempt
+from raystage.run.events import RunCallback
+from raystage.run.log import Invocation
 from raystage.run.pace import Pace
-from raystage.storage.holder import ProcessName
-from raystage.storage.processes import is_gone
+from raystage.storage.processes import ProcessId, is_gone
 from raystage.storage.store import read_file
 from raystage.storage.stored_files import STATUS_FILE
 from raystage.timers import Ticker
@@ -51,7 +51,7 @@ class _StageStatus:
     checkpoint: str | None = None
     waiting_for: str | None = None
 
-    def row(self, attempt: Attempt) -> dict[str, Any]:
+    def row(self, invocation: Invocation) -> dict[str, Any]:
         stage, progress = self.progress.stage, self.progress
         return {
             "run": progress.run.name,
@@ -69,22 +69,22 @@ class _StageStatus:
             "attempts": self.attempts,
             "restarts": self.restarts,
             "rejections": self.rejections,
-            "checkpoints": (attempt.store / "stages" / stage.key / "checkpoints").uri,
+            "checkpoints": (invocation.store / "stages" / stage.key / "checkpoints").uri,
             "last_checkpoint": self.checkpoint,
             "waiting_for": self.waiting_for,
         }
 
 
-class RunStatus:
-    """Keeps the status of one attempt at `plan`; a Listener and a Follower. Begins where an earlier attempt ended.
+class RunStatus(RunCallback):
+    """Keeps the status file of a run of `plan`. Begins with what an earlier invocation left there.
 
     finished: the keys of what the store has, kept up to date by the driver.
     """
 
     def __init__(
-        self, plan: Plan, attempt: Attempt, write_seconds: float = WRITE_SECONDS, finished: Collection[str] = ()
+        self, plan: Plan, invocation: Invocation, write_seconds: float = WRITE_SECONDS, finished: Collection[str] = ()
     ) -> None:
-        self._plan, self._attempt = plan, attempt
+        self._plan, self._invocation = plan, invocation
         self._state, self._error = "RUNNING", None
         self._doing: str | None = None  # what is being started
         self._pace = Pace(plan, finished)
@@ -93,7 +93,7 @@ class RunStatus:
         self._is_new, self._written_at = True, 0.0
         self._has_warned = False
         self._lock = threading.Lock()
-        earlier = _counts(read_status(attempt.folder))
+        earlier = _counts(read_status(invocation.folder))
         self._stages = [
             _StageStatus(Progress(run, stage, "SCHEDULING"), **earlier.get(stage.key, {}))
             for run in plan.runs()
@@ -101,11 +101,6 @@ class RunStatus:
         ]
         self._write()
         self._ticker = Ticker("raystage-status", write_seconds, self._write)
-
-    # --- Listener -----------------------------------------------------------------------------
-
-    def run_started(self, run: RunPlan) -> None:
-        """The plan names all runs."""
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._change(stage, waiting_for=for_what)
@@ -124,9 +119,6 @@ class RunStatus:
             for one in self._of(stage):
                 one.attempts += not reused
         self._progress(stage, state="REUSED" if reused else "SCHEDULING")
-
-    def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None:
-        """What it did is in the report; training begins now."""
 
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
         self._change(stage, tokens=point.tokens - stage.start_tokens, lr=point.lr)
@@ -159,11 +151,6 @@ class RunStatus:
         self._progress(stage, state=state, step=record.steps, eval_loss=record.eval_loss)
         with self._lock:
             self._current = None
-
-    def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:
-        """A run ends with its last stage."""
-
-    # --- Follower -----------------------------------------------------------------------------
 
     def ended(self, error: BaseException | None) -> None:
         self._ticker.stop()
@@ -220,37 +207,37 @@ class RunStatus:
             self._is_new, self._written_at = False, time.monotonic()
         try:
             if trains or not self._is_anothers():
-                self._attempt.folder.write_whole(STATUS_FILE, written(content))
+                self._invocation.folder.write_whole(STATUS_FILE, written(content))
         except StorageError as error:
             if not self._has_warned:
-                _logger.warning("%s: %s", (self._attempt.folder / STATUS_FILE).uri, error)
+                _logger.warning("%s: %s", (self._invocation.folder / STATUS_FILE).uri, error)
             self._has_warned = True
 
     def _is_anothers(self) -> bool:
         """Whether another driver keeps the status of this very run; who only waits for it leaves it to that one."""
-        found = read_status(self._attempt.folder)
+        found = read_status(self._invocation.folder)
         process = process_of(found)
-        if process is None or process == self._attempt.process:
+        if process is None or process == self._invocation.process:
             return False
         return found.get("state") == "RUNNING" and silence(process, found["updated_at"], time.time()) is None
 
     def _content(self) -> dict[str, Any]:
-        self._worker_logs = self._attempt.worker_logs() or self._worker_logs  # they outlive the cluster
+        self._worker_logs = self._invocation.worker_logs() or self._worker_logs  # they outlive the cluster
         return {
             "name": self._plan.name,
             "state": self._state,
             "error": self._error,
-            "process": self._attempt.process.to_json(),
-            "started_at": self._attempt.started_at,
+            "process": self._invocation.process.to_json(),
+            "started_at": self._invocation.started_at,
             "updated_at": time.time(),
-            "command": self._attempt.command,
-            "store": self._attempt.store.uri,
-            "log": self._attempt.log,
+            "command": self._invocation.command,
+            "store": self._invocation.store.uri,
+            "log": self._invocation.log,
             "worker_logs": self._worker_logs,
-            "wandb_run_ids": dict(self._attempt.wandb_run_ids),
+            "wandb_run_ids": dict(self._invocation.wandb_run_ids),
             "doing": self._doing,
             "seconds_left": self._seconds_left(),
-            "stages": [one.row(self._attempt) for one in self._stages],
+            "stages": [one.row(self._invocation) for one in self._stages],
         }
 
     def _seconds_left(self) -> float | None:
@@ -271,15 +258,15 @@ def read_status(folder: Folder) -> dict[str, Any]:
         return {}
 
 
-def process_of(status: Mapping[str, Any]) -> ProcessName | None:
+def process_of(status: Mapping[str, Any]) -> ProcessId | None:
     """Of the driver; None where it is not known."""
     try:
-        return ProcessName.from_json(status["process"])
+        return ProcessId.from_json(status["process"])
     except (ValueError, TypeError, KeyError):
         return None
 
 
-def silence(process: ProcessName, updated_at: float, now: float) -> str | None:
+def silence(process: ProcessId, updated_at: float, now: float) -> str | None:
     """Why the driver of a run that is said to go on may be dead; None where there is no reason to think so.
 
     updated_at, now: seconds since 1970.

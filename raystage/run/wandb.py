@@ -1,6 +1,6 @@
 """W&B: one run per run of the schedule, kept by the driver, offline unless asked otherwise.
 
-A `WandbTracker` is told how a run goes (`Listener`) and turns what it hears into rows. Every row carries
+A `WandbTracker` is told how a run goes (`RunCallback`) and turns what it hears into rows. Every row carries
 `tokens` and `flops`, counted from the start of its run, so that either can be a curve's axis:
 
     train/*    loss, lr, gradient_norm, tokens_per_second, mfu
@@ -31,10 +31,12 @@ from raystage.cluster.shutdown import unheard
 from raystage.plan.build import Plan, RunPlan, StagePlan
 from raystage.plan.retries import Rejection
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.run.events import RunCallback
 from raystage.run.wandb_rows import (
     Row,
     artifact_name,
     checkpoint_metadata,
+    duplicates_row,
     evaluation_row,
     growth_row,
     result_row,
@@ -42,7 +44,6 @@ from raystage.run.wandb_rows import (
     savings_summary,
     stage_row,
     train_row,
-    twins_row,
 )
 
 Mode = Literal["offline", "online", "disabled"]
@@ -56,7 +57,7 @@ _ARTIFACT_SECONDS = 30
 _logger = logging.getLogger(__name__)
 
 
-class WandbTracker:
+class WandbTracker(RunCallback):
     """Keeps one W&B run per run of `plan`: the staged one open until `close`, a baseline until it is finished.
 
     config: the resolved schedule as plain values. checkpoint_uri: where the manifest of a finished stage
@@ -99,20 +100,9 @@ class WandbTracker:
         """By name of the run its W&B id, known before the run begins."""
         return dict(self._ids)
 
-    # --- Listener -----------------------------------------------------------------------------
-
     def run_started(self, run: RunPlan) -> None:
         if self._mode != "disabled":
-            self._attempt(partial(self._start, run))
-
-    def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
-        """Nothing to log: the stage's points come when it is trained, by whomever."""
-
-    def preparing(self, what: str) -> None:
-        """Nothing to log."""
-
-    def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
-        """The points of before follow: W&B is told of whole curves."""
+            self._call(partial(self._start, run))
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._log(run, "stage", stage_row(run, stage))
@@ -126,58 +116,47 @@ class WandbTracker:
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
         self._log(run, "eval", evaluation_row(point))
 
-    def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
-        """Only the checkpoint that a stage ends with becomes an artifact."""
-
-    def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
-        """Nothing to log: the points that now come a second time are the same and are left out."""
-
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
-        """What comes next goes over the same tokens again: the curves go back, with a number of their own."""
+        """The next attempt covers the same tokens again: the curves go back, and get a number of their own."""
         if run.name in self._open:
             self._attempts += 1
             self._open[run.name].go_back()
-            self._log(
-                run,
-                "stage",
-                {"tokens": stage.start_tokens, "flops": stage.start_flops, "stage/attempt": self._attempts},
-            )
+            row = {"tokens": stage.start_tokens, "flops": stage.start_flops, "stage/attempt": self._attempts}
+            self._log(run, "stage", row)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         if record.growth and record.growth.certificate.twin_steps is not None:
-            self._log(run, "growth", twins_row(stage, record.growth))
+            self._log(run, "growth", duplicates_row(stage, record.growth))
         self._log(run, "stage", result_row(run, stage, record, reused))
         if run.name in self._open:
-            self._attempt(partial(self._log_checkpoint, run, stage, record))
+            self._call(partial(self._log_checkpoint, run, stage, record))
 
     def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:
         if run.name != self._plan.staged.name:
             self._finish(run.name, exit_code=0)
 
-    # --- the end ------------------------------------------------------------------------------
-
     def savings(self, savings: Mapping[str, Any]) -> None:
         """Put every field that has a value into the staged run's summary."""
         opened = self._open.get(self._plan.staged.name)
         if opened:
-            self._attempt(partial(opened.run.summary.update, savings_summary(savings)))
+            self._call(partial(opened.run.summary.update, savings_summary(savings)))
 
-    def close(self, failed: bool) -> None:
-        """Finish what is still open and stop W&B's service process, unless a run of someone else needs it."""
+    def ended(self, error: BaseException | None) -> None:
+        """Finish the W&B runs that are still open, and stop W&B's service process unless others need it."""
         for name in list(self._open):
-            self._finish(name, exit_code=int(failed), always=True)
+            self._finish(name, exit_code=int(error is not None), always=True)
         if self._session is not None and not self._is_shared():
-            # With a dead service teardown raises or even calls sys.exit; that is no reason to end badly.
+            # If the service is dead, teardown raises an error or even calls sys.exit.
             with contextlib.suppress(Exception, SystemExit):
                 wandb.teardown()
         self._session = None
 
     def _is_shared(self) -> bool:
-        """Whether someone else has a run open. One of ours is so now only if the service died under it."""
+        """Whether others have a W&B run open. A run of this tracker is still active only if the service has died."""
         active = self._session.most_recent_active_run
         return active is not None and active.id not in self._ids.values()
 
-    # --- doing --------------------------------------------------------------------------------
+    # --- calls of W&B -------------------------------------------------------------------------
 
     def _start(self, run: RunPlan) -> None:
         with unheard():  # W&B's service must outlive a word to end, too
@@ -206,7 +185,7 @@ class WandbTracker:
     def _log(self, run: RunPlan, curve: str, row: Row) -> None:
         opened = self._open.get(run.name)
         if opened and opened.is_new(curve, row["tokens"]):
-            self._attempt(partial(opened.run.log, row))
+            self._call(partial(opened.run.log, row))
 
     def _log_checkpoint(self, run: RunPlan, stage: StagePlan, record: StageRecord) -> None:
         opened, parent = self._open[run.name].run, self._artifacts.get(stage.parent_key or "")
@@ -221,9 +200,9 @@ class WandbTracker:
 
     def _finish(self, name: str, exit_code: int, always: bool = False) -> None:
         if name in self._open and (always or not self._gave_up):
-            self._attempt(partial(self._open.pop(name).run.finish, exit_code=exit_code), always=True)
+            self._call(partial(self._open.pop(name).run.finish, exit_code=exit_code), always=True)
 
-    def _attempt(self, call: Callable[[], object], always: bool = False) -> None:
+    def _call(self, call: Callable[[], object], always: bool = False) -> None:
         """Call W&B; where that fails, warn once and do without from then on."""
         if self._gave_up and not always:
             return

@@ -73,7 +73,7 @@ def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:
     return {"tokens": stage.start_tokens, "flops": stage.start_flops, **known, **norms}
 
 
-def twins_row(stage: StagePlan, growth: GrowthRecord) -> Row:
+def duplicates_row(stage: StagePlan, growth: GrowthRecord) -> Row:
     """How far copies had parted, some steps into the stage; without a distance where there were none."""
     certificate = growth.certificate
     row = {

@@ -1,6 +1,6 @@
-"""A driver's turn at a job: its own once nobody else trains any of the job's stages.
+"""A driver's claim on the stages of a job: it may train them once no other driver trains any of them.
 
-Drivers that share a store wait here for each other. What another one finishes meanwhile is there to be reused.
+Drivers that share a store wait here for each other. What another driver finishes meanwhile is reused.
 """
 
 from __future__ import annotations
@@ -12,48 +12,49 @@ from itertools import takewhile
 
 from raystage.errors import StageFailed
 from raystage.plan.build import StagePlan, key_at, trunk_key
-from raystage.storage.holder import Holder
 from raystage.storage.lease import Lease, Leases
+from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store
 
 POLL_SECONDS = 2.0
 
-OnWaiting = Callable[[StagePlan, Holder], None]
+OnWaiting = Callable[[StagePlan, LeaseHolder], None]
 
 
-class Turn:
+class Claim:
     """Stages to train, and the leases of all of them."""
 
     def __init__(self, stages: Sequence[StagePlan], leases: Sequence[Lease], ttl_seconds: float) -> None:
         self.stages, self._leases, self._ttl_seconds = tuple(stages), leases, ttl_seconds
 
     def check(self) -> None:
-        """Raises StageFailed where somebody else may have taken over."""
+        """Raises StageFailed if another process may have taken over a stage."""
         for stage, lease in zip(self.stages, self._leases, strict=True):
             if lease.lost:
                 raise StageFailed(
-                    f"stage {stage.name}: this process showed no life for {self._ttl_seconds:.0f} s or more, and "
-                    f"another took the stage over; the same command waits for it and reuses what it finishes"
+                    f"stage {stage.name}: this process did not renew its lease for {self._ttl_seconds:.0f} s or more, "
+                    f"and another process took the stage over; "
+                    f"run the same command again: it waits for that process and reuses what it finishes"
                 )
 
 
-class Turns:
-    """Gives a driver its turns. poll_seconds: how often is looked whether a stage is free, or finished."""
+class Claims:
+    """Makes claims for one driver. poll_seconds: how often it checks whether a stage is free or finished."""
 
     def __init__(self, store: Store, leases: Leases, poll_seconds: float = POLL_SECONDS) -> None:
         self._store, self._leases, self._poll_seconds = store, leases, poll_seconds
 
     def free(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-        """The stages up to the first one that is somebody's, or that can go on from one that somebody trains now."""
-        return tuple(takewhile(lambda stage: self._in_the_way(stage) is None, stages))
+        """The stages before the first one that another process trains, or whose prefix another process trains now."""
+        return tuple(takewhile(lambda stage: self._blocked_by(stage) is None, stages))
 
     def wait(self, stages: Sequence[StagePlan], on_waiting: OnWaiting) -> bool:
-        """Wait until none of the stages is anybody's. False as soon as one is finished.
+        """Wait until no other process has one of the stages. Returns False as soon as one of them is finished.
 
-        `on_waiting` hears of everyone who is waited for, once.
+        on_waiting: called once for each process that is waited for.
         """
         told: set[str] = set()
-        while found := self._somebodys(stages):
+        while found := self._first_blocked(stages):
             stage, holder = found
             if holder.is_held and holder.ticket not in told:
                 told.add(holder.ticket)
@@ -64,9 +65,11 @@ class Turns:
         return True
 
     @contextlib.contextmanager
-    def take(self, stages: Sequence[StagePlan]) -> Iterator[Turn | None]:
-        """Within this the stages are this driver's alone: all of them, or, where one is somebody else's or finished
-        by now, none; nor where there are no stages."""
+    def take(self, stages: Sequence[StagePlan]) -> Iterator[Claim | None]:
+        """Within this context only this driver has the stages.
+
+        Gives None if there are no stages, if another process has one of them, or if one is finished meanwhile.
+        """
         with contextlib.ExitStack() as stack:
             leases: list[Lease] = []
             for stage in stages:
@@ -80,17 +83,17 @@ class Turns:
             else:
                 for stage in stages:
                     self._store.note_trunk(trunk_key(stage), stage.steps, stage.key)
-                yield Turn(stages, leases, self._leases.ttl_seconds)
+                yield Claim(stages, leases, self._leases.ttl_seconds)
 
-    def _somebodys(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, Holder] | None:
+    def _first_blocked(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, LeaseHolder] | None:
         for stage in stages:
-            if holder := self._in_the_way(stage):
+            if holder := self._blocked_by(stage):
                 return stage, holder
         return None
 
-    def _in_the_way(self, stage: StagePlan) -> Holder | None:
-        """Who trains the stage, or a shorter version of it that it would go on from: one that is longer than all that
-        are finished."""
+    def _blocked_by(self, stage: StagePlan) -> LeaseHolder | None:
+        """The process that trains the stage, or the prefix that the stage would start from: a shorter version of it
+        that is longer than all finished ones."""
         if holder := self._leases.holder(stage.key):
             return holder
         for steps, key in self._store.trunk(trunk_key(stage)):

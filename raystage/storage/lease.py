@@ -36,8 +36,7 @@ from dataclasses import dataclass, field
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import unsealed
-from raystage.storage.holder import Holder, ProcessName
-from raystage.storage.processes import is_gone, this_process
+from raystage.storage.processes import LeaseHolder, ProcessId, is_gone, this_process
 from raystage.timers import Ticker
 
 TTL_SECONDS = 30.0
@@ -58,7 +57,7 @@ class Leases:
     def __init__(
         self,
         stages: Folder,
-        owner: ProcessName | None = None,
+        owner: ProcessId | None = None,
         ttl_seconds: float = TTL_SECONDS,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
@@ -86,7 +85,7 @@ class Leases:
         lease.release()
         return None
 
-    def holder(self, key: str) -> Holder | None:
+    def holder(self, key: str) -> LeaseHolder | None:
         """Who holds the lease of a stage, or claims it; None where it is free."""
         living = self._living(self._stages / key / _FOLDER)
         return min(living, key=lambda one: (not one.is_held, one.ticket), default=None)
@@ -100,7 +99,7 @@ class Leases:
             time.sleep(_SETTLE_SECONDS)
         return True
 
-    def _living(self, folder: Folder, own: str | None = None) -> list[Holder]:
+    def _living(self, folder: Folder, own: str | None = None) -> list[LeaseHolder]:
         """The tickets of others that are not dead. Whoever has a ticket of its `own` removes the dead ones."""
         found = []
         for ticket in _tickets(folder):
@@ -113,7 +112,7 @@ class Leases:
                     _remove(folder, ticket)
         return found
 
-    def _is_dead(self, folder: Folder, holder: Holder, beat: bytes | None) -> bool:
+    def _is_dead(self, folder: Folder, holder: LeaseHolder, beat: bytes | None) -> bool:
         path = f"{folder.path}/{holder.ticket}"
         if path not in self._seen or self._seen[path].beat != beat:
             self._seen[path] = _Seen(beat)
@@ -151,7 +150,7 @@ class Lease:
     """One claimant's ticket for a stage. lost: for good, since somebody else may have held the stage by now."""
 
     def __init__(
-        self, folder: Folder, owner: ProcessName, ttl_seconds: float, on_release: Callable[[Lease], None]
+        self, folder: Folder, owner: ProcessId, ttl_seconds: float, on_release: Callable[[Lease], None]
     ) -> None:
         self.folder, self.lost = folder, False
         self.ticket = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
@@ -227,14 +226,14 @@ def _content(folder: Folder, name: str) -> bytes | None:
         return None
 
 
-def _holder(ticket: str, content: bytes, beat: bytes | None) -> Holder:
+def _holder(ticket: str, content: bytes, beat: bytes | None) -> LeaseHolder:
     try:
         found = unsealed(content)
-        owner, since = ProcessName.from_json(found["owner"]), float(found["since"])
+        owner, since = ProcessId.from_json(found["owner"]), float(found["since"])
         time.localtime(since)
-        return Holder(ticket, beat is not None, owner, since)
+        return LeaseHolder(ticket, beat is not None, owner, since)
     except (ValueError, TypeError, KeyError, OverflowError, OSError):
-        return Holder(ticket, beat is not None, None, None)
+        return LeaseHolder(ticket, beat is not None, None, None)
 
 
 def _remove(folder: Folder, ticket: str) -> None:

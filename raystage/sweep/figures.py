@@ -74,8 +74,8 @@ def _draw_tree(panel: Axes, report: Mapping[str, Any], nodes: Sequence[StageNode
             across = [parent.column, node.column - 0.08, node.column - 0.08, node.column]
             panel.plot(across, [parent.row, parent.row, node.row, node.row], color=colour, linewidth=breadth,
                        zorder=1.5 if colour == SAVING else 1)  # fmt: skip
-        if node.donor:
-            panel.plot([node.column] * 2, [at[node.donor].row, node.row], color=BASELINE, linestyle=":", zorder=1)
+        if node.prefix:
+            panel.plot([node.column] * 2, [at[node.prefix].row, node.row], color=BASELINE, linestyle=":", zorder=1)
         _draw_node(panel, node, best, _LABEL_CHARACTERS // columns)
     panel.set_xlim(-0.1, columns - 0.05)
     panel.set_ylim(max(node.row for node in nodes) + 0.8, -0.8)

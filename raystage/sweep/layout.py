@@ -37,7 +37,7 @@ class StageNode:
 
     label: what sets it apart from others after the same one. trials: by number. ends: those of them that end with it.
     column: how many stages come before it. row: where it stands among the others, from 0 at the top; not always whole.
-    donor: the key of the shorter version that it went on from.
+    prefix: the key of the shorter version that it went on from.
     """
 
     key: str
@@ -50,7 +50,7 @@ class StageNode:
     column: int
     row: float
     parent: str | None
-    donor: str | None
+    prefix: str | None
 
     @property
     def is_shared(self) -> bool:
@@ -80,12 +80,12 @@ def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[Stage
 
     def place(key: str, parent: str | None, column: int) -> float:
         """Add a stage and all that follows it; returns its row."""
-        stage, below = stages[key], _donors_first(children.get(key, ()), stages)
+        stage, below = stages[key], _prefixes_first(children.get(key, ()), stages)
         ends = tuple(sorted(row["number"] for row in rows if row["stages"][-1]["key"] == key))
         at = [place(one, key, column + 1) for one in below]
         row = (at[0] + at[-1]) / 2 if at else next_row[0]
         next_row[0] += 0 if at else 1
-        donor = (stage.get("donor") or {}).get("key")
+        prefix = (stage.get("donor") or {}).get("key")
         found.append(
             StageNode(
                 key=key,
@@ -98,17 +98,17 @@ def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[Stage
                 column=column,
                 row=row,
                 parent=parent,
-                donor=donor if donor in stages else None,
+                prefix=prefix if prefix in stages else None,
             )
         )
         return row
 
-    for root in _donors_first(children.get(None, ()), stages):
+    for root in _prefixes_first(children.get(None, ()), stages):
         place(root, None, 0)
     return sorted(found, key=lambda node: (node.column, node.row))
 
 
-def _donors_first(keys: Iterable[str], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _prefixes_first(keys: Iterable[str], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Siblings, each after the one that it went on from, else as they come."""
     left, found = list(keys), []
 

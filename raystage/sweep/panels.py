@@ -91,7 +91,7 @@ def _draw_tree(report: Mapping[str, Any], nodes: Sequence[StageNode], size: Size
     at = {node.key: (14 + width * node.column, _HEADER + _ROW * (node.row + 0.5)) for node in nodes}
     below = sorted((node for node in nodes if node.parent), key=lambda node: best in node.trials)  # the best's on top
     parts = [_edge(node, at, node.parent, best) for node in below]
-    parts += [_from_donor(node, at) for node in nodes if node.donor]
+    parts += [_from_prefix(node, at) for node in nodes if node.prefix]
     parts += [text(name, 5 + width * column, 14, "stage", "start") for column, name in _names(nodes, width, size)]
     ranks = {row["number"]: row["rank"] for row in report["trials"]}
     for node in nodes:
@@ -125,8 +125,8 @@ def _breadth(node: StageNode) -> float:
     return min(1.2 + 0.5 * (len(node.trials) - 1), 5)
 
 
-def _from_donor(node: StageNode, at: Mapping[str, tuple[float, float]]) -> str:
-    (x, y1), (_, y2) = at[node.donor], at[node.key]
+def _from_prefix(node: StageNode, at: Mapping[str, tuple[float, float]]) -> str:
+    (x, y1), (_, y2) = at[node.prefix], at[node.key]
     return segment("donor", x, y1, x, y2)
 
 
@@ -173,7 +173,7 @@ def _in_words(node: StageNode) -> str:
     facts += [f"held-out loss {node.loss:.4f}"] if node.loss is not None else []
     numbers = ", ".join(map(str, node.trials[:12])) + (", ..." if len(node.trials) > 12 else "")
     facts += [f"trial{'s' if node.is_shared else ''} {numbers}"]
-    facts += ["gone on from its shorter version"] if node.donor else []
+    facts += ["gone on from its shorter version"] if node.prefix else []
     return f"{node.name}: {'; '.join(fact for fact in facts if fact)}"
 
 

@@ -226,7 +226,7 @@ class TrialReports:
             key = waiting.pop()
             if key not in found and (record := self._record(key)):
                 found[key] = record
-                waiting += [record.donor.key] if record.donor else []
+                waiting += [record.prefix.key] if record.prefix else []
         return found
 
     def _record(self, key: str) -> StageRecord | None:

@@ -22,7 +22,7 @@ from ray import tune
 from raystage.cluster import launch
 from raystage.cluster.launch import starting_cluster
 from raystage.cluster.placement import give_back_room_of_the_dead
-from raystage.cluster.shutdown import NOTICE
+from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.watchdog import in_time
 from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
@@ -125,12 +125,12 @@ class SweepRunner:
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
         self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
         try:
-            NOTICE.is_heard = True
+            SHUTDOWN.is_heard = True
             results = tuner.fit()
         finally:
-            NOTICE.is_heard = False
+            SHUTDOWN.is_heard = False
         self._outcomes.end(results)
-        if NOTICE.came_at is not None:
+        if SHUTDOWN.came_at is not None:
             raise KeyboardInterrupt("asked to end, and all is saved")
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
@@ -214,11 +214,11 @@ class Departure(tune.Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if NOTICE.came_at is None:
+        if SHUTDOWN.came_at is None:
             return
-        asked = f"asked to end ({NOTICE.signal.name})"
+        asked = f"asked to end ({SHUTDOWN.signal.name})"
         self._say(f"{asked}: the workers of all trials save and leave")
-        if not have_all_leave(NOTICE.check):
+        if not have_all_leave(SHUTDOWN.check):
             raise KeyboardInterrupt(f"{asked} while no worker had anything to save")
         raise KeyboardInterrupt("asked to end, and all is saved")
 

@@ -81,8 +81,8 @@ def _line(tree: Tree, node: Node) -> str:
     """'small until.tokens=600K: 201K tokens after 401K, 2.42e11 FLOPs, trials 4 to 7', where 401K are shared."""
     label = f" {node.label}" if node.label else ""
     tokens = f"{format_count(node.stage.tokens)} tokens"
-    if node.donor_key is not None:
-        before = tree.nodes[node.donor_key].stage.tokens
+    if node.prefix_key is not None:
+        before = tree.nodes[node.prefix_key].stage.tokens
         tokens = f"{format_count(node.stage.tokens - before)} tokens after {format_count(before)}"
     cost = "in the store" if node.is_finished else f"{format_flops(node.own_flops)} FLOPs"
     return f"{node.stage.name}{label}: {tokens}, {cost}, {_numbers(node.trials)}"

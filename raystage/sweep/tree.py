@@ -1,7 +1,7 @@
 """What the trials of a sweep share: their stages as a tree, each trained once; and which trial to start next.
 
 Two trials need the same stage where its keys are equal. Stages that differ only in their length share more: the longer
-one starts from the end of the shorter one, its donor, as far as their rates agree (stage trees: Hippo, 2006.11972).
+one starts from the end of the shorter one, its prefix, as far as their rates agree (stage trees: Hippo, 2006.11972).
 Trials are known by their number, from 0.
 """
 
@@ -35,14 +35,14 @@ class Chain:
 class Node:
     """A stage that one trial or several need.
 
-    own_flops: without what its donor does. label: what sets it apart from other stages of that name. is_finished:
-    whether it is in the store already. children: the keys of the stages that follow, donors before those they give to.
+    own_flops: without what its prefix does. label: what sets it apart from other stages of that name. is_finished:
+    whether it is in the store already. children: the keys of the stages that follow, a prefix before the longer stage.
     """
 
     stage: StagePlan
     label: str
     trials: tuple[int, ...]
-    donor_key: str | None
+    prefix_key: str | None
     own_flops: int
     is_finished: bool
     children: tuple[str, ...]
@@ -54,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """nodes: by key, parents and donors first. roots: the keys of the first stages. order: the numbers of the trials
+    """nodes: by key, parents and prefixes first. roots: the keys of the first stages. order: the numbers of the trials
     in the order in which to start them. longest_flops: those of the longest row of stages that have to wait for each
     other and are not finished. apart: why stages that differ only in length share nothing, a sentence for each.
     """
@@ -82,7 +82,7 @@ def build(chains: Sequence[Chain], finished: Collection[str] = frozenset()) -> T
     """The tree of some trials. finished: keys of stages that are in the store."""
     stages = {stage.key: stage for chain in chains for stage in chain.stages}
     groups = _same_but_for_length(stages.values())
-    donors = {longer: shorter for group in groups for longer, shorter in _donors(group).items()}
+    prefixes = {longer: shorter for group in groups for longer, shorter in _prefixes(group).items()}
     children = _children(stages, groups)
     through: dict[str, list[int]] = defaultdict(list)
     for number, chain in enumerate(chains):
@@ -94,8 +94,8 @@ def build(chains: Sequence[Chain], finished: Collection[str] = frozenset()) -> T
             stage=stages[key],
             label=labels[key],
             trials=tuple(through[key]),
-            donor_key=donors.get(key),
-            own_flops=stages[key].flops - (stages[donors[key]].flops if key in donors else 0),
+            prefix_key=prefixes.get(key),
+            own_flops=stages[key].flops - (stages[prefixes[key]].flops if key in prefixes else 0),
             is_finished=key in finished,
             children=tuple(children.get(key, ())),
         )
@@ -110,7 +110,7 @@ def build(chains: Sequence[Chain], finished: Collection[str] = frozenset()) -> T
         flops_left=sum(node.flops_left for node in nodes.values()),
         longest_flops=max(ends.values()),
         order=_order(chains, nodes, starts, ends),
-        apart=tuple(_apart(groups, donors, through)),
+        apart=tuple(_apart(groups, prefixes, through)),
     )
 
 
@@ -134,7 +134,7 @@ def _same_but_for_length(stages: Iterable[StagePlan]) -> list[list[StagePlan]]:
     return [sorted(group, key=lambda stage: stage.steps) for group in groups.values()]
 
 
-def _donors(group: Sequence[StagePlan]) -> dict[str, str]:
+def _prefixes(group: Sequence[StagePlan]) -> dict[str, str]:
     """For a stage's key that of the longest other one of its trunk that it can start from; where there is one.
 
     Stages are looked up by the stem of their rates, so that a thousand lengths take a thousand look-ups.
@@ -167,10 +167,10 @@ def _gives_to(shorter: StagePlan, longer: StagePlan) -> bool:
 
 
 def _apart(
-    groups: Iterable[Sequence[StagePlan]], donors: Mapping[str, str], through: Mapping[str, Sequence[int]]
+    groups: Iterable[Sequence[StagePlan]], prefixes: Mapping[str, str], through: Mapping[str, Sequence[int]]
 ) -> Iterable[str]:
     for group in groups:
-        alone = [stage for stage in group if stage.key not in donors]
+        alone = [stage for stage in group if stage.key not in prefixes]
         if len(alone) > 1:
             numbers = sorted(through[stage.key][0] for stage in alone)
             listed = " and ".join(map(str, numbers)) if len(numbers) == 2 else _listed(numbers)
@@ -208,7 +208,7 @@ def _children(stages: Mapping[str, StagePlan], groups: Iterable[Sequence[StagePl
 
 
 def _walk(children: Mapping[str | None, Sequence[str]]) -> Iterable[str]:
-    """All keys, a parent before its children and a donor before whom it gives to."""
+    """All keys, a parent before its children, a prefix before the longer stages that start from it."""
     waiting = list(reversed(children[None]))
     while waiting:
         key = waiting.pop()
@@ -231,11 +231,11 @@ def _labels(chains: Sequence[Chain], through: Mapping[str, Sequence[int]]) -> di
 
 
 def _times(nodes: Mapping[str, Node]) -> tuple[dict[str, int], dict[str, int]]:
-    """When each stage would start and end if nothing had to wait but for parents and donors, in FLOPs."""
+    """When each stage would start and end if nothing had to wait but for parents and prefixes, in FLOPs."""
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
     for key, node in nodes.items():
-        before = [one for one in (node.stage.parent_key, node.donor_key) if one is not None]
+        before = [one for one in (node.stage.parent_key, node.prefix_key) if one is not None]
         starts[key] = max((ends[one] for one in before), default=0)
         ends[key] = starts[key] + node.flops_left
     return starts, ends
@@ -246,9 +246,9 @@ def _order(
 ) -> tuple[int, ...]:
     """The trials in the order in which there is something to do for them, those with the most left first.
 
-    Each stage is the task of the first trial through it, as the tree is walked, donors first. A trial is ready when
+    Each stage is the task of the first trial through it, as the tree is walked, prefixes first. A trial is ready when
     the first stage that is its task can start. So trials that only wait for others' stages come after those, and a
-    stage's donor is the task of an earlier trial.
+    stage's prefix is the task of an earlier trial.
     """
     place = {key: position for position, key in enumerate(nodes)}
     walked = sorted(range(len(chains)), key=lambda number: place[chains[number].stages[-1].key])
@@ -265,7 +265,7 @@ def _order(
 class TrialQueue:
     """The trials of a sweep in `order`, by number, each begun once.
 
-    chains: by number the keys of its stages. donors: by the key of a stage that of the shorter one it can go on from.
+    chains: by number the keys of its stages. prefixes: by the key of a stage that of the shorter one it can go on from.
     finished: stages that nobody has to wait for. All stages of a trial that runs are its own until they are finished
     or it has ended: whoever needs one of them next, or can go on from one, comes later.
     """
@@ -274,10 +274,10 @@ class TrialQueue:
         self,
         order: Sequence[int],
         chains: Mapping[int, Sequence[str]],
-        donors: Mapping[str, str],
+        prefixes: Mapping[str, str],
         finished: Collection[str] = (),
     ) -> None:
-        self._order, self._chains, self._donors = tuple(order), chains, donors
+        self._order, self._chains, self._prefixes = tuple(order), chains, prefixes
         self._places = {number: place for place, number in enumerate(self._order)}
         self._ready = list(range(len(self._order)))
         self._blocked: dict[str, list[int]] = defaultdict(list)
@@ -328,7 +328,7 @@ class TrialQueue:
         """What a trial would have to wait for, at once."""
         first = next(self._left(number), None)
         while first is not None and first not in self._claims:
-            first = None if first in self._finished else self._donors.get(first)
+            first = None if first in self._finished else self._prefixes.get(first)
         return first
 
     def _free(self, key: str) -> None:

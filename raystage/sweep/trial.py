@@ -15,18 +15,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from raystage.cluster import launch
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, RunPlan, StagePlan, shortened
 from raystage.results.record import Evaluation, StageRecord
-from raystage.run.driver import Driver
 from raystage.run.earlier import make_way
-from raystage.run.events import SilentListener
-from raystage.run.invocation import Attempt, following
-from raystage.run.log import LogFile, RunLog
-from raystage.run.status import RunStatus
-from raystage.run.wandb import Mode, WandbTracker
+from raystage.run.events import RunCallback
+from raystage.run.session import RunSession, Tracking
+from raystage.run.wandb import Mode
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE, TRIAL_FILE
 from raystage.sweep.config import Objective, Sweep
@@ -68,32 +64,20 @@ def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
 
 def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[str, Any]:
     schedule = parse(trial.content, task.sweep.schedule_file.parent)
-    tracker = WandbTracker(
-        plan,
-        {**schedule.content(), **trial.config},
-        lambda record: (store.stage_folder(record.key) / record.checkpoint).uri,
-        mode=task.wandb_mode,
-        directory=task.wandb_folder,
+    tracking = Tracking(
+        task.wandb_mode,
+        task.wandb_folder,
         group=task.sweep.name,
         job_type="trial",
+        config={**schedule.content(), **trial.config},
+        resumes=False,
     )
-    folder = store.run_folder(plan.name)
     address = ray.get_runtime_context().gcs_address
-    attempt = Attempt(plan.name, task.command, folder, store.folder, address, launch.logs_folder, tracker.run_ids)
     # Figures would be half of what a trial takes besides training: `raystage report TRIAL --figures` draws them.
-    driver = Driver(plan, schedule, store, [], run_ids=tracker.run_ids, is_connected=True, draws=False,
-                    command=task.command)  # fmt: skip
-    followers = [RunLog(attempt, LogFile(folder)), RunStatus(plan, attempt, finished=driver.records.keys())]
-    driver.listeners = [tracker, ToTune([one.metric for one in task.sweep.objective]), *followers]
-    failed = True
-    try:
-        with following(attempt, followers):
-            report = driver.run()
-        tracker.savings(report["savings"])
-        failed = False
-    finally:
-        tracker.close(failed)
-    return report
+    with RunSession(
+        plan, schedule, store, command=task.command, connected_to=address, tracking=tracking, draws=False
+    ) as session:
+        return session.run([ToTune([one.metric for one in task.sweep.objective])])
 
 
 def cut_after_growth(plan: Plan, tokens: int) -> Plan:
@@ -123,8 +107,8 @@ def _for_tune(metric: str, value: float | None) -> float:
     return -math.inf if metric == "compute_saved" else math.inf
 
 
-class ToTune(SilentListener):
-    """A listener that tells Tune of every evaluation of the staged run, its loss, tokens and FLOPs from the run's
+class ToTune(RunCallback):
+    """A callback that tells Tune of every evaluation of the staged run, its loss, tokens and FLOPs from the run's
     start, and of every stage that is finished: others may wait for it.
 
     objectives: that are not known before the end; Optuna wants to see them in every report.

@@ -101,7 +101,7 @@ def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
     return TrialQueue(
         [number for number in plan.tree.order if number in numbers],
         {number: tuple(stage.key for stage in plan.trials[number].plan.staged.stages) for number in numbers},
-        {key: node.donor_key for key, node in nodes.items() if node.donor_key},
+        {key: node.prefix_key for key, node in nodes.items() if node.prefix_key},
         {key for key, node in nodes.items() if node.is_finished},
     )
 

@@ -33,7 +33,7 @@ from raystage.growth.certificate import (
     where_large,
 )
 from raystage.growth.depth import GrowthOptions, interleave
-from raystage.growth.duplicates import TWIN_STEPS, Sample, find_twins, twin_distance
+from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
 from raystage.growth.explain import Families, layer_sources
 from raystage.growth.operators import OPERATORS, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
@@ -284,18 +284,18 @@ def _twins(
     network: torch.nn.Module, target: Source, inputs: Inputs, claim: _Claim | None
 ) -> tuple[float | None, int | None]:
     """The distance of twins after some steps of AdamW on the inputs, and the steps. It changes the network."""
-    twins = find_twins(claim.rules, claim.embeddings) if claim else ()
+    twins = find_duplicates(claim.rules, claim.embeddings) if claim else ()
     if not twins:
         return None, None
     optimizer = _optimizer(network, target)
-    train(network, optimizer, inputs, TWIN_STEPS, _is_causal(target))
+    train(network, optimizer, inputs, DUPLICATE_STEPS, _is_causal(target))
     weights = dict(network.named_parameters())
 
     def values(sample: Sample) -> np.ndarray:
         return weights[sample[0]].detach().flatten()[torch.from_numpy(sample[1])].numpy()
 
     there = [pair for pair in twins if pair.one[0] in weights and pair.other[0] in weights]
-    return twin_distance([(values(pair.one), values(pair.other)) for pair in there]), TWIN_STEPS
+    return duplicate_distance([(values(pair.one), values(pair.other)) for pair in there]), DUPLICATE_STEPS
 
 
 def train(

@@ -7,9 +7,8 @@ map; leaving it writes them. Nothing here trains.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from raystage.storage.huggingface import FolderWeights
 from raystage.storage.retention import tokens_of
 from raystage.storage.store import Store
 from raystage.train import partitions
+from raystage.train.collectives import broadcast_object
 from raystage.train.engine import StageEngine
 from raystage.train.partitions import Partition
 
@@ -44,13 +44,13 @@ ReadInto = Callable[[str, str, int, np.ndarray], None]
 class Entry:
     """How a stage is entered: from which checkpoint, through which map.
 
-    resumed: from within the stage. donor: then the stage that this one is a longer version of, if it is not its own.
+    resumed: from within the stage. prefix: then the stage that this one is a longer version of, if it is not its own.
     """
 
     rules: GrowthMap
     source: Checkpoint | FolderWeights | None
     resumed: bool
-    donor: StageRecord | None = None
+    prefix: StageRecord | None = None
 
 
 def find_entry(stage: StagePlan, store: Store) -> Entry:
@@ -59,10 +59,10 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
 
     Where another kind of optimizer wrote the parent's, its state is of no use: weights alone carry over.
     """
-    within, donor = shared(_furthest(stage, store))
+    within, prefix = broadcast_object(_furthest(stage, store))
     if within is not None:
         same = growth_map(stage.shape, stage.shape, "identity", "grow")
-        return Entry(same, Checkpoint(within.unmapped), resumed=True, donor=donor)
+        return Entry(same, Checkpoint(within.unmapped), resumed=True, prefix=prefix)
     if stage.init is not None:
         return initial_entry(stage, stage.init)
     if stage.parent_key is None:
@@ -79,13 +79,13 @@ def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecor
     """The furthest checkpoint to go on from within the stage, and whose it is, if not the stage's own."""
     own = store.latest_checkpoint(stage.key)
     done = tokens_of(own.name) - stage.start_tokens if own else 0
-    donor = find_donor(stage, store, stage.course.steps_for(done))
-    if donor is None:
+    prefix = find_prefix(stage, store, stage.course.steps_for(done))
+    if prefix is None:
         return own, None
-    return store.stage_folder(donor.key) / donor.checkpoint, donor
+    return store.stage_folder(prefix.key) / prefix.checkpoint, prefix
 
 
-def find_donor(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRecord | None:
+def find_prefix(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRecord | None:
     """The longest finished stage that did what this one does, only less of it, and more than `beyond_steps`."""
     for steps, key in store.trunk(trunk_key(stage)):
         if beyond_steps < steps < stage.steps and key_at(stage, steps) == key:
@@ -224,7 +224,7 @@ def make_manifest(
         },
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
         optimizer={**training.optimizer.used(), **layout},
-        progress=asdict(progress),
+        progress=progress.to_json(),
     )
 
 
@@ -238,17 +238,3 @@ def _kept(starts: HeadStarts, stage: StagePlan, step: int, tokens: int) -> HeadS
 
 def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:
     raise CheckpointError(f"{state} of {parameter} has no source to be read from")
-
-
-def shared(value: Any) -> Any:
-    """The first worker's value, on every worker: what was found in the store must not differ between them."""
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gathered(value: Any, group: Any = None) -> list:
-    """Every worker's value, by rank. group: the process group to ask; None is the one that all else uses."""
-    found: list = [None] * comm.get_world_size()
-    torch.distributed.all_gather_object(found, value, group)
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import distributed
 
-from raystage.train.handover import shared
+from raystage.train.collectives import broadcast_object
 
 SIGN_SECONDS = 1.0
 # Building an engine, evaluating, saving: these take as long as they take, and say nothing meanwhile.
@@ -28,7 +28,7 @@ def _tell_nobody(doing: str, patience_seconds: float) -> None:
     """Where no driver listens."""
 
 
-class Lifeline:
+class Heartbeat:
     """sign(doing, patience_seconds) must not block. `ask` is called on the first worker only: whether to leave."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Lifeline:
         step_seconds = (now - self._asked_at) / self._stride
         self._asked_at = now
         steps = int(min(max(SIGN_SECONDS / max(step_seconds, 1e-9), 1), MOST_STEPS_UNASKED))
-        leaves, self._stride = shared((self._ask() if distributed.get_rank() == 0 else False, steps))
+        leaves, self._stride = broadcast_object((self._ask() if distributed.get_rank() == 0 else False, steps))
         self._steps_left = self._stride
         return leaves
 

@@ -28,7 +28,7 @@ from raystage.growth.certificate import (
     where_foretold,
     where_large,
 )
-from raystage.growth.duplicates import TWIN_STEPS, Sample, find_twins, twin_distance
+from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
 from raystage.growth.exact import is_exact
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
@@ -137,19 +137,19 @@ def _side_by_side(probe: dict[str, np.ndarray], after: dict[str, float]) -> dict
 # --- twins --------------------------------------------------------------------------------------
 
 
-def are_twins_due(stage: StagePlan, growth: GrowthRecord | None, step: int) -> bool:
+def are_duplicates_due(stage: StagePlan, growth: GrowthRecord | None, step: int) -> bool:
     """Whether it is time to measure how far copies have parted: after `step` steps of the stage, once."""
     if stage.growth is None or growth is None or growth.certificate.twin_steps is not None:
         return False
-    return step >= min(TWIN_STEPS, stage.steps)
+    return step >= min(DUPLICATE_STEPS, stage.steps)
 
 
-def with_twins(engine: StageEngine, growth: GrowthRecord, step: int) -> GrowthRecord:
+def with_duplicates(engine: StageEngine, growth: GrowthRecord, step: int) -> GrowthRecord:
     """The record with the distance of twins after `step` steps of the stage. Collective."""
     stage = engine.stage
-    twins = find_twins(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
+    twins = find_duplicates(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
     values = _gathered(engine, [sample for pair in twins for sample in (pair.one, pair.other)])
-    distance = twin_distance(list(zip(values[::2], values[1::2], strict=True)))
+    distance = duplicate_distance(list(zip(values[::2], values[1::2], strict=True)))
     return replace(growth, certificate=replace(growth.certificate, twin_distance=distance, twin_steps=step))
 
 

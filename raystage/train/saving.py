@@ -31,7 +31,8 @@ from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard
 from raystage.storage.store import Store
-from raystage.train.handover import Held, gathered, held_by, make_manifest, write_held
+from raystage.train.collectives import all_gather_objects
+from raystage.train.handover import Held, held_by, make_manifest, write_held
 from raystage.train.partitions import Partition
 
 Result = TypeVar("Result")
@@ -215,7 +216,7 @@ def _agreed(action: Callable[[], Result], group: Any) -> list[Result]:
         result = action()
     except Exception as error:  # raised below, once the others know
         own = error
-    told = gathered((result, own and _told(own)), group)
+    told = all_gather_objects((result, own and _told(own)), group)
     if own is not None:
         raise own
     for _, error in told:

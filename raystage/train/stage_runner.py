@@ -33,15 +33,16 @@ from raystage.plan.length import Seen, fired, reads_clock
 from raystage.results.acceptance import check_promises
 from raystage.results.costs import plus
 from raystage.results.data_use import Counted
-from raystage.results.record import Donor, Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint
+from raystage.results.record import Evaluation, GrowthRecord, Prefix, Progress, StageRecord, TrainPoint
 from raystage.storage.store import Store
 from raystage.train import partitions, probe
+from raystage.train.collectives import all_gather_objects, broadcast_object
 from raystage.train.energy import EnergyCount, open_meter
 from raystage.train.engine import Scores, StageEngine
 from raystage.train.fitting import fit
-from raystage.train.handover import Entry, fill, find_entry, gathered, shared
+from raystage.train.handover import Entry, fill, find_entry
 from raystage.train.hardware import forget_peak_memory, peak_flops_per_second, peak_memory_bytes
-from raystage.train.heartbeat import Lifeline
+from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
 
 POINT_EVERY_STEPS = 10
@@ -56,7 +57,7 @@ class Place:
     store: Store
     saver: Saver
     send: Send
-    line: Lifeline
+    line: Heartbeat
 
 
 class StageRunner:
@@ -76,7 +77,7 @@ class StageRunner:
         self._loss = torch.zeros((), device=engine.device)
         self._tokens, self._flops = 0, 0  # of the steps that `_loss` is of
         meter = open_meter()
-        self._energy = EnergyCount(meter, gathered(meter and meter.name), engine.rank, self._sum)
+        self._energy = EnergyCount(meter, all_gather_objects(meter and meter.name), engine.rank, self._sum)
         self._mark = time.monotonic()
 
     # --- entering -----------------------------------------------------------------------------
@@ -100,14 +101,14 @@ class StageRunner:
             runner.progress = Progress.from_json(entry.source.manifest.progress)
             runner._take_up_pending()
             runner._count_resize(entry)
-            if entry.donor:
-                runner.progress.donor = as_donor(entry.donor)
+            if entry.prefix:
+                runner.progress.prefix = as_prefix(entry.prefix)
             runner._send("resumed", runner.progress)
         elif stage.growth is not None and stage.parent_key is not None:
             runner.progress.flops += stage.growth_flops
             runner._certify(entry, seconds)
         # One worker's word for all: they must stop together.
-        check_promises(stage, shared(runner.progress.growth))
+        check_promises(stage, broadcast_object(runner.progress.growth))
         if entry.source:
             entry.source.close()
         runner._begin_anew()
@@ -168,7 +169,7 @@ class StageRunner:
             before = self.progress.tokens
             self._step()
             self.saver.tell()
-            self._compare_twins()
+            self._compare_duplicates()
             is_pointed = self.progress.steps % self._point_steps() == 0
             if is_pointed:
                 self._point()
@@ -217,7 +218,7 @@ class StageRunner:
             tokens=progress.tokens - stage.start_tokens,
             steps=progress.steps - stage.start_steps,
             flops=progress.flops - stage.start_flops,
-            seconds=shared(progress.seconds) if reads_clock(stage.until) else progress.seconds,
+            seconds=broadcast_object(progress.seconds) if reads_clock(stage.until) else progress.seconds,
             evaluations=tuple(progress.evaluations),
         )
         return fired(stage.until, seen)
@@ -238,13 +239,13 @@ class StageRunner:
         self._tokens, self._flops = self._tokens + batch, self._flops + flops
         progress.pending_steps += 1
 
-    def _compare_twins(self) -> None:
+    def _compare_duplicates(self) -> None:
         """Complete the certificate once copies have had time to part. Like evaluation it counts as no training."""
         step = self.progress.steps - self.stage.start_steps
-        if probe.are_twins_due(self.stage, self.progress.growth, step):
+        if probe.are_duplicates_due(self.stage, self.progress.growth, step):
             self._count_energy()
             began = time.monotonic()
-            self.progress.growth = probe.with_twins(self.engine, self.progress.growth, step)
+            self.progress.growth = probe.with_duplicates(self.engine, self.progress.growth, step)
             elapsed = time.monotonic() - began
             self.progress.evaluation_seconds += elapsed
             self._mark += elapsed
@@ -292,7 +293,7 @@ class StageRunner:
         if self.progress.pending_steps:
             self.progress.pending_seconds += self._tick()
             self._count_energy()
-        self.progress.pending_losses = gathered(self._loss.item())
+        self.progress.pending_losses = all_gather_objects(self._loss.item())
 
     def _take_up_pending(self) -> None:
         """Each worker its own sum; of another number of workers the first one takes all."""
@@ -308,7 +309,7 @@ class StageRunner:
 
     def _count_resize(self, entry: Entry) -> None:
         before = self.progress.num_workers
-        if before not in (0, self.engine.world) and not entry.donor:
+        if before not in (0, self.engine.world) and not entry.prefix:
             self.progress.resizes += 1
 
     def _evaluate(self) -> None:
@@ -318,7 +319,7 @@ class StageRunner:
         progress = self.progress
         scores, self._entered = self._entered or self._score(), None
         self._ended = scores
-        metrics = values(added(gathered(scores.sums)))
+        metrics = values(added(all_gather_objects(scores.sums)))
         self._mark = time.monotonic()
         self._count_evaluation_energy()
         place = progress.tokens, progress.steps, progress.flops, progress.seconds
@@ -388,7 +389,7 @@ class StageRunner:
                 stage.key, stage.training.checkpoint.keep_best, progress.evaluations
             ),
             growth=progress.growth,
-            donor=progress.donor,
+            prefix=progress.prefix,
             stopped_by=ended,
             trained_for=self.place.run,
             resizes=progress.resizes,
@@ -444,8 +445,8 @@ def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarr
     return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
 
 
-def as_donor(record: StageRecord) -> Donor:
-    return Donor(record.key, record.tokens, record.flops, record.seconds, record.energy_joules)
+def as_prefix(record: StageRecord) -> Prefix:
+    return Prefix(record.key, record.tokens, record.flops, record.seconds, record.energy_joules)
 
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:

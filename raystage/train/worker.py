@@ -14,13 +14,13 @@ from raystage.plan.gates import judge
 from raystage.plan.plan import Job, StagePlan
 from raystage.results.record import where_it_begins
 from raystage.storage.store import Store
-from raystage.train.handover import shared
-from raystage.train.heartbeat import Lifeline
+from raystage.train.collectives import broadcast_object
+from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Saver, Send
 from raystage.train.stage_runner import Place, StageRunner
 
 
-def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
+def run_job(job: Job, send: Send, line: Heartbeat | None = None) -> None:
     """Train the job's unfinished stages, or as much as is done when the driver asks to save and leave.
 
     `send(kind, stage key, what)` is called on the first worker only.
@@ -30,10 +30,10 @@ def run_job(job: Job, send: Send, line: Lifeline | None = None) -> None:
     join_group()
     torch.set_num_threads(job.training.cpus_per_worker)
     store = Store(open_folder(job.store))
-    attempt = shared(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
+    attempt = broadcast_object(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
-        train_stages(job, Place(job.run, store, saver, send, line or Lifeline()))
+        train_stages(job, Place(job.run, store, saver, send, line or Heartbeat()))
 
 
 def join_group() -> None:
@@ -47,12 +47,14 @@ def train_stages(job: Job, place: Place) -> None:
     runner: StageRunner | None = None
     for planned in job.stages:
         line.enter("entering a stage", planned.training.hang_seconds)
-        is_finished, is_rejected = shared(_looked_up(planned, store))
+        is_finished, is_rejected = broadcast_object(_looked_up(planned, store))
         if is_rejected:
             break  # the driver says what comes instead
         if is_finished:
             continue
-        stage = shared(where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None))
+        stage = broadcast_object(
+            where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None)
+        )
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:
@@ -61,7 +63,7 @@ def train_stages(job: Job, place: Place) -> None:
             runner = StageRunner.enter(stage, place)
         if not runner.train():
             return  # asked to leave
-        if stage.accept and shared(_looked_up(stage, store))[1]:
+        if stage.accept and broadcast_object(_looked_up(stage, store))[1]:
             break
     if runner is not None:
         runner.leave()  # another job may come

@@ -15,9 +15,9 @@ import ray.train
 
 from raystage.errors import BrokenPromise, NonFiniteLoss, RaystageError
 from raystage.plan.plan import Job
-from raystage.train.handover import shared
-from raystage.train.heartbeat import Lifeline
-from raystage.train.mailbox import Task, WorkerSign
+from raystage.train.collectives import broadcast_object
+from raystage.train.control_actor import Task, WorkerSign
+from raystage.train.heartbeat import Heartbeat
 from raystage.train.worker import join_group, run_job
 
 ASK_SECONDS = 0.1
@@ -33,7 +33,7 @@ def train_on_worker(mailbox: Any) -> None:
     is_first = ray.train.get_context().get_world_rank() == 0
     if is_first:
         mailbox.start.remote()
-    while task := shared(_next_task(mailbox) if is_first else None):
+    while task := broadcast_object(_next_task(mailbox) if is_first else None):
         if not _carry_out(pickle.loads(task.content), mailbox):
             return
         if is_first:
@@ -60,7 +60,7 @@ def _carry_out(job: Job, mailbox: Any) -> bool:
     return True
 
 
-def _lifeline(mailbox: Any) -> Lifeline:
+def _lifeline(mailbox: Any) -> Heartbeat:
     """This worker's line to the driver."""
     runtime, train = ray.get_runtime_context(), ray.train.get_context()
     worker, node = runtime.current_actor, runtime.get_node_id()
@@ -69,7 +69,7 @@ def _lifeline(mailbox: Any) -> Lifeline:
     def sign(doing: str, patience_seconds: float) -> None:
         mailbox.hear.remote(world, WorkerSign(rank, worker, node, doing, 0.0, patience_seconds))
 
-    return Lifeline(sign, Question(mailbox.is_leaving.remote))
+    return Heartbeat(sign, Question(mailbox.is_leaving.remote))
 
 
 class Question:

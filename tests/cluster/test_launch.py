@@ -8,7 +8,7 @@ from raystage.cluster.placement import count_places
 from raystage.cluster.worker_group import worker_environment
 from raystage.config.schedule import Training
 from raystage.errors import NonFiniteLoss, StageFailed
-from raystage.train.mailbox import Mailbox
+from raystage.train.control_actor import ControlActor
 
 
 def node(alive: bool = True, **resources: float) -> dict:
@@ -38,7 +38,7 @@ def test_workers_know_their_device_and_threads_before_they_import_anything() -> 
 
 
 def test_the_mailbox_gives_every_message_once_and_keeps_the_first_failure() -> None:
-    mailbox = Mailbox()
+    mailbox = ControlActor()
     mailbox.put("trained", "key", 1)
     mailbox.put("trained", "key", 2)
     assert mailbox.take() == [("trained", "key", 1), ("trained", "key", 2)]

@@ -14,7 +14,7 @@ from ray.core.generated import common_pb2
 import raystage
 from raystage.cluster.same_code import CodeOfThisProcess, import_path, make_comparer
 from raystage.errors import OtherCode
-from raystage.train.mailbox import Mailbox
+from raystage.train.control_actor import ControlActor
 
 PACKAGE = Path(raystage.__file__).parent
 COMPARE = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))())"
@@ -72,7 +72,7 @@ def test_who_runs_an_uninstalled_clone_has_the_workers_run_it(clone: Path) -> No
 
 
 def test_a_refusal_ends_all_and_is_no_failure_of_the_workers() -> None:
-    mailbox = Mailbox()
+    mailbox = ControlActor()
     mailbox.refuse("node a has other code")
     mailbox.refuse("node b has other code")
     assert mailbox.is_refused()

@@ -11,28 +11,28 @@ import pytest
 
 from raystage.cluster import shutdown as notices
 from raystage.cluster import watchdog
-from raystage.cluster.shutdown import Notice
+from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.schedule import Training
 from raystage.errors import ClusterLost
 
 
 @pytest.fixture
-def notice() -> Iterator[Notice]:
+def notice() -> Iterator[ShutdownSignal]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    notice = Notice()
+    notice = ShutdownSignal()
     notice.install()
     yield notice
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_nobody_listens(notice: Notice) -> None:
+def test_nobody_listens(notice: ShutdownSignal) -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_second_time_it_is_meant(notice: Notice) -> None:
+def test_the_second_time_it_is_meant(notice: ShutdownSignal) -> None:
     notice.is_heard = True
     os.kill(os.getpid(), signal.SIGTERM)
     assert notice.came_at is not None
@@ -41,7 +41,9 @@ def test_the_second_time_it_is_meant(notice: Notice) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_workers_that_do_not_save_in_time_are_not_waited_for(notice: Notice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_do_not_save_in_time_are_not_waited_for(
+    notice: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notice.is_heard = True
     os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(notices, "LEAVE_SECONDS", -1.0)
@@ -49,23 +51,23 @@ def test_workers_that_do_not_save_in_time_are_not_waited_for(notice: Notice, mon
         notice.check()
 
 
-def test_a_terminal_that_closes_is_a_notice_too(notice: Notice) -> None:
+def test_a_terminal_that_closes_is_a_notice_too(notice: ShutdownSignal) -> None:
     notice.is_heard = True
     os.kill(os.getpid(), signal.SIGHUP)
     assert (notice.came_at is not None, notice.signal) == (True, signal.SIGHUP)
 
 
-def test_nohup_holds(notice: Notice) -> None:
+def test_nohup_holds(notice: ShutdownSignal) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        Notice().install()
+        ShutdownSignal().install()
         os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_where_no_worker_trains_nobody_is_waited_for(notice: Notice) -> None:
+def test_where_no_worker_trains_nobody_is_waited_for(notice: ShutdownSignal) -> None:
     """They wait for room, or are being started."""
     watch_ = watchdog.Watch(None, Training(), lambda *_: None, notice)
     notice.is_heard = True

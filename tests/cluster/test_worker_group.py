@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raystage.errors import NonFiniteLoss
-from raystage.train.mailbox import KEEP_SECONDS, Mailbox, Task
+from raystage.train.control_actor import KEEP_SECONDS, ControlActor, Task
 
 FIRST, SECOND = Task(1, b"first"), Task(2, b"second")
 
@@ -24,13 +24,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def mailbox(clock: Clock) -> Mailbox:
-    mailbox = Mailbox(clock)
+def mailbox(clock: Clock) -> ControlActor:
+    mailbox = ControlActor(clock)
     assert mailbox.assign(FIRST)
     return mailbox
 
 
-def test_a_task_is_given_until_it_is_finished_and_then_they_ask_again(mailbox: Mailbox) -> None:
+def test_a_task_is_given_until_it_is_finished_and_then_they_ask_again(mailbox: ControlActor) -> None:
     assert [mailbox.next_task(), mailbox.next_task()] == [FIRST, FIRST]  # to workers that were started again, too
     assert mailbox.has(1) is False
     mailbox.finish(1)
@@ -40,7 +40,7 @@ def test_a_task_is_given_until_it_is_finished_and_then_they_ask_again(mailbox: M
     assert (mailbox.next_task(), mailbox.has(2)) == (SECOND, False)
 
 
-def test_who_has_waited_long_enough_leaves_and_takes_on_nothing(mailbox: Mailbox, clock: Clock) -> None:
+def test_who_has_waited_long_enough_leaves_and_takes_on_nothing(mailbox: ControlActor, clock: Clock) -> None:
     clock.now += 10 * KEEP_SECONDS
     mailbox.finish(1)
     clock.now += KEEP_SECONDS
@@ -51,7 +51,7 @@ def test_who_has_waited_long_enough_leaves_and_takes_on_nothing(mailbox: Mailbox
     assert mailbox.next_task() is False
 
 
-def test_a_task_that_comes_before_they_ask_keeps_them(mailbox: Mailbox, clock: Clock) -> None:
+def test_a_task_that_comes_before_they_ask_keeps_them(mailbox: ControlActor, clock: Clock) -> None:
     mailbox.finish(1)
     clock.now += 2 * KEEP_SECONDS  # nobody asked meanwhile
     assert mailbox.assign(SECOND)
@@ -59,7 +59,7 @@ def test_a_task_that_comes_before_they_ask_keeps_them(mailbox: Mailbox, clock: C
 
 
 @pytest.mark.parametrize("why", ["dismissed", "failed", "asked to leave"])
-def test_then_there_are_no_more_tasks(mailbox: Mailbox, why: str) -> None:
+def test_then_there_are_no_more_tasks(mailbox: ControlActor, why: str) -> None:
     match why:
         case "dismissed":
             mailbox.dismiss()
@@ -72,7 +72,7 @@ def test_then_there_are_no_more_tasks(mailbox: Mailbox, why: str) -> None:
 
 
 def test_one_that_died_is_given_the_task_again(clock: Clock) -> None:
-    reborn = Mailbox(clock)
+    reborn = ControlActor(clock)
     assert reborn.has(2) is None
     assert reborn.next_task() is True
     assert reborn.assign(SECOND)
@@ -80,14 +80,14 @@ def test_one_that_died_is_given_the_task_again(clock: Clock) -> None:
 
 
 def test_what_was_finished_before_it_was_given_again_is_finished(clock: Clock) -> None:
-    reborn = Mailbox(clock)
+    reborn = ControlActor(clock)
     reborn.finish(2)
     assert reborn.has(2) is True
     assert reborn.assign(SECOND)
     assert reborn.next_task() is True
 
 
-def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(mailbox: Mailbox) -> None:
+def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(mailbox: ControlActor) -> None:
     assert mailbox.is_at_work()
     mailbox.finish(1)
     assert not mailbox.is_at_work()
@@ -97,7 +97,7 @@ def test_workers_have_something_to_save_until_their_task_is_finished_or_has_fail
     assert not mailbox.is_at_work()
 
 
-def test_who_leaves_for_good_is_not_started_again_elsewhere(mailbox: Mailbox) -> None:
+def test_who_leaves_for_good_is_not_started_again_elsewhere(mailbox: ControlActor) -> None:
     mailbox.leave()
     assert (mailbox.is_leaving(), mailbox.is_ending()) == (True, False)  # their node is to go
     mailbox.leave(for_good=True)

@@ -31,7 +31,7 @@ STAGES = ("small", "full", "wide")
 STEPS = max(32, KILLS * STEPS_PER_KILL // len(STAGES))
 
 # What is killed, how often, by what its command line shows.
-VICTIMS = {"ray::RayTrainWorker": 6, "driver": 3, "ray::TrainController": 2, "ray::Mailbox": 1}
+VICTIMS = {"ray::RayTrainWorker": 6, "driver": 3, "ray::TrainController": 2, "ray::ControlActor": 1}
 OURS = tuple(victim for victim in VICTIMS if victim != "driver")
 
 SCHEDULE = f"""

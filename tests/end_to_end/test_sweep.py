@@ -148,7 +148,7 @@ def test_what_was_finished_before_the_kill_was_not_trained_again(swept: Swept) -
 def test_a_trial_ends_with_the_bits_of_its_schedule_run_alone(swept: Swept) -> None:
     """The last one: its first stage goes on from a shorter one's end."""
     trial = swept.plan.trials[3]
-    assert swept.plan.tree.nodes[trial.plan.staged.stages[0].key].donor_key is not None
+    assert swept.plan.tree.nodes[trial.plan.staged.stages[0].key].prefix_key is not None
     file = swept.raystage.folder / "alone.yaml"
     file.write_text(yaml.safe_dump(trial.content))
     alone = json.loads(swept.raystage("run", file, "--store", "alone", "--wandb", "disabled", "--json").stdout)

@@ -24,7 +24,7 @@ from raystage.growth.certificate import (
     some_of,
     where_foretold,
 )
-from raystage.growth.duplicates import TWIN_STEPS, find_twins, twin_distance
+from raystage.growth.duplicates import DUPLICATE_STEPS, duplicate_distance, find_duplicates
 from raystage.growth.exact import with_norm_eps
 from raystage.growth.explain import layer_sources
 from raystage.growth.rules import GrowthMap, growth_map
@@ -184,8 +184,10 @@ def test_outside_checks_rely_on_the_first_fields_of_a_certificate() -> None:
 
 
 def distance(rules: GrowthMap, weights: Weights, family: str = "llama") -> float | None:
-    pairs = find_twins(rules, FAMILIES[family].embeddings)
-    return twin_distance([tuple(weights[name][places] for name, places in (pair.one, pair.other)) for pair in pairs])
+    pairs = find_duplicates(rules, FAMILIES[family].embeddings)
+    return duplicate_distance(
+        [tuple(weights[name][places] for name, places in (pair.one, pair.other)) for pair in pairs]
+    )
 
 
 def trained(shape: ModelShape, weights: Weights) -> Weights:
@@ -193,7 +195,7 @@ def trained(shape: ModelShape, weights: Weights) -> Weights:
     network = network_of(shape, weights)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     ids, mask = torch.from_numpy(IDS), torch.from_numpy(MASK)
-    for _ in range(TWIN_STEPS):
+    for _ in range(DUPLICATE_STEPS):
         optimizer.zero_grad()
         masked_loss(network(input_ids=ids, attention_mask=mask).logits, ids, mask, True).backward()
         optimizer.step()
@@ -227,7 +229,7 @@ def evenly(axis: AxisMap) -> AxisMap:
 @pytest.mark.parametrize(("operator", "changes"), [("zero_pad", WIDE), ("random", {"num_layers": 4})])
 def test_a_growth_without_copies_has_no_twins(operator: str, changes: dict) -> None:
     source, _, rules = grow("llama", operator, **changes)
-    assert find_twins(rules) == ()
+    assert find_duplicates(rules) == ()
     assert distance(rules, grown_weights(rules, source)) is None
 
 
@@ -241,7 +243,7 @@ def test_every_twin_is_copied_from_the_same_element() -> None:
     plain = [replace(rule, axes=tuple(replace(axis, value=()) for axis in rule.axes)) for rule in rules]
     grown = Grown(plain, lambda name, state, start, stop: numbers[name][start:stop], 0)
     origins = {rule.target: grown.slice(rule.target, "fp32", 0, rule.numel) for rule in rules}
-    twins = find_twins(rules)
+    twins = find_duplicates(rules)
     kinds = {pair.one[0] == pair.other[0] for pair in twins}
     assert kinds == {True, False}  # of units within a parameter, and of layers
     for pair in twins:
@@ -250,5 +252,5 @@ def test_every_twin_is_copied_from_the_same_element() -> None:
 
 
 def test_what_is_zero_on_both_sides_is_no_twin() -> None:
-    assert twin_distance([(np.zeros(3), np.zeros(3))]) is None
-    assert twin_distance([(np.zeros(3), np.zeros(3)), (np.ones(2), 2 * np.ones(2))]) == 0.5
+    assert duplicate_distance([(np.zeros(3), np.zeros(3))]) is None
+    assert duplicate_distance([(np.zeros(3), np.zeros(3)), (np.ones(2), 2 * np.ones(2))]) == 0.5

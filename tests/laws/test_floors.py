@@ -53,7 +53,7 @@ LIGHT = ("", "config", "plan", "results", "cli.main", "cli.options", "cli.plan_j
          "growth.operators", "growth.checks", "growth.axis_maps", "models.table", "models.shape", "models.hf_folder",
          "data.documents", "data.plan", "report.plan_tables", "report.advice", "report.suggestions", "report.build",
          "report.html", "sweep.trials",
-         "train.mailbox")  # fmt: skip
+         "train.control_actor")  # fmt: skip
 
 
 def module_name(path: Path) -> str:

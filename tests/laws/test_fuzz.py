@@ -20,7 +20,7 @@ from folders import make
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import make_plan
 from raystage.run.driver import Driver
-from raystage.run.invocation import Attempt
+from raystage.run.log import Invocation
 from raystage.run.status import RunStatus
 from raystage.storage.store import Store
 from small_checkpoints import flat_cuts, write
@@ -93,8 +93,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(target, flat_cuts(2), tokens=record.tokens)
             store.commit_record(type(record)(**{**vars(record), "checkpoint": f"checkpoints/{target.name}"}))
         Driver(plan, run, store, []).run()
-        attempt = Attempt(name, f"raystage run {name}.yaml", store.run_folder(name), store.folder)
-        status = RunStatus(plan, attempt)
+        invocation = Invocation(name, f"raystage run {name}.yaml", store.run_folder(name), store.folder)
+        status = RunStatus(plan, invocation)
         status.ended(None)
     return folder
 

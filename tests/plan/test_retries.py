@@ -12,7 +12,7 @@ from raystage.errors import BrokenPromise, StageRejected
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, make_plan
 from raystage.plan.retries import Rejection, answer, changed, replanned
-from raystage.results.record import Donor, StageRecord
+from raystage.results.record import Prefix, StageRecord
 from raystage.run.driver import Driver
 from raystage.storage.store import Store
 
@@ -89,7 +89,7 @@ def test_without_an_answer_the_run_stops(tmp_path: Path) -> None:
 # --- carried out ----------------------------------------------------------------------------------
 
 
-class Listener:
+class Callback:
     """Writes down what it is told."""
 
     def __init__(self) -> None:
@@ -107,12 +107,12 @@ class Finished:
 
     def __init__(self, folder: Path, written: Schedule) -> None:
         self.written, self.plan = written, make_plan(written)
-        self.store, self.listener = Store(open_folder(folder / "store")), Listener()
+        self.store, self.callback = Store(open_folder(folder / "store")), Callback()
 
-    def commit(self, plan: Plan, *losses: float, donors: dict[int, Donor] | None = None) -> list[StageRecord]:
+    def commit(self, plan: Plan, *losses: float, prefixes: dict[int, Prefix] | None = None) -> list[StageRecord]:
         """Records of a plan's staged run, with these losses, and of its baselines."""
         records = [
-            make_record(stage, loss, donor=(donors or {}).get(index))
+            make_record(stage, loss, prefix=(prefixes or {}).get(index))
             for index, (stage, loss) in enumerate(zip(plan.staged.stages, losses, strict=False))
         ]
         baselines = {stage.key: make_record(stage, 1.0) for run in plan.baselines for stage in run.stages}
@@ -125,7 +125,7 @@ class Finished:
         return replanned(self.written, self.plan, rejections(self.written, 1, *times))
 
     def driver(self) -> Driver:
-        return Driver(self.plan, self.written, self.store, [self.listener])
+        return Driver(self.plan, self.written, self.store, [self.callback])
 
 
 def test_the_driver_goes_on_with_what_is_accepted_and_counts_what_was_not(tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_the_driver_goes_on_with_what_is_accepted_and_counts_what_was_not(tmp_pa
     (attempt,) = report["attempts"]
     assert (attempt["stage"], attempt["action"], attempt["number"]) == ("full", "retry", 1)
     assert report["savings"]["flops_staged"] == small.flops + full.flops + last.flops + rejected.flops
-    assert found.listener.calls.count("rejected full") == 1
-    assert found.listener.calls.count("stage_finished full") == 2
-    assert found.listener.calls.count("stage_finished small") == 1
+    assert found.callback.calls.count("rejected full") == 1
+    assert found.callback.calls.count("stage_finished full") == 2
+    assert found.callback.calls.count("stage_finished small") == 1
 
 
 def test_after_a_rewind_all_that_it_threw_away_counts(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_after_a_rewind_all_that_it_threw_away_counts(tmp_path: Path) -> None:
 def test_what_an_extension_took_over_counts_once(tmp_path: Path) -> None:
     found = Finished(tmp_path, schedule(tmp_path, {"extend": {"tokens": 400}}))
     small, rejected = found.commit(found.plan, 2.5, 2.2)
-    donor = Donor(rejected.key, rejected.tokens, rejected.flops, rejected.seconds)
-    _, full, last = found.commit(found.after(1), 2.5, 1.9, 1.8, donors={1: donor})
+    prefix = Prefix(rejected.key, rejected.tokens, rejected.flops, rejected.seconds)
+    _, full, last = found.commit(found.after(1), 2.5, 1.9, 1.8, prefixes={1: prefix})
     report = found.driver().run()
     assert report["savings"]["flops_staged"] == small.flops + full.flops + last.flops
 
@@ -184,4 +184,4 @@ def test_a_broken_promise_of_the_growth_is_answered_too(tmp_path: Path) -> None:
     found.commit(found.after(1), 2.5, 1.9)
     with pytest.raises(BrokenPromise, match="growing by identity broke its promise"):
         found.driver().run()
-    assert found.listener.calls.count("rejected full") == 2
+    assert found.callback.calls.count("rejected full") == 2

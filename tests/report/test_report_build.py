@@ -17,7 +17,7 @@ from raystage.report.markdown import markdown
 from raystage.report.tables import metric_table
 from raystage.results.comparison import measure_savings, tokens_per_parameter
 from raystage.results.data_use import Counted
-from raystage.results.record import Certificate, Donor, StageRecord, perplexity
+from raystage.results.record import Certificate, Prefix, StageRecord, perplexity
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
 STAGE_FIELDS = {
@@ -238,8 +238,8 @@ def test_what_was_given_up_counts_in_tokens_too(plan, records):
     """An attempt at other data of the same length: as many tokens again, of which it took 300 over."""
     small = plan.staged.stages[0]
     other = replace(small, key="other")
-    taken = Donor(small.key, 300, 300, 0.1)
-    both = {**records, "other": replace(records[small.key], key="other", donor=taken)}
+    taken = Prefix(small.key, 300, 300, 0.1)
+    both = {**records, "other": replace(records[small.key], key="other", prefix=taken)}
     savings = measure_savings(plan, both, (other,))
     assert savings.tokens_saved == 1 - (2000 + 800 - 300) / 1500
 

@@ -11,7 +11,7 @@ from raystage.plan.build import make_plan
 from raystage.report.build import build_report
 from raystage.report.markdown import markdown
 from raystage.results.ledger import Ledger, measure_ledger
-from raystage.results.record import Donor
+from raystage.results.record import Prefix
 
 
 @pytest.fixture
@@ -178,11 +178,11 @@ def test_an_attempt_that_was_given_up_costs_what_nobody_took_over(tmp_path):
     """One was given up after an hour, of which the stage that went on from it took over half."""
     plan = priced(tmp_path)
     records, first = an_hour_each(plan), plan.staged.stages[0]
-    taken = Donor("tried", 400, 1000, 1800.0, 3.6e6)
+    taken = Prefix("tried", 400, 1000, 1800.0, 3.6e6)
     known = {
         **records,
         "tried": replace(records[first.key], key="tried"),
-        first.key: replace(records[first.key], donor=taken),
+        first.key: replace(records[first.key], prefix=taken),
     }
     given_up = (replace(first, key="tried"),)
     found = entry(measure_ledger(plan, known, {}, given_up), "attempts that were given up")

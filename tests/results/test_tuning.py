@@ -391,7 +391,7 @@ def test_wandb_has_each_runs_own_values_and_the_interval(tmp_path: Path) -> None
 # --- carried out ------------------------------------------------------------------------------
 
 
-class Listener:
+class Callback:
     """Writes down which runs began and which stages were there already."""
 
     def __init__(self) -> None:
@@ -429,14 +429,14 @@ def test_a_driver_that_starts_again_comes_to_the_same_choice(schedule: Schedule,
     chosen = with_choice(plan, schedule, choose(plan, records))
     ends = {"staged-seed-1": 2.25, "baseline-seed-1": (2.6, 2.3, 2.15)}
     commit(store, finished(chosen, ends))
-    listener = Listener()
-    driver = Driver(make_plan(schedule), schedule, store, [listener])
+    callback = Callback()
+    driver = Driver(make_plan(schedule), schedule, store, [callback])
     assert driver.is_finished
     report = driver.run()
     assert [row["staged_eval_loss"] for row in report["seeds"]] == [2.2, 2.25]
-    assert listener.began == [run.name for run in plan.runs()]
-    assert (listener.rates["staged-seed-1"], listener.rates["baseline-1000-seed-1"]) == (8e-3, 8e-3)
-    assert listener.rates["baseline-2000-seed-1"] == 4e-3
+    assert callback.began == [run.name for run in plan.runs()]
+    assert (callback.rates["staged-seed-1"], callback.rates["baseline-1000-seed-1"]) == (8e-3, 8e-3)
+    assert callback.rates["baseline-2000-seed-1"] == 4e-3
     kept = store.read_run("tiny", "run.json")
     assert {stage["state"] for stage in kept["stages"]} == {"REUSED"}
     assert {stage["key"] for stage in kept["stages"]} == {s.key for run in chosen.runs() for s in run.stages}

@@ -56,7 +56,7 @@ def live_output(plan: Plan, records: dict[str, StageRecord], width: int) -> list
     console = terminal(width)
     display = LiveDisplay(plan, console)
     play(display, plan, records)
-    display.close()
+    display.ended(None)
     return seen(console)
 
 
@@ -252,7 +252,7 @@ def test_the_live_line_shows_how_far_the_stage_is(plan, records):
     display.trained(run, stage, records[stage.key].train[1])
     display.evaluated(run, stage, records[stage.key].evaluations[0])
     display.restarted(run, stage, "a worker died")
-    display.close()
+    display.ended(None)
     assert "[staged 1/2 small] RESTARTING: a worker died" in seen(console)
     assert any("RESTARTING" in line and "step 4/8" in line and "eval" in line for line in seen(console))
 
@@ -260,8 +260,8 @@ def test_the_live_line_shows_how_far_the_stage_is(plan, records):
 def test_closing_twice_or_before_the_start_is_harmless(plan):
     console = Console(file=Terminal(), force_terminal=True)
     display = LiveDisplay(plan, console)
-    display.close()
-    display.close()
+    display.ended(None)
+    display.ended(None)
     assert seen(console) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from raystage.plan.build import Plan, RunPlan, StagePlan, make_plan
 from raystage.plan.plan import Job
 from raystage.results.record import Progress, StageRecord
 from raystage.run.driver import Driver
-from raystage.run.narrator import Narrator, in_order
+from raystage.run.events import EventReplay, in_order
 from raystage.storage.store import Store
 
 
@@ -24,12 +25,15 @@ def plan(tmp_path: Path) -> Plan:
 
 
 class Told:
-    """Writes down what it is told: what, of which stage, at how many tokens."""
+    """A callback that writes down what it is told: what, of which stage, at how many tokens."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
-    def __call__(self, what: str, run: RunPlan, stage: StagePlan | tuple | None = None, *facts: object) -> None:
+    def __getattr__(self, name: str) -> object:
+        return partial(self._note, name)
+
+    def _note(self, what: str, run: RunPlan, stage: StagePlan | tuple | None = None, *facts: object) -> None:
         stage = stage if isinstance(stage, StagePlan) else None
         tokens = getattr(facts[0], "tokens", None) if what in ("trained", "evaluated") else None
         self.calls.append((what, stage.name if stage else run.name, tokens))
@@ -38,28 +42,28 @@ class Told:
         return [call for call in self.calls if call[0] == what]
 
 
-def narrate(plan: Plan, stage_index: int) -> tuple[Narrator, Told, StageRecord]:
-    """A narrator whose turn it is at a stage of the staged run, those before it being finished."""
+def replay_at(plan: Plan, stage_index: int) -> tuple[EventReplay, Told, StageRecord]:
+    """A replay whose next stage is one of the staged run; those before it are finished."""
     records, told = curved_records(plan), Told()
     before = {stage.key: records[stage.key] for stage in plan.staged.stages[:stage_index]}
-    narrator = Narrator(plan.runs(), before, told)
-    narrator.advance()
+    replay = EventReplay(plan.runs(), before, [told])
+    replay.advance()
     told.calls = [call for call in told.calls if call[1] == plan.staged.stages[stage_index].name]
-    return narrator, told, records[plan.staged.stages[stage_index].key]
+    return replay, told, records[plan.staged.stages[stage_index].key]
 
 
-def say(narrator: Narrator, record: StageRecord, until_tokens: int | None = None) -> None:
-    narrator.hear("started", record.key, 0)
+def say(replay: EventReplay, record: StageRecord, until_tokens: int | None = None) -> None:
+    replay.hear("started", record.key, 0)
     for point in in_order(record.train, record.evaluations):
         if until_tokens is None or point.tokens <= until_tokens:
-            narrator.hear("trained" if hasattr(point, "lr") else "evaluated", record.key, point)
+            replay.hear("trained" if hasattr(point, "lr") else "evaluated", record.key, point)
 
 
 def test_a_calm_stage_is_told_from_start_to_end(plan: Plan) -> None:
-    narrator, told, record = narrate(plan, 0)
-    say(narrator, record)
-    narrator.hear("saved", record.key, "000000000000800-1c2d")
-    narrator.hear("finished", record.key, record)
+    replay, told, record = replay_at(plan, 0)
+    say(replay, record)
+    replay.hear("saved", record.key, "000000000000800-1c2d")
+    replay.hear("finished", record.key, record)
     assert len(told.of("saved")) == 1
     assert told.calls[0] == ("stage_started", "small", None)
     assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
@@ -69,11 +73,11 @@ def test_a_calm_stage_is_told_from_start_to_end(plan: Plan) -> None:
 
 def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
     """They go back to their last checkpoint and train the same points again, with the same bits."""
-    narrator, told, record = narrate(plan, 1)
-    narrator.hear("grown", record.key, record.growth)
-    say(narrator, record, until_tokens=record.train[2].tokens)
-    narrator.hear("grown", record.key, record.growth)
-    say(narrator, record)
+    replay, told, record = replay_at(plan, 1)
+    replay.hear("grown", record.key, record.growth)
+    say(replay, record, until_tokens=record.train[2].tokens)
+    replay.hear("grown", record.key, record.growth)
+    say(replay, record)
     assert len(told.of("restarted")) == 1
     assert len(told.of("grown")) == 1
     assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
@@ -81,13 +85,13 @@ def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
 
 def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) -> None:
     """So that W&B and the screen show whole curves."""
-    narrator, told, record = narrate(plan, 1)
-    start = narrator.stage.start_steps
+    replay, told, record = replay_at(plan, 1)
+    start = replay.stage.start_steps
     half = Progress(
         0, start + 7, 0, growth=record.growth, train=list(record.train[:2]), evaluations=[record.evaluations[0]]
     )
-    narrator.hear("resumed", record.key, half)
-    say(narrator, record)
+    replay.hear("resumed", record.key, half)
+    say(replay, record)
     assert [call[0] for call in told.calls[:3]] == ["stage_started", "resumed", "grown"]
     assert len(told.of("grown")) == 1
     assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
@@ -95,17 +99,17 @@ def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) ->
 
 
 def test_messages_of_other_stages_are_passed_over(plan: Plan) -> None:
-    narrator, told, record = narrate(plan, 0)
-    narrator.hear("trained", "someone else's", record.train[0])
+    replay, told, record = replay_at(plan, 0)
+    replay.hear("trained", "someone else's", record.train[0])
     assert told.calls == []
 
 
 def test_a_stage_that_somebody_else_may_be_training_is_not_said_to_begin(plan: Plan) -> None:
-    narrator, told, record = narrate(plan, 0)
-    assert narrator.stage.key == record.key
+    replay, told, record = replay_at(plan, 0)
+    assert replay.stage.key == record.key
     assert told.calls == []
-    narrator.begin()
-    narrator.hear("started", record.key, 0)
+    replay.begin()
+    replay.hear("started", record.key, 0)
     assert told.calls == [("stage_started", "small", None)]
 
 
@@ -113,14 +117,14 @@ def test_runs_are_told_whole_and_in_order(plan: Plan) -> None:
     """What baselines share is trained once, and told in each of them."""
     records, told = curved_records(plan), Told()
     done: dict[str, StageRecord] = {}
-    narrator = Narrator(plan.runs(), done, told)
-    narrator.advance()
-    while narrator.stage:
-        record = records[narrator.stage.key]
-        say(narrator, record)
-        narrator.hear("finished", record.key, record)
+    replay = EventReplay(plan.runs(), done, [told])
+    replay.advance()
+    while replay.stage:
+        record = records[replay.stage.key]
+        say(replay, record)
+        replay.hear("finished", record.key, record)
         done[record.key] = record
-        narrator.advance()
+        replay.advance()
     assert [name for what, name, _ in told.calls if what == "run_started"] == [run.name for run in plan.runs()]
     assert [name for what, name, _ in told.calls if what == "run_finished"] == [run.name for run in plan.runs()]
     expected = [stage.name for run in plan.runs() for stage in run.stages]
@@ -131,11 +135,11 @@ def test_runs_are_told_whole_and_in_order(plan: Plan) -> None:
 
 def test_nothing_is_told_twice_of_a_finished_run(plan: Plan) -> None:
     told = Told()
-    narrator = Narrator(plan.runs(), curved_records(plan), told)
-    narrator.advance()
+    replay = EventReplay(plan.runs(), curved_records(plan), [told])
+    replay.advance()
     count = len(told.calls)
-    narrator.advance()
-    assert narrator.stage is None
+    replay.advance()
+    assert replay.stage is None
     assert len(told.calls) == count
 
 

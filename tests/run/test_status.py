@@ -17,10 +17,9 @@ from raystage.cli.main import main
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, make_plan
-from raystage.run.invocation import Attempt
+from raystage.run.log import Invocation
 from raystage.run.status import RunStatus, read_status
-from raystage.storage.holder import ProcessName
-from raystage.storage.processes import this_process
+from raystage.storage.processes import ProcessId, this_process
 from raystage.storage.store import Store
 from s3_server import S3Server, answers
 
@@ -38,8 +37,8 @@ def store(tmp_path: Path) -> Store:
     return Store(open_folder(tmp_path / "store"))
 
 
-def attempt_in(store: Store, process: ProcessName | None = None, name: str = "tiny") -> Attempt:
-    return Attempt(
+def invocation_in(store: Store, process: ProcessId | None = None, name: str = "tiny") -> Invocation:
+    return Invocation(
         name, COMMAND, store.run_folder(name), store.folder, None, lambda: "/ray/logs", {"staged": "abc1"},
         process or this_process(),
     )  # fmt: skip
@@ -72,7 +71,7 @@ def soon(store: Store, key: str, field: str, value: object) -> None:
 
 
 def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Plan) -> None:
-    status, (small, full) = RunStatus(plan, attempt_in(store), write_seconds=0.05), plan.staged.stages
+    status, (small, full) = RunStatus(plan, invocation_in(store), write_seconds=0.05), plan.staged.stages
     record = curved_records(plan)[full.key]
     status.waiting(plan.staged, small, "process 4711 on node1, which trains it")
     soon(store, small.key, "waiting_for", "process 4711 on node1, which trains it")
@@ -100,7 +99,7 @@ def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Pla
     }  # fmt: skip
     assert (found["state"], found["is_alive"], found["note"], found["wandb_run_ids"], found["worker_logs"]) == (
         "RUNNING", True, None, {"staged": "abc1"}, "/ray/logs")  # fmt: skip
-    assert ProcessName.from_json(found["process"]) == this_process()
+    assert ProcessId.from_json(found["process"]) == this_process()
     text = call(store, "tiny").stdout
     for expected in ("full", "RUNNING", "6/12", full.key[:12], "run.log", "/ray/logs", "staged abc1", COMMAND):
         assert expected in text
@@ -111,7 +110,7 @@ def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Pla
 def test_a_stage_of_several_runs_stands_in_each(store: Store, plan: Plan) -> None:
     others = {stage.key for stage in plan.baselines[1].stages}
     shared = next(stage for stage in plan.baselines[0].stages if stage.key in others)
-    status = RunStatus(plan, attempt_in(store), write_seconds=60.0)
+    status = RunStatus(plan, invocation_in(store), write_seconds=60.0)
     play_stage(status, plan.baselines[0], shared, curved_records(plan)[shared.key])
     status.ended(KeyboardInterrupt())
     rows = [row for row in shown(store, "tiny")["stages"] if row["key"] == shared.key]
@@ -121,7 +120,7 @@ def test_a_stage_of_several_runs_stands_in_each(store: Store, plan: Plan) -> Non
 
 def test_the_file_is_written_at_most_now_and_then(store: Store, plan: Plan, s3: S3Server) -> None:
     remote = Store(open_folder(s3.uri(f"bucket/{uuid.uuid4().hex}")))
-    status = RunStatus(plan, attempt_in(remote), write_seconds=60.0)
+    status = RunStatus(plan, invocation_in(remote), write_seconds=60.0)
     with s3.faults.injected(answers("403 Forbidden", "AccessDenied"), chosen=lambda environ: False) as faults:
         play(status, plan, curved_records(plan))
         assert faults.requests == []
@@ -136,7 +135,7 @@ def test_a_status_that_cannot_be_written_stops_nothing(
     writes = ("PUT", "POST")
     forbidden = answers("403 Forbidden", "AccessDenied")
     with s3.faults.injected(forbidden, chosen=lambda environ: environ["REQUEST_METHOD"] in writes):
-        status = RunStatus(plan, attempt_in(store), write_seconds=0.05)
+        status = RunStatus(plan, invocation_in(store), write_seconds=0.05)
         time.sleep(0.2)
     status.ended(None)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -156,7 +155,7 @@ def test_a_status_that_cannot_be_written_stops_nothing(
 def test_an_end_before_the_end_stands_there(
     store: Store, plan: Plan, error: BaseException, state: str, stage_state: str, note: str | None
 ) -> None:
-    status = RunStatus(plan, attempt_in(store))
+    status = RunStatus(plan, invocation_in(store))
     status.stage_started(plan.staged, plan.staged.stages[0], False)
     status.ended(error)
     found = shown(store, "tiny")
@@ -167,7 +166,7 @@ def test_an_end_before_the_end_stands_there(
 def test_attempts_and_restarts_add_up(store: Store, plan: Plan) -> None:
     stage = plan.staged.stages[0]
     for _ in range(2):
-        status = RunStatus(plan, attempt_in(store))
+        status = RunStatus(plan, invocation_in(store))
         status.stage_started(plan.staged, stage, False)
         status.restarted(plan.staged, stage, "a worker died")
         status.saved(plan.staged, stage, "000000000000300-1c2d")
@@ -176,7 +175,7 @@ def test_attempts_and_restarts_add_up(store: Store, plan: Plan) -> None:
     assert (row["attempts"], row["restarts"], row["last_checkpoint"]) == (2, 2, "000000000000300-1c2d")
 
 
-def killed_process() -> ProcessName:
+def killed_process() -> ProcessId:
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_say_who_and_stay, args=(theirs,))
     process.start()
@@ -193,7 +192,7 @@ def _say_who_and_stay(line) -> None:
 
 def test_a_driver_that_was_killed_on_this_machine_is_known_to_be_dead(store: Store, plan: Plan) -> None:
     process = killed_process()
-    RunStatus(plan, attempt_in(store, process), write_seconds=60.0)
+    RunStatus(plan, invocation_in(store, process), write_seconds=60.0)
     found = shown(store, "tiny")
     note = f"the driver on {process.host} (process {process.pid}) has ended without saying how; go on with: {COMMAND}"
     assert (found["state"], found["is_alive"], found["note"]) == ("INTERRUPTED", False, note)
@@ -202,7 +201,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_known_to_be_dead(store: Sto
 
 
 def test_a_driver_of_another_host_may_be_dead_after_five_minutes(store: Store, plan: Plan) -> None:
-    RunStatus(plan, attempt_in(store, elsewhere()), write_seconds=60.0)
+    RunStatus(plan, invocation_in(store, elsewhere()), write_seconds=60.0)
     after(240, store)
     assert shown(store, "tiny")["is_alive"] is True
     after(70, store)
@@ -218,10 +217,10 @@ def test_a_driver_of_another_host_may_be_dead_after_five_minutes(store: Store, p
 
 def test_who_waits_for_a_run_of_the_same_name_leaves_its_status_alone(store: Store, plan: Plan) -> None:
     stage = plan.staged.stages[0]
-    trains = RunStatus(plan, attempt_in(store, elsewhere(1)), write_seconds=60.0)
+    trains = RunStatus(plan, invocation_in(store, elsewhere(1)), write_seconds=60.0)
     trains.stage_started(plan.staged, stage, False)
     trains._write()
-    waits = RunStatus(plan, attempt_in(store, elsewhere(2)), write_seconds=0.05)
+    waits = RunStatus(plan, invocation_in(store, elsewhere(2)), write_seconds=0.05)
     waits.waiting(plan.staged, stage, "process 4711 on node1, which trains it")
     time.sleep(0.3)
     assert shown(store, "tiny")["process"]["host"] == "node1"
@@ -238,7 +237,7 @@ def test_all_runs_the_latest_first(store: Store, plan: Plan) -> None:
     assert call(store).stdout == f"no runs in {store.folder.uri}\n"
     assert shown(store) == []
     for name, seconds in (("old", 300.0), ("new", 10.0), ("older", 9000.0)):
-        RunStatus(plan, attempt_in(store, name=name)).ended(None)
+        RunStatus(plan, invocation_in(store, name=name)).ended(None)
         after(seconds, store, name)
     store.write_run("broken", "status.json", {"name": "broken"})
     assert [run["name"] for run in shown(store)] == ["new", "old", "older", "broken"]
@@ -259,7 +258,7 @@ def test_a_run_of_a_version_that_kept_no_status_has_its_states(store: Store, pla
 
 
 def test_an_unknown_run_is_an_input_error_with_the_known_ones(store: Store, plan: Plan) -> None:
-    RunStatus(plan, attempt_in(store)).ended(None)
+    RunStatus(plan, invocation_in(store)).ended(None)
     done = call(store, "tinny")
     assert done.exit_code == 2
     assert done.output == f"raystage: NAME: no run 'tinny' in {store.folder.uri}; known runs: tiny\n"
@@ -278,5 +277,5 @@ def test_a_damaged_file_is_one_message_and_is_replaced_by_the_next_attempt(
     assert done.exit_code == 1
     assert done.output.startswith(f"raystage: {store.folder.uri}/runs/tiny/status.json: damaged (")
     assert done.output.count("\n") == 1
-    RunStatus(plan, attempt_in(store)).ended(None)
+    RunStatus(plan, invocation_in(store)).ended(None)
     assert shown(store, "tiny")["state"] == "FINISHED"

@@ -92,7 +92,7 @@ def told(plan, records, manifest, tmp_path_factory) -> dict[str, OfflineRun]:
     tracker = make_tracker(plan, directory, manifest)
     play(tracker, plan, records)
     tracker.savings(SAVINGS)
-    tracker.close(failed=False)
+    tracker.ended(None)
     assert not services()
     return {name.removeprefix("tiny-"): run for name, run in read_runs(directory).items()}
 
@@ -227,7 +227,7 @@ def test_disabled_writes_nothing_and_starts_nothing(plan, records, manifest, tmp
     play(tracker, plan, records)
     tracker.savings(SAVINGS)
     assert not services()
-    tracker.close(failed=False)
+    tracker.ended(None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +235,7 @@ def test_the_working_directory_is_where_it_writes_by_default(plan, records, mani
     monkeypatch.chdir(tmp_path)
     tracker = make_tracker(plan, None, manifest)
     play(tracker, plan, records)
-    tracker.close(failed=False)
+    tracker.ended(None)
     assert len(run_files(tmp_path)) == len(plan.runs())
     assert capfd.readouterr() == ("", "")
 
@@ -243,7 +243,7 @@ def test_the_working_directory_is_where_it_writes_by_default(plan, records, mani
 def test_the_runs_of_a_trial_go_by_the_sweeps_group(plan, records, manifest, tmp_path):
     tracker = make_tracker(plan, tmp_path, manifest, group="when-to-grow", job_type="trial", project="mine")
     play(tracker, plan, records)
-    tracker.close(failed=False)
+    tracker.ended(None)
     runs = read_runs(tmp_path)
     assert {(run.group, run.project) for run in runs.values()} == {("when-to-grow", "mine")}
     assert {run.job_type for run in runs.values()} == {"trial", "baseline"}
@@ -254,7 +254,7 @@ def test_a_failed_run_is_marked_as_failed(plan, records, manifest, tmp_path):
     stage = plan.staged.stages[0]
     tracker.run_started(plan.staged)
     play_stage(tracker, plan.staged, stage, records[stage.key])
-    tracker.close(failed=True)
+    tracker.ended(RuntimeError("it failed"))
     assert [read_run(file).exit_code for file in run_files(tmp_path)] == [1]
     assert not services()
 
@@ -262,10 +262,10 @@ def test_a_failed_run_is_marked_as_failed(plan, records, manifest, tmp_path):
 def test_a_later_attempt_goes_on_under_the_same_id(plan, records, manifest, tmp_path):
     first = make_tracker(plan, tmp_path / "first", manifest)
     first.run_started(plan.staged)
-    first.close(failed=True)
+    first.ended(RuntimeError("it failed"))
     second = make_tracker(plan, tmp_path / "second", manifest, run_ids={"staged": first.run_ids["staged"]})
     play(second, plan, records)
-    second.close(failed=False)
+    second.ended(None)
     assert second.run_ids["staged"] == first.run_ids["staged"]
     assert read_runs(tmp_path / "second")["tiny-staged"].run_id == first.run_ids["staged"]
     assert set(second.run_ids) == {run.name for run in plan.runs()}
@@ -283,7 +283,7 @@ def test_what_workers_train_again_after_a_restart_is_logged_once(plan, records, 
     tracker.restarted(plan.staged, stage, "a worker died")
     for point in record.train[1:]:
         tracker.trained(plan.staged, stage, point)
-    tracker.close(failed=False)
+    tracker.ended(None)
     logged = read_run(run_files(tmp_path)[0]).curve("train/loss")
     assert logged == [(point.tokens, point.loss) for point in record.train]
 
@@ -293,7 +293,7 @@ def test_a_run_of_someone_else_in_the_process_stays_alive(plan, records, manifes
     other = wandb.init(mode="offline", dir=tmp_path / "other", reinit="create_new", settings=settings)
     tracker = make_tracker(plan, tmp_path / "ours", manifest)
     play(tracker, plan, records)
-    tracker.close(failed=False)
+    tracker.ended(None)
     other.log({"loss": 1.0})
     other.finish()
     wandb.teardown()
@@ -306,7 +306,7 @@ def test_a_checkpoint_that_wandb_cannot_refer_to_is_noted(plan, records, tmp_pat
     stage = plan.staged.stages[0]
     tracker.run_started(plan.staged)
     play_stage(tracker, plan.staged, stage, records[stage.key])
-    tracker.close(failed=False)
+    tracker.ended(None)
     artifact = read_run(run_files(tmp_path)[0]).artifacts[0]
     assert artifact.metadata["manifest"].endswith(place)
     assert artifact.references in ({"checkpoint.json": ""}, {"manifest.json": place})
@@ -325,7 +325,7 @@ def test_a_wandb_that_cannot_start_is_one_warning(plan, records, manifest, tmp_p
     tracker = make_tracker(plan, tmp_path, manifest)
     play(tracker, plan, records)
     tracker.savings(SAVINGS)
-    tracker.close(failed=False)
+    tracker.ended(None)
     assert len(warned(caplog)) == 1
     assert str(error) in warned(caplog)[0]
     assert not services()
@@ -353,7 +353,7 @@ if next_call == "a row":
     tracker.stage_started(plan.staged, plan.staged.stages[0], reused=False)
 play(tracker, plan, curved_records(plan))
 tracker.savings({"compute_saved": 0.3})
-tracker.close(failed=False)
+tracker.ended(None)
 print("trained on, children:", psutil.Process().children())
 """
 
@@ -373,7 +373,7 @@ def test_online_without_a_key_is_one_warning(plan, records, manifest, tmp_path, 
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     tracker = make_tracker(plan, tmp_path, manifest, mode="online")
     play(tracker, plan, records)
-    tracker.close(failed=False)
+    tracker.ended(None)
     assert len(warned(caplog)) == 1
     assert "wandb login" in warned(caplog)[0]
     assert not services()

@@ -16,9 +16,8 @@ import pytest
 from claimants import KEY, SPAWN, Timing, elsewhere, held, note_holding, take_turns, try_together
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder, open_folder
-from raystage.storage.holder import ProcessName
 from raystage.storage.lease import Lease, Leases
-from raystage.storage.processes import is_gone, this_process
+from raystage.storage.processes import ProcessId, is_gone, this_process
 from s3_server import S3Server, answers, cut_after
 
 PROCESSES, ROUNDS = 8, 50
@@ -39,7 +38,7 @@ def local(tmp_path: Path) -> Folder:
     return open_folder(tmp_path / "stages")
 
 
-def leases_of(stages: str | Folder, owner: ProcessName | None = None, timing: Timing = SLOW) -> Leases:
+def leases_of(stages: str | Folder, owner: ProcessId | None = None, timing: Timing = SLOW) -> Leases:
     folder = stages if isinstance(stages, Folder) else open_folder(stages)
     return Leases(folder, owner, timing.ttl_seconds, timing.heartbeat_seconds)
 
@@ -188,8 +187,8 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead_too(local: Folder) 
 def test_a_process_that_has_the_id_of_a_dead_one_is_not_taken_for_it(local: Folder) -> None:
     me = this_process()
     assert not is_gone(me)
-    assert is_gone(ProcessName(me.host, me.machine, me.pid, me.started - 60))
-    assert not is_gone(ProcessName(me.host, "another machine", me.pid, me.started - 60))
+    assert is_gone(ProcessId(me.host, me.machine, me.pid, me.started - 60))
+    assert not is_gone(ProcessId(me.host, "another machine", me.pid, me.started - 60))
 
 
 def test_what_a_killed_process_of_another_host_held_is_taken_over_when_it_has_been_still_for_long(stages: str) -> None:

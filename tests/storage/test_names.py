@@ -18,7 +18,7 @@ from raystage.files.filesystem import open_folder
 from raystage.plan.build import Plan, make_plan
 from raystage.run.driver import Driver
 from raystage.run.earlier import make_way
-from raystage.run.invocation import Attempt
+from raystage.run.log import Invocation
 from raystage.run.status import RunStatus
 from raystage.storage.maintenance import survey
 from raystage.storage.naming import stage_key
@@ -102,7 +102,7 @@ def test_a_sweeps_name_is_refused(store: Store, file: str, what: str) -> None:
 
 def test_a_name_under_which_another_schedule_is_trained_now_is_refused(store: Store, texts: Path) -> None:
     plan = run(store, texts)
-    status = RunStatus(plan, Attempt("mine", "raystage run", store.run_folder("mine"), store.folder))
+    status = RunStatus(plan, Invocation("mine", "raystage run", store.run_folder("mine"), store.folder))
     try:
         with pytest.raises(InputError, match="trains another schedule; expected another name"):
             make_way(store, "mine", ["another"])

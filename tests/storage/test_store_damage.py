@@ -20,9 +20,9 @@ from raystage.files.sealed_json import sealed, unsealed, written
 from raystage.plan.build import Plan, make_plan, trunk_key
 from raystage.run.driver import Driver
 from raystage.run.earlier import make_way
-from raystage.run.invocation import Attempt
+from raystage.run.log import Invocation
 from raystage.run.status import RunStatus
-from raystage.storage.claims import Turns
+from raystage.storage.claims import Claims
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store
 from small_checkpoints import flat_cuts, write
@@ -45,7 +45,7 @@ def make_store(folder: Path) -> tuple[Store, Plan]:
         driver = Driver(plan, schedule, store, [], draws=False)
         driver.run()
         folder_of_run = store.run_folder(name)
-        RunStatus(plan, Attempt(name, "raystage run", folder_of_run, store.folder)).ended(None)
+        RunStatus(plan, Invocation(name, "raystage run", folder_of_run, store.folder)).ended(None)
         evaluation = {"stage": "full", "key": plan.staged.stages[-1].key, "tasks": {}}
         (folder_of_run / "evaluations").write_whole("full.json", written(evaluation))
     return store, plan
@@ -248,8 +248,8 @@ def test_stray_files_and_folders_stop_nothing(store: Store, plan: Plan, is_folde
         assert call(store, *command).exit_code == 0, command
     assert [key for _, key in store.trunk(trunk_key(stage))] == [stage.key]
     assert store.latest_checkpoint(stage.key).name.endswith("-attempt")
-    turns = Turns(store, Leases(store.folder / "stages"))
-    assert turns.free([stage]) == (stage,)
+    claims = Claims(store, Leases(store.folder / "stages"))
+    assert claims.free([stage]) == (stage,)
     store.commit_record(store.record(stage.key), trunk_key(stage))
     assert (own / "checkpoints" / STRAY[0]).exists()
 
@@ -260,7 +260,7 @@ def test_a_damaged_neighbour_is_no_donor_and_no_reason_to_stop(store: Store, pla
     store.stage_folder("shorter").write_whole("record.json", b'{"a":')
     store.note_trunk(trunk_key(stage), stage.steps - 1, "shorter")
     assert store.readable_record("shorter") is None
-    assert Turns(store, Leases(store.folder / "stages")).free([stage]) == (stage,)
+    assert Claims(store, Leases(store.folder / "stages")).free([stage]) == (stage,)
 
 
 def test_a_manifest_of_any_size_is_damage(store: Store) -> None:

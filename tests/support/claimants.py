@@ -14,17 +14,16 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from raystage.files.filesystem import open_folder
-from raystage.storage.holder import ProcessName
 from raystage.storage.lease import Leases
-from raystage.storage.processes import this_process
+from raystage.storage.processes import ProcessId, this_process
 
 KEY = "5" * 64
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def elsewhere(number: int = 1) -> ProcessName:
+def elsewhere(number: int = 1) -> ProcessId:
     """A process of another host, of which nothing is known here but what it writes."""
-    return ProcessName(f"node{number}", f"machine {number}", 4711, 12.5)
+    return ProcessId(f"node{number}", f"machine {number}", 4711, 12.5)
 
 
 def try_together(stages: str, rounds: int, together: Barrier, won: Any, number: int) -> None:
@@ -82,7 +81,7 @@ def _held_from_to(lease: Any, until: float) -> tuple[float, float]:
     return first or 0.0, last or 0.0
 
 
-def hold(stages: str, owner: ProcessName | None, timing: Timing, line: Connection) -> None:
+def hold(stages: str, owner: ProcessId | None, timing: Timing, line: Connection) -> None:
     """Take the lease, say whether, then answer how it stands, until told to let go."""
     leases = Leases(open_folder(stages), owner, timing.ttl_seconds, timing.heartbeat_seconds)
     lease = leases.acquire(KEY)
@@ -94,7 +93,7 @@ def hold(stages: str, owner: ProcessName | None, timing: Timing, line: Connectio
 
 
 @contextlib.contextmanager
-def held(stages: str, timing: Timing, owner: ProcessName | None = None) -> Iterator[tuple[BaseProcess, Connection]]:
+def held(stages: str, timing: Timing, owner: ProcessId | None = None) -> Iterator[tuple[BaseProcess, Connection]]:
     """A process that holds the lease, and the line to it; killed at the end."""
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=hold, args=(stages, owner, timing, theirs))

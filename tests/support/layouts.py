@@ -23,7 +23,7 @@ from raystage.plan.build import StagePlan, make_plan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import handover
+from raystage.train import collectives, handover
 from raystage.train.engine import StageEngine
 from raystage.train.handover import Entry, write_own_shard
 from raystage.train.stage_runner import evaluation_set
@@ -181,7 +181,7 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
 def _save(engine: StageEngine, stage: StagePlan, path: str) -> None:
     folder = open_folder(path)
     shard, steps = write_own_shard(engine, folder)
-    shards, all_steps = handover.gathered(shard), handover.gathered(steps)
+    shards, all_steps = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
         manifest = handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))

@@ -20,7 +20,7 @@ from raystage.plan.build import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import handover, partitions
+from raystage.train import collectives, handover, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.handover import Entry, write_own_shard
 
@@ -110,8 +110,8 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     watch = Watch()
     shard, known = write_own_shard(engine, open_folder(folder))
     save = watch.peak()
-    shards, merged = handover.gathered(shard), {}
-    for one in handover.gathered(known):
+    shards, merged = collectives.all_gather_objects(shard), {}
+    for one in collectives.all_gather_objects(known):
         merged |= one
     if comm.get_rank() == 0:
         checkpoint.commit(

@@ -1,4 +1,4 @@
-"""A driver without training: it tells listeners how made-up runs went, in the order in which the real one does."""
+"""A driver without training: it tells callbacks how made-up runs went, in the order in which the real one does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from factories import make_record
 from raystage.plan.build import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
-from raystage.run.events import Listener
+from raystage.run.events import RunCallback
 
 POINTS_PER_STAGE = 4
 
@@ -19,26 +19,28 @@ def curved_records(plan: Plan) -> dict[str, StageRecord]:
 
 
 def play(
-    listener: Listener, plan: Plan, records: Mapping[str, StageRecord], reused: Container[str] = frozenset()
+    callback: RunCallback, plan: Plan, records: Mapping[str, StageRecord], reused: Container[str] = frozenset()
 ) -> None:
     """All runs; what was trained for one run is reused in the next, as is what is in `reused`."""
     trained: set[str] = set()
     for run in plan.runs():
-        listener.run_started(run)
+        callback.run_started(run)
         for stage in run.stages:
-            play_stage(listener, run, stage, records[stage.key], stage.key in trained or stage.key in reused)
+            play_stage(callback, run, stage, records[stage.key], stage.key in trained or stage.key in reused)
             trained.add(stage.key)
-        listener.run_finished(run, tuple(records[stage.key] for stage in run.stages))
+        callback.run_finished(run, tuple(records[stage.key] for stage in run.stages))
 
 
-def play_stage(listener: Listener, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool = False) -> None:
-    listener.stage_started(run, stage, reused)
+def play_stage(
+    callback: RunCallback, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool = False
+) -> None:
+    callback.stage_started(run, stage, reused)
     if record.growth:
-        listener.grown(run, stage, record.growth)
+        callback.grown(run, stage, record.growth)
     for point in sorted((*record.train, *record.evaluations), key=lambda point: point.tokens):
-        tell = listener.trained if isinstance(point, TrainPoint) else listener.evaluated
+        tell = callback.trained if isinstance(point, TrainPoint) else callback.evaluated
         tell(run, stage, point)
-    listener.stage_finished(run, stage, record, reused)
+    callback.stage_finished(run, stage, record, reused)
 
 
 def _curved_record(stage: StagePlan) -> StageRecord:

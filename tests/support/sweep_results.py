@@ -8,7 +8,7 @@ from typing import Any
 
 from factories import make_record
 from raystage.report.build import build_report
-from raystage.results.record import Donor, StageRecord
+from raystage.results.record import Prefix, StageRecord
 from raystage.sweep.importance import importance
 from raystage.sweep.report import TrialOutcome, build_sweep_report
 from raystage.sweep.trials import SweepPlan
@@ -19,9 +19,9 @@ def trained(plan: SweepPlan, loss_of: Callable[[str], float]) -> dict[str, Stage
     found: dict[str, StageRecord] = {}
     for key, node in plan.tree.nodes.items():
         found[key] = replace(make_record(node.stage, loss_of(key)), trained_for=f"{plan.sweep.name}-{node.trials[0]}")
-        if node.donor_key:
-            shorter = plan.tree.nodes[node.donor_key].stage
-            found[key] = replace(found[key], donor=Donor(shorter.key, shorter.tokens, shorter.flops, 1.0))
+        if node.prefix_key:
+            shorter = plan.tree.nodes[node.prefix_key].stage
+            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.tokens, shorter.flops, 1.0))
     return found
 
 

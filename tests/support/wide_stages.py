@@ -19,7 +19,7 @@ from raystage.plan.learning_rate import Rewarming
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import handover
+from raystage.train import collectives, handover
 from raystage.train.engine import StageEngine
 from raystage.train.handover import Entry, write_own_shard
 
@@ -83,14 +83,14 @@ def train(engine: StageEngine, steps: int) -> None:
 
 def save(engine: StageEngine, place: str) -> None:
     shard, steps = write_own_shard(engine, open_folder(place))
-    shards, all_steps = handover.gathered(shard), handover.gathered(steps)
+    shards, all_steps = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
         progress, starts = Progress.at_start(engine.stage), engine.head_starts
         manifest = handover.make_manifest(engine.stage, tuple(shards), merged, progress, starts)
         checkpoint.commit(open_folder(place), manifest)
     engine.destroy()
-    handover.gathered(None)
+    collectives.all_gather_objects(None)
 
 
 def opened(*place: str) -> Checkpoint:

@@ -40,7 +40,7 @@ def test_every_stage_stands_once_with_all_trials_that_went_through_it(plan: Swee
     for key, node in nodes.items():
         assert node.trials == plan.tree.nodes[key].trials
         assert node.parent == plan.tree.nodes[key].stage.parent_key
-        assert node.donor == plan.tree.nodes[key].donor_key
+        assert node.prefix == plan.tree.nodes[key].prefix_key
         assert node.is_shared is (len(node.trials) > 1)
     assert {node.ends[0]: node.loss for node in nodes.values() if node.ends} == dict(enumerate(LOSSES))
 
@@ -58,7 +58,7 @@ def test_no_two_stages_of_a_column_share_a_row_and_longer_ones_stand_below(plan:
     assert len({(node.column, node.row) for node in nodes}) == len(nodes)
     assert sorted(node.row for node in nodes if node.ends) == list(range(8))
     first = by_label(report, 0)
-    assert first["tokens=800"].donor == first["tokens=400"].key
+    assert first["tokens=800"].prefix == first["tokens=400"].key
     assert first["tokens=800"].row > first["tokens=400"].row
 
 

@@ -11,7 +11,7 @@ import pytest
 from factories import make_record
 from raystage.plan.build import Plan
 from raystage.report.build import build_report
-from raystage.results.record import Donor, StageRecord
+from raystage.results.record import Prefix, StageRecord
 from raystage.run.surroundings import surroundings
 from raystage.sweep.report import TrialOutcome, build_sweep_report
 from raystage.sweep.trials import SweepPlan, plan_sweep
@@ -33,9 +33,9 @@ def trained(plan: SweepPlan, **trained_for: str) -> dict[str, StageRecord]:
     for key, node in plan.tree.nodes.items():
         runs = trained_for.get(node.stage.name, f"search-{node.trials[0]}")
         found[key] = replace(make_record(node.stage, 2.0), trained_for=runs)
-        if node.donor_key:
-            shorter = plan.tree.nodes[node.donor_key].stage
-            found[key] = replace(found[key], donor=Donor(shorter.key, shorter.tokens, shorter.flops, 1.0))
+        if node.prefix_key:
+            shorter = plan.tree.nodes[node.prefix_key].stage
+            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.tokens, shorter.flops, 1.0))
     return found
 
 
@@ -82,8 +82,8 @@ def test_stages_of_earlier_runs_are_claimed_and_not_spent(plan: SweepPlan) -> No
 def test_a_donor_that_no_trial_ends_with_was_trained_all_the_same(plan: SweepPlan) -> None:
     """As after LAG's choice: the part up to the choice is a stage of its own, in nobody's last report."""
     second = plan.trials[1].plan.staged
-    donor_key = plan.tree.nodes[second.stages[0].key].donor_key
-    keys = [donor_key, *(stage.key for stage in second.stages)]
+    prefix_key = plan.tree.nodes[second.stages[0].key].prefix_key
+    keys = [prefix_key, *(stage.key for stage in second.stages)]
     records = {key: replace(trained(plan)[key], trained_for="search-1") for key in keys}
     search = reported(plan, finished(plan, 2.0, 1.9)[1:], records)["search"]
     assert search["flops_spent"] == search["flops_claimed"] == second.flops

@@ -33,4 +33,4 @@ def test_300_trials_on_16_slots_train_every_stage_once(sweep_slots: ModuleType, 
     assert set(found.trained.values()) == {1}
     for key, node in plan.tree.nodes.items():
         record = store.record(key)
-        assert (record.donor.key if record.donor else None) == node.donor_key
+        assert (record.prefix.key if record.prefix else None) == node.prefix_key

@@ -45,7 +45,7 @@ def test_two_lengths_and_two_operators(tmp_path: Path) -> None:
     short, long = named(tree, "small")
     assert (short.label, long.label) == ("until.tokens=400", "until.tokens=800")
     assert (short.trials, long.trials) == ((0, 1), (2, 3))
-    assert (short.donor_key, long.donor_key) == (None, short.stage.key)
+    assert (short.prefix_key, long.prefix_key) == (None, short.stage.key)
     assert (short.own_flops, long.own_flops) == (400 * flops["small"], 400 * flops["small"])
     assert [node.trials for node in named(tree, "middle")] == [(0, 1), (2, 3)]
     assert [node.label for node in named(tree, "full")] == ["grow.operator=stack", "grow.operator=interleave"] * 2
@@ -93,7 +93,7 @@ def test_under_wsd_stages_before_the_decay_share_all_of_the_shorter_one(tmp_path
     """Runs of 1,200 and 1,600 tokens decay from 960 and 1,280 on: after the end of small, at 400 and 800."""
     tree = planned(tmp_path, LENGTHS, "training.lr_schedule={kind: wsd, decay: 0.2, warmup: 100}").tree
     short, long = named(tree, "small")
-    assert long.donor_key == short.stage.key
+    assert long.prefix_key == short.stage.key
     assert tree.apart == ()
 
 
@@ -171,19 +171,19 @@ def test_donors_are_those_that_comparing_all_pairs_finds(wild: SweepPlan) -> Non
             and key_at(stage, other.steps) == other.key
         ]  # fmt: skip
         longest = max(givers, key=lambda other: other.steps).key if givers else None
-        assert wild.tree.nodes[stage.key].donor_key == longest
+        assert wild.tree.nodes[stage.key].prefix_key == longest
         found += longest is not None
     assert found > 10
 
 
 def test_whom_a_stage_starts_from_comes_first(wild: SweepPlan) -> None:
-    """Of the trials through a donor one starts before any of those through the stage that starts from it."""
+    """Of the trials through a prefix one starts before any of those through the stage that starts from it."""
     place = {number: position for position, number in enumerate(wild.tree.order)}
     assert sorted(place) == list(range(250))
     for node in wild.tree.nodes.values():
-        if node.donor_key is not None:
-            donor = wild.tree.nodes[node.donor_key]
-            assert min(place[number] for number in donor.trials) < min(place[number] for number in node.trials)
+        if node.prefix_key is not None:
+            prefix = wild.tree.nodes[node.prefix_key]
+            assert min(place[number] for number in prefix.trials) < min(place[number] for number in node.trials)
 
 
 def test_equal_trials_share_all(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_part_ends_after_the_first_growth_in_whole_steps(whole: Plan, tokens: 
 def test_the_whole_goes_on_from_its_part(whole: Plan) -> None:
     part, longer = cut_after_growth(whole, 200).staged.stages, whole.staged.stages
     tree = build([Chain(part, ((), ())), Chain(longer, ((), (), ()))])
-    assert tree.nodes[longer[1].key].donor_key == part[1].key
+    assert tree.nodes[longer[1].key].prefix_key == part[1].key
     assert tree.flops_shared == whole.staged.flops
 
 
@@ -50,12 +50,12 @@ def test_tune_hears_of_evaluations_once_and_of_every_stage_that_is_finished(
 ) -> None:
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr("raystage.sweep.trial.tune.report", reports.append)
-    listener, run = ToTune(["compute_saved"]), whole.staged
+    callback, run = ToTune(["compute_saved"]), whole.staged
     record = make_record(run.stages[0], 1.5)
     for _ in range(2):  # workers that were started again tell of the same points
-        listener.evaluated(run, run.stages[0], record.evaluations[-1])
-    listener.stage_finished(run, run.stages[0], record, reused=False)
+        callback.evaluated(run, run.stages[0], record.evaluations[-1])
+    callback.stage_finished(run, run.stages[0], record, reused=False)
     assert [(one["eval_loss"], one.get(FINISHED_STAGE)) for one in reports] == [(1.5, None), (1.5, record.key)]
     assert all(math.isnan(one["compute_saved"]) for one in reports)  # not known before the end
-    listener.stage_finished(replace(run, name="scratch"), run.stages[0], record, reused=False)
+    callback.stage_finished(replace(run, name="scratch"), run.stages[0], record, reused=False)
     assert len(reports) == 2  # what baselines finish nobody waits for

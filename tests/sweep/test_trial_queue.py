@@ -6,11 +6,11 @@ from raystage.sweep.tree import TrialQueue
 
 # Trials 0 and 1 share stage a, 2 and 3 stage b, which can go on from a.
 CHAINS = {0: ("a", "a0"), 1: ("a", "a1"), 2: ("b", "b2"), 3: ("b", "b3")}
-DONORS = {"b": "a"}
+PREFIXES = {"b": "a"}
 
 
 def queue(finished: tuple[str, ...] = ()) -> TrialQueue:
-    return TrialQueue((0, 1, 2, 3), CHAINS, DONORS, finished)
+    return TrialQueue((0, 1, 2, 3), CHAINS, PREFIXES, finished)
 
 
 def test_who_shares_a_stage_that_is_trained_now_is_not_started() -> None:

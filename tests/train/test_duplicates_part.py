@@ -19,7 +19,7 @@ from raystage.models.shape import ModelShape, parameters
 from real_models import SEED, Values, built, made_up, padded_batch, reader, whole
 
 STEPS = 20
-# Twins that train apart differ by some thousandths or more; those that are locked, by rounding.
+# Duplicates that train apart differ by some thousandths or more; those that are locked, by rounding.
 PARTED, TOGETHER = 1e-5, 1e-9
 
 

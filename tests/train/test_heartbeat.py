@@ -12,8 +12,8 @@ from raystage.cluster.watchdog import describe_late
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import StagePlan, make_plan
 from raystage.storage.store import Store
-from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Lifeline
-from raystage.train.mailbox import Mailbox, WorkerSign
+from raystage.train.control_actor import ControlActor, WorkerSign
+from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Heartbeat
 from raystage.train.worker import Job, run_job
 
 HANG_SECONDS = 60.0
@@ -31,13 +31,13 @@ def sign(rank: int, doing: str = "training", patience_seconds: float = HANG_SECO
     return WorkerSign(rank, f"worker {rank}", "node", doing, 0.0, patience_seconds)
 
 
-def late_ranks(mailbox: Mailbox) -> list[int]:
+def late_ranks(mailbox: ControlActor) -> list[int]:
     return [one.rank for one in mailbox.signs() if one.is_late]
 
 
 def test_who_says_nothing_for_too_long_is_late() -> None:
     clock = Clock()
-    mailbox = Mailbox(clock)
+    mailbox = ControlActor(clock)
     mailbox.hear(2, sign(0))
     mailbox.hear(2, sign(1))
     clock.seconds = 50.0
@@ -52,7 +52,7 @@ def test_who_says_nothing_for_too_long_is_late() -> None:
 
 def test_workers_that_are_fewer_than_before_leave_nobody_behind_to_wait_for() -> None:
     clock = Clock()
-    mailbox = Mailbox(clock)
+    mailbox = ControlActor(clock)
     for rank in range(3):
         mailbox.hear(3, sign(rank))
     clock.seconds = 100.0
@@ -64,7 +64,7 @@ def test_workers_that_are_fewer_than_before_leave_nobody_behind_to_wait_for() ->
 
 def test_what_takes_long_has_more_time_than_a_step_and_the_first_step_ends_it() -> None:
     said: list[tuple[str, float]] = []
-    line = Lifeline(lambda *words: said.append(words))
+    line = Heartbeat(lambda *words: said.append(words))
     line.enter("entering a stage", HANG_SECONDS)
     line._steps_left = 100  # to ask takes other workers
     line.stepped()
@@ -77,7 +77,7 @@ def test_what_takes_long_has_more_time_than_a_step_and_the_first_step_ends_it() 
 
 def test_quick_steps_are_told_of_once_a_second() -> None:
     clock, said = Clock(), []
-    line = Lifeline(lambda *words: said.append(clock.seconds), clock=clock)
+    line = Heartbeat(lambda *words: said.append(clock.seconds), clock=clock)
     line._steps_left = 1000
     for step in range(100):
         clock.seconds = step / 16
@@ -115,7 +115,7 @@ def train_calmly_and_with_a_leave(stages: tuple[StagePlan, ...], folder: str) ->
 
     run_job(Job(stages, f"{folder}/calm"), lambda *message: None)
     job = Job(stages, f"{folder}/left")
-    run_job(job, lambda *message: None, Lifeline(ask=ask, clock=SlowToAll()))
+    run_job(job, lambda *message: None, Heartbeat(ask=ask, clock=SlowToAll()))
     store = Store(open_folder(job.store))
     left_at = [] if store.record(stages[0].key) else [int(store.latest_checkpoint(stages[0].key).name.split("-")[0])]
     run_job(job, lambda *message: None)

@@ -17,7 +17,7 @@ from raystage.errors import BrokenPromise
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.certificate import Answers
-from raystage.growth.duplicates import TWIN_STEPS
+from raystage.growth.duplicates import DUPLICATE_STEPS
 from raystage.growth.rules import initial_map
 from raystage.models.shape import parameters
 from raystage.plan.build import StagePlan, make_plan
@@ -103,7 +103,7 @@ def losses(full: StagePlan, store: str | None) -> list[float]:
     for step in range(4):
         if store:
             probe.write_probe(engine, open_folder(store) / "traceless", evaluation_set(full))
-            probe.with_twins(engine, GrowthRecord("duplicate", "grow", 0.0, Certificate(1.0, 1.0, 0.0)), step)
+            probe.with_duplicates(engine, GrowthRecord("duplicate", "grow", 0.0, Certificate(1.0, 1.0, 0.0)), step)
         batch = reader.sequences(10 * step, 10)
         found.append(engine.sum_over_workers(engine.train_step(batch, 1e-2, full.start_steps + step)))
     engine.destroy()
@@ -186,7 +186,7 @@ def test_a_mixture_under_zero_3_has_all_but_gradients(found: dict, place: Path) 
 def test_copies_part_after_some_steps_and_what_has_no_copies_says_nothing(found: dict, place: Path) -> None:
     for operator in ("stack", "identity", "duplicate"):
         certificate = certificate_of(place, operator)
-        assert certificate.twin_steps == TWIN_STEPS
+        assert certificate.twin_steps == DUPLICATE_STEPS
         assert certificate.twin_distance > 1e-3
     assert certificate_of(place, "zero_pad").twin_distance is None
 

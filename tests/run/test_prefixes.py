@@ -15,7 +15,7 @@ from raystage.plan.build import StagePlan, make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
-from raystage.train.handover import find_donor
+from raystage.train.handover import find_prefix
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
@@ -67,7 +67,7 @@ def train_all(text: str, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder, text = tmp_path_factory.mktemp("donors"), tmp_path_factory.mktemp("text")
+    folder, text = tmp_path_factory.mktemp("prefixes"), tmp_path_factory.mktemp("text")
     make_schedule(text)
     run_workers(1, train_all, str(text), str(folder), folder=folder / "processes")
     return Trained(text, folder)
@@ -78,9 +78,9 @@ def test_a_longer_stage_takes_over_what_a_shorter_one_trained(
     trained: Trained, lengths: tuple[int, int], index: int
 ) -> None:
     stage, short = trained.stages(*lengths)[index], trained.stages(8, 7)[index]
-    record, donor = trained.record(stage), trained.record(short)
-    assert record.donor is not None
-    assert (record.donor.key, record.donor.flops, record.donor.tokens) == (short.key, donor.flops, donor.tokens)
+    record, prefix = trained.record(stage), trained.record(short)
+    assert record.prefix is not None
+    assert (record.prefix.key, record.prefix.flops, record.prefix.tokens) == (short.key, prefix.flops, prefix.tokens)
     assert record.flops == stage.flops
     assert record.flops_spent == stage.flops - short.flops
 
@@ -91,7 +91,7 @@ def test_it_ends_with_the_bits_of_one_that_was_trained_whole(
 ) -> None:
     stage = trained.stages(*lengths)[index]
     shared, alone = trained.record(stage), trained.record(stage, trained.alone(lengths))
-    assert alone.donor is None
+    assert alone.prefix is None
     assert shared.eval_loss == alone.eval_loss
     sums = [
         [shard.checksum for shard in Checkpoint(store.finished_checkpoint(stage.key)).manifest.shards]
@@ -108,15 +108,15 @@ def test_the_growth_it_began_with_is_told_as_it_was(trained: Trained) -> None:
 def test_other_rates_up_to_there_share_nothing(trained: Trained) -> None:
     """Under a cosine the rate depends on the run's length from its first token on; another peak is another run."""
     for options in ({"kind": "cosine"}, {"lr": 1e-3}):
-        assert find_donor(trained.stages(12, 7, **options)[0], trained.store) is None
-    assert find_donor(trained.stages(12, 7)[0], trained.store).steps == 8
+        assert find_prefix(trained.stages(12, 7, **options)[0], trained.store) is None
+    assert find_prefix(trained.stages(12, 7)[0], trained.store).steps == 8
 
 
 def test_the_longest_one_is_taken_and_none_that_is_as_long(trained: Trained) -> None:
     first = trained.stages(20, 7)[0]
-    assert find_donor(first, trained.store).steps == 12
-    assert find_donor(first, trained.store, beyond_steps=12) is None
-    assert find_donor(trained.stages(8, 7)[0], trained.store) is None
+    assert find_prefix(first, trained.store).steps == 12
+    assert find_prefix(first, trained.store, beyond_steps=12) is None
+    assert find_prefix(trained.stages(8, 7)[0], trained.store) is None
 
 
 def test_one_that_was_removed_is_none(trained: Trained) -> None:
@@ -125,6 +125,6 @@ def test_one_that_was_removed_is_none(trained: Trained) -> None:
     path = Path(trained.store.stage_folder(trained.stages(8, 7)[1].key).path, "record.json")
     path.rename(path.with_name("gone"))
     try:
-        assert find_donor(stage, trained.store) is None
+        assert find_prefix(stage, trained.store) is None
     finally:
         path.with_name("gone").rename(path)

@@ -38,7 +38,7 @@ class Task:
     content: bytes
 
 
-class Mailbox:
+class ControlActor:
     """What workers are to do next; what they have said and nobody has fetched yet; why training must not be tried
     again, if so; whether they are to save and leave; and when each was last heard of, by this process's clock.
 
