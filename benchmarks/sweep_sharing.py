@@ -36,7 +36,6 @@ from ray.tune.search import Searcher
 
 from raystage.cluster import launch
 from raystage.files.filesystem import open_folder
-from raystage.results.savings import format_flops
 from raystage.storage.claims import Claims
 from raystage.storage.store import Store
 from raystage.sweep.config import load
@@ -44,6 +43,7 @@ from raystage.sweep.search import SweepRunner
 from raystage.sweep.summary import failure
 from raystage.sweep.trial import TrialTask, run_trial
 from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.units import format_flops
 
 SWEEP = Path(__file__).parents[1] / "jobs/sweeps/quickstart.yaml"
 CLOCKS = "clocks"

@@ -26,7 +26,8 @@ import yaml
 from ray.tune.search import Searcher
 
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import StagePlan, trunk_key
+from raystage.plan.keys import trunk_key
+from raystage.plan.plan import StagePlan
 from raystage.results.record import Evaluation, Prefix, StageRecord
 from raystage.run.driver import Driver
 from raystage.storage.claims import Claim, Claims, OnWaiting

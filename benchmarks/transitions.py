@@ -23,7 +23,8 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
 
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import RunPlan, StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import RunPlan, StagePlan
 from raystage.run.driver import Driver
 from raystage.storage.store import Store
 

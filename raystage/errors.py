@@ -5,7 +5,7 @@
     ├── StageFailed           training of a stage ended before its budget
     │   ├── WorkersLost       ... because its workers failed more often than max_failures allows
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
-    │   ├── BrokenPromise     ... because its growth did more than `grow.require` allows
+    │   ├── GrowthRejected    ... because its growth is outside of `grow.require`
     │   └── StageRejected     ... or it reached the end, but not what `accept` asks for
     ├── SweepFailed           no trial of a sweep came to its end
     ├── ResourcesMissing      the cluster does not have what a stage asks for
@@ -80,8 +80,8 @@ class NonFiniteLoss(StageFailed):
     """The training loss became NaN or infinite."""
 
 
-class BrokenPromise(StageFailed):
-    """A growth did more to the model than the schedule's `grow.require` allows."""
+class GrowthRejected(StageFailed):
+    """The certificate of a growth is outside of the limits of the schedule's `grow.require`."""
 
 
 class StageRejected(StageFailed):

@@ -141,3 +141,21 @@ def format_seconds(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def format_flops(flops: float) -> str:
+    """Three figures and a bare exponent: 5.05e12, 6.9e12."""
+    mantissa, exponent = f"{flops:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def format_share(share: float) -> str:
+    """0.2703 -> '27.0 %'."""
+    return f"{100 * share:z.1f} %"
+
+
+def format_difference(difference: float) -> str:
+    """Of two losses, baseline less staged run: 0.0123 -> '0.012 lower than'."""
+    if f"{difference:z.3f}" == "0.000":
+        return "the same as"
+    return f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'} than"

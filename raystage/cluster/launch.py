@@ -15,7 +15,7 @@ from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
 from raystage.cluster.watchdog import OnEvent, Watch, answer, await_room
 from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.errors import StorageError, WorkersLost
 from raystage.files.filesystem import Folder
 from raystage.plan.plan import Job

@@ -10,7 +10,7 @@ from ray._private.state import state as cluster_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.errors import ResourcesMissing
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raystage.cluster.placement import describe_wait, has_room, is_room_taken, too_small
 from raystage.cluster.shutdown import ShutdownSignal
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.errors import ClusterLost
 from raystage.train.control_actor import WorkerSign
 from raystage.units import format_seconds

@@ -31,7 +31,7 @@ from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
 from raystage.cluster.train_run import Fit
 from raystage.cluster.watchdog import answer, in_time
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.errors import ClusterLost
 from raystage.plan.plan import Job
 from raystage.train.control_actor import ControlActor, Task

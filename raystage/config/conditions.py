@@ -86,6 +86,10 @@ class Bounds(Section):
         return self
 
 
+# The conditions of `Accept` that a growth's certificate decides. `grow.require` has some of them, too.
+OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_error_below", "twin_distance_above")
+
+
 class Accept(Section):
     """What a finished stage must show, all of it, to be gone on with.
 
@@ -112,6 +116,11 @@ class Accept(Section):
     def given(self) -> dict[str, object]:
         """What is written down, by key."""
         return {name: value for name in Accept.model_fields if (value := getattr(self, name)) is not None}
+
+    @property
+    def of_growth(self) -> list[str]:
+        """The conditions on a growth that are written down."""
+        return [name for name in OF_GROWTH if name in self.given]
 
 
 def parse_relative(value: object) -> tuple[str, Decimal] | None:

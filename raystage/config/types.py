@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
 
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
 
@@ -112,3 +113,22 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
 Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
 Flag = Annotated[bool, BeforeValidator(parse_bool)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]
+
+
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+# File systems take 255 bytes for a name, and files and trials get a little more than the name itself.
+LONGEST_NAME_BYTES = 160
+
+
+def check_name(name: str) -> str:
+    """A name that can stand in a path and on a command line. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {shown(name)}; expected letters, digits, '_', and after the first '.' and '-'")
+    if (size := len(name.encode())) > LONGEST_NAME_BYTES:
+        raise ValueError(f"found {shown(name)}, {size} bytes; expected at most {LONGEST_NAME_BYTES} bytes in UTF-8")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]

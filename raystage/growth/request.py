@@ -9,9 +9,8 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.growth.axis_maps import AxisMap
-from raystage.growth.checks import refusal
+from raystage.growth.checks import is_exact, refusal, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
-from raystage.growth.exact import is_exact, with_norm_eps
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
 from raystage.models.shape import ModelShape, Parameter, parameters
@@ -35,7 +34,7 @@ class GrowthRequest:
 
 
 @dataclass(frozen=True)
-class Growth:
+class PlannedGrowth:
     """A growth that can be carried out; `request` with its options complete.
 
     families: the tables of source and target, where they are not the registered ones.
@@ -92,7 +91,7 @@ def rules_json(rules: GrowthMap) -> dict[str, Any]:
     }
 
 
-def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | None = None) -> Growth:
+def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | None = None) -> PlannedGrowth:
     """The growth map for what is asked. Raises InputError, naming the option that is wrong.
 
     families: the tables of source and target where they are not the registered ones.
@@ -111,7 +110,7 @@ def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | N
     _check_are_copies(source, origins, request.operator)
     tables = families(target, [origin.source for origin in origins]) if families else None
     rules = growth_map(source, target, request.operator, request.optimizer_state, request.options, tables)
-    return Growth(source, target, replace(request, options=options), rules, tables or (None, None))
+    return PlannedGrowth(source, target, replace(request, options=options), rules, tables or (None, None))
 
 
 _NEEDS_TABLE = "--family FILE with a table of it (see docs/families.md)"

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from raystage.growth.axis_maps import AxisMap, end_to_end, unchanged, without_copies
-from raystage.growth.checks import heads_of, refusal
+from raystage.growth.checks import heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
-from raystage.growth.exact import is_exact, stream_of
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
 from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
 from raystage.models.shape import ModelShape, Parameter, parameters

@@ -150,3 +150,8 @@ def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
     """The elements of all parameters but the skipped, from one layer of each: as quick at 3M layers as at 3."""
     one_layer = [p for p in parameters(shape.with_layers(1)) if p.name not in skipped]
     return sum(p.numel * (1 if p.layer is None else shape.num_layers) for p in one_layer)
+
+
+def token_flops(shape: ModelShape, context_length: int) -> int:
+    """Training FLOPs of one token in a context of this length."""
+    return flops_per_token(replace(shape, context_length=context_length))

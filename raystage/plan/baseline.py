@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raystage.config.schedule import LrSchedule, Schedule
+from raystage.config.schedule import Schedule
+from raystage.config.stage import LrSchedule
 from raystage.errors import InputError
-from raystage.plan.resolve import ResolvedStage, check_optimizer, resolve_training, span_tokens
+from raystage.plan.learning_rate import span_tokens
+from raystage.plan.resolve import ResolvedStage, check_optimizer, resolve_training
 
 # Of both sides alike, or nothing that a model from scratch could have.
 _NOT_ITS_OWN = ("ramp", "evaluate")

@@ -1,88 +1,43 @@
-"""The schedule resolved: every stage with all its values, its key, its FLOPs, its memory.
+"""From a schedule to a plan: every stage of every run with all its values, its key, its FLOPs and its memory.
 
-Nothing here imports torch or ray. A plan is what the driver carries out and what `raystage plan`
-prints; the same schedule always gives the same plan.
-
-What a plan consists of is in `planned`.
+Nothing here imports torch or ray. The driver carries a plan out and `raystage plan` prints it; the same schedule always
+gives the same plan. The types of a plan are in `plan.plan`, the keys in `plan.keys`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 
-from raystage.config.conditions import Until
-from raystage.config.schedule import (
-    LrSchedule,
-    Schedule,
-    Training,
-    check_name,
+from raystage.config.schedule import Schedule
+from raystage.config.stage import LrSchedule, Training
+from raystage.config.types import check_name
+from raystage.config.variants import (
+    Values,
+    check_variants,
+    label,
+    other_values,
+    with_seed,
+    with_values,
+    written_values,
 )
 from raystage.data.trained_on import NOTHING
 from raystage.errors import InputError
-from raystage.growth.checks import changed_fields
-from raystage.growth.counts import is_settled
-from raystage.growth.operators import PART_OF, complete_options, operators_of
+from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape, flops_per_token
 from raystage.plan import cadence, learning_rate
 from raystage.plan.baseline import baseline_stage
+from raystage.plan.gates import Rejection, changed
 from raystage.plan.initial import InitPlan
 from raystage.plan.inputs import Sources
+from raystage.plan.keys import evaluated_after, key_at
+from raystage.plan.learning_rate import check_rate, span_tokens
 from raystage.plan.length import waits_for_evaluations
 from raystage.plan.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
-from raystage.plan.resolve import ResolvedStage, check_rate, resolve, span_tokens
-from raystage.plan.steps import course_of
-from raystage.plan.variants import Values, check_variants, label, other_values, with_seed, with_values, written_values
-
-# Raise when the code changes what a stage computes: every key changes, nothing old is reused.
-CODE_EPOCH = 2
+from raystage.plan.resolve import ResolvedStage, resolve
+from raystage.plan.steps import step_schedule
 
 CHECKPOINTS_PER_STAGE = 4
-
-# What may differ between two runs of a stage without changing what it computes. The rate counts apart.
-_WITHOUT_EFFECT = {
-    "hang_seconds": True,
-    "max_failures": True,
-    "checkpoint": True,
-    "evaluate": {"every", "metrics"},
-    "lr_schedule": True,
-    "deepspeed": {
-        "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
-    },
-}  # fmt: skip
-
-# Where these grow, every new parameter is new as a whole; and where these do it, every parameter that grows.
-_WHOLLY_NEW = {"num_layers", "num_experts"}
-_WITHOUT_STATE = {"aki", "learned"}
-
-
-def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
-    """The stage where it really begins in its run, stages before it having ended before their caps.
-
-    A rate of its own moves with it; the run's loses as much of its constant stretch, so that it decays at its end.
-    """
-    by = stage.start_tokens - tokens
-    if not by:
-        return stage
-    rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
-    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate)
-
-
-def continues(first: StagePlan, second: StagePlan) -> bool:
-    """Whether a worker that ended `first` can go on with `second` as it stands."""
-    same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
-    # These part the optimizer's groups in another way; a ramp begins anew.
-    special = first.freezing or second.freezing or first.training.ramp
-    return second.growth is None and second.parent_key == first.key and same and not special
-
-
-def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
-    """The stages in groups that one Train run carries out, one after the other: another layout begins a new one."""
-    return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))
 
 
 def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
@@ -289,7 +244,7 @@ def _plan_stage(
     grows: bool = True,
     init: InitPlan | None = None,
 ) -> StagePlan:
-    tokens = course_of(stage.training, stage.shape.context_length).tokens(steps)
+    tokens = step_schedule(stage.training, stage.shape.context_length).tokens(steps)
     before = parent or init
     seen = before.trained_on if before else NOTHING
     planned = StagePlan(
@@ -330,26 +285,10 @@ def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> St
     written = stage.training.evaluate
     waits = waits_for_evaluations(stage.until, stage.accept)
     is_open = not is_baseline and "tokens" not in written.model_fields_set
-    stage = _evaluated_on(replace(stage, evaluation_follows=is_open), stage.steps)
+    stage = evaluated_after(replace(stage, evaluation_follows=is_open), stage.steps)
     every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
                                   stage.token_flops(stage.shape.context_length), not waits)  # fmt: skip
     return replace(stage, evaluate_every_tokens=written.every or every)
-
-
-def _evaluated_on(stage: StagePlan, steps: int) -> StagePlan:
-    """The stage with the text for evaluation that one of so many steps has by default, where it has that."""
-    if not stage.evaluation_follows:
-        return stage
-    token_flops = stage.token_flops(stage.shape.context_length)
-    flops = stage.course.flops(steps, stage.token_flops)
-    tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
-    evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
-    return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
-
-
-def shortened(stage: StagePlan, steps: int) -> StagePlan:
-    """The stage, ended after `steps` steps."""
-    return replace(_evaluated_on(stage, steps), steps=steps, key=key_at(stage, steps))
 
 
 def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) -> Growth | None:
@@ -363,68 +302,12 @@ def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) 
     return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)
 
 
-def key_at(stage: StagePlan, steps: int) -> str:
-    """The key that the stage would have if it ended after `steps` steps: its own, at its own length.
+def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Plan:
+    """The plan of the attempt that comes next. The baseline stays: what it is compared with must not move along.
 
-    Where another stage has it, that one did just what this one does up to there.
+    Raises InputError where that cannot be planned.
     """
-    tokens = stage.course.tokens(steps)
-    rate = learning_rate.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
-    counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
-    return _digest({**_facts(_evaluated_on(stage, steps)), "rate": rate, "tokens": tokens, **counts})
-
-
-def _leaves_counts(stage: StagePlan, steps: int) -> bool:
-    """Whether elements that the stage's growth makes new among old ones still count their own steps after `steps` of
-    them; where it may end early, after any number. What was written before checkpoints kept these counts is then no
-    result of the stage: the key is another.
-    """
-    growth, betas = stage.growth, stage.training.optimizer.used().get("betas", ())
-    has_state = growth is not None and growth.optimizer_state == "grow"
-    if not has_state or (stage.init and not stage.init.keeps_optimizer_state):
-        return False
-    by = operators_of(growth.operator)
-    parts = {PART_OF.get(field, field) for field in changed_fields(stage.parent_shape, stage.shape)} - _WHOLLY_NEW
-    is_mixed = any(part not in by or by[part].name not in _WITHOUT_STATE for part in parts)
-    return is_mixed and not is_settled(1 if stage.until else steps + 1, math.inf, betas)
-
-
-def trunk_key(stage: StagePlan) -> str:
-    """The same for all stages that differ in nothing but where they end, in the rate, and in how much text they are
-    evaluated on for being so short."""
-    return _digest(_facts(stage, cadence.MOST_TOKENS if stage.evaluation_follows else None))
-
-
-def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, object]:
-    """All that can change the stage's result but its length and rate. Names, paths and cadences cannot, but for that
-    of evaluation where the stage ends on what it shows. evaluation_tokens: in place of the stage's own."""
-    training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
-    training["evaluate"]["tokens"] = evaluation_tokens or stage.training.evaluate.tokens
-    for name, without in (("offload_optimizer", "none"), ("ramp", None)):
-        if training[name] == without:  # left out: a key of before stays as it was
-            del training[name]
-    return {
-        "epoch": CODE_EPOCH,
-        "parent": stage.parent_key,
-        "growth": stage.growth.facts() if stage.growth else None,
-        "shape": stage.shape.facts(),
-        "data": stage.data.facts(),
-        "training": training | {"optimizer": stage.training.optimizer.used()},
-        "seed": stage.seed,
-        "start_tokens": stage.start_tokens,
-        **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
-        **({"init": stage.init.facts()} if stage.init else {}),
-        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
-        **(_rule(stage, stage.until) if stage.until else {}),
-    }
-
-
-def _rule(stage: StagePlan, until: Until) -> dict[str, object]:
-    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
-    earliest = stage.growth.tokens if stage.growth else 0
-    return facts | ({"not_before_tokens": earliest} if earliest else {})
-
-
-def _digest(facts: dict[str, object]) -> str:
-    """SHA-256 of facts, whatever their order."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if not tried:
+        return plan
+    attempt = make_plan(changed(schedule, plan, tried), plan.name)
+    return replace(plan, staged=attempt.staged)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from raystage.config.schedule import Freeze, Grow
+from raystage.config.stage import Freeze, Grow
 from raystage.errors import InputError
 from raystage.growth.checks import changed_fields
 from raystage.growth.depth import LayerOrigin

@@ -1,232 +1,175 @@
-"""Whether a finished stage is gone on with, and what another attempt at it changes.
+"""Gates: what a schedule does about a stage that is not accepted.
 
-`judge` holds a stage's record against what the schedule's `accept` asks. Whoever carries a run out does what
-`on_reject` says; `overridden` gives the schedule of each attempt. `check_gates` and `attempts` refuse, before anything
-is trained, gates that can never open and attempts that make no schedule.
+`results.acceptance.judge` says whether a finished stage is accepted. Where it is not, `answer` chooses what `on_reject`
+says: retry the stage, extend it, go back to an earlier stage, or stop. Each answer is the schedule as written with some
+values changed, so the stages of a retry have keys of their own. A driver that starts again reads the same records,
+judges them alike, and so comes to the same retry.
+
+`check_gates` and `planned_retries` refuse, before anything is trained, gates that no stage can pass and retries that
+are no valid schedule.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import pairwise
-from typing import Protocol
+from typing import Any
 
 from raystage.config import yaml_file
-from raystage.config.conditions import Accept, Bounds, OnReject, Overfitting, Retry, Rewind, parse_relative
-from raystage.config.schedule import NOTHING_REQUIRED, Schedule, Stage, parse
+from raystage.config.conditions import Extend, OnReject, Retry, Rewind, parse_relative
+from raystage.config.schedule import Schedule, parse
 from raystage.config.section import Section
+from raystage.config.stage import NOTHING_REQUIRED, Stage
 from raystage.errors import InputError
 from raystage.plan.length import is_open
+from raystage.plan.plan import Plan
 from raystage.units import shown
 
-MOST_PLANNED_STAGES = 5_000  # of all attempts together, each with all of the run's stages
+MOST_PLANNED_STAGES = 5_000  # of all retries together, each with all stages of the run
 
-OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_error_below", "twin_distance_above")
-
-
-class Point(Protocol):
-    """A point of a curve: tokens from the run's start, loss in nats per token."""
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def loss(self) -> float: ...
+ABORT = "abort"
 
 
-class MeasuredPoint(Point, Protocol):
-    """An evaluation. accuracy: the share of tokens said right, None where nobody counted."""
-
-    @property
-    def accuracy(self) -> float | None: ...
-
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-
-
-class MeasuredGrowth(Protocol):
-    """A growth's certificate, as far as gates look at it; `record.Certificate` says what the figures are."""
-
-    @property
-    def loss_increase(self) -> float: ...
-
-    @property
-    def max_logit_difference(self) -> float: ...
-
-    @property
-    def gradient_error(self) -> float | None: ...
-
-    @property
-    def twin_distance(self) -> float | None: ...
-
-
-class Grown(Protocol):
-    @property
-    def certificate(self) -> MeasuredGrowth: ...
-
-
-class Finished(Protocol):
-    """A stage's record, as far as gates look at it. evaluations: the first on entering the stage, the last at its end;
-    train: the mean training loss since the point before."""
-
-    @property
-    def eval_loss(self) -> float: ...
-
-    @property
-    def evaluations(self) -> Sequence[MeasuredPoint]: ...
-
-    @property
-    def train(self) -> Sequence[Point]: ...
-
-    @property
-    def growth(self) -> Grown | None: ...
-
-
-# --- the judgement ----------------------------------------------------------------------------
-
-
-def judge(accept: Accept, record: Finished) -> tuple[str, ...]:
-    """Why a finished stage is rejected, a sentence for each condition that does not hold; none where it is accepted.
-
-    What was not measured does not hold, nor does a figure that is no number.
-    """
-    growth = record.growth.certificate if record.growth else None
-    accuracy = record.evaluations[-1].accuracy if record.evaluations else None
-    reasons = [
-        _below("eval_loss_below", accept.eval_loss_below, record.eval_loss, ""),
-        _above("accuracy_above", accept.accuracy_above, accuracy, "it was not measured"),
-        *(_judge_growth(accept, growth) if growth else _without_growth(accept)),
-        _overfits(accept.overfitting, record),
-        *_judge_metrics(accept.metrics or {}, record.evaluations[-1].metrics if record.evaluations else {}),
-    ]
-    return tuple(reason for reason in reasons if reason)
-
-
-def _judge_metrics(asked: Mapping[str, Bounds], found: Mapping[str, float]) -> Iterator[str | None]:
-    """Of a stage that was trained before its schedule had the metric, nothing was measured."""
-    why_none = "it was not measured"
-    for name, bounds in asked.items():
-        yield _above(f"metrics.{name}.above", bounds.above, found.get(name), why_none)
-        yield _below(f"metrics.{name}.below", bounds.below, found.get(name), why_none)
-
-
-def _judge_growth(accept: Accept, growth: MeasuredGrowth) -> list[str | None]:
-    no_copies = "the growth made no copies, or the stage ended before they were compared"
-    return [
-        _below("loss_increase_below", accept.loss_increase_below, growth.loss_increase, ""),
-        _below("max_logit_difference_below", accept.max_logit_difference_below, growth.max_logit_difference, ""),
-        _below("gradient_error_below", accept.gradient_error_below, growth.gradient_error,
-               "the operator predicts no gradient exactly"),
-        _above("twin_distance_above", accept.twin_distance_above, growth.twin_distance, no_copies),
-    ]  # fmt: skip
-
-
-def _without_growth(accept: Accept) -> list[str]:
-    return [
-        f"{name}: found none, the stage has no certificate of a growth" for name in OF_GROWTH if name in accept.given
-    ]
-
-
-def _below(name: str, limit: float | None, found: float | None, why_none: str) -> str | None:
-    if limit is None or (found is not None and found < limit):  # NaN is below nothing
-        return None
-    return f"{name}: expected less than {limit:g}, found {_figure(found, why_none)}"
-
-
-def _above(name: str, limit: float | None, found: float | None, why_none: str) -> str | None:
-    if limit is None or (found is not None and found > limit):
-        return None
-    return f"{name}: expected more than {limit:g}, found {_figure(found, why_none)}"
-
-
-def _figure(found: float | None, why_none: str) -> str:
-    return f"none ({why_none})" if found is None else f"{found:.5g}"
-
-
-def _overfits(rule: Overfitting | None, record: Finished) -> str | None:
-    """Whether over the last k evaluations the held-out loss rose each time, and the training loss fell each time.
-
-    The training loss of an evaluation is its mean over the tokens since the one before; so the first of a stage has
-    none, and k falls take k + 2 evaluations.
-    """
-    if rule is None:
-        return None
-    times, held_out = rule.evaluations, record.evaluations[-rule.evaluations - 2 :]
-    if len(held_out) < times + 2:
-        problem = f"expected {times + 2} evaluations or more to tell from, found {len(held_out)}"
-        return f"overfitting: {problem}; evaluate more often, or remove it"
-    losses = [point.loss for point in held_out[1:]]
-    borders, start = [point.tokens for point in held_out], record.evaluations[0].tokens
-    training = [_mean_between(record.train, start, *pair) for pair in pairwise(borders)]
-    if not (_rises(losses) and _rises(training[::-1])):
-        return None
-    return (
-        f"overfitting: over the last {times} evaluations the held-out loss rose each time, from {losses[0]:.4f} to "
-        f"{losses[-1]:.4f}, while the training loss fell, from {training[0]:.4f} to {training[-1]:.4f}"
-    )
-
-
-def _mean_between(train: Sequence[Point], start: int, left: int, right: int) -> float:
-    """The training loss between two positions of a stage that began at `start`; NaN where there are no points.
-
-    Every token weighs the same. A point that ends in there lies in there: training makes one at every evaluation.
-    """
-    begins = [start, *(point.tokens for point in train)]
-    inside = [
-        (point.tokens - begin, point.loss)
-        for begin, point in zip(begins, train, strict=False)
-        if left < point.tokens <= right
-    ]
-    tokens = sum(weight for weight, _ in inside)
-    return sum(weight * loss for weight, loss in inside) / tokens if tokens else math.nan
-
-
-def _rises(values: Sequence[float]) -> bool:
-    return all(after > before for before, after in pairwise(values))
-
-
-# --- further attempts -------------------------------------------------------------------------
+# --- what is done about a rejected stage ------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A schedule that on_reject may come to: its number, from 1, and the key that says what it changes."""
+class Rejection:
+    """A finished stage that was not accepted, and the answer.
+
+    index: of the stage in the schedule. action: abort, retry, extend or rewind. number: which answer to this stage it
+    is, from 1; of: how many there can be. target: the stage that is changed. changes: by dotted key of that stage.
+    """
+
+    stage: str
+    index: int
+    key: str
+    reasons: tuple[str, ...]
+    action: str
+    number: int = 0
+    of: int = 0
+    target: str = ""
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def sentence(self) -> str:
+        """'not accepted (eval_loss_below: ...): retry 1 of 2 with training.optimizer.lr *0.5'."""
+        found = f"not accepted ({'; '.join(self.reasons)})"
+        if self.action == ABORT:
+            tried = f" after {self.of} further attempt{'s' if self.of > 1 else ''}" if self.of else ""
+            return f"{found}: the run stops here{tried}"
+        where = f" to {self.target}" if self.action == "rewind" else ""
+        what = ", ".join(f"{key} {value}" for key, value in self.changes)
+        return f"{found}: {self.action}{where} {self.number} of {self.of}" + (f" with {what}" if what else "")
+
+
+def answer(schedule: Schedule, index: int, key: str, reasons: Sequence[str], tried: Sequence[Rejection]) -> Rejection:
+    """What to do about stage `index` of the schedule, which was not accepted, after the answers `tried` before."""
+    stage = schedule.stages[index]
+    number = 1 + sum(one.index == index for one in tried)
+    name, rule = _rule(stage.on_reject)
+    found = {"stage": stage.name, "index": index, "key": key, "reasons": tuple(reasons)}
+    if rule is None or number > rule.times:
+        return Rejection(**found, action=ABORT, of=number - 1)
+    changes = {"until.tokens": f"+{rule.tokens}"} if name == "extend" else rule.set
+    target = rule.to if name == "rewind" else stage.name
+    return Rejection(
+        **found, action=name, number=number, of=rule.times, target=target, changes=tuple(sorted(changes.items()))
+    )
+
+
+def _rule(on_reject: OnReject | None) -> tuple[str, Retry | Extend | Rewind | None]:
+    """The one rule that `on_reject` gives, with its name; None where the run stops."""
+    for name in ("retry", "extend", "rewind") if on_reject is not None else ():
+        rule = getattr(on_reject, name)
+        if rule is not None:
+            return name, rule
+    return ABORT, None
+
+
+def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Schedule:
+    """The schedule after everything that was tried: as written, with the latest answer to each stage applied.
+
+    plan: of the schedule as written; `extend` adds to the lengths in it. Gates are left out of the result: the schedule
+    as written alone decides what is answered.
+    """
+    content = schedule.content()
+    latest = {one.index: one for one in tried}
+    for one in sorted(latest.values(), key=lambda one: one.index):
+        if one.action == "extend":
+            more = schedule.stages[one.index].on_reject.extend.tokens * one.number
+            tokens = plan.staged.stages[one.index].tokens + more
+            content["stages"][one.index]["until"] = {"tokens": tokens}
+        else:
+            target = [stage.name for stage in schedule.stages].index(one.target)
+            content = overridden(content, target, dict(one.changes), one.number)
+    for stage in content["stages"]:
+        stage.pop("on_reject", None)
+    return parse(content)
+
+
+# --- retries, known before the run ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedRetry:
+    """A schedule that a stage's on_reject may lead to. number: from 1. key: the key of the schedule that changes it."""
 
     key: str
     number: int
     schedule: Schedule
 
     def refused(self, error: InputError) -> InputError:
+        """The error of a retry that cannot be planned, told at the key that asks for it."""
         return _refused(self.key, self.number, error)
 
 
-def overridden(content: dict, stage_index: int, overrides: Mapping[str, object], attempt: int) -> dict:
-    """A schedule's plain content with `overrides` laid over a stage, for the attempt of that number, from 1.
+def planned_retries(schedule: Schedule) -> Iterator[PlannedRetry]:
+    """Every schedule that the `on_reject` of one stage may lead to by its `set`.
 
-    overrides: by dotted key of the stage; a relative value ("*0.5", "+1") is applied `attempt` times to what counts
-    there: the stage's own, else the file's, else the default. `content` stays as it is. Raises InputError, naming the
-    stage's key, where the content is no schedule, a key leads nowhere or a relative value finds no number.
+    Raises InputError where a retry is no valid schedule, or would train again exactly what was rejected.
     """
-    changed = copy.deepcopy(content)
+    content = schedule.content()
+    for index, stage in enumerate(schedule.stages):
+        for name, target in _targets(schedule, index, stage.on_reject):
+            rule: Retry | Rewind = getattr(stage.on_reject, name)
+            key, before = f"stages[{index}].on_reject.{name}.set", _in_full(schedule, target).model_dump()
+            for number in range(1, rule.times + 1):
+                try:
+                    changed_schedule = parse(overridden(content, target, rule.set, number))
+                except InputError as error:
+                    raise _refused(key, number, error) from None
+                after = _in_full(changed_schedule, target).model_dump()
+                if after == before:
+                    raise InputError(f"attempt {number} would repeat the one before it; expected a change", key=key)
+                before = after
+                yield PlannedRetry(key, number, changed_schedule)
+
+
+def overridden(content: dict, stage_index: int, overrides: Mapping[str, object], attempt: int) -> dict:
+    """A schedule's plain content with `overrides` applied to a stage, for attempt number `attempt`, from 1.
+
+    overrides: by dotted key of the stage. A relative value ("*0.5", "+1") is applied `attempt` times to the value in
+    force there: the stage's own, else the file's, else the default. `content` is not changed. Raises InputError, naming
+    the stage's key, where the content is no schedule, a key leads nowhere or a relative value finds no number.
+    """
+    result = copy.deepcopy(content)
     for key, value in overrides.items():
         label, path = f"stages[{stage_index}].{key}", yaml_file.parse_path(key)
         relative = parse_relative(value)
         if relative is not None:
-            counting = _counting(parse(content), stage_index, path)
-            if isinstance(counting, bool) or not isinstance(counting, int | float):
-                problem = f"found {shown(value)} for {shown(counting)}; expected a plain value, as that is no number"
+            in_force = _value_in_force(parse(content), stage_index, path)
+            if isinstance(in_force, bool) or not isinstance(in_force, int | float):
+                problem = f"found {shown(value)} for {shown(in_force)}, which is no number; expected a plain value"
                 raise InputError(problem, key=label)
-            value = _applied(counting, *relative, attempt)
-        yaml_file.set_value(changed, ["stages", stage_index, *path], value, label)
-    return changed
+            value = _applied(in_force, *relative, attempt)
+        yaml_file.set_value(result, ["stages", stage_index, *path], value, label)
+    return result
 
 
-def _counting(schedule: Schedule, index: int, path: Sequence[str | int]) -> object:
-    """The value at a path of a stage with the file's and the defaults under it; None where there is none."""
+def _value_in_force(schedule: Schedule, index: int, path: Sequence[str | int]) -> object:
+    """The value at a path of a stage, from the stage, the file or the defaults; None where there is none."""
     place: object = _in_full(schedule, index)
     for step in path:
         if isinstance(place, Section):
@@ -244,36 +187,14 @@ def _in_full(schedule: Schedule, index: int) -> Stage:
 
 
 def _applied(number: float, sign: str, amount: Decimal, times: int) -> float:
-    """In decimals, so that 0.002 * 0.1 is 0.0002 in every attempt's key. What was whole stays so where it can."""
+    """Computed in decimals, so that 0.002 * 0.1 is 0.0002 in every key. An int stays an int if it can."""
     exact = Decimal(str(number))
     result = exact * amount**times if sign == "*" else exact + amount * times
     return int(result) if isinstance(number, int) and result == result.to_integral_value() else float(result)
 
 
-def attempts(schedule: Schedule) -> Iterator[Attempt]:
-    """Every schedule that a single stage's `on_reject` may come to by its `set`.
-
-    Raises InputError where one is none, or would train once more what was rejected.
-    """
-    content = schedule.content()
-    for index, stage in enumerate(schedule.stages):
-        for name, target in _targets(schedule, index, stage.on_reject):
-            again: Retry | Rewind = getattr(stage.on_reject, name)
-            key, before = f"stages[{index}].on_reject.{name}.set", _in_full(schedule, target).model_dump()
-            for number in range(1, again.times + 1):
-                try:
-                    changed = parse(overridden(content, target, again.set, number))
-                except InputError as error:
-                    raise _refused(key, number, error) from None
-                after = _in_full(changed, target).model_dump()
-                if after == before:
-                    raise InputError(f"attempt {number} would be the one before it again; expected a change", key=key)
-                before = after
-                yield Attempt(key, number, changed)
-
-
 def _targets(schedule: Schedule, index: int, on_reject: OnReject | None) -> list[tuple[str, int]]:
-    """What changes a stage when stage `index` is rejected, and which stage."""
+    """What changes a stage when stage `index` is rejected ("retry" or "rewind"), and the index of the changed stage."""
     if on_reject is not None and on_reject.retry is not None:
         return [("retry", index)]
     if on_reject is not None and on_reject.rewind is not None:
@@ -281,30 +202,33 @@ def _targets(schedule: Schedule, index: int, on_reject: OnReject | None) -> list
     return []
 
 
-def _check_attempts(schedule: Schedule) -> None:
-    """Refuse more attempts than can be planned before the run starts, every one with all of its stages."""
-    count = 0
-    for index, stage in enumerate(schedule.stages):
-        again = stage.on_reject and (stage.on_reject.retry or stage.on_reject.rewind)
-        count += again.times if again else 0
-        if count * len(schedule.stages) > MOST_PLANNED_STAGES:
-            most = MOST_PLANNED_STAGES // len(schedule.stages)
-            problem = f"found {count} attempts up to here, each of which is planned; expected at most {most} in all"
-            raise InputError(problem, key=f"stages[{index}].on_reject")
-
-
 def _refused(key: str, number: int, error: InputError) -> InputError:
     return InputError(f"attempt {number} cannot be planned: {error}", key=key)
 
 
+# --- checks -----------------------------------------------------------------------------------
+
+
 def check_gates(schedule: Schedule) -> None:
-    """Refuse what no stage can pass, and a way back that leads nowhere. Raises InputError."""
-    _check_attempts(schedule)
+    """Refuse gates that no stage can pass, and rewinds that lead nowhere. Raises InputError."""
+    _check_number_of_retries(schedule)
     for index, stage in enumerate(schedule.stages):
         try:
             _check_stage(stage, index, [earlier.name for earlier in schedule.stages[:index]])
         except InputError as error:
             raise InputError(error.problem, key=f"stages[{index}].{error.key}") from None
+
+
+def _check_number_of_retries(schedule: Schedule) -> None:
+    """Refuse more retries than can be planned before the run starts, each with all of its stages."""
+    count = 0
+    for index, stage in enumerate(schedule.stages):
+        rule = stage.on_reject and (stage.on_reject.retry or stage.on_reject.rewind)
+        count += rule.times if rule else 0
+        if count * len(schedule.stages) > MOST_PLANNED_STAGES:
+            most = MOST_PLANNED_STAGES // len(schedule.stages)
+            problem = f"found {count} attempts up to here, each of which is planned; expected at most {most} in all"
+            raise InputError(problem, key=f"stages[{index}].on_reject")
 
 
 def _check_stage(stage: Stage, index: int, earlier: list[str]) -> None:
@@ -314,7 +238,7 @@ def _check_stage(stage: Stage, index: int, earlier: list[str]) -> None:
     if stage.on_reject is not None and stage.on_reject.extend is not None and is_open(stage.until):
         problem = f"found for a stage that ends on {', '.join(stage.until.given)}, which more tokens would not move"
         raise InputError(f"{problem}; expected retry or rewind", key="on_reject.extend")
-    asked = [name for name in OF_GROWTH if stage.accept is not None and name in stage.accept.given]
+    asked = stage.accept.of_growth if stage.accept is not None else []
     if asked and (stage.grow is None or index == 0):
         where = "a stage without grow, which" if stage.grow is None else "the first stage, whose growth from init"
         raise InputError(f"found in {where} has no certificate; remove it", key=f"accept.{asked[0]}")

@@ -19,9 +19,9 @@ from raystage.errors import InputError
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
+from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape
 from raystage.models.table import TRAINED
-from raystage.plan.manifest import check_manifest
 from raystage.units import shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"

@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raystage.config.schedule import Data, Init
+from raystage.config.schedule import Init
+from raystage.config.stage import Data
 from raystage.data.documents import (
     BYTE_TOKENIZER,
     BYTE_VOCABULARY,

@@ -12,11 +12,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from raystage.config.stage import LrSchedule
+from raystage.errors import InputError
+
 KINDS = ("wsd", "cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
-class Piece:
+class RateSegment:
     """The rate between two token positions: a straight line, or half a cosine."""
 
     start_tokens: int
@@ -38,7 +41,7 @@ class Piece:
         return self.start_lr + (self.end_lr - self.start_lr) * done
 
 
-Curve = tuple[Piece, ...]
+Curve = tuple[RateSegment, ...]
 
 
 def build(kind: str, lr: float, start: int, total: int, warmup: int, decay: int, min_ratio: float) -> Curve:
@@ -50,22 +53,22 @@ def build(kind: str, lr: float, start: int, total: int, warmup: int, decay: int,
     total > 0 and warmup + decay <= total.
     """
     end, low = start + total, lr * min_ratio
-    warm = Piece(start, start + warmup, 0.0, lr)
+    warm = RateSegment(start, start + warmup, 0.0, lr)
     if kind == "wsd":
-        rest = (Piece(start + warmup, end - decay, lr, lr), Piece(end - decay, end, lr, low))
+        rest = (RateSegment(start + warmup, end - decay, lr, lr), RateSegment(end - decay, end, lr, low))
     elif kind == "constant":
-        rest = (Piece(start + warmup, end, lr, lr),)
+        rest = (RateSegment(start + warmup, end, lr, lr),)
     else:
-        rest = (Piece(start + warmup, end, lr, low, "cosine" if kind == "cosine" else "line"),)
+        rest = (RateSegment(start + warmup, end, lr, low, "cosine" if kind == "cosine" else "line"),)
     return _joined(piece for piece in (warm, *rest) if piece.end_tokens > piece.start_tokens)
 
 
-def _joined(pieces: Iterable[Piece]) -> Curve:
+def _joined(pieces: Iterable[RateSegment]) -> Curve:
     """Neighbours at one constant rate as one piece: a decay to all of the rate is none."""
-    curve: list[Piece] = []
+    curve: list[RateSegment] = []
     for piece in pieces:
         if curve and curve[-1].is_flat and piece.is_flat and curve[-1].end_lr == piece.start_lr:
-            piece = Piece(curve.pop().start_tokens, piece.end_tokens, piece.start_lr, piece.end_lr)
+            piece = RateSegment(curve.pop().start_tokens, piece.end_tokens, piece.start_lr, piece.end_lr)
         curve.append(piece)
     return tuple(curve)
 
@@ -152,10 +155,34 @@ def stable_end(curve: Curve) -> int | None:
     return None
 
 
-def stem(curve: Curve, start: int, end: int) -> tuple:
+def prefix_signature(curve: Curve, start: int, end: int) -> tuple:
     """The signature of a stretch but for where a constant piece at its end is left; can be a key of a mapping.
 
     A stretch with the same start and stem that ends elsewhere in the same piece has equal rates as far as both go.
     """
     *whole, last = signature(curve, start, end)
     return (*map(tuple, whole), ("constant", last[1], last[3]) if last[0] == "constant" else tuple(last))
+
+
+# --- of a schedule's section ------------------------------------------------------------------
+
+
+def span_tokens(span: float, total: int) -> int:
+    """A span of a run in tokens: below 1 a fraction of the whole."""
+    return round(span * total) if span < 1 else round(span)
+
+
+def decay_start(schedule: LrSchedule, total: int) -> int | None:
+    """Up to where the rate of a run of `total` tokens stays at its height; None where it falls from the warm-up on."""
+    if schedule.kind == "constant":
+        return total
+    return total - span_tokens(schedule.decay, total) if schedule.kind == "wsd" else None
+
+
+def check_rate(schedule: LrSchedule, total: int, key: str) -> None:
+    """Refuse a warm-up and decay that do not fit into `total` tokens."""
+    warmup = span_tokens(schedule.warmup, total)
+    decay = span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0
+    if warmup + decay > total:
+        stretches = f"a warm-up of {warmup}" + (f" and a decay of {decay}" if decay else "")
+        raise InputError(f"found {stretches} tokens in a run of {total}; expected them to fit into it", key=key)

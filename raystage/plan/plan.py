@@ -8,22 +8,23 @@ share a trunk, whose pieces have equal keys and so are trained once. `plan` make
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 
 from raystage.config.conditions import Accept, Until
-from raystage.config.schedule import NO_COSTS, NOTHING_REQUIRED, Costs, Require, Training
+from raystage.config.schedule import NO_COSTS, Costs
+from raystage.config.stage import NOTHING_REQUIRED, Require, Training
+from raystage.config.variants import Values
 from raystage.data.plan import DataPlan
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
 from raystage.growth.trained import fit_flops
-from raystage.models.shape import ModelShape, num_params
+from raystage.models.shape import ModelShape, num_params, token_flops
 from raystage.plan import learning_rate, memory
 from raystage.plan.freezing import Freezing
 from raystage.plan.initial import InitPlan
-from raystage.plan.resolve import token_flops
-from raystage.plan.steps import Course, course_of
-from raystage.plan.variants import Values
+from raystage.plan.steps import StepSchedule, step_schedule
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ class StagePlan:
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
 
     @property
-    def course(self) -> Course:
-        """Its steps: all alike, but for ramps."""
-        return course_of(self.training, self.shape.context_length)
+    def step_schedule(self) -> StepSchedule:
+        """Its steps: all equal, except where a ramp changes them."""
+        return step_schedule(self.training, self.shape.context_length)
 
     @property
     def tokens(self) -> int:
-        return self.course.tokens(self.steps)
+        return self.step_schedule.tokens(self.steps)
 
     @property
     def end_tokens(self) -> int:
@@ -130,7 +131,7 @@ class StagePlan:
     @property
     def training_flops(self) -> int:
         """Without growing."""
-        return self.course.flops(self.steps, self.token_flops)
+        return self.step_schedule.flops(self.steps, self.token_flops)
 
     @property
     def flops(self) -> int:
@@ -168,7 +169,7 @@ class StagePlan:
         if self.freezing is None:
             return 0
         tokens = self.freezing.tokens
-        return self.steps if tokens is None else self.course.steps_for(tokens)
+        return self.steps if tokens is None else self.step_schedule.steps_for(tokens)
 
     @property
     def growth_operator(self) -> str | None:
@@ -306,3 +307,28 @@ def _runs_of(variants: Sequence[Variant]) -> tuple[RunPlan, ...]:
     """Baselines first: one layout is enough for all of them, and it is that of the run before."""
     baselines = tuple(run for one in variants for run in one.baselines)
     return (*baselines, *(one.staged for one in variants))
+
+
+def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
+    """The stage where it really begins in its run, stages before it having ended before their caps.
+
+    A rate of its own moves with it; the run's loses as much of its constant stretch, so that it decays at its end.
+    """
+    by = stage.start_tokens - tokens
+    if not by:
+        return stage
+    rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
+    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate)
+
+
+def continues(first: StagePlan, second: StagePlan) -> bool:
+    """Whether a worker that ended `first` can go on with `second` as it stands."""
+    same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
+    # These part the optimizer's groups in another way; a ramp begins anew.
+    special = first.freezing or second.freezing or first.training.ramp
+    return second.growth is None and second.parent_key == first.key and same and not special
+
+
+def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
+    """The stages in groups that one Train run carries out, one after the other: another layout begins a new one."""
+    return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))

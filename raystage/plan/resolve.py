@@ -8,33 +8,24 @@ from functools import partial
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
-from raystage.config.schedule import (
-    NOTHING_REQUIRED,
-    Freeze,
-    Grow,
-    LrSchedule,
-    Model,
-    Optimizer,
-    Schedule,
-    Section,
-    Stage,
-    Training,
-)
-from raystage.config.section import field_of
+from raystage.config.schedule import Schedule
+from raystage.config.section import Section, field_of
+from raystage.config.stage import NOTHING_REQUIRED, Freeze, Grow, Model, Optimizer, Stage, Training
 from raystage.data.documents import BYTE_TOKENIZER
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
 from raystage.growth.checks import changed_fields, refusal
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
-from raystage.models.shape import ModelShape, flops_per_token
+from raystage.models.shape import ModelShape, token_flops
 from raystage.plan.freezing import Freezing, find_freezing
-from raystage.plan.gates import attempts, check_gates
+from raystage.plan.gates import check_gates, planned_retries
 from raystage.plan.initial import InitPlan
 from raystage.plan.inputs import Sources
+from raystage.plan.learning_rate import decay_start
 from raystage.plan.length import DecayStart, cap_steps, is_open, placed_mixing
 from raystage.plan.shapes import inherited_norm_eps, resolve_shape
-from raystage.plan.steps import Course, check_ramp, check_ramp_fits, course_of
+from raystage.plan.steps import StepSchedule, check_ramp, check_ramp_fits, step_schedule
 from raystage.units import shown
 from raystage.user_code import check_call
 
@@ -59,12 +50,12 @@ class ResolvedStage:
     window_tokens: int = 0  # of the text that all stages read in one piece, the longest context of them
 
     @property
-    def course(self) -> Course:
-        return course_of(self.training, self.shape.context_length)
+    def step_schedule(self) -> StepSchedule:
+        return step_schedule(self.training, self.shape.context_length)
 
     @property
     def tokens(self) -> int:
-        return self.course.tokens(self.steps)
+        return self.step_schedule.tokens(self.steps)
 
 
 def resolve(
@@ -79,11 +70,11 @@ def resolve(
     _check_names(schedule)
     check_gates(schedule)
     stages = _resolve_stages(schedule, init, sources)
-    for attempt in attempts(schedule):
+    for retry in planned_retries(schedule):
         try:
-            _resolve_stages(attempt.schedule, init, sources)
+            _resolve_stages(retry.schedule, init, sources)
         except InputError as error:
-            raise attempt.refused(error) from None
+            raise retry.refused(error) from None
     return stages
 
 
@@ -330,13 +321,8 @@ def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
 
 def _steps(stage: Stage, training: Training, shape: ModelShape, start_tokens: int) -> int:
     """Whole optimizer steps: a stage ends with the first step that reaches its cap."""
-    course = course_of(training, shape.context_length)
+    course = step_schedule(training, shape.context_length)
     return cap_steps(stage.until, course, partial(token_flops, shape), start_tokens, _stable_end(training))
-
-
-def token_flops(shape: ModelShape, context_length: int) -> int:
-    """Training FLOPs of one token in a context of this length."""
-    return flops_per_token(replace(shape, context_length=context_length))
 
 
 def _stable_end(training: Training) -> DecayStart:
@@ -389,24 +375,3 @@ def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
             way = "expected a grow, of any operator" if found > before else f"expected {before} or more"
             keeps = f"{learned}, which can become more but not fewer; {way}"
         raise InputError(f"found {found} after {before}; {keeps}", key=f"model.{field}")
-
-
-def span_tokens(span: float, total: int) -> int:
-    """A span of a run in tokens: below 1 a fraction of the whole."""
-    return round(span * total) if span < 1 else round(span)
-
-
-def decay_start(schedule: LrSchedule, total: int) -> int | None:
-    """Up to where the rate of a run of `total` tokens stays at its height; None where it falls from the warm-up on."""
-    if schedule.kind == "constant":
-        return total
-    return total - span_tokens(schedule.decay, total) if schedule.kind == "wsd" else None
-
-
-def check_rate(schedule: LrSchedule, total: int, key: str) -> None:
-    """Refuse a warm-up and decay that do not fit into `total` tokens."""
-    warmup = span_tokens(schedule.warmup, total)
-    decay = span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0
-    if warmup + decay > total:
-        stretches = f"a warm-up of {warmup}" + (f" and a decay of {decay}" if decay else "")
-        raise InputError(f"found {stretches} tokens in a run of {total}; expected them to fit into it", key=key)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.config.schedule import Grow, Model
+from raystage.config.stage import Grow, Model
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.errors import InputError
-from raystage.growth.exact import with_norm_eps
+from raystage.growth.checks import with_norm_eps
 from raystage.models.shape import ModelShape, heads_problem
 from raystage.models.table import FAMILIES
 

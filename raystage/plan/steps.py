@@ -1,7 +1,7 @@
-"""How the batch and the context of a stage grow while it trains, as pieces of steps that are alike.
+"""The steps of a stage: how large each one is, also while the batch or the context grows.
 
-A ramp doubles a value in equal shares of a stretch of tokens: of `n` doublings over T tokens, each value lower than the
-stage's own has T / n of them. What counts is where a step begins: it is taken with the values of that place, whole.
+A ramp doubles a value step by step over a number of tokens. With n doublings over T tokens, each smaller value is used
+for T / n tokens. The position where a step begins decides its values: a step is never split.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raystage.config.schedule import RampOf, Training
+from raystage.config.stage import RampOf, Training
 from raystage.errors import InputError
 
-# From a context length to the training FLOPs of a token in it.
+# From a context length to the training FLOPs of one token in it.
 TokenCost = Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Doubling:
-    """A value that starts at `first` and has doubled `times` times after `over_tokens`; then it stays."""
+    """A value that begins at `first`, has doubled `times` times after `over_tokens`, and then stays."""
 
     first: int
     times: int = 0
@@ -29,13 +29,13 @@ class Doubling:
         return self.first * 2**done
 
     def changes(self) -> tuple[int, ...]:
-        """The first whole token of each value but the first."""
+        """The first whole token of each value except the first."""
         return tuple(-(-number * self.over_tokens // self.times) for number in range(1, self.times + 1))
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Steps that are alike, up to the next piece. start_steps, start_tokens: from the stage's start."""
+class StepSegment:
+    """Equal steps, up to the next segment. start_steps, start_tokens: counted from the stage's start."""
 
     start_steps: int
     start_tokens: int
@@ -44,74 +44,73 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Course:
-    """A stage's steps from its start on, however long it is; the last piece has no end."""
+class StepSchedule:
+    """The steps of a stage of any length, from its start on. The last segment has no end."""
 
-    pieces: tuple[Piece, ...]
+    segments: tuple[StepSegment, ...]
 
-    def at(self, step: float) -> Piece:
-        """The piece of step number `step` of the stage, from 0."""
-        return next(piece for piece in reversed(self.pieces) if piece.start_steps <= step)
+    def at(self, step: float) -> StepSegment:
+        """The segment of step number `step` of the stage, from 0."""
+        return next(segment for segment in reversed(self.segments) if segment.start_steps <= step)
 
     def tokens(self, steps: float) -> float:
-        """Tokens of the first `steps` steps, or of a part of the last: whole for whole steps."""
-        piece = self.at(steps)
-        return piece.start_tokens + (steps - piece.start_steps) * piece.batch_tokens
+        """Tokens of the first `steps` steps; a whole number for whole steps."""
+        segment = self.at(steps)
+        return segment.start_tokens + (steps - segment.start_steps) * segment.batch_tokens
 
     def steps_for(self, tokens: int) -> int:
-        """The fewest whole steps that have so many tokens."""
-        piece = next((one for one in reversed(self.pieces) if one.start_tokens < tokens), self.pieces[0])
-        return piece.start_steps + -(-(tokens - piece.start_tokens) // piece.batch_tokens)
+        """The fewest whole steps with at least `tokens` tokens."""
+        segment = next((one for one in reversed(self.segments) if one.start_tokens < tokens), self.segments[0])
+        return segment.start_steps + -(-(tokens - segment.start_tokens) // segment.batch_tokens)
 
     def flops(self, steps: int, cost: TokenCost) -> int:
         """Training FLOPs of the first `steps` steps."""
-        return sum(count * piece.batch_tokens * cost(piece.context_length) for piece, count in self._counted(steps))
+        return sum(count * one.batch_tokens * cost(one.context_length) for one, count in self._counted(steps))
 
     def steps_for_flops(self, flops: int, cost: TokenCost) -> int:
-        """The fewest whole steps that take so many training FLOPs."""
-        piece = next(
-            (one for one in reversed(self.pieces) if self.flops(one.start_steps, cost) < flops), self.pieces[0]
+        """The fewest whole steps that take at least `flops` training FLOPs."""
+        segment = next(
+            (one for one in reversed(self.segments) if self.flops(one.start_steps, cost) < flops), self.segments[0]
         )
-        left = flops - self.flops(piece.start_steps, cost)
-        return piece.start_steps + -(-left // (piece.batch_tokens * cost(piece.context_length)))
+        left = flops - self.flops(segment.start_steps, cost)
+        return segment.start_steps + -(-left // (segment.batch_tokens * cost(segment.context_length)))
 
-    def _counted(self, steps: int) -> list[tuple[Piece, int]]:
-        """Every piece that begins within the first `steps` steps, and how many of these it has."""
-        ends = [piece.start_steps for piece in self.pieces[1:]] + [steps]
+    def _counted(self, steps: int) -> list[tuple[StepSegment, int]]:
+        """Each segment that begins within the first `steps` steps, with its number of steps among them."""
+        ends = [segment.start_steps for segment in self.segments[1:]] + [steps]
         return [
-            (piece, min(end, steps) - piece.start_steps)
-            for piece, end in zip(self.pieces, ends, strict=True)
-            if piece.start_steps < steps
+            (segment, min(end, steps) - segment.start_steps)
+            for segment, end in zip(self.segments, ends, strict=True)
+            if segment.start_steps < steps
         ]
 
 
-def course(batch: Doubling, context: Doubling) -> Course:
-    """The pieces of a stage whose batch (in tokens) and context length double so."""
-    pieces: list[Piece] = []
+def doubling_steps(batch: Doubling, context: Doubling) -> StepSchedule:
+    """The steps of a stage whose batch (in tokens) and context length double as given."""
+    segments: list[StepSegment] = []
     steps = tokens = 0
     for change in sorted({0, *batch.changes(), *context.changes()}):
-        if pieces:
-            taken = max(0, -(-(change - tokens) // pieces[-1].batch_tokens))
-            steps, tokens = steps + taken, tokens + taken * pieces[-1].batch_tokens
+        if segments:
+            taken = max(0, -(-(change - tokens) // segments[-1].batch_tokens))
+            steps, tokens = steps + taken, tokens + taken * segments[-1].batch_tokens
             if not taken:  # one long step passed two changes
                 continue
-        piece = Piece(steps, tokens, batch.at(tokens), context.at(tokens))
-        pieces.append(piece)
-    return Course(tuple(pieces))
+        segments.append(StepSegment(steps, tokens, batch.at(tokens), context.at(tokens)))
+    return StepSchedule(tuple(segments))
 
 
-def constant(batch_tokens: int, context_length: int) -> Course:
-    """The course of a stage without a ramp."""
-    return course(Doubling(batch_tokens), Doubling(context_length))
+def constant_steps(batch_tokens: int, context_length: int) -> StepSchedule:
+    """The steps of a stage without a ramp."""
+    return doubling_steps(Doubling(batch_tokens), Doubling(context_length))
 
 
 # --- of a stage ------------------------------------------------------------------------------
 
 
-def course_of(training: Training, context_length: int) -> Course:
-    """The steps of a stage of a resolved training, with its ramps."""
+def step_schedule(training: Training, context_length: int) -> StepSchedule:
+    """The steps of a stage with this training section, complete with its batch, in this context length (in tokens)."""
     batch, ramp = training.global_batch_tokens, training.ramp
-    return course(
+    return doubling_steps(
         _doubling(ramp.global_batch_tokens if ramp else None, batch),
         _doubling(ramp.context_length if ramp else None, context_length),
     )
@@ -124,7 +123,7 @@ def _doubling(ramp: RampOf | None, value: int) -> Doubling:
 
 
 def check_ramp(training: Training, context_length: int) -> None:
-    """Refuse a ramp that does not lead to the stage's own values, or has steps that cannot be taken on the way."""
+    """Refuse a ramp that does not end at the stage's own values, or whose steps on the way are impossible."""
     if training.ramp is None:
         return
     given = {name: getattr(training.ramp, name) for name in type(training.ramp).model_fields}
@@ -134,9 +133,9 @@ def check_ramp(training: Training, context_length: int) -> None:
     for name, ramp in given.items():
         if ramp is not None:
             _check_doubles(ramp, values[name], f"training.ramp.{name}")
-    for piece in course_of(training, context_length).pieces:
-        sequences, left = divmod(piece.batch_tokens, piece.context_length)
-        step = f"steps of {piece.batch_tokens} tokens in a context of {piece.context_length}"
+    for segment in step_schedule(training, context_length).segments:
+        sequences, left = divmod(segment.batch_tokens, segment.context_length)
+        step = f"steps of {segment.batch_tokens} tokens in a context of {segment.context_length}"
         if left:
             problem = f"found {step} on the way; expected whole sequences"
             raise InputError(f"{problem}, as with a larger batch or a ramp of context_length", key="training.ramp")
@@ -155,7 +154,7 @@ def _check_doubles(ramp: RampOf, value: int, key: str) -> None:
 
 
 def check_ramp_fits(training: Training, stage_tokens: int) -> None:
-    """Refuse a ramp that is not over at the end of a stage of so many tokens: it leads to the stage's own values."""
+    """Refuse a ramp that is longer than its stage of `stage_tokens` tokens: it must reach the stage's own values."""
     ramp = training.ramp
     for name in type(ramp).model_fields if ramp else ():
         one = getattr(ramp, name)

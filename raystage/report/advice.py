@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from raystage.growth.operators import WIDTHS, width_operator
 from raystage.models.shape import num_params
-from raystage.plan.build import Plan, StagePlan
 from raystage.plan.cadence import MOST_SHARE
 from raystage.plan.learning_rate import Curve, rate_at
 from raystage.plan.length import waits_for_evaluations
+from raystage.plan.plan import Plan, StagePlan
 from raystage.results.data_use import data_warnings
 from raystage.results.differences import is_staged
-from raystage.results.savings import format_share
-from raystage.units import format_count
+from raystage.units import format_count, format_share
 
 # Late growth fails under a cosine (Bu); a summary of that paper has it from half of the run on, for GPT. That half is
 # the border is our choice: there the rate is down to a half, and (1/4 - 1/(2 pi)) / (1/2) = 18 % of its sum is left.

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raystage.plan.build import Plan, RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_json
 from raystage.results.differences import is_staged

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raystage.report.formats import Table, format_interval, format_loss, known
-from raystage.results.savings import format_flops, format_share
-from raystage.units import format_count, format_seconds
+from raystage.units import format_count, format_flops, format_seconds, format_share
 
 _HALVES = " They are chosen by the first half of the held-out text and compared by the other; the losses are of both."
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raystage.results.savings import format_share
+from raystage.units import format_share
 
 # The first part of a run falls so steeply that it would squash the rest: it counts for no axis.
 _STEEP_PART = 0.2

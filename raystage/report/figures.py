@@ -27,8 +27,7 @@ from raystage.report.curves import (
     stage_curves,
     staged_points,
 )
-from raystage.results.savings import format_flops
-from raystage.units import format_count
+from raystage.units import format_count, format_flops
 
 STAGED, BASELINE, SAVING, FAINT = "#0059a8", "#8a8a8a", "#c8500a", "#d5d5d5"
 STYLE = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raystage.results.savings import format_share
+from raystage.units import format_share
 
 # Of a stage's key, what people are shown.
 KEY_DIGITS = 12

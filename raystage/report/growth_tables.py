@@ -11,13 +11,13 @@ from rich.text import Text
 
 from raystage.growth.explain import explain, what_grows
 from raystage.growth.operators import in_short
-from raystage.growth.request import Growth
+from raystage.growth.request import PlannedGrowth
 from raystage.report.columns import name_column as _name
 from raystage.report.columns import table as _table
 from raystage.report.formats import format_jump, known
 
 
-def growth_table(growth: Growth) -> Table:
+def growth_table(growth: PlannedGrowth) -> Table:
     """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
     request, grown = growth.request, what_grows(growth.source, growth.target)
     precision = growth.how()["exact_in"]

@@ -19,8 +19,7 @@ from raystage.report import tables as report_tables
 from raystage.report.formats import KEY_DIGITS, Table, format_loss, over_seeds
 from raystage.report.markdown import sentence
 from raystage.report.panels import Panel, comparison_legend, comparison_panels, run_legend, run_panels
-from raystage.results.savings import format_flops, format_share
-from raystage.units import format_count
+from raystage.units import format_count, format_flops, format_share
 
 STATES = {
     "SCHEDULING": "It has not begun.",

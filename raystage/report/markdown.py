@@ -8,7 +8,7 @@ from typing import Any
 from raystage.plain_text import in_markdown
 from raystage.report.formats import Table, format_interval
 from raystage.report.tables import environment_rows, tables
-from raystage.results.savings import format_share
+from raystage.units import format_share
 
 
 def markdown(report: Mapping[str, Any]) -> str:

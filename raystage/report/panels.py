@@ -34,8 +34,7 @@ from raystage.report.svg import (
     log_ticks,
     time_ticks,
 )
-from raystage.results.savings import format_flops
-from raystage.units import format_count, format_seconds
+from raystage.units import format_count, format_flops, format_seconds
 
 # Colours that a page has for runs beside each other; with more, they come again.
 COLOURS = 6

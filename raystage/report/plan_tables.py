@@ -9,9 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from raystage.plan.build import Plan, StagePlan
 from raystage.plan.memory import MemoryEstimate
-from raystage.plan.plan import flops_shared
+from raystage.plan.plan import Plan, StagePlan, flops_shared
 from raystage.report.advice import warnings
 from raystage.report.columns import WholeTable
 from raystage.report.columns import name_column as _name
@@ -20,8 +19,7 @@ from raystage.report.columns import table as _table
 from raystage.report.formats import KEY_DIGITS
 from raystage.report.suggestions import Suggestion
 from raystage.results.data_use import data_json, data_lines
-from raystage.results.savings import format_flops, format_share
-from raystage.units import format_bytes, format_count
+from raystage.units import format_bytes, format_count, format_flops, format_share
 
 # --- the plan ---------------------------------------------------------------------------------
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from raystage.models.shape import flops_per_token, num_body_params
 from raystage.plan.plan import Plan, StagePlan
 from raystage.report.advice import G_STACK, grows
-from raystage.results.savings import format_share
-from raystage.units import format_count
+from raystage.units import format_count, format_share
 
 # MIDAS leaves the exponent open. 1, time in proportion to the stage's number, is our choice of it.
 PROP_ALPHA = 1.0

@@ -9,8 +9,7 @@ from raystage.growth.operators import in_short
 from raystage.report.cost_tables import cost_table, ledger_table, seed_table, tuning_table
 from raystage.report.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds
 from raystage.results.data_use import format_number_of_passes
-from raystage.results.savings import format_flops, format_share
-from raystage.units import format_bytes, format_count, format_seconds
+from raystage.units import format_bytes, format_count, format_flops, format_seconds, format_share
 
 _QUALITY = ("eval loss", "perplexity", "accuracy")
 

@@ -16,8 +16,7 @@ from raystage.report.cost_tables import seed_table, tuning_table
 from raystage.report.formats import Table, format_jump, format_loss, format_perplexity, known
 from raystage.report.tables import downstream_table, environment_rows, metric_table
 from raystage.results.data_use import data_lines
-from raystage.results.savings import format_flops, format_share
-from raystage.units import format_count, format_seconds
+from raystage.units import format_count, format_flops, format_seconds, format_share
 
 
 class SafeConsole(Console):

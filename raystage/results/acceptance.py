@@ -1,47 +1,131 @@
-"""Whether a growth kept what the schedule's `grow.require` asked of it."""
+"""Whether a finished stage is accepted, and whether its growth stayed within its limits.
+
+`judge` compares a stage's record with the schedule's `accept`. `check_growth` compares a growth's certificate with
+`grow.require`. Both use one comparison: a figure that was not measured, or is not a number, never satisfies a limit.
+"""
 
 from __future__ import annotations
 
-from raystage.config.schedule import Require
-from raystage.errors import BrokenPromise
-from raystage.plan.build import StagePlan
-from raystage.results.record import Certificate, GrowthRecord
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from raystage.config.conditions import OF_GROWTH, Accept, Overfitting
+from raystage.config.stage import Require
+from raystage.errors import GrowthRejected
+from raystage.plan.plan import StagePlan
+from raystage.results.record import Certificate, GrowthRecord, StageRecord, TrainPoint
+
+_NOT_MEASURED = "it was not measured"
+# Why a certificate may lack a figure.
+_WHY_NONE = {
+    "gradient_error_below": "the operator predicts no gradient exactly",
+    "twin_distance_above": "the growth made no copies, or the stage ended before they were compared",
+}
 
 
-def check_promises(stage: StagePlan, growth: GrowthRecord | None) -> None:
-    """Raises BrokenPromise where the certificate of a stage's growth is not below what was asked."""
+def judge(accept: Accept, record: StageRecord) -> tuple[str, ...]:
+    """Why a finished stage is rejected: one sentence for each condition that does not hold. Empty: it is accepted."""
+    return tuple(reason for reason in _reasons(accept, record) if reason)
+
+
+def check_growth(stage: StagePlan, growth: GrowthRecord | None) -> None:
+    """Raises GrowthRejected where the certificate of a stage's growth is outside of the limits of `grow.require`."""
     if stage.growth is None or growth is None:
         return
-    found = broken(stage.growth.require, growth.certificate)
+    found = unmet(stage.growth.require, growth.certificate)
     if found:
-        raise BrokenPromise(
-            f"stage {stage.name}: growing by {growth.operator} broke its promise: {'; '.join(found)}. "
-            f"The stage before it is kept. Try {_other(growth.certificate)}, or promise less in grow.require"
+        raise GrowthRejected(
+            f"stage {stage.name}: growing by {growth.operator} is outside of grow.require: {'; '.join(found)}. "
+            f"The stage before it is kept. Try {_alternative(growth.certificate)}, or relax grow.require"
         )
 
 
-def broken(require: Require, certificate: Certificate) -> list[str]:
-    """What was promised and found, for each promise that was not kept. What was not measured was not kept."""
+def unmet(limits: Accept | Require, certificate: Certificate) -> list[str]:
+    """The limits on a growth that its certificate does not satisfy, each as a sentence with both figures."""
     figures = {
         "loss_increase_below": certificate.loss_increase,
         "max_logit_difference_below": certificate.max_logit_difference,
         "gradient_error_below": certificate.gradient_error,
+        "twin_distance_above": certificate.twin_distance,
     }
-    limits = require.model_dump(exclude_none=True)
-    return [
-        f"{promise}: expected less than {limit:g}, found {_shown(figures[promise])}"
-        for promise, limit in limits.items()
-        # Not the other way round: NaN is below nothing.
-        if figures[promise] is None or not figures[promise] < limit
+    reasons = (
+        _compare(name, getattr(limits, name, None), figures[name], _WHY_NONE.get(name, _NOT_MEASURED))
+        for name in OF_GROWTH
+    )
+    return [reason for reason in reasons if reason]
+
+
+def _reasons(accept: Accept, record: StageRecord) -> Iterator[str | None]:
+    end = record.evaluations[-1] if record.evaluations else None
+    yield _compare("eval_loss_below", accept.eval_loss_below, record.eval_loss)
+    yield _compare("accuracy_above", accept.accuracy_above, end.accuracy if end else None)
+    if record.growth:
+        yield from unmet(accept, record.growth.certificate)
+    else:
+        yield from (f"{name}: found none, the stage has no certificate of a growth" for name in accept.of_growth)
+    yield _overfits(accept.overfitting, record)
+    # A stage that was trained before its schedule named a metric has no value for it.
+    values = end.metrics if end else {}
+    for name, bounds in (accept.metrics or {}).items():
+        yield _compare(f"metrics.{name}.above", bounds.above, values.get(name))
+        yield _compare(f"metrics.{name}.below", bounds.below, values.get(name))
+
+
+def _compare(name: str, limit: float | None, found: float | None, why_none: str = _NOT_MEASURED) -> str | None:
+    """None where `found` is on the right side of `limit`, which the end of `name` tells: "below" or "above"."""
+    is_below = name.endswith("below")
+    # NaN is neither below nor above anything.
+    if limit is None or (found is not None and (found < limit if is_below else found > limit)):
+        return None
+    figure = f"none ({why_none})" if found is None else f"{found:.5g}"
+    return f"{name}: expected {'less' if is_below else 'more'} than {limit:g}, found {figure}"
+
+
+def _overfits(rule: Overfitting | None, record: StageRecord) -> str | None:
+    """Whether over each of the last k evaluations the held-out loss rose while the training loss fell.
+
+    The training loss of an evaluation is the mean over the tokens since the evaluation before it. The first evaluation
+    of a stage has none, so k falls take k + 2 evaluations.
+    """
+    if rule is None:
+        return None
+    times, held_out = rule.evaluations, record.evaluations[-rule.evaluations - 2 :]
+    if len(held_out) < times + 2:
+        problem = f"expected at least {times + 2} evaluations, found {len(held_out)}"
+        return f"overfitting: {problem}; evaluate more often, or remove it"
+    losses = [point.loss for point in held_out[1:]]
+    borders, start = [point.tokens for point in held_out], record.evaluations[0].tokens
+    training = [_mean_between(record.train, start, *pair) for pair in pairwise(borders)]
+    if not (_rises(losses) and _rises(training[::-1])):
+        return None
+    return (
+        f"overfitting: over the last {times} evaluations the held-out loss rose each time, from {losses[0]:.4f} to "
+        f"{losses[-1]:.4f}, while the training loss fell, from {training[0]:.4f} to {training[-1]:.4f}"
+    )
+
+
+def _mean_between(train: Sequence[TrainPoint], start: int, left: int, right: int) -> float:
+    """Mean training loss per token between two positions of a stage that began at `start`; NaN without points there.
+
+    Training makes a point at every evaluation, so every point lies wholly on one side of an evaluation.
+    """
+    begins = [start, *(point.tokens for point in train)]
+    inside = [
+        (point.tokens - begin, point.loss)
+        for begin, point in zip(begins, train, strict=False)
+        if left < point.tokens <= right
     ]
+    tokens = sum(weight for weight, _ in inside)
+    return sum(weight * loss for weight, loss in inside) / tokens if tokens else math.nan
 
 
-def _shown(figure: float | None) -> str:
-    return "none (the operator predicts no gradient exactly)" if figure is None else f"{figure:.3g}"
+def _rises(values: Sequence[float]) -> bool:
+    return all(after > before for before, after in pairwise(values))
 
 
-def _other(certificate: Certificate) -> str:
-    """An operator that claims no exactness cannot promise much; one that does and fails is worth a look."""
+def _alternative(certificate: Certificate) -> str:
+    """What to try instead. Where an operator that claims to be exact fails, only the precision is left."""
     if certificate.exact:
         return "fp32 if this is bf16"
     return "an operator that is exact (identity for depth, duplicate or zero_pad for width)"

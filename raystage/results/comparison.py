@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.differences import differences, is_staged
 from raystage.results.ledger import net_cost
 from raystage.results.record import StageRecord
-from raystage.results.savings import FinishedRun, Savings, compare, format_flops, no_figure
+from raystage.results.savings import FinishedRun, Savings, compare, no_figure
 from raystage.results.seeds import OverSeeds, SeedPair, over_seeds
 from raystage.results.tuning import compared, is_judged_on_half
+from raystage.units import format_flops
 
 # Of runs that are waited for, in a sentence.
 _MOST_NAMES = 4

@@ -15,8 +15,7 @@ from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import StageRecord
-from raystage.results.savings import format_share
-from raystage.units import format_count
+from raystage.units import format_count, format_share
 
 # What byte-level BPE comes to on English text, roughly; of other text, and of code, it is less.
 _BYTES_PER_TOKEN = 4

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from raystage.plan import learning_rate
-from raystage.plan.build import Plan, RunPlan, StagePlan, shortened
 from raystage.plan.cadence import FEWEST_TOKENS
+from raystage.plan.keys import ended_after
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.comparison import finished_run, tokens_per_parameter
 from raystage.results.data_use import Counted, repeat_doubts, uses
 from raystage.results.differences import differences, other_text, speed_differences
@@ -226,7 +227,7 @@ def _evaluation_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | N
 
 def _evaluated_on(stage: StagePlan, records: Mapping[str, StageRecord]) -> int:
     record = records.get(stage.key)
-    ended = shortened(stage, record.steps) if record and record.steps < stage.steps else stage
+    ended = ended_after(stage, record.steps) if record and record.steps < stage.steps else stage
     return ended.training.evaluate.tokens
 
 

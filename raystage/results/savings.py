@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from raystage.results.interpolation import Stretch, stretch, too_far_apart
+from raystage.units import format_difference, format_flops, format_share
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,6 @@ def no_figure(verdict: str, staged: FinishedRun | None = None) -> Savings:
         equal_loss_reached=False,
         verdict=verdict,
     )
-
-
-def format_flops(flops: float) -> str:
-    """Three figures and a bare exponent: 5.05e12, 6.9e12."""
-    mantissa, exponent = f"{flops:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def format_share(share: float) -> str:
-    """0.2703 -> '27.0 %'."""
-    return f"{100 * share:z.1f} %"
 
 
 def _diverged(staged: FinishedRun, baselines: Sequence[FinishedRun]) -> str | None:
@@ -339,10 +329,3 @@ def _flops_words(staged: FinishedRun, lowest: float, highest: float) -> str:
         f"{where} {format_difference(least)} the baseline's: {own:.3f} against {lowest:.3f}; between its budgets "
         f"the baseline's curve leaves room for {more.removesuffix(' than').removesuffix(' as')}"
     )
-
-
-def format_difference(difference: float) -> str:
-    """Of two losses, baseline less staged run: 0.0123 -> '0.012 lower than'."""
-    if f"{difference:z.3f}" == "0.000":
-        return "the same as"
-    return f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'} than"

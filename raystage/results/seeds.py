@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, stdev
 
-from raystage.results.savings import FinishedRun, Savings, compare, format_difference, format_share, room
+from raystage.results.savings import FinishedRun, Savings, compare, room
+from raystage.units import format_difference, format_share
 
 # Student's t, 97.5 %, at 1 to 30 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2.
 _T_975 = (

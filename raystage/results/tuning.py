@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raystage.config.variants import Values
 from raystage.plan.plan import Choice, Plan, RunPlan, Variant
-from raystage.plan.variants import Values
 from raystage.results.record import StageRecord
 
 Records = Mapping[str, StageRecord]

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from raystage.growth.operators import in_short
 from raystage.plain_text import visible
-from raystage.plan.build import Plan, RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.report.columns import STATE_STYLES, FirstThatFits
 from raystage.report.formats import format_jump, format_loss
 from raystage.report.terminal import SafeConsole
@@ -81,7 +81,7 @@ class Progress:
         """For the rest of the stage at the speed of the last point."""
         if not self.tokens_per_second:
             return None
-        return (self.stage.tokens - self.stage.course.tokens(self.step)) / self.tokens_per_second
+        return (self.stage.tokens - self.stage.step_schedule.tokens(self.step)) / self.tokens_per_second
 
     def after_training(self, point: TrainPoint) -> Progress:
         return replace(
@@ -123,7 +123,7 @@ def describe_stage(stage: StagePlan) -> str:
 
 def _batches(stage: StagePlan) -> str:
     """'4.1K', or of a ramp '1.0K to 4.1K'."""
-    sizes = (stage.course.pieces[0].batch_tokens, stage.training.global_batch_tokens)
+    sizes = (stage.step_schedule.segments[0].batch_tokens, stage.training.global_batch_tokens)
     return " to ".join(dict.fromkeys(map(format_count, sizes)))
 
 

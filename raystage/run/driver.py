@@ -16,16 +16,15 @@ from typing import Any
 
 from raystage.cluster import launch
 from raystage.config.schedule import Schedule
-from raystage.errors import BrokenPromise, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
-from raystage.plan.build import Plan, StagePlan, jobs, with_choice
-from raystage.plan.gates import judge
-from raystage.plan.plan import Job
-from raystage.plan.retries import ABORT, Rejection, answer, replanned
+from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
+from raystage.plan.build import replanned, with_choice
+from raystage.plan.gates import ABORT, Rejection, answer
+from raystage.plan.plan import Job, Plan, StagePlan, jobs
 from raystage.report.build import GivenUp, build_report
 from raystage.report.figures import write_curves
 from raystage.report.html import page
 from raystage.report.markdown import markdown
-from raystage.results.acceptance import check_promises
+from raystage.results.acceptance import check_growth, judge
 from raystage.results.record import StageRecord
 from raystage.results.tuning import choose, tried_with
 from raystage.run.events import EventReplay, RunCallback
@@ -143,7 +142,7 @@ class Driver:
             if job[0].key not in self.records:
                 self._mark("ERRORED")
                 raise
-        except BrokenPromise as error:
+        except GrowthRejected as error:
             self._reject(self.events.stage, (str(error),), error)
             self._go_on()
             return
@@ -217,8 +216,8 @@ class Driver:
                 return None
             record = self.records[stage.key]
             try:
-                check_promises(stage, record.growth)  # the schedule may demand more now than when the stage was trained
-            except BrokenPromise as error:
+                check_growth(stage, record.growth)  # the schedule may demand more now than when the stage was trained
+            except GrowthRejected as error:
                 return stage, (str(error),), error
             reasons = judge(stage.accept, record) if stage.accept else ()
             if reasons:

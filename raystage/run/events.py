@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raystage.plan.build import RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
 
 Point = TrainPoint | Evaluation

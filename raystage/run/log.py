@@ -17,15 +17,14 @@ from importlib import metadata
 
 from raystage.errors import InputError, StorageError
 from raystage.files.filesystem import Folder
-from raystage.plan.build import RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import RunPlan, StagePlan
 from raystage.results.record import GrowthRecord, StageRecord
-from raystage.results.savings import format_flops
 from raystage.run.console import describe_growth, describe_stage
 from raystage.run.events import RunCallback
 from raystage.storage.processes import ProcessId, this_process
 from raystage.timers import Ticker
-from raystage.units import format_count, format_seconds
+from raystage.units import format_count, format_flops, format_seconds
 
 LOG_FILE = "run.log"
 # An object is written as a whole, with all lines so far, so not for every line.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from raystage.plan.build import Plan, StagePlan
+from raystage.plan.plan import Plan, StagePlan
 
 
 class Pace:

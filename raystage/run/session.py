@@ -12,7 +12,7 @@ from typing import Any
 
 from raystage.cluster import launch
 from raystage.config.schedule import Schedule
-from raystage.plan.build import Plan
+from raystage.plan.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.run.driver import Driver
 from raystage.run.events import RunCallback

@@ -16,8 +16,8 @@ from typing import Any
 from raystage.errors import RaystageError, StorageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import written
-from raystage.plan.build import Plan, RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.report.build import DONE
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
 from raystage.run.console import Progress

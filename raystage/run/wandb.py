@@ -28,8 +28,8 @@ from typing import Any, Literal
 import wandb
 
 from raystage.cluster.shutdown import unheard
-from raystage.plan.build import Plan, RunPlan, StagePlan
-from raystage.plan.retries import Rejection
+from raystage.plan.gates import Rejection
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.run.events import RunCallback
 from raystage.run.wandb_rows import (

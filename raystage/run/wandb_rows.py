@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 
 Row = dict[str, Any]
@@ -77,7 +77,7 @@ def duplicates_row(stage: StagePlan, growth: GrowthRecord) -> Row:
     """How far copies had parted, some steps into the stage; without a distance where there were none."""
     certificate = growth.certificate
     row = {
-        "tokens": stage.start_tokens + stage.course.tokens(certificate.twin_steps),
+        "tokens": stage.start_tokens + stage.step_schedule.tokens(certificate.twin_steps),
         "flops": stage.start_flops + stage.flops * certificate.twin_steps // stage.steps,
         "growth/twin_steps": certificate.twin_steps,
     }

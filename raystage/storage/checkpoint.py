@@ -24,8 +24,8 @@ from raystage.files.filesystem import Folder, Reader
 from raystage.files.safetensors import Tensor, header_bytes, laid_out
 from raystage.files.sealed_json import NoObject, sealed, unsealed
 from raystage.growth.counts import HeadStarts, Runs, from_runs
+from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape
-from raystage.plan.manifest import check_manifest
 
 FORMAT = "raystage-checkpoint"
 VERSION = 1

@@ -22,7 +22,7 @@ from raystage.errors import InputError
 from raystage.files.filesystem import Folder
 from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
 from raystage.growth.apply import Grown, slices
-from raystage.growth.request import Growth
+from raystage.growth.request import PlannedGrowth
 from raystage.growth.rules import Rule
 from raystage.models.hf_config import by_name, check_no_rule, grown_config
 from raystage.models.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
@@ -70,7 +70,7 @@ def configured(source: HuggingFaceModel, target: ModelShape, layers: tuple[int, 
 def write_grown(
     source: HuggingFaceModel,
     target: Folder,
-    growth: Growth,
+    growth: PlannedGrowth,
     layers: tuple[int, ...],
     grown_from: dict[str, Any],
     max_shard_bytes: int,
@@ -175,7 +175,7 @@ def _floats(content: bytes, stored: StoredTensor) -> np.ndarray:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _planned(source: HuggingFaceModel, growth: Growth) -> list[_Planned]:
+def _planned(source: HuggingFaceModel, growth: PlannedGrowth) -> list[_Planned]:
     """What is to be written, in the model's order."""
     names = {rule.target: parameter.spec.name for parameter, rule in zip(growth.parameters, growth.rules, strict=True)}
     planned = []

@@ -13,8 +13,8 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from raystage.models.manifest import check_model
 from raystage.plain_text import visible
-from raystage.plan.manifest import check_model
 from raystage.results.record import StageRecord
 from raystage.units import shown
 

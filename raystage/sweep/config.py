@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage.config import yaml_file
-from raystage.config.schedule import Count, Name, Positive, Seed, Text, parse
+from raystage.config.schedule import parse
 from raystage.config.section import Section, explain
+from raystage.config.types import Count, Name, Positive, Seed, Text
 from raystage.errors import InputError
 from raystage.sweep.space import Entry, Space, grid_points, read_space
 from raystage.units import shown

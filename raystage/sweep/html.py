@@ -16,7 +16,6 @@ import yaml
 from raystage.config.schedule import parse
 from raystage.report.formats import Table
 from raystage.report.html import STATES, configuration, templates
-from raystage.results.savings import format_flops, format_share
 from raystage.storage.store import Store
 from raystage.sweep.figures import write_sweep
 from raystage.sweep.layout import MOST_LEAVES, MOST_LINES
@@ -37,7 +36,7 @@ from raystage.sweep.summary import (
     verdict,
 )
 from raystage.sweep.trials import SweepPlan
-from raystage.units import format_seconds
+from raystage.units import format_flops, format_seconds, format_share
 
 BEST_FILE = "best.yaml"
 MARKDOWN_FILE = "report.md"

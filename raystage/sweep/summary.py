@@ -13,10 +13,9 @@ from raystage.config import yaml_file
 from raystage.plain_text import in_markdown
 from raystage.report.formats import Table
 from raystage.report.markdown import sentence, table_lines
-from raystage.results.savings import format_flops, format_share
 from raystage.sweep.config import METRICS
 from raystage.sweep.space import describe
-from raystage.units import format_seconds
+from raystage.units import format_flops, format_seconds, format_share
 
 
 @dataclass(frozen=True)

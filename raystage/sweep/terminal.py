@@ -11,12 +11,11 @@ from rich.text import Text
 from rich.tree import Tree as Branches
 
 from raystage.report.columns import STATE_STYLES, FirstThatFits, WholeTable, name_column, number_column, table
-from raystage.results.savings import format_flops, format_share
 from raystage.sweep.space import describe, format_value
 from raystage.sweep.summary import objective_titles, ranked, summary, trial_figures, trial_name
 from raystage.sweep.tree import Node, Tree
 from raystage.sweep.trials import SweepPlan, Trial
-from raystage.units import format_count
+from raystage.units import format_count, format_flops, format_share
 
 MOST_TREE_LINES = 40
 MOST_TRIALS = 20

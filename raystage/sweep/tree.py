@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from raystage.plan.build import StagePlan, key_at, trunk_key
-from raystage.plan.learning_rate import stem
+from raystage.plan.keys import key_at, trunk_key
+from raystage.plan.learning_rate import prefix_signature
+from raystage.plan.plan import StagePlan
 
 Settings = tuple[str, ...]
 
@@ -145,7 +146,7 @@ def _prefixes(group: Sequence[StagePlan]) -> dict[str, str]:
         candidates = [shorter for shorter in _candidates(stage, known) if _gives_to(shorter, stage)]
         if candidates:
             found[stage.key] = max(candidates, key=lambda shorter: shorter.steps).key
-        ends, stages = known[stem(stage.rate, stage.start_tokens, stage.end_tokens)]
+        ends, stages = known[prefix_signature(stage.rate, stage.start_tokens, stage.end_tokens)]
         ends.append(stage.end_tokens)
         stages.append(stage)
     return found
@@ -156,7 +157,7 @@ def _candidates(stage: StagePlan, known: Mapping[tuple, tuple[list[int], list[St
     for piece in stage.rate:
         if piece.end_tokens > stage.start_tokens and piece.start_tokens < stage.end_tokens:
             reach = min(piece.end_tokens, stage.end_tokens)
-            ends, stages = known.get(stem(stage.rate, stage.start_tokens, reach), ((), ()))
+            ends, stages = known.get(prefix_signature(stage.rate, stage.start_tokens, reach), ((), ()))
             before = bisect_right(ends, min(reach, stage.end_tokens - 1))
             if before:
                 yield stages[before - 1]

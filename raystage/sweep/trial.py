@@ -17,7 +17,8 @@ from ray import tune
 
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, RunPlan, StagePlan, shortened
+from raystage.plan.keys import ended_after
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, StageRecord
 from raystage.run.earlier import make_way
 from raystage.run.events import RunCallback
@@ -87,8 +88,8 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
         if stage.growth is None or not stages:
             stages.append(stage)
             continue
-        steps = min(stage.steps, stage.course.steps_for(tokens))
-        stages.append(shortened(stage, steps))
+        steps = min(stage.steps, stage.step_schedule.steps_for(tokens))
+        stages.append(ended_after(stage, steps))
         break
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
 

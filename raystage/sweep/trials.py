@@ -13,8 +13,9 @@ from raystage.config import yaml_file
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
-from raystage.plan.build import Plan, RunPlan, make_plan
+from raystage.plan.build import make_plan
 from raystage.plan.inputs import Sources
+from raystage.plan.plan import Plan, RunPlan
 from raystage.sweep.config import Sweep
 from raystage.sweep.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
 from raystage.sweep.tree import Chain, Tree, build

@@ -25,7 +25,7 @@ from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_run import Fit, is_fitting
 from raystage.cluster.watchdog import await_room
 from raystage.cluster.worker_group import POLL_SECONDS, worker_environment
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.config.types import Workers
 from raystage.errors import RaystageError, WorkersLost
 from raystage.files.filesystem import open_folder

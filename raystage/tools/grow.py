@@ -19,7 +19,7 @@ from raystage.files.safetensors import CHUNK_BYTES, cut_into_shards
 from raystage.growth.apply import Grown, grown_steps, slices
 from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
-from raystage.growth.request import Growth, GrowthRequest, plan_growth
+from raystage.growth.request import GrowthRequest, PlannedGrowth, plan_growth
 from raystage.models import hf_folder
 from raystage.models.hf_folder import HuggingFaceModel
 from raystage.models.shape import ModelShape, parameters
@@ -83,7 +83,7 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
     raise InputError(f"{found}; {expected}", key=argument, file=folder.uri)
 
 
-def planned(source: Source, request: GrowthRequest) -> Growth:
+def planned(source: Source, request: GrowthRequest) -> PlannedGrowth:
     """The growth of `source` that is asked for. Raises InputError."""
     growth = plan_growth(source.shape, request, None if source.is_checkpoint else source.model.tables)
     if not source.is_checkpoint:
@@ -102,7 +102,9 @@ def open_target(text: str) -> Folder:
     return folder
 
 
-def write(source: Source, growth: Growth, target: Folder, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, Any]:
+def write(
+    source: Source, growth: PlannedGrowth, target: Folder, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> dict[str, Any]:
     """Write the grown model into `target`; what it came to, for --json.
 
     Where it fails nothing stays behind. Raises InputError where the source is damaged, RaystageError where the
@@ -143,7 +145,7 @@ def _own_code(source: Source, target: Folder) -> list[str] | None:
     return [name for name in target.names() if name.endswith(".py")]
 
 
-def _entries_from(growth: Growth) -> tuple[int, ...]:
+def _entries_from(growth: PlannedGrowth) -> tuple[int, ...]:
     """For each layer the source layer whose entries in a config it takes; new layers go on with the pattern."""
     layers = layer_sources(growth.source, growth.target, growth.rules, growth.families)
     return tuple(i % growth.source.num_layers if layer is None else layer for i, layer in enumerate(layers))
@@ -204,7 +206,7 @@ def _opened_checkpoint(folder: Folder) -> Checkpoint:
 
 
 def _write_checkpoint(
-    source: Source, growth: Growth, target: Folder, grown_from: dict[str, Any], max_shard_bytes: int
+    source: Source, growth: PlannedGrowth, target: Folder, grown_from: dict[str, Any], max_shard_bytes: int
 ) -> None:
     """Every state of every parameter in fragments of bounded size, then the manifest."""
     opened = source.model

@@ -20,14 +20,14 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
-from raystage.config.schedule import Metric
+from raystage.config.stage import Metric
 from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
 from raystage.objectives.causal_lm import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
 from raystage.objectives.metrics import Sums, Tally
-from raystage.plan.build import StagePlan
+from raystage.plan.plan import StagePlan
 from raystage.train import optimizer
 from raystage.train import partitions as zero
 
@@ -165,7 +165,7 @@ class StageEngine:
     def open_mask(self, done: float) -> None:
         """Open the mask of the stage's growth, if it has one, as far as it is `done` steps into the stage."""
         if self._mask:
-            tokens = self.stage.course.tokens(done)
+            tokens = self.stage.step_schedule.tokens(done)
             self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
 
     def count_new_apart(self, head_starts: Mapping[str, HeadStarts]) -> None:
@@ -184,7 +184,7 @@ class StageEngine:
 
     def _set_rates(self, lr: float, step: int) -> None:
         """`lr` for the old parameters; the new ones may be warming up. As `lr` is, it is taken mid-step."""
-        tokens = self.stage.course.tokens(step - self.stage.start_steps + 0.5)
+        tokens = self.stage.step_schedule.tokens(step - self.stage.start_steps + 0.5)
         boost = self._rewarm.at(tokens) if self._rewarm else 1.0
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = lr * boost if group["is_new"] else lr

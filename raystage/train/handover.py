@@ -23,8 +23,9 @@ from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.hf_folder import open_model
 from raystage.models.shape import parameters
-from raystage.plan.build import UNCHANGED, StagePlan, key_at, trunk_key
 from raystage.plan.initial import InitPlan, check_same
+from raystage.plan.keys import key_at, trunk_key
+from raystage.plan.plan import UNCHANGED, StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, Shard, Span
@@ -79,7 +80,7 @@ def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecor
     """The furthest checkpoint to go on from within the stage, and whose it is, if not the stage's own."""
     own = store.latest_checkpoint(stage.key)
     done = tokens_of(own.name) - stage.start_tokens if own else 0
-    prefix = find_prefix(stage, store, stage.course.steps_for(done))
+    prefix = find_prefix(stage, store, stage.step_schedule.steps_for(done))
     if prefix is None:
         return own, None
     return store.stage_folder(prefix.key) / prefix.checkpoint, prefix

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystage.config.schedule import Optimizer
+from raystage.config.stage import Optimizer
 from raystage.growth.apply import head_starts_in, is_new
 from raystage.growth.counts import HeadStarts, is_settled
 from raystage.growth.rules import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
-from raystage.plan.build import StagePlan
+from raystage.plan.plan import StagePlan
 from raystage.train.partitions import Partition
 
 

@@ -28,12 +28,12 @@ from raystage.growth.certificate import (
     where_foretold,
     where_large,
 )
+from raystage.growth.checks import is_exact
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
-from raystage.growth.exact import is_exact
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
 from raystage.models.table import FAMILIES
-from raystage.plan.build import StagePlan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train import partitions

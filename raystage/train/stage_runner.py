@@ -28,12 +28,14 @@ from raystage.growth.trained import is_learned
 from raystage.models.shape import flops_per_token
 from raystage.objectives.metrics import added, values
 from raystage.plan import learning_rate
-from raystage.plan.build import StagePlan, trunk_key
-from raystage.plan.length import Seen, fired, reads_clock
-from raystage.results.acceptance import check_promises
+from raystage.plan.keys import trunk_key
+from raystage.plan.length import reads_clock
+from raystage.plan.plan import StagePlan
+from raystage.results.acceptance import check_growth
 from raystage.results.costs import plus
 from raystage.results.data_use import Counted
 from raystage.results.record import Evaluation, GrowthRecord, Prefix, Progress, StageRecord, TrainPoint
+from raystage.results.stopping import Seen, fired
 from raystage.storage.store import Store
 from raystage.train import partitions, probe
 from raystage.train.collectives import all_gather_objects, broadcast_object
@@ -108,7 +110,7 @@ class StageRunner:
             runner.progress.flops += stage.growth_flops
             runner._certify(entry, seconds)
         # One worker's word for all: they must stop together.
-        check_promises(stage, broadcast_object(runner.progress.growth))
+        check_growth(stage, broadcast_object(runner.progress.growth))
         if entry.source:
             entry.source.close()
         runner._begin_anew()
@@ -225,7 +227,7 @@ class StageRunner:
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
-        piece = stage.course.at(progress.steps - stage.start_steps)
+        piece = stage.step_schedule.at(progress.steps - stage.start_steps)
         batch, length = piece.batch_tokens, piece.context_length
         flops = batch * stage.token_flops(length)
         sequences = self.reader.sequences(progress.tokens // length, batch // length, length)
@@ -297,7 +299,7 @@ class StageRunner:
 
     def _take_up_pending(self) -> None:
         """Each worker its own sum; of another number of workers the first one takes all."""
-        done, course = self.progress.steps - self.stage.start_steps, self.stage.course
+        done, course = self.progress.steps - self.stage.start_steps, self.stage.step_schedule
         before = done - self.progress.pending_steps
         self._tokens = course.tokens(done) - course.tokens(before)
         self._flops = course.flops(done, self.stage.token_flops) - course.flops(before, self.stage.token_flops)

@@ -9,9 +9,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import continues
-from raystage.plan.gates import judge
-from raystage.plan.plan import Job, StagePlan
+from raystage.plan.plan import Job, StagePlan, continues
+from raystage.results.acceptance import judge
 from raystage.results.record import where_it_begins
 from raystage.storage.store import Store
 from raystage.train.collectives import broadcast_object
@@ -25,7 +24,7 @@ def run_job(job: Job, send: Send, line: Heartbeat | None = None) -> None:
 
     `send(kind, stage key, what)` is called on the first worker only.
 
-    Raises NonFiniteLoss and BrokenPromise on every worker alike, CheckpointError, InputError.
+    Raises NonFiniteLoss and GrowthRejected on every worker alike, CheckpointError, InputError.
     """
     join_group()
     torch.set_num_threads(job.training.cpus_per_worker)

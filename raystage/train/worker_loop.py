@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.train
 
-from raystage.errors import BrokenPromise, NonFiniteLoss, RaystageError
+from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.plan.plan import Job
 from raystage.train.collectives import broadcast_object
 from raystage.train.control_actor import Task, WorkerSign
@@ -50,7 +50,7 @@ def _carry_out(job: Job, mailbox: Any) -> bool:
     """Whether that is done. False where all workers stopped for the same reason."""
     try:
         run_job(job, lambda kind, key, what: mailbox.put.remote(kind, key, what), _lifeline(mailbox))
-    except (NonFiniteLoss, BrokenPromise) as error:  # on every worker alike, so all can leave quietly
+    except (NonFiniteLoss, GrowthRejected) as error:  # on every worker alike, so all can leave quietly
         ray.get(mailbox.fail.remote(error))
         return False
     except RaystageError as error:  # perhaps on this worker alone: the others must be stopped

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from factories import make_curves, make_schedule
 from raystage.cli.main import main
-from raystage.config.schedule import check_name
+from raystage.config.types import check_name
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import unsealed

@@ -12,7 +12,7 @@ import pytest
 from raystage.cluster import shutdown as notices
 from raystage.cluster import watchdog
 from raystage.cluster.shutdown import ShutdownSignal
-from raystage.config.schedule import Training
+from raystage.config.stage import Training
 from raystage.errors import ClusterLost
 
 

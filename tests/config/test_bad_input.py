@@ -248,11 +248,11 @@ CASES = [
     ("reject", "{retry: {times: 101, set: {seed: '+1'}}}", "retry.times: found 101; expected at most 100"),
     ("reject", "{retry: {times: 2, set: {seed: 1}}}", "retry: found times: 2 with nothing but plain values, so that "
      'every attempt after the first would be the same again; expected a relative one such as "*0.5", or times: 1'),
-    ("reject", "{retry: {set: {seed: 0}}}", "retry.set: attempt 1 would be the one before it again; expected a change"),
+    ("reject", "{retry: {set: {seed: 0}}}", "retry.set: attempt 1 would repeat the one before it; expected a change"),
     ("reject", "{retry: {times: 2, set: {training.optimizer.lr: '*1'}}}",
-     "retry.set: attempt 1 would be the one before it again; expected a change"),
+     "retry.set: attempt 1 would repeat the one before it; expected a change"),
     ("reject", "{retry: {times: 2, set: {training.gradient_clipping: '*0'}}}",
-     "retry.set: attempt 2 would be the one before it again; expected a change"),
+     "retry.set: attempt 2 would repeat the one before it; expected a change"),
     ("reject", "{retry: {set: {training lr: 1}}}", "retry.set: found the key 'training lr'; "
      "expected one of a stage such as training.optimizer.lr"),
     ("reject", "{retry: {set: {accept.eval_loss_below: 9}}}",

@@ -12,7 +12,8 @@ import pytest
 
 from factories import write_documents
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
-from raystage.config.schedule import Grow, LrSchedule, Schedule, Training, load, parse
+from raystage.config.schedule import Schedule, load, parse
+from raystage.config.stage import Grow, LrSchedule, Training
 from raystage.config.types import parse_span
 from raystage.errors import InputError
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES

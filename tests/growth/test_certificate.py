@@ -24,8 +24,8 @@ from raystage.growth.certificate import (
     some_of,
     where_foretold,
 )
+from raystage.growth.checks import with_norm_eps
 from raystage.growth.duplicates import DUPLICATE_STEPS, duplicate_distance, find_duplicates
-from raystage.growth.exact import with_norm_eps
 from raystage.growth.explain import layer_sources
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build

@@ -12,7 +12,7 @@ import torch
 from growths import EXACT, SOURCES, GrowthCase, deeper, growth, mixture
 from raystage.growth.apply import Grown
 from raystage.growth.axis_maps import MEAN, AxisMap
-from raystage.growth.exact import is_exact
+from raystage.growth.checks import is_exact
 from raystage.growth.rules import Rule
 from raystage.models.table import FAMILIES
 from real_models import (

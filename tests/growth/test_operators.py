@@ -8,11 +8,10 @@ from dataclasses import fields, replace
 import pytest
 
 from growths import LLAMA, SOURCES, GrowthCase, deeper, growth, in_blocks, listed, mixture, tiny
-from raystage.config.schedule import Grow
+from raystage.config.stage import Grow
 from raystage.growth import depth
-from raystage.growth.checks import changed_fields, refusal
+from raystage.growth.checks import changed_fields, refusal, with_norm_eps
 from raystage.growth.depth import DEPTH_OPERATORS, NO_OPTIONS, GrowthOptions, LayerOrigin
-from raystage.growth.exact import with_norm_eps
 from raystage.growth.operators import (
     OPERATORS,
     OPTIMIZER_STATE_POLICIES,

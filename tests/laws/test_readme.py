@@ -13,14 +13,15 @@ import yaml
 from factories import write_documents
 from house import FOLDERS
 from raystage.cli.main import main
-from raystage.config.schedule import Baseline, Data, Grow, Model, Schedule, Stage, Training, load
+from raystage.config.schedule import Baseline, Schedule, load
+from raystage.config.stage import Data, Grow, Model, Stage, Training
 from raystage.growth.operators import OPERATORS
 from raystage.plan.build import make_plan
-from raystage.results.savings import format_flops
 from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
 from raystage.sweep.config import load as load_sweep
 from raystage.sweep.space import Entry
 from raystage.sweep.trials import plan_sweep
+from raystage.units import format_flops
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()

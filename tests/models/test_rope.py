@@ -15,9 +15,9 @@ from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
 from raystage.models.build import build
 from raystage.models.hf_folder import open_model, open_trainable
+from raystage.models.manifest import check_model
 from raystage.models.rope import scaling_of
 from raystage.plan.build import make_plan
-from raystage.plan.manifest import check_model
 from raystage.storage.huggingface import FolderWeights
 from started_models import make, make_schedule
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.plan.build import StagePlan, key_at, make_plan, shortened, trunk_key
+from raystage.plan.build import make_plan
 from raystage.plan.cadence import FEWEST_LATE_TOKENS, FEWEST_TOKENS, MOST_SHARE, MOST_TOKENS
+from raystage.plan.keys import ended_after, key_at, trunk_key
+from raystage.plan.plan import StagePlan
 from raystage.report.advice import warnings
 
 
@@ -71,5 +73,5 @@ def test_a_longer_stage_goes_on_from_a_shorter_one_that_is_evaluated_on_less(tmp
     assert short.training.evaluate.tokens < long.training.evaluate.tokens
     assert trunk_key(short) == trunk_key(long)
     assert key_at(long, short.steps) == short.key
-    cut = shortened(long, short.steps)
+    cut = ended_after(long, short.steps)
     assert (cut.key, cut.training.evaluate.tokens) == (short.key, short.training.evaluate.tokens)

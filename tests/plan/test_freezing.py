@@ -13,8 +13,9 @@ from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import layer_origins
 from raystage.models.shape import parameters
-from raystage.plan.build import StagePlan, continues, make_plan
+from raystage.plan.build import make_plan
 from raystage.plan.freezing import old_layers
+from raystage.plan.plan import StagePlan, continues
 
 
 def plan_of(folder: Path, second: dict, **file: object) -> tuple[StagePlan, ...]:

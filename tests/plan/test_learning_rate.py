@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from raystage.plan.learning_rate import Curve, Piece, Rewarming, build, rate_at, signature, stable_end
+from raystage.plan.learning_rate import Curve, RateSegment, Rewarming, build, rate_at, signature, stable_end
 
 LR = 1e-3
 
@@ -73,7 +73,7 @@ def test_stable_end(kind: str, warmup: int, decay: int, low: float, end: int | N
 
 
 def test_flat_neighbours_are_one_piece() -> None:
-    assert curve("wsd", low=1.0) == curve("constant") == (Piece(0, 100, 0.0, LR), Piece(100, 1000, LR, LR))
+    assert curve("wsd", low=1.0) == curve("constant") == (RateSegment(0, 100, 0.0, LR), RateSegment(100, 1000, LR, LR))
 
 
 def test_a_signature_is_all_that_decides_the_rates_of_a_stretch() -> None:

@@ -13,7 +13,8 @@ from raystage.config.schedule import Schedule
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.plan import learning_rate
-from raystage.plan.build import Growth, StagePlan, make_plan, placed
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Growth, StagePlan, placed
 from raystage.results.record import StageRecord, where_it_begins
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

@@ -11,8 +11,9 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.growth.depth import GrowthOptions
 from raystage.models.shape import flops_per_token
-from raystage.plan.build import Plan, RunPlan, continues, jobs, make_plan
+from raystage.plan.build import make_plan
 from raystage.plan.learning_rate import Rewarming, rate_at, stable_end
+from raystage.plan.plan import Plan, RunPlan, continues, jobs
 
 BATCH = 100  # of the schedule in factories
 

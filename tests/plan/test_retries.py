@@ -8,10 +8,11 @@ import pytest
 
 from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
-from raystage.errors import BrokenPromise, StageRejected
+from raystage.errors import GrowthRejected, StageRejected
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan
-from raystage.plan.retries import Rejection, answer, changed, replanned
+from raystage.plan.build import make_plan, replanned
+from raystage.plan.gates import Rejection, answer, changed
+from raystage.plan.plan import Plan
 from raystage.results.record import Prefix, StageRecord
 from raystage.run.driver import Driver
 from raystage.storage.store import Store
@@ -182,6 +183,6 @@ def test_a_broken_promise_of_the_growth_is_answered_too(tmp_path: Path) -> None:
     found = Finished(tmp_path, schedule(tmp_path, {"retry": {"set": {"grow.operator": "identity"}}}, **grow))
     found.commit(found.plan, 2.5, 1.9)
     found.commit(found.after(1), 2.5, 1.9)
-    with pytest.raises(BrokenPromise, match="growing by identity broke its promise"):
+    with pytest.raises(GrowthRejected, match=r"growing by identity is outside of grow\.require"):
         found.driver().run()
     assert found.callback.calls.count("rejected full") == 2

@@ -11,8 +11,9 @@ import yaml
 from factories import write_documents
 from raystage.config import yaml_file
 from raystage.config.schedule import parse
-from raystage.plan import build as plans
-from raystage.plan.build import Plan, make_plan
+from raystage.plan import keys as key_module
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 
 # FOLDER/tokenizer is a tokenizer, FOLDER/texts text; FOLDER/copy holds the same of both, FOLDER/other something else.
 WRITTEN = """
@@ -229,7 +230,7 @@ def test_the_order_of_keys_in_the_file_does_not_matter(folder: Path) -> None:
 
 def test_the_epoch_of_the_code_changes_every_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(folder)
-    monkeypatch.setattr(plans, "CODE_EPOCH", plans.CODE_EPOCH + 1)
+    monkeypatch.setattr(key_module, "CODE_EPOCH", key_module.CODE_EPOCH + 1)
     assert not set(before) & set(keys(folder))
 
 

@@ -10,14 +10,16 @@ import pytest
 from factories import make_schedule
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
-from raystage.plan.build import StagePlan, continues, key_at, make_plan
-from raystage.plan.steps import Course, Doubling, Piece, constant, course
+from raystage.plan.build import make_plan
+from raystage.plan.keys import key_at
+from raystage.plan.plan import StagePlan, continues
+from raystage.plan.steps import Doubling, StepSchedule, StepSegment, constant_steps, doubling_steps
 from raystage.run.console import describe_stage
 
 # From 100 to 400 tokens a step over 1,000: 5 steps of 100, then 3 of 200 (the third begins at 900), then 400.
-BATCHES = course(Doubling(100, 2, 1000), Doubling(10))
+BATCHES = doubling_steps(Doubling(100, 2, 1000), Doubling(10))
 # The context from 5 to 10 over 700: the last step in the shorter one begins at 500 and has 200 tokens.
-BOTH = course(Doubling(100, 2, 1000), Doubling(5, 1, 700))
+BOTH = doubling_steps(Doubling(100, 2, 1000), Doubling(5, 1, 700))
 
 
 def test_a_value_doubles_in_equal_shares() -> None:
@@ -29,18 +31,18 @@ def test_a_value_doubles_in_equal_shares() -> None:
 @pytest.mark.parametrize(
     ("made", "pieces"),
     [
-        (constant(100, 10), [(0, 0, 100, 10)]),
+        (constant_steps(100, 10), [(0, 0, 100, 10)]),
         (BATCHES, [(0, 0, 100, 10), (5, 500, 200, 10), (8, 1100, 400, 10)]),
         (BOTH, [(0, 0, 100, 5), (5, 500, 200, 5), (6, 700, 200, 10), (8, 1100, 400, 10)]),
         # Thirds of 100 end within steps of 40: these are taken whole.
-        (course(Doubling(40, 3, 100), Doubling(10)), [(0, 0, 40, 10), (1, 40, 80, 10), (2, 120, 320, 10)]),
+        (doubling_steps(Doubling(40, 3, 100), Doubling(10)), [(0, 0, 40, 10), (1, 40, 80, 10), (2, 120, 320, 10)]),
         # A step is taken with the values of the place where it begins.
-        (course(Doubling(100, 1, 150), Doubling(10, 1, 250)),
+        (doubling_steps(Doubling(100, 1, 150), Doubling(10, 1, 250)),
          [(0, 0, 100, 10), (2, 200, 200, 10), (3, 400, 200, 20)]),
     ],
 )  # fmt: skip
-def test_the_pieces_by_hand(made: Course, pieces: list[tuple]) -> None:
-    assert made.pieces == tuple(Piece(*piece) for piece in pieces)
+def test_the_pieces_by_hand(made: StepSchedule, pieces: list[tuple]) -> None:
+    assert made.segments == tuple(StepSegment(*piece) for piece in pieces)
 
 
 def test_tokens_by_hand() -> None:

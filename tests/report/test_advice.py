@@ -17,11 +17,12 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import num_body_params
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.report.advice import warnings
 from raystage.report.suggestions import g_stack_tokens, prop_alpha_tokens, suggest
-from raystage.results.savings import format_flops
 from raystage.storage.store import Store
+from raystage.units import format_flops
 
 QUICKSTART = Path(__file__).parents[2] / "jobs/schedules/quickstart.yaml"
 

@@ -14,13 +14,13 @@ from rich.console import Console, RenderableType
 from factories import make_records, make_schedule
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Schedule
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.report.build import build_report
 from raystage.report.formats import format_jump
 from raystage.report.plan_tables import plan_table
 from raystage.report.terminal import final_table
-from raystage.results.savings import format_flops
-from raystage.units import format_count
+from raystage.units import format_count, format_flops
 
 LOSSES = (2.2, (2.7, 2.4, 2.19))
 

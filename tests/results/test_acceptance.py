@@ -11,11 +11,13 @@ import pytest
 
 from factories import make_growth, make_records, make_schedule
 from raystage.cli.plan_json import plan_json
-from raystage.config.schedule import Require, Schedule, parse
-from raystage.errors import BrokenPromise, InputError, StageFailed
+from raystage.config.schedule import Schedule, parse
+from raystage.config.stage import Require
+from raystage.errors import GrowthRejected, InputError, StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan
-from raystage.results.acceptance import broken, check_promises
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
+from raystage.results.acceptance import check_growth, unmet
 from raystage.run.driver import Driver
 from raystage.storage.store import Store
 
@@ -49,31 +51,32 @@ def promising(folder: Path, **require: float) -> Schedule:
 def test_each_promise_is_held_against_its_figure(tmp_path: Path, promise: str, kept: float, not_kept: float) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 2.5)
     certificate = replace(growth.certificate, gradient_error=1e-4)
-    assert broken(Require(**{promise: kept}), certificate) == []
-    (found,) = broken(Require(**{promise: not_kept}), certificate)
+    assert unmet(Require(**{promise: kept}), certificate) == []
+    (found,) = unmet(Require(**{promise: not_kept}), certificate)
     assert found.startswith(f"{promise}: expected less than {not_kept:g}, found ")
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_what_is_no_number_keeps_no_promise(tmp_path: Path, loss: float) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, loss)
-    assert len(broken(Require(loss_increase_below=100), growth.certificate)) == 1
+    assert len(unmet(Require(loss_increase_below=100), growth.certificate)) == 1
 
 
 def test_what_was_not_measured_keeps_no_promise(tmp_path: Path) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 2.0)
-    (found,) = broken(Require(gradient_error_below=1), growth.certificate)
+    (found,) = unmet(Require(gradient_error_below=1), growth.certificate)
     assert "found none (the operator predicts no gradient exactly)" in found
 
 
 def test_the_message_says_where_what_and_what_to_try(tmp_path: Path) -> None:
     stage = make_plan(promising(tmp_path, loss_increase_below=0.05, max_logit_difference_below=9)).staged.stages[1]
-    with pytest.raises(BrokenPromise) as caught:
-        check_promises(stage, make_growth(stage, 2.0, 2.5))
+    with pytest.raises(GrowthRejected) as caught:
+        check_growth(stage, make_growth(stage, 2.0, 2.5))
     assert str(caught.value) == (
-        "stage full: growing by stack broke its promise: loss_increase_below: expected less than 0.05, found 0.5. "
+        "stage full: growing by stack is outside of grow.require: loss_increase_below: expected less than 0.05, found "
+        "0.5. "
         "The stage before it is kept. Try an operator that is exact (identity for depth, duplicate or zero_pad for "
-        "width), or promise less in grow.require"
+        "width), or relax grow.require"
     )
     assert isinstance(caught.value, StageFailed)
     assert caught.value.exit_status == 1
@@ -117,7 +120,7 @@ def test_a_reused_stage_is_held_to_what_is_asked_now(tmp_path: Path) -> None:
     plan = make_plan(schedule)
     store = finished(plan, tmp_path / "store")
     driver = Driver(plan, schedule, store, [])
-    with pytest.raises(BrokenPromise, match="stage full: growing by stack broke its promise"):
+    with pytest.raises(GrowthRejected, match=r"stage full: growing by stack is outside of grow\.require"):
         driver.run()
     small, full = plan.staged.stages
     report = store.read_run(plan.name, "report.json")
@@ -141,5 +144,5 @@ def test_a_schedule_without_promises_asks_for_nothing(tmp_path: Path) -> None:
     content = make_schedule(tmp_path).model_dump(mode="json", exclude_none=True)
     assert parse(content).stages[1].grow.require == Require()
     assert (
-        broken(Require(), make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 9.0).certificate) == []
+        unmet(Require(), make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 9.0).certificate) == []
     )

@@ -10,7 +10,8 @@ import pytest
 from factories import make_record, make_records, make_schedule, save_words
 from raystage.cli.plan_json import plan_json
 from raystage.data.tokens import open_streams
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.report.advice import warnings
 from raystage.report.build import build_report
 from raystage.report.markdown import markdown

@@ -10,7 +10,8 @@ import pytest
 from factories import make_records, make_schedule
 from raystage.config.schedule import load
 from raystage.errors import InputError
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.report.build import build_report
 from raystage.report.markdown import markdown
 from raystage.results.differences import differences, is_staged

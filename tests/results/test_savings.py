@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from raystage.results.savings import FinishedRun, compare, format_flops, format_share, no_figure, saved, speedup
+from raystage.results.savings import FinishedRun, compare, no_figure, saved, speedup
+from raystage.units import format_flops, format_share
 
 BASELINES = (FinishedRun(1.6, 1e12, 100.0), FinishedRun(1.5, 4e12, 400.0), FinishedRun(1.4, 16e12, 1600.0))
 

@@ -13,8 +13,8 @@ import pytest
 from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan, with_choice
-from raystage.plan.plan import Choice, RunPlan
+from raystage.plan.build import make_plan, with_choice
+from raystage.plan.plan import Choice, Plan, RunPlan
 from raystage.report.build import build_report
 from raystage.report.html import page
 from raystage.report.markdown import markdown

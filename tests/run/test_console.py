@@ -14,7 +14,8 @@ from rich.console import Console
 
 from factories import make_record, make_schedule
 from playback import curved_records, play, play_stage
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.run.console import LiveDisplay, PlainDisplay, Progress, describe_growth, make_display
 from raystage.run.pace import Pace

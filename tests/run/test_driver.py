@@ -11,8 +11,8 @@ from factories import make_schedule
 from playback import curved_records
 from raystage.cluster.watchdog import OnEvent
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, RunPlan, StagePlan, make_plan
-from raystage.plan.plan import Job
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Job, Plan, RunPlan, StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.run.driver import Driver
 from raystage.run.events import EventReplay, in_order

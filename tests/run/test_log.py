@@ -13,7 +13,8 @@ from factories import make_schedule
 from playback import curved_records, play
 from raystage.errors import InputError, StageFailed
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.run.log import Invocation, LogFile, RunLog, next_steps, run_command
 from s3_server import S3Server, answers
 

@@ -11,7 +11,8 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

@@ -11,7 +11,8 @@ from playback import curved_records
 from raystage.config.schedule import Schedule
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan, StagePlan
 from raystage.run.events import RunCallback
 from raystage.run.session import RunSession, Tracking
 from raystage.storage.store import Store

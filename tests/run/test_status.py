@@ -16,7 +16,8 @@ from playback import curved_records, play, play_stage
 from raystage.cli.main import main
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.run.log import Invocation
 from raystage.run.status import RunStatus, read_status
 from raystage.storage.processes import ProcessId, this_process

@@ -16,7 +16,8 @@ import wandb
 
 from factories import make_schedule
 from playback import curved_records, play, play_stage
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.run.wandb import WandbTracker
 from raystage.run.wandb_rows import artifact_name, evaluation_row, result_row, savings_summary, train_row

@@ -15,7 +15,8 @@ from raystage.cli.main import main
 from raystage.cli.options import init_source
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.run.driver import Driver
 from raystage.run.earlier import make_way
 from raystage.run.log import Invocation

@@ -16,7 +16,8 @@ from raystage.errors import CheckpointError, InputError, StorageError
 from raystage.files.filesystem import REQUEST_ATTEMPTS, Folder, open_folder
 from raystage.files.retry import Retries, is_transient, retried
 from raystage.models.shape import ModelShape, parameters
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.storage.store import Store

@@ -17,7 +17,9 @@ from raystage.cli.main import main
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import sealed, unsealed, written
-from raystage.plan.build import Plan, make_plan, trunk_key
+from raystage.plan.build import make_plan
+from raystage.plan.keys import trunk_key
+from raystage.plan.plan import Plan
 from raystage.run.driver import Driver
 from raystage.run.earlier import make_way
 from raystage.run.log import Invocation

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from raystage.growth.checks import changed_fields
+from raystage.growth.checks import changed_fields, is_exact, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
-from raystage.growth.exact import is_exact, with_norm_eps
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.shape import ModelShape
 from raystage.models.table import FAMILIES

@@ -14,12 +14,14 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
 from factories import make_schedule
-from raystage.config.schedule import Optimizer, Schedule
+from raystage.config.schedule import Schedule
+from raystage.config.stage import Optimizer
 from raystage.data.tokens import Reader, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint

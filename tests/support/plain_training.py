@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystage.config.schedule import Optimizer
+from raystage.config.stage import Optimizer
 from raystage.data.tokens import Reader, open_streams
 from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
 from raystage.models.shape import ModelShape, parameters
 from raystage.plan import learning_rate
-from raystage.plan.build import StagePlan
+from raystage.plan.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train.stage_runner import evaluation_set
 
@@ -88,7 +88,7 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     for step in range(stage.steps):
         for name, weight in model.named_parameters():
             weight.requires_grad = not (name in frozen and step < stage.frozen_steps)
-        piece = stage.course.at(step)
+        piece = stage.step_schedule.at(step)
         batch, length = piece.batch_tokens, piece.context_length
         rate, rewarm = (
             learning_rate.rate_at(stage.rate, tokens + batch / 2),

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from itertools import pairwise
 
 from factories import make_record
-from raystage.plan.build import Plan, RunPlan, StagePlan
+from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
 from raystage.run.events import RunCallback
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from factories import make_schedule
-from raystage.config.schedule import Optimizer, Schedule
+from raystage.config.schedule import Schedule
+from raystage.config.stage import Optimizer
 from raystage.data.tokens import Reader, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
-from raystage.plan.build import Growth, StagePlan
 from raystage.plan.learning_rate import Rewarming
+from raystage.plan.plan import Growth, StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint

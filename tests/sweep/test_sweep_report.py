@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factories import make_record
-from raystage.plan.build import Plan
+from raystage.plan.plan import Plan
 from raystage.report.build import build_report
 from raystage.results.record import Prefix, StageRecord
 from raystage.run.surroundings import surroundings

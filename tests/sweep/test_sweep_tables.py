@@ -15,10 +15,10 @@ from factories import make_record
 from raystage.cli.main import main
 from raystage.cli.plan_json import sweep_json
 from raystage.files.filesystem import open_folder
-from raystage.results.savings import format_flops
 from raystage.storage.store import Store
 from raystage.sweep.terminal import MOST_TREE_LINES, sweep_table
 from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.units import format_flops
 from sweeps import SPACE, make_sweep, write_sweep
 
 QUICKSTART = Path(__file__).parents[2] / "jobs/sweeps/quickstart.yaml"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from raystage.models.shape import flops_per_token
-from raystage.plan.build import key_at, trunk_key
+from raystage.plan.keys import key_at, trunk_key
 from raystage.plan.learning_rate import build as curve
-from raystage.plan.learning_rate import signature, stem
+from raystage.plan.learning_rate import prefix_signature, signature
 from raystage.sweep.tree import Chain, Node, Tree, build
 from raystage.sweep.trials import SweepPlan, plan_sweep
 from sweeps import make_sweep
@@ -228,7 +228,7 @@ def test_stretches_of_one_stem_agree_as_far_as_both_go(kind: str) -> None:
     for start in (50, 155):  # in the warm-up, and after it
         for one, first in stretches:
             for other, second in stretches:
-                if first <= second and stem(one, start, first) == stem(other, start, second):
+                if first <= second and prefix_signature(one, start, first) == prefix_signature(other, start, second):
                     assert signature(one, start, first) == signature(other, start, first)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from factories import make_record
-from raystage.plan.build import Plan
+from raystage.plan.plan import Plan
 from raystage.sweep.tree import Chain, build
 from raystage.sweep.trial import FINISHED_STAGE, ToTune, cut_after_growth
 from raystage.sweep.trials import Planner

@@ -16,7 +16,8 @@ from exports import make_checkpoint
 from factories import make_records, make_schedule
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import Plan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
 from raystage.report.build import build_report
 from raystage.report.markdown import markdown
 from raystage.run.driver import Driver

@@ -18,11 +18,13 @@ from pyarrow import fs
 
 from distributed import run_workers
 from factories import make_schedule
-from raystage.config.schedule import Checkpointing, Schedule, Training
+from raystage.config.schedule import Schedule
+from raystage.config.stage import Checkpointing, Training
 from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.models.shape import parameters
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

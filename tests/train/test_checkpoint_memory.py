@@ -11,7 +11,8 @@ from distributed import run_workers
 from factories import make_schedule
 from memory_peaks import Peaks, watched
 from raystage.models.shape import num_params, parameters
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 
 pytestmark = [
     pytest.mark.end_to_end,

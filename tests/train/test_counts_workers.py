@@ -10,8 +10,9 @@ from deepspeed.accelerator import get_accelerator
 
 from distributed import run_workers
 from raystage.config.schedule import Init, Schedule
-from raystage.plan.build import UNCHANGED, StagePlan, make_plan
+from raystage.plan.build import make_plan
 from raystage.plan.initial import find_init
+from raystage.plan.plan import UNCHANGED, StagePlan
 from raystage.train.handover import initial_entry
 from wide_stages import WIDE, WORKERS, Case, differences, entered, entered_by, furthest, opened, save, train, two_stages
 

@@ -14,8 +14,9 @@ from distributed import run_workers
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown, grown_steps, is_new
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
 from raystage.plan.learning_rate import Rewarming
+from raystage.plan.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job

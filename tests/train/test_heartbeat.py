@@ -10,7 +10,8 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.cluster.watchdog import describe_late
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.storage.store import Store
 from raystage.train.control_actor import ControlActor, WorkerSign
 from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Heartbeat

@@ -13,14 +13,15 @@ from safetensors.numpy import load
 from distributed import run_workers
 from factories import make_schedule
 from raystage.data.tokens import Reader, open_streams
-from raystage.errors import BrokenPromise
+from raystage.errors import GrowthRejected
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.certificate import Answers
 from raystage.growth.duplicates import DUPLICATE_STEPS
 from raystage.growth.rules import initial_map
 from raystage.models.shape import parameters
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord
 from raystage.storage.store import Store
 from raystage.train import probe
@@ -86,7 +87,7 @@ def work(plans: Plans, strict: tuple[StagePlan, ...], traceless: Plans, store: s
     try:
         for stage in strict:
             run_job(Job((stage,), f"{store}-strict"), lambda *message: None)
-    except BrokenPromise as error:
+    except GrowthRejected as error:
         found["promise"] = str(error)
     found["losses"] = {layout: [losses(full, None), losses(full, store)] for layout, (_, full) in traceless.items()}
     return found
@@ -232,7 +233,7 @@ def test_measuring_changes_no_bit_of_the_training(found: dict, layout: tuple[int
 
 
 def test_a_broken_promise_stops_the_stage_and_keeps_what_was_there(found: dict, place: Path) -> None:
-    assert found["promise"].startswith("stage full: growing by stack broke its promise: loss_increase_below: ")
+    assert found["promise"].startswith("stage full: growing by stack is outside of grow.require: loss_increase_below: ")
     store = Store(open_folder(f"{place / 'store'}-strict"))
     small, full = stages_of(str(place / "text"), "stack", (1, "fp32"))
     assert store.record(small.key) is not None

@@ -14,7 +14,8 @@ from plain_training import GrownStart, evaluated, trained
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
-from raystage.plan.build import StagePlan, make_plan
+from raystage.plan.build import make_plan
+from raystage.plan.plan import StagePlan
 from raystage.results.record import TrainPoint
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

@@ -14,8 +14,9 @@ from itertools import product
 from operator import attrgetter
 from typing import Any
 
-from raystage.config.schedule import NOTHING_REQUIRED, Baseline, Schedule, Stage
+from raystage.config.schedule import Baseline, Schedule
 from raystage.config.section import Section
+from raystage.config.stage import NOTHING_REQUIRED, Stage
 from raystage.errors import InputError
 from raystage.units import shown
 

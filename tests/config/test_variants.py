@@ -10,8 +10,8 @@ from factories import make_schedule
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
-from raystage.plan.build import Plan, make_plan, with_choice
-from raystage.plan.plan import Choice, RunPlan, flops_shared
+from raystage.plan.build import make_plan, with_choice
+from raystage.plan.plan import Choice, Plan, RunPlan, flops_shared
 from raystage.sweep.trials import plan_sweep
 from sweeps import SPACE, make_sweep
 
