@@ -18,7 +18,7 @@ JOBS ?= 2
 KILLS ?= 30
 SEED ?= 0
 
-.PHONY: help setup demo test drills lint constraints clean
+.PHONY: help setup demo test drills lint docs constraints clean
 
 help:
 	@echo "make setup        create $(VENV) and install raystage with the versions of constraints.txt"
@@ -26,6 +26,7 @@ help:
 	@echo "make test         setup, then the tests; ARGS=... goes to pytest"
 	@echo "make drills       setup, then the tests that take minutes: every fault, and KILLS=30 random kills"
 	@echo "make lint         setup, then ruff"
+	@echo "make docs         setup, then write the generated pages and build the site in build/site; a dead link fails"
 	@echo "make constraints  write constraints.txt anew from the newest versions; KEEP=... holds some"
 	@echo "make clean        remove what the others made; finished stages in .raystage stay"
 
@@ -49,6 +50,14 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+docs: $(VENV)/bin/zensical
+	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/zensical build --strict
+
+$(VENV)/bin/zensical: $(INSTALLED)
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # torch goes in first and by its pin: a version left open can be another build, of several gigabytes.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(require_python)
@@ -60,7 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 constraints:
 	@$(require_python)
 	"$(PYTHON)" -m venv --clear build/constraints
-	build/constraints/bin/python -m pip install '.[test]' optuna $(KEEP)
+	build/constraints/bin/python -m pip install '.[test,docs]' optuna $(KEEP)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude raystage \
 	| sed 's/+.*//' | grep -Ev '^(cuda|nvidia|triton)' >> build/constraints.txt

@@ -1,0 +1,243 @@
+"""What the documents show: commands that the command line takes, files that plan, links that lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+import started_models
+from factories import save_words, write_documents
+from house import FOLDERS
+from pages import (
+    BLOCKS,
+    DOCS,
+    GENERATED,
+    PAGES,
+    REPOSITORY,
+    Block,
+    block_with,
+    github_anchor,
+    headings,
+    links,
+    prose,
+    shell_lines,
+    site_anchor,
+)
+from raystage.cli.main import main
+from raystage.config.schedule import Baseline, Schedule, load, parse
+from raystage.config.section import keys_of
+from raystage.config.stage import Data, Grow, Model, Stage, Training
+from raystage.growth.operators import OPERATORS
+from raystage.plan.build import make_plan
+from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
+from raystage.sweep.config import load as load_sweep
+from raystage.sweep.space import Entry
+from raystage.sweep.trials import plan_sweep
+from raystage.units import format_flops
+
+MOST_README_BYTES = 8_192
+HAND_WRITTEN = "\n".join(text for page, text in PAGES.items() if page not in GENERATED)
+FIRST_SCHEDULE = yaml.safe_load(block_with("name: mine", "README.md").text)
+YAML_BLOCKS = [block for block in BLOCKS if block.kind == "yaml"]
+
+
+def ids(found: list) -> list[str]:
+    return [f"{page}: {line}" for page, line in found]
+
+
+# --- commands
+
+
+COMMANDS = shell_lines("raystage ")
+JOBS = [(page, line) for start in ("python jobs/", "RAY_AUTH_MODE") for page, line in shell_lines(start)]
+
+
+def parsed(name: str, arguments: list[str]) -> click.Context:
+    command = main.commands[name]
+    if isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    return command.make_context(name, list(arguments))
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=ids(COMMANDS))
+def test_every_command_shown_is_one_the_command_line_takes(page: str, line: str) -> None:
+    name, *arguments = shlex.split(line)[1:]
+    assert parsed(name, arguments).params
+    if name in ("plan", "run", "sweep") and arguments[0].startswith("jobs/"):
+        overrides = tuple(value for option, value in pairwise(arguments) if option == "--set")
+        read = load_sweep if arguments[0].startswith("jobs/sweeps/") else load
+        assert read(REPOSITORY / arguments[0], overrides).name
+
+
+@pytest.mark.parametrize(("page", "line"), JOBS, ids=ids(JOBS))
+def test_every_job_shown_is_a_run(page: str, line: str) -> None:
+    script, *arguments = shlex.split(line.partition("python ")[2])
+    assert (REPOSITORY / script).is_file()
+    assert parsed("run", arguments).params["store"], "the nodes of a cluster share no default store"
+    assert load(REPOSITORY / arguments[0]).name == "quickstart"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_are_there(page: str) -> None:
+    for name, further in re.findall(r"`raystage ([a-z]+) ?([a-z]*)", prose(page)):
+        command = main.commands[name]
+        assert not isinstance(command, click.Group) or not further or further in command.commands, f"{name} {further}"
+    makefile = (REPOSITORY / "Makefile").read_text()
+    shown = [line.split()[1] for _, line in shell_lines("make ", page)] + re.findall(r"`make (\w+)", PAGES[page])
+    for target in shown:
+        assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+
+
+# --- files
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the schedules of the documents read: texts, a model, functions."""
+    (tmp_path / "my/texts").mkdir(parents=True)
+    write_documents(tmp_path / "my/texts", 60)
+    (tmp_path / "my/page.txt").write_text("a page of its own\n" * 20)
+    (tmp_path / "exact.py").write_text(block_with("# exact.py", "docs/savings.md").text)
+    (tmp_path / "my_package").mkdir()
+    calibration = "def calibration(logits, targets):\n    return {'calibration': (0, targets.numel())}\n"
+    (tmp_path / "my_package/metrics.py").write_text(calibration)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_model(folder: Path) -> None:
+    started_models.make(folder, "llama", num_hidden_layers=4, max_position_embeddings=256, vocab_size=3)
+    save_words(folder, "document")
+
+
+def content_of(block: Block) -> dict:
+    """What a block is a part of: the first schedule of the README under what the block says."""
+    written = yaml.safe_load(block.text)
+    if "name" in written:
+        return written
+    return FIRST_SCHEDULE | {
+        key: {**FIRST_SCHEDULE.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in written.items()
+    }
+
+
+SCHEDULES = [block for block in YAML_BLOCKS if set(yaml.safe_load(block.text)) <= set(keys_of(Schedule))]
+SWEEPS = [block for block in YAML_BLOCKS if "space" in yaml.safe_load(block.text)]
+
+
+def test_every_file_shown_is_a_schedule_a_sweep_or_a_family() -> None:
+    others = [block for block in YAML_BLOCKS if block not in SCHEDULES and block not in SWEEPS]
+    assert {block.page for block in others} <= {"docs/families.md"}, "tests/config/test_family.py reads that one"
+    assert len(SCHEDULES) >= 12
+
+
+@pytest.mark.parametrize("block", SCHEDULES, ids=[f"{one.page} {one.text.split()[0]}" for one in SCHEDULES])
+def test_every_schedule_shown_can_be_planned(block: Block, user_folder: Path) -> None:
+    if "my/llama" in block.text:
+        make_model(user_folder / "my/llama")
+    plan = make_plan(parse(content_of(block), user_folder))
+    assert plan.staged.stages
+
+
+def test_the_first_schedule_is_what_it_says(user_folder: Path) -> None:
+    (user_folder / "mine.yaml").write_text(block_with("name: mine", "README.md").text)
+    plan = make_plan(load(user_folder / "mine.yaml"))
+    assert [stage.shape.num_layers for stage in plan.staged.stages] == [4, 8]
+    assert len(plan.baselines) == 3
+    assert plan.predicted_saving > 0
+
+
+@pytest.mark.parametrize("block", SWEEPS, ids=[one.page for one in SWEEPS])
+def test_the_sweep_shown_is_the_one_that_ships(block: Block) -> None:
+    """Only the schedule is named as if it lay beside it."""
+    shown, shipped = (
+        yaml.safe_load(block.text),
+        yaml.safe_load((REPOSITORY / "jobs/sweeps/quickstart.yaml").read_text()),
+    )
+    assert shown | {"schedule": "../schedules/growth.yaml"} == shipped
+
+
+def test_figures_of_the_sweep_are_computed() -> None:
+    planned = plan_sweep(load_sweep(REPOSITORY / "jobs/sweeps/quickstart.yaml"))
+    apart, shared = format_flops(planned.tree.flops_apart), format_flops(planned.tree.flops_shared)
+    trials, factor = len(planned.trials), f"{planned.tree.sharing_factor:.2f}"
+    text = " ".join(PAGES["docs/sweeps.md"].split())
+    assert f"the {trials} trials above would cost {apart} FLOPs; shared, they cost {shared} FLOPs" in text
+    assert f"a factor of {factor} less" in text
+    assert f"# {trials} trials that share stages: {factor} times fewer FLOPs" in PAGES["README.md"]
+
+
+# --- places
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (REPOSITORY / page).parent
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        path = (folder / target).resolve() if target else REPOSITORY / page
+        assert path.exists(), link
+        if page.startswith("docs/"):
+            assert path.is_relative_to(DOCS), f"{link}: the site has the pages of docs/ alone"
+        if anchor:
+            named = [one for one in headings(path.read_text(encoding="utf-8")) if github_anchor(one) == anchor]
+            assert named, link
+            assert site_anchor(named[0]) == anchor, f"{link}: the site names this heading otherwise"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_are_there(page: str) -> None:
+    """By their paths from the repository; a folder's other files may be left out, `cluster/...`."""
+    for path in re.findall(r"`((?:raystage|jobs|tests|docs|benchmarks|cluster)/[\w/.-]+\.\w+)`", PAGES[page]):
+        assert (REPOSITORY / path).is_file(), path
+
+
+def test_the_table_of_folders_is_the_tree() -> None:
+    shown = re.findall(r"^\| (\d+) \| `(\w+)/` \|", PAGES["docs/architecture.md"], re.M)
+    assert shown == [(str(rank), folder) for rank, folder in enumerate(FOLDERS, start=1)]
+    assert {path.parent.name for path in (REPOSITORY / "raystage").glob("*/__init__.py")} == set(FOLDERS)
+
+
+def test_the_site_has_every_page() -> None:
+    navigation = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    named = [path for entry in navigation for path in entry.values()]
+    assert sorted(named) == sorted(path.name for path in DOCS.glob("*.md"))
+    for page in named:
+        assert page == "index.md" or f"({page})" in PAGES["docs/index.md"], f"docs/index.md does not name {page}"
+
+
+# --- completeness
+
+
+def test_the_readme_takes_five_minutes() -> None:
+    assert len(PAGES["README.md"].encode()) <= MOST_README_BYTES
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    sys.modules["generate"] = generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert {f"docs/{name}" for name in generate.PAGES} == set(GENERATED)
+    assert generate.run(["--check"]) == 0, "run: .venv/bin/python docs/generate.py"
+
+
+def test_the_text_explains_every_key_and_operator() -> None:
+    """The reference lists every key by itself; a key that is added is explained by hand, too."""
+    sweep = (Entry, Search, Scheduler, AfterGrowth, Objective, Constraints, EqualFlops, Sweep)
+    for section in (Data, Model, Training, Stage, Baseline, Schedule, Grow, *sweep):
+        for field in section.model_fields:
+            assert re.search(rf"\b{field}\b", HAND_WRITTEN), f"{section.__name__}.{field}"
+    for operator in OPERATORS:
+        assert f"`{operator}`" in PAGES["docs/growth.md"]
+        row = rf"^\| `{operator}` \||^`{operator}` \("
+        assert re.search(row, PAGES["docs/operators.md"], re.M), operator
