@@ -30,7 +30,7 @@ import torch.multiprocessing as multiprocessing
 from deepspeed import comm
 
 from raystage.config.schedule import parse
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import initial_map
@@ -103,7 +103,9 @@ class Trainer:
         steps = grown_steps(rules, {})
         self.engine = StageEngine(stage, steps)
         handover.fill(self.engine, handover.Entry(rules, None, resumed=False), steps, stage.seed)
-        self.reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
+        self.reader = TokenWindows(
+            open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0
+        )
 
     def step(self) -> np.ndarray:
         """One step, until all workers are through with it; returns its seconds and CPU seconds."""

@@ -215,15 +215,15 @@ def measure(stages: tuple[StagePlan, StagePlan], limit: float, folder: Path | No
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
         saved = run_workers(
-            "training and saving", before.training.workers, limit, train_and_save, before, name, folder=place
+            "training and saving", before.training.workers.most, limit, train_and_save, before, name, folder=place
         )[0]
-        ours = run_workers("loading", after.training.workers, limit, load_ours, after, name, folder=place)
+        ours = run_workers("loading", after.training.workers.most, limit, load_ours, after, name, folder=place)
         save, loading = (saved[NATIVE], saved[OURS]), ours[0]["seconds"]
         try:
             converting = convert(place, limit)
         except TooLong as error:
             return Measured(save, error.seconds, (0.0, loading), is_over=True)
-        theirs = run_workers("loading", after.training.workers, limit, load_native, after, name, folder=place)
+        theirs = run_workers("loading", after.training.workers.most, limit, load_native, after, name, folder=place)
         if [one["digests"] for one in theirs] != [one["digests"] for one in ours]:
             raise SystemExit("the two ways did not load the same bits")
         return Measured(save, converting, (theirs[0]["seconds"], loading))

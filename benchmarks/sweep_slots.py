@@ -194,7 +194,7 @@ def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageReco
         name=stage.name,
         shape=stage.shape,
         num_params=stage.num_params,
-        num_workers=stage.training.workers,
+        num_workers=stage.training.workers.most,
         zero_stage=stage.training.zero_stage,
         tokens=stage.tokens,
         steps=stage.steps,

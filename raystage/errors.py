@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raystage.addresses import without_secrets
+from raystage.safe_text import without_secrets
 from raystage.units import shortened
 
 LONGEST_MESSAGE = 2_000

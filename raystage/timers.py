@@ -10,7 +10,7 @@ from collections.abc import Callable
 _EXIT_SECONDS = 5.0
 
 
-class Ticker:
+class RepeatingTimer:
     """Calls `action`, which must not raise, every so many seconds until it is stopped or the process ends."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import numbers
 import re
 from decimal import Decimal
 
-from raystage.addresses import without_secrets
+from raystage.safe_text import without_secrets
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 LARGEST_COUNT = 10**27  # all digits of a count up to here fit into the 28 that Decimal keeps

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from raystage.addresses import secret_in, without_secrets
 from raystage.cli.main import main
 from raystage.errors import StorageError
+from raystage.safe_text import secret_in, without_secrets
 from raystage.units import shown
 
 GOOD = """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-from raystage.timers import Ticker
+from raystage.timers import RepeatingTimer
 
 # It ticks until the process ends. Whatever is registered before is ended after it, as pyarrow's S3 is.
 LEFT_RUNNING = """
@@ -22,7 +22,7 @@ while not ticks:
 
 def test_there_is_no_call_after_it_was_stopped() -> None:
     called = threading.Event()
-    ticker = Ticker("test", 0.001, called.set)
+    ticker = RepeatingTimer("test", 0.001, called.set)
     assert called.wait(10)
     ticker.stop()
     called.clear()

@@ -362,7 +362,7 @@ def _read_text(path: Path | None) -> bytes | None:
 def _register_family(path: str) -> None:
     """Make the family in the file at `path` known to this command."""
     from raystage.config.family import read_family
-    from raystage.models.table import register
+    from raystage.models.families import register
 
     try:
         register(read_family(Path(path)))

@@ -17,9 +17,8 @@ from typing import Any
 
 import click
 
-from raystage.addresses import secret_in
 from raystage.errors import InputError, RaystageError
-from raystage.plain_text import visible
+from raystage.safe_text import secret_in, visible
 from raystage.units import shown
 
 INTERRUPTED = 130

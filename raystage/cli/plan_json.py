@@ -81,7 +81,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "evaluation_flops": stage.evaluation_flops,
         "evaluation_share": stage.evaluation_share,
         "memory": stage.memory.as_dict(),
-        "num_workers": training.workers,
+        "num_workers": training.workers.most,
         **({"min_workers": training.workers.least} if training.workers.is_elastic else {}),
         "zero_stage": training.zero_stage,
         "precision": training.precision,

@@ -50,7 +50,7 @@ def starting_cluster(address: str | None, cpus: int, gpus: int) -> str:
 
 def starting_workers(training: Training) -> str:
     """'2 workers, which load PyTorch and DeepSpeed'."""
-    if training.workers == 1:
+    if training.workers.most == 1:
         return "1 worker, which loads PyTorch and DeepSpeed"
     return f"{training.workers!s} workers, which load PyTorch and DeepSpeed"
 

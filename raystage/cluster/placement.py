@@ -47,7 +47,7 @@ def is_room_taken(training: Training) -> bool:
     return any(
         group.state == PlacementGroupTableData.PENDING
         and group.creator_job_id.hex() == job
-        and training.workers.least <= len(group.bundles) <= training.workers
+        and training.workers.least <= len(group.bundles) <= training.workers.most
         for group in _placement_groups()
     )
 

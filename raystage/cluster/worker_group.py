@@ -210,7 +210,7 @@ def _ask(method: Any, check: Callable[[], None], **options: Any) -> Any:
 def _wanted(training: Training) -> int | tuple[int, int]:
     """How many workers, as Ray Train takes it."""
     workers = training.workers
-    return (workers.least, int(workers)) if workers.is_elastic else int(workers)
+    return (workers.least, workers.most) if workers.is_elastic else workers.most
 
 
 def worker_environment(training: Training) -> dict[str, str]:

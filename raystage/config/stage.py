@@ -37,7 +37,7 @@ from raystage.config.types import (
 from raystage.data.documents import BYTE_TOKENIZER
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
-from raystage.models.table import TRAINED
+from raystage.models.families import TRAINED
 from raystage.units import parse_count, shown
 from raystage.user_code import split_reference
 
@@ -186,7 +186,7 @@ class Ramp(Section):
 
 
 class Training(Section):
-    workers: WorkerCount = Workers(1)
+    workers: WorkerCount = Workers.exactly(1)
     cpus_per_worker: Count = 1
     gpus_per_worker: CountOrZero = 0
     zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1

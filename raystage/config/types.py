@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
@@ -28,23 +29,24 @@ def parse_span(value: object) -> float:
     return tokens
 
 
-class Workers(int):
-    """A number of workers: the most there may be. `least`: how few they may be where fewer fit on the cluster."""
+@dataclass(frozen=True)
+class Workers:
+    """How many workers a stage has: `most`, and no fewer than `least` where fewer than `most` fit on the cluster."""
 
+    most: int
     least: int
 
-    def __new__(cls, most: int, least: int | None = None) -> Workers:
-        workers = super().__new__(cls, most)
-        workers.least = most if least is None else least
-        return workers
+    @classmethod
+    def exactly(cls, count: int) -> Workers:
+        return cls(count, count)
 
     @property
     def is_elastic(self) -> bool:
-        return self.least < self
+        return self.least < self.most
 
     def __str__(self) -> str:
         """'8', or '2 to 8'."""
-        return f"{self.least} to {int(self)}" if self.is_elastic else int.__repr__(self)
+        return f"{self.least} to {self.most}" if self.is_elastic else str(self.most)
 
 
 def parse_workers(value: object) -> Workers:
@@ -52,7 +54,7 @@ def parse_workers(value: object) -> Workers:
     if isinstance(value, Workers):
         return value
     if not isinstance(value, dict):
-        return Workers(_at_least_one(value))
+        return Workers.exactly(_at_least_one(value))
     if set(value) != {"min", "max"}:
         raise ValueError(f"found {shown(value)}; expected a number of workers, or {{min: 2, max: 8}}")
     least, most = (_at_least_one(value[key]) for key in ("min", "max"))
@@ -72,7 +74,7 @@ def _at_least_one(value: object) -> int:
 
 def _written(workers: Workers) -> int | dict[str, int]:
     """As it stands in a schedule."""
-    return {"min": workers.least, "max": int(workers)} if workers.is_elastic else int(workers)
+    return {"min": workers.least, "max": workers.most} if workers.is_elastic else workers.most
 
 
 # Beyond anything that was ever trained, and few enough to be planned in seconds: a plan has a row for every layer and

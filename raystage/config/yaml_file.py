@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import yaml
 
-from raystage.addresses import secrets_in
 from raystage.errors import InputError
+from raystage.safe_text import secrets_in
 from raystage.units import kind_of, shortened, shown
 
 # The largest that anyone wrote so far has 200 lines. PyYAML reads some 100 KB/s.

@@ -41,7 +41,7 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
     return Streams(*streams, index)
 
 
-class Reader:
+class TokenWindows:
     """Sequences of `length + 1` tokens (inputs and the targets one further on).
 
     The stream is cut into windows of `context_length`, a run's longest; every epoch goes through all of

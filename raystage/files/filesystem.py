@@ -7,35 +7,21 @@ A file that is not there stays a FileNotFoundError: that is an answer, not a fai
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import parse_qsl
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raystage.addresses import secret_in, without_secrets
 from raystage.errors import InputError, StorageError
 from raystage.files import local
-from raystage.files.retry import is_transient, retried
+from raystage.files.object_stores import check_bucket, first_line, refuse_credentials, with_backoff
+from raystage.files.retry import retried
 
 Result = TypeVar("Result")
-
-_SYNC_FILE_RANGE_WRITE = 2  # of <fcntl.h>: begin to write what is dirty, and do not wait for it
-_begin_writeback = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
-if _begin_writeback is not None:
-    _begin_writeback.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-
-# Of each request by itself, the parts of a long upload too, which could not be sent anew from here.
-REQUEST_ATTEMPTS = 3
-# What a URI of S3 may ask for that pyarrow's constructor takes as well.
-_S3_TEXTS = frozenset({"region", "scheme", "endpoint_override", "tls_ca_file_path"})
-_S3_SWITCHES = frozenset({"allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open"})
 
 
 @dataclass(frozen=True, order=True)
@@ -136,9 +122,9 @@ class Folder:
 
         return (self / name)._tried("read", content)
 
-    def open_reader(self, name: str) -> Reader:
+    def open_reader(self, name: str) -> RangeReader:
         """A file to read ranges from; memory-mapped where it is local. Raises FileNotFoundError."""
-        return Reader(self / name)
+        return RangeReader(self / name)
 
     @contextlib.contextmanager
     def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
@@ -161,11 +147,8 @@ class Folder:
     def begin_sync(self, name: str) -> None:
         """Have what is written of a local file so far brought to the disk while more is written, where the system can
         (Linux); `sync` then has less to wait for. Nothing is promised before that."""
-        if self.is_local and _begin_writeback is not None:
-            with contextlib.suppress(OSError):
-                file = os.open(f"{self.path}/{name}", os.O_RDONLY)
-                _begin_writeback(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
-                os.close(file)
+        if self.is_local:
+            local.begin_writeback(f"{self.path}/{name}")
 
     def write_whole(self, name: str, content: bytes) -> None:
         """Write a file so that it is seen whole or not at all, and lasts.
@@ -260,14 +243,14 @@ class Folder:
                 yield StoredFile(one.path[prefix:], one.size, (one.mtime_ns or 0) / 1e9)
 
 
-class Reader:
+class RangeReader:
     """A file, open for reading ranges of it."""
 
     def __init__(self, place: Folder) -> None:
         self._place = place
         self._file = place._tried("read", lambda: place.system.open_input_file(place.path))
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> RangeReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -343,65 +326,20 @@ def open_folder(uri: str | Path) -> Folder:
     text = str(uri)
     if "://" not in text:
         return Folder(fs.LocalFileSystem(use_mmap=True), str(Path(text).expanduser().absolute()))
-    _refuse_credentials(text)
+    refuse_credentials(text)
     try:
         system, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{text!r} cannot be opened ({_first_line(error)})", key="store") from None
+        raise InputError(f"{text!r} cannot be opened ({first_line(error)})", key="store") from None
     if isinstance(system, fs.LocalFileSystem):
         return Folder(fs.LocalFileSystem(use_mmap=True), path.rstrip("/"))
     query = text.partition("?")[2]
     if not isinstance(system, fs.S3FileSystem):
         return Folder(system, path.rstrip("/"), text.partition("://")[0], query)
-    folder = Folder(_patient(system, query), path.rstrip("/"), text.partition("://")[0], query)
-    _check_bucket(folder)
+    folder = Folder(with_backoff(system, query), path.rstrip("/"), text.partition("://")[0], query)
+    check_bucket(folder.system, folder.path, folder.uri)
     return folder
 
 
-def _refuse_credentials(uri: str) -> None:
-    """They would be printed, and kept in reports; and workers, which get the URI without them, could open nothing."""
-    found = secret_in(uri)
-    if found is not None:
-        places = {"s3": "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
-                  "gs": "the file that GOOGLE_APPLICATION_CREDENTIALS names"}  # fmt: skip
-        where = places.get(uri.partition("://")[0].lower(), "the environment")
-        problem = f"found {found} in the URI {without_secrets(uri)}"
-        raise InputError(f"{problem}; expected it in {where}, on every node", key="store")
-
-
-def _patient(system: fs.S3FileSystem, query: str) -> fs.S3FileSystem:
-    """The same with exponential back-off: what a URI opens asks again every 0.2 s, 30 times.
-
-    Where the URI asks for what only a URI can, it stays as it is.
-    """
-    asked = dict(parse_qsl(query))
-    if not set(asked) <= _S3_TEXTS | _S3_SWITCHES:
-        return system
-    switches = {name: asked.pop(name).lower() in ("1", "true") for name in _S3_SWITCHES & set(asked)}
-    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_ATTEMPTS)
-    return fs.S3FileSystem(**{**asked, "region": system.region}, **switches, retry_strategy=strategy)
-
-
-def _check_bucket(folder: Folder) -> None:
-    """Without this a bucket that is not there looks like an empty folder. Raises InputError, StorageError."""
-    bucket = folder.path.partition("/")[0]
-    if not bucket:
-        raise InputError(f"{folder.uri!r} names no bucket; expected s3://bucket/prefix", key="store")
-    try:
-        found = retried(lambda: folder.system.get_file_info(folder.path).type)
-        if found == fs.FileType.NotFound:
-            found = retried(lambda: folder.system.get_file_info(bucket).type)
-    except OSError as error:
-        if is_transient(error):
-            raise _in_words(folder, "reached", error) from None
-        raise InputError(f"{folder.uri!r} cannot be opened ({_first_line(error)})", key="store") from None
-    if found == fs.FileType.NotFound:
-        raise InputError(f"no bucket {bucket!r}, which {folder.uri!r} is in; expected one that exists", key="store")
-
-
 def _in_words(place: Folder, done: str, error: OSError) -> StorageError:
-    return StorageError(f"{place.uri}: cannot be {done} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return StorageError(f"{place.uri}: cannot be {done} ({first_line(error)})")

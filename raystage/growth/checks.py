@@ -19,8 +19,9 @@ from raystage.growth.operators import (
     width_operator,
 )
 from raystage.growth.width import WIDTH_OPERATORS, Stream
+from raystage.models.families import FAMILIES, family_of
 from raystage.models.shape import ModelShape, heads_problem
-from raystage.models.table import FAMILIES, UPCYCLED, family_of
+from raystage.models.transformers_tables import UPCYCLED
 from raystage.units import shown
 
 

@@ -25,8 +25,9 @@ from raystage.growth.apply import STATES
 from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.rules import unit_maps
 from raystage.models.build import build
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.table import FAMILIES, Axis, ParameterSpec
+from raystage.models.table import Axis, ParameterSpec
 from raystage.objectives.causal_lm import next_token_loss
 
 # A row of a family's table that stands for one parameter in every layer is one tensor here, (layers, *shape).

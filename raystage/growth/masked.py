@@ -19,8 +19,8 @@ import torch
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.rules import unit_maps
 from raystage.growth.trained import masked_layers, masked_units
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
-from raystage.models.table import FAMILIES
 
 # Units that all are new.
 LAYER = "layer"

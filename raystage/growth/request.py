@@ -13,8 +13,9 @@ from raystage.growth.checks import is_exact, refusal, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
-from raystage.models.table import FAMILIES, Family
+from raystage.models.table import Family
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000

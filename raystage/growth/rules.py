@@ -15,8 +15,10 @@ from raystage.growth.checks import heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
 from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
-from raystage.models.table import FAMILIES, UPCYCLED, Axis, Family, ParameterSpec
+from raystage.models.table import Axis, Family, ParameterSpec
+from raystage.models.transformers_tables import UPCYCLED
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from raystage.growth.checks import changed_fields
 from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
 from raystage.growth.operators import OPERATORS, PARTS, each_operator, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, Rule
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, flops_per_token, parameters
-from raystage.models.table import FAMILIES
 
 # The part of a model that says how many units of a kind there are.
 _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}

@@ -8,9 +8,9 @@ import torch
 import transformers
 from transformers.initialization import no_init_weights
 
+from raystage.models.families import FAMILIES
 from raystage.models.rope import parameters_of
 from raystage.models.shape import ModelShape
-from raystage.models.table import FAMILIES
 
 
 def config(shape: ModelShape) -> transformers.PretrainedConfig:

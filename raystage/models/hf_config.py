@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
 from raystage.errors import InputError
 from raystage.models import rope
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape
-from raystage.models.table import FAMILIES, Family
+from raystage.models.table import Family
 from raystage.units import shown
 
 Config = dict[str, Any]
@@ -33,7 +34,7 @@ _USUAL_KEYS = {
 }
 _LARGEST_SIZE = 2**40
 # How far a dense model looks back unless its configuration says something else.
-_WINDOWS = {"mistral": 4096}
+WINDOWS = {"mistral": 4096}
 # The base of rotary positions in a configuration that says none, where it is not 10,000.
 _ROPE_THETAS = {"mixtral": 1_000_000.0}
 # What only a dense model's configuration says.
@@ -89,13 +90,13 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
             values[field] = value
     if family.rotary:
         values["rope_theta"] = _rope_theta(config, family.name)
-        values["rope_scaling"] = rope.scaling_of(_rope(config), values["context_length"])
+        values["rope_scaling"] = rope.scaling_of(rope_of(config), values["context_length"])
     return ModelShape(family=family.name, **values)
 
 
 def _rope_theta(config: Config, family: str) -> float:
     """The base of the rotary positions, under its new key or its old one."""
-    found = _rope(config).get("rope_theta", config.get("rope_theta"))
+    found = rope_of(config).get("rope_theta", config.get("rope_theta"))
     return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
 
 
@@ -104,7 +105,7 @@ def _is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _rope(config: Config) -> Mapping[str, Any]:
+def rope_of(config: Config) -> Mapping[str, Any]:
     found = config.get("rope_parameters") or config.get("rope_scaling")
     return found if isinstance(found, dict) else {}
 
@@ -166,45 +167,6 @@ def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
     return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
 
 
-# --- training -----------------------------------------------------------------------------------
-
-# What must be as in the models that raystage builds, else the same weights compute something else.
-_AS_BUILT: Mapping[str, tuple[object, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "activation_function": ("gelu_new",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "pretraining_tp": (1, None),
-    "use_sliding_window": (False, None),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "partial_rotary_factor": (1.0, None),
-    "router_jitter_noise": (0.0, None),
-    "output_router_logits": (False, None),
-}
-# What the weights compute without: names, tokens, dropout, which training leaves out, heads of other tasks.
-_WITHOUT_EFFECT = frozenset({
-    "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_range", "max_window_layers",
-    "model_type", "reorder_and_upcast_attn", "return_dict", "router_aux_loss_coef", "task_specific_params",
-    "torch_dtype", "transformers_version", "use_cache", "n_ctx", "gradient_checkpointing", "rope_theta",
-    "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
-    "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
-    "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj",
-})  # fmt: skip
-# What else transformers reads of a configuration, of whatever family: where it is set, the model may be another. A key
-# that nobody reads computes nothing, whoever wrote it there. A test holds this against transformers' own code.
-_READ = frozenset({
-    "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
-    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
-    "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation", "is_causal", "kernel_config",
-    "kv_sharing_modes", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first", "mtp_layer_types",
-    "mtp_mlp_layer_types", "mtp_per_layer_config", "nested_rope_parameter_keys", "num_experts", "num_mtp_layers",
-    "number_of_conv_states", "original_max_position_embeddings", "per_layer_config", "qk_head_dim",
-    "quantization_config", "sub_configs", "text_config", "tie_last_hidden_states", "transformers_weights",
-    "unpadded_vocab_size", "vision_config",
-})  # fmt: skip
 # Second names of sizes, which transformers lets override the first.
 ALIASES: Mapping[str, Mapping[str, str]] = {
     "gpt2": {
@@ -213,58 +175,6 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
     },
     "mixtral": {"num_local_experts": "num_experts"},
 }  # fmt: skip
-
-
-def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
-    """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
-    aliases = set(ALIASES.get(shape.family, {}).values())
-    for key, value in config.items():
-        if key in _AS_BUILT:
-            if value not in _AS_BUILT[key]:
-                raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
-        elif key in _READ - aliases and value not in (None, False):
-            problem = f"found {shown(value)}, which the models that are trained here do not have"
-            raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
-    for key in _CHECKED:
-        _CHECKED[key](config, shape, file)
-
-
-def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
-    found = _rope(config)
-    kind = found.get("rope_type", found.get("type", "default"))
-    is_built = kind == "default" and found.get("partial_rotary_factor", 1.0) == 1.0
-    if not (is_built or shape.rope_scaling):
-        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        expected = f"expected a rope_type of {', '.join(rope.TRAINED)} with its numbers, and no partial_rotary_factor"
-        raise InputError(f"found {shown(dict(found))}; {expected}", key=key, file=file)
-
-
-def _check_window(config: Config, shape: ModelShape, file: str) -> None:
-    """A window as long as the context hides nothing."""
-    window = config.get("sliding_window", _WINDOWS.get(shape.family))
-    if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
-        return
-    if window is not None and type(window) is not int:
-        raise InputError(f"found {shown(window)}; expected a whole number or null", key="sliding_window", file=file)
-    if window is not None and window < shape.context_length:
-        problem = f"found a window of {window} in a context of {shape.context_length}; expected null"
-        raise InputError(problem, key="sliding_window", file=file)
-
-
-def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
-    found = config.get("layer_types") or []
-    unlike = {str(one) for one in (found if isinstance(found, list) else [found])} - {"full_attention"}
-    if unlike:
-        problem = f"found {shown(', '.join(sorted(unlike)))}; expected full_attention in every layer"
-        raise InputError(problem, key="layer_types", file=file)
-
-
-_CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
-    "rope_parameters": _check_rope,
-    "rope_scaling": _check_rope,
-    "sliding_window": _check_window,
-    "layer_types": _check_layer_types,
-}
 
 
 # --- lists of layers ----------------------------------------------------------------------------
@@ -383,5 +293,5 @@ def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Confi
     own = before.constants["rope_parameters"]
     if "rope_parameters" not in grown and "rope_theta" not in grown:
         grown |= {"rope_theta": own["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(own)}
-    grown.setdefault("sliding_window", _WINDOWS.get(before.name))
+    grown.setdefault("sliding_window", WINDOWS.get(before.name))
     return grown

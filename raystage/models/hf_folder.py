@@ -14,10 +14,12 @@ from typing import Any
 from raystage.errors import InputError
 from raystage.files.reading import Files, read_json
 from raystage.files.safetensors import StoredTensor, read_header
-from raystage.models.hf_config import check_trainable, shape_of
-from raystage.models.hf_table import Placed, folder_table, is_buffer, placed, target_table
+from raystage.models.families import FAMILIES, TRAINED
+from raystage.models.hf_config import shape_of
+from raystage.models.hf_table import StoredTensorPlace, folder_table, is_buffer, placed, target_table
+from raystage.models.hf_trainable import check_trainable
 from raystage.models.shape import ModelShape
-from raystage.models.table import FAMILIES, TRAINED, Family
+from raystage.models.table import Family
 from raystage.units import shown
 
 CONFIG = "config.json"
@@ -45,7 +47,7 @@ class HuggingFaceModel:
         InputError where a tensor cannot grow along."""
         return self.table, target_table(self.table, self.shape, target, layers, self.folder.uri)
 
-    def placed(self) -> list[Placed]:
+    def placed(self) -> list[StoredTensorPlace]:
         """Every tensor and where it lies in the model that is trained. Raises InputError where one is missing, is
         left over, or has another size or type."""
         known = FAMILIES[self.shape.family]
@@ -178,7 +180,7 @@ def _differ(own: str, tied: str, tensors: dict[str, StoredTensor]) -> bool:
 # --- training -----------------------------------------------------------------------------------
 
 
-def _check_tensors(model: HuggingFaceModel, used: list[Placed]) -> None:
+def _check_tensors(model: HuggingFaceModel, used: list[StoredTensorPlace]) -> None:
     for one in used:
         stored = model.tensors.get(one.name)
         if stored is None or stored.tensor.shape != one.shape or stored.tensor.dtype not in COMPUTED:

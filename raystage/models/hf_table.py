@@ -13,8 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raystage.errors import InputError
+from raystage.models.families import FAMILIES, UNKNOWN
 from raystage.models.shape import ModelShape, Parameter, parameters
-from raystage.models.table import FAMILIES, UNKNOWN, UPCYCLED, Family, ParameterSpec, fixed
+from raystage.models.table import Family, ParameterSpec, fixed
+from raystage.models.transformers_tables import UPCYCLED
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -84,7 +86,7 @@ def is_buffer(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Placed:
+class StoredTensorPlace:
     """A tensor of a folder and where it lies in a model: in `parameter`, as the flat slice from `start` on."""
 
     name: str
@@ -97,15 +99,15 @@ class Placed:
         return self.start + math.prod(self.shape)
 
 
-def placed(shape: ModelShape) -> tuple[Placed, ...]:
+def placed(shape: ModelShape) -> tuple[StoredTensorPlace, ...]:
     """Every tensor that transformers writes of a model of `shape`, in the order of the model's parameters."""
     family = FAMILIES[shape.family]
     stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
-    found: list[Placed] = []
+    found: list[StoredTensorPlace] = []
     for parameter in parameters(shape):
         start = 0
         for name in _stored_names(family, parameter, shape):
-            found.append(Placed(name, stored[name], parameter.name, start))
+            found.append(StoredTensorPlace(name, stored[name], parameter.name, start))
             start = found[-1].stop
     return tuple(found)
 

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from raystage.models.table import FAMILIES, Axis, Family, ParameterSpec
+from raystage.models.families import FAMILIES
+from raystage.models.table import Axis, Family, ParameterSpec
 
 
 @dataclass(frozen=True)

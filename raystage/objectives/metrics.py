@@ -48,7 +48,7 @@ def per_class(logits: torch.Tensor, targets: torch.Tensor, *, tokens: Sequence[i
     return found
 
 
-class Tally:
+class MetricSums:
     """What the metrics of a stage come to on one worker. sums: by name."""
 
     def __init__(self, metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:

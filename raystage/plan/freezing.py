@@ -15,8 +15,8 @@ from raystage.errors import InputError
 from raystage.growth.checks import changed_fields
 from raystage.growth.depth import LayerOrigin
 from raystage.growth.operators import is_trained, layer_origins
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.table import FAMILIES
 
 # What a growth may change of a model with frozen layers: nothing that has old elements and new ones in one layer.
 _GROWABLE = {"num_layers", "vocab_size", "context_length"}

@@ -22,6 +22,7 @@ from raystage.config.conditions import Extend, OnReject, Retry, Rewind, parse_re
 from raystage.config.schedule import Schedule, parse
 from raystage.config.section import Section
 from raystage.config.stage import NOTHING_REQUIRED, Stage
+from raystage.config.types import Workers
 from raystage.errors import InputError
 from raystage.plan.length import is_open
 from raystage.plan.plan import Plan
@@ -178,7 +179,7 @@ def _value_in_force(schedule: Schedule, index: int, path: Sequence[str | int]) -
             place = place.get(step)
         else:
             place = place[step] if isinstance(place, tuple) and isinstance(step, int) and step < len(place) else None
-    return place
+    return place.most if isinstance(place, Workers) else place
 
 
 def _in_full(schedule: Schedule, index: int) -> Stage:

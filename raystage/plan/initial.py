@@ -18,10 +18,10 @@ from raystage.data.trained_on import NOT_KNOWN, TrainedOn
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
+from raystage.models.families import TRAINED
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape
-from raystage.models.table import TRAINED
 from raystage.units import shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"

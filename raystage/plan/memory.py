@@ -41,7 +41,7 @@ def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
     An offloaded optimizer is counted like any other: it needs the worker's host memory instead of its device's.
     `training` is a resolved one, whose micro_batch_size is known.
     """
-    params, workers, stage = num_params(shape), training.workers, training.zero_stage
+    params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
     low = 4 if training.precision == "fp32" else 2
     gradient = 2 if training.precision == "bf16" and stage == 0 else 4
     master = 0 if training.precision == "fp32" and stage == 0 else 4

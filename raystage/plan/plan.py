@@ -118,7 +118,7 @@ class StagePlan:
     def layout(self) -> tuple[int, ...]:
         """What worker processes it needs: how many at most and at least, with as many CPUs and GPUs each."""
         training = self.training
-        return training.workers, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
+        return training.workers.most, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
 
     @property
     def growth_flops(self) -> int:

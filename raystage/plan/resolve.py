@@ -281,7 +281,7 @@ def resolve_training(training: Training, shape: ModelShape) -> Training:
         problem = f"found {batch}; expected a multiple of context_length ({context}), such as {near}"
         raise InputError(problem, key="training.global_batch_tokens")
     sequences = batch // context
-    if sequences < training.workers:
+    if sequences < training.workers.most:
         problem = f"found {training.workers}; expected at most one for each of a global batch's {sequences} sequences"
         raise InputError(problem, key="training.workers")
     if training.workers.is_elastic and not training.max_failures:
@@ -291,7 +291,7 @@ def resolve_training(training: Training, shape: ModelShape) -> Training:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
     check_ramp(training, context)
-    share = -(-sequences // training.workers)
+    share = -(-sequences // training.workers.most)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})

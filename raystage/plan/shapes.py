@@ -8,8 +8,8 @@ from raystage.config.stage import Grow, Model
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.errors import InputError
 from raystage.growth.checks import with_norm_eps
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, heads_problem
-from raystage.models.table import FAMILIES
 
 
 def resolve_shape(model: Model, data: DataPlan) -> ModelShape:

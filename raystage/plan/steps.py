@@ -139,7 +139,7 @@ def check_ramp(training: Training, context_length: int) -> None:
         if left:
             problem = f"found {step} on the way; expected whole sequences"
             raise InputError(f"{problem}, as with a larger batch or a ramp of context_length", key="training.ramp")
-        if sequences < training.workers:
+        if sequences < training.workers.most:
             problem = f"found {step} on the way, {sequences} sequence{'s' if sequences > 1 else ''}"
             raise InputError(f"{problem}; expected one for each of {training.workers} workers", key="training.ramp")
 

@@ -165,7 +165,7 @@ def _row(
         "state": _joint_state([_state(stage, records, states) for stage in run.stages]),
         "num_params": last.num_params,
         "num_layers": last.shape.num_layers,
-        "num_workers": chain[-1].num_workers if done else last.training.workers,
+        "num_workers": chain[-1].num_workers if done else last.training.workers.most,
         "resizes": sum(record.resizes for record in chain) if done else None,
         "zero_stage": last.training.zero_stage,
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raystage.plain_text import in_markdown
 from raystage.report.formats import Table, format_interval
 from raystage.report.tables import environment_rows, tables
+from raystage.safe_text import in_markdown
 from raystage.units import format_share
 
 

@@ -10,12 +10,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from raystage.plain_text import visible
 from raystage.report.columns import STATE_STYLES, WholeTable, name_column, number_column
 from raystage.report.cost_tables import seed_table, tuning_table
 from raystage.report.formats import Table, format_jump, format_loss, format_perplexity, known
 from raystage.report.tables import downstream_table, environment_rows, metric_table
 from raystage.results.data_use import data_lines
+from raystage.safe_text import visible
 from raystage.units import format_count, format_flops, format_seconds, format_share
 
 

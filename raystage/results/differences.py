@@ -94,7 +94,7 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
 
 def _speed_facts(stage: StagePlan) -> Mapping[str, str]:
     training = stage.training
-    sequences = -(-training.global_batch_tokens // stage.shape.context_length // training.workers)
+    sequences = -(-training.global_batch_tokens // stage.shape.context_length // training.workers.most)
     is_whole = training.micro_batch_size >= sequences
     return {
         "training.cpus_per_worker": str(training.cpus_per_worker),

@@ -178,12 +178,7 @@ def _range(low: float, high: float) -> str:
 def _gap_at_loss(loss: float, runs: list[FinishedRun]) -> str | None:
     """Why nothing is said of where the baseline reaches `loss`, if so."""
     index = _first_at(loss, runs)
-    if runs[index].eval_loss == loss:
-        return None
-    before, after = runs[index - 1], runs[index]
-    why = too_far_apart(before.flops, after.flops)
-    budgets = f"{format_flops(before.flops)} and {format_flops(after.flops)} FLOPs"
-    return why and f"the baseline's budgets around the held-out loss {loss:.3f}, {budgets}, are {why}; add one there"
+    return None if runs[index].eval_loss == loss else _gap(runs, index, f"the held-out loss {loss:.3f}")
 
 
 def _at_loss(loss: float, runs: list[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
@@ -293,12 +288,15 @@ def _outside_flops(flops: float, runs: list[FinishedRun]) -> str | None:
 def _gap_at_flops(flops: float, runs: list[FinishedRun]) -> str | None:
     """Why nothing is said of what the baseline does with `flops`, if so."""
     index = next(index for index, run in enumerate(runs) if run.flops >= flops)
-    if runs[index].flops == flops:
-        return None
-    before, after = runs[index - 1], runs[index]
-    why = too_far_apart(before.flops, after.flops)
-    budgets = f"{format_flops(before.flops)} and {format_flops(after.flops)}"
-    return why and f"the baseline's budgets around the staged run's {format_flops(flops)}, {budgets}, are {why}"
+    return None if runs[index].flops == flops else _gap(runs, index, f"the staged run's {format_flops(flops)}")
+
+
+def _gap(runs: Sequence[FinishedRun], index: int, around: str) -> str | None:
+    """Why nothing is read off between run `index` and the one before it; None where they are close enough."""
+    before, after = runs[index - 1].flops, runs[index].flops
+    why = too_far_apart(before, after)
+    budgets = f"{format_flops(before)} and {format_flops(after)} FLOPs"
+    return why and f"the baseline's budgets around {around}, {budgets}, are {why}; add one there"
 
 
 def _losses_at(flops: float, runs: list[FinishedRun]) -> tuple[float, float]:

@@ -20,7 +20,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.growth.operators import in_short
-from raystage.plain_text import visible
 from raystage.plan.gates import Rejection
 from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.report.columns import STATE_STYLES, FirstThatFits
@@ -29,6 +28,7 @@ from raystage.report.terminal import SafeConsole
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.run.events import RunCallback
 from raystage.run.pace import Pace
+from raystage.safe_text import visible
 from raystage.units import format_count, format_seconds
 
 # At most one plain line per this time on training alone.
@@ -117,7 +117,7 @@ def describe_stage(stage: StagePlan) -> str:
     return (
         f"{stage.shape.num_layers} layers, {format_count(stage.num_params)} parameters, "
         f"{stage.steps} steps of {_batches(stage)} tokens, "
-        f"{training.workers!s} worker{'s' if training.workers > 1 else ''}, ZeRO {training.zero_stage}"
+        f"{training.workers!s} worker{'s' if training.workers.most > 1 else ''}, ZeRO {training.zero_stage}"
     )
 
 

@@ -243,8 +243,8 @@ class Driver:
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
         if not self.is_connected:
             needs = [stage.training for run in self.plan.runs() for stage in run.stages]
-            cpus = max(training.workers * training.cpus_per_worker for training in needs)
-            gpus = max(training.workers * training.gpus_per_worker for training in needs)
+            cpus = max(training.workers.most * training.cpus_per_worker for training in needs)
+            gpus = max(training.workers.most * training.gpus_per_worker for training in needs)
             self.events.tell("preparing", launch.starting_cluster(self.address, cpus, gpus))
             stack.enter_context(launch.cluster(self.address, cpus, gpus))
             launch.tidy(self.store.folder)

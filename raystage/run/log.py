@@ -23,7 +23,7 @@ from raystage.results.record import GrowthRecord, StageRecord
 from raystage.run.console import describe_growth, describe_stage
 from raystage.run.events import RunCallback
 from raystage.storage.processes import ProcessId, this_process
-from raystage.timers import Ticker
+from raystage.timers import RepeatingTimer
 from raystage.units import format_count, format_flops, format_seconds
 
 LOG_FILE = "run.log"
@@ -110,7 +110,7 @@ class LogFile:
         self._pending: list[str] = []
         self._lock = threading.Lock()
         self._has_warned = False
-        self._ticker = None if folder.is_local else Ticker("raystage-log", upload_seconds, self.flush)
+        self._ticker = None if folder.is_local else RepeatingTimer("raystage-log", upload_seconds, self.flush)
 
     def exists(self) -> bool:
         return bool(self._folder.size_of(LOG_FILE))

@@ -27,7 +27,7 @@ from raystage.run.pace import Pace
 from raystage.storage.processes import ProcessId, is_gone
 from raystage.storage.store import read_file
 from raystage.storage.stored_files import STATUS_FILE
-from raystage.timers import Ticker
+from raystage.timers import RepeatingTimer
 
 WRITE_SECONDS = 2.0
 SIGN_OF_LIFE_SECONDS = 30.0
@@ -100,7 +100,7 @@ class RunStatus(RunCallback):
             for stage in run.stages
         ]
         self._write()
-        self._ticker = Ticker("raystage-status", write_seconds, self._write)
+        self._ticker = RepeatingTimer("raystage-status", write_seconds, self._write)
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._change(stage, waiting_for=for_what)

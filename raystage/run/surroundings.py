@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from raystage.addresses import without_secrets
+from raystage.safe_text import without_secrets
 
 PACKAGES = ("raystage", "ray", "deepspeed", "torch", "transformers", "wandb")
 

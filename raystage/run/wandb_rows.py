@@ -92,7 +92,7 @@ def stage_row(run: RunPlan, stage: StagePlan) -> Row:
         "stage/index": [one.key for one in run.stages].index(stage.key),
         "stage/num_layers": stage.shape.num_layers,
         "stage/num_params": stage.num_params,
-        "stage/num_workers": stage.training.workers,
+        "stage/num_workers": stage.training.workers.most,
         "stage/zero_stage": stage.training.zero_stage,
     }
 

@@ -27,9 +27,9 @@ from raystage.growth.rules import Rule
 from raystage.models.hf_config import by_name, check_no_rule, grown_config
 from raystage.models.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
 from raystage.models.hf_layers import deepened, is_known
-from raystage.models.hf_table import Placed, check_alike
+from raystage.models.hf_table import StoredTensorPlace, check_alike
 from raystage.models.shape import ModelShape
-from raystage.models.table import BUILT_IN
+from raystage.models.transformers_tables import BUILT_IN
 
 # What goes along unchanged: all about the text, nothing about the weights.
 _COPIED = (
@@ -108,7 +108,7 @@ class FolderWeights:
     """
 
     def __init__(self, model: HuggingFaceModel) -> None:
-        self._parts: dict[str, list[Placed]] = {}
+        self._parts: dict[str, list[StoredTensorPlace]] = {}
         for one in model.placed():
             self._parts.setdefault(one.parameter, []).append(one)
         self._reader = _Reader(model.tensors)

@@ -37,7 +37,7 @@ from raystage.errors import StorageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import unsealed
 from raystage.storage.processes import LeaseHolder, ProcessId, is_gone, this_process
-from raystage.timers import Ticker
+from raystage.timers import RepeatingTimer
 
 TTL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
@@ -66,7 +66,7 @@ class Leases:
         self._seen: dict[str, _Seen] = {}
         self._kept: set[Lease] = set()
         self._guard = threading.Lock()
-        self._heart: Ticker | None = None
+        self._heart: RepeatingTimer | None = None
 
     def acquire(self, key: str) -> Lease | None:
         """The lease of a stage, or None while somebody else's ticket stands in the way. Does not wait for a holder."""
@@ -127,7 +127,7 @@ class Leases:
         with self._guard:
             self._kept.add(lease)
             if self._heart is None:
-                self._heart = Ticker("raystage-leases", self._heartbeat_seconds, self._beat_all)
+                self._heart = RepeatingTimer("raystage-leases", self._heartbeat_seconds, self._beat_all)
 
     def _drop(self, lease: Lease) -> None:
         with self._guard:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.plain_text import visible
+from raystage.safe_text import visible
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE
 

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from raystage.models.manifest import check_model
-from raystage.plain_text import visible
 from raystage.results.record import StageRecord
+from raystage.safe_text import visible
 from raystage.units import shown
 
 RUN_FILE, REPORT_FILE, STATUS_FILE = "run.json", "report.json", "status.json"

@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raystage.plain_text import visible
 from raystage.report.columns import STATE_STYLES
 from raystage.report.terminal import SafeConsole
+from raystage.safe_text import visible
 from raystage.sweep.status import SweepDisplay, SweepStanding
 from raystage.units import format_seconds
 

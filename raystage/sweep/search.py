@@ -234,8 +234,8 @@ def room(plan: SweepPlan) -> tuple[int, int]:
     """The CPUs and GPUs that let as many trials train at a time as the sweep asks for, those of their actors too."""
     needs = [stage.training for trial in plan.trials for run in trial.plan.runs() for stage in run.stages]
     at_once = min(plan.sweep.search.max_concurrent, len(plan.trials))
-    cpus = at_once * max(training.workers * training.cpus_per_worker for training in needs)
-    gpus = at_once * max(training.workers * training.gpus_per_worker for training in needs)
+    cpus = at_once * max(training.workers.most * training.cpus_per_worker for training in needs)
+    gpus = at_once * max(training.workers.most * training.gpus_per_worker for training in needs)
     return cpus + math.ceil(at_once * TRIAL_CPUS), gpus
 
 

@@ -24,7 +24,7 @@ from raystage.storage.stored_files import STATUS_FILE
 from raystage.sweep.report import TrialOutcome
 from raystage.sweep.space import describe
 from raystage.sweep.trials import SweepPlan
-from raystage.timers import Ticker
+from raystage.timers import RepeatingTimer
 from raystage.units import format_count, format_seconds
 
 WAITING, INTERRUPTED = "WAITING", "INTERRUPTED"
@@ -275,7 +275,7 @@ class SweepStatus:
         self._has_warned = False
         self._lock = threading.Lock()
         self._look()
-        self._ticker = Ticker(
+        self._ticker = RepeatingTimer(
             "raystage-sweep-status", seconds or (WRITE_SECONDS if self._folder.is_local else REMOTE_SECONDS), self._look
         )
 

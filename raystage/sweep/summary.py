@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.config import yaml_file
-from raystage.plain_text import in_markdown
 from raystage.report.formats import Table
 from raystage.report.markdown import sentence, table_lines
+from raystage.safe_text import in_markdown
 from raystage.sweep.config import METRICS
 from raystage.sweep.space import describe
 from raystage.units import format_flops, format_seconds, format_share

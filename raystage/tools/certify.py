@@ -38,9 +38,9 @@ from raystage.growth.explain import Families, layer_sources
 from raystage.growth.operators import OPERATORS, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
 from raystage.models.build import build
+from raystage.models.families import FAMILIES
 from raystage.models.hf_config import architecture_of
 from raystage.models.shape import parameters
-from raystage.models.table import FAMILIES
 from raystage.results.record import Certificate
 from raystage.tools.grow import Source
 from raystage.units import shown

@@ -190,7 +190,7 @@ def check_workers(store: str | None, seconds: float = TRAIN_SECONDS) -> Finding:
     advice = "see what the workers' logs say; firewalls between nodes, NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME"
     began = time.monotonic()
     try:
-        training = Training(workers=Workers(WORKERS), gpus_per_worker=gpus)
+        training = Training(workers=Workers.exactly(WORKERS), gpus_per_worker=gpus)
         await_room(training, 0.0)
         _sum_in_train_run(training, backend, store, seconds)
     except RaystageError as error:

@@ -20,7 +20,7 @@ from raystage.files.filesystem import Folder
 from raystage.files.safetensors import CHUNK_BYTES, Tensor
 from raystage.models import build as models
 from raystage.models.hf_folder import CONFIG
-from raystage.models.hf_table import Placed, placed
+from raystage.models.hf_table import StoredTensorPlace, placed
 from raystage.models.shape import ModelShape
 from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.huggingface import DTYPES, as_json, write_weights
@@ -127,7 +127,7 @@ def _write_weights(source: Source, target: Folder, options: ExportOptions) -> No
     write_weights(target, tensors, content, {}, options.max_shard_bytes)
 
 
-def _converted(source: Source, one: Placed, dtype: str) -> Iterator[memoryview]:
+def _converted(source: Source, one: StoredTensorPlace, dtype: str) -> Iterator[memoryview]:
     """The bytes of a tensor, a piece at a time. Raises InputError where a weight is too large for the type."""
     step = CHUNK_BYTES // 4
     for start in range(one.start, one.stop, step):

@@ -21,10 +21,10 @@ from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import GrowthRequest, PlannedGrowth, plan_growth
 from raystage.models import hf_folder
+from raystage.models.families import FAMILIES
 from raystage.models.hf_folder import HuggingFaceModel
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.table import FAMILIES
-from raystage.plain_text import visible
+from raystage.safe_text import visible
 from raystage.storage import checkpoint, huggingface
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.storage.naming import stage_key

@@ -26,7 +26,7 @@ from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
 from raystage.objectives.causal_lm import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
-from raystage.objectives.metrics import Sums, Tally
+from raystage.objectives.metrics import MetricSums, Sums
 from raystage.plan.plan import StagePlan
 from raystage.train import optimizer
 from raystage.train import partitions as zero
@@ -201,7 +201,7 @@ class StageEngine:
         """How well the model says all targets of `sequences`: the same on every worker, but for `sums`."""
         self.deepspeed.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        tally = Tally((metric.function, metric.options) for metric in metrics)
+        tally = MetricSums((metric.function, metric.options) for metric in metrics)
         count, length = len(sequences), sequences.shape[1] - 1
         halves, place = torch.zeros_like(total), self.rank * count // self.world
         for batch, weight in self.shares(sequences):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from deepspeed import comm
 
-from raystage.data.tokens import Reader
+from raystage.data.tokens import TokenWindows
 from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train.engine import DTYPES, StageEngine
 
 
-def fit(engine: StageEngine, source: Checkpoint, reader: Reader) -> Fitted:
+def fit(engine: StageEngine, source: Checkpoint, reader: TokenWindows) -> Fitted:
     """The target's weights, the same on every worker. Collective.
 
     Each step takes a global batch, shared out as in training, at the stage's own optimizer.lr. Every worker reads

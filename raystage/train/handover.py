@@ -30,8 +30,7 @@ from raystage.results.record import Progress, StageRecord
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, Shard, Span
 from raystage.storage.huggingface import FolderWeights
-from raystage.storage.retention import tokens_of
-from raystage.storage.store import Store
+from raystage.storage.store import Store, tokens_of
 from raystage.train import partitions
 from raystage.train.collectives import broadcast_object
 from raystage.train.engine import StageEngine

@@ -32,7 +32,7 @@ from raystage.growth.checks import is_exact
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
-from raystage.models.table import FAMILIES
+from raystage.models.families import FAMILIES
 from raystage.plan.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint

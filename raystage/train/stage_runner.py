@@ -20,7 +20,7 @@ import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage.data.tokens import Reader, Streams, open_streams
+from raystage.data.tokens import Streams, TokenWindows, open_streams
 from raystage.errors import CheckpointError, NonFiniteLoss
 from raystage.files.filesystem import Folder
 from raystage.growth.apply import grown_steps
@@ -72,7 +72,7 @@ class StageRunner:
         self.line.does("reading the text")
         streams = open_streams(stage.data, stage.shape.vocab_size)
         self.counted = Counted.of_index(streams.index)
-        self.reader = Reader(streams.train, stage.window_tokens, stage.seed)
+        self.reader = TokenWindows(streams.train, stage.window_tokens, stage.seed)
         self.held_out = evaluation_set(stage, streams)
         self._entered: Scores | None = None  # what the model that entered says to `held_out`, where that is known
         self._ended: Scores | None = None  # what it said to it last
@@ -443,7 +443,7 @@ def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarr
     streams: of the stage's data, where they are open already.
     """
     streams = streams or open_streams(stage.data, stage.shape.vocab_size)
-    reader = Reader(streams.held_out, stage.shape.context_length, stage.seed)
+    reader = TokenWindows(streams.held_out, stage.shape.context_length, stage.seed)
     return reader.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
 
 

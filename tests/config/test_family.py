@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from folders import DEEP, ODD, SIZES, WIDE, assert_same, grow, grown, make
-from raystage.models import table as families
+from raystage.models import families
 
 PAGE = (Path(__file__).parents[2] / "docs/families.md").read_text()
 TABLE = PAGE.split("```yaml\n")[1].split("```")[0]

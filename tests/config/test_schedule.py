@@ -14,7 +14,7 @@ from factories import write_documents
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule, load, parse
 from raystage.config.stage import Grow, LrSchedule, Training
-from raystage.config.types import parse_span
+from raystage.config.types import Workers, parse_span
 from raystage.errors import InputError
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES
 from raystage.plan.build import make_plan
@@ -31,11 +31,11 @@ def two_stages(file: dict, stage: dict) -> Schedule:
 @pytest.mark.parametrize(
     ("file", "stage", "field", "value"),
     [
-        ({}, {}, "workers", 1),
-        ({"workers": 2}, {}, "workers", 2),
-        ({"workers": 2}, {"workers": 3}, "workers", 3),
-        ({"workers": 2}, {"zero_stage": 3}, "workers", 2),
-        ({"workers": 2}, {"workers": 1}, "workers", 1),  # a default, written out, is set too
+        ({}, {}, "workers", Workers.exactly(1)),
+        ({"workers": 2}, {}, "workers", Workers.exactly(2)),
+        ({"workers": 2}, {"workers": 3}, "workers", Workers.exactly(3)),
+        ({"workers": 2}, {"zero_stage": 3}, "workers", Workers.exactly(2)),
+        ({"workers": 2}, {"workers": 1}, "workers", Workers.exactly(1)),  # a default, written out, is set too
         ({"micro_batch_size": 4}, {"micro_batch_size": None}, "micro_batch_size", None),
         ({"deepspeed": {"dump_state": True}}, {}, "deepspeed", {"dump_state": True}),
         ({"deepspeed": {"dump_state": True}}, {"deepspeed": {}}, "deepspeed", {"dump_state": True}),
@@ -185,10 +185,9 @@ def test_shipped_schedules_are_good() -> None:
 
 
 def test_workers_are_a_number_or_a_range() -> None:
-    """An elastic stage counts as its most workers wherever one number is asked for."""
     plain, elastic = Training(workers=4), Training(workers={"min": 2, "max": 8})
-    assert (plain.workers, plain.workers.least, plain.workers.is_elastic, f"{plain.workers}") == (4, 4, False, "4")
-    assert (elastic.workers, elastic.workers.least, f"{elastic.workers}") == (8, 2, "2 to 8")
+    assert (plain.workers, plain.workers.is_elastic, f"{plain.workers}") == (Workers(4, 4), False, "4")
+    assert (elastic.workers, elastic.workers.is_elastic, f"{elastic.workers}") == (Workers(8, 2), True, "2 to 8")
     assert plain.model_dump()["workers"] == 4
     assert Training.model_validate(elastic.model_dump()).workers.least == 2
     assert elastic.overlaid(plain).workers.least == 4

@@ -13,7 +13,7 @@ from raystage.data import tokens
 from raystage.data.documents import BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
 from raystage.plan.build import make_plan
 
@@ -84,7 +84,7 @@ def test_a_tokenizer_that_is_not_there_is_an_input_error() -> None:
 
 
 def test_an_epoch_reads_every_window_once_and_the_next_in_another_order() -> None:
-    reader = Reader(np.arange(101, dtype=np.uint16), 10, seed=0)
+    reader = TokenWindows(np.arange(101, dtype=np.uint16), 10, seed=0)
     first, second = reader.sequences(0, 10), reader.sequences(10, 10)
     assert sorted(first[:, 0].tolist()) == list(range(0, 100, 10))
     assert sorted(second[:, 0].tolist()) == list(range(0, 100, 10))
@@ -92,21 +92,23 @@ def test_an_epoch_reads_every_window_once_and_the_next_in_another_order() -> Non
 
 
 def test_targets_are_the_inputs_one_further_on() -> None:
-    sequences = Reader(np.arange(101, dtype=np.uint16), 10, seed=3).sequences(0, 10)
+    sequences = TokenWindows(np.arange(101, dtype=np.uint16), 10, seed=3).sequences(0, 10)
     np.testing.assert_array_equal(sequences[:, 1:], sequences[:, :-1] + 1)
     assert sequences.dtype == np.int64
 
 
 def test_what_a_position_holds_does_not_depend_on_how_it_is_reached() -> None:
     stream = np.arange(1000, dtype=np.uint16)
-    whole = Reader(stream, 10, seed=1).sequences(0, 250)
+    whole = TokenWindows(stream, 10, seed=1).sequences(0, 250)
     for first in (0, 7, 99, 100, 180):
-        np.testing.assert_array_equal(Reader(stream, 10, seed=1).sequences(first, 60), whole[first : first + 60])
+        np.testing.assert_array_equal(TokenWindows(stream, 10, seed=1).sequences(first, 60), whole[first : first + 60])
 
 
 def test_another_seed_is_another_order() -> None:
     stream = np.arange(1000, dtype=np.uint16)
-    assert not np.array_equal(Reader(stream, 10, 0).sequences(0, 20), Reader(stream, 10, 1).sequences(0, 20))
+    assert not np.array_equal(
+        TokenWindows(stream, 10, 0).sequences(0, 20), TokenWindows(stream, 10, 1).sequences(0, 20)
+    )
 
 
 def test_the_order_of_an_epoch_is_fixed_for_ever() -> None:
@@ -115,14 +117,14 @@ def test_the_order_of_an_epoch_is_fixed_for_ever() -> None:
 
 
 def test_evaluation_windows_are_spread_over_the_whole_stream() -> None:
-    reader = Reader(np.arange(1001, dtype=np.uint16), 10, seed=0)
+    reader = TokenWindows(np.arange(1001, dtype=np.uint16), 10, seed=0)
     assert reader.spread(4)[:, 0].tolist() == [0, 250, 500, 750]
     assert len(reader.spread(10_000)) == 100
 
 
 def test_a_stream_shorter_than_a_sequence_is_refused() -> None:
     with pytest.raises(InputError, match="found 5 tokens, fewer than one sequence of context_length 10"):
-        Reader(np.arange(5, dtype=np.uint16), 10, seed=0)
+        TokenWindows(np.arange(5, dtype=np.uint16), 10, seed=0)
 
 
 def _documents(stream: np.ndarray) -> list[bytes]:

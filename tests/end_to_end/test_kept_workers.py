@@ -32,7 +32,7 @@ def plan(tiny: Path) -> Plan:
 
 
 def with_workers(stage: StagePlan, workers: int) -> StagePlan:
-    return replace(stage, training=stage.training.model_copy(update={"workers": Workers(workers)}))
+    return replace(stage, training=stage.training.model_copy(update={"workers": Workers.exactly(workers)}))
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own: here the driver is in the tests' process

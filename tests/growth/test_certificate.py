@@ -29,8 +29,8 @@ from raystage.growth.duplicates import DUPLICATE_STEPS, duplicate_distance, find
 from raystage.growth.explain import layer_sources
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.table import FAMILIES
 from raystage.results.record import Certificate
 from real_models import made_up
 

@@ -14,7 +14,7 @@ from raystage.growth.apply import Grown
 from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.checks import is_exact
 from raystage.growth.rules import Rule
-from raystage.models.table import FAMILIES
+from raystage.models.families import FAMILIES
 from real_models import (
     built,
     gradients,

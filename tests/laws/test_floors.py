@@ -50,7 +50,7 @@ FURTHER: dict[str, set[str]] = {
 HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow")
 # What a plan is made and shown with imports nothing heavy; nor does the command line before a command is chosen.
 LIGHT = ("", "config", "plan", "results", "cli.main", "cli.options", "cli.plan_json", "growth.rules",
-         "growth.operators", "growth.checks", "growth.axis_maps", "models.table", "models.shape", "models.hf_folder",
+         "growth.operators", "growth.checks", "growth.axis_maps", "models.families", "models.shape", "models.hf_folder",
          "data.documents", "data.plan", "report.plan_tables", "report.advice", "report.suggestions", "report.build",
          "report.html", "sweep.trials",
          "train.control_actor")  # fmt: skip

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growths import SOURCES, tiny
 from raystage.models import build as model
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, flops_per_token, num_params, parameters
-from raystage.models.table import FAMILIES
 from raystage.objectives.causal_lm import next_token_loss
 
 SHAPES = {

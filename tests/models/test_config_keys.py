@@ -16,12 +16,22 @@ import folders
 from folders import assert_same, grow, grown
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
-from raystage.models import hf_config
+from raystage.models import hf_config, hf_trainable
+from raystage.models.families import FAMILIES
 from raystage.models.hf_folder import open_trainable
-from raystage.models.table import FAMILIES
 from raystage.plan.build import make_plan
 from started_models import make, make_schedule
 
+# What the weights compute without: names, tokens, dropout, which training leaves out, heads of other tasks.
+WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_range", "max_window_layers",
+    "model_type", "reorder_and_upcast_attn", "return_dict", "router_aux_loss_coef", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache", "n_ctx", "gradient_checkpointing", "rope_theta",
+    "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
+    "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj",
+})  # fmt: skip
 ROOT = Path(transformers.__file__).parent
 TRAINED = [name for name, family in FAMILIES.items() if family.objective == "next token"]
 # What every model goes through, besides its own file.
@@ -68,7 +78,7 @@ def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> No
     read = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
     read |= read_by(ROOT / f"models/{family}/modeling_{family}.py").union(*(read_by(ROOT / one) for one in SHARED))
     sizes = {key for key, _ in FAMILIES[family].fields.values()}
-    known = {*sizes, *hf_config._AS_BUILT, *hf_config._CHECKED, *hf_config._WITHOUT_EFFECT, *hf_config._READ, *HARMLESS}
+    known = {*sizes, *hf_trainable._AS_BUILT, *hf_trainable._CHECKED, *WITHOUT_EFFECT, *hf_trainable._READ, *HARMLESS}
     known |= set(hf_config.ALIASES.get(family, {}).values())
     known |= set() if FAMILIES[family].rotary else {"head_dim"}  # for rotary positions
     methods = {name for name in read if callable(getattr(type(config), name, None)) or name.startswith("__")}

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from raystage.models.build import build
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, flops_per_token, parameters
-from raystage.models.table import FAMILIES
 
 SEQUENCES = 2
 # Wide enough that what no matrix product does (norms, biases) stays far below 1 %.

@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 import pytest
 
 from growths import SOURCES
-from raystage.models import table
+from raystage.models import families
+from raystage.models.families import FAMILIES, register
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.table import FAMILIES, UNITS, UPCYCLED, Family, ParameterSpec, register
+from raystage.models.table import UNITS, Family, ParameterSpec
+from raystage.models.transformers_tables import UPCYCLED
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -79,10 +81,10 @@ def test_a_mixture_holds_the_same_on_disk() -> None:
 
 
 def test_a_family_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "FAMILIES", dict(FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
     own = replace(FAMILIES["llama"], name="own")
     register(own)
-    assert table.FAMILIES["own"] is own
+    assert families.FAMILIES["own"] is own
     register(replace(FAMILIES["llama"], name="own"))  # the same table once more
     with pytest.raises(ValueError, match=r"^found the family 'own' a second time; expected a name of its own$"):
         register(replace(FAMILIES["gpt2"], name="own"))

@@ -15,7 +15,7 @@ from raystage import user_code as hooks
 from raystage.config.schedule import Schedule, load
 from raystage.errors import InputError
 from raystage.objectives.causal_lm import next_token_halves, next_token_scores
-from raystage.objectives.metrics import Tally, added, per_class, values
+from raystage.objectives.metrics import MetricSums, added, per_class, values
 from raystage.plan.build import make_plan
 from staged_runs import carry_out, train
 
@@ -44,8 +44,8 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def tally(function: str, logits: torch.Tensor, targets: torch.Tensor, **options: object) -> Tally:
-    made = Tally([(function, options)])
+def tally(function: str, logits: torch.Tensor, targets: torch.Tensor, **options: object) -> MetricSums:
+    made = MetricSums([(function, options)])
     made.add(logits, targets)
     return made
 
@@ -182,7 +182,7 @@ def test_what_is_no_mapping_of_sums_and_counts_is_named(tmp_path: Path, returned
 
 
 def test_two_metrics_of_one_name(own: Path) -> None:
-    twice = Tally([(f"{own}:right", {}), (f"{own}:right", {})])
+    twice = MetricSums([(f"{own}:right", {}), (f"{own}:right", {})])
     with pytest.raises(InputError, match="returned 'right', as another metric did"):
         twice.add(torch.eye(3), torch.tensor([0, 1, 2]))
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from factories import make_record, make_schedule
 from raystage.cli.main import main
 from raystage.errors import CheckpointError, InputError, StorageError
-from raystage.files.filesystem import REQUEST_ATTEMPTS, Folder, open_folder
+from raystage.files.filesystem import Folder, open_folder
+from raystage.files.object_stores import REQUEST_ATTEMPTS
 from raystage.files.retry import Retries, is_transient, retried
 from raystage.models.shape import ModelShape, parameters
 from raystage.plan.build import make_plan

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from raystage.results.record import Evaluation
-from raystage.storage.retention import best, retained
+from raystage.storage.store import best, retained
 
 
 def names(*tokens: int) -> list[str]:

@@ -66,7 +66,7 @@ def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageR
         "name": stage.name,
         "shape": stage.shape,
         "num_params": stage.num_params,
-        "num_workers": stage.training.workers,
+        "num_workers": stage.training.workers.most,
         "zero_stage": stage.training.zero_stage,
         "tokens": stage.tokens,
         "steps": stage.steps,

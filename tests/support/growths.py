@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from raystage.growth.checks import changed_fields, is_exact, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.rules import GrowthMap, growth_map
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape
-from raystage.models.table import FAMILIES
 
 
 def tiny(family: str, **changes: object) -> ModelShape:

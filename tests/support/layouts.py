@@ -16,7 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.config.stage import Optimizer
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
@@ -167,7 +167,7 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
     counts = grown_steps(entry.rules, entry.source.steps if entry.source else {})
     engine = StageEngine(stage, counts)
     handover.fill(engine, entry, counts, stage.seed)
-    reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
+    reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
     tokens = stage.training.global_batch_tokens
     count = tokens // stage.shape.context_length
     losses = [

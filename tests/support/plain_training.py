@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from raystage.config.stage import Optimizer
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
@@ -81,7 +81,7 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     """The model of `source`, of the stage's shape, after the stage's training."""
     model, training = model_in(source, stage.shape), stage.training
     optimizer = _optimizer(model, training.optimizer, source)
-    reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.window_tokens, stage.seed)
+    reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.window_tokens, stage.seed)
     tokens = stage.start_tokens
     new = source.new if isinstance(source, GrownStart) else frozenset()
     frozen = stage.freezing.names(stage.shape) if stage.freezing else ()

@@ -41,6 +41,6 @@ def records_of(schedule: Schedule, store: str) -> list[StageRecord]:
 
 def train(schedule: Schedule, store: Path) -> list[StageRecord]:
     """The records of all stages, trained in processes of their own."""
-    workers = schedule.training.workers
+    workers = schedule.training.workers.most
     run_workers(workers, carry_out, schedule, str(store), folder=store.parent / f"{store.name}-processes")
     return records_of(schedule, str(store))

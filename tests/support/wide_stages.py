@@ -11,7 +11,8 @@ import numpy as np
 from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.config.stage import Optimizer
-from raystage.data.tokens import Reader, open_streams
+from raystage.config.types import Workers
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
@@ -52,7 +53,7 @@ class Case:
         return f"ZeRO {self.zero_stage}, {self.precision}, {self.optimizer_state}, {self.optimizer}{rewarm}"
 
     def of(self, stage: StagePlan, **optimizer: object) -> StagePlan:
-        update = {"zero_stage": self.zero_stage, "precision": self.precision, "workers": WORKERS,
+        update = {"zero_stage": self.zero_stage, "precision": self.precision, "workers": Workers.exactly(WORKERS),
                   "optimizer": Optimizer(name=self.optimizer, lr=1e-2, **optimizer)}  # fmt: skip
         growth = stage.growth and Growth("duplicate", self.optimizer_state, rewarm=self.rewarm)
         return replace(stage, training=stage.training.model_copy(update=update), growth=growth, key=str(self))
@@ -77,7 +78,7 @@ def rules_of(stage: StagePlan) -> tuple:
 
 def train(engine: StageEngine, steps: int) -> None:
     stage = engine.stage
-    reader = Reader(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
+    reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
     for step in range(stage.start_steps, stage.start_steps + steps):
         engine.train_step(reader.sequences(10 * step, 10), 1e-2, step)
 

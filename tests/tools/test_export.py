@@ -15,7 +15,7 @@ from growths import tiny
 from raystage.data.documents import tokenizer_fingerprint
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.models import build as model
-from raystage.models.table import FAMILIES
+from raystage.models.families import FAMILIES
 from raystage.storage import checkpoint
 
 LEARNS_NEXT = [name for name, family in FAMILIES.items() if family.objective == "next token"]

@@ -11,7 +11,7 @@ import pytest
 from distributed import run_workers
 from factories import make_schedule
 from plain_training import evaluated, model_in, trained
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import make_plan
@@ -89,7 +89,7 @@ def train_all(plans: dict[str, tuple[StagePlan, ...]], store: str, world: int) -
     """On one of `world` workers: every stage that is for so many, unless one before it still waits for others."""
     for stages in plans.values():
         for stage in stages:
-            if stage.training.workers == world:
+            if stage.training.workers.most == world:
                 run_job(Job((stage,), store), lambda *message: None)
             elif Store(open_folder(store)).record(stage.key) is None:
                 break
@@ -159,7 +159,7 @@ def test_another_context_goes_on_where_the_last_one_stopped(lengths: tuple[int, 
                                model={"context_length": before}, training={"global_batch_tokens": 40})  # fmt: skip
     assert first.window_tokens == second.window_tokens == max(lengths)
     stream = open_streams(first.data, first.shape.vocab_size, tmp_path / "cache").train
-    reader = Reader(stream, first.window_tokens, first.seed)
+    reader = TokenWindows(stream, first.window_tokens, first.seed)
     middle = first.end_tokens // 2 // max(lengths) * max(lengths)
     assert 0 < middle < reader.windows * max(lengths)
     read = np.concatenate(
@@ -174,7 +174,7 @@ def test_another_context_goes_on_where_the_last_one_stopped(lengths: tuple[int, 
 
 def test_a_position_within_a_longer_sequence_goes_back_to_its_beginning() -> None:
     """Of what is read twice then there is less than one sequence; nothing is left out."""
-    reader = Reader(np.arange(1001, dtype=np.uint16), 40, seed=0)
+    reader = TokenWindows(np.arange(1001, dtype=np.uint16), 40, seed=0)
     short = reader.sequences(0, 7, 10)[:, :-1].ravel()  # 70 tokens
     long = reader.sequences(70 // 40, 2, 40)[:, :-1].ravel()
     whole = reader.sequences(0, 3)[:, :-1].ravel()

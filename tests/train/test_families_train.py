@@ -9,7 +9,7 @@ import pytest
 from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
-from raystage.models.table import FAMILIES
+from raystage.models.families import FAMILIES
 from raystage.results.record import StageRecord
 from staged_runs import carry_out, records_of
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 
 from distributed import run_workers
 from factories import make_schedule
-from raystage.data.tokens import Reader, open_streams
+from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import GrowthRejected
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
@@ -99,7 +99,7 @@ def losses(full: StagePlan, store: str | None) -> list[float]:
     steps = grown_steps(rules, {})
     engine = StageEngine(full, steps)
     fill(engine, Entry(rules, None, resumed=False), steps, full.seed)
-    reader = Reader(open_streams(full.data, full.shape.vocab_size).train, full.shape.context_length, 0)
+    reader = TokenWindows(open_streams(full.data, full.shape.vocab_size).train, full.shape.context_length, 0)
     found = []
     for step in range(4):
         if store:

@@ -21,8 +21,7 @@ from raystage.plan.build import make_plan
 from raystage.plan.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
-from raystage.storage.retention import loss_at, tokens_of
-from raystage.storage.store import Store
+from raystage.storage.store import Store, loss_at, tokens_of
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end

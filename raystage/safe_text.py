@@ -1,7 +1,11 @@
-"""What an address may show: the one place that knows passwords and keys in URIs, and leaves them out of all messages.
+"""Text from elsewhere, made safe to show: without secrets, and without characters that control the terminal.
 
-A URI is printed, and kept in run files, logs and reports. So secrets are refused in it, and what quotes it, such as an
-error of a library, is said without them.
+A URI is printed, and kept in run files, logs and reports. So secrets are refused in it, and a message that quotes it,
+such as an error of a library, is shown without them.
+
+Names and messages come from files that others may have written. A control character in them can rewrite the screen, the
+window's title or the clipboard; a character that changes the writing direction makes text look like other text; a tag
+in Markdown becomes HTML.
 """
 
 from __future__ import annotations
@@ -36,6 +40,14 @@ _KEEPS_SECRET = re.compile(
 _URI = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*)(:/{1,2})([^\s'"`<>]*)""")
 _LOGIN = re.compile(r"""(?<![\w/.])[^\s/@:'"`*]+:[^\s@/'"`]+@(?=[\w\[])""")
 _SETTING = re.compile(r"""([\w.-]+)=([^\s&'"`;,]+)""")
+# C0 without tab and line feed, DEL, C1; signs of writing direction and line separators; halves of characters.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_MARKDOWN = re.compile(r"[\\`|]|\[(?=[^\]]*\]\s*[(\[])")
+
+
+# --- secrets ----------------------------------------------------------------------------------
 
 
 def secret_in(address: str) -> str | None:
@@ -122,3 +134,18 @@ def _queries(rest: str) -> list[tuple[str, str]]:
 
 def _has_login(value: str) -> bool:
     return bool(re.search(r"[^/@]*@", value.partition("://")[2] or value))
+
+
+# --- control characters ------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    r"""The same with what steers a terminal as escapes: \x1b]0;title\x07."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def in_markdown(text: str) -> str:
+    """The same as one line of Markdown that shows it: no HTML, no links, no code, no further cell of a table."""
+    line = " ".join(visible(text).splitlines())
+    escaped = _MARKDOWN.sub(lambda found: "\\" + found[0], line)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;") if "<" in escaped or "&#" in escaped else escaped

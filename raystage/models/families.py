@@ -1,0 +1,28 @@
+"""The known model families, by name: those of transformers, and a user's own."""
+
+from __future__ import annotations
+
+from raystage.models.table import Family
+from raystage.models.transformers_tables import BUILT_IN
+
+FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
+
+
+# What a schedule can train.
+TRAINED = tuple(name for name, family in FAMILIES.items() if family.objective == "next token")
+
+
+def register(family: Family) -> None:
+    """Make a family of your own known, by its name. Raises ValueError where the name is taken."""
+    if FAMILIES.get(family.name, family) != family:
+        raise ValueError(f"found the family {family.name!r} a second time; expected a name of its own")
+    FAMILIES[family.name] = family
+
+
+# A model without a table: its layers can be copied as they are, and that is all that is known.
+UNKNOWN = Family(name="", before=(), layer=(), after=(), embeddings=(), head="", norm="layer")
+
+
+def family_of(name: str) -> Family:
+    """The registered table of that name, or the empty one."""
+    return FAMILIES.get(name, UNKNOWN)

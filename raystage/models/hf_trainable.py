@@ -1,0 +1,93 @@
+"""Whether raystage trains the model that a `config.json` describes, and not another one with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from raystage.errors import InputError
+from raystage.models import rope
+from raystage.models.hf_config import ALIASES, WINDOWS, Config, rope_of
+from raystage.models.shape import ModelShape
+from raystage.units import shown
+
+# What must be as in the models that raystage builds, else the same weights compute something else.
+_AS_BUILT: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "activation_function": ("gelu_new",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "use_sliding_window": (False, None),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, None),
+    "router_jitter_noise": (0.0, None),
+    "output_router_logits": (False, None),
+}
+
+
+# What else transformers reads of a configuration, of whatever family: where it is set, the model may be another. A key
+# that nobody reads computes nothing, whoever wrote it there. A test holds this against transformers' own code.
+_READ = frozenset({
+    "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
+    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
+    "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation", "is_causal", "kernel_config",
+    "kv_sharing_modes", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first", "mtp_layer_types",
+    "mtp_mlp_layer_types", "mtp_per_layer_config", "nested_rope_parameter_keys", "num_experts", "num_mtp_layers",
+    "number_of_conv_states", "original_max_position_embeddings", "per_layer_config", "qk_head_dim",
+    "quantization_config", "sub_configs", "text_config", "tie_last_hidden_states", "transformers_weights",
+    "unpadded_vocab_size", "vision_config",
+})  # fmt: skip
+
+
+def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
+    """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
+    aliases = set(ALIASES.get(shape.family, {}).values())
+    for key, value in config.items():
+        if key in _AS_BUILT:
+            if value not in _AS_BUILT[key]:
+                raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
+        elif key in _READ - aliases and value not in (None, False):
+            problem = f"found {shown(value)}, which the models that are trained here do not have"
+            raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
+    for key in _CHECKED:
+        _CHECKED[key](config, shape, file)
+
+
+def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
+    found = rope_of(config)
+    kind = found.get("rope_type", found.get("type", "default"))
+    is_built = kind == "default" and found.get("partial_rotary_factor", 1.0) == 1.0
+    if not (is_built or shape.rope_scaling):
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        expected = f"expected a rope_type of {', '.join(rope.TRAINED)} with its numbers, and no partial_rotary_factor"
+        raise InputError(f"found {shown(dict(found))}; {expected}", key=key, file=file)
+
+
+def _check_window(config: Config, shape: ModelShape, file: str) -> None:
+    """A window as long as the context hides nothing."""
+    window = config.get("sliding_window", WINDOWS.get(shape.family))
+    if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
+        return
+    if window is not None and type(window) is not int:
+        raise InputError(f"found {shown(window)}; expected a whole number or null", key="sliding_window", file=file)
+    if window is not None and window < shape.context_length:
+        problem = f"found a window of {window} in a context of {shape.context_length}; expected null"
+        raise InputError(problem, key="sliding_window", file=file)
+
+
+def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
+    found = config.get("layer_types") or []
+    unlike = {str(one) for one in (found if isinstance(found, list) else [found])} - {"full_attention"}
+    if unlike:
+        problem = f"found {shown(', '.join(sorted(unlike)))}; expected full_attention in every layer"
+        raise InputError(problem, key="layer_types", file=file)
+
+
+_CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
+    "rope_parameters": _check_rope,
+    "rope_scaling": _check_rope,
+    "sliding_window": _check_window,
+    "layer_types": _check_layer_types,
+}
