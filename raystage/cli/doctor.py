@@ -22,6 +22,7 @@ from raystage.cli.options import (
 )
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.errors import RaystageError
+from raystage.safe_text import visible
 from raystage.tools.findings import Finding, failed
 
 _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
@@ -51,7 +52,8 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
         for finding in _look(cluster_address(address), store_uri(store), train):
             findings.append(finding)
             if not as_json:
-                click.echo(click.style(f"{finding.state:<8} ", fg=_COLORS[finding.state]) + str(finding), file=output)
+                state = click.style(f"{finding.state:<8} ", fg=_COLORS[finding.state])
+                click.echo(state + visible(str(finding)), file=output)
     failures = sum(finding.is_failure for finding in findings)
     if as_json:
         content = {"ok": not failures, "checks": [finding.to_json() for finding in findings]}

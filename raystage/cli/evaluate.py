@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from raystage.cli.options import DebugStream, exits, json_option, open_store, store_option
+from raystage.cli.options import DebugStream, exits, json_option, open_store, print_json, say, store_option
 from raystage.errors import InputError
 
 
@@ -54,4 +54,7 @@ def evaluate(
         except OSError as error:
             problem = f"cannot be written ({error.strerror}); expected a file in a folder that is there"
             raise InputError(problem, key="--out", file=str(out)) from None
-    click.echo(text if as_json else "\n".join(downstream_lines(made, list(made["tasks"]))))
+    if as_json:
+        print_json(made)
+    else:
+        say("\n".join(downstream_lines(made, list(made["tasks"]))))

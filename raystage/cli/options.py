@@ -1,19 +1,18 @@
-"""What all commands share: exit statuses and messages, the options --json and --store, the store that these mean.
-
-And where goes what libraries print.
-"""
+"""What all commands share: exit statuses and messages, common options, reading a schedule, and printing."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -170,7 +169,7 @@ def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
     from raystage.report.terminal import SafeConsole
 
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        print_json(report)
     SafeConsole(stderr=as_json).print(table)
 
 
@@ -181,3 +180,131 @@ class DebugStream(io.TextIOBase):
         if text.strip():
             logging.getLogger("raystage.noise").debug("%s", text.rstrip())
         return len(text)
+
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. stages[1].until.tokens=2M."
+)
+
+
+def load_schedule(
+    path: Path,
+    content: dict[str, Any],
+    overrides: tuple[str, ...],
+    name: str | None,
+    store: str | None,
+    with_code: bool = True,
+) -> tuple[Any, Any]:
+    """The schedule in the file at `path`, of which `content` was read, and its plan. name: of the run, if not
+    the schedule's own. with_code: whether functions that the schedule names are imported. Raises InputError."""
+    from raystage.config.schedule import load
+    from raystage.plan.build import make_plan
+    from raystage.plan.inputs import Sources
+    from raystage.sweep.config import is_sweep
+
+    if is_sweep(content):
+        raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
+    parsed = load(path, overrides, content)
+    try:
+        if parsed.init is not None:
+            init = parsed.init.model_copy(update={"source": init_source(parsed.init.source, store)})
+            parsed = parsed.model_copy(update={"init": init})
+        return parsed, make_plan(parsed, name, Sources(with_code=with_code))
+    except InputError as error:
+        raise error.inside(str(path)) from None
+
+
+def name_init(base: dict[str, Any], store: str | None) -> None:
+    """A stage's name in the schedule's `init` becomes its folder in the store."""
+    init = base.get("init")
+    if isinstance(init, dict) and isinstance(init.get("from"), str):
+        init["from"] = init_source(init["from"], store)
+
+
+def register_family(path: str) -> None:
+    """Make the family in the file at `path` known to this command."""
+    from raystage.config.family import read_family
+    from raystage.models.families import register
+
+    try:
+        register(read_family(Path(path)))
+    except ValueError as error:
+        raise InputError(str(error), key="name", file=path) from None
+
+
+# --- output ----------------------------------------------------------------------------------
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+# More characters than the first sentence of a help text has.
+_WHOLE = 500
+
+
+class Listed(click.Group):
+    """Its help tells of every command in a whole sentence; click's would end with dots."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Commands(Listed):
+    """Says in one line that standard output cannot be written to; where its reader has left, nothing."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        with _kept_from_failing("stderr"):
+            try:
+                return super().main(*arguments, **options)
+            except OSError as error:
+                # Of files, the message would have the name; click takes care of readers that have left.
+                if error.filename is not None or error.errno not in _NO_ROOM:
+                    raise
+                _give_up_output(error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        result = super().invoke(ctx)
+        sys.stdout.flush()  # or Python would find out when it ends
+        return result
+
+
+def _give_up_output(error: OSError) -> None:
+    click.echo(f"raystage: standard output cannot be written to ({error.strerror})", err=True)
+    with contextlib.suppress(OSError, ValueError):  # what is still to be written would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+class _Lenient:
+    """A stream whose writes never fail: no run ends because nobody can be told how it goes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _kept_from_failing(name: str) -> Iterator[None]:
+    before = getattr(sys, name)
+    setattr(sys, name, _Lenient(before))
+    try:
+        yield
+    finally:
+        setattr(sys, name, before)
+
+
+def print_json(content: Any) -> None:
+    """Print an object for machines; control characters are escaped in it."""
+    click.echo(json.dumps(content, indent=1))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from raystage.cli.options import exits, json_option, open_store, say, store_option
+from raystage.cli.options import exits, json_option, open_store, print_json, say, store_option
 from raystage.errors import DamagedFile, InputError, RaystageError
 
 
@@ -56,7 +55,7 @@ def report(
         if figures is not None:
             written += _write_figures(reports, figures)
         if as_json:
-            click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+            print_json(reports[0] if len(reports) == 1 else reports)
         elif as_markdown:
             _print_markdown(reports)
         elif not written:

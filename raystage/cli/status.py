@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import click
 
-from raystage.cli.options import exits, json_option, open_store, say, store_option
+from raystage.cli.options import exits, json_option, open_store, print_json, say, store_option
 
 
 @click.command("status")
@@ -32,7 +31,7 @@ def status_command(name: str | None, store: str | None, as_json: bool) -> None:
     opened, now = open_store(store), time.time()
     found = all_statuses(opened, now) if name is None else status_of(opened, name, now)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        print_json(found)
     elif name is not None:
         SafeConsole().print(run_table(found, now))
         say("\n".join(lines_below(found)))

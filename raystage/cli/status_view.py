@@ -24,6 +24,9 @@ from raystage.units import format_count, format_seconds
 
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
 _GOING = ("RUNNING", "RESTARTING")
+_ENDED = ("FINISHED", "ERRORED", "ABORTED", INTERRUPTED)
+# Of a stage that a run had not begun when it ended.
+NOT_STARTED = "NOT_STARTED"
 _STAGE_FIELDS = (
     "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
     "checkpoints", "last_checkpoint", "waiting_for",
@@ -50,6 +53,10 @@ def _status(store: Store, name: str, now: float) -> dict[str, Any]:
     if process and is_gone(process):
         found["state"] = INTERRUPTED
         found["stages"] = [row | {"state": INTERRUPTED} if row["state"] in _GOING else row for row in found["stages"]]
+    if found["state"] in _ENDED:
+        found["stages"] = [
+            row | {"state": NOT_STARTED} if row["state"] == "SCHEDULING" else row for row in found["stages"]
+        ]
     if is_sweep(found):
         return judged(found)
     trial = store.read_run(name, TRIAL_FILE)

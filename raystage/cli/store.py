@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from raystage.cli.options import exits, json_option, open_store, say, store_option
-from raystage.cli.output import Listed
+from raystage.cli.options import Listed, exits, json_option, open_store, print_json, say, store_option
 from raystage.errors import InputError, RaystageError
 
 DAMAGED = 1
@@ -60,7 +58,7 @@ def list_command(store: str | None, as_json: bool) -> None:
         return
     stages = [asdict(stage) | {"state": stage.state, "runs": listing.runs_of(stage.key)} for stage in listing.stages]
     runs = [_run_row(run) for run in listing.runs]
-    _print({"store": opened.folder.uri, "stages": stages, "runs": runs})
+    print_json({"store": opened.folder.uri, "stages": stages, "runs": runs})
 
 
 @store_group.command("verify")
@@ -99,7 +97,7 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     ]
     checkpoints, size, seconds = len(found), sum(one.bytes for one in found), time.monotonic() - began
     if as_json:
-        _print({"store": opened.folder.uri, "checkpoints": checkpoints, "bytes": size, "seconds": seconds,
+        print_json({"store": opened.folder.uri, "checkpoints": checkpoints, "bytes": size, "seconds": seconds,
                 "damaged": damaged, "damaged_runs": broken})  # fmt: skip
     else:
         bad = len(damaged) + len(broken)
@@ -161,8 +159,8 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
         say(f"{what} ray/{notes.name}: Ray Train's notes, of a driver that has ended", err=as_json)
     size = sum(one.bytes for one in done)
     if as_json:
-        _print({"store": opened.folder.uri, "removed": yes, "bytes": size, "removals": [asdict(one) for one in done],
-                "problems": [*listing.problems, *listing.losses]})  # fmt: skip
+        found = {"removals": [asdict(one) for one in done], "problems": [*listing.problems, *listing.losses]}
+        print_json({"store": opened.folder.uri, "removed": yes, "bytes": size, **found})
     else:
         hint = "" if yes or not planned else "; nothing was removed (--yes does it)"
         say(f"{format_bytes(size)} in {len(done)} places{hint}" if done else "nothing to remove")
@@ -173,10 +171,6 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
 def _run_row(run: Any) -> dict[str, Any]:
     problem = {"problem": run.problem} if run.problem else {}
     return {"name": run.name, "state": run.state, "stage_keys": sorted(run.stage_keys), **problem}
-
-
-def _print(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, indent=1))
 
 
 def _store_table(listing: Any) -> Any:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,53 +13,17 @@ from raystage.cli.options import (
     address_option,
     cluster_address,
     exits,
-    finished_in,
     in_job_copy,
-    init_source,
     json_option,
+    name_init,
     open_store,
     print_result,
+    say,
     store_option,
     wandb_mode_for,
     wandb_option,
 )
 from raystage.cluster.shutdown import SHUTDOWN
-from raystage.errors import InputError
-
-
-def print_sweep_plan(
-    path: Path, content: dict[str, Any], overrides: tuple[str, ...], store: str | None, with_code: bool, as_json: bool
-) -> None:
-    """What `raystage plan` says of a sweep, of whose file `content` was read; store: where given, what it has counts as
-    done."""
-    from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
-    from raystage.report.terminal import SafeConsole
-    from raystage.sweep.config import load
-    from raystage.sweep.terminal import sweep_table
-    from raystage.sweep.trials import plan_sweep
-
-    loaded = load(path, overrides, content)
-    _name_init(loaded.base, store)
-    made = plan_sweep(loaded, with_code=with_code)
-    if store and not made.is_foreseen:
-        problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
-        raise InputError(problem, key="--store", file=str(path))
-    if finished := finished_in(store, made.tree.nodes):
-        made = plan_sweep(loaded, finished, with_code)
-    if as_json:
-        unchecked = {} if with_code else {"unchecked": unchecked_of(*(trial.plan for trial in made.trials))}
-        click.echo(json.dumps(sweep_json(made) | unchecked, indent=1))
-        return
-    SafeConsole().print(sweep_table(made))
-    if not with_code:
-        SafeConsole().print(unchecked_line(unchecked_of(*(trial.plan for trial in made.trials))), soft_wrap=True)
-
-
-def _name_init(base: dict[str, Any], store: str | None) -> None:
-    """A stage's name in the schedule's `init` becomes its folder in the store."""
-    init = base.get("init")
-    if isinstance(init, dict) and isinstance(init.get("from"), str):
-        init["from"] = init_source(init["from"], store)
 
 
 @click.command()
@@ -85,13 +47,14 @@ def sweep(
 ) -> None:
     """Search over schedules with Ray Tune; what trials share is trained once.
 
-    The plan comes first (`raystage plan SWEEP` prints it alone). The same command goes on with a sweep that was
+    The plan is printed first (`raystage plan SWEEP` prints only the plan). The same command continues a sweep that was
     stopped, and trains nothing twice.
 
     \b
     Example:
-      raystage sweep jobs/sweeps/quickstart.yaml
-      raystage sweep jobs/sweeps/quickstart.yaml --set search.max_concurrent=1 --wandb disabled
+      raystage init --example sweeps/quickstart sweep.yaml
+      raystage sweep sweep.yaml
+      raystage sweep sweep.yaml --set search.max_concurrent=1 --wandb disabled
     """
     SHUTDOWN.install()
     mode = wandb_mode_for(wandb_mode)
@@ -111,7 +74,7 @@ def sweep(
 
     overrides = (*overrides, f"name={name}") if name else overrides
     loaded = load(sweep, overrides)
-    _name_init(loaded.base, store)
+    name_init(loaded.base, store)
     opened = open_store(store)
     made = plan_sweep(loaded)
     if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
@@ -133,6 +96,6 @@ def sweep(
     write_papers(opened, made, report)
     print_result(report, sweep_result_table(report), as_json)
     best = f"; the best schedule: {folder.uri}/best.yaml" if report["best"] else ""
-    click.echo(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
+    say(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
     if problem := failure(report):
         raise SweepFailed(problem)

@@ -16,6 +16,7 @@ from raystage.plan.cadence import MOST_SHARE
 from raystage.plan.learning_rate import Curve, rate_at
 from raystage.plan.length import waits_for_evaluations
 from raystage.plan.plan import Plan, StagePlan
+from raystage.report.formats import format_layers
 from raystage.results.data_use import data_warnings
 from raystage.results.differences import is_staged
 from raystage.units import format_count, format_share
@@ -96,8 +97,8 @@ def _large_factor(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
         factor = f", a factor of {target / source:.3g}" if source else ""
         return Advice(
             f"stages[{index}].grow",
-            f"grows from {source} to {target} layers{factor}; 4 is the advice and 2 the most "
-            f"reliable. Larger ones went well for sources of 0 or 1 layer under wsd",
+            f"grows from {source} to {format_layers(target)}{factor}; 4 is the advice and 2 the most reliable. "
+            f"Larger ones went well for sources of 0 or 1 layer under wsd",
             f"{G_STACK}: factor 4; 2605.13405: factor 2; {BU}: 0 or 1 layer",
         )
     source, target = stage.parent_shape.hidden_size, stage.shape.hidden_size

@@ -11,6 +11,11 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+STATE_STYLES = {
+    "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
+    "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "NOT_STARTED": "dim", "INTERRUPTED": "yellow",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class FirstThatFits:
@@ -99,9 +104,3 @@ class WholeTable:
 
 def _as_text(cell: str | Text) -> Text:
     return cell if isinstance(cell, Text) else Text(cell)
-
-
-STATE_STYLES = {
-    "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
-    "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "INTERRUPTED": "yellow",
-}  # fmt: skip

@@ -67,3 +67,8 @@ def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float
 def format_jump(before: float | None, after: float | None) -> str:
     """The held-out loss before and after a growth: '3.214 -> 3.230'."""
     return f"{known(before, format_loss)} -> {known(after, format_loss)}"
+
+
+def format_layers(count: int) -> str:
+    """'1 layer', '6 layers'."""
+    return f"{count} layer{'' if count == 1 else 's'}"

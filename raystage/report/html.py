@@ -149,7 +149,9 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _is_number(cells: Iterable[str]) -> bool:
     """Whether a column is to be lined up at the right: figures, with a unit perhaps, but no sentences of them."""
-    return all(cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell) for cell in cells)
+    return all(
+        cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell and " -> " not in cell) for cell in cells
+    )
 
 
 # --- configuration ----------------------------------------------------------------------------

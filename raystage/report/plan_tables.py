@@ -16,7 +16,7 @@ from raystage.report.columns import WholeTable
 from raystage.report.columns import name_column as _name
 from raystage.report.columns import number_column as _number
 from raystage.report.columns import table as _table
-from raystage.report.formats import KEY_DIGITS
+from raystage.report.formats import KEY_DIGITS, format_layers
 from raystage.report.suggestions import Suggestion
 from raystage.results.data_use import data_json, data_lines
 from raystage.units import format_bytes, format_count, format_flops, format_share
@@ -107,11 +107,10 @@ def left_line(plan: Plan, finished: Collection[str]) -> str:
 def _baseline_lines(plan: Plan) -> list[str]:
     if not plan.baselines:
         return ["No baseline: the run will not measure what it saves."]
-    layers = plan.staged.stages[-1].shape.num_layers
     budgets = ", ".join(
         f"{format_count(run.tokens)} tokens ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
     )
-    lines = [f"Baseline: {layers} layers from scratch for {budgets}."]
+    lines = [f"Baseline: {format_layers(plan.staged.stages[-1].shape.num_layers)} from scratch for {budgets}."]
     apart, shared = sum(run.flops for run in plan.baselines), plan.baseline_flops_shared()
     if shared < apart:
         less = format_share(1 - shared / apart)

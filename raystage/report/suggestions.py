@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from raystage.models.shape import flops_per_token, num_body_params
 from raystage.plan.plan import Plan, StagePlan
 from raystage.report.advice import G_STACK, grows
+from raystage.report.formats import format_layers
 from raystage.units import format_count, format_share
 
 # MIDAS leaves the exponent open. 1, time in proportion to the stage's number, is our choice of it.
@@ -131,7 +132,7 @@ def _factor_notes(phases: Sequence[Phase]) -> list[str]:
     if len(phases) > 2:
         notes.append("G_stack grows once: its tokens before growing lie before the last growth")
     if target != G_STACK_FACTOR * source:
-        notes.append(f"its factor is {G_STACK_FACTOR}; the last growth here is {source} -> {target} layers")
+        notes.append(f"its factor is {G_STACK_FACTOR}; the last growth here is {source} -> {format_layers(target)}")
     return notes
 
 

@@ -23,7 +23,7 @@ from raystage.growth.operators import in_short
 from raystage.plan.gates import Rejection
 from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.report.columns import STATE_STYLES, FirstThatFits
-from raystage.report.formats import format_jump, format_loss
+from raystage.report.formats import format_jump, format_layers, format_loss
 from raystage.report.terminal import SafeConsole
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.run.events import RunCallback
@@ -115,7 +115,7 @@ def describe_stage(stage: StagePlan) -> str:
     """'6 layers, 353K parameters, 98 steps of 4.1K tokens, 2 workers, ZeRO 1'."""
     training = stage.training
     return (
-        f"{stage.shape.num_layers} layers, {format_count(stage.num_params)} parameters, "
+        f"{format_layers(stage.shape.num_layers)}, {format_count(stage.num_params)} parameters, "
         f"{stage.steps} steps of {_batches(stage)} tokens, "
         f"{training.workers!s} worker{'s' if training.workers.most > 1 else ''}, ZeRO {training.zero_stage}"
     )

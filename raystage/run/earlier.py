@@ -26,7 +26,7 @@ def make_way(store: Store, name: str, keys: Sequence[str]) -> str | None:
         before = store.read_run(name, RUN_FILE)
         if before is None and store.run_folder(name).size_of(REPORT_FILE) is None:
             return None
-        if before is not None and _keys(before) == list(keys):
+        if before is not None and stage_keys(before) == list(keys):
             return None
         was = f"another schedule ({before['state']})" if before else "a run of which there is no run.json"
     except RaystageError as error:
@@ -40,8 +40,9 @@ def make_way(store: Store, name: str, keys: Sequence[str]) -> str | None:
     )
 
 
-def _keys(run: Mapping[str, Any]) -> list[str]:
-    """Of the schedule as it was written; older versions noted the stages alone."""
+def stage_keys(run: Mapping[str, Any]) -> list[str]:
+    """The keys of all stages of the schedule as it was written. run: of run.json; older versions noted only the stages
+    that ran."""
     return run.get("written_keys") or [stage["key"] for stage in run.get("stages", ())]
 
 

@@ -20,6 +20,7 @@ commands = pytest.mark.parametrize(
 
 @commands
 def test_a_full_disk_is_one_line(command: list, tmp_path: Path) -> None:
+    (tmp_path / ".raystage").mkdir()
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [BIN / "raystage", *command], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
@@ -30,6 +31,7 @@ def test_a_full_disk_is_one_line(command: list, tmp_path: Path) -> None:
 
 @commands
 def test_a_reader_that_has_left_is_no_news(command: list, tmp_path: Path) -> None:
+    (tmp_path / ".raystage").mkdir()
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([BIN / "raystage", *command], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)

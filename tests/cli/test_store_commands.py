@@ -171,8 +171,8 @@ def test_wrong_arguments_are_one_message(store: Store, arguments: list[str], mes
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("command", ["verify", "prune"])
-def test_a_store_that_is_not_there_is_no_store_in_which_all_is_well(store: Store, command: str) -> None:
+@pytest.mark.parametrize("command", ["list", "verify", "prune"])
+def test_a_store_that_is_not_there_is_an_error(store: Store, command: str) -> None:
     done = call(store, command)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == (

@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_becomes_null(plan, records):
     assert report["stages"][1]["growth"]["certificate"]["eval_loss_after"] is None
     assert report["savings"]["at_eval_loss"] is None
     assert "held-out loss is nan" in report["savings"]["verdict"]
-    assert "2.000 to -" in markdown(report)
+    assert "2.000 -> -" in markdown(report)
 
 
 # --- a run in progress ------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def test_the_page_has_both_tables_and_the_doubts(report):
     page = markdown(report)
     assert "| small | FINISHED | 2 |" in page
     assert "| stack, moments: grow |" in page
-    assert "| 2.000 to 2.500 (+0.500) |" in page
+    assert "| 2.000 -> 2.500 (+0.500) |" in page
     assert "| 1.5K | FINISHED |" in page
     assert "Wall-clock time saved: " in page
     assert "- One seed (0)" in page

@@ -162,6 +162,8 @@ def test_an_end_before_the_end_stands_there(
     found = shown(store, "tiny")
     assert (found["state"], found["stages"][0]["state"], found["note"], found["is_alive"]) == (
         state, stage_state, note, None)  # fmt: skip
+    assert {row["state"] for row in found["stages"][1:]} == {"NOT_STARTED"}
+    assert "SCHEDULING" not in call(store, "tiny").stdout
 
 
 def test_attempts_and_restarts_add_up(store: Store, plan: Plan) -> None:

@@ -80,6 +80,20 @@ def test_the_report_of_an_earlier_schedule_is_kept_and_shown(store: Store, texts
     assert store.earlier_runs("mine") == ["mine/earlier/1", "mine/earlier/2"]
 
 
+def test_a_plan_warns_of_a_run_of_another_schedule(store: Store, texts: Path) -> None:
+    file = texts.parent / "mine.yaml"
+    file.write_text(json.dumps(make_schedule(texts, name="mine").content()))
+    warning = "Warning: the store has a run 'mine' of another schedule (FINISHED)."
+    assert "Warning: the store" not in call(store, "plan", str(file)).stdout
+    run(store, texts)
+    assert "Warning: the store" not in call(store, "plan", str(file)).stdout
+    other = call(store, "plan", str(file), "--set", "seed=7").stdout
+    assert warning in other
+    assert "its report as mine/earlier/1" in other
+    store.run_folder("mine").write_whole("run.json", b'{"a":')
+    assert "a run 'mine' that cannot be read" in call(store, "plan", str(file)).stdout
+
+
 def test_the_same_schedule_goes_on_under_its_name(store: Store, texts: Path) -> None:
     plan = run(store, texts)
     assert make_way(store, "mine", keys_of(plan)) is None

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from raystage.cli.init import examples_folder, find_examples
 from raystage.cli.main import main
-from raystage.cli.starters import examples_folder, find_examples
 from raystage.config.schedule import load
 from raystage.config.yaml_file import read_mapping
 from raystage.plan.build import make_plan
@@ -148,7 +148,7 @@ def test_a_wheel_has_the_examples_and_so_has_what_it_is_built_from(tmp_path: Pat
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("/jobs/sweeps/quickstart.yaml") for name in archive.getnames())
     script = (
-        "import sys; from raystage.cli.main import main; from raystage.cli.starters import examples_folder\n"
+        "import sys; from raystage.cli.main import main; from raystage.cli.init import examples_folder\n"
         "print(examples_folder(), flush=True); main(sys.argv[1:])"
     )
     listed = subprocess.run(

@@ -1,0 +1,87 @@
+"""`raystage run`: a schedule trained stage by stage, then its baselines, and what was saved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from raystage.cli.options import (
+    DebugStream,
+    address_option,
+    cluster_address,
+    exits,
+    in_job_copy,
+    json_option,
+    load_schedule,
+    open_store,
+    print_result,
+    say,
+    set_option,
+    store_option,
+    wandb_mode_for,
+    wandb_option,
+)
+from raystage.cluster.shutdown import SHUTDOWN
+
+
+@click.command()
+@click.argument("schedule", type=click.Path(path_type=Path))
+@set_option
+@store_option
+@click.option("--name", help="The run's name; the schedule's own unless given.")
+@address_option
+@wandb_option
+@json_option
+@exits
+def run(
+    schedule: Path,
+    overrides: tuple[str, ...],
+    store: str | None,
+    name: str | None,
+    address: str | None,
+    wandb_mode: str | None,
+    as_json: bool,
+) -> None:
+    """Train a schedule stage by stage, then its baselines, and report what was saved.
+
+    Finished stages stay in the store. The same command continues a run that was stopped.
+
+    \b
+    Example:
+      raystage init --example quickstart
+      raystage run quickstart.yaml
+      raystage run quickstart.yaml --set training.optimizer.lr=4e-3 --name faster
+    """
+    from raystage.config.yaml_file import read_mapping
+
+    SHUTDOWN.install()
+    mode = wandb_mode_for(wandb_mode)
+    parsed, made = load_schedule(schedule, read_mapping(schedule), overrides, name, store)
+    # The driver computes nothing. Without this, DeepSpeed looks for a GPU here and prints it. Workers set their own.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from raystage.report.terminal import final_table
+    from raystage.run.console import make_display
+    from raystage.run.earlier import make_way
+    from raystage.run.log import next_steps, run_command
+    from raystage.run.session import RunSession, Tracking
+
+    opened = open_store(store)
+    folder = opened.run_folder(made.name)
+    if aside := make_way(opened, made.name, [stage.key for run in made.runs() for stage in run.stages]):
+        say(f"raystage: {aside}", err=True)
+    command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
+    tracking = Tracking(mode, folder.path if in_job_copy() and folder.is_local else None)
+    session = RunSession(made, parsed, opened, command=command, address=cluster_address(address), tracking=tracking)
+    # The display reports in its own words what Ray prints (for example that a worker died).
+    with contextlib.redirect_stdout(DebugStream()), session:
+        report = session.run([make_display(made, sys.stderr, session.finished)])
+    print_result(report, final_table(report), as_json)
+    where = f" --store {store}" if store else ""
+    say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
+    say(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
+    for line in next_steps(session.invocation, None):
+        say(line, err=as_json)
