@@ -1,4 +1,4 @@
-"""Each fault of the README's table "When things break" that takes a cluster, caused for real; the rest is elsewhere:
+"""Each fault of the table in docs/operations.md that needs a cluster, caused for real; the rest is tested elsewhere:
 
 a worker or the driver killed, NaN                 test_staged_run.py
 a broken promise                                   test_growth_workers.py
