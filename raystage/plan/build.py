@@ -7,7 +7,7 @@ gives the same plan. The types of a plan are in `plan.plan`, the keys in `plan.k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from raystage.config.schedule import Schedule
 from raystage.config.stage import LrSchedule, Training
@@ -26,7 +26,7 @@ from raystage.errors import InputError
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape, flops_per_token
 from raystage.plan import cadence, learning_rate
-from raystage.plan.baseline import baseline_stage
+from raystage.plan.draft import StageDraft
 from raystage.plan.gates import Rejection, changed
 from raystage.plan.initial import InitPlan
 from raystage.plan.inputs import Sources
@@ -34,16 +34,31 @@ from raystage.plan.keys import evaluated_after, key_at
 from raystage.plan.learning_rate import check_rate, span_tokens
 from raystage.plan.length import waits_for_evaluations
 from raystage.plan.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
-from raystage.plan.resolve import ResolvedStage, resolve
+from raystage.plan.resolve import resolve
 from raystage.plan.steps import step_schedule
+from raystage.plan.training import baseline_stage
 
 CHECKPOINTS_PER_STAGE = 4
 
 
-def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
-    """The plan of a schedule, under its own name or another. Raises InputError where it does not fit together.
+@dataclass(frozen=True)
+class _Side:
+    """A schedule with one set of values: its stages, resolved, and the staged run that they make up."""
 
-    sources: what was looked up for other schedules, by whoever plans many.
+    schedule: Schedule
+    stages: tuple[StageDraft, ...]
+    staged: RunPlan
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+
+def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
+    """The plan of a schedule, under its own name or another.
+
+    sources: what was looked up for other schedules, where many are planned. Raises InputError where the schedule does
+    not fit together.
     """
     if name is not None:
         _check_run_name(name)
@@ -56,9 +71,20 @@ def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | No
 
 
 def with_choice(plan: Plan, schedule: Schedule, choice: Choice, sources: Sources | None = None) -> Plan:
-    """The plan whose further seeds train the values that were chosen on the written one."""
+    """The plan whose further seeds train the values that were chosen on the written seed."""
     further = _further_seeds(schedule, plan, choice, sources or Sources())
     return replace(plan, further_seeds=further, is_chosen=True)
+
+
+def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Plan:
+    """The plan of the next attempt. The baselines stay, because every attempt is compared with the same ones.
+
+    Raises InputError where the attempt cannot be planned.
+    """
+    if not tried:
+        return plan
+    attempt = make_plan(changed(schedule, plan, tried), plan.name)
+    return replace(plan, staged=attempt.staged)
 
 
 def _check_run_name(name: str) -> None:
@@ -69,16 +95,12 @@ def _check_run_name(name: str) -> None:
 
 
 def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
-    init = sources.init(schedule.init) if schedule.init else None
-    stages = resolve(schedule, init, sources)
-    last = stages[-1]
-    run_tokens = sum(stage.tokens for stage in stages)
-    staged = RunPlan("staged", _chain_staged(schedule, stages, run_tokens, init))
+    side = _side(schedule, sources)
     return Plan(
         name=name,
-        staged=staged,
-        baselines=_baselines(schedule, stages, staged.stages[-1]),
-        scratch_flops=run_tokens * flops_per_token(last.shape),
+        staged=side.staged,
+        baselines=_baselines(side),
+        scratch_flops=side.tokens * flops_per_token(side.stages[-1].shape),
         costs=schedule.costs,
         seed=schedule.seed,
         values=written_values(schedule),
@@ -86,47 +108,51 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
     )
 
 
+def _side(schedule: Schedule, sources: Sources) -> _Side:
+    init = sources.init(schedule.init) if schedule.init else None
+    stages = resolve(schedule, init, sources)
+    return _Side(schedule, stages, RunPlan("staged", _chain_staged(stages, init)))
+
+
+# --- other values, other seeds ------------------------------------------------------------------
+
+
 def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
-    """The plan with all that is trained besides the schedule as written."""
-    variants = tuple(_variant(schedule, plan.name, values, sources) for values in other_values(schedule))
-    further = _further_seeds(schedule, plan, _written(plan), sources)
+    """The plan with everything that is trained beside the schedule as written."""
+    variants = tuple(_variant(schedule, values, sources) for values in other_values(schedule))
+    # Until the best values are known, the written ones stand in their place.
+    written = Choice(plan.values, (plan.values,) * len(plan.baselines))
+    further = _further_seeds(schedule, plan, written, sources)
     return replace(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
 
 
-def _variant(schedule: Schedule, name: str, values: Values, sources: Sources) -> Variant:
+def _variant(schedule: Schedule, values: Values, sources: Sources) -> Variant:
     tried = label(values)
     try:
-        plan = _plan(with_values(schedule, values), name, sources)
+        side = _side(with_values(schedule, values), sources)
+        baselines = tuple(_named(run, tried) for run in _baselines(side))
     except InputError as error:
         raise InputError(f"{tried} cannot be planned: {error}", key="baseline.tune") from None
-    baselines = tuple(_named(run, tried) for run in plan.baselines)
-    return Variant(schedule.seed, values, (values,) * len(baselines), _named(plan.staged, tried), baselines)
-
-
-def _written(plan: Plan) -> Choice:
-    """What stands for a choice that is still to be made."""
-    return Choice(plan.values, (plan.values,) * len(plan.baselines))
+    return Variant(schedule.seed, values, (values,) * len(baselines), _named(side.staged, tried), baselines)
 
 
 def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sources) -> tuple[Variant, ...]:
-    """Their names are those of the runs as written, with the seed: they stay when the values become known."""
+    """The staged run and the baselines of every seed after the written one, each side with its chosen values.
+
+    Runs are named after the written ones, with the seed: the names stay when the values become known.
+    """
     found = []
     for more in range(1, schedule.seeds):
         seeded = with_seed(schedule, more)
-        chosen = {choice.staged, *choice.baseline}
-        plans = {values: _plan(with_values(seeded, values), plan.name, sources) for values in chosen}
-        staged = plans[choice.staged].staged
-        baselines = [
-            replace(plans[values].baselines[index], name=plan.baselines[index].name)
+        sides = {values: _side(with_values(seeded, values), sources) for values in {choice.staged, *choice.baseline}}
+        runs = {values: _baselines(sides[values]) for values in set(choice.baseline)}
+        name = f"seed-{seeded.seed}"
+        baselines = tuple(
+            _named(replace(runs[values][index], name=plan.baselines[index].name), name)
             for index, values in enumerate(choice.baseline)
-        ]
-        seed = f"seed-{seeded.seed}"
-        found.append(
-            Variant(
-                seeded.seed, choice.staged, choice.baseline, _named(staged, seed),
-                tuple(_named(run, seed) for run in baselines),
-            )
-        )  # fmt: skip
+        )
+        staged = _named(sides[choice.staged].staged, name)
+        found.append(Variant(seeded.seed, choice.staged, choice.baseline, staged, baselines))
     return tuple(found)
 
 
@@ -134,9 +160,11 @@ def _named(run: RunPlan, what: str) -> RunPlan:
     return replace(run, name=f"{run.name}-{what}")
 
 
-def _chain_staged(
-    schedule: Schedule, stages: tuple[ResolvedStage, ...], run_tokens: int, init: InitPlan | None
-) -> tuple[StagePlan, ...]:
+# --- the staged run -----------------------------------------------------------------------------
+
+
+def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tuple[StagePlan, ...]:
+    run_tokens = sum(stage.tokens for stage in stages)
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
         start = chain[-1].end_tokens if chain else 0
@@ -153,7 +181,7 @@ def _chain_staged(
 
 
 def _check_open_ends(chain: list[StagePlan]) -> None:
-    """Refuse a stage that may end early where the rate of stages after it could not make up for that."""
+    """Refuse a stage that may end early where the rate of a later stage depends on its length."""
     for index, stage in enumerate(chain):
         depend = [later.rate for later in chain[index + 1 :] if not later.own_rate]
         if stage.until is None or not depend:
@@ -169,12 +197,17 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
 
 
-def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], last_staged: StagePlan) -> tuple[RunPlan, ...]:
+# --- the baselines ------------------------------------------------------------------------------
+
+
+def _baselines(side: _Side) -> tuple[RunPlan, ...]:
+    """The last stage's model from scratch, once for each budget, the smallest first."""
+    schedule = side.schedule
     if schedule.baseline is None:
         return ()
-    last = baseline_stage(schedule, stages)
-    # On the very text that the last stage is evaluated on.
-    training = last.training.model_copy(update={"evaluate": last_staged.training.evaluate})
+    last = baseline_stage(schedule, side.stages)
+    # Evaluated on exactly the text that the last stage is evaluated on.
+    training = last.training.model_copy(update={"evaluate": side.staged.stages[-1].training.evaluate})
     last = replace(last, training=training)
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
@@ -188,8 +221,8 @@ def _baselines(schedule: Schedule, stages: tuple[ResolvedStage, ...], last_stage
     return tuple(runs)
 
 
-def _baseline(schedule: Schedule, last: ResolvedStage, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
-    """The last stage's model from scratch for `steps` steps, cut where smaller budgets leave the trunk."""
+def _baseline(schedule: Schedule, last: StageDraft, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
+    """The last stage's model from scratch for `steps` steps, split where smaller budgets leave the shared trunk."""
     batch = last.training.global_batch_tokens
     curve = _curve(last.training, 0, steps * batch, key)
     borders = [*_trunk_borders(curve, earlier, batch, steps), steps]
@@ -203,8 +236,10 @@ def _baseline(schedule: Schedule, last: ResolvedStage, steps: int, earlier: list
 
 
 def _trunk_borders(curve: learning_rate.Curve, earlier: list[RunPlan], batch: int, steps: int) -> list[int]:
-    """The steps at which to cut the stretch whose rate a longer run has too: where smaller budgets were cut, as far
-    as their rate was the same up to there, and at its end, for larger budgets to come."""
+    """The steps at which to split the part whose rate a longer run has too.
+
+    Where smaller budgets were split, as far as their rate was the same up to there; and at its end, for larger budgets.
+    """
     trunk_end = learning_rate.stable_end(curve)
     if trunk_end is None:
         return []
@@ -234,7 +269,7 @@ def _curve(training: Training, start: int, total: int, key: str) -> learning_rat
 
 
 def _plan_stage(
-    stage: ResolvedStage,
+    stage: StageDraft,
     name: str,
     parent: StagePlan | None,
     rate: learning_rate.Curve,
@@ -277,10 +312,11 @@ def _plan_stage(
 
 
 def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> StagePlan:
-    """The stage with what its schedule leaves open about evaluation. A baseline's text is that of the last stage; what
-    ends on evaluations, or is accepted for them, has them as often as a run of any cost has.
+    """The stage with the evaluation settings that its schedule leaves open.
 
-    How much text depends on the length alone: neither cadence nor gates are to change a key.
+    A baseline has the text of the last stage. A stage whose end or acceptance depends on evaluations is evaluated as
+    often as any other, whatever that costs. The amount of text depends on the length alone, so that neither the cadence
+    nor a gate changes a key.
     """
     written = stage.training.evaluate
     waits = waits_for_evaluations(stage.until, stage.accept)
@@ -291,7 +327,7 @@ def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> St
     return replace(stage, evaluate_every_tokens=written.every or every)
 
 
-def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) -> Growth | None:
+def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:
     if before is None or (is_first and stage.grow is None):
         return None
     if stage.grow is None:
@@ -300,14 +336,3 @@ def _growth_of(stage: ResolvedStage, before: ModelShape | None, is_first: bool) 
     options = complete_options(before, stage.shape, operator, stage.grow.options)
     rewarm = learning_rate.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
     return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)
-
-
-def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Plan:
-    """The plan of the attempt that comes next. The baseline stays: what it is compared with must not move along.
-
-    Raises InputError where that cannot be planned.
-    """
-    if not tried:
-        return plan
-    attempt = make_plan(changed(schedule, plan, tried), plan.name)
-    return replace(plan, staged=attempt.staged)

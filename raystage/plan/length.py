@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 from raystage.config.conditions import Accept, Mixing, Until
 from raystage.errors import InputError
-from raystage.plan.steps import StepSchedule, TokenCost
+from raystage.models.shape import token_flops
+from raystage.plan import learning_rate
+from raystage.plan.draft import Context, StageDraft
+from raystage.plan.steps import StepSchedule, TokenCost, check_ramp_fits
 
 FIXED = ("tokens", "steps", "flops", "mixing")
 CLOCK = "seconds"
@@ -21,6 +26,16 @@ LATEST_MIXING_SHARE = (4, 5)  # of the run: after a later growth too few tokens 
 
 # From the tokens of a whole run to the position where its rate begins to decay; None where it has no stable phase.
 DecayStart = Callable[[int], int | None]
+
+
+def fix_length(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the number of steps at which the stage ends at the latest, and what may end it before."""
+    until, start = draft.stage.until, context.tokens_before
+    decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
+    steps = cap_steps(until, draft.step_schedule, partial(token_flops, draft.shape), start, decay)
+    draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
+    check_ramp_fits(draft.training, draft.tokens)
+    return draft
 
 
 def is_open(until: Until) -> bool:

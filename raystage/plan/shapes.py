@@ -1,15 +1,53 @@
-"""The shape of a stage's model as written, with what follows filled in, and what no model can be."""
+"""The shape of a stage's model, whether the model before it can grow to that shape, and what of it is frozen."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.config.stage import Grow, Model
+from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.errors import InputError
-from raystage.growth.checks import with_norm_eps
+from raystage.growth.checks import changed_fields, refusal, with_norm_eps
+from raystage.growth.operators import is_trained, layer_origins
+from raystage.growth.trained import stage_refusal
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, heads_problem
+from raystage.plan.draft import Context, StageDraft
+from raystage.plan.freezing import find_freezing
+
+
+def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the model's shape. Rotary positions and, where not given, the norms' eps come from the model before."""
+    shape, before, model = resolve_shape(draft.stage.model, draft.data), context.shape_before, draft.stage.model
+    if before:
+        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
+        if model.norm_eps is None:
+            shape = _with_inherited_eps(before, shape, draft.grow)
+    return replace(draft, shape=shape)
+
+
+def check_growth(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: whether the model before can grow to this one as the stage says."""
+    before, grow = context.shape_before, draft.grow
+    if before is None and grow is not None:
+        raise InputError("found in the first stage, which has nothing to grow from; remove it", key="grow")
+    if before is not None and grow is None:
+        _check_unchanged(before, draft.shape)
+    if before is not None and grow is not None:
+        _check_grow(before, draft, grow)
+    return draft
+
+
+def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the frozen parameters. For a growth from `init` also what only a stage before it would allow."""
+    freeze = context.schedule.stages[draft.index].freeze
+    freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.tokens)
+    if draft.index == 0 and context.init is not None:
+        _check_first_growth(draft.grow)
+    return replace(draft, freezing=freezing)
+
+
+# --- the shape --------------------------------------------------------------------------------
 
 
 def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
@@ -40,11 +78,11 @@ def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
     return shape
 
 
-def inherited_norm_eps(previous: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
-    """The eps goes along with the model; where a growth pads the residual stream with zeros, scaled as these ask."""
+def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
+    """With the norms' eps of the model before, scaled where a growth pads the residual stream with zeros."""
     if grow is None:
-        return replace(shape, norm_eps=previous.norm_eps)
-    return with_norm_eps(previous, shape, grow.operator)
+        return replace(shape, norm_eps=before.norm_eps)
+    return with_norm_eps(before, shape, grow.operator)
 
 
 def _experts(model: Model) -> dict[str, int]:
@@ -99,3 +137,58 @@ def _vocab_size(model: Model, data: DataPlan) -> int:
     if size is not None and model.vocab_size < size:
         raise InputError(vocabulary_problem(model.vocab_size, data.tokenizer, size), key="model.vocab_size")
     return model.vocab_size
+
+
+# --- the growth -------------------------------------------------------------------------------
+
+
+def _check_grow(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
+    growth = before, draft.shape, grow.operator, grow.options
+    found = refusal(*growth) or stage_refusal(*growth, draft.tokens)
+    if found:
+        field, problem = found
+        section = "grow" if field in Grow.model_fields else "model"
+        raise InputError(problem, key=f"{section}.{field}")
+    if grow.rewarm:
+        _check_rewarm(before, draft, grow)
+
+
+def _check_rewarm(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
+    """Refuse a rewarm without new parameters, or one that is longer than the stage."""
+    operator, tokens = grow.operator, grow.rewarm.tokens
+    origins = layer_origins(before, draft.shape, operator, grow.options)
+    changed = set(changed_fields(before, draft.shape))
+    if not (changed - {"num_layers"} or any(origin.new for origin in origins) or (changed and is_trained(operator))):
+        problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
+        raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")
+    if 2 * tokens > draft.tokens:
+        problem = f"found {tokens}, which rise and fall over {2 * tokens} tokens in a stage of {draft.tokens}"
+        raise InputError(f"{problem}; expected at most {draft.tokens // 2}", key="grow.rewarm.tokens")
+
+
+def _check_first_growth(grow: Grow | None) -> None:
+    """Refuse what a growth from `init` cannot have, since there is no stage before it: training, a certificate."""
+    if grow is not None and is_trained(grow.operator):
+        problem = f"found {grow.operator}, which needs training; expected another operator for a growth from init"
+        raise InputError(problem, key="grow.operator")
+    if grow is not None and grow.require != NOTHING_REQUIRED:
+        problem = "found in the first stage, whose growth from init has no certificate; remove it"
+        raise InputError(f"{problem} (raystage certify measures one)", key="grow.require")
+
+
+def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
+    """Refuse a stage without grow whose shape is not that of the model before it."""
+    changed = changed_fields(source, target)
+    if changed == ["num_layers"] and target.num_layers > source.num_layers:
+        layers = f"num_layers goes from {source.num_layers} to {target.num_layers}"
+        operator = "stack" if source.num_layers else "random"
+        raise InputError(f"missing, though {layers}; expected for example grow: {{operator: {operator}}}", key="grow")
+    if changed:
+        field = changed[0]
+        found, before = getattr(target, field), getattr(source, field)
+        keeps = "a stage without grow keeps its shape"
+        if field == "context_length":  # only where positions are embedded is it part of the shape
+            learned = f"a {target.family} learns its positions"
+            way = "expected a grow, of any operator" if found > before else f"expected {before} or more"
+            keeps = f"{learned}, which can become more but not fewer; {way}"
+        raise InputError(f"found {found} after {before}; {keeps}", key=f"model.{field}")
