@@ -49,7 +49,7 @@ SHORT = [
 def test_the_quickstart_from_yaml_to_savings(raystage: Raystage) -> None:
     """Three stages and their baselines; the report adds up; W&B has it all; a second run trains nothing."""
     first = raystage("run", QUICKSTART, *SHORT)
-    report = raystage.report.build("quickstart")
+    report = raystage.report("quickstart")
     _check_stages(report)
     _check_savings(report)
     _check_wandb(raystage.folder, report)
@@ -132,7 +132,7 @@ def test_workers_and_zero_stages_change_between_stages_without_a_jump(raystage: 
 """
     )
     raystage("run", tiny, "--wandb", "disabled")
-    report = raystage.report.build("tiny")
+    report = raystage.report("tiny")
     assert [(row["num_workers"], row["zero_stage"]) for row in report["stages"]] == [(1, 0), (2, 1), (3, 3)]
     for row in report["stages"][1:]:
         certificate = row["growth"]["certificate"]
@@ -205,7 +205,7 @@ def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystag
     assert re.fullmatch(rf"raystage: log: {file}; the workers' logs: /.*", log)
     assert f"failed: {last.removeprefix('raystage: ')}" in file.read_text()
     assert "Traceback" not in failed.stderr
-    report = raystage.report.build("tiny")
+    report = raystage.report("tiny")
     assert (report["state"], report["stages"][0]["state"]) == ("ERRORED", "ERRORED")
 
 

@@ -196,7 +196,7 @@ def test_an_interrupted_sweep_says_how_far_it_came_and_goes_on(raystage: Raystag
     file = write_sweep(raystage.folder, "stages[1].grow.operator: {grid: [stack, identity, interleave]}")
     command = ["sweep", file.name, "--wandb", "disabled", "--set", "search.max_concurrent=1"]
     assert raystage.stop_at(": done", signal.SIGINT, *command) == 130
-    stopped, at_stop = raystage.report.build("hunt"), times(raystage)
+    stopped, at_stop = raystage.report("hunt"), times(raystage)
     assert stopped["state"] == "ABORTED"
     assert [row["state"] for row in stopped["trials"]][:1] == ["FINISHED"]
     assert {row["state"] for row in stopped["trials"][1:]} <= {"ABORTED"}
