@@ -228,8 +228,8 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     yield f"## {path}\n"
     yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
     yield f"{_help(command)}\n"
-    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = [record for record in records if record and not record[0].startswith(("-h", "--help"))]
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option) and "--help" not in one.opts]
+    rows = [record for one in options if (record := one.get_help_record(context))]
     if rows:
         yield "| option | meaning |\n|---|---|"
         for names, text in rows:
