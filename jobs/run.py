@@ -18,9 +18,9 @@ if importlib.util.find_spec("raystage") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from raystage.cli.main import main
+from raystage.config.schedule import is_sweep
 from raystage.config.yaml_file import read_mapping
 from raystage.errors import InputError
-from raystage.sweep.config import is_sweep
 
 
 def command(arguments: Sequence[str]) -> str:

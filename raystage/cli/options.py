@@ -187,29 +187,22 @@ set_option = click.option(
 )
 
 
-def load_schedule(
-    path: Path,
-    content: dict[str, Any],
-    overrides: tuple[str, ...],
-    name: str | None,
-    store: str | None,
-    with_code: bool = True,
+def plan_schedule(
+    schedule: Any, path: Path, name: str | None, store: str | None, with_code: bool = True
 ) -> tuple[Any, Any]:
-    """The schedule in the file at `path`, of which `content` was read, and its plan. name: of the run, if not
-    the schedule's own. with_code: whether functions that the schedule names are imported. Raises InputError."""
-    from raystage.config.schedule import load
+    """The schedule that was read from `path`, with its `init` looked up in the store, and its plan.
+
+    name: of the run, if not the schedule's own. with_code: whether functions that the schedule names are imported.
+    Raises InputError.
+    """
     from raystage.plan.build import make_plan
     from raystage.plan.inputs import Sources
-    from raystage.sweep.config import is_sweep
 
-    if is_sweep(content):
-        raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
-    parsed = load(path, overrides, content)
     try:
-        if parsed.init is not None:
-            init = parsed.init.model_copy(update={"source": init_source(parsed.init.source, store)})
-            parsed = parsed.model_copy(update={"init": init})
-        return parsed, make_plan(parsed, name, Sources(with_code=with_code))
+        if schedule.init is not None:
+            init = schedule.init.model_copy(update={"source": init_source(schedule.init.source, store)})
+            schedule = schedule.model_copy(update={"init": init})
+        return schedule, make_plan(schedule, name, Sources(with_code=with_code))
     except InputError as error:
         raise error.inside(str(path)) from None
 

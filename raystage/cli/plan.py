@@ -11,9 +11,9 @@ from raystage.cli.options import (
     exits,
     finished_in,
     json_option,
-    load_schedule,
     name_init,
     open_store,
+    plan_schedule,
     print_json,
     set_option,
 )
@@ -55,19 +55,18 @@ def plan(
       raystage plan sweep.yaml
     """
     from raystage.cli.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
-    from raystage.config.yaml_file import read_mapping
     from raystage.report.plan_tables import left_line, plan_table, suggestion_table
     from raystage.report.suggestions import suggest
     from raystage.report.terminal import SafeConsole
-    from raystage.sweep.config import is_sweep
+    from raystage.sweep.config import Sweep, load_any
 
-    content = read_mapping(schedule)
-    if is_sweep(content):
+    loaded = load_any(schedule, overrides)
+    if isinstance(loaded, Sweep):
         if suggested:
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
-        _print_sweep_plan(schedule, content, overrides, store, not without_code, as_json)
+        _print_sweep_plan(loaded, store, not without_code, as_json)
         return
-    _, made = load_schedule(schedule, content, overrides, None, store, with_code=not without_code)
+    _, made = plan_schedule(loaded, schedule, None, store, with_code=not without_code)
     finished = finished_in(store, made.stages_by_key())
     if as_json:
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
@@ -106,25 +105,20 @@ def _taken_name(store: Any, plan: Any) -> str | None:
     )
 
 
-def _print_sweep_plan(
-    path: Path, content: dict[str, Any], overrides: tuple[str, ...], store: str | None, with_code: bool, as_json: bool
-) -> None:
-    """What `raystage plan` says of a sweep, of whose file `content` was read; store: where given, what it has counts as
-    done."""
+def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: bool) -> None:
+    """Print what `raystage plan` says of a sweep. store: where given, the stages in it count as done."""
     from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
     from raystage.report.terminal import SafeConsole
-    from raystage.sweep.config import load
     from raystage.sweep.terminal import sweep_table
     from raystage.sweep.trials import plan_sweep
 
-    loaded = load(path, overrides, content)
-    name_init(loaded.base, store)
-    made = plan_sweep(loaded, with_code=with_code)
+    name_init(sweep.base, store)
+    made = plan_sweep(sweep, with_code=with_code)
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
-        raise InputError(problem, key="--store", file=str(path))
+        raise InputError(problem, key="--store", file=sweep.file)
     if finished := finished_in(store, made.tree.nodes):
-        made = plan_sweep(loaded, finished, with_code)
+        made = plan_sweep(sweep, finished, with_code)
     if as_json:
         unchecked = {} if with_code else {"unchecked": unchecked_of(*(trial.plan for trial in made.trials))}
         print_json(sweep_json(made) | unchecked)

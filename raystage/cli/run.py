@@ -16,8 +16,8 @@ from raystage.cli.options import (
     exits,
     in_job_copy,
     json_option,
-    load_schedule,
     open_store,
+    plan_schedule,
     print_result,
     say,
     set_option,
@@ -56,11 +56,11 @@ def run(
       raystage run quickstart.yaml
       raystage run quickstart.yaml --set training.optimizer.lr=4e-3 --name faster
     """
-    from raystage.config.yaml_file import read_mapping
+    from raystage.config.schedule import load
 
     SHUTDOWN.install()
     mode = wandb_mode_for(wandb_mode)
-    parsed, made = load_schedule(schedule, read_mapping(schedule), overrides, name, store)
+    parsed, made = plan_schedule(load(schedule, overrides), schedule, name, store)
     # The driver computes nothing. Without this, DeepSpeed looks for a GPU here and prints it. Workers set their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from raystage.report.terminal import final_table

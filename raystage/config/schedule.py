@@ -164,13 +164,26 @@ class Schedule(Section):
         )
 
 
-def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Schedule:
-    """The schedule in the file at `path` with `KEY=VALUE` overrides laid over it. content: what was read of it.
+def is_sweep(content: dict) -> bool:
+    """Whether a file holds a sweep rather than a schedule."""
+    return "space" in content
 
-    Raises InputError: one message, for the first thing that is wrong.
+
+def is_schedule(content: dict) -> bool:
+    """Whether a file holds a schedule rather than a sweep."""
+    return not is_sweep(content) and "stages" in content
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Schedule:
+    """The schedule in the file at `path`, with `KEY=VALUE` overrides applied.
+
+    content: what was read of the file, where it was read already. Raises InputError: one message, for the first thing
+    that is wrong.
     """
     file = Path(path)
     content = yaml_file.read_mapping(file) if content is None else content
+    if is_sweep(content):
+        raise InputError(f"found a sweep; expected a schedule, or the command: raystage sweep {path}", file=str(path))
     try:
         for override in overrides:
             yaml_file.apply_override(content, override)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage.config import yaml_file
-from raystage.config.schedule import parse
+from raystage.config.schedule import Schedule, is_schedule, is_sweep, parse
+from raystage.config.schedule import load as load_schedule
 from raystage.config.section import Section, explain
 from raystage.config.types import Count, Name, Positive, Seed, Text
 from raystage.errors import InputError
@@ -184,21 +185,17 @@ class Sweep(Section):
         return any(one.metric == "compute_saved" for one in self.objective)
 
 
-def is_sweep(content: dict) -> bool:
-    """Whether what a file holds is a sweep rather than a schedule."""
-    return "space" in content
-
-
-def is_schedule(content: dict) -> bool:
-    """Whether what a file holds is a schedule rather than a sweep."""
-    return not is_sweep(content) and "stages" in content
+def load_any(path: str | Path, overrides: tuple[str, ...] = ()) -> Schedule | Sweep:
+    """The schedule or the sweep in the file at `path`, with `KEY=VALUE` overrides applied. Raises InputError."""
+    content = yaml_file.read_mapping(Path(path))
+    return load(path, overrides, content) if is_sweep(content) else load_schedule(path, overrides, content)
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Sweep:
-    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys laid over it. content: what was read
-    of it.
+    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys applied.
 
-    Raises InputError: one message, for the first thing that is wrong, in the sweep or in the schedule it varies.
+    content: what was read of the file, where it was read already. Raises InputError: one message, for the first thing
+    that is wrong, in the sweep or in the schedule it varies.
     """
     file = Path(path)
     content = yaml_file.read_mapping(file) if content is None else content
