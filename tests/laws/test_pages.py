@@ -41,7 +41,7 @@ from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objectiv
 from raystage.sweep.config import load as load_sweep
 from raystage.sweep.space import Entry
 from raystage.sweep.trials import plan_sweep
-from raystage.units import format_flops
+from raystage.units import format_count, format_flops
 
 MOST_README_BYTES = 8_192
 HAND_WRITTEN = "\n".join(text for page, text in PAGES.items() if page not in GENERATED)
@@ -175,6 +175,16 @@ def test_figures_of_the_sweep_are_computed() -> None:
     assert f"the {trials} trials above would cost {apart} FLOPs; shared, they cost {shared} FLOPs" in text
     assert f"a factor of {factor} less" in text
     assert f"# {trials} trials that share stages: {factor} times fewer FLOPs" in PAGES["README.md"]
+
+
+def test_figures_of_the_demo_are_those_of_its_plan() -> None:
+    """All but what only a run knows: its losses."""
+    plan = make_plan(load(REPOSITORY / "jobs/schedules/quickstart.yaml"))
+    rows = [(stage.name, stage, stage.flops, stage.tokens) for stage in plan.staged.stages]
+    rows += [(run.name, run.stages[-1], run.stages[-1].end_flops, run.stages[-1].end_tokens) for run in plan.baselines]
+    for name, stage, flops, tokens in rows:
+        figures = (stage.shape.num_layers, format_count(stage.num_params), format_count(tokens), format_flops(flops))
+        assert re.search(rf"^{name} +{' +'.join(map(re.escape, map(str, figures)))} ", PAGES["README.md"], re.M), name
 
 
 # --- places
