@@ -1,6 +1,6 @@
 # `make demo` and `make test` each do everything on a machine that has Python 3.11 or newer and make.
 
-# The first of these two that is new enough; name another with `make setup PYTHON=/path/to/python3`.
+# The first of these two that is new enough. Name another with `make setup PYTHON=/path/to/python3`.
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; \
 	done)
@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # For `make test ARGS="-k growth"` and `make constraints KEEP="torch==2.13.0"`.
 ARGS ?=
 KEEP ?=
-# How many tests at a time, of those that need no Ray cluster: `make test JOBS=8`.
+# How many of the tests that need no Ray cluster run at a time: `make test JOBS=8`.
 JOBS ?= 2
 # For `make drills KILLS=100 SEED=3`.
 KILLS ?= 30
@@ -24,19 +24,19 @@ help:
 	@echo "make setup        create $(VENV) and install raystage with the versions of constraints.txt"
 	@echo "make demo         setup, then train the quickstart in three stages and report what it saved"
 	@echo "make test         setup, then the tests; ARGS=... goes to pytest"
-	@echo "make drills       setup, then the tests that take minutes: every fault, and KILLS=30 random kills"
+	@echo "make drills       setup, then the tests that take minutes: every fault, and 30 random kills (KILLS=30)"
 	@echo "make lint         setup, then ruff"
 	@echo "make docs         setup, then write the generated pages and build the site in build/site; a dead link fails"
-	@echo "make constraints  write constraints.txt anew from the newest versions; KEEP=... holds some"
-	@echo "make clean        remove what the others made; finished stages in .raystage stay"
+	@echo "make constraints  write constraints.txt again from the newest versions; KEEP=... keeps some as they are"
+	@echo "make clean        remove what the other targets made; finished stages in .raystage stay"
 
 setup: $(INSTALLED)
 
 demo: setup
 	$(VENV)/bin/raystage run jobs/schedules/quickstart.yaml
 
-# Those that take a Ray cluster share one, and the machine: one after another. Where ARGS selects none of a kind, pytest
-# ends with status 5; where it selects none at all, so does this.
+# Tests that need a Ray cluster share one and run one after another. If ARGS selects no test of a kind, pytest ends with
+# status 5; if it selects no test at all, this target does, too.
 test: setup
 	$(VENV)/bin/python -m pytest -m "not drill and not cluster" -n $(JOBS) --dist loadfile $(ARGS); first=$$?; \
 	[ $$first -eq 0 ] || [ $$first -eq 5 ] || exit $$first; \
@@ -58,7 +58,7 @@ $(VENV)/bin/zensical: $(INSTALLED)
 	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
-# torch goes in first and by its pin: a version left open can be another build, of several gigabytes.
+# torch is installed first, at its pinned version: an open version can be another build, of several gigabytes.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(require_python)
 	@$(PIP) --version >/dev/null 2>&1 || { echo "creating $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }

@@ -5,8 +5,8 @@
 #     .venv/bin/ray get-auth-token --generate >/dev/null
 #     sbatch cluster/slurm.sh              # from the root of the repository
 #
-# A job that ran out of time is submitted again as it is: finished stages are in the store and are not
-# trained again. What you will want to change is marked CHANGE.
+# Submit a job that ran out of time again as it is: finished stages are in the store and are not trained again.
+# CHANGE marks what you have to fill in.
 #
 #SBATCH --job-name=raystage
 #SBATCH --nodes=2
@@ -15,7 +15,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --time=01:00:00
 #SBATCH --output=raystage-%j.log
-# CHANGE: your partition and account, and for GPUs so many per node.
+# CHANGE: your partition and account, and for GPUs how many per node.
 ##SBATCH --partition=gpu
 ##SBATCH --account=project
 ##SBATCH --gpus-per-node=1
@@ -24,31 +24,32 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
-# CHANGE where raystage is installed elsewhere (module load ..., conda activate ...).
+# CHANGE if raystage is installed elsewhere (module load ..., conda activate ...).
 # shellcheck disable=SC1091
 source .venv/bin/activate
 
-# The store must be on a file system that all nodes share. CHANGE to scratch where home is slow or small.
+# The store must be on a file system that all nodes share. CHANGE to scratch if home is slow or small.
 store="$SLURM_SUBMIT_DIR/.raystage"
 
-# This script runs on the first node, which becomes the head. It must be named by an address that the others
-# reach and that is on a network interface of its own. CHANGE where the first interface is not the right one.
+# This script runs on the first node, which becomes the head. Its address must be one that the other nodes reach,
+# on one of its own network interfaces. CHANGE if the first interface is not the right one.
 head_ip=$(hostname --all-ip-addresses | cut -d ' ' -f 1)
 export RAY_ADDRESS="$head_ip:6379"
 
-# Nodes are shared with other people before and after, if not during. The token is in ~/.ray/auth_token.
+# Other people use the nodes before and after the job, if not during it. The token is in ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
 
 # Ray waits 30 s for all nodes; Python on a busy network file system can take longer to start.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 export PYTHONUNBUFFERED=1
 
-# With more than one network, gloo and NCCL have to be told which. CHANGE to the fast interface.
+# With more than one network, gloo and NCCL need to know which one to use. CHANGE to the fast interface.
 # export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
-# The same command on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
-# and exits with its status; on the others it joins, and stays until it has missed the head for a minute (Ray then
-# logs errors about the GCS; they are not the job's). For GPUs add `--set training.gpus_per_worker=1` at the end.
+# The same command runs on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
+# and exits with its status. On the others it joins, and stays until the head has been gone for a minute (Ray then
+# logs errors about the GCS; they are not errors of the job). For GPUs add
+# `--set training.gpus_per_worker=1` at the end.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run \
     --address "$RAY_ADDRESS" \
