@@ -46,7 +46,7 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             say(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
             _say_what_next(interrupt)
             _leave(INTERRUPTED)
-        if _is_fitting():
+        if _has_train_run():
             _leave(0)
 
     return guarded
@@ -60,16 +60,16 @@ def _say_what_next(error: BaseException) -> None:
 def _leave(status: int) -> None:
     """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
     end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
-    if _is_fitting():
+    if _has_train_run():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def _is_fitting() -> bool:
-    fit = sys.modules.get("raystage.cluster.train_run")
-    return fit is not None and fit.is_fitting()
+def _has_train_run() -> bool:
+    train_run = sys.modules.get("raystage.cluster.train_run")
+    return train_run is not None and train_run.has_train_run()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

@@ -1,11 +1,11 @@
-"""Sees to it that a local Ray cluster ends with its driver, however the driver ends.
+"""Ends the processes of a local Ray cluster after its driver has ended, however that happened.
 
-Ray's processes leave by themselves, but not all of them and not always: a driver killed with SIGKILL
-leaves agents behind, and now and then a Train controller hangs in its exit. So a small process of its
-own keeps a list of what belongs to the cluster, and when the driver lets go of it (by closing the
-pipe, or by dying) it ends the rest: at once after a shutdown, else after a few seconds.
+Ray's processes usually end by themselves, but a driver killed with SIGKILL leaves agents behind, and now and then a
+Train controller hangs at its exit. So a small separate process keeps a list of the processes of the cluster. When the
+driver closes the pipe to it, or dies, it ends those that are left: at once after a shutdown, otherwise after a few
+seconds.
 
-    python guardian.py PID...               # the cluster's processes; stdin: the pipe
+    python cleanup.py PID...                # the first processes of the cluster; standard input is the pipe
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import psutil
 
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 3.0
-_ROOTS = ("raylet", "gcs_server")
+_FIRST_PROCESSES = ("raylet", "gcs_server")
 _NOW = b"now"
 
 
 class ClusterCleanup:
-    """Of the local cluster that this process has started."""
+    """The cleanup process of the local cluster that this process has started."""
 
     def __init__(self) -> None:
-        there = with_children({child for child in psutil.Process().children() if child.name() in _ROOTS})
-        # By its file, and safely: by its name Python would look for it in the working directory first.
-        command = [sys.executable, "-P", __file__, *(str(process.pid) for process in there)]
-        # A session of its own: what is sent to the driver's whole group (Ctrl-C) must not reach the guardian.
+        children = {child for child in psutil.Process().children() if child.name() in _FIRST_PROCESSES}
+        # Given as a file and with -P: Python would look for a module in the working directory first.
+        command = [sys.executable, "-P", __file__, *(str(process.pid) for process in with_children(children))]
+        # A new session: signals sent to the driver's process group, such as Ctrl-C, must not reach it.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
-    def dismiss(self) -> None:
-        """What is left of the cluster, which was shut down, ends now."""
+    def finish(self) -> None:
+        """End at once what is left of the cluster, which was shut down, and wait for that."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(_NOW)
             self._process.stdin.close()
         self._process.wait()
 
 
-def watch(pids: list[int]) -> None:
-    """Follow a cluster, given by its first processes, until standard input closes; then end the rest of it."""
+def follow(pids: list[int]) -> None:
+    """Follow a cluster, given by its first processes, until standard input is closed; then end what is left of it."""
     known: set[psutil.Process] = set()
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -57,16 +57,16 @@ def watch(pids: list[int]) -> None:
 
 
 def with_children(processes: set[psutil.Process]) -> set[psutil.Process]:
-    """Those that still run, and all that they have started."""
+    """Those of `processes` that still run, with all their descendants."""
     waiting = [process for process in processes if process.is_running()]
-    started_by = _by_parent()  # once for all: psutil's own way reads the whole process table for each
+    children = _by_parent()  # read once: psutil's own method reads the whole process table for each process
     found: set[psutil.Process] = set()
     while waiting:
         process = waiting.pop()
         if process not in found:
             found.add(process)
-            # Older than its parent it is somebody else's, whose parent's number was given away again.
-            waiting += [child for child in started_by[process.pid] if child.create_time() >= process.create_time()]
+            # A child that is older than its parent belongs to an earlier process with the same id.
+            waiting += [child for child in children[process.pid] if child.create_time() >= process.create_time()]
     return found
 
 
@@ -79,7 +79,7 @@ def _by_parent() -> Mapping[int, list[psutil.Process]]:
 
 
 def end(processes: set[psutil.Process], grace_seconds: float) -> None:
-    """Wait a little for `processes` and what they may still start, then kill the rest."""
+    """Wait up to `grace_seconds` for `processes` and their descendants to end, then kill the rest."""
     deadline = time.monotonic() + grace_seconds
     processes = with_children(processes)
     while processes and time.monotonic() < deadline:
@@ -98,4 +98,4 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    watch([int(pid) for pid in sys.argv[1:]])
+    follow([int(pid) for pid in sys.argv[1:]])

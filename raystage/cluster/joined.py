@@ -9,27 +9,25 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import ray
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-from ray._private.utils import read_ray_address
-from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError, RayError
 
-from raystage.cluster.same_code import CodeOfThisProcess
+from raystage.cluster.ray_private import JobImportingFrom, check_alive, started_here
+from raystage.cluster.same_code import import_path
 from raystage.cluster.shutdown import SHUTDOWN
-from raystage.cluster.train_run import is_fitting
+from raystage.cluster.train_run import has_train_run
 from raystage.errors import InputError
 
 CONNECT_SECONDS = 10.0
 AUTO = "auto"
-_OTHER_VERSIONS = "Version mismatch"  # Ray has no error of its own for it
+_OTHER_VERSIONS = "Version mismatch"  # Ray has no exception of its own for it
 _CLIENT = "ray://"
 
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Within this, this process is connected to the cluster there. Raises InputError."""
+    """Within this context this process is connected to the cluster at `address`. Raises InputError."""
     found = _checked(address)
-    code = {} if found.startswith(_CLIENT) else {"job_config": CodeOfThisProcess()}
+    code = {} if found.startswith(_CLIENT) else {"job_config": JobImportingFrom(import_path())}
     try:
         ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, **code)
     except RuntimeError as error:
@@ -40,24 +38,24 @@ def joined(address: str) -> Iterator[None]:
         raise _no_answer(address, _first_line(error)) from None
     SHUTDOWN.install()
     yield
-    if not is_fitting():
+    if not has_train_run():
         ray.shutdown()
 
 
 def _checked(address: str) -> str:
-    """Where the cluster is. Refuses at once what Ray would try for minutes. Raises InputError."""
+    """The address to connect to. Reports at once what Ray would try for minutes. Raises InputError."""
     if address.startswith(("http://", "https://")):
         raise InputError(
-            f"found {address!r}, which is where jobs are submitted to; expected the cluster's own address, "
+            f"found {address!r}, the address that jobs are submitted to; expected the cluster's own address, "
             f"such as {urlsplit(address).hostname}:6379 or auto (or no RAY_ADDRESS in the environment)",
             key="--address",
         )
-    found = _started_here() if address == AUTO else address
+    found = _started_on_this_machine() if address == AUTO else address
     host, colon, port = found.rpartition(":")
     if colon and port.isdigit() and "://" not in found:
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-            _ask(found)
+            check_alive(found, CONNECT_SECONDS)
         except AuthenticationError:
             raise InputError(
                 f"the Ray cluster at {found!r} refuses this process's token; expected RAY_AUTH_MODE=token in the "
@@ -71,23 +69,13 @@ def _checked(address: str) -> str:
     return found
 
 
-def _ask(address: str) -> None:
-    """Raises AuthenticationError, RayError. Where the cluster wants a token, the user's is shown unless that is off."""
-    try:
-        GcsClient(address=address).check_alive([], timeout=CONNECT_SECONDS)
-    except AuthenticationError:
-        if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
-            raise
-        GcsClient(address=address).check_alive([], timeout=CONNECT_SECONDS)
-
-
-def _started_here() -> str:
-    """The address that the last `ray start` on this machine left. Ray would take any cluster that it finds among the
-    processes here, those of other runs too. Raises InputError."""
-    if found := read_ray_address():
+def _started_on_this_machine() -> str:
+    """The address of the last `ray start` on this machine. Ray itself would join any cluster that it finds among the
+    processes of this machine, also those of other runs. Raises InputError."""
+    if found := started_here():
         return found
     raise InputError(
-        "found auto, but no cluster was started on this machine by `ray start` (those of other runs are theirs alone); "
+        "found auto, but no cluster was started on this machine by `ray start` (clusters of other runs are not used); "
         "expected HOST:PORT, or no address and no RAY_ADDRESS for a cluster of the run's own",
         key="--address",
     )

@@ -1,4 +1,4 @@
-"""The cluster, and a job carried out on it: by whom, what is heard of it meanwhile, its failures put into words."""
+"""Connects to a cluster and carries out a job on it; the driver's interface to Ray."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Iterator
 
-import ray
-
 from raystage.cluster.joined import joined
 from raystage.cluster.own import started
+from raystage.cluster.placement import await_fit
+from raystage.cluster.queries import get_answer
+from raystage.cluster.ray_private import logs_folder
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
-from raystage.cluster.watchdog import OnEvent, Watch, answer, await_room
+from raystage.cluster.watchdog import OnEvent, Watchdog
 from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
 from raystage.config.stage import Training
 from raystage.errors import StorageError, WorkersLost
@@ -26,14 +27,14 @@ GROWING_CLUSTER_SECONDS = 60.0
 
 @contextlib.contextmanager
 def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
-    """A connection to the cluster at `address`, or a local one of this process's own.
+    """A connection to the cluster at `address`, or to a local cluster of this process's own.
 
     A local cluster has at least `cpus` CPUs, whatever the machine has: three workers can share two cores.
-    After an error the connection is left as it is, for a Train run may still be waited for in a thread of
-    its own, and Ray ends a process whose thread finds it shut down. With the process, all of it ends.
+    After an error the connection stays open: a thread may still wait for a Train run, and Ray ends a process in which
+    such a thread finds the connection closed. All of it ends with this process.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # The controller looks after its workers this often; the default of 2 s delays every stage's end.
+    # How often the Train controller looks at its workers. With the default of 2 s every stage would end later.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with joined(address) if address else started(cpus):
         yield
@@ -41,11 +42,11 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
 
 
 def starting_cluster(address: str | None, cpus: int, gpus: int) -> str:
-    """What `cluster` begins with, in words."""
+    """What `cluster` does first, in words."""
     if address:
         return f"joining the Ray cluster at {address}"
     devices = f" and {gpus} GPUs" if gpus else ""
-    return f"starting a Ray cluster on this machine, of {max(cpus, os.cpu_count() or 1)} CPUs{devices}"
+    return f"starting a Ray cluster on this machine, with {max(cpus, os.cpu_count() or 1)} CPUs{devices}"
 
 
 def starting_workers(training: Training) -> str:
@@ -56,64 +57,60 @@ def starting_workers(training: Training) -> str:
 
 
 def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> bool:
-    """Carry out a job by the workers that are at hand, or a Ray Train run of its own; `on_event` hears of it in the
-    calling thread. The workers stay at hand for a little while.
+    """Carry out a job, on idle workers if there are suitable ones, otherwise in a new Train run.
 
-    patience_seconds: how long to wait for a cluster that is still growing.
+    on_event: called in this thread with what happens. patience_seconds: how long to wait for a cluster that is still
+    growing. Afterwards the workers stay idle for some seconds.
 
-    Returns whether it was carried out to its end: workers save and leave early when a node of theirs is to go.
-    Raises ResourcesMissing, ClusterLost, WorkersLost, or what a worker stopped for on purpose; KeyboardInterrupt when
-    this process, or the sweep that it belongs to, is to end, after the workers have saved.
+    Returns whether the job is finished. It is not if the workers have saved and left because one of their nodes is
+    taken away. Raises ResourcesMissing, ClusterLost, WorkersLost, or the error that a worker has stopped for;
+    KeyboardInterrupt if this process, or the sweep that it belongs to, is to end, after the workers have saved.
     """
-    crew = _IDLE_WORKERS.take(job)
-    if crew is None:
+    group = _IDLE_WORKERS.take(job)
+    if group is None:
         on_event("preparing", "", f"starting {starting_workers(job.training)}")
-        crew = _engage(job, patience_seconds)
+        group = _start_group(job, patience_seconds)
+    control = group.control
     try:
-        SHUTDOWN.is_heard = True
-        error = crew.carry_out(Watch(crew.mailbox, job.training, on_event, SHUTDOWN).look)
-        failure, has_left = answer(crew.mailbox.failure.remote()), answer(crew.mailbox.is_leaving.remote())
-        ends = answer(crew.mailbox.is_ending.remote())
-        _IDLE_WORKERS.keep(crew)
+        SHUTDOWN.saves_first = True
+        error = group.carry_out(Watchdog(control, job.training, on_event, SHUTDOWN).look)
+        failure, has_left = get_answer(control.failure.remote()), get_answer(control.is_leaving.remote())
+        is_ending = get_answer(control.is_ending.remote())
+        _IDLE_WORKERS.keep(group)
     except BaseException:
-        crew.abandon()
+        group.abandon()
         raise
     finally:
-        SHUTDOWN.is_heard = False
+        SHUTDOWN.saves_first = False
     if failure is not None:
         raise failure
     if error is not None:
-        raise _in_words(error, job)
-    if ends or SHUTDOWN.came_at is not None:
+        raise WorkersLost(f"stage {job.stages[-1].name}: {worker_failure(error)}")
+    if is_ending or SHUTDOWN.received_at is not None:
         raise KeyboardInterrupt("asked to end, and all is saved")
     return not has_left
 
 
-def _engage(job: Job, patience_seconds: float) -> WorkerGroup:
-    await_room(job.training, patience_seconds)
-    crew = WorkerGroup(job)
-    crew.take_on(job)
-    return crew
+def _start_group(job: Job, patience_seconds: float) -> WorkerGroup:
+    await_fit(job.training, patience_seconds)
+    group = WorkerGroup(job)
+    group.assign(job)
+    return group
 
 
 def dismiss() -> None:
-    """Have workers leave that are at hand."""
+    """Have idle workers leave."""
     _IDLE_WORKERS.dismiss()
 
 
 def tidy(store: Folder) -> None:
-    """Remove what drivers that were killed have left in the store; what does not go now goes another time."""
+    """Remove what killed drivers have left in the store. What cannot be removed now is removed another time."""
     with contextlib.suppress(StorageError):
         remove_abandoned_notes(store)
 
 
-def _in_words(error: Exception, job: Job) -> WorkersLost:
-    """The first worker's own error, without Ray's wrapping."""
-    return WorkersLost(f"stage {job.stages[-1].name}: {worker_failure(error)}")
-
-
 def worker_failure(error: Exception) -> str:
-    """Which worker of a Train run failed first and why, and where more is said."""
+    """Which worker of a Train run failed first, its own error without Ray's wrapping, and where the logs are."""
     failures = getattr(error, "worker_failures", None) or {}
     logs = f"the workers' logs are in {logs_folder() or 'the session folder of the cluster'}"
     for rank, failure in sorted(failures.items()):
@@ -121,9 +118,3 @@ def worker_failure(error: Exception) -> str:
         reason = lines[-1].strip() if lines else type(failure).__name__
         return f"worker {rank} failed: {reason} ({logs})"
     return f"{str(error).strip().splitlines()[-1]} ({logs})"
-
-
-def logs_folder() -> str | None:
-    """Where the logs of the cluster that this process is connected to lie, on each of its nodes; None without one."""
-    node = ray._private.worker.global_worker.node
-    return node.get_logs_dir_path() if node else None

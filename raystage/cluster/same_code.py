@@ -1,7 +1,8 @@
-"""Workers run the driver's code, or none: where they import raystage from, and whether it is the same there.
+"""Holds that workers run the same raystage sources as the driver.
 
-Ray would have them import from the driver's working directory first, and its script's folder, where the driver itself
-looks last or not at all: a file `numpy.py` or another clone of this repository there would be theirs alone.
+Ray would have workers import from the driver's working directory and its script's folder first. The driver itself does
+not: it looks there last or not at all. A file `numpy.py` or another clone of this repository there would be used by
+the workers alone. So workers import from `import_path`, and compare their sources with the driver's.
 """
 
 from __future__ import annotations
@@ -15,26 +16,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ray.job_config import JobConfig
-
 import raystage
 
-# The folder, the version ('' where it is not installed), the digest of all of its sources.
+# Folder, version ('' if it is not installed), digest of all its source files.
 Found = tuple[str, str, str]
 
 
-class CodeOfThisProcess(JobConfig):
-    """Has workers import from where a fresh Python would, and raystage from where this process has it. For `ray.init`.
-
-    The method is Ray's own; a test holds it."""
-
-    def _serialize(self) -> str:
-        self._py_driver_sys_path[:] = [] if self._runtime_env_has_working_dir() else import_path()
-        return super()._serialize()
-
-
 def import_path() -> list[str]:
-    """The folder that raystage lies in, where a fresh Python would find none or another one."""
+    """What workers must import from first: the folder that contains raystage, unless a fresh Python finds the same
+    raystage anyway."""
     code = "import importlib.util as util; found = util.find_spec('raystage'); print(found.origin if found else '')"
     fresh = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     here = Path(raystage.__file__).resolve()
@@ -43,9 +33,10 @@ def import_path() -> list[str]:
 
 
 def make_examiner() -> Callable[[], Found | None]:
-    """A function that looks at raystage where it is called; None where there is none.
+    """A function that describes the raystage of the process that calls it; None if there is none.
 
-    Nested, so that it travels as what it does: by its name it would be looked for in the code that it is to look at.
+    It is nested, so that Ray pickles its code. A function at the top of a module would be pickled by its name, and
+    imported from the very sources that it has to examine.
     """
 
     def examine() -> Found | None:
@@ -62,9 +53,10 @@ def make_examiner() -> Callable[[], Found | None]:
 
 
 def make_comparer() -> Callable[[], str | None]:
-    """A function that says, where it is called, what is wrong with the raystage there; None where it is this one.
+    """A function that compares the raystage of the process that calls it with that of this process.
 
-    Versions are for people: an installed one does not change with its sources, and a folder need not be installed.
+    It returns what is different, in words; None if the sources are the same. Versions are only shown: they may be equal
+    although sources were edited.
     """
     examine = make_examiner()
     folder, version, digest = examine()

@@ -1,4 +1,4 @@
-"""Word that this process is to end: SIGTERM, or SIGHUP from a terminal that closes."""
+"""Signals that ask this process to end: SIGTERM, and SIGHUP from a terminal that closes."""
 
 from __future__ import annotations
 
@@ -9,47 +9,52 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Between the notice and the end, machines that are taken away give 30 s or more.
+# Machines that are taken away usually give 30 s or more between the signal and the end.
 LEAVE_SECONDS = 25.0
-_TERMINAL = (1, 2)
+_TERMINAL = (1, 2)  # file descriptors
 
 
 class ShutdownSignal:
-    """While a Train run listens the first one asks its workers to save and leave; a second one, or one that comes at
-    another time, interrupts at once as Ctrl-C does."""
+    """Handles the signals that ask this process to end.
+
+    saves_first: set while a Train run is being watched. Then the first signal only sets `received_at` (by
+    `time.monotonic`) and `signal`: the workers are to save and leave. A second signal, or one at any other time,
+    raises KeyboardInterrupt at once, as Ctrl-C does.
+    """
 
     def __init__(self) -> None:
-        self.is_heard = False
-        self.came_at: float | None = None
+        self.saves_first = False
+        self.received_at: float | None = None
         self.signal = signal.SIGTERM
         self._on_terminal: list[int] = []
 
     def install(self) -> None:
-        """Ray's own handler would print a stack trace and leave all as it is. Under `nohup` SIGHUP stays ignored."""
+        """Replaces Ray's own handler, which prints a stack trace and does nothing else. Under `nohup` SIGHUP stays
+        ignored. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGTERM, self._take)
+        signal.signal(signal.SIGTERM, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._on_terminal = [number for number in _TERMINAL if os.isatty(number)] or self._on_terminal
-            signal.signal(signal.SIGHUP, self._take)
+            signal.signal(signal.SIGHUP, self._handle)
 
-    def _take(self, signum: int, frame: object) -> None:
+    def _handle(self, signum: int, frame: object) -> None:
         if signum == signal.SIGHUP:
             self._leave_terminal()
-        if not self.is_heard or self.came_at is not None:
+        if not self.saves_first or self.received_at is not None:
             raise KeyboardInterrupt
-        self.came_at, self.signal = time.monotonic(), signal.Signals(signum)
+        self.received_at, self.signal = time.monotonic(), signal.Signals(signum)
 
     def _leave_terminal(self) -> None:
-        """It is gone, and whoever still wrote to it would fail."""
+        """Redirect what was written to the terminal, which is gone: writing to it would fail."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in self._on_terminal:
             os.dup2(nowhere, number)
         os.close(nowhere)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt where it came too long ago."""
-        if self.came_at is not None and time.monotonic() - self.came_at > LEAVE_SECONDS:
+        """Raises KeyboardInterrupt if the time to save is over."""
+        if self.received_at is not None and time.monotonic() - self.received_at > LEAVE_SECONDS:
             raise KeyboardInterrupt(f"the workers did not save within {LEAVE_SECONDS:g} s")
 
 
@@ -57,11 +62,12 @@ SHUTDOWN = ShutdownSignal()
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """What is started within this does not hear such a word, for good; this process hears it afterwards.
+def signals_blocked() -> Iterator[None]:
+    """Processes started within this context have SIGTERM and SIGHUP blocked for good; this process has them blocked
+    until the context ends.
 
-    It is said to a whole process group, by systemd and SLURM even to all that a job has started: what the workers need
-    in order to save must outlive it.
+    These signals are often sent to a whole process group, by systemd and SLURM even to all processes of a job. What
+    the workers need to save must outlive them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:

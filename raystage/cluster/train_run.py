@@ -1,4 +1,4 @@
-"""A Train run in a thread of its own."""
+"""A run of Ray Train in a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import threading
 
 from ray.train.torch import TorchTrainer
 
-_FIT_THREAD = "raystage-fit"
+_THREAD = "raystage-fit"
 
 
-class Fit:
-    """A trainer's `fit`, in a thread of its own, so that this one stays free to listen. error: what it ended with."""
+class TrainRun:
+    """Calls `trainer.fit()` in a thread of its own, so that the calling thread can do other work meanwhile.
+
+    error: what `fit` has raised.
+    """
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self.error: Exception | None = None
         self._trainer = trainer
-        self._thread = threading.Thread(target=self._run, name=_FIT_THREAD, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._trainer.fit()
-        except Exception as error:  # handed to the thread that listens, which puts it into words
+        except Exception as error:  # read by the thread that waits for this one
             self.error = error
 
     @property
@@ -32,6 +35,6 @@ class Fit:
         self._thread.join(seconds)
 
 
-def is_fitting() -> bool:
-    """Whether a Train run is still under way in this process: after an interruption, say."""
-    return any(thread.name == _FIT_THREAD for thread in threading.enumerate())
+def has_train_run() -> bool:
+    """Whether this process still has a Train run, for example after an interruption."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())

@@ -1,176 +1,129 @@
-"""What the driver looks after while a Train run goes on: messages, workers that hang, nodes that go, its own end.
+"""What the driver looks after while a Train run goes on: messages, workers that hang, nodes, its own end.
 
-What dies, Ray Train sees by itself. What merely stands still it does not: then the workers are killed here, so that
-it starts them again, which counts against `max_failures` like any other failure.
+Ray Train notices by itself when a worker dies, but not when a worker hangs. Then the workers are killed here, so that
+Ray Train starts them again; this counts against `max_failures` like any other failure.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 
-from raystage.cluster.placement import describe_wait, has_room, is_room_taken, too_small
+from raystage.cluster.placement import describe_wait, fits, too_small, waits_for_resources
+from raystage.cluster.queries import ask_cluster, get_answer
+from raystage.cluster.ray_private import draining_nodes
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.stage import Training
-from raystage.errors import ClusterLost
-from raystage.train.control_actor import WorkerSign
+from raystage.train.control_actor import WorkerStatus
 from raystage.units import format_seconds
 
 OnEvent = Callable[[str, str, Any], None]
-Answer = TypeVar("Answer")
 
-CARE_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 PING_SECONDS = 2.0
-# Workers that have room are heard of before.
-ROOM_SECONDS = 15.0
-# After 60 s Ray would end this process without a word of ours.
-CLUSTER_SECONDS = 40.0
-# What a worker may be at before the first step, and how that is said.
+# If no worker was heard of for this time, the workers may be waiting for resources.
+WAIT_SECONDS = 15.0
+# What workers may do before the first step, in their own words, and what the user is told.
 BEFORE_TRAINING = {
     "reading the text": "the workers read the text, and tokenize what is not in the cache",
     "entering a stage": "the workers build the model and load what it starts from",
 }
 
 
-class Watch:
-    """`look` is called several times a second, in the thread that `on_event` is called in."""
+class Watchdog:
+    """Watches over one Train run: `look` is to be called several times a second.
 
-    def __init__(self, mailbox: Any, training: Training, on_event: OnEvent, notice: ShutdownSignal) -> None:
-        self._mailbox, self._training, self._on_event, self._notice = mailbox, training, on_event, notice
-        self._cared_at = self._had_room_at = self._heard_at = time.monotonic()
-        self._leaving = self._told_of_wait = False
-        self._work = ""
+    control: the run's `ControlActor`. on_event: called in the thread that calls `look`.
+    """
+
+    def __init__(self, control: Any, training: Training, on_event: OnEvent, shutdown: ShutdownSignal) -> None:
+        self._control, self._training, self._on_event, self._shutdown = control, training, on_event, shutdown
+        self._looked_at = self._fitted_at = self._heard_at = time.monotonic()
+        self._is_leaving = self._has_told_of_wait = False
+        self._doing = ""
 
     def look(self) -> None:
-        """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time after a notice is over."""
-        for event in answer(self._mailbox.take.remote(), self._notice.check):
+        """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time to save after a signal is over."""
+        for event in get_answer(self._control.take.remote(), self._shutdown.check):
             self._on_event(*event)
-        self._notice.check()
-        if time.monotonic() - self._cared_at >= CARE_SECONDS:
-            signs = answer(self._mailbox.signs.remote())
-            self._end_what_hangs(signs)
-            self._heed_notices(signs)
-            self._check_room()
-            self._tell_of_wait(signs)
-            self._tell_of_work(signs)
-            self._cared_at = time.monotonic()
+        self._shutdown.check()
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            statuses = get_answer(self._control.statuses.remote())
+            self._kill_what_hangs(statuses)
+            self._leave_in_time(statuses)
+            self._check_fit()
+            self._tell_of_wait(statuses)
+            self._tell_of_work(statuses)
+            self._looked_at = time.monotonic()
 
-    def _end_what_hangs(self, signs: list[WorkerSign]) -> None:
-        late = [sign for sign in signs if sign.is_late]
+    def _kill_what_hangs(self, statuses: list[WorkerStatus]) -> None:
+        late = [one for one in statuses if one.is_late]
         if not late:
             return
-        if not any_is_dead(signs):
-            self._say(describe_late(late))
-            for sign in signs:
-                ray.kill(sign.worker)
-        # Where one is dead Ray Train starts all of them again: there is nothing to wait for from these.
-        answer(self._mailbox.forget.remote())
+        if not any_is_dead(statuses):
+            self._tell_of_trouble(describe_late(late))
+            for one in statuses:
+                ray.kill(one.worker)
+        # If one is dead, Ray Train starts all of them again: nothing more is heard of these.
+        get_answer(self._control.forget.remote())
 
-    def _check_room(self) -> None:
-        """Where a node was lost Ray Train waits for another one, if need be for ever."""
+    def _check_fit(self) -> None:
+        """After a node was lost, Ray Train waits for another one without limit. Raises ResourcesMissing."""
         now = time.monotonic()
-        if in_time(lambda: has_room(self._training)):
-            self._had_room_at = now
-        elif now - self._had_room_at > self._training.hang_seconds:
+        if ask_cluster(lambda: fits(self._training)):
+            self._fitted_at = now
+        elif now - self._fitted_at > self._training.hang_seconds:
             raise too_small(self._training)
 
-    def _tell_of_wait(self, signs: list[WorkerSign]) -> None:
-        """Say it, once, where the cluster is large enough, but others have what the workers need."""
-        if signs:
-            self._heard_at, self._told_of_wait = time.monotonic(), False
-        elif not self._told_of_wait and time.monotonic() - self._heard_at > ROOM_SECONDS:
-            self._told_of_wait = in_time(lambda: is_room_taken(self._training))
-            if self._told_of_wait:
-                self._on_event("waiting", "", in_time(lambda: describe_wait(self._training)))
+    def _tell_of_wait(self, statuses: list[WorkerStatus]) -> None:
+        """Say once that the workers wait, if the cluster is large enough but others use its resources."""
+        if statuses:
+            self._heard_at, self._has_told_of_wait = time.monotonic(), False
+        elif not self._has_told_of_wait and time.monotonic() - self._heard_at > WAIT_SECONDS:
+            self._has_told_of_wait = ask_cluster(lambda: waits_for_resources(self._training))
+            if self._has_told_of_wait:
+                self._on_event("waiting", "", ask_cluster(lambda: describe_wait(self._training)))
 
-    def _tell_of_work(self, signs: list[WorkerSign]) -> None:
-        """What the first worker does before it trains: it may take minutes."""
-        doing = next((sign.doing for sign in signs if sign.rank == 0), "")
-        if doing in BEFORE_TRAINING and doing != self._work:
+    def _tell_of_work(self, statuses: list[WorkerStatus]) -> None:
+        """Say what the first worker does before it trains, which may take minutes."""
+        doing = next((one.doing for one in statuses if one.rank == 0), "")
+        if doing in BEFORE_TRAINING and doing != self._doing:
             self._on_event("preparing", "", BEFORE_TRAINING[doing])
-        self._work = doing
+        self._doing = doing
 
-    def _heed_notices(self, signs: list[WorkerSign]) -> None:
-        """Have the workers save and leave: before this process ends, or before a node goes that one of them is on.
+    def _leave_in_time(self, statuses: list[WorkerStatus]) -> None:
+        """Have the workers save and leave if this process is to end, or if a node of theirs is to be taken away.
 
-        Raises KeyboardInterrupt where none of them trains: they wait for room, or are being started."""
-        if self._leaving:
+        Raises KeyboardInterrupt if no worker trains: they wait for resources, or are being started.
+        """
+        if self._is_leaving:
             return
-        if self._notice.came_at is not None and not signs:
-            raise KeyboardInterrupt(f"asked to end ({self._notice.signal.name}) while no worker had anything to save")
-        going = sorted(in_time(draining_nodes) & {sign.node for sign in signs})
-        if self._notice.came_at is not None:
-            self._say(f"asked to end ({self._notice.signal.name}): the workers save and leave")
-        elif going:
-            self._say(f"node {going[0][:8]} is to be taken away: the workers save, leave and start again elsewhere")
+        is_ending, name = self._shutdown.received_at is not None, self._shutdown.signal.name
+        if is_ending and not statuses:
+            raise KeyboardInterrupt(f"asked to end ({name}) while no worker had anything to save")
+        leaving_nodes = sorted(ask_cluster(draining_nodes) & {one.node for one in statuses})
+        if is_ending:
+            self._tell_of_trouble(f"asked to end ({name}): the workers save and leave")
+        elif leaving_nodes:
+            node = leaving_nodes[0][:8]
+            self._tell_of_trouble(f"node {node} is to be taken away: the workers save, leave and start again elsewhere")
         else:
             return
-        self._leaving = True
-        answer(self._mailbox.leave.remote())
+        self._is_leaving = True
+        get_answer(self._control.leave.remote())
 
-    def _say(self, what: str) -> None:
+    def _tell_of_trouble(self, what: str) -> None:
         self._on_event("trouble", "", what)
 
 
-def await_room(training: Training, patience_seconds: float) -> None:
-    """Wait until the cluster has places for the workers, as few as may be. Raises ResourcesMissing, ClusterLost."""
-    deadline = time.monotonic() + patience_seconds
-    while not in_time(lambda: has_room(training)):
-        if time.monotonic() > deadline:
-            raise too_small(training)
-        time.sleep(1.0)
-
-
-def answer(asked: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
-    """What the mailbox answers; it may be on its way to another node. Raises ClusterLost."""
-    deadline = time.monotonic() + CLUSTER_SECONDS
-    while True:
-        meanwhile()
-        try:
-            return ray.get(asked, timeout=1.0)
-        except GetTimeoutError:
-            if time.monotonic() > deadline:
-                raise _cluster_lost() from None
-
-
-def in_time(ask: Callable[[], Answer]) -> Answer:
-    """What the cluster's head says. In a thread of its own, for where there is no head any more Ray would not come
-    back from asking before it ends the process. Raises ClusterLost."""
-    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
-
-    def asking() -> None:
-        try:
-            answers.put((ask(), None))
-        except Exception as error:  # for the thread that waits
-            answers.put((None, error))
-
-    threading.Thread(target=asking, name="raystage-ask", daemon=True).start()
-    try:
-        found, error = answers.get(timeout=CLUSTER_SECONDS)
-    except queue.Empty:
-        raise _cluster_lost() from None
-    if error is not None:
-        raise error
-    return found
-
-
-def _cluster_lost() -> ClusterLost:
-    return ClusterLost(
-        f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it "
-        f"is down; the same command on a running cluster goes on from the last checkpoint"
-    )
-
-
-def describe_late(late: list[WorkerSign]) -> str:
-    """'workers 0 and 1 have made no progress for 5.0 s (training): all are started again'."""
-    ranks = " and ".join(str(sign.rank) for sign in late)
-    longest = max(late, key=lambda sign: sign.silent_seconds)
+def describe_late(late: list[WorkerStatus]) -> str:
+    """'workers 0 and 1 have made no progress for 5.0 s (training): all workers are started again'."""
+    ranks = " and ".join(str(one.rank) for one in late)
+    longest = max(late, key=lambda one: one.silent_seconds)
     who = f"worker {ranks} has" if len(late) == 1 else f"workers {ranks} have"
     return (
         f"{who} made no progress for {format_seconds(longest.silent_seconds)} ({longest.doing}): "
@@ -178,21 +131,16 @@ def describe_late(late: list[WorkerSign]) -> str:
     )
 
 
-def any_is_dead(signs: list[WorkerSign]) -> bool:
-    """Whether one of the workers is no more; one that does not answer may be stopped or busy."""
-    answers = [sign.worker.__ray_ready__.remote() for sign in signs]
-    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=PING_SECONDS)
-    return any(_is_of_dead(answer) for answer in ready)
+def any_is_dead(statuses: list[WorkerStatus]) -> bool:
+    """Whether one of the workers has died. A worker that does not answer may only be stopped or busy."""
+    pings = [one.worker.__ray_ready__.remote() for one in statuses]
+    ready, _ = ray.wait(pings, num_returns=len(pings), timeout=PING_SECONDS)
+    return any(_is_of_dead_worker(ping) for ping in ready)
 
 
-def _is_of_dead(answer: Any) -> bool:
+def _is_of_dead_worker(ping: Any) -> bool:
     try:
-        ray.get(answer)
+        ray.get(ping)
     except RayActorError:
         return True
     return False
-
-
-def draining_nodes() -> set[str]:
-    """The ids of nodes that are about to be taken away. A name of Ray's own, as its Train uses it; a test holds it."""
-    return set(ray._private.state.state.get_draining_nodes())

@@ -1,11 +1,11 @@
-"""Workers that stay together: one Train run, which carries out one job after the other.
+"""A group of workers: one Train run, which carries out one job after the other.
 
 To start a Train run takes 12 s and more, most of it for processes to load torch and DeepSpeed. So workers whose job is
-done stay for some seconds. The next job of this process that needs the same workers is theirs, whether it is of the
-same schedule or, in a sweep, of the trial after.
+finished stay idle for some seconds. They carry out the next job of this process that needs the same workers, of the
+same schedule or, in a sweep, of the next trial.
 
-Workers tell the driver how they do through a small actor: unlike `ray.train.report` it does not hold the training up,
-and it keeps what was said when a worker dies. What counts, checkpoints and records, goes through the store alone.
+Workers and driver talk through a small actor, the `ControlActor`. Unlike `ray.train.report` it does not delay training,
+and it keeps messages when a worker dies. Results, which are checkpoints and records, go through the store alone.
 """
 
 from __future__ import annotations
@@ -26,93 +26,101 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.cluster.own import is_own, notes_folder
-from raystage.cluster.placement import give_back_room
+from raystage.cluster.placement import release_resources_of
+from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
-from raystage.cluster.train_run import Fit
-from raystage.cluster.watchdog import answer, in_time
+from raystage.cluster.train_run import TrainRun
 from raystage.config.stage import Training
 from raystage.errors import ClusterLost
 from raystage.plan.plan import Job
 from raystage.train.control_actor import ControlActor, Task
 
 POLL_SECONDS = 0.2
-# Workers that have nothing to do need not even save.
+# Idle workers have nothing to save.
 DISMISS_SECONDS = 20.0
-_MAILBOX = "raystage-mailbox-"
+_CONTROL = "raystage-control-"
 
 
 class WorkerGroup:
-    """The workers of one Train run, as a job needs them. They are started with the first job that is carried out."""
+    """The workers of one Train run, as `job` needs them. They are started by the first call of `carry_out`."""
 
     def __init__(self, job: Job) -> None:
         self._training = job.training
-        self.mailbox = _open_mailbox()
-        self._terms = _terms(job)
-        # Where Ray Train keeps its own notes on a run; none of them are needed afterwards.
+        self.control = _start_control_actor()
+        self._requirements = _requirements(job)
+        # Where Ray Train keeps its own files about a run; none of them is needed afterwards.
         self._folder = new_notes(notes_folder() if is_own() else job.store, job.stages[-1].key)
         self._task = Task(0, b"")
-        self._fit: Fit | None = None
+        self._train_run: TrainRun | None = None
 
-    def take_on(self, job: Job) -> bool:
-        """Whether the job is theirs from here on. Not where it needs others, or these are about to leave."""
+    def assign(self, job: Job) -> bool:
+        """Give the workers a job. Returns False if it needs other workers, or if these are about to leave."""
         self._task = Task(self._task.number + 1, pickle.dumps(job))
-        has_ended = self._fit is not None and self._fit.is_over
-        return _terms(job) == self._terms and not has_ended and answer(self.mailbox.assign.remote(self._task))
+        has_ended = self._train_run is not None and self._train_run.is_over
+        if has_ended or _requirements(job) != self._requirements:
+            return False
+        return get_answer(self.control.assign.remote(self._task))
 
     def carry_out(self, meanwhile: Callable[[], None]) -> Exception | None:
-        """Until the job is done or the workers are gone; `meanwhile` is called several times a second. Returns what a
-        Train run failed with. Ray Train starts workers again; where its controller dies, another run is begun."""
+        """Return when the job is finished or the workers are gone. meanwhile: called several times a second.
+
+        Returns the error of the Train run, if it failed. Ray Train starts failed workers again; if its controller
+        dies, this starts another Train run.
+        """
         error: Exception | None = None
         for _ in range(self._training.max_failures + 1):
-            self._fit = self._fit or Fit(self._trainer())
-            while not self._fit.is_over and not self._is_done():
+            self._train_run = self._train_run or TrainRun(self._trainer())
+            while not self._train_run.is_over and not self._is_done():
                 meanwhile()
-                self._fit.wait(POLL_SECONDS)
+                self._train_run.wait(POLL_SECONDS)
             meanwhile()
-            error = self._fit.error if self._fit.is_over else None
+            error = self._train_run.error if self._train_run.is_over else None
             if isinstance(error, RayActorError):
-                give_back_room(error.actor_id)
+                release_resources_of(error.actor_id)
             elif error is not None or not self._have_left_too_early():
                 break
-            self._fit = None
+            self._train_run = None
         return error
 
     def _have_left_too_early(self) -> bool:
-        """Whether they had been idle for long enough to leave, and the mailbox, which died then, forgot it."""
-        return self._fit.is_over and not self._is_done() and not answer(self.mailbox.is_over.remote())
+        """Whether the workers left because they were idle for too long, and the control actor died and forgot it."""
+        is_over = self._train_run.is_over
+        return is_over and not self._is_done() and not get_answer(self.control.is_over.remote())
 
     def _is_done(self) -> bool:
-        is_done = answer(self.mailbox.has.remote(self._task.number))
+        is_done = get_answer(self.control.has_finished.remote(self._task.number))
         if is_done is None:
-            answer(self.mailbox.assign.remote(self._task))
+            get_answer(self.control.assign.remote(self._task))
         return bool(is_done)
 
-    def is_at_hand(self) -> bool:
-        """Whether the workers can have another job. Those that were started again have used up some of its failures."""
-        has_ended = self._fit is None or self._fit.is_over
-        return not has_ended and not answer(self.mailbox.is_over.remote()) and answer(self.mailbox.starts.remote()) <= 1
+    def is_available(self) -> bool:
+        """Whether the workers can have another job. If they were started again, some of the failures that the next job
+        may have are used up."""
+        if self._train_run is None or self._train_run.is_over or get_answer(self.control.is_over.remote()):
+            return False
+        return get_answer(self.control.starts.remote()) <= 1
 
     def dismiss(self) -> None:
-        """Have the workers leave, and wait for it: Ray must not be shut down under a Train run."""
+        """Have the workers leave, and wait until they have: Ray must not be shut down during a Train run."""
         with contextlib.suppress(ClusterLost, RayError):
-            if self._fit is not None and not self._fit.is_over:
-                answer(self.mailbox.dismiss.remote())
-                self._fit.wait(DISMISS_SECONDS)
-            error = self._fit.error if self._fit is not None else None
+            if self._train_run is not None and not self._train_run.is_over:
+                get_answer(self.control.dismiss.remote())
+                self._train_run.wait(DISMISS_SECONDS)
+            error = self._train_run.error if self._train_run is not None else None
             if isinstance(error, RayActorError):
-                in_time(lambda: give_back_room(error.actor_id))
-            # Where workers are just being started again, they will ask, and must hear that they are to leave.
-            if self._fit is None or self._fit.is_over:
+                ask_cluster(lambda: release_resources_of(error.actor_id))
+            # Workers that are just being started again will ask the actor, which has to tell them to leave.
+            if self._train_run is None or self._train_run.is_over:
                 self.abandon()
 
     def abandon(self) -> None:
-        """Leave the workers to end with this process, unless they have. Asks the cluster nothing: it may be lost."""
-        ray.kill(self.mailbox)
+        """Leave the workers to end with this process. Does not ask the cluster, which may be lost."""
+        ray.kill(self.control)
         self._folder.delete()
 
-    def tidy(self) -> None:
-        """Leave nothing that somebody would have to remove, for where this process ends before its workers do."""
+    def remove_notes(self) -> None:
+        """Remove what would stay behind if this process ended before its workers do."""
         self._folder.delete()
 
     def _trainer(self) -> TorchTrainer:
@@ -120,11 +128,13 @@ class WorkerGroup:
         resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
         return TorchTrainer(
             _make_train(),
-            train_loop_config={"mailbox": self.mailbox},
-            scaling_config=ScalingConfig(num_workers=_wanted(training), use_gpu=on_gpu, resources_per_worker=resources),
+            train_loop_config={"control": self.control},
+            scaling_config=ScalingConfig(
+                num_workers=_num_workers(training), use_gpu=on_gpu, resources_per_worker=resources
+            ),
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             run_config=RunConfig(
-                # A name of its own: Ray would go on silently with a run that it finds under the same one.
+                # A new name: Ray would silently continue a run that it finds under the same name.
                 name=f"{self._folder.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=self._folder.path,
                 storage_filesystem=self._folder.system,
@@ -135,108 +145,114 @@ class WorkerGroup:
 
 
 class IdleWorkers:
-    """The workers of this process that have no job at the moment, if there are any."""
+    """The worker group of this process that has no job at the moment, if there is one."""
 
     def __init__(self) -> None:
-        self._crew: WorkerGroup | None = None
+        self._group: WorkerGroup | None = None
 
     def take(self, job: Job) -> WorkerGroup | None:
-        """Them, where they have taken the job on; else none, and none are left."""
-        crew, self._crew = self._crew, None
-        if crew is None or crew.take_on(job):
-            return crew
-        crew.dismiss()
+        """The group, if it takes the job; otherwise it leaves."""
+        group, self._group = self._group, None
+        if group is None or group.assign(job):
+            return group
+        group.dismiss()
         return None
 
-    def keep(self, crew: WorkerGroup) -> None:
-        """For another job, where they can have one; else they leave."""
-        if crew.is_at_hand():
-            crew.tidy()
-            self._crew = crew
+    def keep(self, group: WorkerGroup) -> None:
+        """Keep a group for another job; if it cannot have one, it leaves."""
+        if group.is_available():
+            group.remove_notes()
+            self._group = group
         else:
-            crew.dismiss()
+            group.dismiss()
 
     def dismiss(self) -> None:
-        crew, self._crew = self._crew, None
-        if crew is not None:
-            crew.dismiss()
+        group, self._group = self._group, None
+        if group is not None:
+            group.dismiss()
 
 
-def _terms(job: Job) -> tuple[Any, ...]:
-    """What two jobs must agree in for the same workers to carry them out."""
+def _requirements(job: Job) -> tuple[Any, ...]:
+    """What must be equal in two jobs for the same workers to carry out both."""
     return job.stages[0].layout, job.training.max_failures
 
 
-def _open_mailbox() -> Any:
-    """Beside the driver, so that no node that is lost takes it along; one that dies all the same starts again."""
+# --- control actors ---------------------------------------------------------------------------
+
+
+def _start_control_actor() -> Any:
+    """On the driver's node, so that no lost node takes it along. If it dies all the same, Ray starts it again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    return remote(ControlActor).options(name=f"{_MAILBOX}{uuid.uuid4().hex}").remote()
+    return remote(ControlActor).options(name=f"{_CONTROL}{uuid.uuid4().hex}").remote()
 
 
 def have_all_leave(check: Callable[[], None]) -> bool:
-    """Have the workers of all crews of this job of Ray's save and leave for good, and wait until those have that were
-    at work: a sweep's trials have theirs in processes of their own. `check` is called meanwhile.
+    """Have the workers of all groups of this Ray job save and leave for good, and wait until they have.
 
-    Returns whether any were at work. Raises ClusterLost, and what `check` raises.
+    The trials of a sweep have their groups in processes of their own. check: called meanwhile. Returns whether any
+    workers were at work. Raises ClusterLost, and what `check` raises.
     """
-    mailboxes = _open_mailboxes()
-    at_work = [mailbox for mailbox in mailboxes if _ask(mailbox.is_at_work, check)]
-    for mailbox in mailboxes:
-        _ask(mailbox.leave, check, for_good=True)
-    for mailbox in at_work:
-        while _ask(mailbox.is_at_work, check):
+    actors = _control_actors()
+    at_work = [actor for actor in actors if _ask(actor.is_at_work, check)]
+    for actor in actors:
+        _ask(actor.leave, check, for_good=True)
+    for actor in at_work:
+        while _ask(actor.is_at_work, check):
             time.sleep(POLL_SECONDS)
     return bool(at_work)
 
 
-def _open_mailboxes() -> list[Any]:
+def _control_actors() -> list[Any]:
     found = []
-    for name in in_time(ray.util.list_named_actors):
-        if name.startswith(_MAILBOX):
-            with contextlib.suppress(ValueError):  # gone meanwhile
-                found.append(in_time(partial(ray.get_actor, name)))
+    for name in ask_cluster(ray.util.list_named_actors):
+        if name.startswith(_CONTROL):
+            with contextlib.suppress(ValueError):  # it has ended meanwhile
+                found.append(ask_cluster(partial(ray.get_actor, name)))
     return found
 
 
 def _ask(method: Any, check: Callable[[], None], **options: Any) -> Any:
-    """What a mailbox answers; None where it is gone: its crew is, too."""
+    """What a control actor answers; None if it has ended, and with it its workers."""
     try:
-        return answer(method.remote(**options), check)
+        return get_answer(method.remote(**options), check)
     except RayActorError:
         return None
 
 
-def _wanted(training: Training) -> int | tuple[int, int]:
-    """How many workers, as Ray Train takes it."""
+# --- what a Train run is made of --------------------------------------------------------------
+
+
+def _num_workers(training: Training) -> int | tuple[int, int]:
+    """The number of workers in the form of Ray Train."""
     workers = training.workers
     return (workers.least, workers.most) if workers.is_elastic else workers.most
 
 
 def worker_environment(training: Training) -> dict[str, str]:
-    """What must be set before a worker imports torch and DeepSpeed."""
+    """Environment variables that must be set before a worker imports torch and DeepSpeed."""
     variables = {
         "OMP_NUM_THREADS": str(training.cpus_per_worker),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        # Nothing here is compiled, but DeepSpeed would load the whole compiler to find out (2 s).
+        # raystage compiles nothing. Without this DeepSpeed loads the whole compiler to check for it (2 s).
         "TORCHDYNAMO_DISABLE": "1",
     }
     return {**variables, "DS_ACCELERATOR": "cuda" if training.gpus_per_worker else "cpu"}
 
 
 def _make_train() -> Callable[[dict[str, Any]], None]:
-    """What Ray Train runs on each worker. Nested, so that it comes to run there whatever raystage is there."""
+    """What Ray Train runs on each worker. Nested, so that its code reaches the worker whatever raystage is there."""
     compare = make_comparer()
 
     def train(config: dict[str, Any]) -> None:
-        mailbox = config["mailbox"]
-        if ray.get(mailbox.is_refused.remote()):
+        control = config["control"]
+        if ray.get(control.is_refused.remote()):
             return
         if difference := compare():
-            ray.get(mailbox.refuse.remote(difference))
+            ray.get(control.refuse.remote(difference))
             raise RuntimeError(difference)
-        # By its name, so that DeepSpeed is loaded there and not here.
-        importlib.import_module("raystage.train.worker_loop").train_on_worker(mailbox)
+        # Imported by name, so that DeepSpeed is loaded by the workers and not by the driver.
+        importlib.import_module("raystage.train.worker").train_on_worker(control)
 
     return train

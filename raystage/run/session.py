@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raystage.cluster import launch
+from raystage.cluster.ray_private import logs_folder
 from raystage.config.schedule import Schedule
 from raystage.plan.plan import Plan
 from raystage.results.record import StageRecord
@@ -72,7 +72,7 @@ class RunSession:
         self._tracker = _make_tracker(plan, schedule, store, tracking, earlier, self._driver.is_finished)
         self._driver.run_ids = self._tracker.run_ids
         self.invocation = Invocation(
-            plan.name, command, store.run_folder(plan.name), store.folder, connected_to or address, launch.logs_folder,
+            plan.name, command, store.run_folder(plan.name), store.folder, connected_to or address, logs_folder,
             self._tracker.run_ids,
         )  # fmt: skip
         self._callbacks: list[RunCallback] = []

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import wandb
 
-from raystage.cluster.shutdown import unheard
+from raystage.cluster.shutdown import signals_blocked
 from raystage.plan.gates import Rejection
 from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -159,7 +159,7 @@ class WandbTracker(RunCallback):
     # --- calls of W&B -------------------------------------------------------------------------
 
     def _start(self, run: RunPlan) -> None:
-        with unheard():  # W&B's service must outlive a word to end, too
+        with signals_blocked():  # W&B's service must outlive the driver's signals, too
             self._begin(run, _quiet_settings(self._mode))
 
     def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:

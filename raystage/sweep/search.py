@@ -21,9 +21,9 @@ from ray import tune
 
 from raystage.cluster import launch
 from raystage.cluster.launch import starting_cluster
-from raystage.cluster.placement import give_back_room_of_the_dead
+from raystage.cluster.placement import release_resources_of_dead_controllers
+from raystage.cluster.queries import ask_cluster
 from raystage.cluster.shutdown import SHUTDOWN
-from raystage.cluster.watchdog import in_time
 from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
 from raystage.storage.store import Store
@@ -125,12 +125,12 @@ class SweepRunner:
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
         self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
         try:
-            SHUTDOWN.is_heard = True
+            SHUTDOWN.saves_first = True
             results = tuner.fit()
         finally:
-            SHUTDOWN.is_heard = False
+            SHUTDOWN.saves_first = False
         self._outcomes.end(results)
-        if SHUTDOWN.came_at is not None:
+        if SHUTDOWN.received_at is not None:
             raise KeyboardInterrupt("asked to end, and all is saved")
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
@@ -199,7 +199,7 @@ class RoomKeeper(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() - self._cared_at >= CARE_SECONDS:
             with contextlib.suppress(Exception):  # whatever it is, it is looked for again in a moment
-                in_time(give_back_room_of_the_dead)
+                ask_cluster(release_resources_of_dead_controllers)
             self._cared_at = time.monotonic()
 
 
@@ -214,7 +214,7 @@ class Departure(tune.Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if SHUTDOWN.came_at is None:
+        if SHUTDOWN.received_at is None:
             return
         asked = f"asked to end ({SHUTDOWN.signal.name})"
         self._say(f"{asked}: the workers of all trials save and leave")

@@ -21,9 +21,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.cluster.launch import cluster, worker_failure
+from raystage.cluster.placement import await_fit
 from raystage.cluster.same_code import make_comparer
-from raystage.cluster.train_run import Fit, is_fitting
-from raystage.cluster.watchdog import await_room
+from raystage.cluster.train_run import TrainRun, has_train_run
 from raystage.cluster.worker_group import POLL_SECONDS, worker_environment
 from raystage.config.stage import Training
 from raystage.config.types import Workers
@@ -70,7 +70,7 @@ def check_cluster(address: str | None, store: str | None, with_train: bool = Fal
                 yield from _check_nodes(store, mark)
                 if with_train:
                     yield check_workers(store)
-                if is_fitting():
+                if has_train_run():
                     raise _StillWaiting
     except _StillWaiting:
         return
@@ -191,7 +191,7 @@ def check_workers(store: str | None, seconds: float = TRAIN_SECONDS) -> Finding:
     began = time.monotonic()
     try:
         training = Training(workers=Workers.exactly(WORKERS), gpus_per_worker=gpus)
-        await_room(training, 0.0)
+        await_fit(training, 0.0)
         _sum_in_train_run(training, backend, store, seconds)
     except RaystageError as error:
         return failed(check, str(error), advice)
@@ -214,7 +214,7 @@ def _sum_in_train_run(training: Training, backend: str, store: str, seconds: flo
             worker_runtime_env={"env_vars": worker_environment(training)},
         ),
     )
-    deadline, fit = time.monotonic() + seconds, Fit(trainer)
+    deadline, fit = time.monotonic() + seconds, TrainRun(trainer)
     try:
         while not fit.is_over:
             if time.monotonic() > deadline:

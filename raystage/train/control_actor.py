@@ -1,21 +1,24 @@
-"""How workers and driver talk while a Train run goes on: the class of a small Ray actor, which loads in no time."""
+"""How workers and driver talk during a Train run: the class of a small Ray actor. It imports nothing slow."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.errors import OtherCode, RaystageError
 
-# How long workers stay for another job. Some seconds of theirs are well spent where others take 12 s to come.
+# How long workers stay idle before they leave. New workers would take 12 s to start.
 KEEP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class WorkerSign:
-    """What a worker was last heard to do, and how long ago. worker, node: whatever it is known by."""
+class WorkerStatus:
+    """What a worker last said it does, and how long ago.
+
+    worker: its Ray actor. node: its node's id. patience_seconds: after so long without a heartbeat it hangs.
+    """
 
     rank: int
     worker: Any
@@ -31,82 +34,83 @@ class WorkerSign:
 
 @dataclass(frozen=True)
 class Task:
-    """A job to carry out, the how manieth of its workers. content: pickled, so that the mailbox need not load what it
-    consists of."""
+    """A job for a group of workers. number: counts the group's jobs, from 1.
+
+    content: the pickled job, so that this actor need not import what a job consists of.
+    """
 
     number: int
     content: bytes
 
 
 class ControlActor:
-    """What workers are to do next; what they have said and nobody has fetched yet; why training must not be tried
-    again, if so; whether they are to save and leave; and when each was last heard of, by this process's clock.
+    """What the workers are to do, their messages for the driver, and when each worker was last heard of.
 
-    One that dies begins anew and knows nothing: who gave out a task asks whether it is finished, and gives it again.
+    If it dies, Ray starts it again and it knows nothing: the driver asks whether its task is finished, and assigns it
+    again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._events: list[tuple[str, str, Any]] = []
+        self._messages: list[tuple[str, str, Any]] = []
         self._failure: RaystageError | None = None
-        self._leaving = self._ends = self._is_dismissed = self._is_refused = False
-        self._heard: dict[int, tuple[float, WorkerSign]] = {}
+        self._is_leaving = self._is_ending = self._is_dismissed = self._is_refused = False
+        self._heard: dict[int, tuple[float, WorkerStatus]] = {}
         self._task: Task | None = None
         self._finished, self._idle_since, self._starts = 0, clock(), 0
 
+    # --- tasks --------------------------------------------------------------------------------
+
     def assign(self, task: Task) -> bool:
-        """Give out a task, or the same one again. False where the workers were told to leave, and none will come."""
+        """Called by the driver: give the workers a task, or the same one again. Returns False if they have been told to
+        leave."""
         if not self.is_over():
             self._task = task
         return not self.is_over()
 
     def next_task(self) -> Task | bool:
-        """What the workers are to do: a task; ask again (True); leave (False)."""
+        """Called by the workers: a task; True for asking again later; False for leaving."""
         is_idle = not self.is_at_work()
         if is_idle and self._clock() - self._idle_since > KEEP_SECONDS:
             self.dismiss()
         return not self.is_over() and (is_idle or self._task)
 
     def finish(self, number: int) -> None:
-        """A task is carried out, or as much of it as can be."""
+        """Called by the workers: the task is carried out as far as possible."""
         self._finished, self._idle_since = max(number, self._finished), self._clock()
 
-    def has(self, number: int) -> bool | None:
-        """Whether a task is finished; None where it is not known here."""
+    def has_finished(self, number: int) -> bool | None:
+        """Whether a task is finished; None if this actor does not know the task."""
         is_known = self._task is not None and self._task.number == number
         return self._finished >= number or (False if is_known else None)
 
     def is_at_work(self) -> bool:
-        """Whether there is a task that is not finished, and may be."""
+        """Whether the workers have a task that is not finished and has not failed."""
         return self._task is not None and self._task.number > self._finished and self._failure is None
 
+    # --- the end ------------------------------------------------------------------------------
+
     def dismiss(self) -> None:
-        """There are no more tasks."""
+        """There are no more tasks: the workers leave when they ask for one."""
         self._is_dismissed = True
 
-    def is_over(self) -> bool:
-        """Whether workers that ask are told to leave."""
-        return self._is_dismissed or self._leaving or self._failure is not None
+    def leave(self, for_good: bool = False) -> None:
+        """The workers are to save and leave now. for_good: no others are to be started in their place."""
+        self._is_leaving, self._is_ending = True, self._is_ending or for_good
 
-    def start(self) -> None:
-        """Workers begin, or begin anew."""
-        self._starts += 1
+    def is_leaving(self) -> bool:
+        return self._is_leaving
 
-    def starts(self) -> int:
-        return self._starts
-
-    def put(self, kind: str, key: str, what: Any) -> None:
-        self._events.append((kind, key, what))
-
-    def take(self) -> list[tuple[str, str, Any]]:
-        taken, self._events = self._events, []
-        return taken
+    def is_ending(self) -> bool:
+        """Whether they are to leave for good."""
+        return self._is_ending
 
     def fail(self, error: RaystageError) -> None:
+        """Called by a worker: training failed, and would fail again. The first error is kept."""
         self._failure = self._failure or error
 
     def refuse(self, difference: str) -> None:
-        """A worker has other code than the driver; it may not even have the errors that it could say so with."""
+        """Called by a worker whose raystage differs from the driver's. It may lack the exceptions to report this."""
         self._is_refused = True
         self.fail(OtherCode(difference))
 
@@ -116,30 +120,38 @@ class ControlActor:
     def failure(self) -> RaystageError | None:
         return self._failure
 
-    def leave(self, for_good: bool = False) -> None:
-        """Have the workers save and leave. for_good: no others are to come in their place."""
-        self._leaving, self._ends = True, self._ends or for_good
+    def is_over(self) -> bool:
+        """Whether workers that ask for a task are told to leave."""
+        return self._is_dismissed or self._is_leaving or self._failure is not None
 
-    def is_leaving(self) -> bool:
-        return self._leaving
+    # --- messages and heartbeats --------------------------------------------------------------
 
-    def is_ending(self) -> bool:
-        """Whether they were told to leave for good."""
-        return self._ends
+    def start(self) -> None:
+        """Called by the first worker when the workers start, or start again."""
+        self._starts += 1
 
-    def hear(self, world: int, sign: WorkerSign) -> None:
-        """A sign of life of one of `world` workers. They may be fewer than before."""
+    def starts(self) -> int:
+        return self._starts
+
+    def put(self, kind: str, key: str, what: Any) -> None:
+        """Called by the first worker: a message about the stage with this key."""
+        self._messages.append((kind, key, what))
+
+    def take(self) -> list[tuple[str, str, Any]]:
+        """The messages since the last call."""
+        taken, self._messages = self._messages, []
+        return taken
+
+    def hear(self, world: int, status: WorkerStatus) -> None:
+        """A heartbeat of one of `world` workers. They may be fewer than before."""
         self._heard = {rank: heard for rank, heard in self._heard.items() if rank < world}
-        self._heard[sign.rank] = self._clock(), sign
+        self._heard[status.rank] = self._clock(), status
 
-    def signs(self) -> list[WorkerSign]:
+    def statuses(self) -> list[WorkerStatus]:
+        """By rank; their time by this actor's clock."""
         now = self._clock()
-        return [_aged(sign, now - heard_at) for _, (heard_at, sign) in sorted(self._heard.items())]
+        return [replace(status, silent_seconds=now - heard_at) for _, (heard_at, status) in sorted(self._heard.items())]
 
     def forget(self) -> None:
         """The workers are gone; others may come."""
         self._heard.clear()
-
-
-def _aged(sign: WorkerSign, seconds: float) -> WorkerSign:
-    return WorkerSign(sign.rank, sign.worker, sign.node, sign.doing, seconds, sign.patience_seconds)

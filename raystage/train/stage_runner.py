@@ -52,24 +52,24 @@ POINTS_PER_STAGE = 400
 
 
 @dataclass(frozen=True)
-class Place:
+class JobContext:
     """What all stages of a job have in common on a worker: where they come from and go to, who is told."""
 
     run: str
     store: Store
     saver: Saver
     send: Send
-    line: Heartbeat
+    heartbeat: Heartbeat
 
 
 class StageRunner:
     """One stage on one worker."""
 
-    def __init__(self, stage: StagePlan, place: Place, engine: StageEngine) -> None:
-        self.stage, self.place, self.engine = stage, place, engine
-        self.store, self.saver, self.line = place.store, place.saver, place.line
+    def __init__(self, stage: StagePlan, context: JobContext, engine: StageEngine) -> None:
+        self.stage, self.context, self.engine = stage, context, engine
+        self.store, self.saver, self.heartbeat = context.store, context.saver, context.heartbeat
         self.progress = Progress.at_start(stage)
-        self.line.does("reading the text")
+        self.heartbeat.does("reading the text")
         streams = open_streams(stage.data, stage.shape.vocab_size)
         self.counted = Counted.of_index(streams.index)
         self.reader = TokenWindows(streams.train, stage.window_tokens, stage.seed)
@@ -85,14 +85,14 @@ class StageRunner:
     # --- entering -----------------------------------------------------------------------------
 
     @classmethod
-    def enter(cls, stage: StagePlan, place: Place) -> StageRunner:
+    def enter(cls, stage: StagePlan, context: JobContext) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
         forget_peak_memory()
-        entry = find_entry(stage, place.store)
+        entry = find_entry(stage, context.store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
         done = entry.source.manifest.step - stage.start_steps if entry.resumed else 0
-        runner = cls(stage, place, StageEngine(stage, steps, done))
+        runner = cls(stage, context, StageEngine(stage, steps, done))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -121,7 +121,7 @@ class StageRunner:
     def into(self, stage: StagePlan) -> StageRunner:
         """Go on with a stage that differs from this one in nothing but its place in the run."""
         self.engine.end_growth()
-        runner = StageRunner(stage, self.place, self.engine)
+        runner = StageRunner(stage, self.context, self.engine)
         runner._entered = self._ended
         return runner
 
@@ -184,7 +184,7 @@ class StageRunner:
             if ended or is_due:
                 self._point()
                 self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
-            if self.line.stepped() and not ended:
+            if self.heartbeat.stepped() and not ended:
                 if not is_due:
                     self._set_pending_aside()
                     self._save(last=False, wait=True)
@@ -315,7 +315,7 @@ class StageRunner:
             self.progress.resizes += 1
 
     def _evaluate(self) -> None:
-        self.line.does("evaluating")
+        self.heartbeat.does("evaluating")
         self._tick()
         self._count_energy()
         progress = self.progress
@@ -341,7 +341,7 @@ class StageRunner:
 
     def _save(self, last: bool, wait: bool) -> None:
         """Every worker writes its own shard, then the first one the manifest: now, or while the training goes on."""
-        self.line.does("saving")
+        self.heartbeat.does("saving")
         parts = partitions.partitions(self.engine.deepspeed)
         counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
         if wait:
@@ -393,7 +393,7 @@ class StageRunner:
             growth=progress.growth,
             prefix=progress.prefix,
             stopped_by=ended,
-            trained_for=self.place.run,
+            trained_for=self.context.run,
             resizes=progress.resizes,
             train=tuple(progress.train),
             evaluations=tuple(progress.evaluations),
@@ -434,7 +434,7 @@ class StageRunner:
 
     def _send(self, kind: str, what: Any) -> None:
         if self.engine.rank == 0:
-            self.place.send(kind, self.stage.key, what)
+            self.context.send(kind, self.stage.key, what)
 
 
 def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarray:

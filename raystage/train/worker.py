@@ -1,74 +1,155 @@
-"""What a worker does of a job: its stages, one after the other, in one process and one Train run."""
+"""A worker of a Train run: carries out the jobs that the driver gives, and the stages of each job one after the other.
+
+Only workers import this: drivers do not need DeepSpeed, which takes seconds to load.
+"""
 
 from __future__ import annotations
 
+import pickle
+import time
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import deepspeed
+import ray
+import ray.train
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.plan.plan import Job, StagePlan, continues
 from raystage.results.acceptance import judge
 from raystage.results.record import where_it_begins
 from raystage.storage.store import Store
 from raystage.train.collectives import broadcast_object
+from raystage.train.control_actor import Task, WorkerStatus
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Saver, Send
-from raystage.train.stage_runner import Place, StageRunner
+from raystage.train.stage_runner import JobContext, StageRunner
+
+POLL_SECONDS = 0.1
 
 
-def run_job(job: Job, send: Send, line: Heartbeat | None = None) -> None:
-    """Train the job's unfinished stages, or as much as is done when the driver asks to save and leave.
+# --- the jobs of a Train run ------------------------------------------------------------------
 
-    `send(kind, stage key, what)` is called on the first worker only.
 
-    Raises NonFiniteLoss and GrowthRejected on every worker alike, CheckpointError, InputError.
+def train_on_worker(control: Any) -> None:
+    """Carry out jobs until there are no more. control: the Train run's `ControlActor`.
+
+    An error that raystage raises on purpose would only come again: it is left in the control actor, which tells workers
+    that Ray starts again to leave at once.
     """
-    join_group()
+    join_process_group()
+    is_first = ray.train.get_context().get_world_rank() == 0
+    if is_first:
+        control.start.remote()
+    while task := broadcast_object(_next_task(control) if is_first else None):
+        if not _carry_out(pickle.loads(task.content), control):
+            return
+        if is_first:
+            ray.get(control.finish.remote(task.number))
+
+
+def _next_task(control: Any) -> Task | None:
+    while (found := ray.get(control.next_task.remote())) is True:
+        time.sleep(POLL_SECONDS)
+    return found or None
+
+
+def _carry_out(job: Job, control: Any) -> bool:
+    """Returns False if all workers stopped for the same reason."""
+    try:
+        run_job(job, lambda kind, key, what: control.put.remote(kind, key, what), _make_heartbeat(control))
+    except (NonFiniteLoss, GrowthRejected) as error:  # raised on all workers alike, so all can leave without an error
+        ray.get(control.fail.remote(error))
+        return False
+    except RaystageError as error:  # perhaps on this worker alone: Ray must stop the others
+        ray.get(control.fail.remote(error))
+        raise
+    ray.get([control.put.remote("left", job.stages[-1].key, None), control.forget.remote()])
+    return True
+
+
+def _make_heartbeat(control: Any) -> Heartbeat:
+    runtime, train = ray.get_runtime_context(), ray.train.get_context()
+    worker, node = runtime.current_actor, runtime.get_node_id()
+    rank, world = train.get_world_rank(), train.get_world_size()
+
+    def send(doing: str, patience_seconds: float) -> None:
+        control.hear.remote(world, WorkerStatus(rank, worker, node, doing, 0.0, patience_seconds))
+
+    return Heartbeat(send, PolledAnswer(control.is_leaving.remote))
+
+
+class PolledAnswer:
+    """Asks an actor a yes-no question without waiting. Each call returns the answer to an earlier question."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask, self._pending = ask, ask()
+
+    def __call__(self) -> bool:
+        ready, _ = ray.wait([self._pending], timeout=0)
+        if not ready:
+            return False
+        answer, self._pending = ray.get(self._pending), self._ask()
+        return answer
+
+
+# --- the stages of a job ----------------------------------------------------------------------
+
+
+def run_job(job: Job, send: Send, heartbeat: Heartbeat | None = None) -> None:
+    """Train the job's unfinished stages; if the driver asks for it, save and leave before that.
+
+    send(kind, stage key, what): called on the first worker only.
+
+    Raises NonFiniteLoss and GrowthRejected on all workers alike; CheckpointError, InputError.
+    """
+    join_process_group()
     torch.set_num_threads(job.training.cpus_per_worker)
     store = Store(open_folder(job.store))
-    attempt = broadcast_object(uuid.uuid4().hex[:8])  # what an earlier attempt left half written is never written into
+    # A new name for what this attempt writes: it never writes into what an earlier attempt left unfinished.
+    attempt = broadcast_object(uuid.uuid4().hex[:8])
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
-        train_stages(job, Place(job.run, store, saver, send, line or Heartbeat()))
+        train_stages(job, JobContext(job.run, store, saver, send, heartbeat or Heartbeat()))
 
 
-def join_group() -> None:
-    """Be one of the workers of this process group, as DeepSpeed wants it; once is as good as several times."""
+def join_process_group() -> None:
+    """Join the process group of the workers through DeepSpeed. Further calls do nothing."""
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
 
 
-def train_stages(job: Job, place: Place) -> None:
+def train_stages(job: Job, context: JobContext) -> None:
     """Train the job's unfinished stages, one after the other."""
-    store, line = place.store, place.line
+    store = context.store
     runner: StageRunner | None = None
     for planned in job.stages:
-        line.enter("entering a stage", planned.training.hang_seconds)
-        is_finished, is_rejected = broadcast_object(_looked_up(planned, store))
+        context.heartbeat.enter("entering a stage", planned.training.hang_seconds)
+        is_finished, is_rejected = broadcast_object(_look_up(planned, store))
         if is_rejected:
-            break  # the driver says what comes instead
+            break  # the driver decides what to train instead
         if is_finished:
             continue
-        stage = broadcast_object(
-            where_it_begins(planned, store.record(planned.parent_key) if planned.parent_key else None)
-        )
+        parent = store.record(planned.parent_key) if planned.parent_key else None
+        stage = broadcast_object(where_it_begins(planned, parent))
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:
             if runner is not None:
                 runner.leave()
-            runner = StageRunner.enter(stage, place)
+            runner = StageRunner.enter(stage, context)
         if not runner.train():
             return  # asked to leave
-        if stage.accept and broadcast_object(_looked_up(stage, store))[1]:
+        if stage.accept and broadcast_object(_look_up(stage, store))[1]:
             break
     if runner is not None:
         runner.leave()  # another job may come
 
 
-def _looked_up(stage: StagePlan, store: Store) -> tuple[bool, bool]:
-    """Whether a stage is finished, and whether what came of it is not accepted."""
+def _look_up(stage: StagePlan, store: Store) -> tuple[bool, bool]:
+    """Whether a stage is finished, and whether its gate rejects it."""
     record = store.record(stage.key)
     return record is not None, bool(record and stage.accept and judge(stage.accept, record))

@@ -1,4 +1,4 @@
-"""Before and around a Train run: is there room, what do workers start with, what does a failure say."""
+"""Before and around a Train run: do the workers fit, what do workers start with, what does a failure say."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_workers_know_their_device_and_threads_before_they_import_anything() -> 
     assert worker_environment(Training(gpus_per_worker=1))["DS_ACCELERATOR"] == "cuda"
 
 
-def test_the_mailbox_gives_every_message_once_and_keeps_the_first_failure() -> None:
-    mailbox = ControlActor()
-    mailbox.put("trained", "key", 1)
-    mailbox.put("trained", "key", 2)
-    assert mailbox.take() == [("trained", "key", 1), ("trained", "key", 2)]
-    assert mailbox.take() == []
-    mailbox.fail(NonFiniteLoss("first"))
-    mailbox.fail(StageFailed("second"))
-    assert str(mailbox.failure()) == "first"
+def test_the_control_actor_gives_every_message_once_and_keeps_the_first_failure() -> None:
+    control = ControlActor()
+    control.put("trained", "key", 1)
+    control.put("trained", "key", 2)
+    assert control.take() == [("trained", "key", 1), ("trained", "key", 2)]
+    assert control.take() == []
+    control.fail(NonFiniteLoss("first"))
+    control.fail(StageFailed("second"))
+    assert str(control.failure()) == "first"

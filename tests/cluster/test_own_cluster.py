@@ -15,7 +15,7 @@ import pytest
 from raystage.cluster import own, train_notes
 from raystage.cluster.joined import joined
 from raystage.cluster.own import LONGEST_FOLDER_BYTES, ray_folder
-from raystage.cluster.shutdown import unheard
+from raystage.cluster.shutdown import signals_blocked
 from raystage.cluster.train_notes import OLD_SECONDS, new_notes, remove_abandoned_notes
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
@@ -26,7 +26,7 @@ IGNORES = "import signal, sys; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()
 
 def test_what_is_started_unheard_does_not_hear_sigterm_and_this_process_does() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with unheard():
+    with signals_blocked():
         said = subprocess.run([sys.executable, "-c", IGNORES], capture_output=True, text=True).stdout
     assert said == "True\n"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

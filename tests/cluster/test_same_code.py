@@ -12,7 +12,8 @@ from ray import cloudpickle
 from ray.core.generated import common_pb2
 
 import raystage
-from raystage.cluster.same_code import CodeOfThisProcess, import_path, make_comparer
+from raystage.cluster.ray_private import JobImportingFrom
+from raystage.cluster.same_code import import_path, make_comparer
 from raystage.errors import OtherCode
 from raystage.train.control_actor import ControlActor
 
@@ -59,7 +60,7 @@ def test_other_sources_are_named_with_the_node_and_both_folders(clone: Path, tmp
 
 def test_workers_import_neither_from_the_working_directory_nor_from_the_scripts_folder() -> None:
     """Ray adds both to a job's configuration right before it writes it out."""
-    config = CodeOfThisProcess()
+    config = JobImportingFrom(import_path())
     config._py_driver_sys_path.extend(["/the/scripts/folder", "/the/working/directory"])
     sent = common_pb2.JobConfig.FromString(config._serialize())
     assert list(sent.py_driver_sys_path) == import_path()
@@ -72,10 +73,10 @@ def test_who_runs_an_uninstalled_clone_has_the_workers_run_it(clone: Path) -> No
 
 
 def test_a_refusal_ends_all_and_is_no_failure_of_the_workers() -> None:
-    mailbox = ControlActor()
-    mailbox.refuse("node a has other code")
-    mailbox.refuse("node b has other code")
-    assert mailbox.is_refused()
-    assert mailbox.is_over()
-    assert isinstance(mailbox.failure(), OtherCode)
-    assert str(mailbox.failure()) == "node a has other code"
+    control = ControlActor()
+    control.refuse("node a has other code")
+    control.refuse("node b has other code")
+    assert control.is_refused()
+    assert control.is_over()
+    assert isinstance(control.failure(), OtherCode)
+    assert str(control.failure()) == "node a has other code"

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP: a notice while a Train run listens, an interruption at any other time."""
+"""SIGTERM and SIGHUP: a request to save while a Train run is watched, an interruption at any other time."""
 
 from __future__ import annotations
 
@@ -9,55 +9,54 @@ from collections.abc import Iterator
 
 import pytest
 
-from raystage.cluster import shutdown as notices
-from raystage.cluster import watchdog
+from raystage.cluster import queries, shutdown, watchdog
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.stage import Training
 from raystage.errors import ClusterLost
 
 
 @pytest.fixture
-def notice() -> Iterator[ShutdownSignal]:
+def shutdown_signal() -> Iterator[ShutdownSignal]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    notice = ShutdownSignal()
-    notice.install()
-    yield notice
+    shutdown_signal = ShutdownSignal()
+    shutdown_signal.install()
+    yield shutdown_signal
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_nobody_listens(notice: ShutdownSignal) -> None:
+def test_nobody_listens(shutdown_signal: ShutdownSignal) -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_second_time_it_is_meant(notice: ShutdownSignal) -> None:
-    notice.is_heard = True
+def test_the_second_time_it_is_meant(shutdown_signal: ShutdownSignal) -> None:
+    shutdown_signal.saves_first = True
     os.kill(os.getpid(), signal.SIGTERM)
-    assert notice.came_at is not None
-    notice.check()
+    assert shutdown_signal.received_at is not None
+    shutdown_signal.check()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_workers_that_do_not_save_in_time_are_not_waited_for(
-    notice: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
+    shutdown_signal: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notice.is_heard = True
+    shutdown_signal.saves_first = True
     os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(notices, "LEAVE_SECONDS", -1.0)
+    monkeypatch.setattr(shutdown, "LEAVE_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt, match="did not save"):
-        notice.check()
+        shutdown_signal.check()
 
 
-def test_a_terminal_that_closes_is_a_notice_too(notice: ShutdownSignal) -> None:
-    notice.is_heard = True
+def test_a_terminal_that_closes_is_a_signal_too(shutdown_signal: ShutdownSignal) -> None:
+    shutdown_signal.saves_first = True
     os.kill(os.getpid(), signal.SIGHUP)
-    assert (notice.came_at is not None, notice.signal) == (True, signal.SIGHUP)
+    assert (shutdown_signal.received_at is not None, shutdown_signal.signal) == (True, signal.SIGHUP)
 
 
-def test_nohup_holds(notice: ShutdownSignal) -> None:
+def test_nohup_holds(shutdown_signal: ShutdownSignal) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         ShutdownSignal().install()
@@ -67,24 +66,24 @@ def test_nohup_holds(notice: ShutdownSignal) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_where_no_worker_trains_nobody_is_waited_for(notice: ShutdownSignal) -> None:
-    """They wait for room, or are being started."""
-    watch_ = watchdog.Watch(None, Training(), lambda *_: None, notice)
-    notice.is_heard = True
+def test_where_no_worker_trains_nobody_is_waited_for(shutdown_signal: ShutdownSignal) -> None:
+    """They wait for resources, or are being started."""
+    found = watchdog.Watchdog(None, Training(), lambda *_: None, shutdown_signal)
+    shutdown_signal.saves_first = True
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"asked to end .SIGTERM. while no worker had anything to save"):
-        watch_._heed_notices([])
+        found._leave_in_time([])
 
 
 def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "CLUSTER_SECONDS", 0.05)
+    monkeypatch.setattr(queries, "CLUSTER_SECONDS", 0.05)
     never = threading.Event()
     with pytest.raises(ClusterLost, match="has not answered"):
-        watchdog.in_time(never.wait)
+        queries.ask_cluster(never.wait)
     never.set()
 
 
 def test_an_answer_comes_back_as_it_is_and_so_does_an_error() -> None:
-    assert watchdog.in_time(lambda: 7) == 7
+    assert queries.ask_cluster(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
-        watchdog.in_time(lambda: 1 // 0)
+        queries.ask_cluster(lambda: 1 // 0)

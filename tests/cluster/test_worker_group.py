@@ -1,4 +1,4 @@
-"""What workers that stay together are told to do next: by the mailbox, which may die and begin anew."""
+"""What workers that stay together are told to do next: by the control, which may die and begin anew."""
 
 from __future__ import annotations
 
@@ -24,82 +24,82 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def mailbox(clock: Clock) -> ControlActor:
-    mailbox = ControlActor(clock)
-    assert mailbox.assign(FIRST)
-    return mailbox
+def control(clock: Clock) -> ControlActor:
+    control = ControlActor(clock)
+    assert control.assign(FIRST)
+    return control
 
 
-def test_a_task_is_given_until_it_is_finished_and_then_they_ask_again(mailbox: ControlActor) -> None:
-    assert [mailbox.next_task(), mailbox.next_task()] == [FIRST, FIRST]  # to workers that were started again, too
-    assert mailbox.has(1) is False
-    mailbox.finish(1)
-    assert mailbox.has(1) is True
-    assert mailbox.next_task() is True
-    assert mailbox.assign(SECOND)
-    assert (mailbox.next_task(), mailbox.has(2)) == (SECOND, False)
+def test_a_task_is_given_until_it_is_finished_and_then_they_ask_again(control: ControlActor) -> None:
+    assert [control.next_task(), control.next_task()] == [FIRST, FIRST]  # to workers that were started again, too
+    assert control.has_finished(1) is False
+    control.finish(1)
+    assert control.has_finished(1) is True
+    assert control.next_task() is True
+    assert control.assign(SECOND)
+    assert (control.next_task(), control.has_finished(2)) == (SECOND, False)
 
 
-def test_who_has_waited_long_enough_leaves_and_takes_on_nothing(mailbox: ControlActor, clock: Clock) -> None:
+def test_who_has_waited_long_enough_leaves_and_takes_on_nothing(control: ControlActor, clock: Clock) -> None:
     clock.now += 10 * KEEP_SECONDS
-    mailbox.finish(1)
+    control.finish(1)
     clock.now += KEEP_SECONDS
-    assert mailbox.next_task() is True
+    assert control.next_task() is True
     clock.now += 0.1
-    assert mailbox.next_task() is False
-    assert not mailbox.assign(SECOND)
-    assert mailbox.next_task() is False
+    assert control.next_task() is False
+    assert not control.assign(SECOND)
+    assert control.next_task() is False
 
 
-def test_a_task_that_comes_before_they_ask_keeps_them(mailbox: ControlActor, clock: Clock) -> None:
-    mailbox.finish(1)
+def test_a_task_that_comes_before_they_ask_keeps_them(control: ControlActor, clock: Clock) -> None:
+    control.finish(1)
     clock.now += 2 * KEEP_SECONDS  # nobody asked meanwhile
-    assert mailbox.assign(SECOND)
-    assert mailbox.next_task() == SECOND
+    assert control.assign(SECOND)
+    assert control.next_task() == SECOND
 
 
 @pytest.mark.parametrize("why", ["dismissed", "failed", "asked to leave"])
-def test_then_there_are_no_more_tasks(mailbox: ControlActor, why: str) -> None:
+def test_then_there_are_no_more_tasks(control: ControlActor, why: str) -> None:
     match why:
         case "dismissed":
-            mailbox.dismiss()
+            control.dismiss()
         case "failed":
-            mailbox.fail(NonFiniteLoss("the loss is nan"))
+            control.fail(NonFiniteLoss("the loss is nan"))
         case "asked to leave":
-            mailbox.leave()
-    assert mailbox.next_task() is False
-    assert not mailbox.assign(SECOND)
+            control.leave()
+    assert control.next_task() is False
+    assert not control.assign(SECOND)
 
 
 def test_one_that_died_is_given_the_task_again(clock: Clock) -> None:
     reborn = ControlActor(clock)
-    assert reborn.has(2) is None
+    assert reborn.has_finished(2) is None
     assert reborn.next_task() is True
     assert reborn.assign(SECOND)
-    assert (reborn.has(2), reborn.next_task()) == (False, SECOND)
+    assert (reborn.has_finished(2), reborn.next_task()) == (False, SECOND)
 
 
 def test_what_was_finished_before_it_was_given_again_is_finished(clock: Clock) -> None:
     reborn = ControlActor(clock)
     reborn.finish(2)
-    assert reborn.has(2) is True
+    assert reborn.has_finished(2) is True
     assert reborn.assign(SECOND)
     assert reborn.next_task() is True
 
 
-def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(mailbox: ControlActor) -> None:
-    assert mailbox.is_at_work()
-    mailbox.finish(1)
-    assert not mailbox.is_at_work()
-    mailbox.assign(SECOND)
-    assert mailbox.is_at_work()
-    mailbox.fail(NonFiniteLoss("the loss is nan"))
-    assert not mailbox.is_at_work()
+def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(control: ControlActor) -> None:
+    assert control.is_at_work()
+    control.finish(1)
+    assert not control.is_at_work()
+    control.assign(SECOND)
+    assert control.is_at_work()
+    control.fail(NonFiniteLoss("the loss is nan"))
+    assert not control.is_at_work()
 
 
-def test_who_leaves_for_good_is_not_started_again_elsewhere(mailbox: ControlActor) -> None:
-    mailbox.leave()
-    assert (mailbox.is_leaving(), mailbox.is_ending()) == (True, False)  # their node is to go
-    mailbox.leave(for_good=True)
-    mailbox.leave()
-    assert (mailbox.is_leaving(), mailbox.is_ending()) == (True, True)
+def test_who_leaves_for_good_is_not_started_again_elsewhere(control: ControlActor) -> None:
+    control.leave()
+    assert (control.is_leaving(), control.is_ending()) == (True, False)  # their node is to go
+    control.leave(for_good=True)
+    control.leave()
+    assert (control.is_leaving(), control.is_ending()) == (True, True)

@@ -153,11 +153,11 @@ def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
 
 
 def other_ray_processes(cluster: RayCluster) -> set[int]:
-    """The ids of all living Ray processes, and guardians of clusters, that are not part of `cluster`."""
+    """The ids of all living Ray processes, and cleanup processes of clusters, that are not part of `cluster`."""
     found, its_own = set(), {one.pid for one in cluster.process.children(recursive=True)}
     for process in psutil.process_iter(["cmdline", "name", "status"]):
         command = " ".join(process.info["cmdline"] or [process.info["name"]])
-        is_ray = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage.cluster.cleanup"))
+        is_ray = any(sign in command for sign in ("ray::", "raylet", "gcs_server", "raystage/cluster/cleanup.py"))
         if is_ray and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.add(process.pid)
     return found - its_own - {cluster.process.pid}

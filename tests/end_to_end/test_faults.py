@@ -114,7 +114,7 @@ def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
     assert holder.stdout.readline() == "held\n"
     process = raystage.start("run", tiny, *RUN, "--store", "waits")
     said = said_until(process, "waiting for room")
-    assert "waiting for room for 2 workers with 1 CPU each: 1 of 4 CPUs are free now" in said
+    assert "waiting for free resources for 2 workers with 1 CPU each: 1 of 4 CPUs are free now" in said
     holder.communicate()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
@@ -235,7 +235,7 @@ def test_a_lost_node_that_nothing_comes_for_ends_the_run_with_what_is_missing(
     nodes.remove_node(lost, allow_graceful=False)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors
-    assert "2 workers with 1 CPU each do not fit on the cluster, which has room for 1" in errors
+    assert "2 workers with 1 CPU each do not fit on the cluster, which has places for 1" in errors
 
 
 def test_a_driver_whose_cluster_is_killed_says_so_and_goes_on_with_another(

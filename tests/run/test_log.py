@@ -53,7 +53,7 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
     log, (small, full) = log_in(store), plan.staged.stages
     records = curved_records(plan)
     log.run_started(plan.staged)
-    log.waiting(plan.staged, small, "room for 2 workers")
+    log.waiting(plan.staged, small, "free resources for 2 workers")
     log.stage_started(plan.staged, small, True)
     log.stage_finished(plan.staged, small, records[small.key], True)
     log.stage_started(plan.staged, full, False)
@@ -68,7 +68,7 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
         rf"started: raystage \S+, process \d+ on \S+, store {store.uri}, on a Ray cluster of its own",
         f"the command: {COMMAND}",
         "run staged: small, full",
-        r"stage small \(staged 1/2\): waiting for room for 2 workers",
+        r"stage small \(staged 1/2\): waiting for free resources for 2 workers",
         rf"stage small \(staged 1/2\): reused: eval loss \d.* 800 tokens, .*{store.uri}/stages/{small.key}/ch.*",
         r"stage full \(staged 2/2\): training begins: 4 layers, .*",
         "the workers' logs are in /ray/logs",

@@ -123,7 +123,9 @@ def test_a_driver_that_was_taken_over_stops_with_one_line(store: Store, stages: 
             assert time.monotonic() < deadline
             time.sleep(0.05)
         claim.check()  # before its next beat it does not know
-        with pytest.raises(StageFailed, match=f"^stage {stages[0].name}: .*another took the stage over; the same"):
+        with pytest.raises(
+            StageFailed, match=f"^stage {stages[0].name}: .*another process took the stage over; run the same"
+        ):
             check_until(claim, deadline)
         assert not other.lost
 

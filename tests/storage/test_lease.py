@@ -263,7 +263,7 @@ def test_a_damaged_ticket_is_somebodys_until_it_has_been_still_for_long(local: F
     (local / KEY / "leases").write_whole("00000000000000000001-damaged.json", content)
     leases = leases_of(local, timing=QUICK)
     assert leases.acquire(KEY) is None
-    assert str(leases.holder(KEY)) == "somebody whose lease 00000000000000000001-damaged.json is damaged"
+    assert str(leases.holder(KEY)) == "an unknown process, whose lease 00000000000000000001-damaged.json is damaged"
     assert wait_for(lambda: leases.acquire(KEY)).held
     assert not any("damaged" in name for name in tickets(local))
 

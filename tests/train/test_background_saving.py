@@ -33,7 +33,7 @@ from raystage.train.handover import held_by
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.partitions import Partition
 from raystage.train.saving import Counts, HostCopies, Saver
-from raystage.train.stage_runner import Place
+from raystage.train.stage_runner import JobContext
 from raystage.train.worker import Job, train_stages
 
 PATIENCE_SECONDS = 60.0
@@ -98,7 +98,7 @@ def trained(stage: StagePlan, path: str, held: int = -1, full: int = -1) -> Seen
     store = Store(Folder(gate, path))
     try:
         with Saver(store, "attempt", send, stage.training.checkpoint.background) as saver:
-            train_stages(Job((stage,), path), Place("", store, saver, send, Heartbeat()))
+            train_stages(Job((stage,), path), JobContext("", store, saver, send, Heartbeat()))
     except RaystageError as error:
         return Seen(said, f"{type(error).__name__}: {error}")
     return Seen(said)

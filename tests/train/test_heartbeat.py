@@ -13,7 +13,7 @@ from raystage.files.filesystem import open_folder
 from raystage.plan.build import make_plan
 from raystage.plan.plan import StagePlan
 from raystage.storage.store import Store
-from raystage.train.control_actor import ControlActor, WorkerSign
+from raystage.train.control_actor import ControlActor, WorkerStatus
 from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Heartbeat
 from raystage.train.worker import Job, run_job
 
@@ -28,49 +28,49 @@ class Clock:
         return self.seconds
 
 
-def sign(rank: int, doing: str = "training", patience_seconds: float = HANG_SECONDS) -> WorkerSign:
-    return WorkerSign(rank, f"worker {rank}", "node", doing, 0.0, patience_seconds)
+def status(rank: int, doing: str = "training", patience_seconds: float = HANG_SECONDS) -> WorkerStatus:
+    return WorkerStatus(rank, f"worker {rank}", "node", doing, 0.0, patience_seconds)
 
 
-def late_ranks(mailbox: ControlActor) -> list[int]:
-    return [one.rank for one in mailbox.signs() if one.is_late]
+def late_ranks(control: ControlActor) -> list[int]:
+    return [one.rank for one in control.statuses() if one.is_late]
 
 
 def test_who_says_nothing_for_too_long_is_late() -> None:
     clock = Clock()
-    mailbox = ControlActor(clock)
-    mailbox.hear(2, sign(0))
-    mailbox.hear(2, sign(1))
+    control = ControlActor(clock)
+    control.hear(2, status(0))
+    control.hear(2, status(1))
     clock.seconds = 50.0
-    mailbox.hear(2, sign(1))
+    control.hear(2, status(1))
     clock.seconds = 60.0
-    assert late_ranks(mailbox) == []
+    assert late_ranks(control) == []
     clock.seconds = 60.1
-    assert late_ranks(mailbox) == [0]
-    mailbox.forget()
-    assert mailbox.signs() == []
+    assert late_ranks(control) == [0]
+    control.forget()
+    assert control.statuses() == []
 
 
 def test_workers_that_are_fewer_than_before_leave_nobody_behind_to_wait_for() -> None:
     clock = Clock()
-    mailbox = ControlActor(clock)
+    control = ControlActor(clock)
     for rank in range(3):
-        mailbox.hear(3, sign(rank))
+        control.hear(3, status(rank))
     clock.seconds = 100.0
-    mailbox.hear(2, sign(0))
-    mailbox.hear(2, sign(1))
-    assert [one.rank for one in mailbox.signs()] == [0, 1]
-    assert late_ranks(mailbox) == []
+    control.hear(2, status(0))
+    control.hear(2, status(1))
+    assert [one.rank for one in control.statuses()] == [0, 1]
+    assert late_ranks(control) == []
 
 
 def test_what_takes_long_has_more_time_than_a_step_and_the_first_step_ends_it() -> None:
     said: list[tuple[str, float]] = []
-    line = Heartbeat(lambda *words: said.append(words))
-    line.enter("entering a stage", HANG_SECONDS)
-    line._steps_left = 100  # to ask takes other workers
-    line.stepped()
-    line.does("saving")
-    line.stepped()
+    heartbeat = Heartbeat(lambda *words: said.append(words))
+    heartbeat.enter("entering a stage", HANG_SECONDS)
+    heartbeat._steps_left = 100  # to ask takes other workers
+    heartbeat.stepped()
+    heartbeat.does("saving")
+    heartbeat.stepped()
     patience = PATIENCE_BETWEEN_STEPS * HANG_SECONDS
     step = ("training", HANG_SECONDS)
     assert said == [("entering a stage", patience), step, ("saving", patience), step]
@@ -78,16 +78,16 @@ def test_what_takes_long_has_more_time_than_a_step_and_the_first_step_ends_it() 
 
 def test_quick_steps_are_told_of_once_a_second() -> None:
     clock, said = Clock(), []
-    line = Heartbeat(lambda *words: said.append(clock.seconds), clock=clock)
-    line._steps_left = 1000
+    heartbeat = Heartbeat(lambda *words: said.append(clock.seconds), clock=clock)
+    heartbeat._steps_left = 1000
     for step in range(100):
         clock.seconds = step / 16
-        line.stepped()
+        heartbeat.stepped()
     assert said == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_who_is_late_is_told_in_one_sentence() -> None:
-    late = [WorkerSign(rank, None, "node", "saving", 90.0, 60.0) for rank in (0, 2)]
+    late = [WorkerStatus(rank, None, "node", "saving", 90.0, 60.0) for rank in (0, 2)]
     assert describe_late(late) == (
         "workers 0 and 2 have made no progress for 1:30 (saving): all workers are started again"
     )
@@ -116,7 +116,7 @@ def train_calmly_and_with_a_leave(stages: tuple[StagePlan, ...], folder: str) ->
 
     run_job(Job(stages, f"{folder}/calm"), lambda *message: None)
     job = Job(stages, f"{folder}/left")
-    run_job(job, lambda *message: None, Heartbeat(ask=ask, clock=SlowToAll()))
+    run_job(job, lambda *message: None, Heartbeat(ask_to_leave=ask, clock=SlowToAll()))
     store = Store(open_folder(job.store))
     left_at = [] if store.record(stages[0].key) else [int(store.latest_checkpoint(stages[0].key).name.split("-")[0])]
     run_job(job, lambda *message: None)

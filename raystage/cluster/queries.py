@@ -1,0 +1,68 @@
+"""Questions to a cluster, with a time limit.
+
+If the cluster's head node is gone, Ray does not return from a call before it ends this process, after 60 s.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from raystage.errors import ClusterLost
+
+Answer = TypeVar("Answer")
+
+# Less than the 60 s after which Ray would end this process without a message of raystage.
+CLUSTER_SECONDS = 40.0
+_POLL_SECONDS = 1.0
+
+
+def get_answer(reference: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """The result of an actor's method. meanwhile: called about once a second while this waits.
+
+    The wait is long because Ray may be restarting the actor on another node. Raises ClusterLost.
+    """
+    deadline = time.monotonic() + CLUSTER_SECONDS
+    while True:
+        meanwhile()
+        try:
+            return ray.get(reference, timeout=_POLL_SECONDS)
+        except GetTimeoutError:
+            if time.monotonic() > deadline:
+                raise _cluster_lost() from None
+
+
+def ask_cluster(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns or raises. It calls the cluster's head node, so it runs in a thread of its own.
+
+    Raises ClusterLost.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def asking() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:  # raised below, in the thread that waits
+            answers.put((None, error))
+
+    threading.Thread(target=asking, name="raystage-ask", daemon=True).start()
+    try:
+        found, error = answers.get(timeout=CLUSTER_SECONDS)
+    except queue.Empty:
+        raise _cluster_lost() from None
+    if error is not None:
+        raise error
+    return found
+
+
+def _cluster_lost() -> ClusterLost:
+    return ClusterLost(
+        f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it is down; "
+        f"the same command on a running cluster continues from the last checkpoint"
+    )

@@ -1,0 +1,129 @@
+"""The one file that uses names which Ray does not document: it has no public ones for what is done here.
+
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER    whether Ray's servers listen on other interfaces than loopback
+    ray._private.worker.global_worker.node           where a cluster's logs are; the processes of a local cluster
+    ray._private.state.state                         placement groups with their creators; nodes that are drained
+    ray._private.utils.read_ray_address              the cluster that `ray start` has started on this machine
+    ray._private.authentication...                   shows a cluster the token of this user
+    ray._raylet.GcsClient                            asks a cluster whether it is alive, with a time limit
+    ray.core.generated.gcs_pb2                       the format of the table of placement groups
+    ray.job_config.JobConfig._serialize              where workers import from
+
+tests/cluster/test_ray_private.py holds that they are there; what they do is held by the tests of clusters that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.state import state as cluster_state
+from ray._private.utils import read_ray_address
+from ray._raylet import GcsClient
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+# --- starting and joining ---------------------------------------------------------------------
+
+
+def listen_on_loopback_only() -> None:
+    """Have a cluster that this process starts listen on the loopback interface alone.
+
+    On a Mac Ray does so by itself. On Linux its servers would listen on all interfaces.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def started_here() -> str | None:
+    """The address of the cluster that `ray start` last started on this machine."""
+    return read_ray_address()
+
+
+def check_alive(address: str, timeout_seconds: float) -> None:
+    """Ask the cluster at `address` whether it is alive; if it wants a token, with the token of this user.
+
+    Raises AuthenticationError, RayError, RuntimeError.
+    """
+    try:
+        GcsClient(address=address).check_alive([], timeout=timeout_seconds)
+    except AuthenticationError:
+        if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            raise
+        GcsClient(address=address).check_alive([], timeout=timeout_seconds)
+
+
+class JobImportingFrom(JobConfig):
+    """A job whose workers import from `folders` before all else, and not from the driver's working directory.
+
+    Ray adds the driver's working directory and the folder of its script right before it sends the configuration.
+    """
+
+    def __init__(self, folders: Iterable[str]) -> None:
+        super().__init__()
+        self._folders = tuple(folders)
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path[:] = [] if self._runtime_env_has_working_dir() else self._folders
+        return super()._serialize()
+
+
+def kill_on_shutdown() -> None:
+    """Have `ray.shutdown` kill the processes of the local cluster. It would send SIGTERM, which these processes have
+    blocked, and wait for each of them."""
+    node = ray._private.worker._global_node
+    for infos in node.all_processes.values() if node else ():
+        for info in infos:
+            info.process.terminate = info.process.kill
+
+
+def logs_folder() -> str | None:
+    """Where each node of the cluster has its logs; None if this process is connected to no cluster."""
+    node = ray._private.worker.global_worker.node
+    return node.get_logs_dir_path() if node else None
+
+
+# --- nodes and placement groups ---------------------------------------------------------------
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that are about to be taken away."""
+    return set(cluster_state.get_draining_nodes())
+
+
+def pending_group_sizes() -> list[int]:
+    """The numbers of bundles of this job's placement groups that wait for resources."""
+    pending = PlacementGroupTableData.PENDING
+    return [len(group.bundles) for group in _groups_of_this_job() if group.state == pending]
+
+
+def remove_groups_of(actor_id: str) -> None:
+    """Remove the placement groups that an actor has created. Ray's public tables do not name the creator."""
+    _remove(group for group in _groups() if group.creator_actor_id.hex() == actor_id)
+
+
+def remove_groups_of_dead_actors() -> None:
+    """Remove the placement groups of this job whose creators are actors that have died."""
+    # Groups that no actor has created, such as Tune's own, are listed with a dead creator without an id.
+    no_actor = ray.ActorID.nil().binary()
+    _remove(one for one in _groups_of_this_job() if one.creator_actor_dead and one.creator_actor_id != no_actor)
+
+
+def _groups_of_this_job() -> Iterator[Any]:
+    job = ray.get_runtime_context().get_job_id()
+    return (group for group in _groups() if group.creator_job_id.hex() == job)
+
+
+def _groups() -> Iterator[Any]:
+    table = cluster_state._connect_and_get_accessor().get_placement_group_table()
+    return map(PlacementGroupTableData.FromString, table)
+
+
+def _remove(groups: Iterable[Any]) -> None:
+    for group in groups:
+        if group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

@@ -1,0 +1,43 @@
+"""Names that Ray does not document are there, with the signatures and meanings that raystage relies on."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private import ray_constants, worker
+from ray._private.state import GlobalState
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+from raystage.cluster import ray_private
+
+
+def test_ray_has_the_names_that_are_used() -> None:
+    """Some are set or looked up when they are used: a missing one would not be noticed by the import."""
+    assert hasattr(ray._raylet.InnerGcsClient, "check_alive")  # GcsClient passes calls on to it
+    assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
+    assert hasattr(worker, "_global_node")
+    assert hasattr(worker.global_worker, "node")
+    assert list(inspect.signature(GlobalState.get_draining_nodes).parameters) == ["self"]
+    assert "get_placement_group_table" in dir(ray._raylet.GlobalStateAccessor)
+    fields = set(PlacementGroupTableData.DESCRIPTOR.fields_by_name)
+    assert fields >= {
+        "placement_group_id", "bundles", "state", "creator_job_id", "creator_actor_id", "creator_actor_dead",
+    }  # fmt: skip
+    assert {"PENDING", "REMOVED"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
+    assert {"_serialize", "_runtime_env_has_working_dir"} <= set(dir(ray.job_config.JobConfig))
+
+
+def test_a_process_without_a_cluster_has_no_logs_folder_and_no_own_processes() -> None:
+    assert ray_private.logs_folder() is None
+    ray_private.kill_on_shutdown()
+
+
+def test_the_cluster_that_ray_start_left_is_found_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert ray_private.started_here() is None
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:6379")
+    assert ray_private.started_here() == "127.0.0.1:6379"
