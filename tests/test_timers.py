@@ -13,8 +13,8 @@ LEFT_RUNNING = """
 import atexit, sys, time
 ticks = []
 atexit.register(lambda: (before := len(ticks), time.sleep(0.2), print(len(ticks) - before)))
-from raystage.timers import Ticker
-Ticker("left", 0.001, lambda: ticks.append(1))
+from raystage.timers import RepeatingTimer
+RepeatingTimer("left", 0.001, lambda: ticks.append(1))
 while not ticks:
     time.sleep(0.001)
 """

@@ -12,6 +12,7 @@ from raystage.cli.options import Commands
 from raystage.cli.plan import plan
 from raystage.cli.report import report
 from raystage.cli.run import run
+from raystage.cli.schema import schema_command
 from raystage.cli.status import status_command
 from raystage.cli.store import store_group
 from raystage.cli.sweep import sweep
@@ -32,6 +33,7 @@ def main() -> None:
 
 
 for _command in (
-    certify, doctor, evaluate, export, grow, init_command, plan, report, run, status_command, store_group, sweep,
+    certify, doctor, evaluate, export, grow, init_command, plan, report, run, schema_command, status_command,
+    store_group, sweep,
 ):  # fmt: skip
     main.add_command(_command)

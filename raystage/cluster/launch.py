@@ -16,7 +16,7 @@ from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
 from raystage.cluster.watchdog import OnEvent, Watchdog
 from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.errors import StorageError, WorkersLost
 from raystage.files.filesystem import Folder
 from raystage.plan.plan import Job

@@ -11,7 +11,7 @@ import ray
 
 from raystage.cluster.queries import ask_cluster
 from raystage.cluster.ray_private import pending_group_sizes, remove_groups_of, remove_groups_of_dead_actors
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.errors import ResourcesMissing
 
 LOOK_SECONDS = 1.0

@@ -17,7 +17,7 @@ from raystage.cluster.placement import describe_wait, fits, too_small, waits_for
 from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import draining_nodes
 from raystage.cluster.shutdown import ShutdownSignal
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.train.control_actor import WorkerStatus
 from raystage.units import format_seconds
 

@@ -31,7 +31,7 @@ from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
 from raystage.cluster.train_run import TrainRun
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.errors import ClusterLost
 from raystage.plan.plan import Job
 from raystage.train.control_actor import ControlActor, Task

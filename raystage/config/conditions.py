@@ -1,6 +1,6 @@
-"""Conditions as written in a stage: when it ends, whether it is accepted, what to do where it is not.
+"""Conditions as written in a stage: when it ends, whether it is accepted, what happens if not.
 
-`triggers` and `gates` say what they mean.
+`plan.length` and `results.stopping` decide when a stage ends; `results.acceptance` and `plan.gates` handle the gates.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_serializer, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_serializer, model_validator
 
 from raystage.config import yaml_file
 from raystage.config.section import Section
@@ -18,42 +18,58 @@ from raystage.units import kind_of, parse_count, parse_real, shown
 
 
 class Plateau(Section):
-    """No gain of `min_delta` nats per token in the held-out loss over `patience` evaluations."""
+    """The held-out loss gained less than `min_delta` over `patience` evaluations."""
 
     min_delta: Annotated[Positive, Field(examples=["0.01"])]
+    """The smallest gain that counts, in nats per token."""
     patience: Annotated[Count, Field(examples=["3"])]
+    """The number of evaluations."""
 
 
 class Slope(Section):
     """The slope of log10 loss over log10 FLOPs was above `tau` for `hits` evaluations in a row (2203.06211)."""
 
     tau: Annotated[Negative, Field(examples=["-0.0575"])]
+    """The slope, below 0."""
     hits: Count = 2
+    """The number of evaluations in a row."""
 
 
 class Mixing(Section):
-    """So early that a grown model has `tokens` to catch up before a run of `of` tokens decays (2511.04981)."""
+    """A length that leaves a grown model `tokens` to catch up before a run of `of` tokens decays (2511.04981)."""
 
     tokens: Annotated[Count, Field(examples=["120K"])]
+    """The tokens that a grown model needs to catch up."""
     of: Annotated[Count, Field(examples=["2M"])]
+    """The tokens of the whole run."""
 
 
 class Until(Section):
-    """When a stage ends: as soon as one of these is the case.
+    """When a stage ends: as soon as one of these conditions holds. All count from the stage's start.
 
-    tokens, steps, flops and seconds are counted from the stage's start, seconds of training. eval_loss: at or below.
+    `seconds`, `eval_loss`, `plateau` and `slope` need a fixed length beside them: the most that the stage may take.
     """
 
     tokens: Count | None = None
+    """Tokens of training."""
     steps: Count | None = None
+    """Optimizer steps."""
     flops: Count | None = None
+    """Training FLOPs."""
     seconds: Seconds | None = None
+    """Time of training, in seconds or as `2h`."""
     eval_loss: Positive | None = None
+    """A held-out loss, in nats per token; the stage ends at or below it."""
     plateau: Plateau | None = None
+    """The held-out loss no longer falls."""
     slope: Slope | None = None
+    """The held-out loss falls more slowly."""
     mixing: Mixing | None = None
+    """So early that a grown model can catch up."""
     any: Annotated[tuple[Until, ...], Field(min_length=1)] | None = None
+    """Conditions of which one has to hold."""
     all: Annotated[tuple[Until, ...], Field(min_length=1)] | None = None
+    """Conditions that all have to hold."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Until:
@@ -68,16 +84,19 @@ class Until(Section):
 
 
 class Overfitting(Section):
-    """The held-out loss rose over each of the last `evaluations` evaluations while the training loss fell."""
+    """Rejects a stage whose held-out loss rose over each of its last evaluations while its training loss fell."""
 
     evaluations: Annotated[Count, Field(examples=["3"])]
+    """The number of evaluations."""
 
 
 class Bounds(Section):
-    """Where a metric must end: above or below a value, or between two."""
+    """Where a metric must end: above a value, below a value, or between two."""
 
     above: Real | None = None
+    """The value must be above this."""
     below: Real | None = None
+    """The value must be below this."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Bounds:
@@ -91,20 +110,24 @@ OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_erro
 
 
 class Accept(Section):
-    """What a finished stage must show, all of it, to be gone on with.
-
-    From loss_increase_below to twin_distance_above: what the certificate of its growth must. metrics: by name, those of
-    training.evaluate.metrics at its end.
-    """
+    """What a finished stage must show to be accepted: all of these."""
 
     eval_loss_below: Positive | None = None
+    """The held-out loss at the end, in nats per token."""
     accuracy_above: Share | None = None
+    """The share of held-out tokens that the model predicts at the end."""
     loss_increase_below: Positive | None = None
+    """The increase of the held-out loss by the stage's growth, in nats per token."""
     max_logit_difference_below: Positive | None = None
+    """The largest absolute difference of a logit before and after the growth."""
     gradient_error_below: Positive | None = None
+    """The largest relative difference between the gradient that the growth predicts and the real one."""
     twin_distance_above: NotNegative | None = None
+    """The smallest relative distance between copies that the growth made, some steps after it."""
     overfitting: Overfitting | None = None
+    """Rejects a stage that overfits."""
     metrics: dict[str, Bounds] | None = None
+    """By name the bounds of metrics of `training.evaluate.metrics` at the end."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Accept:
@@ -140,7 +163,7 @@ def parse_relative(value: object) -> tuple[str, Decimal] | None:
 
 
 def _check_changes(changes: dict[str, object]) -> dict[str, object]:
-    """What another attempt changes, by dotted key of a stage. Raises ValueError."""
+    """What an attempt changes, by dotted key of a stage. Raises ValueError."""
     if not changes:
         problem = "missing, so that another attempt would be the same again"
         raise ValueError(f'{problem}; expected for example {{training.optimizer.lr: "*0.5"}}')
@@ -157,13 +180,11 @@ Changes = Annotated[dict[str, Any], AfterValidator(_check_changes), Field(valida
 
 
 class _Again(Section):
-    """times: how many attempts after the first. set: what they change, by dotted key of the stage.
-
-    A relative value ("*0.5", "+1", "-1") is applied once more with every attempt.
-    """
-
     times: Attempts = 1
+    """How many times at most."""
     set: Changes = Field(default_factory=dict)
+    """The values that change, by dotted key of the stage. A relative value in quotes, such as `"*0.5"` or `"+1"`, is
+    applied once more with every attempt."""
 
     @model_validator(mode="after")
     def _differs_every_time(self) -> _Again:
@@ -174,28 +195,43 @@ class _Again(Section):
 
 
 class Retry(_Again):
-    """Train the stage once more, with other values."""
+    """Train the stage again, with other values."""
 
 
 class Rewind(_Again):
-    """Go back to the stage named `to`, train it with other values, and come up from there again."""
+    """Go back to an earlier stage, train it with other values, and train all stages after it again."""
 
     to: Annotated[Text, Field(examples=["small"])]
+    """The name of the stage to go back to."""
 
 
 class Extend(Section):
-    """Go on with the stage for `tokens` more, at most `times` times."""
+    """Continue the stage."""
 
     tokens: Annotated[Count, Field(examples=["200K"])]
+    """The tokens that are added each time."""
     times: Attempts = 1
+    """How many times at most."""
+
+
+def _or_abort(schema: dict[str, Any]) -> None:
+    """The JSON schema of OnReject: the word abort, or the mapping."""
+    mapping = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"const": "abort"}, mapping]
 
 
 class OnReject(Section):
-    """What to do with a stage that is not accepted: one of these; none of them is `abort`."""
+    """What happens to a stage that is not accepted: one of these, or `abort`: the run stops."""
+
+    model_config = ConfigDict(json_schema_extra=_or_abort)
 
     retry: Retry | None = None
+    """Train the stage again, with other values."""
     extend: Extend | None = None
+    """Continue the stage."""
     rewind: Rewind | None = None
+    """Go back to an earlier stage."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """What the user writes: a schedule, typed and frozen.
 
-A stage is the file's defaults plus what it overrides. Sections are read as they stand in the file
-(every key optional), then `resolve` lays a stage's sections over the file's and asks for what is
-missing. Errors name the file, the key, what was found and what would be right.
+A stage is the file's defaults plus what it overrides. Sections are read as they stand in the file, where nearly every
+key is optional. `plan.resolve` then applies a stage's sections to the file's and asks for what is missing. Errors name
+the file, the key, what was found and what would be right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from raystage.config import yaml_file
 from raystage.config.section import Section, explain
-from raystage.config.stage import Data, LrSchedule, Metric, Model, Optimizer, Stage, Training
+from raystage.config.stage import Data, Model, Stage
+from raystage.config.training import LrSchedule, Optimizer, Training, UserMetric
 from raystage.config.types import (
     MOST_BUDGETS,
     MOST_STAGES,
@@ -32,7 +33,7 @@ from raystage.errors import InputError
 from raystage.units import shown
 from raystage.user_code import file_of, split_reference
 
-# What may be tuned, by path: values of a whole run, of which both sides have one. The section and field of each.
+# What may be tuned, by path, with its section and field: values that hold for a whole run and that both sides have.
 TUNABLE: dict[str, tuple[type[Section], str]] = {
     **{f"training.optimizer.{name}": (Optimizer, name) for name in Optimizer.model_fields},
     "training.global_batch_tokens": (Training, "global_batch_tokens"),
@@ -75,29 +76,36 @@ def _check_words(text: str) -> str:
     return text
 
 
-class Baseline(Section):
-    """The last stage's model from scratch, once per budget of tokens, each decayed on its own.
+TunedValues = Annotated[
+    dict[str, tuple[Any, ...]],
+    BeforeValidator(_as_tuned),
+    Field(json_schema_extra={"propertyNames": {"enum": list(TUNABLE)}}),
+]
 
-    tune: by path of the file's training section (`TUNABLE`) the values that are tried, on both sides of the comparison.
-    training: what the baselines are trained with, laid over the last stage's.
-    values_from: in the user's words, how these values were found where `tune` does not find them.
-    """
+
+class Baseline(Section):
+    """The last stage's model, trained from scratch once for each budget. It is what the staged run is compared with."""
 
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
-    tune: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_as_tuned)] = Field(default_factory=dict)
+    """The tokens of each run. Each has a whole learning-rate schedule of its own."""
+    tune: TunedValues = Field(default_factory=dict)
+    """By path in the file's `training` the values to try, on both sides of the comparison: of the optimizer, the batch,
+    and `warmup`, `decay` and `min_lr_ratio` of the learning rate."""
     training: Training = Field(default_factory=Training)
+    """What the baselines are trained with, over the last stage's training."""
     values_from: Annotated[Text, AfterValidator(_check_words)] | None = None
+    """In your own words how the values were found, where `tune` does not find them. The report prints it."""
 
 
 class Costs(Section):
-    """What the report's bill is made with; no stage depends on it. price_per_hour: of a worker, in `currency`.
-
-    grid_intensity: kg of CO2 for a kWh.
-    """
+    """Prices, for the costs in the report. No result depends on them."""
 
     price_per_hour: NotNegative | None = None
+    """The price of one worker for an hour, in `currency`."""
     currency: Text | None = None
+    """The currency, as the report prints it."""
     grid_intensity: NotNegative | None = None
+    """The CO2 of the electricity, in kg per kWh."""
 
     @model_validator(mode="after")
     def _has_currency(self) -> Costs:
@@ -110,27 +118,31 @@ NO_COSTS = Costs()
 
 
 class Init(Section):
-    """What the first stage starts from: a Hugging Face model, a checkpoint or a stage of a store.
-
-    optimizer_state: "grow" takes a checkpoint's along, "reset" begins without; a checkpoint's default is grow.
-    """
+    """What the first stage starts from, in place of random weights."""
 
     source: Annotated[Text, Field(alias="from", examples=["my/llama"])]
+    """A Hugging Face folder or name, a checkpoint, a stage's folder in a store, or a stage's name or key in the store
+    of the command."""
     optimizer_state: Literal["grow", "reset"] | None = None
+    """`grow` takes the optimizer state of a checkpoint over, `reset` starts without; a checkpoint's is taken over
+    unless given."""
 
 
 class Schedule(Section):
-    """A whole file. `file` is where it was read, for messages; None where it was not read from one.
-
-    seeds: how often the staged run and its baselines are trained, with `seed` and those after it.
-    """
+    """A schedule: the stages of a run, their defaults, and the baseline they are compared with."""
 
     name: Annotated[Name, Field(examples=["quickstart"])]
+    """The name of the run."""
     seed: Seed = 0
+    """The seed of the first weights and of the order of the text."""
     seeds: Seeds = 1
+    """How many times the staged run and its baselines are trained: with `seed`, `seed + 1` and so on."""
     data: Data = Data()
+    """The text, for all stages."""
     model: Model = Model()
+    """The shape of the model, for all stages."""
     training: Training = Field(default_factory=Training)
+    """The training, for all stages."""
     stages: Annotated[
         tuple[Stage, ...],
         Field(
@@ -139,13 +151,18 @@ class Schedule(Section):
             examples=["[{name: small, model: {num_layers: 3}, until: {tokens: 400K}}]"],
         ),
     ]
+    """The stages, in order. Each starts from the model of the one before."""
     baseline: Annotated[Baseline | None, Field(examples=["{budgets: [800K, 1.2M, 1.6M]}"])] = None
+    """The last stage's model from scratch. Without it no saving is measured."""
     init: Annotated[Init | None, Field(examples=["{from: my/llama}"])] = None
+    """A model that the first stage starts from."""
     costs: Costs = NO_COSTS
+    """Prices, for the report."""
     _file: str | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> str | None:
+        """The file it was read from, for messages; None where it was not read from one."""
         return self._file
 
     def content(self) -> dict[str, Any]:
@@ -235,7 +252,7 @@ def _located_metrics(training: Training, beside: Path | None) -> dict[str, Train
     return {"training": training.model_copy(update={"evaluate": evaluate})}
 
 
-def _located_metric(metric: Metric, beside: Path | None) -> Metric:
+def _located_metric(metric: UserMetric, beside: Path | None) -> UserMetric:
     file = file_of(metric.function)
     if file is None:
         return metric

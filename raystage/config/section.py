@@ -27,7 +27,7 @@ class Section(BaseModel):
     # Whether its keys are those of the file, too, as a stage's are.
     stands_alone: ClassVar[bool] = False
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
     def overlaid(self, other: Self) -> Self:
         """This section with everything that `other` sets, section by section."""

@@ -5,41 +5,35 @@ A schedule holds `data`, `model` and `training` as defaults for all stages; a st
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.section import Section
+from raystage.config.training import Training
 from raystage.config.types import (
-    Beta,
     Context,
     Count,
     CountOrZero,
+    DocumentBytes,
     Experts,
     Flag,
-    Fraction,
     Heads,
     Layers,
     Name,
-    NotNegative,
     Positive,
-    Seconds,
     Seed,
     Share,
-    Span,
     Text,
     Units,
     Words,
-    WorkerCount,
-    Workers,
 )
 from raystage.data.documents import BYTE_TOKENIZER
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.models.families import TRAINED
 from raystage.units import parse_count, shown
-from raystage.user_code import split_reference
 
 
 def _as_list(value: object) -> object:
@@ -48,27 +42,34 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list)]
+Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
 
 
 class Data(Section):
-    """Where the text comes from and how it is read.
-
-    files: a pattern of the names of files to read. document_separator, document_bytes: where files are cut into
-    documents. validation_path: text to hold out, in place of a fraction. end_token: ends a document, in place of the
-    tokenizer's own. encoding_errors: what is done about bytes that are not UTF-8.
-    """
+    """The text, and how it is read."""
 
     source: Literal["python-stdlib", "text"] = "python-stdlib"
+    """`python-stdlib` is the source code of Python's standard library: nothing to download. `text` reads `path`."""
     path: Paths = ()
+    """Files or folders of plain text, for `source: text`. A relative path starts at the working directory or at the
+    schedule's folder."""
     files: Text | None = None
+    """A pattern of the names of the files to read, such as `*.txt`; all files unless given."""
     document_separator: Text | None = None
-    document_bytes: Annotated[int, BeforeValidator(parse_count), Field(ge=256)] | None = None
+    """A text at which files are split into documents. Without it, and without `document_bytes`, a file is one
+    document."""
+    document_bytes: DocumentBytes | None = None
+    """The length in bytes at which files are split into documents, each at the end of a line."""
     tokenizer: Text = BYTE_TOKENIZER
+    """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""
     end_token: Text | None = None
+    """The token that ends a document; the tokenizer's own end-of-text token unless given."""
     encoding_errors: Literal["strict", "replace"] = "strict"
+    """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
     validation_fraction: Share = 0.05
+    """The share of the text that is held out for evaluation, as whole documents."""
     validation_path: Paths = ()
+    """Separate text to hold out, in place of `validation_fraction`: files or folders."""
 
     @model_validator(mode="after")
     def _holds_out_in_one_way(self) -> Data:
@@ -78,166 +79,83 @@ class Data(Section):
 
 
 class Model(Section):
-    """The model's shape, field by field; what is not given follows from the rest."""
+    """The shape of the model. What is not given follows from the rest, or from `init`."""
 
     family: Literal[TRAINED] = "llama"
+    """The model family, as transformers names it."""
     num_layers: Layers | None = None
+    """The number of layers."""
     hidden_size: Units | None = None
+    """The width of the residual stream."""
     num_heads: Heads | None = None
+    """The number of attention heads."""
     num_kv_heads: Heads | None = None
+    """The number of key and value heads, a divisor of `num_heads`; as many as `num_heads` unless given."""
     head_size: Units | None = None
+    """The width of one head; `hidden_size / num_heads` unless given."""
     ffn_size: Units | None = None
+    """The width of the feed-forward layers; four times `hidden_size` unless given."""
     vocab_size: Words | None = None
+    """The number of token ids; as many as the tokenizer needs unless given, where its files say so."""
     context_length: Context | None = None
+    """The length of a sequence in tokens. Every context length of a run divides the longest one."""
     tied_embeddings: Flag | None = None
+    """Whether the input and output embeddings are one parameter; as transformers does for the family unless given."""
     norm_eps: Positive | None = None
+    """The epsilon of the norms; as transformers has it for the family unless given. A growth may change it."""
     num_experts: Experts | None = None
+    """The number of experts in each layer; for `family: mixtral`."""
     experts_per_token: Experts | None = None
-
-
-class Optimizer(Section):
-    """betas and eps are for adamw and adam, momentum for sgd."""
-
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 1e-3
-    betas: Annotated[tuple[Beta, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
-    eps: Positive = 1e-8
-    momentum: Beta = 0.9
-    weight_decay: NotNegative = 0.1
-
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """The keys that count for other optimizers only."""
-        return ("betas", "eps") if self.name == "sgd" else ("momentum",)
-
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """What it keeps for every parameter besides the weight, under torch's names."""
-        if self.name == "sgd":
-            return ("momentum_buffer",) if self.momentum else ()
-        return ("exp_avg", "exp_avg_sq")
-
-    def used(self) -> dict[str, Any]:
-        """All that decides what it does, as plain values."""
-        return self.model_dump(exclude=set(self.unused))
-
-
-class LrSchedule(Section):
-    """warmup and decay: below 1 a fraction of the whole, above 1 tokens. decay is for wsd alone."""
-
-    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup: Span = 0.0
-    decay: Span = 0.2
-    min_lr_ratio: Fraction = 0.0
-
-
-def _check_reference(reference: str) -> str:
-    split_reference(reference)
-    return reference
-
-
-def _as_metric(value: object) -> object:
-    return {"function": value} if isinstance(value, str) else value
-
-
-class Metric(Section):
-    """A function of the user's own over held-out answers (`metrics` says how it is called), with what else it takes."""
-
-    function: Annotated[str, AfterValidator(_check_reference), Field(examples=["my.metrics:exact_match"])]
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class Evaluate(Section):
-    """metrics: no stage's result depends on them, and so no stage's key."""
-
-    every: Count | None = None
-    tokens: Count = 65_536
-    metrics: tuple[Annotated[Metric, BeforeValidator(_as_metric)], ...] = ()
-
-
-class Checkpointing(Section):
-    """keep_last, keep_best: how many of a stage's checkpoints stay, the furthest and those of lowest loss.
-
-    background: write them while the training goes on, from a copy in host memory. It changes no bit.
-    """
-
-    every: Count | None = None
-    keep_last: Count = 2
-    keep_best: CountOrZero = 0
-    background: Flag = True
-
-
-class RampOver(Section):
-    tokens: Annotated[Count, Field(examples=["200K"])]
-
-
-class RampOf(Section):
-    """A value that doubles from `from` up to the stage's own, in equal shares of the tokens that it takes."""
-
-    start: Annotated[Count, Field(alias="from", examples=["1024"])]
-    over: Annotated[RampOver, Field(examples=["{tokens: 200K}"])]
-
-
-class Ramp(Section):
-    """What of a stage's training grows while it trains."""
-
-    global_batch_tokens: RampOf | None = None
-    context_length: RampOf | None = None
-
-
-class Training(Section):
-    workers: WorkerCount = Workers.exactly(1)
-    cpus_per_worker: Count = 1
-    gpus_per_worker: CountOrZero = 0
-    zero_stage: Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3)] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    global_batch_tokens: Count | None = None
-    micro_batch_size: Count | None = None
-    ramp: Ramp | None = None
-    gradient_clipping: NotNegative = 1.0
-    activation_checkpointing: Flag = False
-    optimizer: Annotated[Optimizer, Field(examples=["{name: adamw, lr: 1e-3}"])] = Optimizer()
-    lr_schedule: Annotated[LrSchedule, Field(examples=["{kind: wsd, warmup: 0.02, decay: 0.2}"])] = LrSchedule()
-    evaluate: Evaluate = Evaluate()
-    checkpoint: Checkpointing = Checkpointing()
-    max_failures: CountOrZero = 3
-    hang_seconds: Seconds = 1800.0
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """The number of experts that compute a token; 2 unless given."""
 
 
 class Rewarm(Section):
-    """New parameters alone: from no rate to `factor` times the others' over `tokens`, to just theirs over as many."""
+    """A learning rate of its own for new parameters after a growth.
+
+    It rises in a straight line from 0 to `factor` times the rate of the other parameters, then falls to that rate.
+    """
 
     factor: Positive = 1.3
+    """The highest rate of new parameters, as a multiple of the rate of the others."""
     tokens: Annotated[Count, Field(examples=["50K"])]
+    """The length of the rise in tokens; the fall takes as many."""
 
 
 class Require(Section):
-    """What a growth's certificate must show; otherwise the run stops there."""
+    """Limits on what a growth does to the model, by its certificate. Outside of them the run stops."""
 
     loss_increase_below: Positive | None = None
+    """The increase of the held-out loss, in nats per token."""
     max_logit_difference_below: Positive | None = None
+    """The largest absolute difference of a logit before and after."""
     gradient_error_below: Positive | None = None
+    """The largest relative difference between the predicted gradient and the real one."""
 
 
 NOTHING_REQUIRED = Require()
+_OPERATOR_FORMS = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
 
 
 class Grow(Section):
-    """How a stage's model comes from the one before: one operator, or one for each part that grows.
+    """How the model of a stage comes from the model of the stage before it."""
 
-    layers, block, grow_tokens and fit_steps are for the operators that take them.
-    """
-
-    operator: Annotated[str, BeforeValidator(parse_operator), Field(examples=["stack"])]
+    operator: Annotated[str, BeforeValidator(parse_operator), _OPERATOR_FORMS, Field(examples=["stack"])]
+    """The growth operator, or one for each part that grows: `{num_layers: stack, width: zero_pad}`."""
     optimizer_state: Literal[OPTIMIZER_STATE_POLICIES] = "grow"
+    """What happens to the optimizer's moments: `grow` maps them like the weights, `reset` sets them to zero, `keep`
+    keeps them where no shape changed."""
     rewarm: Rewarm | None = None
+    """A learning rate of its own for new parameters after the growth."""
     layers: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] | None = None
+    """The source layer of every layer, from 0; for operators that take a list."""
     block: Count | None = None
+    """The number of layers that are repeated together; for `middle`."""
     grow_tokens: Count | None = None
+    """The tokens over which the mask opens; for `masked`."""
     fit_steps: Count | None = None
+    """The steps for which the growth is fitted; for `learned`, 100 unless given."""
     require: Require = NOTHING_REQUIRED
+    """Limits on what the growth does to the model."""
 
     @property
     def options(self) -> GrowthOptions:
@@ -245,7 +163,10 @@ class Grow(Section):
 
 
 class FreezeFor(Section):
+    """How long parameters are frozen."""
+
     tokens: Annotated[Count, Field(examples=["1M"])]
+    """The number of tokens from the stage's start."""
 
 
 def _as_layers(value: object) -> object:
@@ -259,27 +180,45 @@ def _as_layers(value: object) -> object:
     return layers
 
 
+FrozenLayers = Annotated[
+    tuple[int, ...] | str | None,
+    BeforeValidator(_as_layers, json_schema_input_type=Literal["old", "new"] | list[CountOrZero] | None),
+]
+
+
 class Freeze(Section):
-    """What of a stage's model stands still: layers, embeddings; for all of the stage, or its first tokens.
+    """Parameters that are not trained, in the whole stage or at its start. Their weights and moments do not change."""
 
-    old, new: what the stage's growth found there, and what it added.
-    """
-
-    layers: Annotated[tuple[int, ...] | str | None, BeforeValidator(_as_layers)] = None
+    layers: FrozenLayers = None
+    """A list of layers from 0, or `old` or `new`: those that the stage's growth found, or those that it added."""
     embeddings: Flag = False
+    """Whether the embeddings are frozen. Where they are tied, that includes the head."""
     lasts: FreezeFor | None = Field(None, alias="for")
+    """How long; the whole stage unless given."""
 
 
 class Stage(Section):
+    """One stage: what it overrides of the file's `data`, `model` and `training`, and how it starts and ends."""
+
     stands_alone: ClassVar[bool] = True
 
     name: Annotated[Name, Field(examples=["small"])]
+    """The stage's name, unique in the file."""
     until: Annotated[Until, Field(examples=["{tokens: 400K}"])]
+    """When the stage ends."""
     accept: Accept | None = None
+    """What the finished stage must show; everything is accepted unless given."""
     on_reject: OnReject | None = None
+    """What happens when the stage is not accepted; the run stops unless given."""
     seed: Seed | None = None
+    """The seed of the stage; the file's unless given."""
     grow: Annotated[Grow | None, Field(examples=["{operator: stack}"])] = None
+    """How the model grows from that of the stage before. Without it the shape stays the same."""
     freeze: Freeze | None = None
+    """What is not trained."""
     data: Data = Data()
+    """The text, over the file's."""
     model: Model = Model()
+    """The shape of the model, over the file's."""
     training: Training = Field(default_factory=Training)
+    """The training, over the file's."""

@@ -1,15 +1,43 @@
-"""The types of a schedule's numbers: read as people write them, each with its bounds."""
+"""The types of the values in a file: how each is written, what it is read as, its bounds, its JSON schema."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
+
+# As `units` reads them: 500000, 500K, 1.5B, 4e5; 0.1, 3e-4; 90, 30m.
+_DIGITS = r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][+-]?[0-9]{1,3})?"
+COUNT = rf"^\s*{_DIGITS}\s*[KMBGTPEkmbgtp]?\s*$"
+_REAL = rf"^\s*{_DIGITS}\s*$"
+_SECONDS = rf"^\s*{_DIGITS}\s*[smhd]?\s*$"
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+_FLAG = r"^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo]|[Oo][Nn]|[Oo][Ff][Ff])$"
+
+
+@dataclass(frozen=True)
+class OrText:
+    """In the JSON schema of a value: it may also be written as text of this pattern."""
+
+    pattern: str
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        # pydantic writes the bounds of a value that a validator has read under their Python names.
+        schema = {_BOUNDS.get(name, name): value for name, value in handler(core_schema).items()}
+        return {**schema, "type": [schema["type"], "string"], "pattern": self.pattern}
 
 
 def parse_span(value: object) -> float:
@@ -77,8 +105,8 @@ def _written(workers: Workers) -> int | dict[str, int]:
     return {"min": workers.least, "max": workers.most} if workers.is_elastic else workers.most
 
 
-# Beyond anything that was ever trained, and few enough to be planned in seconds: a plan has a row for every layer and
-# a map as long as every axis.
+# Larger than anything that was ever trained, and small enough to be planned in seconds: a plan has a row for every
+# layer, and a map as long as every axis.
 MOST_LAYERS = 10_000
 MOST_UNITS = 2**20
 MOST_HEADS = 2**14
@@ -89,37 +117,52 @@ MOST_WORKERS = 2**20
 MOST_STAGES = 200
 MOST_BUDGETS = 30
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-Layers = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MOST_LAYERS)]
-Units = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_UNITS)]
-Heads = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_HEADS)]
-Experts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_EXPERTS)]
-Words = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_WORDS)]
-Context = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_CONTEXT)]
-WorkerCount = Annotated[Workers, PlainValidator(parse_workers), PlainSerializer(_written)]
-CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-# Of training a stage again. Every one of them is planned before the run starts.
-Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
-# What every random generator that a seed may reach accepts; numpy's legacy one has 32 bits.
-Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32)]
-# Of one run. Each trains the staged run and all of its baselines.
-Seeds = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100)]
-Real = Annotated[float, BeforeValidator(parse_real)]
-Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0)]
-Negative = Annotated[float, BeforeValidator(parse_real), Field(lt=0)]
-Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1)]
-Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1)]
-Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
-Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0)]
-Flag = Annotated[bool, BeforeValidator(parse_bool)]
+_WORKERS_SCHEMA = {
+    "anyOf": [
+        {"type": ["integer", "string"], "minimum": 1, "maximum": MOST_WORKERS, "pattern": COUNT},
+        {
+            "type": "object",
+            "properties": {
+                name: {"type": ["integer", "string"], "minimum": 1, "pattern": COUNT} for name in ("min", "max")
+            },
+            "required": ["min", "max"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0), OrText(COUNT)]
+Layers = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MOST_LAYERS), OrText(COUNT)]
+Units = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_UNITS), OrText(COUNT)]
+Heads = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_HEADS), OrText(COUNT)]
+Experts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_EXPERTS), OrText(COUNT)]
+Words = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_WORDS), OrText(COUNT)]
+Context = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MOST_CONTEXT), OrText(COUNT)]
+DocumentBytes = Annotated[int, BeforeValidator(parse_count), Field(ge=256), OrText(COUNT)]
+ZeroStage = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=3), OrText(COUNT)]
+WorkerCount = Annotated[
+    Workers, PlainValidator(parse_workers), PlainSerializer(_written), WithJsonSchema(_WORKERS_SCHEMA)
+]
+CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0), OrText(COUNT)]
+# Retries of a stage. Each of them is planned before the run starts.
+Attempts = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100), OrText(COUNT)]
+# Every random generator that a seed may reach accepts these; numpy's legacy one has 32 bits.
+Seed = Annotated[int, BeforeValidator(parse_count), Field(ge=0, lt=2**32), OrText(COUNT)]
+# Seeds of one run. Each trains the staged run and all of its baselines.
+Seeds = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=100), OrText(COUNT)]
+Real = Annotated[float, BeforeValidator(parse_real), OrText(_REAL)]
+Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0), OrText(_REAL)]
+NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0), OrText(_REAL)]
+Negative = Annotated[float, BeforeValidator(parse_real), Field(lt=0), OrText(_REAL)]
+Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1), OrText(_REAL)]
+Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1), OrText(_REAL)]
+Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1), OrText(_REAL)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0), OrText(_SECONDS)]
+Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0), OrText(COUNT)]
+Flag = Annotated[bool, BeforeValidator(parse_bool), OrText(_FLAG)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]
 
-
 _NAME = re.compile(r"\w[\w.-]{0,99}")
-
-
 # File systems take 255 bytes for a name, and files and trials get a little more than the name itself.
 LONGEST_NAME_BYTES = 160
 

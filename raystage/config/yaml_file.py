@@ -133,7 +133,7 @@ def read_mapping(path: Path) -> dict:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); expected a YAML file", file=str(path)) from None
     try:
-        content = _parse(text)
+        content = parse_value(text)
     except ValueError as error:
         raise InputError(f"is not valid YAML: {error}", file=str(path)) from None
     if not isinstance(content, dict):
@@ -161,7 +161,7 @@ def apply_override(content: dict, override: str) -> None:
     if not equals or not steps:
         raise InputError("expected KEY=VALUE with a key such as stages[1].until.tokens", key=label)
     try:
-        value = _parse(text)
+        value = parse_value(text)
     except ValueError as error:
         raise InputError(f"the value is not valid YAML: {error}", key=label) from None
     _refuse_secrets(value, "--set ", steps)
@@ -222,7 +222,7 @@ def dotted(steps: tuple | list) -> str:
     return text
 
 
-def _parse(text: str) -> object:
+def parse_value(text: str) -> object:
     """The value in a YAML text. Raises ValueError with one line on what is wrong and where."""
     try:
         return yaml.load(text, Loader=_Loader)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raystage.config.schedule import Schedule
-from raystage.config.stage import LrSchedule, Training
+from raystage.config.training import LrSchedule, Training
 from raystage.config.types import check_name
 from raystage.config.variants import (
     Values,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from raystage.config.conditions import Accept, Until
 from raystage.config.schedule import Schedule
 from raystage.config.section import Section, field_of
-from raystage.config.stage import Grow, Model, Stage, Training
+from raystage.config.stage import Grow, Model, Stage
+from raystage.config.training import Training
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
 from raystage.models.shape import ModelShape

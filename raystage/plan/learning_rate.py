@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from raystage.config.stage import LrSchedule
+from raystage.config.training import LrSchedule
 from raystage.errors import InputError
 
 KINDS = ("wsd", "cosine", "linear", "constant")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.models.shape import ModelShape, num_params
 
 # Bytes a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a

@@ -13,7 +13,8 @@ from itertools import groupby
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.schedule import NO_COSTS, Costs
-from raystage.config.stage import NOTHING_REQUIRED, Require, Training
+from raystage.config.stage import NOTHING_REQUIRED, Require
+from raystage.config.training import Training
 from raystage.config.variants import Values
 from raystage.data.plan import DataPlan
 from raystage.data.trained_on import NOTHING, TrainedOn

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raystage.config.stage import RampOf, Training
+from raystage.config.training import RampOf, Training
 from raystage.errors import InputError
 
 # From a context length to the training FLOPs of one token in it.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from raystage.config.conditions import Accept
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule
-from raystage.config.stage import LrSchedule, Optimizer, Training
+from raystage.config.training import LrSchedule, Optimizer, Training
 from raystage.errors import InputError
 from raystage.models.shape import ModelShape
 from raystage.plan.draft import Context, StageDraft

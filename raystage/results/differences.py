@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from raystage.config.stage import LrSchedule, RampOf
+from raystage.config.training import LrSchedule, RampOf
 from raystage.plan.plan import Plan, StagePlan
 from raystage.units import format_count, shown
 

@@ -1,6 +1,6 @@
 """What the user writes to search over schedules: a sweep, typed and frozen.
 
-Like a schedule it is read in one go, and everything that can be wrong with it is said before anything runs.
+Everything that can be wrong with a sweep, or with the schedule that it varies, is refused when it is read.
 """
 
 from __future__ import annotations
@@ -35,19 +35,25 @@ NEEDS = {"flops_to_loss": "target", "seconds_to_loss": "target", "eval_loss_at_f
 
 
 class Search(Section):
-    """num_trials: of a grid, all its points. max_concurrent: trials at a time."""
+    """How points of the space are chosen."""
 
     algorithm: Literal[ALGORITHMS] = "grid"
+    """`grid` takes all points of listed values, `random` draws points, `optuna` draws them by what trials came to."""
     num_trials: Count | None = None
+    """The number of trials; all points of a grid, and required with the other algorithms."""
     max_concurrent: Count = 1
+    """The number of trials at a time."""
     seed: Seed = 0
+    """The seed by which points are drawn."""
 
 
 class Extent(Section):
-    """A stretch of training: one of these. A plain number is tokens."""
+    """A length of training: one of these, or a plain number of tokens."""
 
     tokens: Count | None = None
+    """The length in tokens."""
     flops: Count | None = None
+    """The length in training FLOPs."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -61,24 +67,30 @@ def _as_extent(value: object) -> object:
     return {"tokens": value} if isinstance(value, (str, int, float)) else value
 
 
+ExtentEntry = Annotated[Extent, BeforeValidator(_as_extent, json_schema_input_type=Count | Extent)]
+
+
 class AfterGrowth(Section):
-    """After a growth every branch trains for `tokens`; the best `keep` of them go on (LAG, 2406.02469)."""
+    """After a growth every branch trains for `tokens`; the best `keep` of them continue (LAG, 2406.02469)."""
 
     tokens: Annotated[Count, Field(examples=["50K"])]
+    """The tokens that each branch trains before it is judged."""
     keep: Annotated[Count, Field(examples=["2"])]
+    """The number of branches that continue."""
 
 
 class Scheduler(Section):
-    """Which trials are ended early.
-
-    asha: the worst at each rung, from `grace` on and `reduction_factor` times as far each (Ray Tune's, on FLOPs).
-    lag: those whose loss is worst some tokens after a growth.
-    """
+    """Which trials end early."""
 
     name: Literal["none", "asha", "lag"] = "none"
-    grace: Annotated[Extent, BeforeValidator(_as_extent)] | None = None
+    """`asha` (of Ray Tune, on FLOPs) ends the worst trials at each rung, `lag` those with the worst loss some tokens
+    after a growth."""
+    grace: ExtentEntry | None = None
+    """The first rung of `asha`."""
     reduction_factor: Annotated[float, Field(gt=1)] | None = None
+    """How much further each rung of `asha` is than the one before; 4 unless given."""
     after_growth: AfterGrowth | None = None
+    """When `lag` judges the branches after a growth, and how many continue."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,12 +107,16 @@ class Scheduler(Section):
 
 
 class Objective(Section):
-    """What a trial is judged by. target: a held-out loss to reach. at: FLOPs at which the loss is taken."""
+    """What a trial is judged by."""
 
     metric: Literal[tuple(METRICS)] = "eval_loss"
+    """The figure of a trial that counts."""
     mode: Literal["min", "max"] | None = None
+    """Which way is better. It follows from the metric; another value is refused."""
     target: Positive | None = None
+    """The held-out loss to reach, in nats per token; for `flops_to_loss` and `seconds_to_loss`."""
     at: Count | None = None
+    """The FLOPs at which the loss is taken; for `eval_loss_at_flops`."""
 
     @property
     def better(self) -> str:
@@ -126,38 +142,60 @@ class Objective(Section):
 
 
 class EqualFlops(Section):
-    """Every trial's total FLOPs: `flops`, else those of the schedule as it is written. The length of `stage`, else of
-    the last one, follows from that."""
+    """All trials take the same FLOPs: the length of one stage follows from that."""
 
     flops: Count | None = None
+    """The FLOPs of a trial; those of the schedule as written unless given."""
     stage: Text | None = None
+    """The name of the stage whose length follows; the last one unless given."""
 
 
 def _as_equal_flops(value: object) -> object:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
+EqualFlopsEntry = Annotated[
+    EqualFlops | None, BeforeValidator(_as_equal_flops, json_schema_input_type=bool | EqualFlops | None)
+]
+
+
 class Constraints(Section):
-    equal_flops: Annotated[EqualFlops | None, BeforeValidator(_as_equal_flops)] = None
+    """What holds for all trials."""
+
+    equal_flops: EqualFlopsEntry = None
+    """All trials take the same FLOPs: `true`, or a mapping."""
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, dict) else value
 
 
-class Sweep(Section):
-    """A whole file, together with the schedule that it varies.
+Objectives = Annotated[
+    tuple[Objective, ...],
+    BeforeValidator(_as_list, json_schema_input_type=Objective | Annotated[list[Objective], Field(min_length=1)]),
+    Field(min_length=1),
+]
 
-    base: that schedule's content as plain values; base_folder: where its relative paths start; points: the space.
-    """
+
+class Sweep(Section):
+    """A sweep: a search over variants of one schedule."""
 
     name: Annotated[Name, Field(examples=["when-to-grow"])]
+    """The name of the sweep."""
     schedule: Annotated[Text, Field(examples=["../schedules/quickstart.yaml"])]
-    space: Annotated[dict[str, Entry], Field(min_length=1, examples=["{stages[0].until.tokens: {grid: [250K, 500K]}}"])]
+    """The schedule that varies, by its path from the sweep's folder."""
+    space: Annotated[
+        dict[str, Entry], Field(min_length=1, examples=['{"stages[0].until.tokens": {grid: [250K, 500K]}}'])
+    ]
+    """By path in the schedule what varies. A stage itself may be `present` or `absent`."""
     search: Search = Search()
+    """How points of the space are chosen."""
     scheduler: Scheduler = Scheduler()
-    objective: Annotated[tuple[Objective, ...], BeforeValidator(_as_list), Field(min_length=1)] = (Objective(),)
+    """Which trials end early."""
+    objective: Objectives = (Objective(),)
+    """What trials are judged by: one, or a list of them."""
     constraints: Constraints = Constraints()
+    """What holds for all trials."""
     _file: str = PrivateAttr(default="")
     _base: dict[str, Any] = PrivateAttr(default_factory=dict)
     _schedule_file: Path = PrivateAttr(default=Path())
@@ -169,6 +207,7 @@ class Sweep(Section):
 
     @property
     def base(self) -> dict[str, Any]:
+        """The content of the schedule, as plain values."""
         return self._base
 
     @property
@@ -177,6 +216,7 @@ class Sweep(Section):
 
     @property
     def points(self) -> Space:
+        """The space, checked against the schedule."""
         return self._points
 
     @property

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from raystage.config import yaml_file
 from raystage.config.schedule import Schedule, parse
 from raystage.config.section import Section, check_path
+from raystage.config.types import COUNT, OrText
 from raystage.errors import InputError
 from raystage.units import parse_count, parse_real, shown
 
@@ -37,23 +38,29 @@ def _parse_bound(value: object) -> float:
 
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
-Range = Annotated[tuple[Annotated[float, BeforeValidator(_parse_bound)], ...], Field(min_length=2, max_length=2)]
-Whole = Annotated[tuple[Annotated[int, BeforeValidator(parse_count)], ...], Field(min_length=2, max_length=2)]
+Bound = Annotated[float, BeforeValidator(_parse_bound), OrText(COUNT)]
+WholeBound = Annotated[int, BeforeValidator(parse_count), OrText(COUNT)]
+Range = Annotated[tuple[Bound, ...], Field(min_length=2, max_length=2)]
+Whole = Annotated[tuple[WholeBound, ...], Field(min_length=2, max_length=2)]
 
 
 class Entry(Section):
-    """What one path varies over: one of these. Both ends of a range count; integer and log_integer give whole numbers.
-
-    when: other paths of the space, each with the value, or the list of values, under which this one counts.
-    """
+    """What one path varies over: exactly one of these kinds. Both ends of a range can be drawn."""
 
     grid: Values | None = None
+    """Values, all of which are tried."""
     choice: Values | None = None
+    """Values, of which one is drawn."""
     uniform: Range | None = None
+    """A range `[low, high]` of numbers."""
     loguniform: Range | None = None
+    """A range of numbers above 0, drawn evenly over their logarithm."""
     integer: Whole | None = None
+    """A range of whole numbers."""
     log_integer: Whole | None = None
+    """A range of whole numbers above 0, drawn evenly over their logarithm."""
     when: dict[str, Any] = Field(default_factory=dict)
+    """Other paths of the space, each with the value, or the list of values, under which this path varies."""
 
     @property
     def kind(self) -> str:

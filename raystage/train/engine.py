@@ -20,7 +20,7 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
-from raystage.config.stage import Metric
+from raystage.config.training import UserMetric
 from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
@@ -197,7 +197,7 @@ class StageEngine:
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def evaluate(self, sequences: np.ndarray, metrics: Sequence[Metric] = ()) -> Scores:
+    def evaluate(self, sequences: np.ndarray, metrics: Sequence[UserMetric] = ()) -> Scores:
         """How well the model says all targets of `sequences`: the same on every worker, but for `sums`."""
         self.deepspeed.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)

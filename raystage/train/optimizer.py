@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystage.config.stage import Optimizer
+from raystage.config.training import Optimizer
 from raystage.growth.apply import head_starts_in, is_new
 from raystage.growth.counts import HeadStarts, is_settled
 from raystage.growth.rules import GrowthMap, Rule, growth_map

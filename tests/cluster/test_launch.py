@@ -6,7 +6,7 @@ import pytest
 
 from raystage.cluster.placement import count_places
 from raystage.cluster.worker_group import worker_environment
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.errors import NonFiniteLoss, StageFailed
 from raystage.train.control_actor import ControlActor
 

@@ -11,7 +11,7 @@ import pytest
 
 from raystage.cluster import queries, shutdown, watchdog
 from raystage.cluster.shutdown import ShutdownSignal
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.errors import ClusterLost
 
 

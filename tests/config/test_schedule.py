@@ -13,7 +13,8 @@ import pytest
 from factories import write_documents
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule, load, parse
-from raystage.config.stage import Grow, LrSchedule, Training
+from raystage.config.stage import Grow
+from raystage.config.training import LrSchedule, Training
 from raystage.config.types import Workers, parse_span
 from raystage.errors import InputError
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES

@@ -34,7 +34,8 @@ from pages import (
 from raystage.cli.main import main
 from raystage.config.schedule import Baseline, Schedule, load, parse
 from raystage.config.section import keys_of
-from raystage.config.stage import Data, Grow, Model, Stage, Training
+from raystage.config.stage import Data, Grow, Model, Stage
+from raystage.config.training import Training
 from raystage.growth.operators import OPERATORS
 from raystage.plan.build import make_plan
 from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
@@ -70,7 +71,7 @@ def parsed(name: str, arguments: list[str]) -> click.Context:
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=ids(COMMANDS))
 def test_every_command_shown_is_one_the_command_line_takes(page: str, line: str) -> None:
-    name, *arguments = shlex.split(line)[1:]
+    name, *arguments = shlex.split(line.partition(" > ")[0])[1:]  # without a redirection of what it prints
     assert parsed(name, arguments).params
     if name in ("plan", "run", "sweep") and arguments[0].startswith("jobs/"):
         overrides = tuple(value for option, value in pairwise(arguments) if option == "--set")

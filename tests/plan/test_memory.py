@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raystage.config.stage import Training
+from raystage.config.training import Training
 from raystage.models.shape import ModelShape, num_params
 from raystage.plan.memory import estimate
 

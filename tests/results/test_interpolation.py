@@ -87,7 +87,7 @@ def test_the_issues_curve_shows_no_saving(budgets: tuple[int, ...]) -> None:
         assert found.compute_saved is None
         assert not found.equal_loss_reached
         assert "1e0 and 1.6e1 FLOPs, are a factor of 16 apart, where more than 4 says too little" in found.verdict
-        assert "1e0 and 1.6e1, are a factor of 16 apart" in found.at_equal_flops
+        assert "1e0 and 1.6e1 FLOPs, are a factor of 16 apart" in found.at_equal_flops
     else:
         assert found.compute_saved == pytest.approx(-0.25)
 

@@ -15,7 +15,7 @@ from deepspeed.accelerator import get_accelerator
 
 from factories import make_schedule
 from raystage.config.schedule import Schedule
-from raystage.config.stage import Optimizer
+from raystage.config.training import Optimizer
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raystage.config.stage import Optimizer
+from raystage.config.training import Optimizer
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.rules import GrowthMap, growth_map

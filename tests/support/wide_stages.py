@@ -10,7 +10,7 @@ import numpy as np
 
 from factories import make_schedule
 from raystage.config.schedule import Schedule
-from raystage.config.stage import Optimizer
+from raystage.config.training import Optimizer
 from raystage.config.types import Workers
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder

@@ -19,7 +19,7 @@ from pyarrow import fs
 from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
-from raystage.config.stage import Checkpointing, Training
+from raystage.config.training import Checkpointing, Training
 from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.models.shape import parameters

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raystage.config.stage import Optimizer
+from raystage.config.training import Optimizer
 from raystage.growth.axis_maps import ZERO, AxisMap, unchanged
 from raystage.growth.rules import GrowthMap, Rule
 from raystage.train.optimizer import NewElements, build, parameter_groups, wholly_new

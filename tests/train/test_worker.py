@@ -14,7 +14,7 @@ import pytest
 from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
-from raystage.config.stage import Checkpointing, Training
+from raystage.config.training import Checkpointing, Training
 from raystage.errors import NonFiniteLoss
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import make_plan

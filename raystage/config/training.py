@@ -1,0 +1,185 @@
+"""The training section: workers, precision, batch, optimizer, learning rate, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from raystage.config.section import Section
+from raystage.config.types import (
+    Beta,
+    Count,
+    CountOrZero,
+    Flag,
+    Fraction,
+    NotNegative,
+    Positive,
+    Seconds,
+    Span,
+    WorkerCount,
+    Workers,
+    ZeroStage,
+)
+from raystage.user_code import split_reference
+
+
+class Optimizer(Section):
+    """The optimizer. `betas` and `eps` are for adamw and adam, `momentum` is for sgd."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """The kind of optimizer."""
+    lr: Positive = 1e-3
+    """The highest learning rate."""
+    betas: Annotated[tuple[Beta, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
+    """The decay rates of the two moments of adamw and adam."""
+    eps: Positive = 1e-8
+    """The epsilon of adamw and adam."""
+    momentum: Beta = 0.9
+    """The momentum of sgd."""
+    weight_decay: NotNegative = 0.1
+    """The weight decay. It applies to matrices, not to biases and norms."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The keys that count for other optimizers only."""
+        return ("betas", "eps") if self.name == "sgd" else ("momentum",)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What it keeps for every parameter beside the weight, under torch's names."""
+        if self.name == "sgd":
+            return ("momentum_buffer",) if self.momentum else ()
+        return ("exp_avg", "exp_avg_sq")
+
+    def used(self) -> dict[str, Any]:
+        """The keys that decide what it does, as plain values."""
+        return self.model_dump(exclude=set(self.unused))
+
+
+class LrSchedule(Section):
+    """The learning rate over the whole run, or over a stage that has an `lr_schedule` of its own."""
+
+    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """The shape after the warm-up. `wsd` is constant and then decays in a straight line."""
+    warmup: Span = 0.0
+    """The length of the warm-up from 0: below 1 a fraction of the whole, above 1 a number of tokens."""
+    decay: Span = 0.2
+    """The length of the decay at the end, for `wsd`: below 1 a fraction of the whole, above 1 a number of tokens."""
+    min_lr_ratio: Fraction = 0.0
+    """The last rate, as a fraction of `optimizer.lr`."""
+
+
+def _check_reference(reference: str) -> str:
+    split_reference(reference)
+    return reference
+
+
+def _as_metric(value: object) -> object:
+    return {"function": value} if isinstance(value, str) else value
+
+
+class UserMetric(Section):
+    """A function of the user's own over the model's answers to held-out text."""
+
+    function: Annotated[str, AfterValidator(_check_reference), Field(examples=["my.metrics:exact_match"])]
+    """Where the function is: `module:function` or `file.py:function`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments that the function is called with."""
+
+
+MetricEntry = Annotated[UserMetric, BeforeValidator(_as_metric, json_schema_input_type=str | UserMetric)]
+
+
+class Evaluate(Section):
+    """The evaluations of a stage on held-out text."""
+
+    every: Count | None = None
+    """The distance between two evaluations in tokens; 20 in a run unless given, and fewer where they would cost more
+    than 10 % of the stage's training."""
+    tokens: Count = 65_536
+    """The held-out tokens of one evaluation; fewer in a short stage, where this key is not given."""
+    metrics: tuple[MetricEntry, ...] = ()
+    """Further metrics. They change no result of a stage, and so no stage key."""
+
+
+class Checkpointing(Section):
+    """The checkpoints of a stage while it is trained."""
+
+    every: Count | None = None
+    """The distance between two checkpoints in tokens; a quarter of the stage unless given."""
+    keep_last: Count = 2
+    """How many of the latest checkpoints stay."""
+    keep_best: CountOrZero = 0
+    """How many of the checkpoints with the lowest evaluation loss stay beside these, also after the stage."""
+    background: Flag = True
+    """Whether the training continues while a checkpoint is written, from a copy in host memory. The bits are the
+    same either way."""
+
+
+class RampOver(Section):
+    """The length of a ramp."""
+
+    tokens: Annotated[Count, Field(examples=["200K"])]
+    """The number of tokens from the stage's start to the stage's own value."""
+
+
+class RampOf(Section):
+    """A value that doubles from `from` up to the stage's own value, in equal shares of the ramp's tokens."""
+
+    start: Annotated[Count, Field(alias="from", examples=["1024"])]
+    """The value at the stage's start: the stage's own value halved once or several times."""
+    over: Annotated[RampOver, Field(examples=["{tokens: 200K}"])]
+    """How long the value grows."""
+
+
+class Ramp(Section):
+    """What grows while a stage trains."""
+
+    global_batch_tokens: RampOf | None = None
+    """The batch, in tokens."""
+    context_length: RampOf | None = None
+    """The context length, in tokens."""
+
+
+class Training(Section):
+    """How a stage is trained, and on what workers."""
+
+    workers: WorkerCount = Workers.exactly(1)
+    """The number of worker processes. With `{min: 2, max: 8}` the stage uses as many as the cluster has resources
+    for."""
+    cpus_per_worker: Count = 1
+    """The CPUs of each worker."""
+    gpus_per_worker: CountOrZero = 0
+    """The GPUs of each worker."""
+    zero_stage: ZeroStage = 1
+    """DeepSpeed's ZeRO stage, 0 to 3."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The precision of the computation. Master weights and moments are fp32."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu` keeps the optimizer and its state in host memory, with ZeRO stage 1, 2 or 3."""
+    global_batch_tokens: Count | None = None
+    """The tokens of one optimizer step over all workers, a multiple of the context length. Required, in the file or in
+    every stage."""
+    micro_batch_size: Count | None = None
+    """The sequences that a worker computes at a time; up to 8,192 tokens unless given."""
+    ramp: Ramp | None = None
+    """What grows while the stage trains: the batch, the context length or both."""
+    gradient_clipping: NotNegative = 1.0
+    """The largest norm of the gradient; 0 clips nothing."""
+    activation_checkpointing: Flag = False
+    """Whether activations are computed again in the backward pass, to save memory."""
+    optimizer: Annotated[Optimizer, Field(examples=["{name: adamw, lr: 1e-3}"])] = Optimizer()
+    """The optimizer."""
+    lr_schedule: Annotated[LrSchedule, Field(examples=["{kind: wsd, warmup: 0.02, decay: 0.2}"])] = LrSchedule()
+    """The learning rate over the run."""
+    evaluate: Evaluate = Evaluate()
+    """The evaluations."""
+    checkpoint: Checkpointing = Checkpointing()
+    """The checkpoints."""
+    max_failures: CountOrZero = 3
+    """How many times the workers of a stage are started again after a failure."""
+    hang_seconds: Seconds = 1800.0
+    """The time without a step after which workers count as hung, in seconds or as `30m`."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Further options of DeepSpeed, which are checked and passed on."""
