@@ -39,7 +39,7 @@ _REMEDY = "expected plain text, or data.files with a pattern that leaves it out,
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentSpan:
     """A document within a file. digest: SHA-256 of its bytes."""
 
     start: int
@@ -109,7 +109,7 @@ def check_text(path: Path, head: bytes, may_be_any: bool, key: str = _KEY) -> No
 
 def measured(
     file: Path, separator: str | None, max_bytes: int | None, may_be_any: bool, key: str = _KEY
-) -> Iterator[Piece]:
+) -> Iterator[DocumentSpan]:
     """The documents in a file: all of it, or what lies between separators, each cut into pieces of at most `max_bytes`
     where a line ends, else between words, else between characters. Raises InputError for what is no text."""
     try:
@@ -118,7 +118,7 @@ def measured(
             if separator is None and max_bytes is None:
                 stream.seek(0)
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                yield Piece(0, stream.tell(), digest)
+                yield DocumentSpan(0, stream.tell(), digest)
             elif os.fstat(stream.fileno()).st_size:
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                     yield from _measured_spans(content, separator, max_bytes)
@@ -126,10 +126,10 @@ def measured(
         raise unreadable(error, key) from None
 
 
-def _measured_spans(content: mmap.mmap, separator: str | None, max_bytes: int | None) -> Iterator[Piece]:
+def _measured_spans(content: mmap.mmap, separator: str | None, max_bytes: int | None) -> Iterator[DocumentSpan]:
     for start, stop in _spans(content, separator):
         for first, last in _cut(content, start, stop, max_bytes or stop - start):
-            yield Piece(first, last - first, hashlib.sha256(content[first:last]).hexdigest())
+            yield DocumentSpan(first, last - first, hashlib.sha256(content[first:last]).hexdigest())
 
 
 def _spans(content: mmap.mmap, separator: str | None) -> Iterator[tuple[int, int]]:

@@ -122,9 +122,9 @@ class Folder:
 
         return (self / name)._tried("read", content)
 
-    def open_reader(self, name: str) -> RangeReader:
+    def open_reader(self, name: str) -> OpenFile:
         """A file to read ranges from; memory-mapped where it is local. Raises FileNotFoundError."""
-        return RangeReader(self / name)
+        return OpenFile(self / name)
 
     @contextlib.contextmanager
     def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
@@ -243,14 +243,14 @@ class Folder:
                 yield StoredFile(one.path[prefix:], one.size, (one.mtime_ns or 0) / 1e9)
 
 
-class RangeReader:
+class OpenFile:
     """A file, open for reading ranges of it."""
 
     def __init__(self, place: Folder) -> None:
         self._place = place
         self._file = place._tried("read", lambda: place.system.open_input_file(place.path))
 
-    def __enter__(self) -> RangeReader:
+    def __enter__(self) -> OpenFile:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,7 +18,7 @@ from raystage.results.tuning import compared
 
 
 @dataclass(frozen=True)
-class Entry(Cost):
+class LedgerEntry(Cost):
     """One kind of work over all finished stages, each counted once however many runs share it, and its cost.
 
     flops_reused: of `flops`, those of stages that were found in the store. is_claimed: whether the saving counts it.
@@ -39,7 +39,7 @@ class Ledger:
     compares with.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
     flops_claimed: int
     flops_spent: int
     claimed: Cost
@@ -102,8 +102,8 @@ class _Kind:
     is_claimed: bool
     done: tuple[_Done, ...]
 
-    def entry(self, prices: Costs) -> Entry:
-        return Entry(
+    def entry(self, prices: Costs) -> LedgerEntry:
+        return LedgerEntry(
             **asdict(cost_of(_use(self.done), prices)),
             what=self.what,
             flops=sum(one.work.flops for one in self.done),

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from raystage.errors import CheckpointError
-from raystage.files.filesystem import Folder, RangeReader
+from raystage.files.filesystem import Folder, OpenFile
 from raystage.files.safetensors import Tensor, header_bytes, laid_out
 from raystage.files.sealed_json import NoObject, sealed, unsealed
 from raystage.growth.counts import HeadStarts, Runs, from_runs
@@ -213,7 +213,7 @@ class Checkpoint:
     def __init__(self, folder: Folder) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
         self._index = _index(self.manifest.shards)
-        self._files: dict[str, RangeReader] = {}
+        self._files: dict[str, OpenFile] = {}
         self._checked: set[tuple[str, int]] = set()
         self.bytes_read = 0
         for shard in self.manifest.shards:
@@ -296,7 +296,7 @@ class Checkpoint:
             )
         self._checked.add(place)
 
-    def _opened(self, shard: Shard) -> RangeReader:
+    def _opened(self, shard: Shard) -> OpenFile:
         """The shard's file. It must begin as its fragments say: another checkpoint's does not, unless it is equal."""
         if shard.file not in self._files:
             file = self._files[shard.file] = self.folder.open_reader(shard.file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import xxhash
 
 from raystage.errors import CheckpointError
-from raystage.files.filesystem import Folder, RangeReader
+from raystage.files.filesystem import Folder, OpenFile
 from raystage.files.safetensors import CHUNK_BYTES
 from raystage.storage.checkpoint import MANIFEST, Shard, read_manifest, shard_header
 
@@ -51,7 +51,7 @@ def examine(folder: Folder) -> Examination:
     return Examination(tuple(damages), bytes_read)
 
 
-def _damages(shard: Shard, file: RangeReader) -> Iterator[Damage]:
+def _damages(shard: Shard, file: OpenFile) -> Iterator[Damage]:
     """Of a shard of the right size. Its file is read once, for its own checksum and those of its fragments."""
     header = shard_header(shard)
     found = file.read_at(len(header), 0)

@@ -148,7 +148,7 @@ class GrowthRow(TypedDict):
     certificate: dict[str, Any]
 
 
-class Point(TypedDict):
+class StoredPoint(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     tokens: Number
     steps: Number
@@ -177,8 +177,8 @@ class ReportRow(TypedDict):
     peak_memory_bytes: MaybeNumber
     eval_loss: MaybeNumber
     growth: GrowthRow | None
-    evaluations: list[Point]
-    train: list[Point]
+    evaluations: list[StoredPoint]
+    train: list[StoredPoint]
     perplexity: NotRequired[MaybeNumber]
     accuracy: NotRequired[MaybeNumber]
     metrics: NotRequired[dict[str, MaybeNumber] | None]

@@ -17,7 +17,7 @@ from raystage.config.schedule import load as load_schedule
 from raystage.config.section import Section, explain
 from raystage.config.types import Count, Name, Positive, Seed, Text
 from raystage.errors import InputError
-from raystage.sweep.space import Entry, Space, grid_points, read_space
+from raystage.sweep.space import Space, SpaceEntry, grid_points, read_space
 from raystage.units import shown
 
 MOST_TRIALS = 10_000  # which take some seconds to plan
@@ -185,7 +185,7 @@ class Sweep(Section):
     schedule: Annotated[Text, Field(examples=["../schedules/quickstart.yaml"])]
     """The schedule that varies, by its path from the sweep's folder."""
     space: Annotated[
-        dict[str, Entry], Field(min_length=1, examples=['{"stages[0].until.tokens": {grid: [250K, 500K]}}'])
+        dict[str, SpaceEntry], Field(min_length=1, examples=['{"stages[0].until.tokens": {grid: [250K, 500K]}}'])
     ]
     """By path in the schedule what varies. A stage itself may be `present` or `absent`."""
     search: Search = Search()

@@ -44,7 +44,7 @@ Range = Annotated[tuple[Bound, ...], Field(min_length=2, max_length=2)]
 Whole = Annotated[tuple[WholeBound, ...], Field(min_length=2, max_length=2)]
 
 
-class Entry(Section):
+class SpaceEntry(Section):
     """What one path varies over: exactly one of these kinds. Both ends of a range can be drawn."""
 
     grid: Values | None = None
@@ -212,7 +212,7 @@ def _key(path: str) -> str:
 # --- what can be wrong with it ----------------------------------------------------------------
 
 
-def read_space(entries: Mapping[str, Entry], content: dict, beside: Path | None = None) -> Space:
+def read_space(entries: Mapping[str, SpaceEntry], content: dict, beside: Path | None = None) -> Space:
     """The space that entries make over a schedule's content. Raises InputError, with the key in the sweep file.
 
     Every listed value, and of ranges the ends and one in between, is laid over the schedule by itself (with what it
@@ -230,7 +230,7 @@ def read_space(entries: Mapping[str, Entry], content: dict, beside: Path | None 
     return space
 
 
-def _check_entry(path: str, entries: Mapping[str, Entry], content: dict) -> None:
+def _check_entry(path: str, entries: Mapping[str, SpaceEntry], content: dict) -> None:
     """That its path is one of a schedule, and what it depends on one of the space."""
     steps, entry = yaml_file.parse_path(path), entries[path]
     if not steps:
@@ -249,7 +249,7 @@ def _check_entry(path: str, entries: Mapping[str, Entry], content: dict) -> None
         _check_condition(f"{_key(path)}.when", path, other, _as_tuple(values), entries)
 
 
-def _check_condition(key: str, path: str, other: str, values: tuple, entries: Mapping[str, Entry]) -> None:
+def _check_condition(key: str, path: str, other: str, values: tuple, entries: Mapping[str, SpaceEntry]) -> None:
     if other not in entries or other == path:
         close = difflib.get_close_matches(other, [known for known in entries if known != path], 1)
         hint = f"; did you mean {close[0]!r}?" if close else "; expected another path of the space"
@@ -268,7 +268,7 @@ def _as_tuple(values: Any) -> tuple:
     return tuple(values) if isinstance(values, list) else (values,)
 
 
-def _dimension(path: str, entries: Mapping[str, Entry], content: dict) -> Dimension:
+def _dimension(path: str, entries: Mapping[str, SpaceEntry], content: dict) -> Dimension:
     """With what follows by itself: keys of a stage count where it is there."""
     entry, steps = entries[path], yaml_file.parse_path(path)
     when = [(other, _as_tuple(values)) for other, values in entry.when.items()]

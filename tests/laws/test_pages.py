@@ -40,7 +40,7 @@ from raystage.growth.operators import OPERATORS
 from raystage.plan.build import make_plan
 from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
 from raystage.sweep.config import load as load_sweep
-from raystage.sweep.space import Entry
+from raystage.sweep.space import SpaceEntry
 from raystage.sweep.trials import plan_sweep
 from raystage.units import format_count, format_flops
 
@@ -244,7 +244,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 def test_the_text_explains_every_key_and_operator() -> None:
     """The reference lists every key by itself; a key that is added is explained by hand, too."""
-    sweep = (Entry, Search, Scheduler, AfterGrowth, Objective, Constraints, EqualFlops, Sweep)
+    sweep = (SpaceEntry, Search, Scheduler, AfterGrowth, Objective, Constraints, EqualFlops, Sweep)
     for section in (Data, Model, Training, Stage, Baseline, Schedule, Grow, *sweep):
         for field in section.model_fields:
             assert re.search(rf"\b{field}\b", HAND_WRITTEN), f"{section.__name__}.{field}"

@@ -13,12 +13,12 @@ import yaml
 
 from raystage.config.schedule import parse
 from raystage.errors import InputError
-from raystage.sweep.space import Entry, Space, applied, describe, grid_points, read_space, sample
+from raystage.sweep.space import Space, SpaceEntry, applied, describe, grid_points, read_space, sample
 from sweeps import base
 
 
 def space_of(text: str, content: dict[str, Any] | None = None) -> Space:
-    entries = {path: Entry.model_validate(entry) for path, entry in yaml.safe_load(text).items()}
+    entries = {path: SpaceEntry.model_validate(entry) for path, entry in yaml.safe_load(text).items()}
     return read_space(entries, content or base())
 
 
