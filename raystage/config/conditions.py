@@ -79,7 +79,7 @@ class Until(Section):
 
     @property
     def given(self) -> dict[str, object]:
-        """What is written down, by key."""
+        """The conditions that are written down, by key."""
         return {name: value for name in Until.model_fields if (value := getattr(self, name)) is not None}
 
 
@@ -137,7 +137,7 @@ class Accept(Section):
 
     @property
     def given(self) -> dict[str, object]:
-        """What is written down, by key."""
+        """The conditions that are written down, by key."""
         return {name: value for name in Accept.model_fields if (value := getattr(self, name)) is not None}
 
     @property

@@ -1,6 +1,6 @@
 """The DeepSpeed options that a schedule may pass on, and how each is read.
 
-DeepSpeed itself says nothing of an option it does not know.
+DeepSpeed itself accepts unknown options without a message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _texts(value: object) -> list[str]:
     return [_text(entry) for entry in value]
 
 
-# How to read each, or a section's own options.
+# How each option is read; for a section its own options.
 DEEPSPEED_OPTIONS: dict = {
     "zero_optimization": {
         "allgather_bucket_size": _size,
@@ -92,7 +92,11 @@ DEEPSPEED_OPTIONS: dict = {
     "steps_per_print": _size,
     "wall_clock_breakdown": parse_bool,
 }
-# DeepSpeed options raystage works out itself, and from what.
+# Options that only decide what DeepSpeed logs: no result depends on them.
+ONLY_LOGGED = frozenset({
+    "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
+})  # fmt: skip
+# DeepSpeed options that raystage sets itself, and the keys that they follow from.
 DEEPSPEED_OWNED = {
     "train_batch_size": "training.global_batch_tokens",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -108,9 +112,9 @@ DEEPSPEED_OWNED = {
 
 
 def read_deepspeed(options: dict, known: dict, prefix: str = "") -> dict:
-    """The options that are set, read as `known` says; one that is null is not set.
+    """The options that are set, read as `known` says. An option that is null is not set.
 
-    Raises InputError for options that are raystage's own to set, that nobody knows, or of the wrong kind.
+    Raises InputError for options that raystage sets itself, that are unknown, or that have the wrong type.
     """
     read = {}
     for name, value in options.items():

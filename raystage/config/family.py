@@ -1,4 +1,4 @@
-"""A model family of one's own, as a YAML file: typed and checked, then a `Family` as any other.
+"""A user's own model family, as a YAML file: typed and checked, then a `Family` like any other.
 
     name: phi                              # the model_type in config.json
     norm: layer                            # rms or layer
@@ -31,7 +31,7 @@ from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.units import parse_bool, parse_real, shown
 
 _ROLES = ("out", "in", "gain", "shift", "each", "fixed")
-# The sizes that no model can do without, and those that follow from others where the table does not name them.
+# The sizes that every model needs, and those that follow from others where the table does not name them.
 _NEEDED = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length", "norm_eps")
 _FOLLOWING = ("num_kv_heads", "head_size", "ffn_size", "tied_embeddings")
 
@@ -68,14 +68,14 @@ class _Section(BaseModel):
 
 
 class _Key(_Section):
-    """Where config.json says a size, and what it is where it does not."""
+    """The key in config.json that has a size, and the size where config.json lacks the key."""
 
     key: Text
     default: int | float | bool | None = None
 
 
 class _Row(_Section):
-    """One parameter; see `families.ParameterSpec`."""
+    """One parameter; see `models.table.ParameterSpec`."""
 
     name: Text
     axes: Annotated[tuple[Annotated[Axis, BeforeValidator(_axis)], ...], Field(min_length=1)]
@@ -88,7 +88,7 @@ class _Row(_Section):
 
 
 class _Table(_Section):
-    """A whole file; see `families.Family` for what the keys mean."""
+    """A whole file; `models.table.Family` says what the keys mean."""
 
     name: Text
     fields: dict[Literal[(*_NEEDED, *_FOLLOWING)], Annotated[_Key, BeforeValidator(_key)]]
@@ -157,7 +157,7 @@ def read_family(path: Path) -> Family:
 
 
 def _problem(error: Any) -> str:
-    """A pydantic error as found and expected."""
+    """A pydantic error as "found ...; expected ..."."""
     context = error.get("ctx", {})
     match error["type"]:
         case "value_error":

@@ -42,7 +42,7 @@ TUNABLE: dict[str, tuple[type[Section], str]] = {
 
 
 def _as_tuned(value: object) -> object:
-    """The values of every path as its section takes them. Raises ValueError."""
+    """The values of every path, read as its section reads them. Raises ValueError."""
     if not isinstance(value, dict):
         return value  # pydantic says what is wrong
     return {path: _tuned_values(str(path), values) for path, values in value.items()}
@@ -166,11 +166,11 @@ class Schedule(Section):
         return self._file
 
     def content(self) -> dict[str, Any]:
-        """What was written, as plain values; `parse` makes the same schedule of it."""
+        """The schedule as written, as plain values. `parse` makes the same schedule of it."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def resolved(self, index: int) -> Stage:
-        """Stage `index` with the file's defaults under what it overrides."""
+        """Stage `index` with the file's defaults under it."""
         stage = self.stages[index]
         return stage.model_copy(
             update={
@@ -212,7 +212,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None
 
 
 def parse(content: dict, beside: Path | None = None) -> Schedule:
-    """A schedule from plain data. Relative data paths are looked for in the working directory, then `beside`."""
+    """A schedule from plain data. Relative paths are looked for in the working directory, then in `beside`."""
     try:
         schedule = Schedule.model_validate(content)
     except ValidationError as error:
@@ -228,7 +228,7 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
 
 
 def _located(data: Data, beside: Path | None) -> Data:
-    """The same with absolute paths; a tokenizer is a path where there is such a folder."""
+    """The section with absolute paths. A tokenizer is a path where there is such a folder."""
     changes: dict[str, object] = {}
     for name in ("path", "validation_path"):
         if getattr(data, name):
@@ -244,7 +244,7 @@ def _located_stage(stage: Stage, beside: Path | None) -> Stage:
 
 
 def _located_metrics(training: Training, beside: Path | None) -> dict[str, Training]:
-    """What changes where metrics are named: the files that they are in get absolute paths."""
+    """The changes to a training section that has metrics: absolute paths of their files."""
     if not training.evaluate.metrics:
         return {}
     metrics = tuple(_located_metric(metric, beside) for metric in training.evaluate.metrics)
@@ -261,7 +261,7 @@ def _located_metric(metric: UserMetric, beside: Path | None) -> UserMetric:
 
 
 def _located_init(init: Init | None, beside: Path | None) -> Init | None:
-    """The same with an absolute path where there is such a folder; else it is a hub name."""
+    """The section with an absolute path where there is such a folder; else it is a name on the Hub."""
     if init is None or not os.path.isdir(_locate(init.source, beside)):
         return init
     return init.model_copy(update={"source": _locate(init.source, beside)})

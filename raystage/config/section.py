@@ -1,4 +1,4 @@
-"""A part of what a user writes: typed, frozen, laid over another; and what is wrong with it, in one line."""
+"""The base of all sections of a file: typed, frozen, one laid over another; and its errors, in one line each."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from raystage.units import shown
 class Section(BaseModel):
     """A part of a file. What a section does not set, it does not change.
 
-    null sets a key to what follows from the rest, where there is such a value (heads, micro batch,
-    cadences, options of DeepSpeed), and is an error elsewhere.
+    null sets a key back to the value that follows from the rest, where there is such a value (heads, micro batch,
+    cadences, options of DeepSpeed). Elsewhere null is an error.
     """
 
-    # Whether its keys are those of the file, too, as a stage's are.
+    # Whether its keys are looked for as if they stood at the top of a file, as those of a stage are.
     stands_alone: ClassVar[bool] = False
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
     def overlaid(self, other: Self) -> Self:
-        """This section with everything that `other` sets, section by section."""
+        """This section with everything that `other` sets, key by key."""
         changes = {name: _overlaid(getattr(self, name), getattr(other, name)) for name in other.model_fields_set}
         return self.model_copy(update=changes)
 
 
 def _overlaid(mine: object, theirs: object) -> object:
-    """Sections and mappings are laid over each other key by key; of anything else the second counts.
+    """Sections and mappings are merged key by key; of any other value the second counts.
 
-    None counts too: it takes a value back, to what follows without it.
+    None counts too: it sets a value back to what follows without it.
     """
     if isinstance(mine, Section) and isinstance(theirs, Section):
         return mine.overlaid(theirs)
@@ -48,18 +48,17 @@ def _overlaid(mine: object, theirs: object) -> object:
 
 
 def keys_of(section: type[Section]) -> dict[str, FieldInfo]:
-    """The fields by the keys that they have in a file: their names, unless these are words of Python."""
+    """The fields by their keys in a file: their names, or their aliases where the name is a Python keyword."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def field_of(section: type[Section], key: str) -> str | None:
-    """The name of the field that has a key in a file."""
+    """The name of the field that has this key in a file."""
     return next((name for name, field in section.model_fields.items() if (field.alias or name) == key), None)
 
 
 def explain(error: ValidationError, root: type[Section]) -> InputError:
-    """The first thing wrong in a file of the section `root`; unknown keys come before what they may have caused to be
-    missing."""
+    """The first error in a file of the section `root`. Unknown keys come first, because they may cause missing ones."""
     found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
     location = found["loc"]
     if found["type"] == "extra_forbidden":
@@ -104,7 +103,7 @@ def _wrong_value(found: dict) -> str:
 
 
 def _example(found: dict, root: type[Section]) -> str:
-    """What a mapping looks like, where a value stands in its place and the key has an example."""
+    """An example of a mapping, for a message about a key that has a plain value in its place."""
     location = found["loc"]
     if found["type"] not in ("model_type", "model_attributes_type") or not location or isinstance(location[-1], int):
         return ""
@@ -121,7 +120,7 @@ def _at_least(context: dict) -> str:
 
 
 def _at_most(context: dict) -> str:
-    """Pairs have just as many; of the rest it is a limit."""
+    """For a pair the exact number, else a limit."""
     most = context["max_length"]
     return str(most) if most == 2 else f"at most {most}"
 
@@ -152,9 +151,9 @@ def _unknown_key(location: tuple, root: type[Section]) -> str:
 
 
 def _paths(section: type[Section], prefix: str = "", above: tuple[type[Section], ...] = ()) -> typing.Iterator[str]:
-    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; a stage's as if it stood alone.
+    """'training', 'training.optimizer', 'training.optimizer.lr' and so on; those of a stage without 'stages'.
 
-    A section that stands inside itself is not entered again.
+    A section that contains itself is entered once.
     """
     for name, field in keys_of(section).items():
         yield prefix + name
@@ -164,9 +163,9 @@ def _paths(section: type[Section], prefix: str = "", above: tuple[type[Section],
 
 
 def check_path(location: tuple | list, root: type[Section]) -> None:
-    """Whether a path such as ['stages', 1, 'until', 'tokens'] is one that a file of the section `root` may set.
+    """Raises InputError where a path such as ['stages', 1, 'until', 'tokens'] is not one that a file of `root` may set.
 
-    Raises InputError, whose key is the path up to where it leads nowhere. Indices are not looked at.
+    Its key is the path up to the first unknown step. Indices are not checked.
     """
     section: type[Section] | None = root
     for position, step in enumerate(location):
@@ -181,7 +180,7 @@ def check_path(location: tuple | list, root: type[Section]) -> None:
         annotation = keys_of(section)[step].annotation
         section = next(_sections_in(annotation), None)
         if section is None and _is_mapping(annotation):
-            return  # of any keys, such as DeepSpeed's
+            return  # a mapping of any keys, such as DeepSpeed's
 
 
 def _is_mapping(annotation: object) -> bool:
@@ -189,14 +188,14 @@ def _is_mapping(annotation: object) -> bool:
 
 
 def _section_at(location: tuple, root: type[Section]) -> type[Section]:
-    """The section class that a pydantic error location leads into."""
+    """The section class at the location of a pydantic error."""
     section, steps = root, iter(location)
     for step in steps:
         if isinstance(step, str):
             annotation = keys_of(section)[step].annotation
             section = next(_sections_in(annotation))
             if _is_mapping(annotation):
-                next(steps, None)  # under any name
+                next(steps, None)  # the key of the mapping
     return section
 
 

@@ -1,8 +1,8 @@
-"""What other trainers call the keys of a schedule, and what theirs is here: for "did you mean"."""
+"""Names that other trainers have for the keys of a schedule, for "did you mean"."""
 
 from __future__ import annotations
 
-# By key of a schedule (a stage's as if it stood alone): what it is counted in or takes, and its names elsewhere.
+# By key of a schedule (those of a stage without 'stages'): a hint on its value, and its names elsewhere.
 _BY_KEY: dict[str, tuple[str, str]] = {
     "name": ("", "run_name experiment_name experiment job_name"),
     "seed": ("", "random_seed rng_seed manual_seed data_seed"),
@@ -94,7 +94,7 @@ def keys_meant() -> frozenset[str]:
 
 
 def meant(name: str, known: frozenset[str]) -> str | None:
-    """What a key of other trainers is in a schedule, in words, where it leads to one of the `known` keys."""
+    """The key of a schedule that a key of other trainers corresponds to, in words, if it is one of `known`."""
     plain = name.lower().replace("-", "_")
     if plain in _OPTION_OF and "stages" in known:
         return f"that is an option of the command: {_OPTION_OF[plain]}"

@@ -41,7 +41,7 @@ class OrText:
 
 
 def parse_span(value: object) -> float:
-    """A stretch of a run: below 1 a fraction of it, above 1 a number of tokens. Raises ValueError."""
+    """A span of a run: below 1 a fraction of it, above 1 a number of tokens. Raises ValueError."""
     try:
         number = parse_real(value)
     except ValueError:
@@ -59,7 +59,7 @@ def parse_span(value: object) -> float:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers a stage has: `most`, and no fewer than `least` where fewer than `most` fit on the cluster."""
+    """The number of workers of a stage: `most`, or at least `least` where fewer fit on the cluster."""
 
     most: int
     least: int
@@ -101,7 +101,7 @@ def _at_least_one(value: object) -> int:
 
 
 def _written(workers: Workers) -> int | dict[str, int]:
-    """As it stands in a schedule."""
+    """As a schedule has it."""
     return {"min": workers.least, "max": workers.most} if workers.is_elastic else workers.most
 
 

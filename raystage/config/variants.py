@@ -1,9 +1,9 @@
-"""The schedules that a tuned baseline and further seeds ask for: the written one with other values, or another seed.
+"""The schedules that a tuned baseline and further seeds need: the written one with other values, or with another seed.
 
-`baseline.tune` lists values of the file's training section: of the optimizer, the batch, the rate's warm-up and decay.
-Every combination of them is tried, on both sides of the comparison alike, and what the schedule itself says is always
-among them. A value is tuned for a whole run: a stage that has one of its own for a tuned path is refused. Seeds are the
-written one and those after it.
+`baseline.tune` lists values of the file's training section: optimizer, batch, warm-up and decay of the rate. Every
+combination is tried, on both sides of the comparison, and the values as written are always among them. A tuned value
+holds for a whole run: a stage that sets a tuned path itself is refused. The seeds are the written one and those after
+it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from raystage.config.stage import NOTHING_REQUIRED, Stage
 from raystage.errors import InputError
 from raystage.units import shown
 
-# By path ("training.optimizer.lr") what a run is trained with, of what is tuned; empty where nothing is.
+# By path ("training.optimizer.lr") the tuned values of a run; empty where nothing is tuned.
 Values = tuple[tuple[str, Any], ...]
 
 MOST_COMBINATIONS = 100
-MOST_RUNS = 1_000  # staged and from scratch, all planned before the first
+MOST_RUNS = 1_000  # staged runs and baselines, all planned before the first one starts
 _SEEDS = 2**32
 
 
 def written_values(schedule: Schedule) -> Values:
-    """What the schedule itself says of what is tuned."""
+    """The tuned values as written."""
     return tuple((path, attrgetter(path)(schedule)) for path in _tune(schedule))
 
 
@@ -41,7 +41,7 @@ def other_values(schedule: Schedule) -> tuple[Values, ...]:
 
 
 def _lists(schedule: Schedule) -> list[tuple[Any, ...]]:
-    """The values of every path: a list without the written one still lets the others be combined with it."""
+    """The values of every path. The written value is added where a list does not have it."""
     pairs = zip(_tune(schedule).values(), written_values(schedule), strict=True)
     return [values if own in values else (*values, own) for values, (_, own) in pairs]
 
@@ -59,7 +59,7 @@ def _with_value(section: Any, path: list[str], value: Any) -> Any:
 
 
 def with_seed(schedule: Schedule, more: int) -> Schedule:
-    """The schedule with its seed, and those of stages that have their own, raised by `more`."""
+    """The schedule with its seed, and the seeds of its stages, higher by `more`."""
     stages = tuple(
         stage if stage.seed is None else stage.model_copy(update={"seed": stage.seed + more})
         for stage in schedule.stages
@@ -68,7 +68,7 @@ def with_seed(schedule: Schedule, more: int) -> Schedule:
 
 
 def label(values: Values) -> str:
-    """Of values as a part of a run's name: 'lr-0.004', 'lr-0.004-betas-0.9-0.95'."""
+    """Values as a part of a run's name: 'lr-0.004', 'lr-0.004-betas-0.9-0.95'."""
     return "-".join(f"{path.rpartition('.')[2]}-{_as_name(value)}" for path, value in values)
 
 
@@ -77,7 +77,7 @@ def _as_name(value: Any) -> str:
 
 
 def check_variants(schedule: Schedule) -> None:
-    """Refuse what cannot be repeated with other values or seeds. Raises InputError."""
+    """Refuse a schedule that cannot be repeated with other values or seeds. Raises InputError."""
     tune = _tune(schedule)
     if schedule.seeds > 1 and schedule.baseline is None:
         problem = f"found {schedule.seeds} without a baseline to compare every seed's run with"
@@ -90,7 +90,7 @@ def check_variants(schedule: Schedule) -> None:
     if tune:
         _check_untuned(schedule.baseline, "baseline", tune)
     _check_seeds(schedule)
-    # Counted, not made: three lists of a thousand would fill the memory.
+    # Counted without making them: three lists of a thousand values would fill the memory.
     count = math.prod(map(len, _lists(schedule)))
     if count > MOST_COMBINATIONS:
         problem = f"found {count} combinations of values; expected at most {MOST_COMBINATIONS}"
@@ -102,7 +102,7 @@ def check_variants(schedule: Schedule) -> None:
 
 
 def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any, ...]]) -> None:
-    """A gate decides about a run while it goes; what is repeated has to be finished, whatever comes of it."""
+    """Refuse gates: they may stop a run, and every one of these runs has to be finished to be compared."""
     gates = {
         "accept": stage.accept is not None,
         "on_reject": stage.on_reject is not None,
@@ -125,7 +125,7 @@ def _check_untuned(section: Stage | Baseline, key: str, tune: Iterable[str]) -> 
 
 
 def _sets(section: Section, path: list[str]) -> bool:
-    """Whether a path leads to something that was written down."""
+    """Whether a path leads to something that the user wrote."""
     field, *rest = path
     return field in section.model_fields_set and (not rest or _sets(getattr(section, field), rest))
 

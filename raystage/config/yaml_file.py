@@ -1,10 +1,10 @@
-"""Reading YAML the way a schedule needs it: mappings only, no key twice, overrides by dotted path.
+"""Reading YAML as a schedule needs it: mappings only, no key twice, overrides by dotted path.
 
-What it may hold is bounded, aliases and merged mappings (`<<`) counted as often as they are named, so that no file
-takes long to read or fills the memory.
+The size of a file is bounded, with aliases and merged mappings (`<<`) counted each time they are used. So no file takes
+long to read or fills the memory.
 
-Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4` is a number,
-`no` is text, `1:30` is not 90, `010` is not 8, and `2024-01-01` is not a date.
+Plain values follow YAML 1.2, which has fewer surprises than PyYAML's 1.1: `3e-4` is a number, `no` is text, `1:30` is
+not 90, `010` is not 8, and `2024-01-01` is not a date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raystage.errors import InputError
 from raystage.safe_text import secrets_in
 from raystage.units import kind_of, shortened, shown
 
-# The largest that anyone wrote so far has 200 lines. PyYAML reads some 100 KB/s.
+# The largest file so far has 200 lines. PyYAML reads about 100 KB/s.
 MOST_BYTES = 200_000
 MOST_VALUES = 10_000
 MOST_DEPTH = 60
@@ -44,8 +44,8 @@ _PLAIN_VALUES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML lets pass or fails on: a key given twice (it keeps the last), keys that are not text,
-    a value that contains itself, sets, dates and binary data; more values than a schedule can have."""
+    """Refuses what PyYAML accepts or crashes on: a key given twice (it keeps the last), keys that are not text, a value
+    that contains itself, sets, dates and binary data, and more values than a schedule can have."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
     yaml_constructors: ClassVar[dict] = {
@@ -56,9 +56,9 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self.deep_construct = True  # a value inside itself is an error, where PyYAML would build it
+        self.deep_construct = True  # a value that contains itself is then an error; PyYAML would build it
         self._depth = self._count = 0
-        self._sizes: dict[yaml.Node, int] = {}  # how many values each has, aliases written out
+        self._sizes: dict[yaml.Node, int] = {}  # the number of values in each, aliases expanded
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
         self._depth += 1
@@ -82,7 +82,7 @@ class _Loader(yaml.SafeLoader):
         return size
 
     def _refuse_more(self, mark: yaml.Mark) -> None:
-        problem = f"more than {MOST_VALUES:,} values, those of an alias counted wherever it stands"
+        problem = f"more than {MOST_VALUES:,} values, those of an alias counted each time it is used"
         raise yaml.constructor.ConstructorError(None, None, problem, mark)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -169,14 +169,14 @@ def apply_override(content: dict, override: str) -> None:
 
 
 def _refuse_secrets(value: object, label: str = "", steps: Iterable = (), file: str | None = None) -> None:
-    """What is written here is kept in run files, reports and W&B, where a secret would stay for ever."""
+    """Raises InputError for a secret: what is written here is kept in run files, reports and W&B."""
     for place, found in secrets_in(value, tuple(steps)):
-        problem = f"found {found}; expected none, for this is kept in run files: give it in the environment"
+        problem = f"found {found}; expected none, because this is kept in run files: give it in the environment"
         raise InputError(problem, key=label + dotted(place), file=file)
 
 
 def set_value(content: dict, steps: list[str | int], value: object, label: str) -> None:
-    """Set the value at a path in place; mappings on the way are made. Raises InputError, naming `label`."""
+    """Set the value at a path in place; missing mappings on the way are created. Raises InputError, naming `label`."""
     place: dict | list = content
     for position, step in enumerate(steps[:-1]):
         _check_step(place, steps, position, label)
@@ -188,7 +188,7 @@ def set_value(content: dict, steps: list[str | int], value: object, label: str) 
 
 
 def _copied(child: object, following: str | int) -> object:
-    """A value of its own to change: under an anchor, one value may stand in several places."""
+    """A copy that can be changed: with an anchor one value may stand in several places."""
     if child is None and isinstance(following, str):
         return {}
     return child.copy() if isinstance(child, (dict, list)) else child
@@ -207,7 +207,7 @@ def _check_step(place: object, steps: list[str | int], position: int, label: str
 
 
 def parse_path(path: str) -> list[str | int]:
-    """'stages[1].until.tokens' -> ['stages', 1, 'until', 'tokens']; [] where it is no path."""
+    """'stages[1].until.tokens' -> ['stages', 1, 'until', 'tokens']; [] for what is not a path."""
     if not _PATH.fullmatch(path):
         return []
     return [name or int(index) for name, index in _STEP.findall(path)]
@@ -223,14 +223,14 @@ def dotted(steps: tuple | list) -> str:
 
 
 def parse_value(text: str) -> object:
-    """The value in a YAML text. Raises ValueError with one line on what is wrong and where."""
+    """The value in a YAML text. Raises ValueError, which says in one line what is wrong and where."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(_describe(error)) from None
     except RecursionError:
         raise ValueError("values are nested too deep") from None
-    except (ValueError, KeyError, OverflowError) as error:  # PyYAML's own, on !!int x, !!bool x and "\\U99999999"
+    except (ValueError, KeyError, OverflowError) as error:  # raised by PyYAML on !!int x, !!bool x and "\\U99999999"
         raise ValueError(f"a value does not fit its tag or escape ({shortened(str(error), 200)})") from None
 
 

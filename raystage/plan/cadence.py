@@ -1,9 +1,10 @@
-"""How often, and on how much held-out text, a stage is evaluated where the schedule does not say.
+"""Defaults of evaluation: how often a stage is evaluated, and on how much held-out text.
 
-The default costs at most MOST_SHARE of a stage's training FLOPs. The loss at the end of the stage comes first: savings
-are made of it. So the text stays as large as it may be, and evaluations on the way are given up. Only where a stage is
-too short for two evaluations (on entering it, at its end), the text is halved, down to FEWEST_TOKENS (or, after other
-stages, FEWEST_LATE_TOKENS). The half is every other window of the whole, so that losses on either lie close.
+By default evaluation costs at most MOST_SHARE of a stage's training FLOPs. The loss at the end of a stage matters most,
+because the savings are computed from it. So the amount of text stays as large as possible, and evaluations within the
+stage are dropped first. Only where a stage is too short for two evaluations (at its start and at its end), the amount
+of text is halved, down to FEWEST_TOKENS (or FEWEST_LATE_TOKENS after other stages). The half is every second window of
+the whole, so that the losses on both are close.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 MOST_SHARE = 0.1
 MOST_TOKENS = 65_536
 FEWEST_TOKENS = 4_096
-# What a short last stage, one that lets the rate fall, is evaluated on all the same where the whole run affords it.
+# A short last stage, such as one in which the rate decays, has at least this much where the whole run can afford it.
 FEWEST_LATE_TOKENS = 16_384
 EVALUATIONS_PER_RUN = 20
-# On entering a stage, and at its end.
+# At the start of a stage, and at its end.
 LEAST_EVALUATIONS = 2
 
 
 def default_tokens(training_flops: int, run_flops: int, token_flops: int) -> int:
-    """Held-out tokens of one evaluation. training_flops: of the stage; run_flops: of its run up to the stage's end;
-    token_flops: of a token at its end."""
+    """Held-out tokens of one evaluation.
+
+    training_flops: of the stage. run_flops: of its run up to the end of the stage. token_flops: of one token at its
+    end.
+    """
     own, late = _affordable(training_flops, token_flops), _affordable(run_flops, token_flops)
     return max(own, min(late, FEWEST_LATE_TOKENS))
 
@@ -35,10 +39,11 @@ def _affordable(training_flops: int, token_flops: int) -> int:
 def default_every(
     stage_tokens: int, run_tokens: int, training_flops: int, tokens: int, token_flops: int, is_held_to_cost: bool
 ) -> int:
-    """Training tokens from one evaluation to the next: EVALUATIONS_PER_RUN in a run, or what the stage can afford.
+    """Training tokens from one evaluation to the next: EVALUATIONS_PER_RUN in a run, or as many as the stage can
+    afford.
 
-    Multiples count from the run's start, so that as many of them as can be afforded lie within the stage, or one less.
-    A stage that can afford none on the way has one that is longer than the run.
+    Multiples are counted from the start of the run, so a stage contains as many of them as it can afford, or one less.
+    A stage that can afford none within it gets a distance that is longer than the run.
     """
     wanted = max(1, run_tokens // EVALUATIONS_PER_RUN)
     affordable = int(MOST_SHARE * training_flops / _flops(tokens, token_flops)) - LEAST_EVALUATIONS
@@ -48,5 +53,5 @@ def default_every(
 
 
 def _flops(tokens: int, token_flops: int) -> int:
-    """Of one evaluation: a forward pass, a third of what training on as many tokens takes."""
+    """FLOPs of one evaluation: a forward pass, a third of what training on as many tokens takes."""
     return max(1, tokens * token_flops // 3)

@@ -1,8 +1,8 @@
-"""Which parameters of a stage stand still, and for how long: `freeze`.
+"""Which parameters of a stage are frozen, and for how long: `freeze`.
 
-What is frozen keeps its weights, its optimizer state and its step count, bit for bit; the rest trains as if it were
-constants. The gradients of frozen parameters are computed all the same (they are put to zero, so that they do not count
-in the gradient's norm either), so that a frozen stage's FLOPs are those of any other.
+A frozen parameter keeps its weights, its optimizer state and its step count, bit for bit. The other parameters train as
+if the frozen ones were constants. Gradients of frozen parameters are still computed, then set to zero so that they do
+not count in the gradient's norm. So a stage with frozen parameters takes the same FLOPs as any other.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from raystage.growth.operators import is_trained, layer_origins
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
 
-# What a growth may change of a model with frozen layers: nothing that has old elements and new ones in one layer.
+# What a growth may change in a stage with frozen layers: nothing that puts new elements into existing layers.
 _GROWABLE = {"num_layers", "vocab_size", "context_length"}
 
 
 @dataclass(frozen=True)
 class Freezing:
-    """layers: by index, of the stage's own. tokens: for so many from the stage's start on; None: all of it."""
+    """layers: indices of the stage's own layers. tokens: how long they are frozen, from the stage's start; None: all of
+    it."""
 
     layers: tuple[int, ...]
     embeddings: bool
@@ -34,15 +35,16 @@ class Freezing:
         return asdict(self)
 
     def names(self, shape: ModelShape) -> frozenset[str]:
-        """The parameters that stand still. Embeddings are what is looked up; where tied, that is the head, too."""
+        """The names of the frozen parameters. Embeddings are lookup tables; where they are tied, the head is among
+        them."""
         embeddings = FAMILIES[shape.family].embeddings if self.embeddings else ()
         return frozenset(p.name for p in parameters(shape) if p.layer in self.layers or p.name in embeddings)
 
 
 def old_layers(origins: Sequence[LayerOrigin]) -> tuple[int, ...]:
-    """The layers of the grown model that were there before: of each source layer the first that goes on as it was.
+    """The layers of the grown model that existed before: for each source layer the first copy that is unchanged.
 
-    Further copies are new, and so is what comes from nowhere or is silenced.
+    Further copies count as new, and so do layers without a source and layers that start silenced.
     """
     first: dict[int, int] = {}
     for layer, origin in enumerate(origins):
@@ -54,7 +56,7 @@ def old_layers(origins: Sequence[LayerOrigin]) -> tuple[int, ...]:
 def find_freezing(
     freeze: Freeze | None, before: ModelShape | None, shape: ModelShape, grow: Grow | None, stage_tokens: int
 ) -> Freezing | None:
-    """What a stage of so many tokens freezes; `before` is the shape that it comes from.
+    """What a stage of `stage_tokens` tokens freezes. before: the shape of the model that it starts from.
 
     Raises InputError, with the stage's own key, for what does not fit.
     """

@@ -1,6 +1,6 @@
-"""What a run begins from where it does not begin from nothing: `init`, looked up and identified by its content.
+"""What a run starts from in place of random weights: `init`, found and identified by its content.
 
-Plain files and hashes, so that a plan needs neither torch nor a file system library.
+This reads plain files and computes hashes, so that a plan needs neither torch nor a file system library.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _KEY = "init.from"
 
 @dataclass(frozen=True)
 class InitPlan:
-    """A model to begin from. path: its folder. fingerprint: what its weights and shape are, wherever it lies.
+    """A model to start from. path: its folder. fingerprint: identifies its weights and shape, in any place.
 
-    is_checkpoint: raystage's own, else a Hugging Face folder. keeps_optimizer_state: as far as it has any of use.
-    trained_on: the text, as far as its manifest says. hub: its name there with its commit, for nodes that have it
-    elsewhere, or not yet.
+    is_checkpoint: a raystage checkpoint, else a Hugging Face folder. keeps_optimizer_state: whether its optimizer state
+    is used, if it has any. trained_on: the text it was trained on, as far as its manifest says. hub: its name on the
+    Hugging Face Hub with its commit, for nodes that have it in another place or not yet.
     """
 
     path: str
@@ -49,7 +49,7 @@ class InitPlan:
     hub: str | None = field(default=None, compare=False)
 
     def facts(self) -> dict[str, object]:
-        """What of it can change a stage's result."""
+        """The part of it that can change a stage's result."""
         return {"fingerprint": self.fingerprint, "keeps_optimizer_state": self.keeps_optimizer_state}
 
 
@@ -75,7 +75,8 @@ def find_init(init: Init) -> InitPlan:
 
 
 def check_same(init: InitPlan) -> Path:
-    """Where this machine has the model that was planned with. Raises InputError where it has none, or another."""
+    """The folder on this machine of the model that was planned with. Raises InputError where it is missing or another
+    one."""
     folder = Path(init.path)
     if not folder.is_dir() and init.hub is not None:
         folder = hub.snapshot(init.hub, _HUB_FILES, _KEY)
@@ -90,7 +91,7 @@ def check_same(init: InitPlan) -> Path:
 
 
 def fingerprint(folder: Path, is_checkpoint: bool) -> str:
-    """SHA-256 over all that the model is made of; of a checkpoint over its checksums. Raises InputError."""
+    """SHA-256 over everything that the model consists of; for a checkpoint, over its checksums. Raises InputError."""
     if is_checkpoint:
         content = _manifest(folder)
         facts: Any = [content["model"], content["parameters"], [shard["checksum"] for shard in content["shards"]]]
@@ -99,7 +100,7 @@ def fingerprint(folder: Path, is_checkpoint: bool) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-# --- where it lies ------------------------------------------------------------------------------
+# --- the folder ------------------------------------------------------------------------------
 
 
 def _folder(source: str) -> Path:
@@ -113,7 +114,7 @@ def _folder(source: str) -> Path:
 
 
 def _stage_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a stage of a store ended with."""
+    """The final checkpoint of a stage in a store."""
     name = read_json(LocalFiles(folder), RECORD, _KEY).get("checkpoint")
     is_inside = isinstance(name, str) and _CHECKPOINT.fullmatch(name)
     if not is_inside or LocalFiles(folder / name).size_of(MANIFEST) is None:
@@ -121,7 +122,7 @@ def _stage_checkpoint(folder: Path) -> Path:
     return folder / name
 
 
-# --- what is in it ------------------------------------------------------------------------------
+# --- its content ------------------------------------------------------------------------------
 
 
 def _checkpoint_shape(folder: Path) -> ModelShape:

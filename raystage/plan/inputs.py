@@ -1,6 +1,6 @@
-"""What schedules read, looked up once: documents, tokenizers and models to start from, each by its fingerprint.
+"""What schedules read, looked up once: documents, tokenizers and models to start from, each with its fingerprint.
 
-To identify a corpus takes reading all of it. Whoever plans many schedules keeps one `Sources` for all of them.
+Identifying a corpus takes reading all of it. So whoever plans many schedules keeps one `Sources` for all of them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from raystage.units import shown
 
 @dataclass
 class Sources:
-    """What was looked up so far. It is for planning alone: a file that changes afterwards is not looked at again.
+    """Everything that was looked up so far. For planning only: a file that changes afterwards is not looked at again.
 
-    with_code: whether the functions that a schedule names are imported, to see that they can be called.
+    with_code: whether the functions that a schedule names are imported, to check that they can be called.
     """
 
     with_code: bool = True
@@ -48,7 +48,7 @@ class Sources:
     _pinned: dict[str, str] = field(default_factory=dict)
 
     def data(self, data: Data) -> DataPlan:
-        """What a stage reads. Raises InputError, with the stage's own key."""
+        """The text that a stage reads. Raises InputError, with the stage's own key."""
         if data not in self._data:
             self._data[data] = self._look_up(data)
         return self._data[data]
@@ -60,17 +60,17 @@ class Sources:
         return self._corpora[source, path, options]
 
     def split(self, data: DataPlan) -> tuple[list[Document], list[Document]]:
-        """(training, held-out) documents of what is read."""
+        """(training, held-out) documents."""
         return self.corpus(data.source, data.path, data.options).split(data.validation_fraction)
 
     def tokenizer(self, name: str) -> TokenizerFacts:
-        """What is known of a tokenizer without loading it."""
+        """What is known about a tokenizer without loading it."""
         if name not in self._tokenizers:
             self._tokenizers[name] = _known(self.pinned(name))
         return self._tokenizers[name]
 
     def pinned(self, tokenizer: str) -> str:
-        """A hub name with the commit that it means now; any other tokenizer as it is. Raises InputError."""
+        """A Hub name with its current commit; any other tokenizer unchanged. Raises InputError."""
         if tokenizer not in self._pinned:
             is_hub_s = tokenizer != BYTE_TOKENIZER and hub.is_name(tokenizer)
             self._pinned[tokenizer] = hub.pinned(tokenizer, "data.tokenizer") if is_hub_s else tokenizer
@@ -116,14 +116,14 @@ BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 
 
 def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
-    """What reads like a control token; what documents are cut at is in none of them."""
+    """Text that looks like a control token. The separator of the documents is not among it."""
     return [token.encode("utf-8", "surrogatepass") for token in known.controls if token != options.document_separator]
 
 
 def _known(name: str) -> TokenizerFacts:
-    """What the files of a tokenizer say: of a folder, or of a hub name that this machine has in its cache.
+    """What the files of a tokenizer say: in a folder, or for a Hub name in the cache of this machine.
 
-    Whether a text holds control tokens is a fact of a stage's key, and must not depend on a cache.
+    Whether a text contains control tokens is part of a stage's key, so it must not depend on a cache.
     """
     if os.path.isdir(name):
         return read_tokenizer(Path(name))
@@ -172,7 +172,7 @@ def _check_source(data: Data) -> None:
 
 
 def _check_end(data: Data, known: TokenizerFacts) -> None:
-    """Refuse a tokenizer with nothing to end a document with, as far as its files say so."""
+    """Refuse a tokenizer without a token that ends a document, as far as its files say so."""
     if data.tokenizer == BYTE_TOKENIZER:
         return
     if data.end_token is None and known.has_end is False:
@@ -183,7 +183,7 @@ def _check_end(data: Data, known: TokenizerFacts) -> None:
 
 
 def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None:
-    """Refuse a split with nothing on one side: documents are held out by their hash, so few may fall on one."""
+    """Refuse a split with an empty side. Documents are held out by their hash: of few documents a side may get none."""
     training, held_out = corpus.split(fraction)
     if training and held_out:
         return

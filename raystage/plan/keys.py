@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 
 from raystage.config.conditions import Until
+from raystage.config.deepspeed import ONLY_LOGGED
 from raystage.growth.checks import changed_fields
 from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
@@ -27,10 +28,8 @@ _WITHOUT_EFFECT = {
     "checkpoint": True,
     "evaluate": {"every", "metrics"},
     "lr_schedule": True,
-    "deepspeed": {
-        "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
-    },
-}  # fmt: skip
+    "deepspeed": set(ONLY_LOGGED),
+}
 
 # Growing one of these adds whole parameters; it adds no elements to existing ones.
 _WHOLLY_NEW = {"num_layers", "num_experts"}

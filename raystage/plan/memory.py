@@ -1,4 +1,4 @@
-"""What one worker needs in memory, estimated before anything runs."""
+"""The memory that one worker needs, estimated before anything runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from raystage.config.training import Training
 from raystage.models.shape import ModelShape, num_params
 
-# Bytes a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a
-# fused attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without
-# its 5as/h term), of which 2 are the layer's input, all that activation checkpointing keeps.
+# Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
+# attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without its 5as/h term).
+# 2 of them are the layer's input: activation checkpointing keeps only these.
 _ACTIVATION_BYTES = 34
 _CHECKPOINTED_BYTES = 2
 
@@ -32,14 +32,13 @@ class MemoryEstimate:
 
 
 def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
-    """Weights, gradients and optimizer state as ZeRO cuts them (1910.02054, figure 1), and activations.
+    """Weights, gradients and optimizer state as ZeRO partitions them (1910.02054, figure 1), and activations.
 
-    fp32: 4 bytes for weight and gradient; bf16: 2, but gradients are summed up in fp32 under ZeRO 1
-    to 3. Optimizer: its moments (two of Adam, one of SGD with momentum) of 4 bytes, and a master weight of 4,
-    which DeepSpeed's ZeRO optimizers keep beside fp32 weights too. Only fp32 with zero_stage 0 has none.
-    Not counted: host memory for the copy of weights and moments that a worker saves from in the background.
-    An offloaded optimizer is counted like any other: it needs the worker's host memory instead of its device's.
-    `training` is a resolved one, whose micro_batch_size is known.
+    fp32: 4 bytes for a weight and for a gradient. bf16: 2 bytes, but ZeRO 1 to 3 sums gradients in fp32. Optimizer: its
+    moments (two of Adam, one of SGD with momentum) of 4 bytes each, and a master weight of 4 bytes, which DeepSpeed's
+    ZeRO optimizers keep beside fp32 weights too; only fp32 with zero_stage 0 has none. Not counted: host memory for the
+    copy of weights and moments that a worker saves from in the background. An offloaded optimizer is counted too: it
+    needs the worker's host memory in place of its device's. training: complete, with its micro_batch_size.
     """
     params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
     low = 4 if training.precision == "fp32" else 2

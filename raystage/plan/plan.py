@@ -1,8 +1,8 @@
-"""What is planned: stages with all their values, the runs that they make up, and the plan of a whole schedule.
+"""The types of a plan: stages with all their values, the runs that they make up, and the plan of a whole schedule.
 
-The unit is `StagePlan`: a stretch of training under one set of values. A stage of the schedule is
-one of them; a baseline run is one or several, because under a wsd rate the baselines of all budgets
-share a trunk, whose pieces have equal keys and so are trained once. `plan` makes them.
+The unit is `StagePlan`: training under one set of values. A stage of the schedule is one of them. A baseline run is one
+or several: under a wsd rate the baselines of all budgets share a trunk, whose parts have equal keys and so are trained
+once. `plan.build` makes them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from raystage.plan.steps import StepSchedule, step_schedule
 
 @dataclass(frozen=True)
 class Growth:
-    """options: complete, with what follows where the schedule gives none. require: what the certificate must stay
-    below; it changes no bit of the result, and so is not among the facts that a key is made of."""
+    """How a stage starts from its parent. options: complete, with defaults filled in.
+
+    require: limits on the certificate. They change no bit of the result, so they are not part of the key.
+    """
 
     operator: str
     optimizer_state: str
@@ -40,33 +42,36 @@ class Growth:
     require: Require = NOTHING_REQUIRED
 
     def facts(self) -> dict[str, object]:
-        """As plain values. Options that are not given are left out: to learn a new one changes no key of before."""
+        """As plain values, for the key. Options that are not given are left out, so that a new option changes no old
+        key."""
         rewarm = {"rewarm": asdict(self.rewarm)} if self.rewarm else {}
         return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
 
     @property
     def tokens(self) -> int:
-        """For how many from the stage's start on what is new has a rate or a mask of its own, which end with it."""
+        """For how many tokens from the stage's start new parameters have a rate or a mask of their own."""
         return max(2 * self.rewarm.tokens if self.rewarm else 0, self.options.grow_tokens or 0)
 
 
-# How a stage that changes nothing about the model is entered.
+# The growth of a stage that keeps the model as it is.
 UNCHANGED = Growth("identity", "grow")
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stretch of training.
+    """Training under one set of values.
 
-    start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and
-    in the rate are counted from the run's start. until: what may end it before its `steps`, None where nothing may;
-    stages after it then begin earlier than planned (`placed`). own_rate: its rate is not the run's. accept: what it
-    must show for the next to begin; like `require` it is no part of the key.
-    growth is None where it goes on with the very weights of its parent, or from nothing. init: what a run's first
-    stage starts from instead; then parent_shape is its shape. window_tokens: the text is read in windows of so many,
-    the longest context of the run. freezing: what of the model stands still.
-    trained_on: all text that the model has seen when the stage ends. evaluation_follows: on how much text it is
-    evaluated follows from its length.
+    start_tokens, start_steps, start_flops: where it begins within its run; positions in the data and in the rate are
+    counted from the start of the run. until: what may end it before `steps`, None where nothing may; later stages then
+    begin earlier than planned (`placed`). own_rate: its rate is not that of the run. accept: what it must show for the
+    next stage to begin; like `require` it is not part of the key.
+
+    growth: None where the stage continues with the weights of its parent, or starts from random weights. init: what the
+    first stage of a run starts from instead; parent_shape is then its shape. window_tokens: the text is read in windows
+    of this length, the longest context of the run. freezing: the parameters that are not trained.
+
+    trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
+    text follows from the stage's length.
     """
 
     name: str
@@ -117,13 +122,13 @@ class StagePlan:
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """What worker processes it needs: how many at most and at least, with as many CPUs and GPUs each."""
+        """The worker processes that it needs: at most and at least how many, and the CPUs and GPUs of each."""
         training = self.training
         return training.workers.most, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
 
     @property
     def growth_flops(self) -> int:
-        """What entering the stage computes: 0 but for operators that fit something."""
+        """FLOPs of the growth: 0, except for operators that fit something."""
         if self.growth is None:
             return 0
         batch = self.training.global_batch_tokens
@@ -131,7 +136,7 @@ class StagePlan:
 
     @property
     def training_flops(self) -> int:
-        """Without growing."""
+        """FLOPs of the training, without the growth."""
         return self.step_schedule.flops(self.steps, self.token_flops)
 
     @property
@@ -140,20 +145,20 @@ class StagePlan:
 
     @property
     def evaluations(self) -> int:
-        """How often it is evaluated: on entering it, at its end, and where its run passes a multiple of the cadence."""
+        """The number of evaluations: at its start, at its end, and at each multiple of the cadence within it."""
         every, start = self.evaluate_every_tokens, self.start_tokens
         return 2 + min((self.end_tokens - 1) // every - start // every, self.steps - 1)
 
     @property
     def evaluation_flops(self) -> int:
-        """Of all its evaluations, each a forward pass: a third of training. Beside `flops`, which savings count."""
+        """FLOPs of all its evaluations. A forward pass is a third of training. They are not part of `flops`."""
         length = self.shape.context_length
         tokens = max(1, self.training.evaluate.tokens // length) * length
         return self.evaluations * (tokens * self.token_flops(length) // 3)
 
     @property
     def evaluation_share(self) -> float:
-        """Of the training's FLOPs."""
+        """`evaluation_flops` as a share of the training's FLOPs."""
         return self.evaluation_flops / self.training_flops
 
     def token_flops(self, context_length: int) -> int:
@@ -166,7 +171,7 @@ class StagePlan:
 
     @property
     def frozen_steps(self) -> int:
-        """For how many steps from its start on `freezing` holds: all that begin within its tokens."""
+        """For how many steps from its start `freezing` holds: all that begin within its tokens."""
         if self.freezing is None:
             return 0
         tokens = self.freezing.tokens
@@ -179,7 +184,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A chain of stages from nothing to a finished model."""
+    """A chain of stages that ends in a finished model."""
 
     name: str
     stages: tuple[StagePlan, ...]
@@ -195,9 +200,9 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Variant:
-    """The staged run and its baselines once more: with other values of what is tuned, or with another seed.
+    """The staged run and its baselines, with other tuned values or with another seed.
 
-    staged_values, baseline_values: what each side is trained with, of what is tuned; of each of the baselines.
+    staged_values, baseline_values: the tuned values of each side; of the latter one for each baseline.
     """
 
     seed: int
@@ -209,7 +214,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that came out best: of the staged run, and of the baseline at every budget."""
+    """The best of the tuned values: for the staged run, and for the baseline of every budget."""
 
     staged: Values
     baseline: tuple[Values, ...]
@@ -217,12 +222,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """The staged run and its baselines as the schedule has them, and what else is trained to compare them.
+    """The staged run and its baselines as written, and everything else that is trained to compare them.
 
-    costs: what the report's bill is made with. values: what the schedule says of what is tuned. variants: its other
-    values, on the written seed. further_seeds: one variant for each; they train the best values of either side, and
-    until these are known (`is_chosen`) stand here with those written. values_from: what the schedule says of where the
-    baseline's values come from.
+    costs: prices, for the report. values: the tuned values as written. variants: other values, on the written seed.
+    further_seeds: one variant for each further seed. They train the best values of each side; until these are known
+    (`is_chosen`), the written values stand in their place. values_from: where the values of the baseline come from, in
+    the user's words.
     """
 
     name: str
@@ -244,7 +249,7 @@ class Plan:
 
     @property
     def candidates(self) -> tuple[Variant, ...]:
-        """All values that are compared on the written seed, those of the schedule first."""
+        """All values that are compared on the written seed, the written ones first."""
         values = (self.values,) * len(self.baselines)
         return (Variant(self.seed, self.values, values, self.staged, self.baselines), *self.variants)
 
@@ -257,11 +262,11 @@ class Plan:
         return (self.staged, *self.baselines, *_runs_of(self.variants))
 
     def known_runs(self) -> tuple[RunPlan, ...]:
-        """Those of which it is known what they train."""
+        """The runs whose values are known."""
         return self.runs() if self.is_chosen else self.pilots()
 
     def variant_of(self, name: str) -> Variant:
-        """What the run of that name belongs to."""
+        """The variant that has the run of that name."""
         return next(
             one
             for one in (*self.candidates, *self.further_seeds)
@@ -269,7 +274,7 @@ class Plan:
         )
 
     def is_staged(self, name: str) -> bool:
-        """Whether the run of that name is trained in stages; else it is a baseline."""
+        """Whether the run of that name is a staged run; else it is a baseline."""
         return self.variant_of(name).staged.name == name
 
     def stages_by_key(self) -> dict[str, StagePlan]:
@@ -277,7 +282,7 @@ class Plan:
         return {stage.key: stage for run in self.runs() for stage in run.stages}
 
     def flops_left(self, finished: Collection[str]) -> int:
-        """FLOPs of all runs with each stage counted once, and those that are finished not at all."""
+        """FLOPs of all stages that are not finished, each stage counted once."""
         return sum(stage.flops for key, stage in self.stages_by_key().items() if key not in finished)
 
     def baseline_flops_shared(self) -> int:
@@ -287,7 +292,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """Stages to train in a row by the same workers, and the store's address. run: what they are trained for."""
+    """Stages to train one after the other with the same workers. store: its address. run: the name of their run."""
 
     stages: tuple[StagePlan, ...]
     store: str
@@ -295,7 +300,7 @@ class Job:
 
     @property
     def training(self) -> Training:
-        """What says how many workers, with what and how: that of all its stages."""
+        """The training section that decides the workers; it is the same for all of its stages."""
         return self.stages[0].training
 
 
@@ -305,15 +310,16 @@ def flops_shared(runs: Iterable[RunPlan]) -> int:
 
 
 def _runs_of(variants: Sequence[Variant]) -> tuple[RunPlan, ...]:
-    """Baselines first: one layout is enough for all of them, and it is that of the run before."""
+    """Baselines first: they all need the same workers, which are those of the run before."""
     baselines = tuple(run for one in variants for run in one.baselines)
     return (*baselines, *(one.staged for one in variants))
 
 
 def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
-    """The stage where it really begins in its run, stages before it having ended before their caps.
+    """The stage at its real start in the run, after earlier stages that ended before their caps.
 
-    A rate of its own moves with it; the run's loses as much of its constant stretch, so that it decays at its end.
+    A rate of its own moves with it. The rate of the run gets a shorter constant part, so that it still decays at its
+    end.
     """
     by = stage.start_tokens - tokens
     if not by:
@@ -323,7 +329,7 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
 
 
 def continues(first: StagePlan, second: StagePlan) -> bool:
-    """Whether a worker that ended `first` can go on with `second` as it stands."""
+    """Whether a worker that finished `first` can continue with `second` without being set up again."""
     same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
     # These part the optimizer's groups in another way; a ramp begins anew.
     special = first.freezing or second.freezing or first.training.ramp
@@ -331,5 +337,5 @@ def continues(first: StagePlan, second: StagePlan) -> bool:
 
 
 def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
-    """The stages in groups that one Train run carries out, one after the other: another layout begins a new one."""
+    """The stages in groups, each carried out by one Train run. A change of the workers begins a new group."""
     return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))

@@ -51,7 +51,7 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
 
 
 def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
-    """The model's shape with what follows filled in: heads, feed-forward size, vocabulary."""
+    """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
     for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
         if getattr(model, field) is None:
             raise InputError(
@@ -86,7 +86,7 @@ def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None
 
 
 def _experts(model: Model) -> dict[str, int]:
-    """The experts of a mixture; a dense model has none."""
+    """The experts of a mixture; nothing for a dense model."""
     if not FAMILIES[model.family].has_experts:
         for field in ("num_experts", "experts_per_token"):
             if getattr(model, field) is not None:
@@ -125,7 +125,7 @@ def _head_size(model: Model) -> int:
 
 
 def _vocab_size(model: Model, data: DataPlan) -> int:
-    """As written, else as large as the tokenizer's ids ask for; larger ones are padding."""
+    """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
     size = data.tokenizer_size
     if model.vocab_size is None:
         if size is None:

@@ -1,4 +1,4 @@
-"""What a plan's finished runs saved: the staged run against the baselines, as the records have them."""
+"""What a plan's finished runs saved: the staged run compared with the baselines, by their records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raystage.results.seeds import OverSeeds, SeedPair, over_seeds
 from raystage.results.tuning import compared, is_judged_on_half
 from raystage.units import format_flops
 
-# Of runs that are waited for, in a sentence.
+# The most names of unfinished runs in a sentence.
 _MOST_NAMES = 4
 
 
@@ -24,10 +24,10 @@ def tokens_per_parameter(run: RunPlan) -> float:
 
 
 def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
-    """The staged run against the baselines on the written seed, each with its best values, once all runs are finished;
-    tokens per parameter stand beside the figure.
+    """The staged run compared with the baselines on the written seed, each with its best values, once all runs are
+    finished.
 
-    What was given up on the way was spent all the same, and counts.
+    Tokens per parameter stand beside the figure. What rejected attempts cost was spent too, and counts.
     """
     on_half = is_judged_on_half(plan, records)
     plan = compared(plan, records)
@@ -46,8 +46,7 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
 
 
 def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds | None:
-    """The same over all seeds, once all runs are finished; None where there is one seed, or one is not, or nothing is
-    staged."""
+    """The savings over all seeds, once all runs are finished. None with one seed, or where nothing is staged."""
     if not plan.further_seeds or _unfinished(plan, records) or not is_staged(plan):
         return None
     found = over_seeds(seed_pairs(plan, records))
@@ -57,7 +56,7 @@ def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds |
 
 
 def _beside(plan: Plan) -> str:
-    """What no figure is to be read without."""
+    """The context that every figure has to be read with."""
     length = f"at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
     if plan.staged.stages[0].init is None:
         return length
@@ -65,7 +64,7 @@ def _beside(plan: Plan) -> str:
 
 
 def _nothing_staged(plan: Plan, savings: Savings) -> str:
-    """What there is to say where all stages train one model on the same text: no saving is that of the staging."""
+    """The verdict where all stages train one model on the same text: no saving comes from staging."""
     why = "no saving to report: nothing is staged, all stages train one model on the same text in the same context"
     found = differences(plan)
     besides = f"the two sides differ in {'; '.join(found)}" if found else "the two sides are trained alike"
@@ -76,7 +75,7 @@ def _nothing_staged(plan: Plan, savings: Savings) -> str:
 
 
 def seed_pairs(plan: Plan, records: Mapping[str, StageRecord]) -> list[SeedPair]:
-    """Of every seed what is finished: the written one's best, and what the others trained."""
+    """The finished runs of every seed: of the written seed the best ones, of the others all."""
     on_half = is_judged_on_half(plan, records)
     return [
         SeedPair(one.seed, finished_run(one.staged, records, on_half), _finished_runs(one.baselines, records, on_half))
@@ -91,9 +90,9 @@ def _finished_runs(
 
 
 def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool = False) -> FinishedRun | None:
-    """None until its last stage is finished. Its loss is that of its end, whatever stages before it had reached.
+    """A run as one point of the comparison; None until its last stage is finished. Its loss is that at its end.
 
-    on_half: its loss is that on the half of the held-out text by which no value was chosen.
+    on_half: take the loss on the half of the held-out text that chose no value.
     """
     chain = finished(run.stages, records)
     if len(chain) < len(run.stages):
@@ -109,7 +108,7 @@ def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool
 def _with_given_up(
     run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan]
 ) -> FinishedRun | None:
-    """The staged run with all that was tried for it; what one stage took over from another of these counts once."""
+    """The staged run with the cost of rejected attempts. What one stage took over from another one counts once."""
     if run is None or not given_up:
         return run
     return FinishedRun(run.eval_loss, *net_cost(finished((*staged.stages, *given_up), records)))

@@ -1,12 +1,11 @@
-"""What work costs besides FLOPs: worker-hours, GPU-hours, measured energy, and what follows from stated prices.
+"""What work costs beside FLOPs: worker-hours, GPU-hours, measured energy, and what follows from given prices.
 
     gpu_hours = workers * gpus_per_worker * seconds / 3600
     money = workers * seconds / 3600 * price_per_hour
     co2_kg = energy_kwh * grid_intensity
 
-Time is that of training, growing, saving and evaluating, without the start of the workers. Energy is what meters
-counted (`energy`), or nothing at all: it is never estimated, and where one part of some work was not measured the whole
-has no figure.
+Time is that of training, growing, saving and evaluating, without the start of the workers. Energy comes from meters
+(`train.energy`) and is never estimated: where a part of some work was not measured, the whole has no figure.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ _JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Use:
-    """What some work took. worker_seconds: wall-clock times workers; gpu_seconds: these times the GPUs of each.
+    """Resources that some work took. worker_seconds: wall-clock time times workers. gpu_seconds: the same times the
+    GPUs of each worker.
 
-    energy_joules: of all its GPUs; None where any of it was not measured.
+    energy_joules: of all its GPUs; None where some of it was not measured.
     """
 
     worker_seconds: float = 0.0
@@ -40,7 +40,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a `Use` comes to. energy_kwh, co2_kg: None without a meter; co2_kg, money: None without a stated price."""
+    """The cost of a `Use`. energy_kwh, co2_kg: None without a meter. co2_kg, money: None without a given price."""
 
     worker_seconds: float
     gpu_hours: float
@@ -50,17 +50,17 @@ class Cost:
 
 
 def plus(first: float | None, second: float | None) -> float | None:
-    """The sum of two measurements; None where one was not taken."""
+    """The sum of two measurements; None where one is missing."""
     return None if first is None or second is None else first + second
 
 
 def minus(first: float | None, second: float | None) -> float | None:
-    """The difference of two measurements; None where one was not taken."""
+    """The difference of two measurements; None where one is missing."""
     return None if first is None or second is None else first - second
 
 
 def cost_of(use: Use, prices: Costs) -> Cost:
-    """The cost of `use` at stated prices."""
+    """The cost of `use` at given prices."""
     energy_kwh = None if use.energy_joules is None else use.energy_joules / _JOULES_PER_KWH
     price, intensity = prices.price_per_hour, prices.grid_intensity
     return Cost(

@@ -1,7 +1,7 @@
-"""What a run reads: how much text there is, how much of it is held out, how often it is passed over.
+"""What a run reads: how much text there is, how much of it is held out, and how many passes a run makes over it.
 
-A plan knows documents and bytes. Tokens it knows of bytes, and where this machine tokenized the text before; else they
-are about a quarter of the bytes. A finished stage has counted them.
+A plan knows documents and bytes. It knows the number of tokens for the byte tokenizer, and where this machine tokenized
+the text before. Otherwise it estimates a quarter of the bytes. A finished stage has the exact numbers.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import StageRecord
 from raystage.units import format_count, format_share
 
-# What byte-level BPE comes to on English text, roughly; of other text, and of code, it is less.
+# Of byte-level BPE on English text, roughly. On other text and on code it is less.
 _BYTES_PER_TOKEN = 4
 # Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
 MOST_PASSES = 4
-# Of the held-out text, standing word for word in the training text.
+# The share of the held-out text that may occur word for word in the training text.
 MOST_REPEATED = 0.01
-# A step of Adam moves every weight by about the rate; weights begin at 0.02.
+# A step of Adam moves every weight by about the learning rate; initial weights are about 0.02.
 _HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The tokens of both sides. is_estimate: from the bytes. repeated: of `pieces` of the held-out text so many stand
-    in what was looked at of the training text; None where nobody looked."""
+    """The tokens of both sides. is_estimate: from the bytes.
+
+    repeated: how many of `pieces` of the held-out text occur in the training text, of which the share `looked_at` was
+    searched. None where nobody searched.
+    """
 
     train_tokens: int
     held_out_tokens: int
@@ -49,7 +52,7 @@ class Counted:
 
     @classmethod
     def of_record(cls, record: StageRecord | None) -> Counted | None:
-        """None where the stage is not finished, or was by a version that counted nothing, or something else."""
+        """None where the stage is not finished, or was trained by a version that counted nothing or other things."""
         found = record.data if record else {}
         known = {field.name for field in fields(cls)} == set(found)
         return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
@@ -57,7 +60,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class DataUse:
-    """A text, the stages of a run that read it, and the tokens that they read of it in all."""
+    """A text, the stages of a run that read it, and the tokens that they read of it together."""
 
     data: DataPlan
     stages: tuple[str, ...]
@@ -81,7 +84,7 @@ def count(data: DataPlan) -> Counted:
 
 
 def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:
-    """What a run reads, text by text, in the order in which its stages come to them."""
+    """What a run reads, text by text, in the order in which its stages reach them."""
     groups: dict[str, list[StagePlan]] = {}
     for stage in run.stages:
         groups.setdefault(str(stage.data.facts()), []).append(stage)
@@ -120,7 +123,7 @@ def data_json(run: RunPlan, records: Mapping[str, StageRecord] | None = None) ->
 
 
 def data_lines(described: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence or two for each text of `data_json`."""
+    """One or two sentences for each text of `data_json`."""
     described = list(described)
     return [_line(one, is_alone=len(described) == 1) for one in described]
 
@@ -173,13 +176,13 @@ def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
     highest = max(too_high, key=lambda one: one.lr)
     text = (
         f"is {highest.lr:g}, at which no model learns: a step of {highest.name} then moves weights by far more than "
-        f"they are; usual are 1e-4 to 5e-3 for adamw and adam, up to 1 for sgd"
+        f"their size; usual are 1e-4 to 5e-3 for adamw and adam, up to 1 for sgd"
     )
-    return [("training.optimizer.lr", text, "raystage's own rule of thumb: weights begin at 0.02")]
+    return [("training.optimizer.lr", text, "raystage's own rule of thumb: initial weights are about 0.02")]
 
 
 def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """One for each text; of all runs the one that passes over it most often."""
+    """One for each text, about the run that makes the most passes over it."""
     most: dict[str, tuple[DataUse, str]] = {}
     for run in plan.runs():
         for use in uses(run):
@@ -191,8 +194,8 @@ def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
             "data",
             f"has {'about ' if use.counted.is_estimate else ''}{format_count(use.counted.train_tokens)} tokens to "
             f"train on, and run {name!r} reads {format_count(use.read_tokens)}: "
-            f"{format_passes(use.passes)}. Beyond {MOST_PASSES}, repeated text is worth less and less. Use more text, "
-            f"or fewer tokens",
+            f"{format_passes(use.passes)}. Beyond {MOST_PASSES} passes, repeated text is worth less and less. Use "
+            f"more text, or fewer tokens",
             "2305.16264: up to 4 passes are about as good as new text",
         )
         for use, name in most.values()
@@ -204,20 +207,20 @@ def _control_warnings(plan: Plan) -> list[tuple[str, str, str]]:
     if not any(stage.data.has_controls for stage in plan.staged.stages):
         return []
     text = (
-        "holds what reads like control tokens of its tokenizer; they are encoded as text. Where one of them ends a "
-        "document, name it in data.document_separator"
+        "contains text that looks like control tokens of its tokenizer; it is encoded as text. Where one of them "
+        "ends a document, name it in data.document_separator"
     )
     return [("data", text, "a control token within a document would end it, or begin a role")]
 
 
 def _repeat_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """Where the text was tokenized here before."""
+    """About held-out text that was trained on, where this machine tokenized the text before."""
     found = repeat_doubts(use.counted for use in uses(plan.staged))
-    return [("data", text, f"measured; raystage's border is {format_share(MOST_REPEATED)}") for text in found]
+    return [("data", text, f"measured; raystage's limit is {format_share(MOST_REPEATED)}") for text in found]
 
 
 def repeat_doubts(counted: Iterable[Counted]) -> list[str]:
-    """Of held-out text that was trained on."""
+    """Sentences about held-out text that was trained on."""
     return [
         f"has held-out text of which {'at least ' if one.looked_at < 1 else ''}{format_share(one.repeated_share)} "
         f"stands word for word in the training text ({one.repeated} of {one.pieces} pieces of 64 tokens), so that "

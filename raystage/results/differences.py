@@ -1,23 +1,21 @@
-"""What the staged run had on its way and the baseline has not: what is staged, and what differs besides."""
+"""What is staged in a plan, and what else differs between the staged run and the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
+from raystage.config.deepspeed import ONLY_LOGGED
 from raystage.config.training import LrSchedule, RampOf
 from raystage.plan.plan import Plan, StagePlan
 from raystage.units import format_count, shown
 
-# Options of DeepSpeed that only say what it logs.
-_LOGGED = {
-    "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown",
-}  # fmt: skip
-
 
 def is_staged(plan: Plan) -> bool:
-    """Whether anything is staged: the model grows, the text or the context changes, or a part stands still. What is
-    tuned once for a whole run, such as batch and rate, may change from stage to stage, but that is no staging."""
+    """Whether anything is staged: the model grows, the text or the context changes, or parameters are frozen.
+
+    A batch or a rate that changes from stage to stage is no staging, because it could be tuned once for a whole run.
+    """
     stages = plan.staged.stages
     models = {stage.shape for stage in stages}
     texts = {_text(stage) for stage in stages}
@@ -27,14 +25,16 @@ def is_staged(plan: Plan) -> bool:
 
 
 def differences(plan: Plan) -> list[str]:
-    """What the loss depends on and the two sides differ in, as phrases with the values of both. What was tuned is the
-    best of either side, and is left out."""
+    """What the loss depends on and differs between the two sides, as phrases with the values of both.
+
+    Tuned values are left out, because each side has its best ones.
+    """
     tuned = {path for path, _ in plan.values}
     return _compared(plan, lambda stage: _facts(stage, tuned))
 
 
 def speed_differences(plan: Plan) -> list[str]:
-    """The same of what only the time depends on; of workers and machines the records say more."""
+    """The same for what only the time depends on. The records say more about workers and machines."""
     return _compared(plan, _speed_facts)
 
 
@@ -46,7 +46,7 @@ def _compared(plan: Plan, facts_of: Callable[[StagePlan], Mapping[str, str]]) ->
     sides, found = [*baselines, *(facts for _, facts in staged)], []
     for path in dict.fromkeys(path for facts in sides for path in facts):
         if path.startswith("training.optimizer.") and not all(path in facts for facts in sides):
-            continue  # of another optimizer, whose name says it
+            continue  # the optimizers differ, and their names say so
         theirs = list(dict.fromkeys(facts.get(path, "none") for facts in baselines))
         ours = [(name, facts.get(path, "none")) for name, facts in staged]
         if {value for _, value in ours} != set(theirs):
@@ -73,10 +73,10 @@ def _by_stage(values: Sequence[tuple[str, str]]) -> str:
 
 
 def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
-    """By path in a schedule all that the loss depends on, but for the model and the text."""
+    """By path in a schedule everything that the loss depends on, except the model and the text."""
     training = stage.training
     ramp = training.ramp
-    options = {name: value for name, value in training.deepspeed.items() if name not in _LOGGED}
+    options = {name: value for name, value in training.deepspeed.items() if name not in ONLY_LOGGED}
     facts = {
         "training.global_batch_tokens": _ramped(training.global_batch_tokens, ramp and ramp.global_batch_tokens),
         "model.context_length": _ramped(stage.shape.context_length, ramp and ramp.context_length),
@@ -87,7 +87,7 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
         **({"training.deepspeed": shown(options)} if options else {}),
     }
     if ramp and ramp.global_batch_tokens and "training.global_batch_tokens" in tuned:
-        # What the batch comes to is tuned, how it gets there is not.
+        # The final batch is tuned; the ramp that leads to it is not.
         facts["training.ramp.global_batch_tokens"] = f"from {ramp.global_batch_tokens.start}"
     return {path: value for path, value in facts.items() if path not in tuned}
 

@@ -1,4 +1,4 @@
-"""What leaves a comparison open to doubt, in sentences that stand beside its figure."""
+"""What makes a comparison open to doubt, in sentences that stand beside its figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raystage.results.tuning import ENOUGH_VALUES, choose, compared, edges, is_j
 
 # A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
 _DECAYED_RATIO = 0.1
-# Protocol: fewer budgets leave too much to the interpolation.
+# From the protocol: with fewer budgets the interpolation decides too much.
 _ENOUGH_BUDGETS = 3
 _ENOUGH_SEEDS = 3
 _BENT = (
@@ -31,14 +31,14 @@ _SAME_TEXT = (
     "on a single sequence, do not tell its halves apart: the best of several looks better than it is."
 )
 _RATE, _BATCH = "training.optimizer.lr", "training.global_batch_tokens"
-# Below compute-optimal training the gains of growing are largest (Chinchilla's 20; 2605.13405).
+# Below compute-optimal training, growing gains most (Chinchilla's 20; 2605.13405).
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
 
 
 def doubts(
     plan: Plan, records: Mapping[str, StageRecord], savings: Savings, given_up: Sequence[StagePlan] = ()
 ) -> tuple[str, ...]:
-    """Sentences on what leaves the comparison open to doubt; where nothing is compared, what leaves the losses so."""
+    """Sentences on what makes the comparison, or without one the losses, open to doubt."""
     if not plan.baselines:
         return tuple(doubt for doubt in (_init_doubt(plan), *_repeat_doubts(plan, records)) if doubt)
     scheduled, plan = plan, compared(plan, records)
@@ -79,7 +79,7 @@ def _seeds_doubt(plan: Plan) -> str | None:
 
 
 def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
-    """Of a plan as the schedule has it: of what is tuned too coarsely, and of a rate that is not tuned at all."""
+    """About values that are tuned too coarsely, and about a rate that is not tuned. plan: as the schedule has it."""
     found = _untuned_doubts(plan)
     few = [path for path, _ in plan.values if len(tried(plan, path)) < ENOUGH_VALUES]
     found += [
@@ -97,7 +97,7 @@ def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
 
 
 def _untuned_doubts(plan: Plan) -> list[str]:
-    """Of the rate and the batch, the values that matter most; with what the schedule says of where they come from."""
+    """About the rate and the batch, which matter most, with what the schedule says about where they come from."""
     training, tuned = plan.baselines[-1].stages[-1].training, dict(plan.values)
     rate, batch = f"{training.optimizer.lr:g}", f"{training.global_batch_tokens} tokens"
     untuned = [(_RATE, f"learning rate ({rate})"), (_BATCH, f"batch ({batch})")]
@@ -123,7 +123,7 @@ def _edge_doubt(side: str, path: str, value: float) -> str:
 
 
 def _effort_doubt(plan: Plan, given_up: Sequence[StagePlan]) -> str | None:
-    """The staged run may have been tried at several rates, by `on_reject`."""
+    """The staged run may have been tried at several rates, through `on_reject`."""
     by_stage: dict[str, set[float]] = {}
     for stage in (*plan.staged.stages, *given_up):
         by_stage.setdefault(stage.name, set()).add(stage.training.optimizer.lr)
@@ -179,7 +179,7 @@ def _head_start_doubt(plan: Plan) -> str | None:
 
 
 def _difference_doubts(plan: Plan) -> list[str]:
-    """Of what the loss depends on besides the model and the text."""
+    """About what the loss depends on beside the model and the text."""
     return [f"Not trained alike: {found}. Part of the difference may come from that." for found in differences(plan)]
 
 
@@ -217,7 +217,7 @@ def _held_out_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | Non
 
 
 def _evaluation_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
-    """A stage that ended early, or has another batch, may have been evaluated on less."""
+    """A stage that ended early, or that has another batch, may have been evaluated on less text."""
     counts = sorted({_evaluated_on(run.stages[-1], records) for run in (plan.staged, *plan.baselines)})
     if len(counts) == 1:
         return None
@@ -245,7 +245,7 @@ def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None
 
 
 def _speed_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
-    """Of what makes the one side faster, and no better."""
+    """About what makes one side faster and not better."""
     found = [f"Not run alike: {one}. So time_saved is not that of growing alone." for one in speed_differences(plan)]
     keys = [stage.key for run in plan.runs() for stage in run.stages]
     devices = {records[key].environment.get("device") for key in keys if key in records} - {None}
@@ -268,7 +268,7 @@ def _order_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
 
 
 def _range_doubts(savings: Savings) -> tuple[str | None, str | None]:
-    """Of a comparison of finished runs alone, which has words on equal FLOPs."""
+    """About the budgets of a comparison at equal FLOPs."""
     if not savings.at_equal_flops:
         return None, None
     beyond = f"No figure at equal loss: {savings.verdict.removeprefix('no saving to report: ')}."

@@ -1,7 +1,7 @@
-"""Where the compute of a run went: what the saving counts, what it does not, what lay in the store already.
+"""The compute of a run: what the saving counts, what it leaves out, and what was in the store already.
 
-The saving is claimed for the staged run as if nothing had been there before, and without evaluation; the bill is
-what was computed for it: baselines and evaluation too, but nothing that was found in the store.
+The saving is claimed for the staged run as if the store had been empty, and without evaluation. The bill is what was
+computed: with baselines and evaluation, without what was found in the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raystage.results.tuning import compared
 class LedgerEntry(Cost):
     """One kind of work over all finished stages, each counted once however many runs share it, and its cost.
 
-    flops_reused: of `flops`, those of stages that were found in the store. is_claimed: whether the saving counts it.
+    flops_reused: the part of `flops` that was found in the store. is_claimed: whether the saving counts it.
     """
 
     what: str
@@ -32,11 +32,10 @@ class LedgerEntry(Cost):
 
 @dataclass(frozen=True)
 class Ledger:
-    """flops_claimed: what the saving counts. flops_spent: all that was computed, less what was reused.
+    """flops_claimed: what the saving counts. flops_spent: everything that was computed, without what was reused.
 
-    claimed, billed: the cost of the one and of the other. currency: of their money.
-    baseline_flops_apart: of the finished baselines, as if each had been trained alone, which is what the saving
-    compares with.
+    claimed, billed: the cost of each. currency: of their money. baseline_flops_apart: of the finished baselines, as if
+    each had been trained alone; the saving compares with these.
     """
 
     entries: tuple[LedgerEntry, ...]
@@ -49,7 +48,7 @@ class Ledger:
 
 
 class NetCost(NamedTuple):
-    """Of stages together. seconds: wall-clock; tokens: trained."""
+    """Of several stages together. seconds: wall-clock time. tokens: of training."""
 
     flops: int
     seconds: float
@@ -57,7 +56,7 @@ class NetCost(NamedTuple):
 
 
 def net_cost(records: Iterable[StageRecord]) -> NetCost:
-    """What stages cost together: what one of them took over from another counts once."""
+    """The cost of stages together; what one of them took over from another counts once."""
     by_key = {record.key: record for record in records}
     prefixes = [record.prefix for record in by_key.values() if record.prefix and record.prefix.key in by_key]
 
@@ -69,7 +68,7 @@ def net_cost(records: Iterable[StageRecord]) -> NetCost:
 
 
 class _Work(NamedTuple):
-    """One kind of work in a stage. seconds: wall-clock."""
+    """One kind of work in a stage. seconds: wall-clock time."""
 
     flops: int
     seconds: float
@@ -81,7 +80,7 @@ _Measure = Callable[[StageRecord], _Work]
 
 @dataclass(frozen=True)
 class _Done:
-    """What was done of one kind in a stage, and on how many devices."""
+    """The work of one kind in a stage, and the number of its devices."""
 
     work: _Work
     num_workers: int
@@ -96,7 +95,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One kind of work over all finished stages: an entry to be."""
+    """One kind of work over all finished stages, before it becomes an entry."""
 
     what: str
     is_claimed: bool
@@ -118,8 +117,11 @@ def measure_ledger(
     states: Mapping[str, str],
     given_up: Sequence[StagePlan] = (),
 ) -> Ledger:
-    """Of the stages that are finished. records, states: by stage key, as `build_report` takes them. given_up: stages
-    that were gone back on. What was tuned and came out worse, and further seeds, were spent and are not claimed."""
+    """The ledger of the finished stages.
+
+    records, states: by stage key, as `build_report` takes them. given_up: stages of rejected attempts. Tuned values
+    that came out worse and further seeds were spent and are not claimed.
+    """
     plan = compared(plan, records)
     kinds = _kinds(plan, records, states, given_up)
     entries = tuple(kind.entry(plan.costs) for kind in kinds)
@@ -172,8 +174,7 @@ def _done(stage: StagePlan, record: StageRecord, work: _Measure, is_reused: bool
 
 
 def _net_work(records: Sequence[StageRecord], tried: Iterable[str]) -> _Measure:
-    """What a stage that was given up cost beyond what is in other stages: where one took over what another had
-    trained, that is left out of the one that was given up."""
+    """The cost of a stage of a rejected attempt, without the part that another stage took over from it."""
     keys, given_up = {record.key for record in records}, set(tried)
     taken = [
         (record.prefix.key if record.prefix.key in given_up else record.key, record.prefix)
@@ -195,14 +196,14 @@ def _use(done: Iterable[_Done]) -> Use:
 
 
 def _distinct(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> dict[str, StagePlan]:
-    """The finished ones, by key."""
+    """The finished stages by key, each once."""
     return {stage.key: stage for stage in stages if stage.key in records}
 
 
 def _distinct_of(
     runs: Iterable[RunPlan], records: Mapping[str, StageRecord], others: Mapping[str, StagePlan]
 ) -> dict[str, StagePlan]:
-    """The finished stages of runs that are not among others."""
+    """The finished stages of runs, without those in `others`."""
     found = _distinct((stage for run in runs for stage in run.stages), records)
     return {key: stage for key, stage in found.items() if key not in others}
 
@@ -212,7 +213,7 @@ def _flops_alone(run: RunPlan, records: Mapping[str, StageRecord]) -> int:
 
 
 def _training(record: StageRecord) -> _Work:
-    """Without growing, which a record's own totals contain."""
+    """Training alone; the totals of a record contain the growth."""
     grown = _growing(record)
     return _Work(
         record.flops - grown.flops,
@@ -222,13 +223,13 @@ def _training(record: StageRecord) -> _Work:
 
 
 def _growing(record: StageRecord) -> _Work:
-    """FLOPs of fitting, where the operator fits anything."""
+    """FLOPs of the fit, where the operator fits anything."""
     growth = record.growth
     return _Work(growth.flops, growth.seconds, growth.energy_joules) if growth else _Work(0, 0.0, 0.0)
 
 
 def _whole(record: StageRecord) -> _Work:
-    """Training and growing."""
+    """Training and growth."""
     return _Work(record.flops, record.seconds, record.energy_joules)
 
 

@@ -1,8 +1,7 @@
-"""What is known of a stage's training: the points of its curves, its growth, its record.
+"""What is known about the training of a stage: the points of its curves, its growth, its record.
 
-Frozen values that turn into JSON and back. `tokens`, `steps` and `flops` of a point are counted from
-the start of the run that the stage belongs to, so that the curves of a chain of stages join up;
-`seconds` from the start of the stage.
+Frozen values that can be written as JSON and read back. `tokens`, `steps` and `flops` of a point are counted from the
+start of its run, so that the curves of a chain of stages join up; `seconds` from the start of the stage.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (nats per token) on the held-out documents; accuracy: the share of tokens said right, if measured.
+    """Mean loss (nats per token) on the held-out documents. accuracy: the share of tokens predicted, if measured.
 
-    metrics: the schedule's own by name, as far as they were measured when the stage was trained.
-    choosing_loss, judging_loss: the loss on the first half of the text, by which tuned values are chosen, and on the
-    other, by which the best of them are compared; None of a version before, and of a single sequence.
+    metrics: the schedule's own, by name, as far as they were measured. choosing_loss, judging_loss: the loss on the
+    first half of the text, which chooses tuned values, and on the second half, which compares the best of them; None in
+    older records, and for a single sequence.
     """
 
     tokens: int
@@ -55,7 +54,7 @@ class Evaluation:
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss, infinite where no float holds it."""
+    """e to the power of the loss; infinite where it is larger than a float."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -64,19 +63,26 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a growth did to the model, measured. None where there was nothing to measure it on.
+    """What a growth did to the model, measured. A figure is None where there was nothing to measure it on.
 
-    eval_loss_before, eval_loss_after: on the source's held-out data, in nats per token. The rest is from fixed inputs.
+    eval_loss_before, eval_loss_after: on the held-out data of the source, in nats per token. All other figures are from
+    fixed inputs.
+
     max_logit_difference, mean_logit_difference: absolute, over the tokens that both models know.
-    activation_rms_ratio: for each target layer the RMS of the residual stream after it over that after the source
-    layer it comes from, or for a layer from nowhere the nearest below that comes from one.
-    gradient_error: the largest relative difference between the gradient that the growth map predicts from the
-    source's and the real one, of the parameters whose rules claim to be exact; gradient_error_estimated: of those
+
+    activation_rms_ratio: for each target layer the RMS of the residual stream after it, divided by that after its
+    source layer. A layer without a source is compared with the source of the nearest layer below that has one.
+
+    gradient_error: the largest relative difference between the gradient that the growth map predicts from the source's
+    and the real one, over the parameters whose rules claim to be exact. gradient_error_estimated: the same over those
     whose rules claim an estimate. A mixture of experts under ZeRO 3 has neither.
+
     moment_norms: by state of the optimizer its norm "before" and "after".
-    twin_distance: the smallest relative distance, over the parameters, between what began as copies of one unit or
-    layer, after `twin_steps` steps of training; 0 means that these never part.
-    seconds: of growing, on this worker; bytes_read: of the source, by all workers. exact: what the operator claims.
+
+    twin_distance: the smallest relative distance, over the parameters, between copies of one unit or layer, after
+    `twin_steps` steps of training; 0 means that they never become different.
+
+    seconds: of growing, on this worker. bytes_read: of the source, by all workers. exact: what the operator claims.
     """
 
     eval_loss_before: float
@@ -99,7 +105,7 @@ class Certificate:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Certificate:
-        """From plain values, those of older versions included, which measured less."""
+        """From plain values, also those of older versions, which measured less."""
         return cls(**{**content, "activation_rms_ratio": tuple(content.get("activation_rms_ratio", ()))})
 
 
@@ -109,13 +115,13 @@ class GrowthRecord:
     optimizer_state: str
     seconds: float
     certificate: Certificate
-    flops: int = 0  # of fitting, where the operator fits anything
+    flops: int = 0  # of the fit, where the operator fits anything
     energy_joules: float | None = None
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The finished stage that another, a longer version of it, went on from; what that one needed not train."""
+    """The finished stage that a longer version of it continued from, and the training that the longer one saved."""
 
     key: str
     tokens: int
@@ -126,10 +132,10 @@ class Prefix:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage. seconds: growing, training and saving; evaluation is listed apart.
+    """A finished stage. seconds: of growing, training and saving; evaluation is listed separately.
 
-    flops and tokens are the stage's own, without its ancestors', with its prefix's; seconds are of wall-clock.
-    energy_joules: measured over `seconds`, of all workers' devices; None where these, or one of them, have no meter.
+    flops and tokens are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
+    energy_joules: measured over `seconds`, of all workers' devices; None where one of them has no meter.
     """
 
     key: str
@@ -159,16 +165,16 @@ class StageRecord:
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
     energy_joules: float | None = None
     evaluation_energy_joules: float | None = None
-    data: dict[str, Any] = field(default_factory=dict)  # what its text was found to hold: `data_use.Counted`
+    data: dict[str, Any] = field(default_factory=dict)  # the size of its text: `data_use.Counted`
 
     @property
     def end(self) -> Evaluation:
-        """Where it ended, counted from its run's start."""
+        """The evaluation at its end."""
         return self.evaluations[-1]
 
     @property
     def flops_spent(self) -> int:
-        """What was trained for it: without what it took over."""
+        """FLOPs without those of its prefix."""
         return self.flops - (self.prefix.flops if self.prefix else 0)
 
     @property
@@ -210,10 +216,10 @@ def _with_older_name(content: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Progress:
-    """Where a stage's training stands. All of it goes into every checkpoint, so that none is lost by a restart.
+    """The state of a stage's training. All of it is in every checkpoint, so that no restart loses any.
 
-    num_workers: of those who wrote the checkpoint; resizes: how often that changed within the stage.
-    pending_...: of the stretch since the last point of the curve; its losses, summed over targets, by worker.
+    num_workers: of the workers that wrote the checkpoint. resizes: how many times that changed within the stage.
+    pending_...: since the last point of the curve; the losses are summed over targets, by worker.
     """
 
     steps: int
@@ -258,7 +264,7 @@ class Progress:
 
 
 def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
-    """The stage as it is trained after `before`, the finished one that it comes from."""
+    """The stage as it is trained after `before`, its finished parent."""
     if before is None or not before.evaluations:
         return stage
     return placed(stage, before.end.tokens, before.end.steps, before.end.flops)

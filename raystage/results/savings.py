@@ -1,17 +1,16 @@
-"""What growing saved: the staged run against its final model trained from scratch, at equal held-out loss.
+"""What growing saved: the staged run compared with its final model trained from scratch, at equal held-out loss.
 
     compute_saved = 1 - C_staged / C_baseline          speedup = C_baseline / C_staged - 1
 
-C_baseline is the compute at which the baseline reaches the staged run's final loss. It is read off
-between baseline runs that were each trained at a budget of their own and fully decayed, never off
-the undecayed curve of one long run. Between two of them it is bounded (`interpolation`): the figure is that of the
-earliest place where the baseline may have reached the loss, and the latest, on a straight line over log FLOPs, stands
-beside it as `..._at_most`. Time and tokens are read off at the same earliest place, in their own logarithms. The other
-way round, at equal FLOPs, the figure is that of the lowest loss that the baseline may have had.
+C_baseline is the compute at which the baseline reaches the staged run's final loss. It is read off between baseline
+runs that each had a budget of their own and a full decay, never off the undecayed curve of one long run. Between two of
+them it has bounds (`interpolation`). The figure is the smallest compute at which the baseline may have reached the
+loss; the largest, on a straight line over log FLOPs, stands beside it as `..._at_most`. Time and tokens are read off at
+the same place, in their own logarithms. At equal FLOPs the figure is that of the lowest loss that the baseline may have
+had.
 
-Nothing is extrapolated, and nothing is read off between budgets that are too far apart: there is no figure then, and
-the words beside it say why. Where there is a choice, it goes against the staged run. What several seeds come to is in
-`seeds`.
+Nothing is extrapolated, and nothing is read off between budgets that are too far apart: then there is no figure, and
+the verdict says why. Every choice is made against the staged run. `seeds` has the savings over several seeds.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from raystage.units import format_difference, format_flops, format_share
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run from nothing to the end of its decay.
+    """A run from its start to the end of its decay.
 
-    eval_loss in nats per token on held-out documents; flops, seconds (wall-clock) and training tokens over all its
-    stages and growths, without evaluation. Of seconds and tokens 0 means: not known.
+    eval_loss: in nats per token on held-out documents. flops, seconds (wall-clock time) and training tokens: over all
+    its stages and growths, without evaluation. seconds and tokens are 0 where they are not known.
     """
 
     eval_loss: float
@@ -48,12 +47,13 @@ class Savings:
     """A comparison at equal loss and at equal FLOPs. Shares, not percentages; None where there is no figure.
 
     flops_baseline: the least with which the baseline may have reached the loss. ..._at_most: by a straight line between
-    the budgets around it; the same where the loss is a baseline run's own. equal_loss_reached: whether there is a
-    figure, the baseline having met the staged run's final loss within the budgets that were measured.
-    loss_difference_at_equal_flops: the baseline's held-out loss less the staged run's, in nats per token, where the
-    baseline has had the staged run's FLOPs; above 0 where the staged run is the better model. at_equal_flops: the same
-    in words, or why it is None. is_judged_on_half: whether the losses are of the half of the held-out text by which no
-    value was chosen.
+    the budgets around it; the same where the loss is exactly that of a baseline run. equal_loss_reached: whether the
+    baseline reached the staged run's final loss within its budgets, so that there is a figure.
+
+    loss_difference_at_equal_flops: the held-out loss of the baseline with the staged run's FLOPs, minus that of the
+    staged run, in nats per token; above 0 where the staged run is better. at_equal_flops: the same in words, or why
+    there is no figure. is_judged_on_half: whether the losses are those on the half of the held-out text that chose no
+    value.
     """
 
     at_eval_loss: float | None
@@ -115,7 +115,7 @@ def no_figure(verdict: str, staged: FinishedRun | None = None) -> Savings:
 
 
 def _diverged(staged: FinishedRun, baselines: Sequence[FinishedRun]) -> str | None:
-    """A run without a loss has no place on the curve, and leaving it out would flatter one side."""
+    """A run without a finite loss has no place on the curve, and leaving it out would favour one side."""
     if not math.isfinite(staged.eval_loss):
         return f"the staged run's held-out loss is {staged.eval_loss}"
     for run in baselines:
@@ -125,7 +125,7 @@ def _diverged(staged: FinishedRun, baselines: Sequence[FinishedRun]) -> str | No
 
 
 def _by_flops(baselines: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Ascending in FLOPs; of runs with equal FLOPs the best counts."""
+    """Ascending in FLOPs; of runs with equal FLOPs the best one."""
     best: dict[float, FinishedRun] = {}
     for run in sorted(baselines, key=lambda run: (run.flops, run.eval_loss, run.seconds)):
         best.setdefault(run.flops, run)
@@ -133,8 +133,10 @@ def _by_flops(baselines: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 
 def _telling(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """The best so far, without runs that did worse than a cheaper one and were made up for by a dearer one: where a run
-    went wrong it is not known what the baseline could have done with its budget."""
+    """The best so far, without runs that did worse than a cheaper run while a more expensive one did better.
+
+    Such a run went wrong, so nobody knows what the baseline could have reached with its budget.
+    """
     best = _best_so_far(runs)
     return [
         at_best
@@ -144,13 +146,13 @@ def _telling(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 
 def _best_so_far(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """The same, each with the best loss that it or a cheaper one came to: nobody has to spend all that there is."""
+    """Each run with the best loss of it and of all cheaper runs: nobody has to spend a whole budget."""
     lowest = accumulate((run.eval_loss for run in runs), min)
     return [replace(run, eval_loss=loss) for run, loss in zip(runs, lowest, strict=True)]
 
 
 def _outside(loss: float, runs: list[FinishedRun]) -> str | None:
-    """Why no two neighbours enclose `loss`, if so."""
+    """Why no two neighbours enclose `loss`; None where they do."""
     low, high = min(run.eval_loss for run in runs), max(run.eval_loss for run in runs)
     if loss > high:
         return (
@@ -163,7 +165,7 @@ def _outside(loss: float, runs: list[FinishedRun]) -> str | None:
             f"(best {low:.3f}, up to {format_flops(runs[-1].flops)} FLOPs); add larger budgets"
         )
     if loss > runs[0].eval_loss:
-        # A dearer run that did worse encloses the loss, but the cheapest one had reached it before.
+        # A more expensive run that did worse encloses the loss, but the cheapest run had reached it before.
         return (
             f"the baseline's smallest budget ({format_flops(runs[0].flops)} FLOPs) already reached "
             f"{runs[0].eval_loss:.3f}, better than the staged run's held-out loss {loss:.3f}; add smaller budgets"
@@ -176,14 +178,16 @@ def _range(low: float, high: float) -> str:
 
 
 def _gap_at_loss(loss: float, runs: list[FinishedRun]) -> str | None:
-    """Why nothing is said of where the baseline reaches `loss`, if so."""
+    """Why the baseline is not read off at `loss`; None where it is."""
     index = _first_at(loss, runs)
     return None if runs[index].eval_loss == loss else _gap(runs, index, f"the held-out loss {loss:.3f}")
 
 
 def _at_loss(loss: float, runs: list[FinishedRun]) -> tuple[FinishedRun, FinishedRun]:
-    """The baseline where it first reaches `loss`, at the earliest and at the latest; later crossings are dearer and do
-    not count."""
+    """The baseline where it first reaches `loss`, at the earliest and at the latest place.
+
+    Later crossings are more expensive and do not count.
+    """
 
     def read_off(runs: list[FinishedRun], place: Callable[[Stretch, float], float]) -> FinishedRun:
         index = _first_at(loss, runs)
@@ -204,7 +208,7 @@ def _stretch(runs: Sequence[FinishedRun], index: int) -> Stretch:
 
 
 def _between(before: FinishedRun, after: FinishedRun, place: float) -> FinishedRun:
-    """Each measure linear in its logarithm; 0 where it is not known of both."""
+    """Each measure is linear in its logarithm; 0 where one of the two is not known."""
 
     def measure(first: float, second: float) -> float:
         return first * (second / first) ** place if first > 0 and second > 0 else 0.0
@@ -251,7 +255,7 @@ def _verdict(staged: FinishedRun, earliest: float, latest: float) -> str:
 
 
 def room(least: float, most: float) -> str:
-    """What else may be the case between two budgets, of a share saved; nothing where that is the same in print."""
+    """The other bound of a share saved, for the verdict; "" where both are equal in print."""
     if format_share(least) == format_share(most):
         return ""
     to = f"up to {format_share(most)}" if most > 0 else f"down to {format_share(-most)} more"
@@ -275,7 +279,7 @@ def _with_equal_flops(savings: Savings, staged: FinishedRun, runs: list[Finished
 
 
 def _outside_flops(flops: float, runs: list[FinishedRun]) -> str | None:
-    """Why no two neighbours enclose `flops`, if so."""
+    """Why no two neighbours enclose `flops`; None where they do."""
     if runs[0].flops <= flops <= runs[-1].flops:
         return None
     budgets = " to ".join(dict.fromkeys(format_flops(run.flops) for run in (runs[0], runs[-1])))
@@ -286,7 +290,7 @@ def _outside_flops(flops: float, runs: list[FinishedRun]) -> str | None:
 
 
 def _gap_at_flops(flops: float, runs: list[FinishedRun]) -> str | None:
-    """Why nothing is said of what the baseline does with `flops`, if so."""
+    """Why the baseline is not read off at `flops`; None where it is."""
     index = next(index for index, run in enumerate(runs) if run.flops >= flops)
     return None if runs[index].flops == flops else _gap(runs, index, f"the staged run's {format_flops(flops)}")
 
@@ -300,7 +304,7 @@ def _gap(runs: Sequence[FinishedRun], index: int, around: str) -> str | None:
 
 
 def _losses_at(flops: float, runs: list[FinishedRun]) -> tuple[float, float]:
-    """The best that the baseline reaches with `flops` or fewer, at the lowest and at the highest: the inverse of
+    """The lowest and the highest of the best losses that the baseline may reach with `flops`: the inverse of
     `_at_loss`."""
 
     def read_off(runs: list[FinishedRun], loss_at: Callable[[Stretch, float], float]) -> float:

@@ -1,9 +1,9 @@
-"""The savings over several seeds: means with their 95 % intervals, and whether they say anything.
+"""The savings over several seeds: means with their 95 % intervals, and whether they show anything.
 
-Seeds are compared in pairs, the staged run of a seed with the baselines of the same seed: what a seed does to both
-sides alike drops out. An interval is Student's, mean +- t * s / sqrt(n) with n - 1 degrees of freedom, and takes the
-pairs' figures as independent and about normal. A pair without a figure is never left out of a mean in silence: that
-would flatter one side. Nor does an interval cover more than what differs from seed to seed (`COVERED`).
+Seeds are compared in pairs, the staged run of a seed with the baselines of the same seed, so that what a seed does to
+both sides cancels out. The interval is Student's: mean +- t * s / sqrt(n) with n - 1 degrees of freedom. It takes the
+figures of the pairs as independent and about normal. A pair without a figure is never left out of a mean silently,
+because that would favour one side. An interval covers only what differs from seed to seed (`COVERED`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _T_975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-# What the interval is of, for whoever reads it.
+# What the interval covers, for readers of the report.
 COVERED = (
     "The interval covers what differs from seed to seed: first weights and the order of the text. It does not cover "
-    "other text to train or to be judged on, nor which values were tuned, for these were chosen once, nor what lies "
-    "between two budgets of the baseline, where the figure is the lowest that is possible."
+    "other text for training or evaluation, nor the choice of tuned values, which was made once, nor what lies "
+    "between two budgets of the baseline, where the figure is the lowest possible one."
 )
-# Nobody trains more to find out.
+# Nobody would train more.
 _MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class SeedPair:
-    """What a seed came to: its staged run and its baselines, fully decayed; None and nothing where one is missing."""
+    """The staged run of a seed and its baselines, fully decayed; None and empty where they are missing."""
 
     seed: int
     staged: FinishedRun | None
@@ -43,7 +43,7 @@ class SeedPair:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `num_seeds`, and between `low` and `high` its 95 % interval; one seed has none."""
+    """A mean over `num_seeds` with its 95 % interval from `low` to `high`; a single seed has none."""
 
     mean: float
     low: float | None
@@ -57,9 +57,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """The fields of `Savings` over all seeds that pair; None where one of them has no figure.
+    """The fields of `Savings` over all seeds that have a pair; None where one of them has no figure.
 
-    left_out: sentences on the seeds that do not pair. seeds_needed: how many it would take, where the interval of
+    left_out: sentences on the seeds without a pair. seeds_needed: how many seeds would be enough, where the interval of
     compute_saved spans zero; None where that is more than 1,000.
     """
 
@@ -103,7 +103,7 @@ def over_seeds(pairs: Sequence[SeedPair]) -> OverSeeds:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of one value or more, and Student's 95 % interval of it."""
+    """The mean of one value or more, with Student's 95 % interval."""
     if len(values) < 2:
         return Interval(values[0], None, None, 1)
     half = student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
@@ -111,9 +111,9 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def student_t(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, with three places behind the point.
+    """The 97.5 % quantile of Student's t, to three decimal places.
 
-    Beyond the table by the expansion of Abramowitz and Stegun, 26.7.5, in which two terms are enough there.
+    Beyond the table by the expansion of Abramowitz and Stegun, 26.7.5, of which two terms are enough there.
     """
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
@@ -131,9 +131,9 @@ def _is_open(found: Interval | None) -> bool:
 
 
 def _seeds_needed(values: Sequence[float]) -> int | None:
-    """The fewest seeds whose interval would not span zero, should mean and spread stay: `n > (t * s / mean)^2`.
+    """The fewest seeds whose interval would not span zero if mean and spread stay the same: `n > (t * s / mean)^2`.
 
-    t depends on n, so the formula is tried for one n after the other (NIST/SEMATECH e-Handbook, 7.2.2.2).
+    t depends on n, so the formula is tried for each n in turn (NIST/SEMATECH e-Handbook, 7.2.2.2).
     """
     average, spread = mean(values), stdev(values)
     enough = (n for n in range(2, _MOST_SEEDS + 1) if student_t(n - 1) * spread / math.sqrt(n) < abs(average))
@@ -175,7 +175,7 @@ def _no_mean(savings: dict[int, Savings]) -> str:
     seed, first = next(iter(without.items()))
     which = f"seed {seed} has" if len(without) == 1 else f"seeds {', '.join(map(str, without))} have"
     why = f"(seed {seed}: {first.verdict.removeprefix('no saving to report: ')})"
-    return f"no saving to report: {which} no figure, and a mean of the others would flatter one side {why}"
+    return f"no saving to report: {which} no figure, and a mean of the others would favour one side {why}"
 
 
 def _at_equal_flops(difference: Interval | None) -> str | None:

@@ -1,10 +1,9 @@
-"""Which of the values that were tried are compared: the best of the staged run, and at each of its budgets the best of
-the baseline, as whoever trained it at that budget would have chosen.
+"""Which of the tuned values are compared: the best of the staged run, and the best of the baseline at each of its
+budgets.
 
-Values are chosen by the loss on one half of the held-out text, and what was chosen is compared by the loss on the
-other: the best of several looks better than it is where it was found. Records of versions before do not tell the halves
-apart; where there is one among them, all of the text is used. Where two values are equal, the first counts, and the
-schedule's own come first.
+Values are chosen by the loss on one half of the held-out text and compared by the loss on the other half, because the
+best of several looks too good on the text where it was found. Older records do not have the two halves; where one of
+them takes part, the whole text is used. Of equal values the first counts, and the written ones come first.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from raystage.results.record import StageRecord
 
 Records = Mapping[str, StageRecord]
 
-# Of fewer values none can have been seen to be worse on both sides of the best one.
+# With fewer values the best one cannot have a worse one on both of its sides.
 ENOUGH_VALUES = 3
 
 
 def choose(plan: Plan, records: Records) -> Choice | None:
-    """The best values of either side; None as long as a run of the written seed is not finished."""
+    """The best values of each side; None until all runs of the written seed are finished."""
     if any(final_loss(run, records) is None for run in plan.pilots()):
         return None
     staged, baselines = _best(plan, plan.candidates, records)
@@ -33,9 +32,9 @@ def choose(plan: Plan, records: Records) -> Choice | None:
 
 
 def compared(plan: Plan, records: Records) -> Plan:
-    """The plan with the best of either side in the place of what the schedule says, and that among the variants.
+    """The plan with the best values in place of the written ones, and the written ones among the variants.
 
-    The same plan where nothing is tuned, or not all of it is finished.
+    The plan itself where nothing is tuned, or where not everything is finished.
     """
     if not plan.variants or choose(plan, records) is None:
         return plan
@@ -55,12 +54,12 @@ def compared(plan: Plan, records: Records) -> Plan:
 
 
 def _at_each(variants: Sequence[Variant]) -> tuple[RunPlan, ...]:
-    """Of the first variant the baseline of the smallest budget, of the second that of the next, and so on."""
+    """The baseline of the smallest budget from the first variant, of the next budget from the second, and so on."""
     return tuple(one.baselines[budget] for budget, one in enumerate(variants))
 
 
 def _best(plan: Plan, candidates: Sequence[Variant], records: Records) -> tuple[Variant, tuple[Variant, ...]]:
-    """Of the candidates that for the staged run, and that for the baseline at each budget."""
+    """The best candidate for the staged run, and the best for the baseline at each budget."""
     loss_of = choosing_loss if _tell_halves(plan.pilots(), records) else final_loss
 
     def best(run_of: Callable[[Variant], RunPlan]) -> Variant:
@@ -71,32 +70,32 @@ def _best(plan: Plan, candidates: Sequence[Variant], records: Records) -> tuple[
 
 
 def final_loss(run: RunPlan, records: Records) -> float | None:
-    """The held-out loss at a run's end; None where it is not finished."""
+    """The held-out loss at the end of a run; None where it is not finished."""
     record = records.get(run.stages[-1].key)
     return None if record is None else record.eval_loss
 
 
 def choosing_loss(run: RunPlan, records: Records) -> float | None:
-    """The same on the half of the text by which values are chosen."""
+    """The same on the half of the text that chooses values."""
     return records[run.stages[-1].key].end.choosing_loss
 
 
 def is_judged_on_half(plan: Plan, records: Records) -> bool:
     """Whether values are chosen on one half of the held-out text and compared on the other.
 
-    The choice is that of the written seed alone: what further seeds come to must not change it.
+    The choice depends on the written seed only: further seeds must not change it.
     """
     return bool(plan.variants) and _tell_halves(plan.runs(), records)
 
 
 def _tell_halves(runs: Sequence[RunPlan], records: Records) -> bool:
-    """Whether the ends of all runs that are finished tell the halves of the held-out text apart."""
+    """Whether all finished runs have the losses of both halves at their ends."""
     ends = [records[run.stages[-1].key] for run in runs if run.stages[-1].key in records]
     return all(end.evaluations and end.end.judging_loss is not None for end in ends)
 
 
 def tried_with(plan: Plan, name: str) -> str:
-    """What `baseline.tune` has the run of that name try: 'training.optimizer.lr 0.004'; '' where it tries nothing."""
+    """The tuned values of the run of that name: 'training.optimizer.lr 0.004'; '' where it has the written ones."""
     variant = plan.variant_of(name)
     if not any(variant is one for one in plan.variants):
         return ""
@@ -104,7 +103,7 @@ def tried_with(plan: Plan, name: str) -> str:
 
 
 def _rank(loss: float) -> float:
-    """A run that diverged is the worst of all."""
+    """A run that diverged ranks last."""
     return loss if math.isfinite(loss) else math.inf
 
 
@@ -112,8 +111,8 @@ def _rank(loss: float) -> float:
 
 
 def tuning_rows(plan: Plan, records: Records) -> dict[str, Any] | None:
-    """What was tried, by side: values, held-out loss at the end (of every budget), which is best, and whether it lies
-    at an edge of what was tried. None where nothing is tuned. Of a plan as the schedule has it, not a `compared` one.
+    """What was tried, by side: values, held-out loss at the end (for every budget), which is best, and whether that
+    lies at an edge of what was tried. None where nothing is tuned. plan: as the schedule has it, not a `compared` one.
     """
     if not plan.variants:
         return None
@@ -132,7 +131,7 @@ def tuning_rows(plan: Plan, records: Records) -> dict[str, Any] | None:
 
 
 def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | None, records: Records) -> dict[str, Any]:
-    """best: by budget. is_best: whether the values are it at any of them."""
+    """best: the best values by budget. is_best: whether these values are the best at any budget."""
     values = variant.staged_values
     marks = [None if best is None else one == values for one in best or [None] * len(runs)]
     losses = [
@@ -143,22 +142,22 @@ def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | Non
 
 
 def _in_order(values: Values) -> list[tuple[bool, Any]]:
-    """Numbers by size; what is none stays in the order in which it was written."""
+    """Numbers by size; other values keep the order in which they were written."""
     return [(True, value) if _is_number(value) else (False, 0) for _, value in values]
 
 
 def edges(plan: Plan, values: Values) -> list[str]:
-    """The paths of which `values` has the smallest or the largest number that was tried."""
+    """The paths at which `values` has the smallest or the largest number that was tried."""
     return [path for path, value in values if _is_number(value) and _is_at_edge(value, tried(plan, path))]
 
 
 def _is_at_edge(value: float, values: Sequence[float]) -> bool:
-    """None of what is tuned can be below 0: there is nothing beyond it."""
+    """No tuned value can be below 0, so there is nothing beyond 0."""
     return len(values) > 1 and (value == max(values) or (value == min(values) and value > 0))
 
 
 def tried(plan: Plan, path: str) -> list[Any]:
-    """Every value of a path once."""
+    """Every value of a path, once."""
     found: list[Any] = []
     for one in plan.candidates:
         for tuned, value in one.staged_values:

@@ -28,7 +28,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
 )
 MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 10))
-VALUES = "more than 10,000 values, those of an alias counted wherever it stands"
+VALUES = "more than 10,000 values, those of an alias counted each time it is used"
 NUMBERS = [f"{number}e-5" for number in range(1, 400)]
 BUDGETS = [64 * number for number in range(1, 31)]
 

@@ -151,7 +151,7 @@ def test_a_seed_that_never_reached_the_loss_is_not_averaged_away():
     found = over_seeds([pair(0, 0.3), pair(1, 0.3), pair(2, 0.3, eval_loss=1.7)])
     assert (found.compute_saved, found.time_saved, found.tokens_saved) == (None, None, None)
     assert found.verdict.startswith(
-        "no saving to report: seed 2 has no figure, and a mean of the others would flatter one side "
+        "no saving to report: seed 2 has no figure, and a mean of the others would favour one side "
         "(seed 2: the baseline's loss was never reached"
     )
 
