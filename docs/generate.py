@@ -251,6 +251,8 @@ def _help(command: click.Command) -> str:
 
 def _example(paragraph: str) -> str:
     first, *lines = paragraph.removeprefix("\b").strip("\n").splitlines()
+    if not lines:
+        return f"```text\n{first.strip()}\n```"  # a line of a file
     body = inspect.cleandoc("\n".join(["", *lines]))
     return f"{first}\n\n```sh\n{body}\n```"
 

@@ -242,6 +242,13 @@ def test_generated_pages_are_up_to_date() -> None:
     assert generate.run(["--check"]) == 0, "run: .venv/bin/python docs/generate.py"
 
 
+@pytest.mark.parametrize("page", GENERATED)
+def test_every_row_of_a_reference_says_what_it_means(page: str) -> None:
+    rows = re.findall(r"^\| `.*", PAGES[page], re.M)
+    assert len(rows) > 60
+    assert not [row for row in rows if re.search(r"\|\s*\|$", row)]
+
+
 def test_the_text_explains_every_key_and_operator() -> None:
     """The reference lists every key by itself; a key that is added is explained by hand, too."""
     sweep = (SpaceEntry, Search, Scheduler, AfterGrowth, Objective, Constraints, EqualFlops, Sweep)
