@@ -148,16 +148,16 @@ def _run_file(store: Any, name: str) -> dict[str, Any] | None:
 
 def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
     """NAME.png and NAME.svg of each run and sweep; the folder is made."""
-    from raystage.report.figures import write_curves
-    from raystage.sweep.figures import write_sweep
+    from raystage.report.figures import run_sheet
+    from raystage.report.image import write_image
+    from raystage.sweep.figures import sweep_sheet
 
     drawn: list[Path] = []
     with _writing("--figures", folder, "a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         for one in reports:
-            drawn += (write_sweep if _is_sweep(one) else write_curves)(
-                one, folder / f"{one['name'].replace('/', '-')}.png"
-            )
+            sheet = sweep_sheet(one) if _is_sweep(one) else run_sheet(one)
+            drawn += write_image(sheet, folder / f"{one['name'].replace('/', '-')}.png")
     return drawn
 
 

@@ -1,22 +1,13 @@
-"""The picture of a report: held-out loss over compute and over tokens, the staged run against its baseline.
-
-Drawn with matplotlib's Figure directly: no pyplot, no window, no state that outlives the call. The
-same report gives the same picture, byte for byte.
-"""
+"""The pictures of runs: their curves over compute, tokens and time, of one run or of several. Drawn once, as SVG."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from textwrap import fill
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+from raystage.growth.operators import in_short
 from raystage.report.curves import (
     Point,
     Run,
@@ -27,198 +18,277 @@ from raystage.report.curves import (
     stage_curves,
     staged_points,
 )
-from raystage.units import format_count, format_flops
+from raystage.report.formats import format_loss
+from raystage.report.svg import (
+    NARROW,
+    WIDE,
+    Arrow,
+    Axis,
+    Chart,
+    Level,
+    Line,
+    Mark,
+    Stretch,
+    draw,
+    linear_ticks,
+    log_ticks,
+    sheet,
+    time_ticks,
+)
+from raystage.units import format_count, format_flops, format_seconds
 
-STAGED, BASELINE, SAVING, FAINT = "#0059a8", "#8a8a8a", "#c8500a", "#d5d5d5"
-STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "svg.hashsalt": "raystage",
-}
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 11.0, 5.2, 160
-
-_LABEL_CHARACTER = 0.0135  # width of a letter of a stage's label, in widths of a panel
-_TITLE_CHARACTERS = 135  # to the figure's width
-
-
-def write_curves(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
-    """Draw `report` (as `build_report` made it) into `png` and an SVG beside it; returns both paths."""
-    return write_figure(lambda: draw(report), png)
+# Colours that a page has for runs beside each other; with more, they come again.
+COLOURS = 6
+_LOSS_LABEL = "held-out loss (nats per token)"
 
 
-def write_figure(drawn: Callable[[], Figure], png: Path) -> tuple[Path, Path]:
-    """What `drawn` draws in raystage's style, as a PNG and an SVG beside it, the same bytes each time; both paths."""
-    svg = png.with_suffix(".svg")
-    with rc_context(STYLE):
-        figure = drawn()
-        figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None})
-    return png, svg
+@dataclass(frozen=True)
+class Unit:
+    """What a curve may be laid over: `field` of a point. words: of one value, in a sentence."""
+
+    field: str
+    name: str
+    label: str
+    format: Callable[[float], str]
+    words: Callable[[float], str]
+    ticks: Callable[[float, float, int], list[float]]
+    is_log: bool = False
 
 
-def draw(report: Mapping[str, Any]) -> Figure:
-    """Both panels, their legend below and the verdict above them."""
+UNITS = (
+    Unit("flops", "FLOPs", "training compute (FLOPs)", format_flops, lambda value: f"{format_flops(value)} FLOPs",
+         log_ticks, is_log=True),
+    Unit("tokens", "tokens", "training tokens", format_count, lambda value: f"{format_count(value)} tokens",
+         linear_ticks),
+    Unit("seconds", "time", "training time (h:mm:ss)", format_seconds, format_seconds, time_ticks),
+)  # fmt: skip
+
+
+# Of a unit and both axes.
+MakeChart = Callable[[Unit, Axis, Axis], Chart]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The same curves over one unit, drawn for wide and for narrow screens: SVG text."""
+
+    unit: Unit
+    wide: str
+    narrow: str
+
+
+def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
+    """A run against its baselines; nothing where there is no evaluation yet. identity: unique within the page."""
     stages, baselines = stage_curves(report), baseline_curves(report)
-    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.03)
-    over_flops, over_tokens = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
-    for axes, unit in ((over_flops, "flops"), (over_tokens, "tokens")):
-        _draw_staged(axes, unit, stages)
-        _draw_baselines(axes, unit, baselines)
-    _set_axes(over_flops, over_tokens, stages, baselines)
-    _draw_interpolation(over_flops, baselines)
-    _draw_labels(over_flops, "flops", stages)
-    _draw_labels(over_tokens, "tokens", stages)
-    _draw_equal_loss((over_flops, over_tokens), report["savings"])
-    _draw_saving(over_flops, report["savings"])
-    _write_around(figure, (over_flops, over_tokens), report)
-    return figure
+    curves = [staged_points(stages), *(run.points for run in baselines), _ends(baselines)]
+
+    def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
+        return Chart(
+            f"{_summary(unit, stages, baselines)} {report['savings']['verdict']}.",
+            x,
+            y,
+            _stretches(stages, unit),
+            _levels(report["savings"]),
+            (*_baseline_lines(baselines, unit), *_staged_lines(stages, unit)),
+            _arrows(report["savings"], unit),
+            (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report["savings"], unit)),
+        )
+
+    return _panels(chart, curves, identity)
 
 
-# --- the curves -------------------------------------------------------------------------------
+def run_sheet(report: Mapping[str, Any]) -> str:
+    """The curves of a run over compute and over tokens, with the verdict and the legend: an SVG file of its own."""
+    panels = [panel.wide for panel in run_panels(report, "curves") if panel.unit.field != "seconds"]
+    verdict = f"{report['name']}: {report['savings']['verdict']}" + ("" if panels else "; no evaluation yet")
+    return sheet(verdict, panels, run_legend(report))
 
 
-def _draw_baselines(axes: Axes, unit: str, baselines: Sequence[Run]) -> None:
-    for index, run in enumerate(baselines):
-        label = "baseline from scratch" if index == 0 else None
-        _line(axes, unit, run.points, color=BASELINE, linewidth=1.5, label=label, zorder=2)
-    ends = [run.end for run in baselines if run.end]
-    if ends:
-        axes.plot(
-            [getattr(end, unit) for end in ends], [end.loss for end in ends], linestyle="none", marker="s",
-            markersize=6, markerfacecolor="white", markeredgecolor="#555555", markeredgewidth=1.5,
-            label="end of each budget's run", zorder=4,
-        )  # fmt: skip
+def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> list[Panel]:
+    """The staged runs of several reports in one picture, with where their baselines end."""
+    runs = [(report, staged_points(stage_curves(report))) for report in reports]
+    curves = [points for _, points in runs] + [_ends(baseline_curves(report)) for report in reports]
+
+    def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
+        lines, marks, words = [], [], []
+        for number, (report, points) in enumerate(runs):
+            style = colour(number)
+            lines.append(Line(_along(points, unit), f"curve {style}"))
+            marks += _squares(baseline_curves(report), unit, f"end {style}", f"{report['name']}, ")
+            marks += _spots(points, unit, report["name"]) + _last(points, unit, f"dot {style}", report["name"])
+            words += [f"{report['name']} ends at {_place(points[-1], unit)}."] if points else []
+        summary = f"Held-out loss of {len(runs)} staged runs over {unit.label}. {' '.join(words)}"
+        return Chart(summary, x, y, lines=tuple(lines), marks=tuple(marks))
+
+    return _panels(chart, curves, identity)
 
 
-def _draw_interpolation(over_flops: Axes, baselines: Sequence[Run]) -> None:
+def run_legend(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(class, words) of what `run_panels` draws of this report."""
+    stages, baselines = stage_curves(report), baseline_curves(report)
+    ends = sum(run.end is not None for run in baselines)
+    entries = [
+        (bool(stages), "curve staged", "staged run"),
+        (any(stage.train for stage in stages), "train staged", "its training loss"),
+        (any(stage.growth for stage in stages), "jump staged", "just grown"),
+        (bool(baselines), "curve baseline", "baselines from scratch"),
+        (ends > 0, "end baseline", "end of each budget's run"),
+        (ends > 1, "interpolated", "between them at most: linear in log FLOPs"),
+        (report["savings"]["equal_loss_reached"], "equal", "equal loss"),
+    ]
+    return [(style, words) for is_drawn, style, words in entries if is_drawn]
+
+
+def comparison_legend(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    runs = [(f"curve {colour(number)}", report["name"]) for number, report in enumerate(reports)]
+    ends = any(run.end for report in reports for run in baseline_curves(report))
+    return [*runs, *([("end baseline", "its baselines' ends, in its colour")] if ends else [])]
+
+
+def colour(number: int) -> str:
+    """The class of run `number` among several."""
+    return f"run-{number % COLOURS + 1}"
+
+
+# --- axes -------------------------------------------------------------------------------------
+
+
+def _panels(
+    chart: Callable[[Unit, Axis, Axis], Chart], curves: Sequence[Sequence[Point]], identity: str
+) -> list[Panel]:
+    """A panel for each unit that the points have; all points of `curves` find room."""
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return []
+    low, high = loss_range(curves)
+    panels = []
+    for unit in UNITS:
+        extent = _extent(unit, curves, high)
+        if extent is None:
+            continue
+        drawn = {}
+        for size, x_ticks, y_ticks in ((WIDE, 9, 8), (NARROW, 4, 6)):
+            x = _axis(unit, *extent, x_ticks)
+            y = Axis(_LOSS_LABEL, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks)))
+            drawn[size.name] = draw(chart(unit, x, y), size, f"{identity}-{unit.field}-{size.name}")
+        panels.append(Panel(unit, **drawn))
+    return panels
+
+
+def _extent(unit: Unit, curves: Iterable[Sequence[Point]], highest: float) -> tuple[float, float] | None:
+    """From 0 to the last point; on a logarithmic axis from where a curve comes into view."""
+    shown = [point for curve in curves for point in curve if point.loss <= highest or not unit.is_log]
+    values = [value for point in shown if (value := getattr(point, unit.field)) is not None and value > 0]
+    if not values:
+        return None
+    return (0.9 * min(values), 1.15 * max(values)) if unit.is_log else (0.0, 1.04 * max(values))
+
+
+def _axis(unit: Unit, low: float, high: float, count: int) -> Axis:
+    ticks = tuple((tick, unit.format(tick)) for tick in unit.ticks(low, high, count))
+    return Axis(unit.label, low, high, ticks, unit.is_log)
+
+
+# --- what is drawn ----------------------------------------------------------------------------
+
+
+def _along(points: Iterable[Point], unit: Unit) -> tuple[tuple[float, float], ...]:
+    return tuple((value, point.loss) for point in points if (value := getattr(point, unit.field)) is not None)
+
+
+def _ends(baselines: Sequence[Run]) -> tuple[Point, ...]:
+    """Where budgets end: in time after the last evaluation, since saving counts."""
+    return tuple(run.end for run in baselines if run.end)
+
+
+def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
+    training = [Line(_along(stage.train, unit), "train staged") for stage in stages]
+    return [*training, Line(_along(staged_points(stages), unit), "curve staged")]
+
+
+def _baseline_lines(baselines: Sequence[Run], unit: Unit) -> list[Line]:
     """Between the decayed ends the loss lies below straight lines over log FLOPs."""
-    ends = [run.end for run in baselines if run.end]
-    if len(ends) > 1:
-        over_flops.plot([end.flops for end in ends], [end.loss for end in ends], color="#555555", linewidth=1.2,
-                        linestyle=(0, (1, 1.5)), label="at most: linear in log FLOPs", zorder=3)  # fmt: skip
+    lines = [Line(_along(run.points, unit), "curve baseline") for run in baselines]
+    return [*lines, Line(_along(_ends(baselines), unit), "interpolated")] if unit.is_log else lines
 
 
-def _draw_staged(axes: Axes, unit: str, stages: Sequence[Stage]) -> None:
-    if not stages:
-        return
-    _line(axes, unit, staged_points(stages), color=STAGED, linewidth=2.2, label="staged run", zorder=5)
-    for index, stage in enumerate(stages[1:]):
-        label = "stage border" if index == 0 else None
-        axes.axvline(getattr(stage.points[0], unit), color=STAGED, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6,
-                     label=label, zorder=1)  # fmt: skip
-    end = stages[-1].points[-1]
-    axes.plot(getattr(end, unit), end.loss, marker="o", markersize=7, color=STAGED, zorder=6)
+def _staged_marks(stages: Sequence[Stage], unit: Unit) -> list[Mark]:
+    marks = [mark for stage in stages for mark in _spots(stage.points, unit, stage.name)]
+    for before, stage in pairwise(stages):
+        if stage.growth:
+            loss = f"{format_loss(before.points[-1].loss)} to {format_loss(stage.points[0].loss)}"
+            words = f"{stage.name}, grown by {in_short(stage.growth)}: held-out loss {loss}"
+            marks += _at(stage.points[0], unit, "jump staged", words)
+    return marks + _last(staged_points(stages), unit, "dot staged", "end of the staged run")
 
 
-def _line(axes: Axes, unit: str, points: Iterable[Point], **style: Any) -> None:
-    """On a logarithmic axis there is no place for what came before the first token."""
-    shown = [point for point in points if getattr(point, unit) > 0]
-    axes.plot([getattr(point, unit) for point in shown], [point.loss for point in shown], **style)
+def _baseline_marks(baselines: Sequence[Run], unit: Unit) -> list[Mark]:
+    spots = [mark for run in baselines for mark in _spots(run.points, unit, run.name)]
+    return spots + _squares(baselines, unit, "end baseline", "")
 
 
-# --- axes and words ---------------------------------------------------------------------------
+def _squares(baselines: Sequence[Run], unit: Unit, style: str, prefix: str) -> list[Mark]:
+    ends = [(f"{prefix}end of {run.name}", run.end) for run in baselines if run.end]
+    return [mark for words, end in ends for mark in _at(end, unit, style, f"{words}: {_place(end, unit)}", "square")]
 
 
-def _set_axes(over_flops: Axes, over_tokens: Axes, stages: Sequence[Stage], baselines: Sequence[Run]) -> None:
-    over_flops.set_xlabel("training compute (FLOPs)")
-    over_tokens.set_xlabel("training tokens")
-    over_flops.set_ylabel("held-out loss (nats per token)")
-    over_flops.set_xscale("log")
-    over_tokens.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    for axes in (over_flops, over_tokens):
-        axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-    curves = [curve for curve in (staged_points(stages), *(run.points for run in baselines)) if curve]
-    if curves:
-        low, high = loss_range(curves)
-        over_flops.set_ylim(low, high)
-        _set_flops_axis(over_flops, [point.flops for curve in curves for point in curve if point.loss <= high])
-        over_tokens.set_xlim(0, 1.04 * max(curve[-1].tokens for curve in curves))
+def _spots(points: Iterable[Point], unit: Unit, name: str) -> list[Mark]:
+    return [mark for point in points for mark in _at(point, unit, "spot", f"{name}: {_place(point, unit)}", "spot")]
 
 
-def _set_flops_axis(axes: Axes, flops: Sequence[float]) -> None:
-    """From where a curve comes into view; ticks at 1, 2, 5 while there are few decades."""
-    positive = [value for value in flops if value > 0]
-    if not positive:
-        return
-    low, high = 0.9 * min(positive), 1.2 * max(positive)
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_flops(value)))
-    axes.xaxis.set_minor_locator(LogLocator(subs=range(2, 10)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _last(points: Sequence[Point], unit: Unit, style: str, name: str) -> list[Mark]:
+    return _at(points[-1], unit, style, f"{name}: {_place(points[-1], unit)}") if points else []
 
 
-def _draw_labels(axes: Axes, unit: str, stages: Sequence[Stage]) -> None:
-    """The stages' names above the panel; where the stretches are too narrow for them, their depths."""
-    stretches = [tuple(_across(axes, getattr(stage.points[end], unit)) for end in (0, -1)) for stage in stages]
-    full = [f"{one.name}\n{one.num_layers} layer{'s' if one.num_layers > 1 else ''}" for one in stages]
-    fits = all(_fits(label, stretch) for label, stretch in zip(full, stretches, strict=True))
-    labels = full if fits else [f"{stage.num_layers}L" for stage in stages]
-    for label, stretch in zip(labels, stretches, strict=True):
-        if _fits(label, stretch):
-            axes.text(sum(stretch) / 2, 1.01, label, transform=axes.transAxes, ha="center", va="bottom",
-                      color=STAGED, fontsize=9, linespacing=1.25)  # fmt: skip
+def _at(point: Point, unit: Unit, style: str, title: str, shape: str = "circle") -> list[Mark]:
+    """One mark, or none where the point has no place on the axis."""
+    value = getattr(point, unit.field)
+    return [] if value is None else [Mark(value, point.loss, style, title, shape)]
 
 
-def _fits(label: str, stretch: tuple[float, ...]) -> bool:
-    return stretch[1] - stretch[0] >= _LABEL_CHARACTER * max(map(len, label.split("\n")))
+def _stretches(stages: Sequence[Stage], unit: Unit) -> tuple[Stretch, ...]:
+    """Where each stage lies, with its name above; where there is no room for that, its depth."""
+    stretches = []
+    for index, stage in enumerate(stages):
+        along = [value for value, _ in _along(stage.points, unit)]
+        if along:
+            layers = f"{stage.num_layers} layer{'s' if stage.num_layers != 1 else ''}"
+            labels = (f"{stage.name}, {layers}", stage.name, f"{stage.num_layers}L")
+            stretches.append(Stretch(along[0], along[-1], labels, has_border=index > 0))
+    return tuple(stretches)
 
 
-def _across(axes: Axes, value: float) -> float:
-    """Where `value` lies between the left (0) and the right (1) end of the panel."""
-    low, high = axes.get_xlim()
-    if axes.get_xscale() == "log":
-        value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
-    return min(1.0, max(0.0, (value - low) / (high - low)))
+def _levels(savings: Mapping[str, Any]) -> tuple[Level, ...]:
+    return (Level(savings["at_eval_loss"], "equal"),) if savings["equal_loss_reached"] else ()
 
 
-def _draw_equal_loss(panels: Iterable[Axes], savings: Mapping[str, Any]) -> None:
-    if savings["equal_loss_reached"]:
-        for axes in panels:
-            axes.axhline(savings["at_eval_loss"], color=SAVING, linewidth=1, linestyle=(0, (5, 3)),
-                         label="equal loss", zorder=3)  # fmt: skip
+def _crossing(savings: Mapping[str, Any], unit: Unit) -> list[Mark]:
+    """Where the baseline reaches the equal loss."""
+    if not savings["equal_loss_reached"] or unit.field != "flops":
+        return []
+    place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])} at the earliest"
+    return [Mark(savings["flops_baseline"], savings["at_eval_loss"], "saving", f"the baselines: {place}")]
 
 
-def _draw_saving(axes: Axes, savings: Mapping[str, Any]) -> None:
-    """The way from the baseline to the staged run along the line of equal loss."""
-    if not savings["equal_loss_reached"]:
-        return
-    loss, staged, baseline = savings["at_eval_loss"], savings["flops_staged"], savings["flops_baseline"]
-    axes.plot(baseline, loss, marker="o", markersize=6, markerfacecolor="white", markeredgecolor=SAVING,
-              markeredgewidth=1.8, zorder=8)  # fmt: skip
-    axes.annotate(
-        "", xy=(staged, loss), xytext=(baseline, loss), zorder=7,
-        arrowprops={"arrowstyle": "-|>", "color": SAVING, "linewidth": 2, "shrinkA": 3, "shrinkB": 3.5},
-    )  # fmt: skip
-    axes.annotate(
-        "\n".join(saving_words(savings)), xy=(max(staged, baseline), loss), xytext=(0, -8), textcoords="offset points",
-        ha="right", va="top", color=SAVING, fontsize=9.5, fontweight="bold", linespacing=1.25, zorder=8,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-    )  # fmt: skip
+def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
+    """From the baseline's compute to the staged run's, along the line of equal loss."""
+    if not savings["equal_loss_reached"] or unit.field != "flops":
+        return ()
+    words = saving_words(savings)
+    return (Arrow(savings["flops_baseline"], savings["flops_staged"], savings["at_eval_loss"], "saving", words),)
 
 
-def _write_around(figure: Figure, panels: Sequence[Axes], report: Mapping[str, Any]) -> None:
-    """The verdict above, the legend below; in place of empty panels a word."""
-    figure.suptitle(balanced(f"{report['name']}: {report['savings']['verdict']}"), x=0.012, ha="left", fontsize=10.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / 2), columnspacing=4)
-        return
-    for axes in panels:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color="#555555")
+# --- words ------------------------------------------------------------------------------------
 
 
-def balanced(text: str) -> str:
-    """Lines of about equal length, as few as fit the width."""
-    lines = math.ceil(len(text) / _TITLE_CHARACTERS)
-    return fill(text, math.ceil(len(text) / lines) + (10 if lines > 1 else 0))
+def _summary(unit: Unit, stages: Sequence[Stage], baselines: Sequence[Run]) -> str:
+    points = staged_points(stages)
+    staged = f"The staged run ({', '.join(stage.name for stage in stages)}) is at {_place(points[-1], unit)}. "
+    ends = [_place(end, unit) for end in _ends(baselines)]
+    against = f"Baselines from scratch end at {'; '.join(ends)}. " if ends else ""
+    return f"Held-out loss over {unit.label}. {staged if points else ''}{against}In words:"
+
+
+def _place(point: Point, unit: Unit) -> str:
+    value = getattr(point, unit.field)
+    return f"loss {format_loss(point.loss)}" + ("" if value is None else f" after {unit.words(value)}")

@@ -16,10 +16,14 @@ from markupsafe import Markup
 
 from raystage.growth.operators import in_short
 from raystage.report import tables as report_tables
+from raystage.report.figures import Panel, comparison_legend, comparison_panels, run_legend, run_panels
 from raystage.report.formats import KEY_DIGITS, Table, format_loss, over_seeds
 from raystage.report.markdown import sentence
-from raystage.report.panels import Panel, comparison_legend, comparison_panels, run_legend, run_panels
+from raystage.report.svg import symbol
 from raystage.units import format_count, format_flops, format_share
+
+# Characters of a cell that is not broken into lines.
+_BRIEF = 28
 
 STATES = {
     "SCHEDULING": "It has not begun.",
@@ -96,7 +100,13 @@ def templates() -> Environment:
         loader=PackageLoader("raystage.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"drawing": Markup, "number": _is_number, "short": lambda key: key[:KEY_DIGITS]}
+    made.filters |= {
+        "drawing": Markup,
+        "symbol": symbol,
+        "number": _is_number,
+        "brief": _is_brief,
+        "short": lambda key: key[:KEY_DIGITS],
+    }
     return made
 
 
@@ -152,6 +162,11 @@ def _is_number(cells: Iterable[str]) -> bool:
     return all(
         cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell and " -> " not in cell) for cell in cells
     )
+
+
+def _is_brief(cells: Iterable[str]) -> bool:
+    """Whether the cells of a column stay on one line each: a table that is too wide scrolls."""
+    return all(len(cell) <= _BRIEF for cell in cells)
 
 
 # --- configuration ----------------------------------------------------------------------------

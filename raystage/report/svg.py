@@ -1,18 +1,27 @@
-"""A chart as SVG text, to stand inside of an HTML page: scales, ticks, lines, marks.
+"""A chart as SVG text, inside an HTML page or as a file: scales, ticks, lines, marks.
 
-Colours are the page's: every element has a class, and the page's style sheet says what a class looks like, on paper
-and in the dark. Coordinates are in the units of the viewBox, from the upper left.
+Every element has a class, and templates/chart.css says what a class looks like, by day, in the dark and on paper.
+Coordinates are in the units of the viewBox, from the upper left. image.py makes a PNG of the same text.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
+from importlib.resources import files
+from textwrap import wrap
+
+from raystage.safe_text import visible
 
 # Width of a letter, in font sizes; of a system's sans-serif, on the safe side.
 LETTER = 0.58
+_BOLD_LETTER = 0.68
+_MARGIN, _TITLE_FONT = 12, 15
+_HEIGHT = re.compile(r'viewBox="0 0 \d+ (\d+)')
+_MEDIA = re.compile(r"@media[^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TIME_STEPS = tuple(
     factor * unit
@@ -103,7 +112,7 @@ class Size:
     margins: tuple[int, int, int, int]
 
 
-WIDE = Size("wide", 1000, 440, 13, (50, 18, 50, 52))
+WIDE = Size("wide", 1000, 440, 14.5, (50, 18, 50, 52))
 NARROW = Size("narrow", 380, 360, 12.5, (50, 12, 48, 40))
 
 
@@ -263,9 +272,15 @@ def _polygon(style: str, points: str) -> str:
     return f'<polygon class="{style}" points="{points}"/>'
 
 
+def escape(words: str) -> str:
+    """Text for SVG. Control characters, which XML does not have, are shown as escapes."""
+    return escape_html(visible(words))
+
+
 def boxed(words: str, x: float, y: float, style: str, anchor: str, size: Size) -> str:
     """Words before a background of their own: no line that was drawn before runs through them."""
-    width = LETTER * size.font * len(words) + 4
+    is_bold = not style.startswith(("label", "tick"))
+    width = (_BOLD_LETTER if is_bold else LETTER) * size.font * len(words) + 4
     left = x - {"start": 2.0, "middle": width / 2, "end": width - 2}[anchor]
     place = f'x="{left:.1f}" y="{y - size.font:.1f}" width="{width:.1f}" height="{1.3 * size.font:.1f}"'
     behind = f'<rect class="behind" {place}/>'
@@ -274,3 +289,60 @@ def boxed(words: str, x: float, y: float, style: str, anchor: str, size: Size) -
 
 def text(words: str, x: float, y: float, style: str, anchor: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+# --- a file -----------------------------------------------------------------------------------
+
+
+def symbol(style: str) -> str:
+    """What a legend shows for the elements of a class."""
+    shape = f'<line class="{style}" x1="1" y1="6" x2="25" y2="6"/>'
+    if style.startswith("end"):
+        shape = f'<rect class="{style}" x="9" y="2" width="8" height="8"/>'
+    if style.startswith("jump"):
+        shape = f'<circle class="{style}" cx="13" cy="6" r="4.5"/>'
+    return f'<svg viewBox="0 0 26 12" width="26" height="12" aria-hidden="true">{shape}</svg>'
+
+
+def sheet(title: str, drawings: Sequence[str], legend: Sequence[tuple[str, str]] = ()) -> str:
+    """A whole SVG file: the title, wide drawings below each other, the legend. It has the page's colours by day.
+
+    legend: classes and words.
+    """
+    most = (WIDE.width - 2 * _MARGIN) / (LETTER * _TITLE_FONT)
+    lines = wrap(title, math.ceil(len(title) / math.ceil(len(title) / most)) + 8)
+    parts, y = [], _MARGIN
+    for line in lines:
+        parts.append(text(line, _MARGIN, y + _TITLE_FONT, "title", "start"))
+        y += 1.4 * _TITLE_FONT
+    for drawing in drawings:
+        height = int(_HEIGHT.search(drawing)[1])
+        parts.append(drawing.replace("<svg ", f'<svg y="{y + _MARGIN:g}" width="{WIDE.width}" height="{height}" ', 1))
+        y += height + _MARGIN
+    rows, y = _legend_rows(legend, y + _MARGIN)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDE.width} {y:g}" width="{WIDE.width}" '
+        f'height="{y:g}" font-size="{WIDE.font:g}" style="font-family: sans-serif">'
+    )
+    ground = f'<rect class="behind" width="{WIDE.width}" height="{y:g}"/>'
+    return "\n".join([head, f"<style>{file_style()}</style>", ground, *parts, *rows, "</svg>", ""])
+
+
+def file_style() -> str:
+    """The style sheet of drawings outside of a page, which are never dark."""
+    return _MEDIA.sub("", files("raystage.report").joinpath("templates/chart.css").read_text())
+
+
+def _legend_rows(legend: Sequence[tuple[str, str]], y: float) -> tuple[list[str], float]:
+    """The entries, in as many rows as they need, and where the last row ends."""
+    if not legend:
+        return [], y
+    parts, x = [], float(_MARGIN)
+    for style, words in legend:
+        width = 34 + LETTER * WIDE.font * len(words)
+        if x > _MARGIN and x + width > WIDE.width - _MARGIN:
+            x, y = float(_MARGIN), y + 1.6 * WIDE.font
+        parts.append(symbol(style).replace("<svg ", f'<svg x="{x:g}" y="{y:g}" ', 1))
+        parts.append(text(words, x + 32, y + 0.85 * WIDE.font, "label", "start"))
+        x += width + 18
+    return parts, y + 1.6 * WIDE.font + _MARGIN

@@ -21,8 +21,9 @@ from raystage.plan.build import replanned, with_choice
 from raystage.plan.gates import ABORT, Rejection, answer
 from raystage.plan.plan import Job, Plan, StagePlan, jobs
 from raystage.report.build import GivenUp, build_report
-from raystage.report.figures import write_curves
+from raystage.report.figures import run_sheet
 from raystage.report.html import page
+from raystage.report.image import write_image
 from raystage.report.markdown import markdown
 from raystage.results.acceptance import check_growth, judge
 from raystage.results.record import StageRecord
@@ -285,5 +286,5 @@ class Driver:
         folder.write_whole("report.md", markdown(report).encode())
         if self.draws:
             with tempfile.TemporaryDirectory() as work:
-                for figure in write_curves(report, Path(work, "curves.png")):
+                for figure in write_image(run_sheet(report), Path(work, "curves.png")):
                     folder.write_whole(figure.name, figure.read_bytes())

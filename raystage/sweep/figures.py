@@ -1,21 +1,32 @@
-"""The pictures of a sweep as image files: its stage tree, its trials across the space, the front of two objectives.
+"""The pictures of a sweep's page as SVG: the stage tree, the trials across the space, the front of two objectives.
 
-Drawn like those of runs (raystage.report.figures); what they show and where is decided in `sweep_layout`.
+What they show and where is decided in `sweep_layout`; colours are the page's, by class, as for other charts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-
-from raystage.report.figures import BASELINE, FAINT, SAVING, STAGED, WIDTH_INCHES, balanced, write_figure
+from raystage.report.svg import (
+    LETTER,
+    NARROW,
+    WIDE,
+    Axis,
+    Chart,
+    Line,
+    Mark,
+    Size,
+    boxed,
+    draw,
+    escape,
+    linear_ticks,
+    segment,
+    sheet,
+    text,
+)
 from raystage.sweep.layout import (
-    MOST_LEAVES,
     CoordinateAxis,
     CoordinateLine,
     Front,
@@ -26,110 +37,216 @@ from raystage.sweep.layout import (
     stage_tree,
 )
 from raystage.sweep.summary import verdict
+from raystage.units import format_count
 
-_FIFTHS = {1: STAGED, 2: "#4d86bd", 3: "#86a7c6", 4: "#b3c1cf", 5: FAINT}
-_ROW_INCHES, _AXIS_INCHES, _FRONT_INCHES = 0.34, 0.62, 4.0
-_LABEL_CHARACTERS = 110  # of a tree's labels, over all its columns
-
-
-def write_sweep(report: Mapping[str, Any], png: Path) -> tuple[Path, Path]:
-    """Draw `report` (as `build_sweep_report` made it) into `png` and an SVG beside it; returns both paths."""
-    return write_figure(lambda: draw(report), png)
+_ROW = 44
+_HEADER = 26
+_AXIS_ROW = 84
 
 
-def draw(report: Mapping[str, Any]) -> Figure:
-    """A panel below the other for each picture that there is something for, and the verdict above them."""
-    nodes, axes = stage_tree(report), coordinate_axes(report)
-    lines, found = coordinate_lines(report, axes), front(report)
-    heights = [
-        _ROW_INCHES * (max((node.row for node in nodes), default=0) + 2) if nodes else 0,
-        _AXIS_INCHES * (len(axes) + 0.5) if lines else 0,
-        _FRONT_INCHES if found else 0,
-    ]
-    shown = [height for height in heights if height] or [1.0]
-    figure = Figure(figsize=(WIDTH_INCHES, sum(shown) + 0.8), layout="constrained")
-    figure.suptitle(balanced(f"{report['name']}: {verdict(report)}"), x=0.012, ha="left", fontsize=10.5)
-    panels = iter(figure.subplots(len(shown), 1, height_ratios=shown, squeeze=False).flat)
-    if not any(heights):
-        panel = next(panels)
-        panel.set_axis_off()
-        panel.text(0.5, 0.5, "nothing was trained yet", transform=panel.transAxes, ha="center", color="#555555")
-    if nodes:
-        _draw_tree(next(panels), report, nodes)
-    if lines:
-        _draw_coordinates(next(panels), axes, lines)
-    if found:
-        _draw_front(next(panels), found)
-    return figure
+@dataclass(frozen=True)
+class Drawing:
+    """One picture for wide and for narrow screens: SVG text."""
+
+    wide: str
+    narrow: str
 
 
-def _draw_tree(panel: Axes, report: Mapping[str, Any], nodes: Sequence[StageNode]) -> None:
-    best = report["best"]["number"] if report["best"] else None
-    at = {node.key: node for node in nodes}
+def tree_drawing(report: Mapping[str, Any]) -> Drawing | None:
+    """None where no stage was begun."""
+    nodes = stage_tree(report)
+    return _both(lambda size: _draw_tree(report, nodes, size)) if nodes else None
+
+
+def coordinates_drawing(report: Mapping[str, Any]) -> Drawing | None:
+    """None where nothing was measured, or no path took two values."""
+    axes = coordinate_axes(report)
+    lines = coordinate_lines(report, axes)
+    return _both(lambda size: _draw_coordinates(axes, lines, size)) if lines else None
+
+
+def front_drawing(report: Mapping[str, Any]) -> Drawing | None:
+    """None where there is one objective alone."""
+    found = front(report)
+    return _both(lambda size: _draw_front(found, size)) if found else None
+
+
+def _both(drawn: Callable[[Size], str]) -> Drawing:
+    return Drawing(drawn(WIDE), drawn(NARROW))
+
+
+def _svg(size: Size, height: float, summary: str, parts: Iterable[str]) -> str:
+    head = (
+        f'<svg class="chart {size.name}" viewBox="0 0 {size.width} {height:g}" role="img" '
+        f'aria-label="{escape(summary)}" font-size="{size.font:g}">'
+    )
+    return "\n".join([head, *parts, "</svg>"])
+
+
+# --- the tree ---------------------------------------------------------------------------------
+
+
+def _draw_tree(report: Mapping[str, Any], nodes: Sequence[StageNode], size: Size) -> str:
     columns = max(node.column for node in nodes) + 1
+    width = (size.width - 24) / columns
+    best = report["best"]["number"] if report["best"] else None
+    at = {node.key: (14 + width * node.column, _HEADER + _ROW * (node.row + 0.5)) for node in nodes}
+    below = sorted((node for node in nodes if node.parent), key=lambda node: best in node.trials)  # the best's on top
+    parts = [_edge(node, at, node.parent, best) for node in below]
+    parts += [_from_prefix(node, at) for node in nodes if node.prefix]
+    parts += [text(name, 5 + width * column, 14, "stage", "start") for column, name in _names(nodes, width, size)]
+    ranks = {row["number"]: row["rank"] for row in report["trials"]}
     for node in nodes:
-        colour = SAVING if best in node.trials else BASELINE
-        if node.parent:
-            parent, breadth = at[node.parent], min(1 + 0.4 * (len(node.trials) - 1), 4)
-            across = [parent.column, node.column - 0.08, node.column - 0.08, node.column]
-            panel.plot(across, [parent.row, parent.row, node.row, node.row], color=colour, linewidth=breadth,
-                       zorder=1.5 if colour == SAVING else 1)  # fmt: skip
-        if node.prefix:
-            panel.plot([node.column] * 2, [at[node.prefix].row, node.row], color=BASELINE, linestyle=":", zorder=1)
-        _draw_node(panel, node, best, _LABEL_CHARACTERS // columns)
-    panel.set_xlim(-0.1, columns - 0.05)
-    panel.set_ylim(max(node.row for node in nodes) + 0.8, -0.8)
-    panel.set_axis_off()
-    shown, known = len({number for node in nodes for number in node.trials}), len(report["trials"])
-    title = "stages, each once; a disc is shared by as many trials as it says"
-    panel.set_title(title + (f"; the best {MOST_LEAVES} of {known} trials" if shown < known else ""), loc="left")
+        parts += _node(node, at[node.key], width, size, best, ranks)
+    height = _HEADER + _ROW * (max(node.row for node in nodes) + 1)
+    shared = sum(node.is_shared for node in nodes)
+    trials = len({number for node in nodes for number in node.trials})
+    return _svg(size, height, f"{len(nodes)} stages of {trials} trials as a tree; {shared} are shared.", parts)
 
 
-def _draw_node(panel: Axes, node: StageNode, best: int | None, most: int) -> None:
-    colour = SAVING if best in node.trials else STAGED
-    face, size = (colour, 14) if node.is_shared else ("white", 7)
-    panel.plot(node.column, node.row, marker="o", markersize=size, color=colour, markerfacecolor=face, zorder=2)
+def _names(nodes: Sequence[StageNode], width: float, size: Size) -> list[tuple[int, str]]:
+    """Above each column its stage's name, where all in it have the same."""
+    found = []
+    for column in sorted({node.column for node in nodes}):
+        names = {node.name for node in nodes if node.column == column}
+        if len(names) == 1:
+            found.append((column, _cut(names.pop(), width - 10, size)))
+    return found
+
+
+def _edge(node: StageNode, at: Mapping[str, tuple[float, float]], parent: str, best: int | None) -> str:
+    """From a stage to one that went on from its end, around a corner; the broader, the more trials went through it."""
+    (x1, y1), (x2, y2) = at[parent], at[node.key]
+    style = "edge saving" if best in node.trials else "edge"
+    corner = x2 - 18
+    path = f"M{x1:.1f},{y1:.1f}H{corner:.1f}V{y2:.1f}H{x2:.1f}"
+    return f'<path class="{style}" stroke-width="{_breadth(node):g}" d="{path}"/>'
+
+
+def _breadth(node: StageNode) -> float:
+    return min(1.2 + 0.5 * (len(node.trials) - 1), 5)
+
+
+def _from_prefix(node: StageNode, at: Mapping[str, tuple[float, float]]) -> str:
+    (x, y1), (_, y2) = at[node.prefix], at[node.key]
+    return segment("donor", x, y1, x, y2)
+
+
+def _node(
+    node: StageNode,
+    place: tuple[float, float],
+    width: float,
+    size: Size,
+    best: int | None,
+    ranks: Mapping[int, int | None],
+) -> list[str]:
+    """A disc with the number of trials that share the stage, or a ring; its loss above the line, what sets it apart
+    below."""
+    x, y = place
+    style = "saving" if best in node.trials else "staged"
+    title = f"<title>{escape(_in_words(node))}</title>"
+    radius = 9 if node.is_shared else 4.5
+    parts = [f'<circle class="{"shared" if node.is_shared else "end"} {style}" cx="{x:.1f}" cy="{y:.1f}" '
+             f'r="{radius:g}">{title}</circle>']  # fmt: skip
     if node.is_shared:
-        panel.text(node.column, node.row, str(len(node.trials)), color="white", ha="center", va="center", fontsize=8)
-    loss = "-" if node.loss is None else f"{node.loss:.4f}"
-    ends = f"  trial {node.ends[0]}" if node.ends else ""
-    label = node.label if len(node.label) <= most else f"{node.label[: most - 1]}…"
-    for words, offset, where in ((loss + ends, (9, 3), "bottom"), (label, (9, -3), "top")):
-        panel.annotate(words, (node.column, node.row), offset, textcoords="offset points", va=where, fontsize=8,
-                       color=SAVING if best in node.ends else "#333333", zorder=3,
-                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2})  # fmt: skip
+        parts.append(text(str(len(node.trials)), x, y + 0.32 * size.font, "count", "middle"))
+    room = width - 34
+    figures = ["-" if node.loss is None else f"{node.loss:.4f}", *(_end(number, ranks) for number in node.ends[:1])]
+    words = next((one for one in ("  ".join(figures), figures[0]) if LETTER * size.font * len(one) <= room), "")
+    above, below = y - 0.4 * size.font - 1, y + 1.15 * size.font + 1  # beside the broadest edge
+    parts.append(boxed(words, x + 13, above, f"words {style}" if best in node.ends else "words", "start", size))
+    label = node.label or (f"{format_count(node.tokens)} tokens" if node.tokens else "")
+    parts.append(boxed(_cut(label, room, size), x + 13, below, "label words", "start", size))
+    return parts
 
 
-def _draw_coordinates(panel: Axes, axes: Sequence[CoordinateAxis], lines: Sequence[CoordinateLine]) -> None:
-    levels = range(len(axes))
-    for line in lines:
-        is_best = line.rank == 1
-        panel.plot(line.places, levels, color=SAVING if is_best else _FIFTHS[line.fifth],
-                   linewidth=2.6 if is_best else 1.1, zorder=2)  # fmt: skip
-    for level, axis in zip(levels, axes, strict=True):
-        panel.axhline(level, color="#555555", linewidth=0.8, zorder=1)
-        for place, word in axis.ticks:
-            panel.annotate(word, (place, level), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8,
-                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=3)  # fmt: skip
-    panel.set_yticks(levels, [axis.title for axis in axes])
-    panel.set_xticks([])
-    panel.set_ylim(len(axes) - 0.5, -0.5)
-    panel.set_frame_on(False)
-    panel.tick_params(length=0)
-    panel.set_title("trials across the space; the best fifth strongest, the last faintest, the best of all in orange",
-                    loc="left")  # fmt: skip
+def _end(number: int, ranks: Mapping[int, int | None]) -> str:
+    rank = ranks.get(number)
+    return f"trial {number}" + (f", rank {rank}" if rank else "")
 
 
-def _draw_front(panel: Axes, found: Front) -> None:
-    for is_best, colour, label in ((False, BASELINE, "trials"), (True, SAVING, "that no other one beats")):
-        points = [(x, y) for x, y, _, best in found.points if best is is_best]
-        panel.plot([x for x, _ in points], [y for _, y in points], linestyle="none", marker="o", markersize=5,
-                   color=colour, label=label, zorder=2)  # fmt: skip
-    panel.plot([x for x, _ in found.line], [y for _, y in found.line], color=SAVING, linewidth=1, linestyle="--")
-    panel.set_xlabel(found.x_title)
-    panel.set_ylabel(found.y_title)
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: found.x.format(value)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: found.y.format(value)))
-    panel.grid(axis="y", color=FAINT, linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+def _cut(words: str, room: float, size: Size) -> str:
+    most = int(room / (LETTER * size.font))
+    return words if len(words) <= most else f"{words[: max(most - 1, 0)]}…"
+
+
+def _in_words(node: StageNode) -> str:
+    facts = [node.label, f"{format_count(node.tokens)} tokens" if node.tokens else "not finished"]
+    facts += [f"held-out loss {node.loss:.4f}"] if node.loss is not None else []
+    numbers = ", ".join(map(str, node.trials[:12])) + (", ..." if len(node.trials) > 12 else "")
+    facts += [f"trial{'s' if node.is_shared else ''} {numbers}"]
+    facts += ["gone on from its shorter version"] if node.prefix else []
+    return f"{node.name}: {'; '.join(fact for fact in facts if fact)}"
+
+
+# --- parallel coordinates ---------------------------------------------------------------------
+
+
+def _draw_coordinates(axes: Sequence[CoordinateAxis], lines: Sequence[CoordinateLine], size: Size) -> str:
+    """Axes lie across, one below the other, so that paths can be read as they are written."""
+    start, end = 20, size.width - 24
+    height = _AXIS_ROW * (len(axes) - 1) + 60
+    levels = [_AXIS_ROW * index + 32 for index in range(len(axes))]
+    parts = [_coordinate_line(line, levels, start, end) for line in lines]
+    for axis, level in zip(axes, levels, strict=True):
+        parts.append(segment("axis", start, level, end, level))
+        parts.append(text(_cut(axis.title, end, size), 2, level - 14, "axis-title words", "start"))
+        parts += _coordinate_ticks(axis, level, start, end, size)
+    best = f"the best is {lines[-1].title}" if lines[-1].rank == 1 else ""
+    return _svg(size, height, f"{len(lines)} trials across {len(axes) - 1} values of the space; {best}.", parts)
+
+
+def _coordinate_line(line: CoordinateLine, levels: Sequence[float], start: float, end: float) -> str:
+    spots = zip(line.places, levels, strict=True)
+    points = " ".join(f"{start + place * (end - start):.1f},{level}" for place, level in spots)
+    style = "best" if line.rank == 1 else f"fifth-{line.fifth}"
+    return f'<polyline class="trial {style}" points="{points}"><title>{escape(line.title)}</title></polyline>'
+
+
+def _coordinate_ticks(axis: CoordinateAxis, level: float, start: float, end: float, size: Size) -> list[str]:
+    """Words below an axis, left out where they would run into the one before."""
+    parts, free = [], 0.0
+    for place, word in axis.ticks:
+        x, half = start + place * (end - start), LETTER * size.font * len(word) / 2
+        parts.append(segment("axis", x, level - 4, x, level + 4))
+        middle = min(max(x, half), size.width - half)
+        if middle - half >= free:
+            parts.append(boxed(word, middle, level + 1.35 * size.font, "tick words", "middle", size))
+            free = middle + half + 6
+    return parts
+
+
+# --- the front --------------------------------------------------------------------------------
+
+
+def _draw_front(found: Front, size: Size) -> str:
+    count = 8 if size is WIDE else 3
+    x = _front_axis(found.x_title, [point[0] for point in found.points], found.x.format, count)
+    y = _front_axis(found.y_title, [point[1] for point in found.points], found.y.format, 6)
+    marks = tuple(
+        Mark(a, b, "dot saving" if is_best else "dot baseline", f"trial {number}: {_pair(found, a, b)}")
+        for a, b, number, is_best in sorted(found.points, key=lambda point: point[3])
+    )
+    ends = "; ".join(_pair(found, a, b) for a, b in found.line[:6])
+    summary = f"{found.y.words} against {found.x.words} of {len(marks)} trials. None beats: {ends}."
+    broad = Size(size.name, size.width, size.height, size.font, (*size.margins[:3], size.margins[3] + 26))
+    return draw(
+        Chart(summary, x, y, lines=(Line(found.line, "curve front"),), marks=marks), broad, f"front-{size.name}"
+    )
+
+
+def _front_axis(title: str, values: Sequence[float], word: Callable[[float], str], count: int) -> Axis:
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = low - margin, high + margin
+    return Axis(title, low, high, tuple((tick, word(tick)) for tick in linear_ticks(low, high, count)))
+
+
+def _pair(found: Front, x: float, y: float) -> str:
+    return f"{found.x.words} {found.x.format(x)}, {found.y.words} {found.y.format(y)}"
+
+
+def sweep_sheet(report: Mapping[str, Any]) -> str:
+    """All pictures of a sweep, with the verdict: an SVG file of its own."""
+    drawings = [make(report) for make in (tree_drawing, coordinates_drawing, front_drawing)]
+    return sheet(f"{report['name']}: {verdict(report)}", [one.wide for one in drawings if one])

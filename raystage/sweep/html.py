@@ -16,10 +16,10 @@ import yaml
 from raystage.config.schedule import parse
 from raystage.report.formats import Table
 from raystage.report.html import STATES, configuration, templates
+from raystage.report.image import write_image
 from raystage.storage.store import Store
-from raystage.sweep.figures import write_sweep
+from raystage.sweep.figures import Drawing, coordinates_drawing, front_drawing, sweep_sheet, tree_drawing
 from raystage.sweep.layout import MOST_LEAVES, MOST_LINES
-from raystage.sweep.panels import Drawing, coordinates_drawing, front_drawing, tree_drawing
 from raystage.sweep.space import format_value
 from raystage.sweep.summary import (
     best_in_words,
@@ -181,7 +181,7 @@ def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> No
     folder.write_whole(MARKDOWN_FILE, markdown(report).encode())
     folder.write_whole(PAGE_FILE, sweep_page(report).encode())
     with tempfile.TemporaryDirectory() as work:
-        for figure in write_sweep(report, Path(work, FIGURE_FILE)):
+        for figure in write_image(sweep_sheet(report), Path(work, FIGURE_FILE)):
             folder.write_whole(figure.name, figure.read_bytes())
     best = report["best"]
     if best is not None and best["schedule"] is not None:

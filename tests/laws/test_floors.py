@@ -41,10 +41,9 @@ FURTHER: dict[str, set[str]] = {
     "data.hf_tokenizer": {"tokenizers", "transformers"},
     "models.build": {"torch", "transformers"},
     "models.hf_layers": {"torch", "transformers"},
-    "report.figures": {"matplotlib"},
+    "report.image": {"matplotlib"},
     "run.wandb": {"wandb"},
     "storage.huggingface": {"pyarrow", "torch"},
-    "sweep.figures": {"matplotlib"},
 }
 # numpy is not among them: it takes a tenth of a second, and axis maps are made of it.
 HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow")
@@ -52,7 +51,7 @@ HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "py
 LIGHT = ("", "config", "plan", "results", "cli.main", "cli.options", "cli.plan_json", "growth.rules",
          "growth.operators", "growth.checks", "growth.axis_maps", "models.families", "models.shape", "models.hf_folder",
          "data.documents", "data.plan", "report.plan_tables", "report.advice", "report.suggestions", "report.build",
-         "report.html", "sweep.trials",
+         "report.html", "sweep.trials", "sweep.figures",
          "train.control_actor")  # fmt: skip
 
 

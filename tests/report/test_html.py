@@ -15,8 +15,8 @@ from raystage.config.schedule import parse
 from raystage.plan.build import make_plan
 from raystage.report.build import build_report
 from raystage.report.curves import baseline_curves, loss_range, stage_curves, staged_points
+from raystage.report.figures import run_panels
 from raystage.report.html import configuration, lineage, page
-from raystage.report.panels import run_panels
 from raystage.report.tables import tables
 
 BIG = {

@@ -12,7 +12,7 @@ from factories import make_schedule
 from playback import curved_records
 from raystage.plan.build import make_plan
 from raystage.report.build import build_report
-from raystage.report.panels import run_panels
+from raystage.report.figures import run_panels
 from raystage.report.svg import (
     Arrow,
     Axis,

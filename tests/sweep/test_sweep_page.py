@@ -14,7 +14,8 @@ import yaml
 
 from outline import Outline
 from raystage.config.schedule import parse
-from raystage.sweep.figures import draw, write_sweep
+from raystage.report.image import as_png, write_image
+from raystage.sweep.figures import sweep_sheet
 from raystage.sweep.html import MOST_ROWS, sweep_page, trial_table
 from raystage.sweep.report import TrialOutcome
 from raystage.sweep.summary import (
@@ -81,7 +82,8 @@ def test_where_no_trial_came_to_its_end_the_page_says_so(plan: SweepPlan) -> Non
     outline = Outline(sweep_page(report))
     assert outline.headings[0][1].startswith("No trial came to its end; the search trained ")
     assert outline.text.count("ERRORED: no <room>") == 4
-    assert draw(report).axes
+    assert sweep_sheet(report).count("<svg") > 0
+    as_png(sweep_sheet(report))
 
 
 def test_nothing_is_fetched_and_nothing_runs(front_report: dict[str, Any]) -> None:
@@ -193,21 +195,21 @@ def test_every_colour_is_there_by_day_by_night_and_on_paper(report: dict[str, An
 
 
 def test_a_png_and_an_svg_are_written_the_same_each_time(report: dict[str, Any], tmp_path: Path) -> None:
-    png, svg = write_sweep(report, tmp_path / "sweep.png")
-    assert struct.unpack(">II", png.read_bytes()[16:24])[0] > 1500
-    assert svg.read_text().startswith("<?xml")
-    again = write_sweep(report, tmp_path / "again.png")
+    png, svg = write_image(sweep_sheet(report), tmp_path / "sweep.png")
+    assert struct.unpack(">II", png.read_bytes()[16:24])[0] == 2000
+    assert svg.read_text() == sweep_sheet(report)
+    again = write_image(sweep_sheet(report), tmp_path / "again.png")
     assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
 
 
-def test_the_figure_has_a_panel_for_each_picture(report: dict[str, Any], front_report: dict[str, Any]) -> None:
-    assert len(draw(report).axes) == 2
-    tree, across, front = draw(front_report).axes
-    words = [text.get_text() for text in tree.texts]
-    assert [word for word in words if "trial 1" in word] == ["1.7000  trial 1"]
-    assert [label.get_text() for label in across.get_yticklabels()][-1] == "held-out loss (lower is better)"
-    ends = next(line for line in front.lines if line.get_label() == "that no other one beats")
-    assert sorted(ends.get_xdata()) == [1.7, 1.9, 2.0]
+def test_the_file_has_all_pictures_of_the_page(report: dict[str, Any], front_report: dict[str, Any]) -> None:
+    assert Outline(sweep_sheet(report)).count("svg", "wide") == 2
+    outline = Outline(sweep_sheet(front_report))
+    assert outline.count("svg", "wide") == 3
+    assert outline.count("circle", "shared") == 2
+    assert outline.count("polyline", "best") == outline.count("polyline", "front") == 1
+    assert "1.7000 trial 1, rank 1" in outline.text
+    assert "held-out loss (lower is better)" in outline.text
 
 
 def test_a_best_trial_by_saving_may_be_the_one_with_the_worst_baseline(report: dict[str, Any]) -> None:
