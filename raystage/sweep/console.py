@@ -1,4 +1,4 @@
-"""How a sweep looks while it goes: a view that moves on a terminal, calm lines anywhere else."""
+"""How a sweep looks while it runs: a live view on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from raystage.safe_text import visible
 from raystage.sweep.status import SweepDisplay, SweepStanding
 from raystage.units import format_seconds
 
-# Without a terminal a line comes at least this often.
+# Without a terminal, a line is printed at least this often.
 LINE_SECONDS = 60.0
 _MOST_TRIALS = 8
 _BAR_WIDTH = 30
 
 
 def make_sweep_display(stream: TextIO | None = None) -> SweepDisplay:
-    """The display that suits `stream` (standard error where none is given)."""
+    """The display that suits `stream` (standard error by default)."""
     stream = stream or sys.stderr
     console = SafeConsole(stream)
     is_live = stream.isatty() and not console.is_dumb_terminal
@@ -35,7 +35,7 @@ def make_sweep_display(stream: TextIO | None = None) -> SweepDisplay:
 
 
 class PlainSweep:
-    """A line for every event, and one on all trials whenever there was none for a minute."""
+    """Prints a line for every event, and one about all trials when there was no event for a minute."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock, self._said_at = stream, clock, clock()
@@ -56,7 +56,7 @@ class PlainSweep:
                 self._write(_in_one_line(standing))
 
     def close(self) -> None:
-        """Lines stay as they are."""
+        """The lines stay on the screen."""
 
     def _write(self, line: str) -> None:
         self._said_at = self._clock()

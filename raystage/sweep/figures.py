@@ -1,6 +1,6 @@
-"""The pictures of a sweep's page as SVG: the stage tree, the trials across the space, the front of two objectives.
+"""The pictures of a sweep as SVG: the stage tree, the trials across the space, the front of two objectives.
 
-What they show and where is decided in `sweep_layout`; colours are the page's, by class, as for other charts.
+layout.py decides what they show and where. Colours come from the style sheet, by class, as for the charts of runs.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ _AXIS_ROW = 84
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture for wide and for narrow screens: SVG text."""
+    """One picture as SVG text, for wide and for narrow screens."""
 
     wide: str
     narrow: str
 
 
 def tree_drawing(report: Mapping[str, Any]) -> Drawing | None:
-    """None where no stage was begun."""
+    """None if no stage was started."""
     nodes = stage_tree(report)
     return _both(lambda size: _draw_tree(report, nodes, size)) if nodes else None
 
 
 def coordinates_drawing(report: Mapping[str, Any]) -> Drawing | None:
-    """None where nothing was measured, or no path took two values."""
+    """None if nothing was measured, or if no path took two values."""
     axes = coordinate_axes(report)
     lines = coordinate_lines(report, axes)
     return _both(lambda size: _draw_coordinates(axes, lines, size)) if lines else None
 
 
 def front_drawing(report: Mapping[str, Any]) -> Drawing | None:
-    """None where there is one objective alone."""
+    """None if there is only one objective."""
     found = front(report)
     return _both(lambda size: _draw_front(found, size)) if found else None
 
@@ -91,7 +91,8 @@ def _draw_tree(report: Mapping[str, Any], nodes: Sequence[StageNode], size: Size
     width = (size.width - 24) / columns
     best = report["best"]["number"] if report["best"] else None
     at = {node.key: (14 + width * node.column, _HEADER + _ROW * (node.row + 0.5)) for node in nodes}
-    below = sorted((node for node in nodes if node.parent), key=lambda node: best in node.trials)  # the best's on top
+    # The line of the best trial comes last, on top.
+    below = sorted((node for node in nodes if node.parent), key=lambda node: best in node.trials)
     parts = [_edge(node, at, node.parent, best) for node in below]
     parts += [_from_prefix(node, at) for node in nodes if node.prefix]
     parts += [text(name, 5 + width * column, 14, "stage", "start") for column, name in _names(nodes, width, size)]
@@ -105,7 +106,7 @@ def _draw_tree(report: Mapping[str, Any], nodes: Sequence[StageNode], size: Size
 
 
 def _names(nodes: Sequence[StageNode], width: float, size: Size) -> list[tuple[int, str]]:
-    """Above each column its stage's name, where all in it have the same."""
+    """The stage name above each column, if all stages of the column have the same name."""
     found = []
     for column in sorted({node.column for node in nodes}):
         names = {node.name for node in nodes if node.column == column}
@@ -115,7 +116,7 @@ def _names(nodes: Sequence[StageNode], width: float, size: Size) -> list[tuple[i
 
 
 def _edge(node: StageNode, at: Mapping[str, tuple[float, float]], parent: str, best: int | None) -> str:
-    """From a stage to one that went on from its end, around a corner; the broader, the more trials went through it."""
+    """The line from a stage to one that was trained from its end. Its width shows how many trials go through it."""
     (x1, y1), (x2, y2) = at[parent], at[node.key]
     style = "edge saving" if best in node.trials else "edge"
     corner = x2 - 18
@@ -140,8 +141,8 @@ def _node(
     best: int | None,
     ranks: Mapping[int, int | None],
 ) -> list[str]:
-    """A disc with the number of trials that share the stage, or a ring; its loss above the line, what sets it apart
-    below."""
+    """A disc with the number of trials that share the stage, or a ring if only one trial uses it. The loss stands above
+    the line, the stage's own values below."""
     x, y = place
     style = "saving" if best in node.trials else "staged"
     title = f"<title>{escape(_in_words(node))}</title>"
@@ -153,7 +154,7 @@ def _node(
     room = width - 34
     figures = ["-" if node.loss is None else f"{node.loss:.4f}", *(_end(number, ranks) for number in node.ends[:1])]
     words = next((one for one in ("  ".join(figures), figures[0]) if LETTER * size.font * len(one) <= room), "")
-    above, below = y - 0.4 * size.font - 1, y + 1.15 * size.font + 1  # beside the broadest edge
+    above, below = y - 0.4 * size.font - 1, y + 1.15 * size.font + 1  # clear of the widest line
     parts.append(boxed(words, x + 13, above, f"words {style}" if best in node.ends else "words", "start", size))
     label = node.label or (f"{format_count(node.tokens)} tokens" if node.tokens else "")
     parts.append(boxed(_cut(label, room, size), x + 13, below, "label words", "start", size))
@@ -183,7 +184,7 @@ def _in_words(node: StageNode) -> str:
 
 
 def _draw_coordinates(axes: Sequence[CoordinateAxis], lines: Sequence[CoordinateLine], size: Size) -> str:
-    """Axes lie across, one below the other, so that paths can be read as they are written."""
+    """The axes are horizontal, one below the other, so that paths can be read as they are written."""
     start, end = 20, size.width - 24
     height = _AXIS_ROW * (len(axes) - 1) + 60
     levels = [_AXIS_ROW * index + 32 for index in range(len(axes))]
@@ -204,7 +205,7 @@ def _coordinate_line(line: CoordinateLine, levels: Sequence[float], start: float
 
 
 def _coordinate_ticks(axis: CoordinateAxis, level: float, start: float, end: float, size: Size) -> list[str]:
-    """Words below an axis, left out where they would run into the one before."""
+    """The labels below an axis. A label that would overlap the one before is left out."""
     parts, free = [], 0.0
     for place, word in axis.ticks:
         x, half = start + place * (end - start), LETTER * size.font * len(word) / 2
@@ -247,6 +248,6 @@ def _pair(found: Front, x: float, y: float) -> str:
 
 
 def sweep_sheet(report: Mapping[str, Any]) -> str:
-    """All pictures of a sweep, with the verdict: an SVG file of its own."""
+    """All pictures of a sweep, with the verdict, as an SVG file."""
     drawings = [make(report) for make in (tree_drawing, coordinates_drawing, front_drawing)]
     return sheet(f"{report['name']}: {verdict(report)}", [one.wide for one in drawings if one])

@@ -1,4 +1,5 @@
-"""The report of a sweep as one page of HTML that needs nothing else: no network, no script, pictures drawn in it.
+"""The report of a sweep as one HTML page that needs nothing else: no network and no script. And all files of the
+report.
 
 `report` is what `build_sweep_report` made, with the importance of paths. The first line is the result in words.
 """
@@ -42,7 +43,7 @@ BEST_FILE = "best.yaml"
 MARKDOWN_FILE = "report.md"
 PAGE_FILE = "report.html"
 FIGURE_FILE = "sweep.png"
-# More rows than this nobody reads; report.json has them all.
+# Nobody reads more rows than this. report.json has all of them.
 MOST_ROWS = 200
 
 
@@ -56,7 +57,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class SweepView:
-    """All that the page says. facts: (name, value) in large; empty parts are left out."""
+    """All that the page shows. facts: (name, value) in large type. Empty parts are left out."""
 
     name: str
     state: str
@@ -108,7 +109,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def trial_table(report: Mapping[str, Any]) -> Table:
-    """The trials, the best first; a column for each path."""
+    """The trials, the best first, with a column for each path."""
     rows = ranked(report)
     names = short_names(dict.fromkeys(path for row in rows for path in row["config"]))
     columns = ["rank", "trial", *names.values(), *objective_titles(report), "held-out loss", "FLOPs", "state"]
@@ -176,7 +177,7 @@ def _best_of(report: Mapping[str, Any], most: int) -> str:
 
 
 def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> None:
-    """The report as Markdown, as a page and as its figure, and the best schedule, beside the report itself."""
+    """Write the report as Markdown, as a page and as an image, and the best schedule, beside report.json."""
     folder = store.run_folder(report["name"])
     folder.write_whole(MARKDOWN_FILE, markdown(report).encode())
     folder.write_whole(PAGE_FILE, sweep_page(report).encode())
@@ -189,7 +190,7 @@ def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> No
 
 
 def best_schedule(plan: SweepPlan, report: Mapping[str, Any]) -> str:
-    """The schedule of the best trial as a file, its paths made absolute, so that it runs from anywhere."""
+    """The schedule of the best trial as YAML. Its paths are absolute, so that it runs from any folder."""
     schedule = parse(report["best"]["schedule"], plan.sweep.schedule_file.parent)
     head = f"# Sweep {plan.sweep.name}: {best_in_words(report)}.\n"
     return head + yaml.safe_dump(schedule.content(), sort_keys=False, allow_unicode=True)

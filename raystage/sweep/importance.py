@@ -1,4 +1,4 @@
-"""How much each path of a sweep's space had to do with the outcome."""
+"""How much each path of a sweep's space influenced the outcome."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from optuna.trial import TrialState, create_trial
 from raystage.sweep.config import METRICS
 from raystage.sweep.space import LISTED, Dimension
 
-# With fewer finished trials it says nothing.
+# With fewer finished trials the result means nothing.
 FEWEST_TRIALS = 4
-# Which trials count as good: the best tenth, as is usual, is one trial of a dozen and tells nothing of the others.
+# The share of trials that counts as good. The usual tenth would be one trial of twelve, too few for a comparison.
 GOOD_SHARE = 0.5
 
 
 def importance(rows: Sequence[Mapping[str, Any]], metric: str, dimensions: Iterable[Dimension]) -> dict[str, float]:
-    """By path its share in what sets the better half of the trials apart, all together 1, the largest first: Optuna's
-    PED-ANOVA (Watanabe et al., 2304.10255).
+    """Share of each path in what separates the better half of the trials from the rest, largest first; the shares add
+    up to 1. By Optuna's PED-ANOVA (Watanabe et al., 2304.10255).
 
-    rows: the trials of a sweep's report. dimensions: of its space; what is drawn from a range is compared by where it
-    lies there. Empty where too few trials have the figure, or no path took two values.
+    rows: the trials of a sweep's report. dimensions: those of its space; values drawn from a range are compared by
+    their position in the range. The result is empty if too few trials have the metric, or if no path took two values.
     """
     done = [row for row in rows if row["objectives"].get(metric) is not None]
     axes = [axis for axis in map(_Axis, dimensions) if axis.varies(done)]
@@ -48,13 +48,13 @@ def importance(rows: Sequence[Mapping[str, Any]], metric: str, dimensions: Itera
 
 
 class _Axis:
-    """A dimension of the space as Optuna has it: values that are listed stand for themselves, in no order."""
+    """A dimension of the space as an Optuna distribution. Listed values are categories without an order."""
 
     def __init__(self, dimension: Dimension) -> None:
         self.path, self._kind, self._ends = dimension.path, dimension.kind, dimension.values
 
     def varies(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether it has a value in every trial, and not one and the same."""
+        """Whether every trial has a value of it, and not all the same."""
         return all(self.path in row["config"] for row in rows) and len(set(map(self.value, rows))) > 1
 
     def value(self, row: Mapping[str, Any]) -> Any:

@@ -1,7 +1,8 @@
-"""What the pictures of a sweep show, and where: its stages as a tree, its trials as lines across the axes of the space,
-its front of several objectives. Places are decided here for the page and for image files alike.
+"""What the pictures of a sweep show, and where: the stages as a tree, the trials as lines across the axes of the space,
+the front of two objectives.
 
-`report` is what `build_sweep_report` made. Many trials would hide each other: pictures show the best of them.
+`report` is what `build_sweep_report` made. With many trials the lines would hide each other, so only the best are
+shown.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from raystage.units import parse_count, parse_real
 
 MOST_LEAVES = 40
 MOST_LINES = 500
-# Values of one path that are all named on its axis.
+# Up to so many values of a path, its axis names all of them.
 MOST_NAMED = 8
 # From this ratio of the largest to the smallest value an axis is logarithmic.
 _LOG_RATIO = 8
-# The part of an axis that values take where in some trials there is none.
+# The part of an axis for values, if some trials have no value there.
 _SET = 0.84
 FIFTHS = 5
 
@@ -33,11 +34,11 @@ FIFTHS = 5
 
 @dataclass(frozen=True)
 class StageNode:
-    """A stage that one trial or several went through.
+    """A stage that one or more trials went through.
 
-    label: what sets it apart from others after the same one. trials: by number. ends: those of them that end with it.
-    column: how many stages come before it. row: where it stands among the others, from 0 at the top; not always whole.
-    prefix: the key of the shorter version that it went on from.
+    label: what distinguishes it from other stages after the same parent. trials: their numbers. ends: the numbers of
+    trials whose last stage this is. column: how many stages come before it. row: position among the others, from 0 at
+    the top; may be a fraction. prefix: the key of the shorter version that it continued.
     """
 
     key: str
@@ -58,8 +59,8 @@ class StageNode:
 
 
 def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[StageNode]:
-    """The stages of the best `most` trials, each once, from the top: what follows a stage stands at its right, and a
-    longer version of a stage below the shorter one."""
+    """The stages of the best `most` trials, each once, from the top. What follows a stage is at its right; a longer
+    version of a stage is below the shorter one."""
     rows = [row for row in ranked(report) if row["stages"]][:most]
     stages: dict[str, Mapping[str, Any]] = {}
     through: dict[str, list[int]] = {}
@@ -125,7 +126,8 @@ def _prefixes_first(keys: Iterable[str], stages: Mapping[str, Mapping[str, Any]]
 
 
 def _labels(rows: Sequence[Mapping[str, Any]], through: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """By stage what the configs of all trials through it say alike, unless a stage before it says so already."""
+    """For each stage the values that all trials through it have in common, without those that a stage before it already
+    shows."""
     names = short_names(dict.fromkeys(path for row in rows for path in row["config"]))
     settings = {row["number"]: {path: format_value(value) for path, value in row["config"].items()} for row in rows}
     everywhere = _common(settings.values()) if len(rows) > 1 else set()
@@ -149,7 +151,7 @@ def _common(settings: Iterable[Mapping[str, str]]) -> set[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class CoordinateAxis:
-    """title: a path of the space, or the objective. ticks: place on the axis, from 0 to 1, and word. places: of the
+    """title: a path of the space, or the objective. ticks: (position from 0 to 1, label). places: positions of the
     trials, by number."""
 
     title: str
@@ -159,7 +161,7 @@ class CoordinateAxis:
 
 @dataclass(frozen=True)
 class CoordinateLine:
-    """A trial's place on every axis. fifth: 1 for the best fifth of all trials, to 5."""
+    """A trial's position on every axis. fifth: 1 for the best fifth of all trials, up to 5."""
 
     number: int
     rank: int
@@ -169,7 +171,7 @@ class CoordinateLine:
 
 
 def coordinate_axes(report: Mapping[str, Any], most: int = MOST_LINES) -> list[CoordinateAxis]:
-    """An axis for each path that takes several values among the best `most` trials, and the first objective's."""
+    """An axis for each path that takes several values among the best `most` trials, and one for the first objective."""
     objective = report["objective"][0]
     metric, rows = metric_of(objective), _measured(report)[:most]
     axes = []
@@ -184,7 +186,7 @@ def coordinate_axes(report: Mapping[str, Any], most: int = MOST_LINES) -> list[C
 
 
 def coordinate_lines(report: Mapping[str, Any], axes: Sequence[CoordinateAxis]) -> list[CoordinateLine]:
-    """The trials on their axes, the worst first, so that the best are drawn over them."""
+    """The trials on their axes, the worst first, so that the best are drawn on top."""
     count = sum(row["rank"] is not None for row in report["trials"])
     shown = [row for row in finished(report) if axes and row["number"] in axes[-1].places]
     metric, name = metric_of(report["objective"][0]), report["objective"][0]["metric"]
@@ -206,7 +208,7 @@ def _measured(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _axis(title: str, values: Mapping[int, Any], word: Callable[[Any], str]) -> CoordinateAxis:
-    """Numbers by their size, logarithmically where they span much; anything else side by side."""
+    """Numbers are placed by size, logarithmically if their range is wide; other values at equal distances."""
     there = {number: value for number, value in values.items() if value is not None}
     reach = _SET if len(there) < len(values) else 1.0
     figures = {number: _figure(value) for number, value in there.items()}
@@ -230,7 +232,7 @@ def _axis(title: str, values: Mapping[int, Any], word: Callable[[Any], str]) -> 
 
 
 def _figure(value: Any) -> float | None:
-    """A value of a space as a number: as YAML has it, or with a suffix. None for any other."""
+    """A value of a space as a number, as in YAML or with a suffix. None for anything else."""
     for parse in (parse_real, parse_count):
         try:
             return float(parse(value))
@@ -249,7 +251,7 @@ def _scale(figures: Sequence[float], reach: float) -> Callable[[float], float]:
 
 
 def _is_log(figures: Sequence[float]) -> bool:
-    """Whether they span much, and lie more evenly by their logarithm."""
+    """Whether the range is wide and the numbers are more evenly spread on a logarithmic scale."""
     low, high, middle = min(figures), max(figures), statistics.median(figures)
     if low <= 0 or high / low < _LOG_RATIO:
         return False
@@ -262,8 +264,8 @@ def _is_log(figures: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Front:
-    """The first two objectives against each other. points: (x, y, number of the trial, whether no other one beats it);
-    line: through those that none beats, from left to right."""
+    """The first two objectives against each other. points: (x, y, number of the trial, whether no other trial beats
+    it). line: through the trials that none beats, from left to right."""
 
     x: Metric
     y: Metric
@@ -277,7 +279,7 @@ class Front:
 
 
 def front(report: Mapping[str, Any]) -> Front | None:
-    """None where there is one objective alone, or nothing was measured in both."""
+    """None if there is only one objective, or if no trial has both."""
     if len(report["objective"]) < 2:
         return None
     first, second = report["objective"][:2]

@@ -25,9 +25,10 @@ _STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_los
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What Tune knows of a trial. error: why it failed. is_stopped: whether it was given up before its end.
+    """What Tune knows of a trial. error: why it failed. is_stopped: whether it was stopped before its end.
 
-    eval_loss, flops: at its last evaluation, FLOPs from its run's start. objectives: of a trial that came to its end.
+    eval_loss, flops: at its last evaluation; FLOPs are counted from the start of its run. objectives: only of a
+    finished trial.
     """
 
     number: int
@@ -56,10 +57,10 @@ def build_sweep_report(
     state: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """The report: plain values, strictly JSON. reports: by trial the report of its run, as far as it came. records: by
-    key the finished stages of all trials, and those that they went on from.
+    """The report: plain values, strictly JSON.
 
-    seconds: of wall-clock since the sweep was started first.
+    reports: the report of each trial's run, by number, as far as it came. records: the finished stages of all trials,
+    and those that they continued, by key. seconds: wall-clock since the sweep was first started.
     """
     names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
     rows = [_trial_row(plan, one, reports.get(one.number, {})) for one in sorted(outcomes, key=lambda one: one.number)]
@@ -79,7 +80,7 @@ def build_sweep_report(
 
 
 def needed_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report of a sweep takes from that of one of its trials: its stages without their curves, and savings."""
+    """What a sweep's report takes from the report of a trial: its stages without their curves, and its savings."""
     stages = [{name: row.get(name) for name in _STAGE_FIELDS} for row in report.get("stages", ())]
     return {"stages": stages, "savings": report.get("savings")}
 
@@ -110,25 +111,25 @@ def _finite(value: float | None) -> float | None:
 
 
 def _rank(rows: Sequence[dict[str, Any]], objectives: Sequence[Objective]) -> None:
-    """Number the finished trials from 1, by the first objective and then the next; mark those that no other beats in
-    all of them at once."""
+    """Number the finished trials from 1, by the first objective and then the next. Mark those that no other trial beats
+    in all objectives."""
     ends = [(_costs(row, objectives), row["number"], row) for row in rows if row["state"] == "FINISHED"]
     front: list[tuple[float, ...]] = []
     for rank, (costs, _, row) in enumerate(sorted(ends, key=lambda end: end[:2]), start=1):
         row["rank"] = rank
-        # Whatever beats it comes before it, and is beaten only by what beats it too.
+        # A trial that beats this one comes before it; if that one is not in `front`, another that beats both is.
         row["is_pareto"] = not any(dominates(other, costs) for other in front)
         front += [costs] if row["is_pareto"] else []
 
 
 def _costs(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The figures, the lower the better; what was not reached is worst."""
+    """The objectives as numbers, lower is better. What was not reached is infinite."""
     found = [(row["objectives"].get(one.metric), METRICS[one.metric]) for one in objectives]
     return tuple(math.inf if value is None else value if mode == "min" else -value for value, mode in found)
 
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether the first is no worse anywhere, and better somewhere."""
+    """Whether the first is nowhere worse, and somewhere better."""
     return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
 
 
@@ -141,9 +142,12 @@ def measure_search(
     records: Mapping[str, StageRecord],
     names: Collection[str],
 ) -> dict[str, Any]:
-    """What the staged runs of all trials would have cost apart, and what was trained for them: by the runs `names`,
-    every stage once, without what it took over from a shorter one. A trial that was given up counts as far as it
-    came; the stage that it was in is another's, where one has finished it since."""
+    """What the staged runs of all trials would have cost apart, and what was trained for them.
+
+    Counted is what the runs `names` trained: every stage once, without the part taken over from a shorter version. A
+    trial that was stopped counts as far as it came. If another trial has finished the stage since, the stage counts
+    only there.
+    """
     claimed, unfinished = 0, 0
     for row in rows:
         stages = reports.get(row["number"], {}).get("stages", ())
@@ -165,8 +169,8 @@ def measure_search(
 def _finished(
     name: str, stages: Sequence[Mapping[str, Any]], records: Mapping[str, StageRecord]
 ) -> tuple[int, Sequence[Mapping[str, Any]]]:
-    """The FLOPs of a trial's stages up to the last one that it heard the end of, or that was trained for it: workers
-    may have finished one when their trial was given up. And the stages after that one."""
+    """The FLOPs of a trial's stages up to the last one whose end it reported, or that was trained for it, and the
+    stages after that one. Workers may have finished a stage after their trial was stopped."""
     flops, counted, whole = 0, 0, 0
     for place, stage in enumerate(stages, start=1):
         record = records.get(stage["key"])
@@ -181,7 +185,8 @@ def _finished(
 def _pays_after(
     best: Mapping[str, Any] | None, reports: Mapping[int, Mapping[str, Any]], search: Mapping[str, Any]
 ) -> float | None:
-    """After how many runs of the best schedule it has saved what the search cost; None where no saving is known."""
+    """The number of runs of the best schedule after which it has saved what the search cost. None if no saving is
+    known."""
     savings = reports.get(best["number"], {}).get("savings") if best else None
     if not savings or not savings.get("compute_saved") or savings["compute_saved"] <= 0:
         return None
@@ -192,7 +197,11 @@ _logger = logging.getLogger(__name__)
 
 
 class TrialReports:
-    """The reports and records of the trials of sweep `name`."""
+    """The reports and records of the trials of sweep `name`, read from the store.
+
+    A sweep that is continued is written again and again. Files that will not change, thousands after a while, are read
+    once, and only what the sweep's report needs is kept of them.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
@@ -200,7 +209,7 @@ class TrialReports:
         self._records: dict[str, StageRecord] = {}
 
     def reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
-        """By trial the report of its run, where there is one; of a trial at its end as it was read first."""
+        """The report of each trial's run, by number, if it exists. The report of a finished trial is read once."""
         read = {one.number: self._report(one.number) for one in outcomes}
         found = {number: report for number, report in read.items() if report is not None}
         ended = {one.number for one in outcomes if one.state == "FINISHED"}
@@ -218,8 +227,8 @@ class TrialReports:
         return None if report is None else needed_of(report)
 
     def records(self, reports: Iterable[Mapping[str, Any]]) -> dict[str, StageRecord]:
-        """By key the finished stages of all trials, and those that they went on from, which are in no report where
-        LAG's choice is; without their curves."""
+        """The finished stages of all trials, by key, without their curves, and the stages that they continued. With
+        LAG, those are in no report."""
         found: dict[str, StageRecord] = {}
         waiting = [stage["key"] for report in reports for stage in report["stages"]]
         while waiting:
