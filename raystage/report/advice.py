@@ -1,7 +1,6 @@
 """Warnings about a plan: where it asks for something that others found harmful.
 
-A warning changes nothing in the plan, and it is no law: each one names its source. It is one entry in a table of rules
-below.
+A warning changes nothing. Each one names its source, and is one entry in a table of rules below.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from raystage.results.data_use import data_warnings
 from raystage.results.differences import is_staged
 from raystage.units import format_count, format_share
 
-# Late growth fails under a cosine (Bu); a summary of that paper has it from half of the run on, for GPT. That half is
-# the border is our choice: there the rate is down to a half, and (1/4 - 1/(2 pi)) / (1/2) = 18 % of its sum is left.
+# Late growth fails under a cosine (Bu). A summary of that paper says: from half of the run on, for GPT. We chose half
+# as the limit: there the rate is half of its peak, and (1/4 - 1/(2 pi)) / (1/2) = 18 % of its sum is left.
 LATE_COSINE_SHARE = 0.5
 LATEST_GROWTH_SHARE = 0.8
-# Of a stage's training FLOPs. Small runs that are to be judged well have to pay more than the default does.
+# Share of a stage's training FLOPs. Small runs need more evaluation than the default for a good judgement.
 LARGE_EVALUATION_SHARE = 0.25
 LARGEST_FACTOR = 4
 FEWEST_BUDGETS = 3
@@ -38,7 +37,7 @@ SPARKLING = "SPARKLING (2602.02472)"
 
 @dataclass(frozen=True)
 class Advice:
-    """A warning. `key` is the key of the schedule that it is about; `source` says who found that out."""
+    """A warning. key: the key of the schedule that it is about. source: who found that out."""
 
     key: str
     text: str
@@ -49,7 +48,7 @@ class Advice:
 
 
 def warnings(plan: Plan) -> tuple[Advice, ...]:
-    """What a plan asks for that was found harmful, or that makes its savings figure unfair: stages first, in order."""
+    """What in a plan was found harmful, or makes its savings figure unfair. Stages come first, in order."""
     found: list[Advice | None] = []
     for index, stage in enumerate(plan.staged.stages):
         if grows(stage):
@@ -62,7 +61,8 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
 
 
 def grows(stage: StagePlan) -> bool:
-    """A stage that only changes the data or the layout is entered by a growth too, one that adds nothing."""
+    """Whether a stage has more parameters than its parent. Every stage after the first has a growth, which may add
+    nothing."""
     return stage.parent_shape is not None and num_params(stage.parent_shape) != stage.num_params
 
 
@@ -170,8 +170,8 @@ def _short_stage(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
 
 
 def _costly_evaluation(plan: Plan) -> Advice | None:
-    """Of the stage where it is worst. What follows by default costs no more than that, but where a stage is very short:
-    there the figures are no good anyway."""
+    """About the stage where the share is largest. The default number of evaluations costs no more than that, except in
+    very short stages, whose figures mean little anyway."""
     share, index = max((stage.evaluation_share, index) for index, stage in enumerate(plan.staged.stages))
     stage = plan.staged.stages[index]
     written = stage.training.evaluate
@@ -188,7 +188,7 @@ def _costly_evaluation(plan: Plan) -> Advice | None:
 
 
 def _never_decays(plan: Plan) -> Advice | None:
-    """The baselines' rate is the last stage's, or one that falls (`baseline`)."""
+    """The baselines use the learning-rate schedule of the last stage, or one that decays (`baseline`)."""
     last = plan.staged.stages[-1]
     if not plan.baselines or _decay_start(last.rate) < math.inf:
         return None
@@ -265,13 +265,13 @@ _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
 
 
 def _share_done(curve: Curve, tokens: int) -> float:
-    """How much of a curve lies before a position; 0 for a stage that begins with a rate of its own."""
+    """The share of a learning-rate schedule before a position; 0 if the stage starts a schedule of its own."""
     start, end = curve[0].start_tokens, curve[-1].end_tokens
     return (tokens - start) / (end - start)
 
 
 def _decay_start(curve: Curve) -> float:
-    """Where the rate first falls; infinite where it never does."""
+    """Where the learning rate first falls; infinite if it never does."""
     return min((piece.start_tokens for piece in curve if piece.end_lr < piece.start_lr), default=math.inf)
 
 
@@ -281,6 +281,6 @@ def _warmup_tokens(curve: Curve) -> int:
 
 
 def _rate_key(plan: Plan, last: StagePlan) -> str:
-    """A rate that does not span the whole run is the stage's own."""
+    """The key of the schedule for the learning rate. One that does not span the whole run belongs to the stage."""
     spans_run = last.rate[0].start_tokens == 0 and last.rate[-1].end_tokens == plan.staged.tokens
     return "training.lr_schedule" if spans_run else f"stages[{len(plan.staged.stages) - 1}].training.lr_schedule"

@@ -1,7 +1,7 @@
-"""What came out of a run, as one JSON object and as a page of Markdown.
+"""The result of a run as one JSON object.
 
-`build_report` lays the records of finished stages beside the plan. It works at any time: a stage
-that is not finished is listed with its state and nulls, and the savings say what they wait for.
+`build_report` combines the plan with the records of finished stages. It works at any time: an unfinished stage is
+listed with its state and nulls, and the savings say what they wait for.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raystage.results.tuning import compared, tuning_rows
 
 DONE = ("FINISHED", "REUSED")
 
-# What adds up along a chain of stages.
+# Fields that add up along a chain of stages.
 _SUMMED = ("tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops")
 
 
 @dataclass(frozen=True)
 class GivenUp:
-    """What a run tried and went back on: what was not accepted, and the finished stages that led to it."""
+    """What a run tried without success: the rejected attempts, and the finished stages that led to them."""
 
     tried: tuple[Rejection, ...] = ()
     stages: tuple[StagePlan, ...] = ()
@@ -44,10 +44,10 @@ def build_report(
     environment: Mapping[str, Any] | None = None,
     given_up: GivenUp = GivenUp(),
 ) -> dict[str, Any]:
-    """The report: plain values, strictly JSON (what is not finite becomes null).
+    """The report: plain values, strictly JSON (a value that is not finite becomes null).
 
-    Where values were tuned, stages and baselines are those of the best ones, as soon as these are known.
-    records, states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
+    If values were tuned, stages and baselines are those of the best values, as soon as these are known. records,
+    states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
     """
     stages = [stage for run in plan.runs() for stage in run.stages]
     overall = _joint_state([_state(stage, records, states) for stage in stages])
@@ -74,21 +74,21 @@ def build_report(
 
 
 def _trained_on(records: Mapping[str, StageRecord]) -> dict[str, list[str]]:
-    """Where the finished stages were trained: hosts and devices, which need not be the driver's."""
+    """Where the finished stages were trained: hosts and devices, which may differ from the driver's."""
     found = (one.environment for one in records.values())
     places = {f"{one['host']}: {one['device']}" for one in found if one.get("host") and one.get("device")}
     return {"trained_on": sorted(places)} if places else {}
 
 
 def _savings(savings: Savings, over: OverSeeds | None) -> dict[str, Any]:
-    """Of the written seed; over several, their own beside it, with the verdict on all of them."""
+    """The savings of the schedule's own seed. With several seeds, also those over all seeds, and their verdict."""
     if over is None:
         return asdict(savings)
     return {**asdict(savings), "verdict": over.verdict, "seeds": asdict(over)}
 
 
 def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
-    """The evaluations of a chain of stages, as far as they are finished; tokens and flops from the run's start."""
+    """The evaluations of the finished stages of a chain; tokens and FLOPs are counted from the start of the run."""
     return tuple(point for record in finished(run.stages, records) for point in record.evaluations)
 
 
@@ -124,7 +124,7 @@ def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapp
 
 
 def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str, Any]]:
-    """A line for each of several seeds, with what it comes to alone."""
+    """A row for each of several seeds, with the savings of that seed alone."""
     if not plan.further_seeds:
         return []
     rows = []
@@ -143,7 +143,7 @@ def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str,
 
 
 def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, float | None]:
-    """By stage key the seconds of the run before it began; None where an earlier stage is not finished."""
+    """The seconds of the run before each stage, by stage key; None if an earlier stage is not finished."""
     starts: dict[str, float | None] = {}
     total: float | None = 0.0
     for stage in run.stages:
@@ -155,7 +155,7 @@ def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str
 def _row(
     run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str], starts: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """What a stage and a chain of stages have in common. Totals are null until every stage is finished."""
+    """The fields that a stage and a chain of stages share. Totals are null until every stage is finished."""
     last, chain = run.stages[-1], finished(run.stages, records)
     done = len(chain) == len(run.stages)
     end = chain[-1].end if done and chain[-1].evaluations else None
@@ -180,7 +180,7 @@ def _row(
 
 
 def _point(point: Evaluation | TrainPoint, start_seconds: float | None) -> dict[str, Any]:
-    """run_seconds: since the run began, where `seconds` counts from the stage's beginning."""
+    """run_seconds counts from the start of the run, `seconds` from the start of the stage."""
     return {**asdict(point), "run_seconds": None if start_seconds is None else start_seconds + point.seconds}
 
 
@@ -189,7 +189,7 @@ def _state(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping
 
 
 def _joint_state(states: Sequence[str]) -> str:
-    """One state for several stages: trouble first, REUSED only where nothing had to be trained."""
+    """One state for several stages: an error state first; REUSED only if nothing had to be trained."""
     for state in ("ERRORED", "ABORTED", "RESTARTING"):
         if state in states:
             return state
@@ -200,7 +200,7 @@ def _joint_state(states: Sequence[str]) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The same value without NaN and infinity, for which JSON has no words."""
+    """The same value without NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tables of one look, and layouts of which the widest that fits is shown."""
+"""Tables of one style, and layouts of which the widest that fits is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE_STYLES = {
 
 @dataclass(frozen=True)
 class FirstThatFits:
-    """The same facts laid out several ways, widest first. Which one fits is known only when it is printed."""
+    """The same content in several layouts, widest first. Which one fits is known only when it is printed."""
 
     layouts: tuple[RenderableType, ...]
 
@@ -49,10 +49,11 @@ def number_column(header: str) -> Column:
 
 @dataclass(frozen=True)
 class WholeTable:
-    """A table that shows every cell whole at every width: where it is too wide it goes on in a second table below, and
-    where not even two columns fit, every row is a list of its cells.
+    """A table that never cuts a cell. If it is too wide, it continues in a second table below; if not even two columns
+    fit, every row becomes a list of its cells.
 
-    The first column names the rows. totals: how many rows at the end stand apart. make: what makes a table of columns.
+    The first column names the rows. totals: the number of rows at the end that are set apart. make: makes a table of
+    columns.
     """
 
     title: str | None

@@ -12,7 +12,7 @@ _HALVES = " They are chosen by the first half of the held-out text and compared 
 
 
 def tuning_table(report: Mapping[str, Any]) -> Table:
-    """Of a version before tuning, and where nothing is tuned, there is none."""
+    """Empty if nothing was tuned, and for reports of versions before tuning."""
     tuning = report.get("tuning")
     if not tuning:
         return Table("Tuning", (), ())
@@ -32,7 +32,7 @@ def _tuning_cells(staged: Mapping[str, Any], baseline: Mapping[str, Any]) -> lis
 
 
 def _side_cells(side: Mapping[str, Any]) -> list[str]:
-    """Reports of before have one best value for all budgets, by the last of them."""
+    """Older reports have one best value for all budgets, by the last of them."""
     losses = side["eval_losses"]
     marks = [loss.get("is_best", side["is_best"] and loss is losses[-1]) for loss in losses]
     return [_marked(known(loss["eval_loss"], format_loss), mark) for loss, mark in zip(losses, marks, strict=True)]
@@ -47,7 +47,8 @@ def _marked(cell: str, is_best: bool | None) -> str:
 
 
 def seed_table(report: Mapping[str, Any]) -> Table:
-    """Every seed alone, then their mean with its 95 % interval; the mean alone says nothing where that spans zero."""
+    """A row for every seed, then their mean with its 95 % interval. If that contains zero, the mean alone shows
+    nothing."""
     columns = ("seed", "staged run's loss", "compute saved", "loss difference at equal FLOPs")
     rows = [
         [
@@ -73,7 +74,7 @@ def seed_table(report: Mapping[str, Any]) -> Table:
 
 
 def ledger_table(report: Mapping[str, Any]) -> Table:
-    """Where the compute went; `spent` is a bill, what the saving counts another sum."""
+    """Where the compute went. `spent` is what this run computed; what the saving counts is another sum."""
     title = "Compute"
     note = (
         "Each stage counts once, however many runs share it. The saving counts the staged run alone, as if nothing had "
@@ -109,7 +110,7 @@ def _flops(flops: float) -> str:
 
 
 def cost_table(report: Mapping[str, Any]) -> Table:
-    """Hours, energy and money, where there is more to say than the worker-time that the compute's table has."""
+    """Hours, energy and money. Empty if there is nothing beyond the worker-time, which the table of compute has."""
     title = "Costs"
     columns = ("work", "worker-time", "GPU-hours", "energy", "CO2", "money")
     note = (

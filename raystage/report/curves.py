@@ -1,7 +1,4 @@
-"""The curves of a report: held-out and training loss over tokens, FLOPs and time.
-
-What every picture of a run is drawn from, whoever draws it.
-"""
+"""The curves of a report: held-out and training loss over tokens, FLOPs and time. Every picture of a run uses them."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from typing import Any
 
 from raystage.units import format_share
 
-# The first part of a run falls so steeply that it would squash the rest: it counts for no axis.
+# The first part of a run falls so steeply that it would compress the rest. No axis has to show it.
 _STEEP_PART = 0.2
 
 
 @dataclass(frozen=True)
 class Point:
-    """A loss (nats per token) at a position counted from the run's start.
+    """A loss (nats per token) at a position counted from the start of the run.
 
-    seconds: wall-clock without evaluation; None where a report of an older version does not say.
+    seconds: wall-clock without evaluation; None in reports of older versions.
     """
 
     tokens: float
@@ -30,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is drawn of a stage: its points, as far as it has come. growth: the operator; None if it does not grow."""
+    """A stage in a picture: its points so far. growth: the operator; None if the stage does not grow."""
 
     name: str
     num_layers: int
@@ -41,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A baseline run; `end` is where its budget ends, None until it is finished."""
+    """A baseline run. end: where its budget ends; None until it is finished."""
 
     points: tuple[Point, ...]
     end: Point | None
@@ -49,7 +46,7 @@ class Run:
 
 
 def stage_curves(report: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """The stages of the staged run that have points, in order; `report` as `build_report` made it."""
+    """The stages of the staged run that have points, in order. `report` is what `build_report` made."""
     field = _loss_field(report)
     return tuple(stage for stage in (_stage(row, field) for row in report["stages"]) if stage.points)
 
@@ -60,7 +57,7 @@ def baseline_curves(report: Mapping[str, Any]) -> tuple[Run, ...]:
 
 
 def _loss_field(report: Mapping[str, Any]) -> str:
-    """Which loss of an evaluation the two sides are compared by."""
+    """The field of an evaluation by which the two sides are compared."""
     return "judging_loss" if report["savings"].get("is_judged_on_half") else "loss"
 
 
@@ -69,7 +66,7 @@ def staged_points(stages: Sequence[Stage]) -> tuple[Point, ...]:
 
 
 def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
-    """The losses worth showing: all but the steep first part of each curve, with room below for words."""
+    """The range of losses to show: all but the steep first part of each curve, with room below for text."""
     lowest = min(point.loss for curve in curves for point in curve)
     highest = max(point.loss for curve in curves for point in curve if point.tokens >= _STEEP_PART * curve[-1].tokens)
     span = (highest - lowest) or 0.1
@@ -77,7 +74,7 @@ def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
 
 
 def _stage(row: Mapping[str, Any], field: str) -> Stage:
-    """After a growth, the certificate's measurement is the first point where no evaluation stands there."""
+    """After a growth, the loss of the certificate is the first point, unless an evaluation is there."""
     points, growth = _points(row["evaluations"], field), row["growth"]
     if growth and points and points[0].tokens > row["start_tokens"]:
         grown = {
@@ -91,7 +88,7 @@ def _stage(row: Mapping[str, Any], field: str) -> Stage:
 
 
 def _end_of_growth(row: Mapping[str, Any]) -> float | None:
-    """A stage's seconds begin with growing."""
+    """The seconds of a stage start with its growth."""
     start = row.get("start_seconds")
     return None if start is None else start + row["growth"]["seconds"]
 
@@ -106,7 +103,7 @@ def _baseline(row: Mapping[str, Any], field: str) -> Run:
 
 
 def _points(rows: Iterable[Mapping[str, Any]], field: str = "loss") -> tuple[Point, ...]:
-    """field: the loss that counts, where a row has it: not every stage before the last tells the halves apart."""
+    """field: the loss to use, if a row has it. Stages before the last may not evaluate the halves separately."""
     losses = [(one, one["loss"] if one.get(field) is None else one[field]) for one in rows]
     return tuple(
         Point(one["tokens"], one["flops"], loss, one.get("run_seconds")) for one, loss in losses if loss is not None
@@ -114,9 +111,9 @@ def _points(rows: Iterable[Mapping[str, Any]], field: str = "loss") -> tuple[Poi
 
 
 def saving_words(savings: Mapping[str, Any]) -> tuple[str, str]:
-    """What stands at the arrow from the baseline's compute to the staged run's, of a report's savings: two lines.
+    """The two lines at the arrow from the baseline's compute to the staged run's.
 
-    A curve is that of one seed; what several come to is in the verdict alone.
+    A curve shows one seed; only the verdict covers several.
     """
     share, faster = savings["compute_saved"], savings["speedup"]
     most = savings.get("compute_saved_at_most")

@@ -37,14 +37,14 @@ from raystage.report.svg import (
 )
 from raystage.units import format_count, format_flops, format_seconds
 
-# Colours that a page has for runs beside each other; with more, they come again.
+# The number of colours for runs in a comparison. With more runs, colours repeat.
 COLOURS = 6
 _LOSS_LABEL = "held-out loss (nats per token)"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a curve may be laid over: `field` of a point. words: of one value, in a sentence."""
+    """A unit of the x axis. field: of a point. words: makes text of a value for a sentence."""
 
     field: str
     name: str
@@ -64,13 +64,13 @@ UNITS = (
 )  # fmt: skip
 
 
-# Of a unit and both axes.
+# Makes a chart of a unit and both axes.
 MakeChart = Callable[[Unit, Axis, Axis], Chart]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The same curves over one unit, drawn for wide and for narrow screens: SVG text."""
+    """The same curves over one unit, as SVG text for wide and for narrow screens."""
 
     unit: Unit
     wide: str
@@ -78,7 +78,7 @@ class Panel:
 
 
 def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
-    """A run against its baselines; nothing where there is no evaluation yet. identity: unique within the page."""
+    """A run against its baselines. Empty before the first evaluation. identity: unique within the page."""
     stages, baselines = stage_curves(report), baseline_curves(report)
     curves = [staged_points(stages), *(run.points for run in baselines), _ends(baselines)]
 
@@ -98,14 +98,14 @@ def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
 
 
 def run_sheet(report: Mapping[str, Any]) -> str:
-    """The curves of a run over compute and over tokens, with the verdict and the legend: an SVG file of its own."""
+    """The curves of a run over compute and over tokens, with the verdict and the legend, as an SVG file."""
     panels = [panel.wide for panel in run_panels(report, "curves") if panel.unit.field != "seconds"]
     verdict = f"{report['name']}: {report['savings']['verdict']}" + ("" if panels else "; no evaluation yet")
     return sheet(verdict, panels, run_legend(report))
 
 
 def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> list[Panel]:
-    """The staged runs of several reports in one picture, with where their baselines end."""
+    """The staged runs of several reports in one picture, with the ends of their baselines."""
     runs = [(report, staged_points(stage_curves(report))) for report in reports]
     curves = [points for _, points in runs] + [_ends(baseline_curves(report)) for report in reports]
 
@@ -124,7 +124,7 @@ def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> li
 
 
 def run_legend(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(class, words) of what `run_panels` draws of this report."""
+    """(class, text) of what `run_panels` draws for this report."""
     stages, baselines = stage_curves(report), baseline_curves(report)
     ends = sum(run.end is not None for run in baselines)
     entries = [
@@ -146,7 +146,7 @@ def comparison_legend(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 
 
 def colour(number: int) -> str:
-    """The class of run `number` among several."""
+    """The class of run `number` in a comparison."""
     return f"run-{number % COLOURS + 1}"
 
 
@@ -156,7 +156,7 @@ def colour(number: int) -> str:
 def _panels(
     chart: Callable[[Unit, Axis, Axis], Chart], curves: Sequence[Sequence[Point]], identity: str
 ) -> list[Panel]:
-    """A panel for each unit that the points have; all points of `curves` find room."""
+    """A panel for each unit that the points have. All points of `curves` are inside the axes."""
     curves = [curve for curve in curves if curve]
     if not curves:
         return []
@@ -176,7 +176,7 @@ def _panels(
 
 
 def _extent(unit: Unit, curves: Iterable[Sequence[Point]], highest: float) -> tuple[float, float] | None:
-    """From 0 to the last point; on a logarithmic axis from where a curve comes into view."""
+    """From 0 to the last point; on a logarithmic axis from where the first curve becomes visible."""
     shown = [point for curve in curves for point in curve if point.loss <= highest or not unit.is_log]
     values = [value for point in shown if (value := getattr(point, unit.field)) is not None and value > 0]
     if not values:
@@ -197,7 +197,7 @@ def _along(points: Iterable[Point], unit: Unit) -> tuple[tuple[float, float], ..
 
 
 def _ends(baselines: Sequence[Run]) -> tuple[Point, ...]:
-    """Where budgets end: in time after the last evaluation, since saving counts."""
+    """The ends of the budgets. In time, they come after the last evaluation, because saving counts."""
     return tuple(run.end for run in baselines if run.end)
 
 
@@ -207,7 +207,7 @@ def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
 
 
 def _baseline_lines(baselines: Sequence[Run], unit: Unit) -> list[Line]:
-    """Between the decayed ends the loss lies below straight lines over log FLOPs."""
+    """Between the ends of the budgets, the loss lies below straight lines over log FLOPs."""
     lines = [Line(_along(run.points, unit), "curve baseline") for run in baselines]
     return [*lines, Line(_along(_ends(baselines), unit), "interpolated")] if unit.is_log else lines
 
@@ -241,13 +241,13 @@ def _last(points: Sequence[Point], unit: Unit, style: str, name: str) -> list[Ma
 
 
 def _at(point: Point, unit: Unit, style: str, title: str, shape: str = "circle") -> list[Mark]:
-    """One mark, or none where the point has no place on the axis."""
+    """One mark, or none if the point has no position on the axis."""
     value = getattr(point, unit.field)
     return [] if value is None else [Mark(value, point.loss, style, title, shape)]
 
 
 def _stretches(stages: Sequence[Stage], unit: Unit) -> tuple[Stretch, ...]:
-    """Where each stage lies, with its name above; where there is no room for that, its depth."""
+    """Where each stage lies, with its name above, or its depth if there is no room for the name."""
     stretches = []
     for index, stage in enumerate(stages):
         along = [value for value, _ in _along(stage.points, unit)]
@@ -263,7 +263,7 @@ def _levels(savings: Mapping[str, Any]) -> tuple[Level, ...]:
 
 
 def _crossing(savings: Mapping[str, Any], unit: Unit) -> list[Mark]:
-    """Where the baseline reaches the equal loss."""
+    """The mark where the baseline reaches the equal loss."""
     if not savings["equal_loss_reached"] or unit.field != "flops":
         return []
     place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])} at the earliest"

@@ -1,4 +1,4 @@
-"""The values of a report as text, and the tables that they stand in."""
+"""The values of a report as text, and the tables that contain them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from raystage.units import format_share
 
-# Of a stage's key, what people are shown.
+# How many digits of a stage's key are shown.
 KEY_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Table:
-    """Every row has a cell for every column; the first column names the row.
+    """Every row has a cell for every column. The first column names the row.
 
-    note: how to read it. totals: how many rows at the end are sums.
+    note: how to read the table. totals: the number of rows at the end that are sums.
     """
 
     title: str
@@ -31,17 +31,18 @@ def format_loss(loss: float) -> str:
 
 
 def format_perplexity(value: float) -> str:
-    """Four digits, as the loss has."""
+    """Four digits, like the loss."""
     return f"{value:.4g}"
 
 
 def known(value: Any, as_text: Callable[[Any], str]) -> str:
-    """A cell; what is not known yet is a dash."""
+    """A cell; a dash if the value is not known."""
     return "-" if value is None else as_text(value)
 
 
 def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = format_share) -> str:
-    """'27.0 % (20.1 % to 33.9 %)'; only the interval where it spans zero. found: an `Interval` as plain values."""
+    """'27.0 % (20.1 % to 33.9 %)'; if the interval contains zero, only the interval. found: an `Interval` as plain
+    values."""
     if found["low"] is None:
         return as_text(found["mean"])
     between = f"{as_text(found['low'])} to {as_text(found['high'])}"
@@ -49,8 +50,8 @@ def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = 
 
 
 def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
-    """A figure of a report's savings as text: over several seeds with its interval, of one seed with the room that the
-    baseline's curve has between its budgets. None where there is none."""
+    """A figure of a report's savings as text. Over several seeds, with its interval; for one seed, with the range that
+    the baseline's curve allows between its budgets. None if there is no such figure."""
     over = savings.get("seeds")
     value = over[figure] if over else savings.get(figure)
     if value is None:

@@ -18,7 +18,7 @@ from raystage.report.formats import format_jump, known
 
 
 def growth_table(growth: PlannedGrowth) -> Table:
-    """What every parameter of the target is made from; layers whose parameters share a rule take one line."""
+    """What every parameter of the target is made from. Layers whose parameters share a rule take one line."""
     request, grown = growth.request, what_grows(growth.source, growth.target)
     precision = growth.how()["exact_in"]
     kind = {None: "not exact", "any": "the same function"}.get(precision, f"the same function in {precision}")
@@ -30,7 +30,7 @@ def growth_table(growth: PlannedGrowth) -> Table:
 
 
 def certificate_table(found: Mapping[str, Any]) -> RenderableType:
-    """What `raystage certify` found, a line for each figure; those that could not be measured are dashes."""
+    """What `raystage certify` found, a line for each figure. A dash means: it could not be measured."""
     kind = {True: ", which claims the same function", False: ", which is not exact", None: ""}[found["exact"]]
     kind += f" in {found['exact_in']}" if found["exact_in"] not in (None, "any") else ""
     how = f" by {in_short(found['operator'])}{kind}" if found["operator"] else ", it does not say how"

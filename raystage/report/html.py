@@ -1,7 +1,7 @@
-"""Reports as one page of HTML that needs nothing else: no network, no script, pictures drawn in it.
+"""Reports as one HTML page that needs nothing else: no network and no script; the pictures are part of it.
 
-Deciding what is shown is here, how it looks in `templates/`. Every text is escaped by the template engine; what goes
-in as it is are the charts, which escape their own words.
+This module decides what is shown; `templates/` decides how it looks. The template engine escapes all text except the
+pictures, which escape their own text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raystage.report.markdown import sentence
 from raystage.report.svg import symbol
 from raystage.units import format_count, format_flops, format_share
 
-# Characters of a cell that is not broken into lines.
+# Cells of up to so many characters stay on one line.
 _BRIEF = 28
 
 STATES = {
@@ -36,7 +36,7 @@ STATES = {
 
 @dataclass
 class Node:
-    """A stage in the lineage, with what was trained on from it. ends: the runs that end with it."""
+    """A stage in the lineage, with the stages that were trained from it. ends: the runs that end with it."""
 
     name: str
     key: str
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels over several units, of which the page shows one at a time; legend: classes and words."""
+    """Panels over several units; the page shows one at a time. legend: classes and text."""
 
     identity: str
     title: str
@@ -58,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class RunView:
-    """All that the page says of one run. facts: (name, value) in large; empty parts are left out."""
+    """All that the page shows of one run. facts: (name, value) in large type. Empty parts are left out."""
 
     identity: str
     name: str
@@ -76,9 +76,9 @@ class RunView:
 
 
 def page(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> str:
-    """The page of one run or of several beside each other.
+    """The page of one run, or of several side by side.
 
-    runs: of each its report (as `build_report` made it) and what its run.json holds, or None where that is missing.
+    runs: for each run its report (as `build_report` made it) and the content of its run.json, None if that is missing.
     """
     reports = [report for report, _ in runs]
     views = [_view(number, report, run) for number, (report, run) in enumerate(runs, 1)]
@@ -136,7 +136,7 @@ def _comparison_picture(reports: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What there is of the figures that people ask for first."""
+    """The figures that readers look for first, as far as they are known."""
     savings, last = report["savings"], report["stages"][-1]
     figures = (
         ("compute saved", over_seeds(savings, "compute_saved"), str),
@@ -158,14 +158,14 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_number(cells: Iterable[str]) -> bool:
-    """Whether a column is to be lined up at the right: figures, with a unit perhaps, but no sentences of them."""
+    """Whether a column is aligned at the right: numbers, perhaps with a unit, but no ranges."""
     return all(
         cell == "-" or (cell.lstrip("-")[:1].isdigit() and " to " not in cell and " -> " not in cell) for cell in cells
     )
 
 
 def _is_brief(cells: Iterable[str]) -> bool:
-    """Whether the cells of a column stay on one line each: a table that is too wide scrolls."""
+    """Whether the cells of a column stay on one line. A table that is too wide scrolls."""
     return all(len(cell) <= _BRIEF for cell in cells)
 
 
@@ -173,9 +173,9 @@ def _is_brief(cells: Iterable[str]) -> bool:
 
 
 def configuration(schedule: Mapping[str, Any]) -> str:
-    """The schedule as YAML that `raystage run` takes: what was set in its file or by --set, and nothing else.
+    """The schedule as YAML that `raystage run` accepts: exactly what its file and --set gave.
 
-    A null within a section says something (that a value follows from others); sections that are null or empty do not.
+    A null within a section has a meaning (the value follows from others). Sections that are null or empty have none.
     """
     given = {**_without_empty(schedule), "stages": [_without_empty(stage) for stage in schedule["stages"]]}
     return yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
@@ -189,9 +189,9 @@ def _without_empty(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The stages of all runs as trees: what several runs share stands there once.
+    """The stages of all runs as trees. A stage that several runs share is there once.
 
-    stages: as in run.json, in the order of each run. rows: those of the report's stages, for what grew them.
+    stages: as in run.json, in the order of each run. rows: the stages of the report, which say how they were grown.
     """
     growths = {row["key"]: _how(row["growth"]) for row in rows if row["growth"]}
     roots: list[Node] = []
@@ -214,6 +214,6 @@ def _how(growth: Mapping[str, Any]) -> str:
 
 
 def _origin(schedule: Mapping[str, Any] | None) -> str:
-    """What the staged run's first stage starts from."""
+    """What the first stage of the staged run starts from."""
     start = (schedule or {}).get("init")
     return f"The first stage of the staged run starts from {start['from']}." if start else ""

@@ -1,6 +1,6 @@
-"""A drawing of svg.py as image files: the SVG itself, and a PNG of the same elements by matplotlib.
+"""A drawing of svg.py as image files: the SVG itself, and a PNG of the same elements.
 
-matplotlib only fills pixels here. What is drawn, where and in which colours, is decided in svg.py and its style sheet.
+Here, matplotlib only sets pixels. svg.py and its style sheet decide what is drawn, where and in which colours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Style = Mapping[str, str]
 
 
 def write_image(svg: str, png: Path) -> tuple[Path, Path]:
-    """Write a whole SVG file, as `svg.sheet` makes it, as a PNG and as an SVG beside it; returns both paths."""
+    """Write an SVG file, as `svg.sheet` makes it, as a PNG and as an SVG beside it. Returns both paths."""
     file = png.with_suffix(".svg")
     png.write_bytes(as_png(svg))
     file.write_text(svg, encoding="utf-8")
@@ -60,7 +60,7 @@ def as_png(svg: str) -> bytes:
 
 @dataclass(frozen=True)
 class _StyleSheet:
-    """rules: (tag or "", classes, declarations), in order; of a selector its last part."""
+    """rules: (tag or "", classes, declarations), in order. Of a selector, only the last part counts."""
 
     rules: tuple[tuple[str, frozenset[str], Style], ...]
 
@@ -77,7 +77,7 @@ class _StyleSheet:
         return cls(tuple(rules))
 
     def of(self, tag: str, classes: frozenset[str]) -> Style:
-        """What holds for an element. More classes win, as in CSS; then the later rule."""
+        """The style of an element. As in CSS, a rule with more classes wins, then the later rule."""
         fitting = [one for one in self.rules if one[0] in ("", tag) and one[1] <= classes]
         found: dict[str, str] = {}
         for _, _, body in sorted(fitting, key=lambda one: (len(one[1]), bool(one[0]))):
@@ -94,7 +94,7 @@ def _declarations(body: str) -> dict[str, str]:
 
 
 class _Painter:
-    """Lays the elements of an SVG on axes whose units are those of its viewBox, the later ones on top."""
+    """Puts the elements of an SVG on axes whose units are those of its viewBox, later elements on top."""
 
     def __init__(self, axes: Axes, sheet: _StyleSheet, font: float) -> None:
         self._axes, self._sheet, self._font, self._count = axes, sheet, font, 0
@@ -166,7 +166,7 @@ def _artists(tag: str, element: ElementTree.Element, style: Style) -> Iterator[A
 
 
 def _halo(style: Style) -> list[withStroke]:
-    """What keeps words apart from the lines behind them."""
+    """A border around text that separates it from the lines behind."""
     if style.get("paint-order") != "stroke":
         return []
     width = float(style["stroke-width"].removesuffix("px")) * _POINT
@@ -187,7 +187,7 @@ def _points(tag: str, element: ElementTree.Element) -> list[tuple[float, float]]
 
 
 def _corners(path: str) -> Iterator[tuple[float, float]]:
-    """Of a path of M, H and V alone."""
+    """The points of a path that has only M, H and V."""
     x = y = 0.0
     for command, values in re.findall(r"([MHV])([^MHV]*)", path):
         if command == "M":

@@ -20,9 +20,9 @@ from raystage.errors import InputError
 from raystage.sweep.space import Space, SpaceEntry, grid_points, read_space
 from raystage.units import shown
 
-MOST_TRIALS = 10_000  # which take some seconds to plan
+MOST_TRIALS = 10_000  # planning them takes some seconds
 ALGORITHMS = ("grid", "random", "optuna")
-# What can be asked for, and which way is better.
+# The metrics of an objective, and whether lower or higher is better.
 METRICS = {
     "eval_loss": "min",
     "compute_saved": "max",
@@ -30,7 +30,7 @@ METRICS = {
     "seconds_to_loss": "min",
     "eval_loss_at_flops": "min",
 }
-# What a metric needs beside its name.
+# The key that a metric needs besides its name.
 NEEDS = {"flops_to_loss": "target", "seconds_to_loss": "target", "eval_loss_at_flops": "at"}
 
 
@@ -120,7 +120,7 @@ class Objective(Section):
 
     @property
     def better(self) -> str:
-        """Which way is better: "min" or "max"."""
+        """Which direction is better: "min" or "max"."""
         return METRICS[self.metric]
 
     @model_validator(mode="after")
@@ -267,14 +267,14 @@ def _load(content: dict, file: Path) -> Sweep:
 
 
 def _as_written(error: InputError, content: dict) -> InputError:
-    """An objective that stands alone has no index in the file."""
+    """In the error, the key of a single objective has no index, as in the file."""
     if isinstance(content.get("objective"), dict) and error.key:
         return InputError(error.problem, key=error.key.replace("objective[0]", "objective"))
     return error
 
 
 def _read_schedule(file: Path) -> dict[str, Any]:
-    """Its content, which must be a schedule's by itself."""
+    """The content of the file, which must be a valid schedule by itself. Raises InputError."""
     content = yaml_file.read_mapping(file)
     if is_sweep(content):
         raise InputError("is a sweep itself; expected a schedule", key="schedule", file=str(file))
@@ -286,7 +286,7 @@ def _read_schedule(file: Path) -> dict[str, Any]:
 
 
 def _check_together(sweep: Sweep) -> None:
-    """What takes more than one section."""
+    """Checks that need more than one section. Raises InputError."""
     search = sweep.search
     if search.algorithm == "grid":
         points = sum(1 for _ in islice(grid_points(sweep.points), MOST_TRIALS + 1))
@@ -315,7 +315,7 @@ def _check_together(sweep: Sweep) -> None:
 
 
 def _check_equal_flops(sweep: Sweep) -> None:
-    """That there is a stage to take what is left, whose length nothing else says."""
+    """Check that a stage can take the FLOPs that are left and that nothing else fixes its length."""
     names = [stage["name"] for stage in sweep.base["stages"]]
     taker = sweep.constraints.equal_flops.stage or names[-1]
     key = "constraints.equal_flops.stage"

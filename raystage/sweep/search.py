@@ -1,8 +1,8 @@
-"""A sweep carried out: Ray Tune runs the trials, the store sees to it that none trains what another one did.
+"""Runs a sweep: Ray Tune runs the trials; through the store, no trial trains what another one has trained.
 
-Tune chooses (grid, random, Optuna), stops what ASHA gives up, and keeps the search's state, from which a sweep that
-was killed goes on. Each trial is a driver in an actor of Tune's that launches Ray Train runs. LAG's choice takes two
-rounds: all trials a little way past their growth, then the best of them to the end, going on from where they were.
+Tune chooses the trials (grid, random, Optuna), ends those that ASHA stops, and saves the state of the search, from
+which a killed sweep continues. Each trial is a driver in a Tune actor that launches Ray Train runs. LAG takes two
+rounds: all trials run a short way past their growth, then the best of them continue to the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from raystage.sweep.trials import Planner, SweepPlan
 from raystage.sweep.tune import Follower, Outcomes, Sparingly, TreeSearch, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
-# A trial's own actor computes nothing; 0 is refused.
+# The actor of a trial computes nothing. Tune refuses 0.
 TRIAL_CPUS = 0.01
 
 # How often room is looked for that trials left taken which have ended with their process.
@@ -44,7 +44,7 @@ CARE_SECONDS = 2.0
 
 RunTrial = Callable[[Mapping[str, Any], TrialTask], None]
 
-# Tune's own loggers write what the store has, in three formats; its last words go to the terminal.
+# Tune's own loggers would write again what the store has, in three formats, and print to the terminal.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -56,7 +56,7 @@ _ENVIRONMENT = {
 
 @dataclass
 class SweepRunner:
-    """Carries out one sweep. display: shows how it goes. trial: what carries out one of its trials."""
+    """Runs one sweep. display: shows its progress. trial: the function that runs one of its trials."""
 
     plan: SweepPlan
     store: Store
@@ -74,7 +74,7 @@ class SweepRunner:
         return self.plan.sweep.name
 
     def run(self) -> dict[str, Any]:
-        """Run all trials that are not done; returns the sweep's report. Raises RaystageError, KeyboardInterrupt."""
+        """Run all trials that are not finished; returns the report. Raises RaystageError, KeyboardInterrupt."""
         os.environ |= _ENVIRONMENT
         began = self._begin()
         status = SweepStatus(self.plan, self.store, self.task.command, self._outcomes.of_trials, self.display)
@@ -94,7 +94,7 @@ class SweepRunner:
         return report
 
     def _rounds(self, note: Callable[[], None]) -> None:
-        """Tune's runs: one, or LAG's two. note: called whenever a trial ends."""
+        """The runs of Tune: one, or two with LAG. note: called whenever a trial ends."""
         lag = self.plan.sweep.scheduler.after_growth
         if lag is None:
             self._tune(TUNE_FOLDER, self.task, None, note)
@@ -106,7 +106,7 @@ class SweepRunner:
         self._tune(TUNE_FOLDER, self.task, best, note)
 
     def _tune(self, name: str, task: TrialTask, numbers: Sequence[int] | None, note: Callable[[], None]) -> None:
-        """One run of Tune's, gone on with where the store has it begun."""
+        """One run of Tune. If the store has its state, it continues from there."""
         folder = self.store.run_folder(self.name)
         trainable = tune.with_resources(
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
@@ -144,14 +144,14 @@ class SweepRunner:
             ),
             num_samples=len(runs) if numbers is None else len(numbers),
             max_concurrent_trials=search.max_concurrent,
-            # A trial that ASHA stops in the middle leaves Train's workers behind, which end with its process alone.
+            # When ASHA stops a trial, Train's workers stay until the process of the trial ends.
             reuse_actors=self.plan.sweep.scheduler.name != "asha",
         )
 
     # --- what stays ---------------------------------------------------------------------------
 
     def _begin(self) -> float:
-        """Note what this sweep is. Raises InputError where another one of this name was begun in the store."""
+        """Write down what this sweep is. Raises InputError if the store has another sweep of this name."""
         digest = sweep_digest(self.plan)
         before = self.store.read_run(self.name, SWEEP_FILE)
         if before is None and self.store.run_folder(self.name).size_of(RUN_FILE) is not None:
@@ -185,7 +185,7 @@ class SweepRunner:
         return report
 
     def _note_meanwhile(self, began: float) -> None:
-        """What a store that does not answer just now keeps from being written is written with the next note."""
+        """If the store does not answer now, the report is written the next time."""
         with contextlib.suppress(StorageError):
             self._note("RUNNING", began)
 
@@ -204,13 +204,13 @@ class RoomKeeper(tune.Callback):
 
 
 class Departure(tune.Callback):
-    """Where this process is asked to end, has the workers of all trials save first."""
+    """When this process is asked to end, lets the workers of all trials save first."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks down, and is given new ones when it goes on: of this one nothing is needed."""
+        """Tune pickles its callbacks, but gets new ones when it continues. Nothing of this one is needed."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -224,8 +224,8 @@ class Departure(tune.Callback):
 
 
 def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> None:
-    """With a signature that Tune accepts."""
-    # How long Tune waits for this to return before it has the process run another trial; else that one has failed.
+    """The function of a trial, with a signature that Tune accepts."""
+    # Tune waits this long for the function to return before it runs another trial in the process; then that one fails.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     trial(config["trial"], task)
 
@@ -240,7 +240,7 @@ def room(plan: SweepPlan) -> tuple[int, int]:
 
 
 def sweep_digest(plan: SweepPlan) -> str:
-    """What makes a sweep this one and no other: its trials, or what they are chosen from."""
+    """A hash of what identifies this sweep: its trials, or what they are chosen from."""
     sweep = plan.sweep
     facts = {
         "trials": [trial.plan.staged.stages[-1].key for trial in plan.trials],

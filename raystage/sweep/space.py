@@ -1,7 +1,7 @@
-"""The space of a sweep: which keys of a schedule vary, over what, and when they count.
+"""The space of a sweep: which keys of a schedule vary, over which values, and when they count.
 
-A point of the space is a config: a value, as it was written, for each path that counts there. Nothing here knows
-what a value means; `schedule.parse` reads it where it stands, so that `250K` is what it is in a schedule.
+A point of the space is a config: for each path that counts there, a value as it was written. This module does not know
+what a value means; the schedule parses it in its place, so that `250K` means what it means in a schedule.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Space:
 
 
 def grid_points(space: Space) -> Iterator[Config]:
-    """Every point of a space of listed values, each once; the last path varies fastest. Raises InputError."""
+    """Every point of a space of listed values, each once. The last path varies fastest. Raises InputError."""
     for dimension in space.ranges:
         problem = f"found {dimension.kind}, of which a grid has no points; expected grid or choice"
         raise InputError(f"{problem}, or search: {{algorithm: random}}", key=_key(dimension.path))
@@ -165,7 +165,7 @@ def _points(dimensions: tuple[Dimension, ...], config: Config) -> Iterator[Confi
 
 
 def sample(space: Space, generator: random.Random) -> Config:
-    """A point at random: the same for the same state of the generator, on any machine."""
+    """A random point. The same state of the generator gives the same point on any machine."""
     config: Config = {}
     for dimension in space.dimensions:
         if dimension.counts(config):
@@ -174,10 +174,10 @@ def sample(space: Space, generator: random.Random) -> Config:
 
 
 def applied(content: dict, config: Mapping[str, Any]) -> dict:
-    """A schedule's plain content with a config laid over it; `content` itself stays as it is.
+    """The plain content of a schedule with a config applied; `content` itself does not change.
 
-    Indices are those of the file as written; stages that are absent go last. What has become the first stage by that
-    does not grow, unless the schedule says what it starts from. Raises InputError where a path leads nowhere.
+    Indices are those of the file as written. Absent stages are removed last. If another stage becomes the first one by
+    that, it does not grow, unless the schedule says what it starts from. Raises InputError if a path leads nowhere.
     """
     changed = dict(content)
     gone: set[int] = set()
@@ -328,7 +328,7 @@ def _told(error: InputError, path: str, value: object = None) -> str:
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """'stages[0].until.tokens=250K, stages[1].grow.operator=stack': a config in a message."""
+    """A config in a message: 'stages[0].until.tokens=250K, stages[1].grow.operator=stack'."""
     return ", ".join(f"{path}={format_value(value)}" for path, value in config.items())
 
 

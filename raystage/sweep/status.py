@@ -1,7 +1,7 @@
-"""How a sweep stands while it runs: its trials, the stages they are at, what is computed and what is left.
+"""The progress of a sweep while it runs: its trials, the stages they are at, what is computed and what is left.
 
-Tune knows which trials have ended and how. What the others are at, each says in the status file of its own run. The
-result is shown, and kept in the sweep's folder as a run's status is.
+Tune knows which trials have ended, and how. The status file of each trial's own run says at which stage it is. The
+result is shown, and written to the sweep's folder as a run's status is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raystage.units import format_count, format_seconds
 
 WAITING, INTERRUPTED = "WAITING", "INTERRUPTED"
 ENDED = ("FINISHED", "ERRORED", "ABORTED")
-# Before this time a speed says little.
+# Before this time, a measured speed means little.
 LEAST_SECONDS = 5.0
 
 ReadStatus = Callable[[str], Mapping[str, Any]]
@@ -70,7 +70,8 @@ class TrialStanding:
 
 @dataclass(frozen=True)
 class SweepStanding:
-    """flops_left: None where trials are not foreseen. best: number, metric and value. doing: what is being started."""
+    """flops_left: None if the trials are not known beforehand. best: number, metric and value. doing: what is being
+    started."""
 
     name: str
     trials: tuple[TrialStanding, ...]
@@ -124,16 +125,16 @@ class SweepStanding:
 
 @dataclass
 class Watcher:
-    """Makes the standing of a sweep, again and again. read: the status file of a run; nothing where there is none.
+    """Observes the trials of a sweep. read: returns the status file of a run, empty if there is none.
 
-    began: when this driver started, in seconds since 1970: what an earlier one left says nothing about now.
+    began: when this driver started, in seconds since 1970. Status files of an earlier driver do not count.
     """
 
     plan: SweepPlan
     read: ReadStatus
     began: float
     _ended: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    _pace: tuple[float, float, int] | None = None  # when the first stage was trained; FLOPs and trials done by then
+    _pace: tuple[float, float, int] | None = None  # (time, FLOPs, ended trials) when the first stage trained
 
     def look(self, outcomes: Sequence[TrialOutcome], now: float, doing: str | None = None) -> SweepStanding:
         known = {one.number: one for one in outcomes}
@@ -156,7 +157,7 @@ class Watcher:
         )
 
     def _status(self, number: int, outcome: TrialOutcome) -> Mapping[str, Any]:
-        """Of a trial that has ended it is read once."""
+        """The status file of a trial; of an ended trial it is read once."""
         if number in self._ended:
             return self._ended[number]
         found = self.read(f"{self.plan.sweep.name}-{number}")
@@ -190,7 +191,7 @@ class Watcher:
         )
 
     def _flops_total(self) -> int | None:
-        """What was not in the store when the sweep was planned."""
+        """The FLOPs of what was not in the store when the sweep was planned."""
         if not self.plan.is_foreseen:
             return None
         return self.plan.tree.flops_left + (self.plan.baselines.flops_left if self.plan.baselines else 0)
@@ -214,7 +215,7 @@ class Watcher:
     def _seconds_left(
         self, trials: Sequence[TrialStanding], done: float, total: int | None, now: float
     ) -> float | None:
-        """At the speed since the first stage was trained; of trials that are not foreseen by their number."""
+        """By the speed since the first stage trained: of FLOPs, or of trials if these are not known beforehand."""
         ended = sum(one.state in ENDED for one in trials)
         if self._pace is None:
             if any(one.is_training for one in trials):
@@ -233,18 +234,18 @@ def _share_done(row: Mapping[str, Any]) -> float:
 
 
 def _own_done(flops: int, own_flops: int, share: float) -> float:
-    """Of a stage that goes on from a shorter one, what is beyond that."""
+    """FLOPs done of a stage itself, without those of the shorter stage that it continues."""
     return max(0.0, share * flops - (flops - own_flops))
 
 
-# An object store is asked for the files of all running trials each time.
+# Each look reads the status files of all running trials, from an object store one request each.
 REMOTE_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
 
 
 class SweepDisplay(Protocol):
-    """say: something has happened. show: how all stands now. Called from several threads."""
+    """say: report an event. show: show the present state. Both are called from several threads."""
 
     def say(self, line: str) -> None: ...
 
@@ -254,7 +255,7 @@ class SweepDisplay(Protocol):
 
 
 class SweepStatus:
-    """Looks at the trials every few seconds; writes down and shows how they stand. outcomes: what Tune knows."""
+    """Looks at the trials every few seconds, and writes and shows their state. outcomes: what Tune knows."""
 
     def __init__(
         self,
@@ -280,7 +281,7 @@ class SweepStatus:
         )
 
     def prepares(self, what: str) -> None:
-        """What is being started, until the first trial trains."""
+        """What is being started, shown until the first trial trains."""
         self._doing = what
         self._display.say(what)
 
@@ -295,7 +296,7 @@ class SweepStatus:
             try:
                 standing = self._watcher.look(self._outcomes(), time.time(), self._doing)
                 self._write(standing, state, error)
-            except Exception as problem:  # no sweep ends for its status; Tune's trials change while they are looked at
+            except Exception as problem:  # a status must not end a sweep; Tune's trials change during the look
                 if not self._has_warned:
                     _logger.warning("%s/%s: %s", self._folder.uri, STATUS_FILE, problem)
                 self._has_warned = True
@@ -328,5 +329,5 @@ class SweepStatus:
 
 
 def interrupted(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials of a sweep whose driver goes on no more: none of them is running."""
+    """The trials of a sweep whose driver has ended: none of them is running."""
     return [{**one, "state": INTERRUPTED} if one["state"] == "RUNNING" else one for one in trials]

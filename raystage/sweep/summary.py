@@ -1,4 +1,4 @@
-"""What came out of a sweep, in words: the trials by rank, the verdict, what to keep in mind, a page of Markdown.
+"""The result of a sweep in words: the trials by rank, the verdict, what to keep in mind, a page of Markdown.
 
 `report` is what `build_sweep_report` made, with the importance of paths.
 """
@@ -20,7 +20,7 @@ from raystage.units import format_flops, format_seconds, format_share
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric in words; `format`: of one value."""
+    """A metric in words. format: makes text of one value."""
 
     words: str
     format: Callable[[float], str]
@@ -36,7 +36,7 @@ _WORDS = {
 
 
 def metric_of(objective: Mapping[str, Any]) -> Metric:
-    """Of an objective as a report has it."""
+    """The metric of an objective, as a report holds it."""
     facts = {name: format_flops(value) if name == "at" else value for name, value in objective.items()}
     found = _WORDS[objective["metric"]]
     return replace(found, words=found.words.format(**facts))
@@ -47,7 +47,7 @@ def better(objective: Mapping[str, Any]) -> str:
 
 
 def ranked(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The trials, the best first, those without a rank last."""
+    """All trials, the best first, those without a rank last."""
     return sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
 
 
@@ -57,7 +57,7 @@ def finished(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each path by as few of its last steps as tell it from the others: 'operator' for 'stages[1].grow.operator'."""
+    """The last keys of each path, as many as make it unique: 'operator' for 'stages[1].grow.operator'."""
     steps = {path: yaml_file.parse_path(path) for path in paths}
 
     def tail(path: str, length: int) -> str:
@@ -123,7 +123,7 @@ HELD_AGAINST_ITS_OWN = (
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """The result in a sentence or two: which trial is best, what it saves, what the search cost."""
+    """The result in one or two sentences: which trial is best, what it saves, what the search cost."""
     best, search = report["best"], report["search"]
     cost = f"the search trained {format_flops(search['flops_spent'])} FLOPs"
     if search["flops_spent"] and search["flops_spent"] < search["flops_claimed"]:
@@ -145,7 +145,7 @@ def _figure_in_words(objective: Mapping[str, Any], value: float | None) -> str:
 
 
 def caveats(report: Mapping[str, Any]) -> list[str]:
-    """What to bear in mind of the best trial of several."""
+    """What to keep in mind about the best of several trials."""
     if not report["best"] or len(report["trials"]) < 2:
         return []
     is_by_saving = any(one["metric"] == "compute_saved" for one in report["objective"])
@@ -153,21 +153,21 @@ def caveats(report: Mapping[str, Any]) -> list[str]:
 
 
 def _saving(report: Mapping[str, Any]) -> str:
-    """What the best trial saved, unless that is what was asked for and so has been said already."""
+    """What the best trial saved. Empty if that is the objective, for then the verdict says it already."""
     if any(one["metric"] == "compute_saved" for one in report["objective"]):
         return ""
     best = next(row for row in report["trials"] if row["number"] == report["best"]["number"])
     saved = best["compute_saved"]
     if saved is None:
         return "; against training from scratch it was not measured"
-    # Of what lies between two budgets of the baseline the least is known.
+    # Between two budgets of the baseline, only the least saving is known.
     if saved < 0:
         return f"; it costs up to {format_share(-saved)} more compute than training from scratch"
     return f"; it saves at least {format_share(saved)} of compute against training from scratch"
 
 
 def importance_caveats(report: Mapping[str, Any]) -> list[str]:
-    """What to keep in mind about the shares, in sentences: how many trials they are of, and what these cannot tell."""
+    """What to keep in mind about the shares: how many trials they come from, and what these cannot show."""
     shares, metric = report.get("importance", {}), report["objective"][0]["metric"]
     if not shares:
         return []
@@ -184,7 +184,7 @@ def importance_caveats(report: Mapping[str, Any]) -> list[str]:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """What to know of it, a sentence a line."""
+    """The result in sentences, one for each line."""
     search = report["search"]
     lines = [
         f"Trained {format_flops(search['flops_spent'])} FLOPs for trials that cost "
@@ -212,7 +212,7 @@ def _what_mattered(report: Mapping[str, Any]) -> list[str]:
 
 
 def failure(report: Mapping[str, Any]) -> str | None:
-    """What went wrong, in a line: that trials failed, or that none came to its end. None where nothing did."""
+    """What went wrong, in one line: that trials failed, or that no trial finished. None if nothing went wrong."""
     rows = report["trials"]
     failed = [row for row in rows if row["state"] == "ERRORED"]
     if any(row["state"] == "FINISHED" for row in rows):

@@ -1,4 +1,4 @@
-"""The plan of a sweep for people: what its trials share, as figures, as a tree and one by one."""
+"""Tables of a sweep for a terminal: its plan (what the trials share) and its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_SENTENCES = 5
 
 
 def sweep_table(plan: SweepPlan) -> RenderableType:
-    """What the sweep costs apart and shared, its tree, its first trials, and what to know about them."""
+    """What the sweep costs with and without sharing, its tree, its first trials, and notes about them."""
     parts: list[RenderableType] = [
         Text(plan.sweep.name, style="bold"),
         *map(Text, _summary(plan)),
@@ -55,7 +55,7 @@ def _summary(plan: SweepPlan) -> Iterable[str]:
 
 
 def _branches(tree: Tree) -> Branches:
-    """As many of the first stages at every fork as fit into so many lines."""
+    """The tree, with as many stages at every fork as fit in MOST_TREE_LINES lines."""
     width = next((w for w in range(12, 1, -1) if _count(tree, tree.roots, w) <= MOST_TREE_LINES), 1)
     drawn = Branches(Text("nothing"), hide_root=True)
     _draw(drawn, tree, tree.roots, width)
@@ -63,7 +63,7 @@ def _branches(tree: Tree) -> Branches:
 
 
 def _count(tree: Tree, keys: Sequence[str], width: int) -> int:
-    """The lines that the stages of `keys` and what follows them take."""
+    """The number of lines for the stages `keys` and what follows them."""
     below = sum(_count(tree, tree.nodes[key].children, width) for key in keys[:width])
     return len(keys[:width]) + below + (len(keys) > width)
 
@@ -77,7 +77,7 @@ def _draw(branch: Branches, tree: Tree, keys: Sequence[str], width: int) -> None
 
 
 def _line(tree: Tree, node: Node) -> str:
-    """'small until.tokens=600K: 201K tokens after 401K, 2.42e11 FLOPs, trials 4 to 7', where 401K are shared."""
+    """'small until.tokens=600K: 201K tokens after 401K, 2.42e11 FLOPs, trials 4 to 7', if 401K are shared."""
     label = f" {node.label}" if node.label else ""
     tokens = f"{format_count(node.stage.tokens)} tokens"
     if node.prefix_key is not None:
@@ -88,7 +88,7 @@ def _line(tree: Tree, node: Node) -> str:
 
 
 def _numbers(trials: Sequence[int]) -> str:
-    """'trial 3', 'trials 3 to 7' where they follow each other, 'trials 1, 5, 9', '400 trials'."""
+    """'trial 3', 'trials 3 to 7' for consecutive numbers, 'trials 1, 5, 9', '400 trials'."""
     if len(trials) == 1:
         return f"trial {trials[0]}"
     if trials[-1] - trials[0] == len(trials) - 1 > 1:
@@ -100,7 +100,7 @@ def _numbers(trials: Sequence[int]) -> str:
 
 
 def _trials(plan: SweepPlan) -> RenderableType:
-    """A column for each path where there is room for them, else one for all."""
+    """The first trials, with a column for each path if the width allows it, else one for all paths."""
     paths = [dimension.path for dimension in plan.sweep.points.dimensions]
     shown = plan.trials[:MOST_TRIALS]
     apart = _rows(

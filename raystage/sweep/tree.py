@@ -22,7 +22,7 @@ Settings = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Chain:
-    """A trial: its stages in order, and for each of them what the trial's config says of it."""
+    """A trial: its stages in order, and for each of them what the trial's config sets."""
 
     stages: tuple[StagePlan, ...]
     settings: tuple[Settings, ...]
@@ -34,10 +34,10 @@ class Chain:
 
 @dataclass(frozen=True)
 class Node:
-    """A stage that one trial or several need.
+    """A stage that one or more trials need.
 
-    own_flops: without what its prefix does. label: what sets it apart from other stages of that name. is_finished:
-    whether it is in the store already. children: the keys of the stages that follow, a prefix before the longer stage.
+    own_flops: without the FLOPs of its prefix. label: what distinguishes it from other stages of that name.
+    is_finished: whether the store has it. children: keys of the stages that follow, a prefix before the longer stage.
     """
 
     stage: StagePlan
@@ -55,10 +55,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """nodes: by key, parents and prefixes first. roots: the keys of the first stages. order: the numbers of the trials
-    in the order in which to start them. longest_flops: those of the longest row of stages that have to wait for each
-    other and are not finished. apart: why stages that differ only in length share nothing, a sentence for each.
-    """
+    """nodes: by key, parents and prefixes first. roots: keys of the first stages. order: numbers of the trials in the
+    order to start them. longest_flops: FLOPs of the longest chain of unfinished stages that wait for each other. apart:
+    why stages that differ only in length share nothing, one sentence for each."""
 
     nodes: Mapping[str, Node]
     roots: tuple[str, ...]
@@ -264,11 +263,12 @@ def _order(
 
 
 class TrialQueue:
-    """The trials of a sweep in `order`, by number, each begun once.
+    """The trials of a sweep in `order`, by number; each is started once. Chooses a trial that can train, not one that
+    would only wait: a waiting trial holds a process and one of the places of `max_concurrent`.
 
-    chains: by number the keys of its stages. prefixes: by the key of a stage that of the shorter one it can go on from.
-    finished: stages that nobody has to wait for. All stages of a trial that runs are its own until they are finished
-    or it has ended: whoever needs one of them next, or can go on from one, comes later.
+    chains: keys of the stages of each trial. prefixes: by the key of a stage, the key of the shorter stage that it can
+    continue. finished: keys of stages that nobody waits for. A running trial owns its unfinished stages until it ends;
+    a trial that needs one of them next, or can continue one, comes later.
     """
 
     def __init__(
@@ -291,7 +291,8 @@ class TrialQueue:
         return len(self.begun) == len(self._order)
 
     def take(self) -> int | None:
-        """The first trial in order that need not wait; from here on it runs. None where all that are left would."""
+        """The first trial in order that does not have to wait; it counts as running from now on. None if all would
+        wait."""
         while self._ready:
             number = self._order[heapq.heappop(self._ready)]
             if number in self.begun:
@@ -304,7 +305,7 @@ class TrialQueue:
         return None
 
     def begin(self, number: int) -> None:
-        """The trial runs, whether it is its turn or not."""
+        """A trial runs, in whatever order."""
         self.begun.add(number)
         self._claims.update(self._left(number))
 
@@ -315,7 +316,7 @@ class TrialQueue:
         self._free(key)
 
     def end(self, number: int) -> None:
-        """A trial that ran has ended, at its end or before; its stages are anybody's."""
+        """A trial has ended, finished or not. Nobody owns its stages any more."""
         for key in self._left(number):
             self._claims[key] -= 1
             if self._claims[key] <= 0:
@@ -326,7 +327,7 @@ class TrialQueue:
         return (key for key in self._chains[number] if key not in self._finished)
 
     def _obstacle(self, number: int) -> str | None:
-        """What a trial would have to wait for, at once."""
+        """The key of the stage that a trial would have to wait for at once; None if there is none."""
         first = next(self._left(number), None)
         while first is not None and first not in self._claims:
             first = None if first in self._finished else self._prefixes.get(first)

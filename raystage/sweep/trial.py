@@ -29,14 +29,14 @@ from raystage.storage.stored_files import RUN_FILE, TRIAL_FILE
 from raystage.sweep.config import Objective, Sweep
 from raystage.sweep.trials import Planner, Trial
 
-# In what a trial reports: the key of a stage that it has finished, or found finished.
+# The entry of a trial's report that holds the key of a stage which it finished, or found finished.
 FINISHED_STAGE = "finished_stage"
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a sweep have in common. command: what goes on with the sweep. pilot_tokens: where given, each
-    trial ends so many tokens after its first growth, to be gone on with if it is among the best."""
+    """What all trials of a sweep have in common. command: what continues the sweep. pilot_tokens: if given, each trial
+    ends so many tokens after its first growth; the best are continued later."""
 
     sweep: Sweep
     store: str
@@ -47,7 +47,7 @@ class TrialTask:
 
 
 def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
-    """The function that Tune runs. config: `number` of the trial, and its point of the space by path."""
+    """The function that Tune runs. config: the number of the trial, and its point of the space by path."""
     point = dict(config)
     number = point.pop("number")
     trial = Planner(task.sweep).trial(number, point)
@@ -82,7 +82,8 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[
 
 
 def cut_after_growth(plan: Plan, tokens: int) -> Plan:
-    """The staged run of a plan up to `tokens` after its first growth: the first part of the whole, to the bit."""
+    """The staged run of a plan up to `tokens` after its first growth. It has the same bits as the first part of the
+    whole run."""
     stages: list[StagePlan] = []
     for stage in plan.staged.stages:
         if stage.growth is None or not stages:
@@ -95,14 +96,14 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
 
 
 def last_metrics(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known at the end of a staged run, under the names that evaluations are told under."""
+    """The metrics at the end of a staged run, under the names that evaluations are reported under."""
     last = report["stages"][-1]
     end = last["evaluations"][-1]
     return {"eval_loss": end["loss"], "tokens": end["tokens"], "flops": end["flops"]}
 
 
 def _for_tune(metric: str, value: float | None) -> float:
-    """What could not be measured is worst: Tune and Optuna take no None."""
+    """A metric that could not be measured gets the worst value, because Tune and Optuna accept no None."""
     if value is not None:
         return value
     return -math.inf if metric == "compute_saved" else math.inf
@@ -134,8 +135,8 @@ class ToTune(RunCallback):
 
 
 def measure(objective: Objective, report: Mapping[str, Any]) -> float | None:
-    """The figure of a finished trial; None where it never came to it. Losses in nats per token, counted on the staged
-    run alone; FLOPs and seconds from its start, growth included, evaluation not."""
+    """The objective of a finished trial; None if the trial never reached it. Losses are in nats per token. Only the
+    staged run counts; FLOPs and seconds are counted from its start, with growth and without evaluation."""
     points = [point for row in report["stages"] for point in row["evaluations"] if point["loss"] is not None]
     match objective.metric:
         case "eval_loss":
@@ -152,14 +153,15 @@ def measure(objective: Objective, report: Mapping[str, Any]) -> float | None:
 
 
 def first_at(points: Sequence[Mapping[str, Any]], target: float, axis: str) -> float | None:
-    """Where a curve is at or below `target` for the first time: at that evaluation, not between two."""
+    """Where a curve is first at or below `target`: at an evaluation, not between two."""
     return next((point[axis] for point in points if point["loss"] <= target), None)
 
 
 def loss_at(points: Sequence[Mapping[str, Any]], flops: int) -> float | None:
-    """The loss at so many FLOPs, on a straight line over log FLOPs between the evaluations around; None outside.
+    """The loss at a number of FLOPs, interpolated linearly over log FLOPs between two evaluations. None outside of
+    them.
 
-    At a growth the loss may jump: there two evaluations lie at the same FLOPs, and the later one counts.
+    At a growth the loss may jump: two evaluations then have the same FLOPs, and the later one counts.
     """
     exact = [point["loss"] for point in points if point["flops"] == flops]
     if exact:

@@ -20,14 +20,14 @@ from raystage.sweep.config import Sweep
 from raystage.sweep.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
 from raystage.sweep.tree import Chain, Tree, build
 
-# After so many draws in a row that were there before, the space is taken to have no other points.
+# After so many repeated draws in a row, the space is assumed to have no other points.
 MOST_REPEATS = 1_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the space. content: its schedule as plain values, as it could stand in a file beside the sweep's
-    schedule. plan: without baselines, unless an objective asks for them."""
+    """One point of the space. content: its schedule as plain values, as it could be in a file beside the sweep's
+    schedule. plan: without baselines, unless an objective needs them."""
 
     number: int
     config: Config
@@ -37,10 +37,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """tree: of the staged runs. baselines: of the runs from scratch, where an objective asks for them.
+    """tree: of the staged runs. baselines: of the runs from scratch, if an objective needs them.
 
-    is_foreseen: whether these are the trials that will run; Optuna chooses as results come in, and what is planned
-    for it are random points of the same space.
+    is_foreseen: whether these are the trials that will run. Optuna chooses trials while results come in; its plan holds
+    random points of the same space.
     """
 
     sweep: Sweep
@@ -54,13 +54,13 @@ class SweepPlan:
 
     @property
     def repeats(self) -> int:
-        """How many trials have the very stages of another one."""
+        """How many trials have exactly the stages of another trial."""
         return len(self.trials) - len({trial.plan.staged.stages[-1].key for trial in self.trials})
 
 
 def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code: bool = True) -> SweepPlan:
     """All trials of a sweep and their tree. finished: keys of stages that the store has. with_code: whether functions
-    that its schedules name are imported. Raises InputError."""
+    that the schedules name are imported. Raises InputError."""
     planner = Planner(sweep, with_code)
     with _no_collection():
         trials = tuple(planner.trial(number, config) for number, config in enumerate(configs(sweep)))
@@ -71,8 +71,8 @@ def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without Python's search for cycles of garbage: all that is made here stays, and to look through it again and
-    again takes a quarter of the time at ten thousand trials."""
+    """Switches the garbage collector off: everything made here stays, and searching it for cycles takes a quarter of
+    the time of ten thousand trials."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -83,7 +83,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def configs(sweep: Sweep) -> list[Config]:
-    """Every point of the grid; else as many different ones as there are to be trials, drawn with the seed."""
+    """Every point of the grid, or as many different points as there are trials, drawn with the seed."""
     if sweep.search.algorithm == "grid":
         return list(grid_points(sweep.points))
     drawn: dict[str, Config] = {}
@@ -100,7 +100,7 @@ def configs(sweep: Sweep) -> list[Config]:
 
 
 class Planner:
-    """Makes trials of configs. What they read is looked up once for all of them."""
+    """Makes trials of configs. Their inputs are looked up once for all trials."""
 
     def __init__(self, sweep: Sweep, with_code: bool = True) -> None:
         self.sweep = sweep
@@ -114,7 +114,7 @@ class Planner:
                 raise error.inside(str(sweep.schedule_file)) from None
 
     def trial(self, number: int, config: Config) -> Trial:
-        """The trial of one point. Raises InputError where its schedule does not fit together."""
+        """The trial of one point. Raises InputError if its schedule is not valid."""
         try:
             content = applied(self.sweep.base, config) | {"name": f"{self.sweep.name}-{number}"}
             if self._flops is not None:
@@ -149,7 +149,7 @@ class Planner:
 
 
 def _check_single(schedule: Schedule) -> None:
-    """Refuse what would repeat every trial: to vary values and seeds is what a sweep is for."""
+    """Refuse schedules that would repeat every trial: a sweep varies values and seeds itself."""
     if schedule.seeds > 1:
         problem = f"found {schedule.seeds} in the schedule of a sweep"
         raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")

@@ -1,4 +1,4 @@
-"""What Ray Tune is given: who chooses the trials, who ends them early, and who hears how they end."""
+"""What Ray Tune is given: what chooses the trials, what stops them early, and what follows how they end."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from raystage.sweep.tree import TrialQueue
 from raystage.sweep.trial import FINISHED_STAGE
 from raystage.sweep.trials import SweepPlan
 
-# Tune ends a trial at a rung when it is not among the best 1 / reduction_factor that came there before it.
+# Tune stops a trial at a rung if it is not among the best 1 / reduction_factor of the trials that reached it before.
 REDUCTION_FACTOR = 3.0
 
 
 def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> TrialScheduler:
-    """most_flops, most_tokens: of the longest trial. LAG's choice is not Tune's to make: its trials are cut."""
+    """most_flops, most_tokens: of the longest trial. Tune does not decide for LAG: its trials are cut by the plan."""
     if scheduler.name != "asha":
         return FIFOScheduler()
     axis = "tokens" if scheduler.grace.tokens is not None else "flops"
@@ -47,11 +47,10 @@ def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> T
 
 
 class TreeSearch(Searcher):
-    """Trials that are known beforehand, in the order of their tree, but for those that would only wait for a stage of
-    one that runs: what they share is trained first, and meanwhile others that need not wait are started.
+    """Chooses trials that are known beforehand, in the order of their tree. A trial that would only wait for a stage of
+    a running trial comes later: shared stages are trained first, while other trials run.
 
-    Trials report each stage that they finish, so that nobody has to look for it. numbers: the trials to run, all unless
-    given.
+    Trials report each stage that they finish. numbers: the trials to run, all by default.
     """
 
     def __init__(self, plan: SweepPlan, numbers: Collection[int] | None = None) -> None:
@@ -65,7 +64,7 @@ class TreeSearch(Searcher):
         self._queue = trial_queue(plan, self._points)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's config of the next trial; None where it is to ask again, as it does ten times a second."""
+        """Tune's config of the next trial; None if it should ask again, as it does ten times a second."""
         if self._queue.is_empty:
             return Searcher.FINISHED
         number = self._queue.take()
@@ -79,7 +78,7 @@ class TreeSearch(Searcher):
             self._queue.finish(result[FINISHED_STAGE])
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Also where the trial failed or was given up: who waited for its stages trains them."""
+        """Also called when a trial failed or was stopped: a trial that waited for its stages then trains them."""
         number = self._running.pop(trial_id, None)
         if number is not None:
             self._queue.end(number)
@@ -88,15 +87,15 @@ class TreeSearch(Searcher):
         Path(checkpoint_path).write_text(json.dumps({"begun": sorted(self._queue.begun)}))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on where a search of the same trials was saved: what was begun is Tune's to begin again, or not. Nobody is
-        held back for it, since Tune saves what it knows of trials a moment before."""
+        """Continue where a search of the same trials was saved. Tune itself starts again what was running. No trial
+        waits for those, because Tune saves its own state a moment earlier."""
         for number in json.loads(Path(checkpoint_path).read_text())["begun"]:
             self._queue.begin(number)
             self._queue.end(number)
 
 
 def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
-    """The queue of some trials of a plan."""
+    """The queue for some trials of a plan."""
     nodes = plan.tree.nodes
     return TrialQueue(
         [number for number in plan.tree.order if number in numbers],
@@ -107,9 +106,9 @@ def trial_queue(plan: SweepPlan, numbers: Collection[int]) -> TrialQueue:
 
 
 class PlacedSearch(OptunaSearch):
-    """Optuna, told of losses by the place of the training, its tokens, and of each place once.
+    """Optuna, which is told each loss by its position in tokens, and each position once.
 
-    Tune counts the reports of a trial from 1 again where a sweep goes on, as if Optuna had not heard of them before.
+    When a sweep continues, Tune counts the reports of a trial from 1 again, so Optuna would get them a second time.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -124,7 +123,7 @@ class PlacedSearch(OptunaSearch):
 
 
 def make_optuna(sweep: Sweep) -> OptunaSearch:
-    """Optuna over the space, conditions included, by its default sampler (TPE; NSGA-II for several objectives)."""
+    """Optuna over the space, with its conditions, by the default sampler (TPE; NSGA-II for several metrics)."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     metrics = [one.metric for one in sweep.objective]
     modes = [METRICS[metric] for metric in metrics]
@@ -145,13 +144,13 @@ def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
 
 
 class DefinedByRun:
-    """Asks an Optuna trial for a point of the space, path by path. A class, since Tune pickles it."""
+    """Asks an Optuna trial for a point of the space, path by path. It is a class because Tune pickles it."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
 
     def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
-        """What is returned goes into Tune's config besides what was asked for."""
+        """The return value goes into Tune's config, beside what was suggested."""
         config: dict[str, Any] = {}
         for dimension in self._space.dimensions:
             if dimension.counts(config):
@@ -163,7 +162,7 @@ def suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
     path, values = dimension.path, dimension.values
     match dimension.kind:
         case "grid" | "choice":
-            # Optuna's categories are plain values: lists stand for themselves by their place.
+            # Optuna's categories must be plain values, so a list is represented by its index.
             return values[trial.suggest_categorical(path, list(range(len(values))))]
         case "uniform":
             return trial.suggest_float(path, *values)
@@ -176,7 +175,7 @@ def suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
 
 Say = Callable[[str], None]
 
-# Of the driver's time, what the notes on a sweep that goes on may take.
+# The share of the driver's time that writing the report of a running sweep may take.
 _SHARE_FOR_NOTES = 0.01
 
 
@@ -198,14 +197,14 @@ def _outcome(
 
 
 def _so_far(trial: TuneTrial, metrics: Collection[str]) -> TrialOutcome:
-    """Of a trial that may still run. One that has reported its end is told of before Tune takes it for finished."""
+    """What is known of a trial that may still run. A trial reports its end before Tune regards it as finished."""
     error = trial.get_pickled_error() or trial.get_error() if trial.status == TuneTrial.ERROR else None
     found = _outcome(trial.config["trial"], trial.last_result, metrics, error)
     return replace(found, is_running=found.is_stopped and not trial.is_finished())
 
 
 def reason(error: Exception) -> str:
-    """Why a trial failed, in a line: its own words, without the traceback and the notes that Ray puts around them."""
+    """Why a trial failed, in one line: its own message, without traceback and without Ray's additions."""
     cause = getattr(error, "cause", None)
     words = str(cause if isinstance(cause, RaystageError) else error)
     lines = [line for line in words.splitlines() if line.strip()]
@@ -213,14 +212,14 @@ def reason(error: Exception) -> str:
 
 
 class Follower(tune.Callback):
-    """Says of every trial that it is done, and then has how things stand noted. trials: all that Tune has begun."""
+    """Says of every ended trial how it ended, and then calls `note`. trials: all trials that Tune has started."""
 
     def __init__(self, say: Say, note: Callable[[], None]) -> None:
         self._say, self._note = say, note
         self.trials: list[TuneTrial] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks down, and is given new ones when it goes on: of this one nothing is needed."""
+        """Tune pickles its callbacks, but gets new ones when it continues. Nothing of this one is needed."""
         return {"trials": []}
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
@@ -239,27 +238,27 @@ class Follower(tune.Callback):
 
 
 class Outcomes:
-    """What is known of every trial, over all of Tune's runs. metrics: of the sweep's objectives."""
+    """What is known of every trial, over all runs of Tune. metrics: those of the sweep's objectives."""
 
     def __init__(self, metrics: Collection[str]) -> None:
         self._metrics = metrics
         self._known: dict[int, TrialOutcome] = {}
         self._follower: Follower | None = None
         self._are_pilots = False
-        self._lock = threading.Lock()  # asked from the thread, too, that shows how the sweep stands
+        self._lock = threading.Lock()  # the thread that shows the progress asks as well
 
     def begin(self, follower: Follower, are_pilots: bool) -> None:
-        """Tune runs, and `follower` follows it. are_pilots: none of its trials comes to its end in this run."""
+        """A run of Tune begins; `follower` follows it. are_pilots: whether its trials stop early by plan."""
         self._follower, self._are_pilots = follower, are_pilots
 
     def end(self, results: Iterable[tune.Result]) -> None:
-        """Tune has run."""
+        """A run of Tune has ended."""
         with self._lock:
             self._take(_outcome(one.config["trial"], one.metrics or {}, self._metrics, one.error) for one in results)
             self._follower = None
 
     def of_trials(self) -> list[TrialOutcome]:
-        """As far as it is known now."""
+        """The outcomes as far as they are known now."""
         with self._lock:
             if self._follower is not None:
                 self._take(_so_far(trial, self._metrics) for trial in self._follower.trials)
@@ -270,7 +269,7 @@ class Outcomes:
 
 
 class Sparingly:
-    """Calls `action` when called, but not so often that it takes more than a hundredth of the time."""
+    """Calls `action`, but skips calls so that it takes at most a hundredth of the time."""
 
     def __init__(self, action: Callable[[], Any], clock: Callable[[], float] = time.monotonic) -> None:
         self._action, self._clock = action, clock
