@@ -1,8 +1,8 @@
-"""Documents: where they come from, which are held out, and what identifies them. No tensors here.
+"""Documents: where they come from, which ones are held out, and what identifies them. No tensors here.
 
-A document is a file, or a piece of one where the schedule says how to cut. It is held out for evaluation by the hash
-of its own content, so the split is the same on every machine and worker and two copies of one text are never on both
-sides of it. Files of Python's library that belong together are held out together: see `Corpus.positions`.
+A document is a file, or a part of a file where the schedule says how to split files. The hash of its content decides
+whether it is held out, so the split is the same on every machine and worker, and two copies of a text are never on both
+sides. Files of Python's library that belong together are held out together: see `Corpus.positions`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 _BUCKETS = 2**32
 MOST_DOCUMENTS = 4_000_000  # each takes a quarter of a kilobyte while a schedule is planned
-# All that Hugging Face tokenizers of any kind read from a folder.
+# The files that Hugging Face tokenizers of any kind read from a folder.
 _TOKENIZER_FILES = (
     "added_tokens.json", "bpe.codes", "dict.txt", "merges.txt", "sentencepiece.bpe.model", "source.spm",
     "special_tokens_map.json", "spiece.model", "target.spm", "tekken.json", "tokenizer.json", "tokenizer.model",
@@ -38,10 +38,10 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `digest` is the SHA-256 of its bytes, `num_bytes` how many they are, `path` the file that they lie in,
-    from `start` on.
+    """One text. `digest` is the SHA-256 of its bytes, `num_bytes` their number, `path` their file and `start` their
+    place.
 
-    package: what it is a part of, where such parts stay on one side of the split.
+    package: the package that it belongs to, where whole packages stay on one side of the split.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Document:
     start: int = 0
 
     def read(self) -> bytes:
-        """Its bytes. Raises InputError where they are not those any more that were looked at."""
+        """Its bytes. Raises InputError where they have changed since they were hashed."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -66,10 +66,10 @@ class Document:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Which files below the paths are read, where they are cut into documents, and what is held out.
+    """Which files are read, where they are split into documents, and what is held out.
 
-    files: a pattern of names. validation_path: text of its own to hold out, instead of a share. may_be_any: whether
-    files with bytes 0 are read all the same.
+    files: a pattern of names. validation_path: separate text to hold out, in place of a share. may_be_any: whether
+    files that contain zero bytes are read.
     """
 
     files: str | None = None
@@ -84,28 +84,30 @@ WHOLE_FILES = TextOptions()
 
 @dataclass(frozen=True)
 class Corpus:
-    """All documents of a source, in an order that depends on their content alone. held_out: where these are text of
-    their own, and not a share of it."""
+    """All documents of a source, in an order that depends on their content only.
+
+    held_out: separate text to hold out; None where a share of the documents is.
+    """
 
     documents: tuple[Document, ...]
     held_out: tuple[Document, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the documents' digests: equal text has an equal fingerprint wherever it lies.
+        """SHA-256 over the digests of the documents: equal text has an equal fingerprint, in any place.
 
-        The packages are in it, where there are any, and text of its own to hold out: they decide the split.
+        Packages, and separate text to hold out, are part of it, because they decide the split.
         """
         held_out = ["held out", *(document.digest for document in self.held_out)] if self.held_out else []
         return _sha256("".join([*(one.digest + (one.package or "") for one in self.documents), *held_out]))
 
     @cached_property
     def positions(self) -> tuple[float, ...]:
-        """By document a number in [0, 1]; those below the validation fraction are held out.
+        """For each document a number in [0, 1]; those below the validation fraction are held out.
 
-        That of a document on its own depends on its content alone. Packages lie one after the other in an order that
-        the hashes of their names give, each as long as its share of the bytes, and its middle counts for all of it:
-        packages are few and of very different size, and so a fraction of the bytes is held out, not of the names.
+        The number of a single document depends on its content only. Packages lie one after the other, in the order of
+        the hashes of their names, each as long as its share of the bytes; the middle of a package counts for all of it.
+        Packages are few and differ in size, so this holds out a fraction of the bytes and not of the names.
         """
         sizes: Counter[str] = Counter()
         for document in self.documents:
@@ -121,9 +123,9 @@ class Corpus:
         )
 
     def split(self, fraction: float) -> tuple[list[Document], list[Document]]:
-        """(training, held-out) documents; of what is held out no copy is trained on, in whatever place.
+        """(training, held-out) documents. No copy of a held-out document is trained on, wherever it lies.
 
-        The fraction is of no account where text of its own is held out.
+        The fraction does not matter where separate text is held out.
         """
         if self.held_out is not None:
             held = list(self.held_out)
@@ -134,11 +136,11 @@ class Corpus:
         return [document for document in self.documents if document.digest not in digests], held
 
     def holds_any(self, marks: Collection[bytes]) -> bool:
-        """Whether one of these stands anywhere in the files."""
+        """Whether one of these byte strings occurs in the files."""
         return any(holds_any(file, marks) for file in self.files)
 
     def check_utf8(self) -> None:
-        """Raises InputError for the first byte that is not."""
+        """Raises InputError for the first byte that is not UTF-8."""
         for file in self.files:
             check_utf8(file)
 
@@ -147,14 +149,14 @@ class Corpus:
         return sorted({document.path for document in (*self.documents, *(self.held_out or ()))})
 
     def working_fraction(self) -> float | None:
-        """The smallest fraction, in hundredths, that holds a document out and leaves one; None if there is none."""
+        """The smallest fraction, in hundredths, that leaves documents on both sides; None where there is none."""
         positions = sorted(set(self.positions))
         fraction = (math.floor(positions[0] * 100) + 1) / 100
         return fraction if fraction <= positions[-1] else None
 
 
 def read_corpus(source: str, paths: tuple[str, ...], options: TextOptions = WHOLE_FILES) -> Corpus:
-    """The documents of a source. Raises InputError where there is nothing to read, or what is there is no text."""
+    """The documents of a source. Raises InputError where there is nothing to read, or something that is no text."""
     if source == "python-stdlib":
         return Corpus(
             _ordered(_documents(stdlib_files(), WHOLE_FILES, is_stdlib=True), "Python's library", "data.path")
@@ -197,7 +199,7 @@ def _order(document: Document) -> tuple[str, str, str, int]:
 
 
 def _package(file: Path) -> str:
-    """The top-level package or module of the library that a file belongs to: json/decoder.py to json."""
+    """The top-level package or module of the library that a file belongs to: json for json/decoder.py."""
     return file.relative_to(sysconfig.get_path("stdlib")).parts[0].removesuffix(".py")
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer that goes along with an exported model: a Hugging Face one as it is, or raystage's bytes as one."""
+"""The tokenizer that is exported with a model: a Hugging Face one as it is, or raystage's byte tokenizer as one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from raystage.models import hub
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _FOLDER = "sha256:"  # what the fingerprints of folders begin with
-# All that belongs to a tokenizer in a folder that may hold a model as well.
+# The files of a tokenizer in a folder that may also contain a model.
 _FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
           "chat_template*")  # fmt: skip
 
 
 def byte_tokenizer(context_length: int) -> transformers.PreTrainedTokenizerFast:
-    """A token for every byte, whose id is the byte; 256 ends a document, as in `data.ByteTokenizer`.
+    """A token for every byte, whose id is the byte; 256 ends a document, as in `data.tokenizers.ByteTokenizer`.
 
-    What reads like the end of a document within a text is bytes like any other (`split_special_tokens`). Like GPT-2's
-    tokenizer it adds no token by itself.
+    Text that looks like the end of a document is encoded as bytes (`split_special_tokens`). Like GPT-2's tokenizer it
+    adds no token by itself.
     """
     vocabulary = {character: byte for byte, character in enumerate(_characters())}
     bytewise = Tokenizer(models.BPE(vocabulary | {END_OF_DOCUMENT: BYTE_VOCABULARY - 1}, merges=[]))
@@ -44,18 +44,18 @@ def byte_tokenizer(context_length: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def _characters() -> list[str]:
-    """By byte the character that stands for it in byte-level vocabularies: itself where it can be seen, else one of
-    those from U+0100 on. Source: GPT-2's encoder.py."""
+    """For each byte the character that stands for it in byte-level vocabularies: itself where it is printable, else one
+    from U+0100 on. Source: GPT-2's encoder.py."""
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     unseen = [byte for byte in range(256) if byte not in seen]
     return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
 
 
 def load_tokenizer(name: str, fingerprint: str | None, context_length: int, is_asked_for: bool) -> Any:
-    """The tokenizer that a stage used. Raises InputError where it cannot be found, or is another one by now.
+    """The tokenizer that a stage used. Raises InputError where it is missing, or has changed since.
 
-    is_asked_for: the user names it. What only a checkpoint names is not downloaded, and nothing of it is loaded before
-    its fingerprint was compared: a checkpoint may come from anywhere.
+    is_asked_for: the user named it. A tokenizer that only a checkpoint names is not downloaded, and is loaded only
+    after its fingerprint was compared, because a checkpoint may come from anywhere.
     """
     if name == BYTE_TOKENIZER:
         return byte_tokenizer(context_length)
@@ -72,15 +72,15 @@ def load_tokenizer(name: str, fingerprint: str | None, context_length: int, is_a
 
 
 def _fits(found: str, fingerprint: str, is_asked_for: bool) -> bool:
-    """A folder may stand for a hub name, and a hub name for a folder, only where the user says so."""
+    """A folder may stand for a Hub name, and a Hub name for a folder, only where the user says so."""
     both_folders = found.startswith(_FOLDER) and fingerprint.startswith(_FOLDER)
     return found == fingerprint or (is_asked_for and not both_folders)
 
 
 def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
-    """A Hugging Face tokenizer, by hub name or folder. Code that lies beside it never runs, and nobody is asked.
+    """A Hugging Face tokenizer, by Hub name or folder. Code beside it never runs, and the user is never asked.
 
-    offline: from a folder or this machine's cache only. Raises InputError, which says why it cannot be loaded.
+    offline: only from a folder or the cache of this machine. Raises InputError, which says why it cannot be loaded.
     """
     place = Path(name) if os.path.isdir(name) else hub.snapshot(name, hub.TOKENIZER_FILES, "data.tokenizer", offline)
     try:
@@ -95,12 +95,12 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
 
 
 def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
-    """One more than the largest id. Ids may have gaps: how many tokens there are says nothing."""
+    """One more than the largest id. Ids may have gaps, so the number of tokens is not enough."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:
-    """By name the files that AutoTokenizer reads: a folder's own, else what the tokenizer saves."""
+    """By name the files that AutoTokenizer reads: those of the folder, else those that the tokenizer saves."""
     if os.path.isdir(name):
         return _matching(Path(name))
     with tempfile.TemporaryDirectory() as folder:

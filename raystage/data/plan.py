@@ -1,4 +1,4 @@
-"""What a stage reads, as it was planned: the text, its tokenizer and its split, each by what it is."""
+"""The text that a stage reads, as planned: the documents, the tokenizer and the split, identified by their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raystage.data.trained_on import TrainingText
 
 @dataclass(frozen=True)
 class TextSize:
-    """Of one side of the split."""
+    """The size of one side of the split."""
 
     documents: int
     num_bytes: int
@@ -19,12 +19,12 @@ class TextSize:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What is read. `fingerprint` identifies the text itself and `tokenizer_fingerprint` the tokenizer
-    ("bytes", a hub name with its commit, or the hash of a folder's files), wherever they lie.
+    """What a stage reads. `fingerprint` identifies the text and `tokenizer_fingerprint` the tokenizer ("bytes", a Hub
+    name with its commit, or the hash of the files of a folder), wherever they lie.
 
-    tokenizer_size: one more than its largest id, where its files say so. end_token: what ends a document, unless it is
-    the tokenizer's own. has_controls: the text holds what reads like control tokens; it is encoded as text.
-    train, held_out: how much text there is. text: what is trained on.
+    tokenizer_size: one more than its largest id, where its files say so. end_token: ends a document, in place of the
+    tokenizer's own. has_controls: the text contains what looks like control tokens; it is encoded as text. train,
+    held_out: the size of both sides. text: what is trained on.
     """
 
     source: str
@@ -43,9 +43,9 @@ class DataPlan:
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """What of it decides the tokens: text, tokenizer and split by what they are, not by where they lie.
+        """The part of it that decides the tokens: text, tokenizer and split by content, not by place.
 
-        What an earlier version did not know is left out where it is as it was.
+        A later option is left out where it has its default, so that old keys stay.
         """
         facts: dict[str, Any] = {
             "fingerprint": self.fingerprint,
@@ -64,5 +64,5 @@ class DataPlan:
 
 
 def vocabulary_problem(vocab_size: int, tokenizer: str, size: int) -> str:
-    """What is wrong with a vocabulary that has no place for the tokenizer's largest id."""
+    """The message about a vocabulary that is smaller than the tokenizer's ids."""
     return f"found {vocab_size}; expected at least {size}: the ids of the tokenizer {tokenizer!r} go up to {size - 1}"

@@ -1,9 +1,9 @@
-"""How much of the held-out text stands word for word in the training text, too.
+"""How much of the held-out text also occurs word for word in the training text.
 
-Held-out text is cut into pieces of `PIECE` tokens; a piece is repeated where the same tokens stand in a row anywhere
-in the training text, across documents or not. (Lee et al., 2107.06499, call 50 tokens in a row a duplicate.) Of long
-texts a part is looked at: `MOST_PIECES` pieces, spread evenly, and `MOST_TOKENS` of the training text, in stretches
-spread evenly; then the share is a lower bound.
+Held-out text is cut into pieces of `PIECE` tokens. A piece is repeated if the same tokens occur in a row anywhere in
+the training text, also across documents. (Lee et al., 2107.06499, call 50 tokens in a row a duplicate.) Of long texts a
+part is searched: `MOST_PIECES` pieces, spread evenly, and `MOST_TOKENS` tokens of the training text, in sections spread
+evenly. The share is then a lower bound.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 PIECE = 64
 MOST_PIECES = 4096
 MOST_TOKENS = 2**28
-_STRETCH = 2**22  # tokens that are looked at in one go: 32 MiB for each array of hashes
+_STRETCH = 2**22  # tokens that are hashed at a time: 32 MiB for each array of hashes
 _FILTER_BITS = 20
-# Any odd number with its bits well mixed: hashes are of tokens in a row, modulo 2**64.
+# An odd number with well mixed bits. Hashes are modulo 2**64.
 _BASE = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """pieces: of held-out text, as many as were looked at; repeated: of them in the training text; looked_at: the
-    share of the training text."""
+    """pieces: of the held-out text, as many as were searched for. repeated: how many of them occur in the training
+    text. looked_at: the share of the training text that was searched."""
 
     pieces: int
     repeated: int
@@ -36,7 +36,7 @@ class Repeats:
 
 
 def find_repeats(train: np.ndarray, held_out: np.ndarray, most_tokens: int = MOST_TOKENS) -> Repeats:
-    """How many pieces of one stream of tokens stand in the other."""
+    """How many pieces of one stream of tokens occur in the other."""
     count = len(held_out) // PIECE
     if count == 0 or len(train) < PIECE:
         return Repeats(count, 0, 1.0)
@@ -61,7 +61,7 @@ def find_repeats(train: np.ndarray, held_out: np.ndarray, most_tokens: int = MOS
 
 
 def row_hashes(tokens: np.ndarray) -> np.ndarray:
-    """A hash of the `PIECE` tokens that begin at each place: of twice as many in a row from those of half as many."""
+    """A hash of the `PIECE` tokens that begin at each place, made of the hashes of half as many tokens."""
     hashes = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_BASE)
     hashes ^= hashes >> np.uint64(29)
     length, factor = 1, _BASE
@@ -76,7 +76,7 @@ def _low(hashes: np.ndarray) -> np.ndarray:
 
 
 def _stretches(length: int, most: int) -> list[tuple[int, int]]:
-    """What to look at: all of it, or as much as allowed, spread evenly."""
+    """The sections to search: everything, or as much as allowed, spread evenly."""
     if length <= most:
         return [(start, min(start + _STRETCH, length)) for start in range(0, length, _STRETCH)]
     size = min(_STRETCH, most)

@@ -1,4 +1,4 @@
-"""Files of text: which there are below a path, which are no text, and where a file is cut into documents."""
+"""Files of text: which files there are below a path, which are no text, and where a file is split into documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SKIPPED = {"__pycache__"}
 _SKIPPED_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _HEAD_BYTES = 8192
 _CHUNK_BYTES = 2**24
-# What no file of text begins with, or is named. Source: the formats' own specifications, as collected in file(1).
+# First bytes and names of files that are no text. Source: the specifications of the formats, as collected in file(1).
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip archive", b"BZh91AY&SY": "a bzip2 archive", b"\xfd7zXZ\x00": "an xz archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive", b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -48,7 +48,7 @@ class DocumentSpan:
 
 
 def stdlib_files() -> list[Path]:
-    """The running Python's own library sources, without its tests."""
+    """The source files of the running Python's standard library, without its tests."""
     found = []
     for root, folders, names in os.walk(Path(sysconfig.get_path("stdlib")), onerror=_refuse):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED_STDLIB and not name.startswith("."))
@@ -57,8 +57,11 @@ def stdlib_files() -> list[Path]:
 
 
 def text_files(paths: tuple[str, ...], pattern: str | None = None, key: str = _KEY) -> list[Path]:
-    """All files below these paths whose names fit the pattern; hidden ones are left out. Links are followed, and
-    below a path each folder is read once. Raises InputError for what is not there, and for a link to nothing."""
+    """All files below these paths whose names match the pattern, without hidden ones.
+
+    Links are followed, and each folder below a path is read once. Raises InputError for a missing path and for a link
+    that leads nowhere.
+    """
     files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):
@@ -75,7 +78,7 @@ def _below(folder: Path, pattern: str | None) -> list[Path]:
     seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:  # by another link, or a link to a folder that this one lies in
+        if (status.st_dev, status.st_ino) in seen:  # reached by another link, or by a link to a folder above
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -95,7 +98,7 @@ def _is_wanted(name: str, pattern: str | None) -> bool:
 def check_text(path: Path, head: bytes, may_be_any: bool, key: str = _KEY) -> None:
     """Refuse a file that is no text by its name or its first bytes. Raises InputError.
 
-    may_be_any: bytes 0 do not matter.
+    may_be_any: accept zero bytes.
     """
     found = next((what for ending, what in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
     found = found or next((what for beginning, what in _BEGINNINGS.items() if head.startswith(beginning)), None)
@@ -110,8 +113,8 @@ def check_text(path: Path, head: bytes, may_be_any: bool, key: str = _KEY) -> No
 def measured(
     file: Path, separator: str | None, max_bytes: int | None, may_be_any: bool, key: str = _KEY
 ) -> Iterator[DocumentSpan]:
-    """The documents in a file: all of it, or what lies between separators, each cut into pieces of at most `max_bytes`
-    where a line ends, else between words, else between characters. Raises InputError for what is no text."""
+    """The documents in a file: the whole file, or the parts between separators, each split into at most `max_bytes` at
+    the end of a line, else between words, else between characters. Raises InputError for what is no text."""
     try:
         with file.open("rb") as stream:
             check_text(file, stream.read(_HEAD_BYTES), may_be_any, key)
@@ -152,7 +155,7 @@ def _cut(content: mmap.mmap, start: int, stop: int, max_bytes: int) -> Iterator[
                 end = found + 1
                 break
         else:
-            while end > start + 1 and content[end] & 0xC0 == 0x80:  # in the middle of a character of UTF-8
+            while end > start + 1 and content[end] & 0xC0 == 0x80:  # inside of a UTF-8 character
                 end -= 1
         yield start, end
         start = end
@@ -161,7 +164,7 @@ def _cut(content: mmap.mmap, start: int, stop: int, max_bytes: int) -> Iterator[
 
 
 def holds_any(file: Path, marks: Collection[bytes]) -> bool:
-    """Whether one of these stands anywhere in a file."""
+    """Whether one of these byte strings occurs in a file."""
     if not marks:
         return False
     beginning, longest = _beginning(marks), max(map(len, marks))
@@ -179,13 +182,13 @@ def holds_any(file: Path, marks: Collection[bytes]) -> bool:
 
 
 def check_utf8(file: Path, key: str = _KEY) -> None:
-    """Refuse a file that is not UTF-8 throughout, by the first byte that is not. Raises InputError."""
+    """Raises InputError for the first byte of a file that is not UTF-8."""
     decoder, start = codecs.getincrementaldecoder("utf-8")(), 0
     try:
         with file.open("rb") as stream:
             while content := stream.read(_CHUNK_BYTES):
                 decoder.decode(content)
-                start = stream.tell() - len(decoder.getstate()[0])  # it keeps a character that is not whole yet
+                start = stream.tell() - len(decoder.getstate()[0])  # the decoder holds an incomplete character
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise no_utf8(file, start + error.start, error.object[error.start], key) from None
@@ -199,8 +202,8 @@ def no_utf8(file: Path, position: int, byte: int, key: str = _KEY) -> InputError
 
 
 def _beginning(marks: Collection[bytes]) -> bytes:
-    """What all of them begin with."""
-    first, last = min(marks), max(marks)  # in order all others lie between these
+    """The bytes that all of them begin with."""
+    first, last = min(marks), max(marks)  # all others lie between these in order
     length = next((place for place, byte in enumerate(first) if last[place : place + 1] != bytes([byte])), len(first))
     return first[:length]
 

@@ -1,9 +1,9 @@
-"""The streams of tokens that a machine keeps of a text: made once, checked whenever they are opened.
+"""The streams of tokens that a machine keeps of a text: made once, and checked at every open.
 
-A stream that is shorter or longer than it was written is made anew, and so is one whose checksum differs. Streams of
-up to `SMALL_BYTES` are read for their checksum at every open, which takes a tenth of a second at most. Longer ones are
-where their time stamp is not the one they were written with: so whatever was done to them through the file system is
-seen, and a bit that the disk itself turned is not.
+A stream with another length than it was written with is made again, and so is one with another checksum. Streams of up
+to `SMALL_BYTES` are read for their checksum at every open, which takes at most a tenth of a second. Longer ones are
+read only where their time stamp has changed. So every change through the file system is found, but a bit that the disk
+itself changed is not.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _CHUNK_BYTES = 2**20
 
 
 def open_index(data: DataPlan, folder: Path) -> TokenIndex:
-    """The index of whole streams in `folder`, which are made there if need be, by one process of those that ask.
+    """The index of the complete streams in `folder`. If needed they are made, by one of the processes that ask.
 
-    Raises InputError where the text here is not what was planned with, StorageError where nothing can be written.
+    Raises InputError where the text here is not the one that was planned with, StorageError where nothing can be
+    written.
     """
     found = _whole_index(folder)
     if found is not None:
@@ -76,20 +77,20 @@ def _checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process makes these streams. One that is killed is not waited for.
+    """Hold a lock while these streams are made. A process that was killed does not block others.
 
-    Where the file system knows no locks several make them, each in a place of its own, and the first one's stay.
+    On a file system without locks several processes may make them, each in its own folder, and the first one's stay.
     """
     with Path(f"{folder}.lock").open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-            for left in folder.parent.glob(f"{folder.name}.part-*"):  # by processes that were killed
+            for left in folder.parent.glob(f"{folder.name}.part-*"):  # left by processes that were killed
                 shutil.rmtree(left, ignore_errors=True)
         yield
 
 
 def _make(data: DataPlan, folder: Path) -> TokenIndex:
-    """Write both streams beside `folder` and move them there whole, so that a half cache is never seen."""
+    """Write both streams beside `folder` and move them there together, so that nobody sees an incomplete cache."""
     corpus = _planned_corpus(data)
     tokenizer = _planned_tokenizer(data)
     work = Path(f"{folder}.part-{uuid.uuid4().hex}")
@@ -97,8 +98,8 @@ def _make(data: DataPlan, folder: Path) -> TokenIndex:
     try:
         index = _write(corpus, data, tokenizer, work)
         with contextlib.suppress(FileNotFoundError):
-            folder.rename(work / "before")  # what is there is damaged, or of an older version
-        with contextlib.suppress(OSError):  # without locks another worker may have been first; its streams are the same
+            folder.rename(work / "before")  # it is damaged, or of an older version
+        with contextlib.suppress(OSError):  # without locks another worker may have been first, with the same streams
             work.rename(folder)
         shutil.rmtree(folder / "before", ignore_errors=True)
     finally:
@@ -169,7 +170,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
-    """The ids in as many bytes as the largest takes. Raises InputError for one that the tokenizer does not know."""
+    """The ids in as few bytes as the largest id allows. Raises InputError for an id beyond the tokenizer's."""
     if ids.min() < 0 or ids.max() >= size:
         found = f"found the id {ids.max() if ids.max() >= size else ids.min()} in encoded text"
         raise InputError(f"{found}; expected ids up to the tokenizer's largest, {size - 1}", key="data.tokenizer")

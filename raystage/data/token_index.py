@@ -1,6 +1,6 @@
-"""Where a machine keeps the tokens of a text, and what is known of them: an index beside two streams.
+"""Where a machine keeps the tokens of a text, and an index of what is known about them.
 
-Plain JSON, so that a plan can say how many tokens a text has that was tokenized before.
+The index is plain JSON, so that a plan can tell the number of tokens of a text that was tokenized before.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class StreamFile:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """What was made of a text: `tokenizer_size` is one more than the tokenizer's largest id.
+    """What was made of a text. tokenizer_size: one more than the tokenizer's largest id.
 
-    pieces, repeated, looked_at: of the held-out text how much stands in the training text (`repeats`).
+    pieces, repeated, looked_at: how much of the held-out text occurs in the training text (`data.repeats`).
     """
 
     dtype: str
@@ -54,12 +54,12 @@ def default_cache() -> Path:
 
 
 def cache_folder(data: DataPlan, cache: Path | None = None) -> Path:
-    """Named by text, tokenizer and split, by what they are, not by where they lie."""
+    """The folder of a text's tokens, named by the content of text, tokenizer and split, not by their places."""
     return (cache or default_cache()) / hashlib.sha256(_json(data.facts())).hexdigest()[:32]
 
 
 def read_index(folder: Path) -> TokenIndex | None:
-    """None where there is none, or one that is damaged or of another version."""
+    """None where there is no index, or one that is damaged or of another version."""
     try:
         content = json.loads((folder / INDEX).read_bytes())
         if content.pop("seal") != _seal(content) or content.pop("version") != _VERSION:

@@ -1,6 +1,6 @@
-"""What a tokenizer's files say of it, read without loading it: so that a plan knows what fits.
+"""What the files of a tokenizer say about it, read without loading it, so that a plan can check it.
 
-Whatever they do not say for sure is None here, and found out when the tokenizer is loaded.
+What they do not say for sure is None here, and becomes known when the tokenizer is loaded.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 from raystage.units import shown
 
-# The names under which a tokenizer has a token for a purpose.
+# The keys of tokens with a purpose.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # More than any tokenizer has.
 _MOST_IDS = 2**31
 _LARGEST_BYTES = 2**29
-# Tokens that some classes make themselves, as many as a config says; T5 has 100.
+# Tokens that some classes create by themselves, as many as a configuration says; T5 has 100.
 _MOST_EXTRA_IDS = 100_000
 _NUMBER = re.compile(r"[0-9]{1,10}")
-# Classes that have no end-of-text token of their own accord; others may.
+# Classes without an end-of-text token by default; others may have one.
 _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"}
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """size: one more than the largest id. has_end: an end-of-text token. controls: what reads like a control token."""
+    """size: one more than the largest id. has_end: whether it has an end-of-text token. controls: control tokens."""
 
     size: int | None = None
     has_end: bool | None = None
@@ -40,13 +40,13 @@ NOTHING_KNOWN = TokenizerFacts()
 
 
 def read_tokenizer(folder: Path) -> TokenizerFacts:
-    """What the files in a folder say. Files that are damaged say nothing."""
+    """What the files in a folder say. Damaged files say nothing."""
     config, named = _json(folder / "tokenizer_config.json"), _json(folder / "special_tokens_map.json")
     ids, controls = _vocabulary(folder), set(_controls(folder, config))
     roles = {role: _content(config.get(role) or named.get(role)) for role in _ROLES}
     further = [*_list(config, "additional_special_tokens"), *_list(config, "extra_special_tokens")]
     special = {token for token in (*roles.values(), *map(_content, further)) if token}
-    # A special token that no file gives an id gets one when the tokenizer is loaded.
+    # A special token without an id in any file gets one when the tokenizer is loaded.
     is_known = ids and special <= ids.keys()
     return TokenizerFacts(
         size=1 + max(ids.values()) if is_known else None,
@@ -57,7 +57,7 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
 
 
 def check_bounds(folder: Path) -> None:
-    """Raises ValueError where a tokenizer's files say more than can be loaded."""
+    """Raises ValueError where the files of a tokenizer have more than can be loaded."""
     for file in sorted(folder.iterdir()):
         is_text = file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file()
         if is_text and file.stat().st_size > _LARGEST_BYTES:
@@ -68,7 +68,7 @@ def check_bounds(folder: Path) -> None:
 
 
 def no_end(name: str) -> str:
-    """What is wrong with a tokenizer that has no end-of-text token."""
+    """The message about a tokenizer without an end-of-text token."""
     problem = f"found {name!r}, which has no end-of-text token, so that one document would run into the next"
     return (
         f"{problem}; expected data.end_token, such as '</s>' or '[SEP]', or an eos_token in its tokenizer_config.json"
@@ -80,11 +80,11 @@ def _without_end(config: dict[str, Any]) -> bool | None:
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
-    """All ids by token, those that were added included; empty where no file lists them."""
+    """All ids by token, with added tokens; empty where no file lists them."""
     whole = _json(folder / "tokenizer.json")
     model = whole.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):  # a unigram model: pairs of a token and its score
+    if isinstance(vocabulary, list):  # a unigram model: pairs of token and score
         vocabulary = {pair[0]: place for place, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
     if not (folder / "tokenizer.json").is_file():
         vocabulary = _json(folder / "vocab.json") or _lines(folder / "vocab.txt")
@@ -116,7 +116,7 @@ def _decoder(config: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _content(token: object) -> str | None:
-    """A token's text: it stands there by itself, or among what else is known of it."""
+    """The text of a token: written plainly, or as one of the token's properties."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None
 

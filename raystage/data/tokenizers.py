@@ -1,4 +1,4 @@
-"""Tokenizers: the bytes of a document to token ids, with an id at the end that parts it from the next."""
+"""Tokenizers: from the bytes of a document to token ids, with an id at the end that separates it from the next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = "data.tokenizer"
 
 
 class Tokenizer(Protocol):
-    """The bytes of a document to token ids; `size` is one more than the largest id."""
+    """From the bytes of a document to token ids. `size` is one more than the largest id."""
 
     size: int
 
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """Every byte is a token, whatever the text's encoding; 256 ends a document."""
+    """Every byte is a token, in any encoding; 256 ends a document."""
 
     size: int = BYTE_VOCABULARY
 
@@ -36,10 +36,10 @@ class ByteTokenizer:
 
 
 class PretrainedTokenizer:
-    """A Hugging Face tokenizer, by hub name or folder; its end-of-text token, or `end_token`, ends a document.
+    """A Hugging Face tokenizer, by Hub name or folder. Its end-of-text token, or `end_token`, ends a document.
 
-    What reads like a control token within a text is encoded as text. errors: "strict" refuses what is not UTF-8,
-    "replace" puts U+FFFD there.
+    Text that looks like a control token is encoded as text. errors: "strict" refuses bytes that are not UTF-8,
+    "replace" puts U+FFFD in their place.
     """
 
     def __init__(self, name: str, end_token: str | None = None, errors: str = "strict") -> None:
@@ -71,7 +71,7 @@ class PretrainedTokenizer:
 
 
 def make_tokenizer(data: DataPlan) -> Tokenizer:
-    """Raises InputError where it cannot be loaded, or nothing ends a document."""
+    """Raises InputError where it cannot be loaded, or has no token that ends a document."""
     if data.tokenizer == BYTE_TOKENIZER:
         return ByteTokenizer()
     return PretrainedTokenizer(data.tokenizer, data.end_token, data.encoding_errors)

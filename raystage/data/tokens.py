@@ -1,8 +1,7 @@
-"""Tokens: documents turned into two streams, and batches drawn from them by position alone.
+"""Tokens: documents as two streams, and batches that are read from them by position alone.
 
-Which tokens a batch holds depends on the seed and on the position in the run, never on how many
-workers there are or what was read before. So a resumed run, a grown run and a baseline read the same
-tokens at the same position.
+The tokens of a batch follow from the seed and the position in the run, not from the number of workers or from what was
+read before. So resumed, grown and baseline runs read the same tokens at the same position.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from raystage.errors import InputError
 
 @dataclass(frozen=True)
 class Streams:
-    """The tokens of all training documents laid end to end, and of all held-out ones; what is known of them."""
+    """The tokens of all training documents in a row, those of all held-out documents, and their index."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -28,10 +27,10 @@ class Streams:
 
 
 def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> Streams:
-    """The token streams of `data`, memory-mapped from this machine's cache, made there on first use.
+    """The token streams of `data`, memory-mapped from this machine's cache, which is filled on first use.
 
-    Raises InputError where the text on this machine is not the text that was planned with, or the
-    tokenizer has ids that the model's vocabulary has not.
+    Raises InputError where the text on this machine is not the one that was planned with, or where the tokenizer has
+    ids beyond the model's vocabulary.
     """
     folder = cache_folder(data, cache)
     index = open_index(data, folder)
@@ -42,12 +41,12 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
 
 
 class TokenWindows:
-    """Sequences of `length + 1` tokens (inputs and the targets one further on).
+    """Sequences of `length + 1` tokens: the inputs, and the targets one position further on.
 
-    The stream is cut into windows of `context_length`, a run's longest; every epoch goes through all of
-    them in an order of its own, drawn from (seed, epoch). The tokens of a run are those of window
-    `order[n mod windows]` of epoch `n div windows`, n = 0, 1, ..., laid end to end. Where sequences are shorter than
-    windows, a window is read in pieces, one after the other: so a token position holds the same text at any length.
+    The stream is cut into windows of `context_length`, the longest of the run. Every epoch reads all windows in an
+    order of its own, drawn from (seed, epoch). The tokens of a run are those of window `order[n mod windows]` of epoch
+    `n div windows`, n = 0, 1, ..., in a row. Where sequences are shorter than windows, a window is read in parts, one
+    after the other, so that a token position holds the same text with any sequence length.
     """
 
     def __init__(self, stream: np.ndarray, context_length: int, seed: int) -> None:
@@ -68,13 +67,13 @@ class TokenWindows:
         return np.stack([self._piece(number * length, length) for number in range(first, first + count)])
 
     def spread(self, count: int) -> np.ndarray:
-        """`count` windows spread evenly over the stream, each once: for evaluation."""
+        """`count` windows spread evenly over the stream, for evaluation: int64 of shape (count, context_length + 1)."""
         count = min(count, self.windows)
         starts = [number * self.windows // count * self.context_length for number in range(count)]
         return np.stack([self._read(start, self.context_length) for start in starts])
 
     def _piece(self, position: int, length: int) -> np.ndarray:
-        """The sequence at a token position of the run, within one window."""
+        """The sequence at a token position of the run; it lies within one window."""
         number, inside = divmod(position, self.context_length)
         return self._read(self._place(number) * self.context_length + inside, length)
 
@@ -89,7 +88,10 @@ class TokenWindows:
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> np.ndarray:
-    """A permutation of `windows`. NumPy keeps a bit generator's raw stream stable for ever (NEP 19),
-    a Generator's shuffle not: so the order is that of sorted raw draws."""
+    """A permutation of `windows`.
+
+    NumPy guarantees the raw stream of a bit generator for ever (NEP 19), but not the shuffle of a Generator. So the
+    order is that of sorted raw draws.
+    """
     draws = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(windows)
     return np.argsort(draws, kind="stable")

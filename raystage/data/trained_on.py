@@ -1,8 +1,8 @@
-"""What text a model was trained on, as its checkpoints know it: so that no run evaluates it on just that.
+"""The text that a model was trained on, as its checkpoints know it, so that no run evaluates it on the same text.
 
-Of a corpus the training documents with the smallest digests are kept, up to `SAMPLE` of them. Which documents are held
-out goes by their digests from the smallest on, so that these are the first that a larger validation fraction holds out;
-of another corpus they are a random sample.
+For each corpus the training documents with the smallest digests are kept, up to `SAMPLE` of them. Documents are held
+out in the order of their digests, so these are the first ones that a larger validation fraction would hold out. For
+another corpus they are a random sample.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _DIGEST = re.compile(f"[0-9a-f]{{{_SHORT}}}")
 
 @dataclass(frozen=True)
 class TrainingText:
-    """fingerprint: of the corpus. validation_fraction: how much of it was held out, None where text of its own was.
-    num_documents: trained on.
+    """fingerprint: of the corpus. validation_fraction: the share that was held out; None where separate text was.
+    num_documents: how many were trained on.
 
     sample: the first hex digits of those with the smallest digests.
     """
@@ -45,8 +45,8 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """All that a model was trained on so far. is_whole: nothing else; False where it began from one of which nothing
-    is known, such as a Hugging Face folder."""
+    """All text that a model was trained on. is_whole: whether that is everything; False for a model that started from
+    one of which nothing is known, such as a Hugging Face folder."""
 
     texts: tuple[TrainingText, ...] = ()
     is_whole: bool = True
@@ -60,7 +60,7 @@ class TrainedOn:
 
     @classmethod
     def from_json(cls, content: object) -> TrainedOn:
-        """Of a checkpoint; of one that does not say, NOT_KNOWN. Raises ValueError where that is damaged."""
+        """From a checkpoint; NOT_KNOWN where it has no such entry. Raises ValueError where it is damaged."""
         if content is None:
             return NOT_KNOWN
         if not isinstance(content, Mapping) or not isinstance(content.get("texts"), list):

@@ -8,18 +8,18 @@ from raystage.models.transformers_tables import BUILT_IN
 FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
 
 
-# What a schedule can train.
+# The families that a schedule can train.
 TRAINED = tuple(name for name, family in FAMILIES.items() if family.objective == "next token")
 
 
 def register(family: Family) -> None:
-    """Make a family of your own known, by its name. Raises ValueError where the name is taken."""
+    """Make a user's own family known, by its name. Raises ValueError where the name is taken."""
     if FAMILIES.get(family.name, family) != family:
         raise ValueError(f"found the family {family.name!r} a second time; expected a name of its own")
     FAMILIES[family.name] = family
 
 
-# A model without a table: its layers can be copied as they are, and that is all that is known.
+# For a model without a table. Only copying whole layers is possible then.
 UNKNOWN = Family(name="", before=(), layer=(), after=(), embeddings=(), head="", norm="layer")
 
 

@@ -1,4 +1,4 @@
-"""`config.json` of a Hugging Face folder: the shape it describes, and itself with grown sizes in it."""
+"""`config.json` of a Hugging Face folder: the shape that it describes, and the same file with grown sizes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from raystage.units import shown
 
 Config = dict[str, Any]
 
-_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer, whatever the model
-# Where a configuration of several models has that of the one with the layers.
+_PER_LAYER = ("layer_types", "mlp_layer_types")  # lists with an entry for every layer in all models
+# Keys under which a configuration of several models has that of the one with the layers.
 _PARTS = ("text_config",)
-# Keys that go by a layer's number, by their names: in a model that transformers does not know nobody can follow them.
+# Names of keys that are rules by layer number. In a model that is unknown to transformers their meaning is unknown.
 _BY_NUMBER = re.compile(r"pattern|interval|every|period|offset|_step$|_freq$|first_k|max_window_layers")
-# Where a model without a table says how large it is; of these only the layers are needed.
+# Usual keys for the sizes of a model without a table; only the number of layers is needed.
 _USUAL_KEYS = {
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -33,14 +33,14 @@ _USUAL_KEYS = {
     "context_length": ("max_position_embeddings", "n_positions"),
 }
 _LARGEST_SIZE = 2**40
-# How far a dense model looks back unless its configuration says something else.
+# The attention window of a dense model whose configuration has none.
 WINDOWS = {"mistral": 4096}
-# The base of rotary positions in a configuration that says none, where it is not 10,000.
+# The base of rotary positions in a configuration without one, where it is not 10,000.
 _ROPE_THETAS = {"mixtral": 1_000_000.0}
-# What only a dense model's configuration says.
+# Keys that only a dense model's configuration has.
 _DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
 
-# A key of GPT-2 under which a layer that is moved is another function.
+# A key of GPT-2 with which a layer computes another function in another place.
 _PLACED = "scale_attn_by_inverse_layer_idx"
 
 
@@ -48,10 +48,10 @@ _PLACED = "scale_attn_by_inverse_layer_idx"
 
 
 def shape_of(config: Config, file: str) -> ModelShape:
-    """The shape that a configuration describes, the family's defaults filled in.
+    """The shape that a configuration describes, with the family's defaults.
 
-    Of a model without a table only `num_layers` is sure; other sizes are 0 where no usual key says them.
-    file: for messages. Raises InputError where a size is missing or none.
+    Of a model without a table only `num_layers` is certain; other sizes are 0 where no usual key has them. file: for
+    messages. Raises InputError where a size is missing or wrong.
     """
     name = config.get("model_type")
     if not isinstance(name, str):
@@ -63,12 +63,12 @@ def shape_of(config: Config, file: str) -> ModelShape:
 
 
 def layers_key(config: Config) -> str | None:
-    """The key under which a configuration says how many layers there are; None where it says it under no usual one."""
+    """The key that has the number of layers; None where no usual key has it."""
     return next((key for key in _USUAL_KEYS["num_layers"] if type(config.get(key)) is int), None)
 
 
 def layers_part(config: Config) -> tuple[tuple[str, ...], Config]:
-    """The part of a configuration that says how many layers there are, and the keys that lead to it."""
+    """The part of a configuration that has the number of layers, and the keys that lead to it."""
     for key in _PARTS if layers_key(config) is None else ():
         if isinstance(config.get(key), dict) and layers_key(config[key]) is not None:
             return (key,), config[key]
@@ -76,7 +76,7 @@ def layers_part(config: Config) -> tuple[tuple[str, ...], Config]:
 
 
 def with_part(config: Config, part: Config) -> Config:
-    """The configuration with another part where `layers_part` found one."""
+    """The configuration with another part in place of the one that `layers_part` found."""
     path, _ = layers_part(config)
     return {**config, path[0]: part} if path else part
 
@@ -101,7 +101,7 @@ def _rope_theta(config: Config, family: str) -> float:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is one that a float holds: JSON has whole numbers of any length."""
+    """Whether it is a number that fits a float: JSON has integers of any length."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
@@ -111,7 +111,7 @@ def rope_of(config: Config) -> Mapping[str, Any]:
 
 
 def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
-    """A field's value; None where it follows from others."""
+    """The value of a field; None where it follows from others."""
     found = _said(config, key, default, file)
     if field == "tied_embeddings":
         return found is True and not _is_headless(config)
@@ -125,7 +125,7 @@ def _value(config: Config, field: str, key: str, default: object, file: str) -> 
 
 
 def _said(config: Config, key: str, default: object, file: str) -> object:
-    """What is said under a key, or under its second name."""
+    """The value of a key, or of its second name."""
     alias = ALIASES.get(str(config.get("model_type")), {}).get(key)
     found = config.get(key, config.get(alias, default))
     if config.get(alias, found) != found:
@@ -135,14 +135,14 @@ def _said(config: Config, key: str, default: object, file: str) -> object:
 
 
 def _is_headless(config: Config) -> bool:
-    """Whether the model is a GPT2Model, a BertModel or the like: its hidden states are what it puts out, so that there
-    is nothing for the embedding to be tied to."""
+    """Whether the model is a GPT2Model, a BertModel or the like. Its output are hidden states, so there is no head that
+    the embedding could be tied to."""
     name = architecture_of(config)
     return name.endswith("Model") and not name.endswith("HeadModel")
 
 
 def architecture_of(config: Config) -> str:
-    """The class of transformers' that the model is to be; "" where the configuration says none."""
+    """The transformers class of the model; "" where the configuration has none."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
 
@@ -167,7 +167,7 @@ def _unknown_shape(config: Config, name: str, file: str) -> ModelShape:
     return ModelShape(family=name, **values, tied_embeddings=config.get("tie_word_embeddings") is True)
 
 
-# Second names of sizes, which transformers lets override the first.
+# Second names of sizes. In transformers they take precedence.
 ALIASES: Mapping[str, Mapping[str, str]] = {
     "gpt2": {
         "n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",
@@ -181,17 +181,18 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 
 
 def is_per_layer(key: str) -> bool:
-    """Whether a list of that name is about layers; of others only the model can tell."""
+    """Whether a list of that name is about layers. For other names only the model can tell."""
     return "layer" in key or "block" in key or key == "attention_types"
 
 
 def readings(key: str, value: list, count: int, layers: Sequence[int], lists: Mapping[str, list]) -> list[list]:
-    """What a list may be in a model whose layers are the `layers` of one of `count`, the likely one first: an entry
-    for each of them, the numbers of some, or nothing about them.
+    """What a list may become in a model with `layers`, indices of the layers of a model of `count`; the likely one
+    first.
 
-    lists: the configuration's lists as the model reads them.
+    It may have an entry for each layer, it may have the numbers of some layers, or it may not be about layers. lists:
+    the configuration's lists as the model reads them.
     """
-    if key == "attention_types":  # GPT-Neo's: of attention_layers, in short
+    if key == "attention_types":  # of GPT-Neo: a short form of attention_layers
         kinds = lists.get("attention_layers", [])
         return [[[[kinds[layer] for layer in layers], 1]]] if len(kinds) == count else [value]
     each = [[value[layer] for layer in layers]] if len(value) == count else []
@@ -202,14 +203,14 @@ def readings(key: str, value: list, count: int, layers: Sequence[int], lists: Ma
 
 
 def in_order(first: int, layers: int, count: int) -> tuple[int, ...]:
-    """All layers, then again from `first` on until there are `count`."""
+    """All layers, then the layers from `first` on again until there are `count`."""
     return (*range(layers), *islice(cycle(range(first, layers)), count - layers))
 
 
 def by_name(config: Config, count: int, layers: Sequence[int], file: str) -> Config:
-    """The configuration with its lists of layers as those of a model whose layers are the `layers` of its `count`.
+    """The configuration with its lists of layers for a model with `layers`, indices of its own `count` layers.
 
-    Raises InputError where a list has not an entry for each, though every model's has.
+    Raises InputError where a list that every model has per layer does not have an entry for each.
     """
     part = dict(layers_part(config)[1])
     for key, entries in list(part.items()):
@@ -223,7 +224,7 @@ def by_name(config: Config, count: int, layers: Sequence[int], file: str) -> Con
 
 
 def check_no_rule(config: Config, file: str) -> None:
-    """Raises InputError where a configuration has a rule that goes by a layer's number, and no list in its place."""
+    """Raises InputError where a configuration has a rule by layer number and no list in its place."""
     part = layers_part(config)[1]
     for key, value in part.items():
         goes_on = isinstance(value, str) or (type(value) is int and value > 1)
@@ -238,7 +239,7 @@ def check_no_rule(config: Config, file: str) -> None:
 
 
 def grown_config(config: Config, source: ModelShape, target: ModelShape, layers: tuple[int, ...], file: str) -> Config:
-    """The source's configuration with the grown sizes in it, all else kept, in its order; its lists are the target's.
+    """The source's configuration with the sizes of the target, all other keys unchanged and in order.
 
     layers: for each target layer the source layer that it is a copy of.
     """
@@ -257,9 +258,9 @@ def grown_config(config: Config, source: ModelShape, target: ModelShape, layers:
 
 
 def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
-    """Make the configuration describe `target`, in place; what follows from others is said where it follows no more."""
+    """Make the configuration describe `target`, in place. Sizes that no longer follow from others are written out."""
     fields = {field: key for field, (key, _) in FAMILIES[target.family].fields.items()}
-    for _ in range(2):  # what was set changes what follows from it
+    for _ in range(2):  # setting a size changes what follows from it
         said = shape_of(config, file)
         for field, key in fields.items():
             if getattr(said, field) != getattr(target, field):
@@ -269,8 +270,8 @@ def _set_sizes(config: Config, target: ModelShape, file: str) -> None:
 
 
 def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tuple[int, ...]) -> None:
-    """Of a Qwen: the layers from `max_window_layers` on see a window only. Which ones is told layer by layer where it
-    was told by this number alone, for copies need not lie in a row."""
+    """For Qwen: the layers from `max_window_layers` on use a window. Where only this number tells which layers, the
+    grown configuration lists them, because copies need not be in a row."""
     most = config.get("max_window_layers")
     if type(most) is not int:
         return
@@ -282,14 +283,14 @@ def _set_windows(grown: Config, config: Config, source: ModelShape, layers: tupl
 
 
 def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Config:
-    """A dense model's configuration as a mixture's, every size said, since the families' defaults differ."""
+    """A dense model's configuration as that of a mixture, with every size written out, since the defaults differ."""
     grown = {key: value for key, value in config.items() if key not in _DENSE_KEYS}
     before, after = FAMILIES[source.family], FAMILIES[target.family]
     name = architecture_of(config) or f"{before.name.capitalize()}ForCausalLM"
     grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize())]
     grown["model_type"] = after.name
     grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
-    # Unless they are told, the two turn positions by different angles and look back differently far.
+    # Without these keys the two would use different rotary angles and different windows.
     own = before.constants["rope_parameters"]
     if "rope_parameters" not in grown and "rope_theta" not in grown:
         grown |= {"rope_theta": own["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(own)}

@@ -1,7 +1,7 @@
-"""A Hugging Face folder opened by its config and its files' headers, and what transformers would make of the two.
+"""A Hugging Face folder, opened by its config and the headers of its files, as transformers would load it.
 
-Folders come from anywhere: nothing outside the folder is opened, no file is read before its size is known to be
-sensible, and what a config says is counted against the tensors that are there before anything is made of it.
+Folders may come from anywhere. Nothing outside of the folder is opened, no file is read before its size is known to be
+sensible, and the sizes in a config are compared with the tensors in the folder before anything is built from them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """A folder that transformers loads, seen through its config and its files' headers; `table` names its tensors."""
+    """A folder that transformers can load, known by its config and the headers of its files. `table` names its
+    tensors."""
 
     folder: Files
     config: dict[str, Any]
@@ -43,15 +44,19 @@ class HuggingFaceModel:
     table: Family
 
     def tables(self, target: ModelShape, layers: Sequence[int | None]) -> tuple[Family, Family]:
-        """The tables of this folder and of what it grows into, whose layers come from `layers` of it. Raises
-        InputError where a tensor cannot grow along."""
+        """The tables of this folder and of the folder it grows into, whose layers come from `layers` of it.
+
+        Raises InputError where a tensor cannot grow with the model.
+        """
         return self.table, target_table(self.table, self.shape, target, layers, self.folder.uri)
 
     def placed(self) -> list[StoredTensorPlace]:
-        """Every tensor and where it lies in the model that is trained. Raises InputError where one is missing, is
-        left over, or has another size or type."""
+        """Every tensor with its place in the model that is trained.
+
+        Raises InputError where one is missing, is left over, or has another size or type.
+        """
         known = FAMILIES[self.shape.family]
-        # Some folders leave the base's prefix out.
+        # Some folders omit the base's prefix.
         found = [
             one if one.name in self.tensors else replace(one, name=one.name.removeprefix(known.base))
             for one in placed(self.shape)
@@ -65,9 +70,9 @@ def is_model(files: Files) -> bool:
 
 
 def open_model(files: Files) -> HuggingFaceModel:
-    """The model in a folder. Raises InputError where its files are no whole model."""
+    """The model in a folder. Raises InputError where its files are not a complete model."""
     config = read_json(files, CONFIG)
-    if files.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model of its choice
+    if files.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model that it names
         raise InputError("found an adapter; expected it merged into the weights", file=f"{files.uri}/{_ADAPTER}")
     shape = shape_of(config, f"{files.uri}/{CONFIG}")
     tensors = _stored_tensors(files)
@@ -78,7 +83,7 @@ def open_model(files: Files) -> HuggingFaceModel:
 
 
 def open_trainable(files: Files) -> HuggingFaceModel:
-    """The model in a folder, which is one that a schedule can train as it stands. Raises InputError."""
+    """The model in a folder, which a schedule can train as it is. Raises InputError where that is not possible."""
     config, file = read_json(files, CONFIG), f"{files.uri}/{CONFIG}"
     shape = shape_of(config, file)
     if shape.family not in TRAINED:
@@ -91,8 +96,10 @@ def open_trainable(files: Files) -> HuggingFaceModel:
 
 
 def weight_files(files: Files) -> tuple[str, ...]:
-    """The names of the files that hold the weights: one where there is one, as transformers does, else an index and
-    those that it names. Raises InputError."""
+    """The names of the files with the weights: a single file first, as in transformers, else an index and its files.
+
+    Raises InputError.
+    """
     if files.size_of(WEIGHTS) is not None:
         return (WEIGHTS,)
     if files.size_of(INDEX) is None:
@@ -129,7 +136,7 @@ def _stored_tensors(files: Files) -> dict[str, StoredTensor]:
 
 
 def _check_counts(shape: ModelShape, num_tensors: int, file: str) -> None:
-    """Each layer, and each expert in each of them, has a tensor: what is more need not be listed to be refused."""
+    """Raises InputError where the config has more layers or experts than there are tensors. Nothing is listed."""
     if shape.num_layers > num_tensors:
         problem = f"found {shape.num_layers} layers and {num_tensors} tensors; expected a tensor or more for each"
         raise InputError(problem, file=file)
@@ -142,9 +149,9 @@ def _check_counts(shape: ModelShape, num_tensors: int, file: str) -> None:
 
 
 def _as_tied(shape: ModelShape, tensors: dict[str, StoredTensor], folder: str) -> ModelShape:
-    """The shape as transformers loads it: a config that says tied is believed only where the tensors do not differ.
+    """The shape as transformers loads it: tied in the config counts only where the tensors do not differ.
 
-    Raises InputError where a part of a head of its own is there, and another is missing.
+    Raises InputError where a part of a separate head exists and another part is missing.
     """
     if not shape.tied_embeddings or shape.family not in FAMILIES:
         return shape
@@ -162,13 +169,13 @@ def _as_tied(shape: ModelShape, tensors: dict[str, StoredTensor], folder: str) -
 
 
 def _tied_pairs(family: Family, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, str]]:
-    """What a head of its own has, and what it is in a tied model."""
+    """The tensors of a separate head, each with its counterpart in a tied model."""
     for own, tied in {family.head: family.embeddings[0], **family.ties}.items():
         yield own, tied if tied in tensors else tied.removeprefix(family.base)
 
 
 def _differ(own: str, tied: str, tensors: dict[str, StoredTensor]) -> bool:
-    """Whether both are there and hold other bytes."""
+    """Whether both exist and have different bytes."""
     if own not in tensors or tied not in tensors:
         return False
     one, other = tensors[own], tensors[tied]

@@ -1,9 +1,10 @@
-"""Layers as transformers makes them: whether those of a grown configuration are what their origins are.
+"""Layers as transformers builds them: whether the layers of a grown configuration are what their origins are.
 
-Models may differ from layer to layer: by lists in their configuration, or by rules that go by a layer's number (a
-window in every sixth one, no positions in every fourth, a dense first one). A copy must be what its origin is. So both
-configurations are made into models without weights (torch's meta device), whose layers are compared: modules, shapes,
-and all plain attributes but their number. Lists are written out where the rule alone would say something else.
+Layers of a model may differ: by lists in the configuration, or by rules on the number of a layer (a window in every
+sixth layer, no positions in every fourth, a dense first layer). A copy has to be what its origin is. So both
+configurations are built as models without weights (torch's meta device), and their layers are compared: modules,
+shapes, and all plain attributes except the layer's number. A list is written out where the rule alone would give
+something else.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from raystage.models.hf_table import check_alike, rows_in
 from raystage.models.table import Family
 from raystage.units import shown
 
-# What says how a model is run, not what it is.
+# Attributes that say how a model is run, not what it is.
 _ASIDE = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
-# Of lists that can be read in several ways so many combinations are tried.
+# The most combinations that are tried, where lists can be read in several ways.
 _MOST_READINGS = 64
 _LEFT_OUT = object()
 
@@ -45,9 +46,9 @@ Facts = dict[str, object]
 
 @dataclass(frozen=True)
 class _Model:
-    """A configuration made into a model. lists: the configuration's own, with what follows where none is given.
+    """A configuration built as a model. lists: the configuration's lists, with default ones where none is given.
 
-    layers: by the name of each list of modules the facts of each of them. others: the shapes of all parameters.
+    layers: by the name of each list of modules the facts of each of them. others: the shapes of all other parameters.
     """
 
     lists: Mapping[str, list]
@@ -56,19 +57,19 @@ class _Model:
 
 
 class _NoModel(Exception):
-    """transformers makes no model of a configuration; it says why."""
+    """transformers cannot build a model from a configuration; it says why."""
 
 
 def is_known(config: Config) -> bool:
-    """Whether the installed transformers has the model type."""
+    """Whether the installed transformers has this model type."""
     return config.get("model_type") in transformers.CONFIG_MAPPING
 
 
 def deepened(config: Config, layers: Sequence[int], file: str, table: Family, count: int) -> Config:
-    """The configuration of a model whose layers are the `layers` of this one's, in that order.
+    """The configuration of a model whose layers are the `layers` of this one, in that order.
 
-    table, count: of the folder, and how many layers it has. Raises InputError where there is no such configuration, or
-    this one is no model.
+    table, count: of the folder, and its number of layers. Raises InputError where there is no such configuration, or
+    where this one is no model.
     """
     try:
         source = _model(config)
@@ -86,7 +87,7 @@ def deepened(config: Config, layers: Sequence[int], file: str, table: Family, co
 
 
 def _found(config: Config, source: _Model, count: int, layers: Sequence[int]) -> tuple[Config | None, str]:
-    """The configuration, or None and what is wrong with the best that can be written."""
+    """The configuration; or None, and what is wrong with the best one that can be written."""
     problem = ""
     choices = list(_choices(config, source, count, layers))
     for values in itertools.islice(itertools.product(*(options for _, options in choices)), _MOST_READINGS):
@@ -101,7 +102,7 @@ def _found(config: Config, source: _Model, count: int, layers: Sequence[int]) ->
 
 def _choices(config: Config, source: _Model, count: int, layers: Sequence[int]) -> Iterator[tuple[str, list[Any]]]:
     """For every list that may be about layers the values that it may have in the grown configuration, the likely one
-    first. Of one that the configuration does not give, the last is to go on without."""
+    first. For a list that the configuration does not have, the last choice is to leave it out."""
     part = layers_part(config)[1]
     for key, value in part.items():
         if isinstance(value, list):
@@ -119,7 +120,7 @@ def _written(config: Config, chosen: Mapping[str, Any], count: int) -> Config:
 
 
 def _without_needless(config: Config, written: Config, chosen: Mapping[str, Any]) -> Config:
-    """Without what the configuration did not give and says by itself in the grown model, too."""
+    """Without lists that the configuration did not have and that are the defaults in the grown model, too."""
     given, part = layers_part(config)[1], dict(layers_part(written)[1])
     for key, value in chosen.items():
         if given.get(key) is None and value is not _LEFT_OUT:
@@ -131,7 +132,7 @@ def _without_needless(config: Config, written: Config, chosen: Mapping[str, Any]
 
 
 def _way_out(config: Config, source: _Model, count: int, deeper: int) -> tuple[int, ...] | None:
-    """A list of layers that works: all of the source's, and then again from one of them on."""
+    """A list of layers that works: all of the source's, and then those from one of them on again."""
     if deeper <= count:
         return None
     for first in sorted(range(count), key=lambda one: (one != 2 * count - deeper, one))[:8]:
@@ -145,7 +146,7 @@ def _way_out(config: Config, source: _Model, count: int, deeper: int) -> tuple[i
 
 
 def _wrong(source: _Model, written: Config, chosen: Mapping[str, Any], count: int, layers: Sequence[int]) -> str | None:
-    """What a copy would be that its origin is not; None where all are alike."""
+    """How a copy differs from its origin; None where all are equal."""
     try:
         target = _model(written)
     except _NoModel as error:
@@ -174,7 +175,7 @@ def _outside(model: _Model, inside: tuple[str, ...]) -> set[tuple[str, tuple[int
 def _difference(name: str, source: _Model, target: _Model, layers: Sequence[int]) -> str | None:
     before, after = source.layers[name], target.layers[name]
     numbers = {fact for fact, _ in _numbers(before) & _numbers(after)}
-    # Some layers know the lists of all of them; that these are as they should be has been seen before.
+    # Some layers hold the lists of all layers; these were compared before.
     lists = [
         (_plain(kind(mine)), _plain(kind(target.lists.get(key, []))))
         for key, mine in source.lists.items() if is_per_layer(key) for kind in (list, tuple)
@@ -189,7 +190,7 @@ def _difference(name: str, source: _Model, target: _Model, layers: Sequence[int]
 
 
 def _numbers(layers: Sequence[Facts]) -> set[tuple[str, int]]:
-    """The facts that say nothing but a layer's number, in all layers that have them; and from which number on."""
+    """The facts that are only a layer's number, in all layers that have them, with the number they start from."""
     starts: dict[str, set[int | None]] = defaultdict(set)
     for number, facts in enumerate(layers):
         for fact, value in facts.items():
@@ -198,7 +199,7 @@ def _numbers(layers: Sequence[Facts]) -> set[tuple[str, int]]:
 
 
 def _check_folder(source: _Model, table: Family, count: int, file: str) -> None:
-    """Layers that have other tensors in the folder must be others in transformers' model, too."""
+    """Layers with different tensors in the folder must be different in transformers' model, too."""
     parted = [rows_in(table, layer) == rows_in(table, 0) for layer in range(count)]
     if parted not in ([_shapes(one) == _shapes(facts[0]) for one in facts] for facts in source.layers.values()):
         check_alike(table, count, file.rpartition("/")[0])
@@ -260,14 +261,14 @@ def _lists(made: transformers.PreTrainedConfig) -> dict[str, list]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' advice is for those who train. Raises _NoModel."""
+    """The warnings of transformers are for training, so they are suppressed. Raises _NoModel."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         yield
     except _NoModel:
         raise
-    except Exception as error:  # whatever a model's own code comes upon
+    except Exception as error:  # whatever a model's own code raises
         reason = str(error).strip() or type(error).__name__
         raise _NoModel(" ".join(reason.split())[:200]) from None
     finally:
@@ -275,7 +276,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _facts(layer: torch.nn.Module) -> Facts:
-    """What a layer is: its modules' classes and plain attributes, and the shapes of its tensors."""
+    """What identifies a layer: classes and plain attributes of its modules, and the shapes of its tensors."""
     facts: Facts = {}
     for name, module in layer.named_modules():
         facts[name or "class"] = type(module).__name__
@@ -288,7 +289,7 @@ def _facts(layer: torch.nn.Module) -> Facts:
 
 
 def _plain(value: object) -> object:
-    """A value that can be compared; _LEFT_OUT for what cannot."""
+    """A value that can be compared; _LEFT_OUT for one that cannot."""
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
     if isinstance(value, list | tuple | set):

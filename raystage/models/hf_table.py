@@ -1,7 +1,7 @@
-"""The table of one Hugging Face folder: its family's rows as far as the folder has them, and what else is in it.
+"""The table of one Hugging Face folder: the rows of its family that the folder has, and everything else in it.
 
-A folder may leave out the base's prefix, or the head; it may have biases or a pooler; or it may hold a model that no
-table describes, whose layers are then found by their names.
+A folder may omit the base's prefix or the head; it may have biases or a pooler; or it may contain a model without a
+table, whose layers are then found by their names.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from raystage.models.transformers_tables import UPCYCLED
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What some versions stored though it is computed: rotary angles, causal masks, the numbers of positions.
+# Computed tensors that some versions stored: rotary angles, causal masks, position numbers.
 _BUFFER = re.compile(r"(.*\.)?(inv_freq|attn\.bias|masked_bias|position_ids)")
 _NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
-# How the parameters of BERT's norms were called before.
+# The former names of the parameters of BERT's norms.
 _OLD_NAMES = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
 
 
 def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
-    """The table of a folder with these tensors. Raises InputError, naming the folder, where they are no whole model
-    of `shape`."""
+    """The table of a folder with these tensors. Raises InputError, naming the folder, where they are not a complete
+    model of `shape`."""
     if shape.family not in FAMILIES:
         return _table_by_name(shape, tensors, folder)
     known = FAMILIES[shape.family]
@@ -45,9 +45,9 @@ def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
 def target_table(
     table: Family, source: ModelShape, target: ModelShape, layers: Sequence[int | None], folder: str
 ) -> Family:
-    """The table of what a folder with `table` grows into. layers: the source layer of each of the target's.
+    """The table of the folder that one with `table` grows into. layers: the source layer of each target layer.
 
-    Raises InputError where it has tensors of which nobody knows how they would grow along.
+    Raises InputError where the folder has tensors whose growth is unknown.
     """
     grown = {source.units(unit) for unit in ("hidden", "vocab") if source.units(unit) != target.units(unit)}
     for row in table.after:
@@ -61,14 +61,14 @@ def target_table(
 
 
 def _moved(row: ParameterSpec, layers: Sequence[int | None]) -> ParameterSpec:
-    """The row in the layers that come from some which have it."""
+    """The row in the target layers whose source layers have it."""
     if row.layers is None:
         return row
     return replace(row, layers=frozenset(layer for layer, source in enumerate(layers) if source in row.layers))
 
 
 def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
-    """The mixture's rows, around them the dense folder's own."""
+    """The rows of the mixture, between those of the dense folder."""
     stored = mixture.on_disk or mixture
     if dense.base != stored.base:
         found = f"found tensors without the prefix {stored.base!r}"
@@ -81,13 +81,13 @@ def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of that name is computed rather than learned."""
+    """Whether a tensor of that name is computed and not learned."""
     return _BUFFER.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class StoredTensorPlace:
-    """A tensor of a folder and where it lies in a model: in `parameter`, as the flat slice from `start` on."""
+    """A tensor of a folder and its place in a model: in `parameter`, as the flat slice from `start` on."""
 
     name: str
     shape: tuple[int, ...]
@@ -100,7 +100,7 @@ class StoredTensorPlace:
 
 
 def placed(shape: ModelShape) -> tuple[StoredTensorPlace, ...]:
-    """Every tensor that transformers writes of a model of `shape`, in the order of the model's parameters."""
+    """Every tensor that transformers writes for a model of `shape`, in the order of the model's parameters."""
     family = FAMILIES[shape.family]
     stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
     found: list[StoredTensorPlace] = []
@@ -113,7 +113,8 @@ def placed(shape: ModelShape) -> tuple[StoredTensorPlace, ...]:
 
 
 def _stored_names(family: Family, parameter: Parameter, shape: ModelShape) -> list[str]:
-    """Of the tensors that lie end to end in a parameter: mostly itself, else its parts, expert by expert."""
+    """The tensors that lie end to end in a parameter: usually the parameter itself, else its parts, expert by
+    expert."""
     rows = family.stored_as.get(parameter.spec.name, (parameter.spec.name,))
     experts = range(shape.num_experts) if any("{expert}" in row for row in rows) else (None,)
     return [row.format(layer=parameter.layer, expert=expert) for expert in experts for row in rows]
@@ -123,7 +124,7 @@ def _stored_names(family: Family, parameter: Parameter, shape: ModelShape) -> li
 
 
 def _as_stored(table: Family, tensors: Shapes) -> Family:
-    """The rows that the folder has, under the names that they have there."""
+    """The rows that the folder has, under their names in the folder."""
     is_bare = _is_bare(table, tensors)
     name = _naming(table, is_bare, tensors)
     optional = [row for row in table.optional if name(row.name).format(layer=0) in tensors]
@@ -144,7 +145,7 @@ def _as_stored(table: Family, tensors: Shapes) -> Family:
 
 
 def _is_bare(table: Family, tensors: Shapes) -> bool:
-    """Whether the folder leaves the base's prefix out."""
+    """Whether the folder omits the base's prefix."""
     first = table.before[0].name
     return bool(table.base) and first not in tensors and first.removeprefix(table.base) in tensors
 
@@ -173,7 +174,7 @@ def _of_base(table: Family) -> tuple[ParameterSpec, ...]:
 
 
 def _with_fixed_sizes(row: ParameterSpec, tensors: Shapes) -> ParameterSpec:
-    """The row with the folder's sizes for what never grows, such as the number of token types."""
+    """The row with the folder's sizes of axes that never grow, such as the number of token types."""
     found = tensors.get(row.name, ())
     if len(found) != len(row.axes):
         return row
@@ -182,7 +183,7 @@ def _with_fixed_sizes(row: ParameterSpec, tensors: Shapes) -> ParameterSpec:
 
 
 def _check_whole(expected: Shapes, tensors: Shapes, folder: str) -> None:
-    """Every parameter is there, in its shape."""
+    """Raises InputError where a parameter is missing or has another shape."""
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise InputError(f"found no tensor for {_some(missing)}; expected a whole model", file=folder)
@@ -193,7 +194,7 @@ def _check_whole(expected: Shapes, tensors: Shapes, folder: str) -> None:
 
 
 def _check_no_others_in_layers(table: Family, others: Collection[str], folder: str) -> None:
-    """What stands beside the layers can be left as it is; what stands in them cannot."""
+    """Raises InputError for further tensors inside of layers; tensors beside the layers can stay as they are."""
     prefixes = tuple({row.name.partition("{layer}")[0] for row in table.layer})
     unknown = [name for name in others if name.startswith(prefixes)]
     if unknown:
@@ -229,7 +230,7 @@ def rows_in(table: Family, layer: int) -> frozenset[ParameterSpec]:
 
 
 def check_alike(table: Family, layers: int, folder: str) -> None:
-    """Raises InputError where some layers of a folder have tensors that others have not, or in other shapes."""
+    """Raises InputError where layers of a folder do not all have the same tensors in the same shapes."""
     for layer in range(1, layers):
         unlike = rows_in(table, layer) ^ rows_in(table, 0)
         if unlike:
@@ -240,7 +241,7 @@ def check_alike(table: Family, layers: int, folder: str) -> None:
 
 
 def _layer_prefix(shape: ModelShape, tensors: Shapes, folder: str) -> str:
-    """What stands before the layers' numbers: the one list of names that has as many entries as there are layers."""
+    """The text before the layers' numbers: the one list of names with as many entries as there are layers."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in tensors:
         match = _NUMBERED.fullmatch(name)
@@ -264,7 +265,7 @@ def _whole(name: str, size: tuple[int, ...]) -> ParameterSpec:
 
 
 def _literal(name: str) -> str:
-    """The name as it stands in a row, where braces mean something."""
+    """The name as a row has it, where braces have a meaning."""
     return name.replace("{", "{{").replace("}", "}}")
 
 

@@ -1,4 +1,5 @@
-"""Whether raystage trains the model that a `config.json` describes, and not another one with the same weights."""
+"""Whether the model that raystage builds is the one that a `config.json` describes, or another one with the same
+weights."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from raystage.models.hf_config import ALIASES, WINDOWS, Config, rope_of
 from raystage.models.shape import ModelShape
 from raystage.units import shown
 
-# What must be as in the models that raystage builds, else the same weights compute something else.
+# Keys with the values that raystage's models have. With other values the same weights compute something else.
 _AS_BUILT: Mapping[str, tuple[object, ...]] = {
     "hidden_act": ("silu", "swish"),
     "activation_function": ("gelu_new",),
@@ -27,8 +28,8 @@ _AS_BUILT: Mapping[str, tuple[object, ...]] = {
 }
 
 
-# What else transformers reads of a configuration, of whatever family: where it is set, the model may be another. A key
-# that nobody reads computes nothing, whoever wrote it there. A test holds this against transformers' own code.
+# Further keys that transformers reads in any family. Where one is set, the model may be another one. A key that no code
+# reads has no effect. A test compares this list with the code of transformers.
 _READ = frozenset({
     "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
     "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
@@ -42,7 +43,8 @@ _READ = frozenset({
 
 
 def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
-    """Raises InputError, naming the key, where a model of `shape`, as raystage builds it, is not the configured one."""
+    """Raises InputError, naming the key, where the configuration describes another model than raystage builds for
+    `shape`."""
     aliases = set(ALIASES.get(shape.family, {}).values())
     for key, value in config.items():
         if key in _AS_BUILT:
@@ -66,7 +68,7 @@ def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
 
 
 def _check_window(config: Config, shape: ModelShape, file: str) -> None:
-    """A window as long as the context hides nothing."""
+    """A window that is as long as the context changes nothing."""
     window = config.get("sliding_window", WINDOWS.get(shape.family))
     if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
         return

@@ -1,7 +1,7 @@
-"""Names of the Hugging Face hub: `org/model`, or `org/model@revision`. What a name means changes; a commit does not.
+"""Names on the Hugging Face Hub: `org/model`, or `org/model@revision`. A name's content changes; a commit's does not.
 
-So a name is brought to a commit once, when planned: by the hub, or by this machine's cache where the hub cannot be
-reached. From then on it is written `org/model@commit`, and means the same on every node.
+So a name is resolved to a commit once, when a schedule is planned: by the Hub, or by the cache of this machine where
+the Hub cannot be reached. From then on it is written `org/model@commit` and means the same on every node.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def is_name(text: str) -> bool:
 
 
 def parts(name: str) -> tuple[str, str | None]:
-    """The repository and the revision that a name asks for."""
+    """The repository and the revision of a name."""
     found = _NAME.fullmatch(name)
     return (found["repository"], found["revision"]) if found else (name, None)
 
 
 def pinned(name: str, key: str) -> str:
-    """The same at a commit; a folder as it is. Raises InputError where neither the hub nor the cache knows one."""
+    """The name with its commit; a folder unchanged. Raises InputError where neither the Hub nor the cache has one."""
     repository, revision = parts(name)
     if os.path.isdir(name) or (revision and _COMMIT.fullmatch(revision)):
         return name
@@ -41,9 +41,9 @@ def pinned(name: str, key: str) -> str:
 
 
 def snapshot(name: str, files: Sequence[str], key: str, offline: bool = False) -> Path:
-    """The folder in this machine's cache, named by its commit, with those of its files; downloaded where needed.
+    """The folder in this machine's cache, named by its commit, with these files; downloaded where needed.
 
-    offline: nothing is downloaded, whatever is missing. Raises InputError.
+    offline: download nothing. Raises InputError.
     """
     repository, revision = parts(name)
     try:

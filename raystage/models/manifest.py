@@ -1,7 +1,7 @@
-"""Whether a checkpoint's manifest, as it was read from JSON, can be what a worker wrote.
+"""Whether a checkpoint's manifest, as read from JSON, can be what a worker wrote.
 
-A manifest that passes leads to no wrong number: every fragment lies within its parameter and in its file, and no two
-of them hold the same elements. Whether all elements are there is seen on reading them.
+A manifest that passes cannot lead to wrong numbers: every fragment lies within its parameter and in its file, and no
+two fragments hold the same elements. Missing elements are found when they are read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from raystage.units import shown
 
 ITEM_BYTES = 4
 _MOST_EXPERTS, _MOST_AXES, _LARGEST_COUNT = 400_000, 16, 2**63
-_FEW_LAYERS = 1000  # cheap to list where a checkpoint holds no parameters at all
+_FEW_LAYERS = 1000  # the limit for a checkpoint without parameters
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _WHOLE_CHECKSUM = re.compile(r"xxh3_128:[0-9a-f]{32}")
 
 
 def check_manifest(content: Mapping[str, Any]) -> None:
-    """Raises ValueError, which says what was found and what would be right, or KeyError for a key that is missing."""
+    """Raises ValueError, which says what was found and expected, or KeyError for a missing key."""
     for key in ("data_cursor", "rng", "optimizer", "progress", "model"):
         _expect(content[key], _is_mapping, "a mapping", key)
     if content.get("grown_from") is not None:
@@ -41,7 +41,7 @@ def check_manifest(content: Mapping[str, Any]) -> None:
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Keys that are unknown or missing are found when a ModelShape is made of it."""
+    """Raises ValueError for a wrong value. Unknown and missing keys are found when a ModelShape is made."""
     kinds = {
         "str": (_is_text, "text"),
         "bool": (lambda value: isinstance(value, bool), "true or false"),
@@ -55,7 +55,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_counts(model: Mapping[str, Any], num_parameters: int) -> None:
-    """What is counted off is listed later on: a manifest may not ask for more of it than there can be."""
+    """Refuse counts that are too large for the parameters: code that reads a manifest lists layers and experts."""
     layers, limit = model.get("num_layers", 0), num_parameters or _FEW_LAYERS
     most = f"at most {limit}, for so many parameters are in it"
     _expect(layers, lambda found: found <= limit, most, "model.num_layers")
@@ -85,7 +85,8 @@ def _check_parameters(entries: list[Any]) -> dict[str, int]:
 
 
 def _check_head_starts(axes: Any, shape: list[int], step: int, where: str) -> None:
-    """For each axis nothing, or stretches of it with the steps that the parameter had seen when they came."""
+    """For each axis either nothing, or runs of indices with the steps that the parameter had seen when they
+    were added."""
     _expect(axes, lambda found: isinstance(found, list) and len(found) == len(shape), "a list for each axis", where)
     for axis, size in zip(axes, shape, strict=True):
         for run in _list(axis, where):
@@ -118,7 +119,7 @@ def _check_fragments(
     held: dict[tuple[str, str], list[tuple[int, int]]],
     shard: str,
 ) -> None:
-    """Each within its parameter, one behind the other to the end of the file; they are added to what is `held`."""
+    """Each lies within its parameter, one behind the other up to the end of the file. They are added to `held`."""
     end = None
     for place, fragment in enumerate(fragments):
         where = f"{shard}.fragments[{place}]"

@@ -1,10 +1,10 @@
-"""How rotary positions are scaled: which kinds a schedule can train, and their numbers as a shape keeps them.
+"""Scaled rotary positions: the kinds that a schedule can train, and their numbers as a shape keeps them.
 
 | rope_type | trained | why not |
 |---|---|---|
 | default, linear, llama3, yarn | yes | |
-| dynamic, longrope | no | the angles depend on the length of what is read |
-| proportional and others | no | not in the models that are built here |
+| dynamic, longrope | no | the angles depend on the length of the input |
+| proportional and others | no | not in the models that raystage builds |
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from raystage.files.reading import parse_json
 
-# By kind the numbers that it needs, and those that it may have.
+# By kind the required numbers, and the optional ones.
 _NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
 _FURTHER = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
 TRAINED = ("default", *_NEEDED)
@@ -23,9 +23,9 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def scaling_of(rope: Mapping[str, Any], context_length: int) -> str:
-    """The scaling in a configuration's `rope_parameters`, as JSON; "" where there is none, or none that is trained.
+    """The scaling in a configuration's `rope_parameters`, as JSON; "" where there is none that is trained.
 
-    context_length: what the scaling refers to unless it says something else; from then on it says so.
+    context_length: the length that the scaling refers to, where it has none; the result has it.
     """
     kind = rope.get("rope_type", rope.get("type"))
     if not isinstance(kind, str) or kind not in _NEEDED or rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -41,12 +41,12 @@ def scaling_of(rope: Mapping[str, Any], context_length: int) -> str:
 
 
 def parameters_of(scaling: str) -> dict[str, Any]:
-    """What a configuration says of it beside the base. Raises ValueError where a shape holds something else."""
+    """The keys of a configuration for a scaling, without the base. Raises ValueError for what is no scaling."""
     return json.loads(scaling) if scaling else {}
 
 
 def is_scaling(text: str) -> bool:
-    """Whether it is what `scaling_of` writes."""
+    """Whether it is a result of `scaling_of`."""
     try:
         found = parse_json(text) if text else {}
     except ValueError:

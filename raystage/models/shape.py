@@ -1,6 +1,5 @@
-"""The shape of a model, and what follows from it and its family's table without building it:
-its parameters' names and shapes, their number, the FLOPs of a token.
-"""
+"""The shape of a model, and what follows from it and its family's table without building the model: the names and
+shapes of its parameters, their number, the FLOPs of a token."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from raystage.models.table import Axis, Family, ParameterSpec
 class ModelShape:
     """Sizes of a transformer. `head_size * num_heads` need not be `hidden_size` where the family allows it.
 
-    norm_eps: what the norms add to the variance; growing the hidden size by zeros scales it, to stay exact.
-    num_experts, experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions, where there are any.
-    rope_scaling: how these are scaled, as JSON (raystage.models.rope); "" where they are not.
+    norm_eps: added to the variance in norms; growing the hidden size by zeros scales it, to stay exact. num_experts,
+    experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions. rope_scaling: their scaling as JSON
+    (`models.rope`); "" without one.
     """
 
     family: str
@@ -41,11 +40,11 @@ class ModelShape:
         return replace(self, num_layers=num_layers)
 
     def facts(self) -> dict[str, object]:
-        """Its fields, as keys and manifests hold them; what versions added is left out where it is not used."""
+        """Its fields for keys and manifests. Fields that were added later are left out where they are not used."""
         return {name: value for name, value in vars(self).items() if (name, value) != ("rope_scaling", "")}
 
     def units(self, name: str) -> int:
-        """How many units of a kind the model has: what an axis of a parameter is made of."""
+        """The number of units of a kind: what an axis of a parameter consists of."""
         return {
             "hidden": self.hidden_size,
             "query": self.num_heads * self.head_size,
@@ -77,9 +76,9 @@ class Parameter:
 
 
 def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
-    """Every trainable parameter, in the model's own order. A tied head is its embedding: listed once.
+    """Every trainable parameter, in the model's order. A tied head is the same parameter as its embedding.
 
-    family: the table to read, where it is not the registered one of the shape's family.
+    family: the table to use in place of the registered one of the shape's family.
     """
     family = family or FAMILIES[shape.family]
     rows = [(spec, None) for spec in family.before]
@@ -100,7 +99,7 @@ def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Paramet
 
 
 def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
-    """The field and what is wrong with it, where the heads of a shape do not fit together or its family; else None."""
+    """A field and what is wrong with it, where the heads do not fit each other or the family; else None."""
     family = FAMILIES[shape.family]
     if shape.num_heads % shape.num_kv_heads:
         return "num_kv_heads", f"found {shape.num_kv_heads}; expected a divisor of num_heads ({shape.num_heads})"
@@ -123,23 +122,24 @@ def num_params(shape: ModelShape) -> int:
 
 
 def num_body_params(shape: ModelShape) -> int:
-    """The trainable parameters besides embeddings and head: the non-embedding parameters of scaling laws."""
+    """The trainable parameters without embeddings and head: the non-embedding parameters of scaling laws."""
     return _count(shape, FAMILIES[shape.family].not_body)
 
 
-# Kept, since the plan of a large sweep asks ten thousand times; a family's table never changes under its name.
+# Cached: the plan of a large sweep asks ten thousand times, and the table of a family name never changes.
 @lru_cache(maxsize=4096)
 def flops_per_token(shape: ModelShape) -> int:
     """Training FLOPs of one token, forward and backward.
 
-    `6 * (non-embedding parameters + hidden_size * vocab_size) + 12 * num_layers * width * context_length`
-    where width is `num_heads * head_size` (the hidden size unless the shape says otherwise). The
-    attention term counts the whole square, not only its causal half. Of a mixture of experts, those count
-    that a token sees. Source: Kaplan et al. (2001.08361) with PaLM's attention term (2204.02311, appendix B).
-    It is torch's count of matrix products in a forward and backward pass, plus six for every gain and bias: under
-    1 % from a hidden size of 128 on. Fused attention that computes its scores again in the backward pass does
-    14 instead of 12 per score, and activation checkpointing another forward pass; neither is useful work, and
-    neither counts here.
+    `6 * (non-embedding parameters + hidden_size * vocab_size) + 12 * num_layers * width * context_length` where width
+    is `num_heads * head_size` (usually the hidden size). The attention term counts the whole square, not only its
+    causal half. In a mixture only the experts of a token count. Source: Kaplan et al. (2001.08361) with the attention
+    term of PaLM (2204.02311, appendix B).
+
+    The result equals torch's count of matrix products in a forward and a backward pass, plus six for every gain and
+    bias: under 1 % from a hidden size of 128 on. Fused attention that computes its scores again in the backward pass
+    does 14 instead of 12 per score, and activation checkpointing does another forward pass. Neither is useful work, so
+    neither counts.
     """
     attention = shape.num_layers * shape.units("query") * shape.context_length
     active = replace(shape, num_experts=shape.experts_per_token)
@@ -148,7 +148,7 @@ def flops_per_token(shape: ModelShape) -> int:
 
 
 def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
-    """The elements of all parameters but the skipped, from one layer of each: as quick at 3M layers as at 3."""
+    """The elements of all parameters except the skipped ones, computed from a single layer: fast for any depth."""
     one_layer = [p for p in parameters(shape.with_layers(1)) if p.name not in skipped]
     return sum(p.numel * (1 if p.layer is None else shape.num_layers) for p in one_layer)
 

@@ -1,7 +1,7 @@
-"""Model families as tables: each parameter's name and what its axes are made of.
+"""Model families as tables: the name of each parameter, and what its axes consist of.
 
-Growth, counting and the reading of folders all go by these rows; nothing else in raystage knows the name
-of a parameter. A family of your own is one more `Family`, given to `register`.
+Growth, counting and the reading of folders use these rows; no other code knows the name of a parameter. A user's own
+family is one more `Family`, given to `models.families.register`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What can be made of units: what the residual stream holds, a head's queries, keys and values end to end, and so on.
+# Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on.
 UNITS = ("hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert")
 
 
@@ -17,10 +17,10 @@ UNITS = ("hidden", "query", "key_value", "head", "ffn", "vocab", "position", "ex
 class Axis:
     """One axis of a parameter.
 
-    role: "out" for units that the parameter produces (a projection's outputs, a bias, an embedding's rows and
-    columns), "in" for units that it reads and sums over, "gain" and "shift" for a norm's, which act on each unit
-    alone, "each" for what is only counted off (experts), "fixed" for what never grows.
-    units: the kinds of units, laid end to end where a projection is fused. fixed: the size of a fixed axis.
+    role: "out" for units that the parameter produces (the outputs of a projection, a bias, rows and columns of an
+    embedding), "in" for units that it reads and sums over, "gain" and "shift" for those of a norm, which act on each
+    unit alone, "each" for an index (experts), "fixed" for an axis that never grows. units: the kinds of units, laid end
+    to end in a fused projection. fixed: the size of a fixed axis.
     """
 
     role: str
@@ -44,9 +44,9 @@ def fixed(size: int) -> Axis:
 class ParameterSpec:
     """One row of a family's table; `{layer}` and `{expert}` in the name stand for their indices.
 
-    init: what it starts as, "normal", "ones" or "zeros". writes_residual: the last projection of a block, bias
-    included; zeroing it makes the block an identity. feeds_head: a norm whose output goes to the head alone. layers:
-    the layers that have it, where not all do.
+    init: the initial values: "normal", "ones" or "zeros". writes_residual: the last projection of a block, or its bias;
+    with zeros there the block is the identity. feeds_head: a norm whose output only the head reads. layers: the layers
+    that have the parameter, where not all do.
     """
 
     name: str
@@ -62,21 +62,22 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: what comes before the layers, in every layer, and after them.
+    """A model family: the parameters before the layers, of every layer, and after them.
 
-    untied: what only a model without tied embeddings has besides the head. optional: rows that some models of the
-    family have (biases, poolers, norms of heads), taken up where a folder has them.
-    embeddings: looked up, not multiplied; the first is that of tokens. head: the output embedding, which may be tied.
-    ties: of `untied` rows what they are in a tied model.
-    base: the prefix that a model without a head leaves out.
-    norm: "rms" or "layer". post_norm: the norm's output is itself the residual stream (BERT).
-    heads_fill_hidden: `num_heads * head_size` is the hidden size; heads_divide_hidden: the number of heads must at
-    least divide it, head_size or not. rotary: positions are turned in, not embedded.
-    objective: what such a model learns to tell. name, fields, constants: how `transformers` names the family, its
-    configuration's key and default for every field of the shape, and what a configuration made from a shape says
-    besides.
-    on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has; stored_as:
-    the rows that then lie end to end in one of the model's, expert by expert.
+    untied: parameters that only a model without tied embeddings has, beside the head. optional: rows that some models
+    of the family have (biases, poolers, norms of heads), used where a folder has them. embeddings: lookup tables; the
+    first is that of tokens. head: the output embedding, which may be tied. ties: for rows of `untied` the parameter
+    that they are in a tied model. base: the prefix that a model without a head omits.
+
+    norm: "rms" or "layer". post_norm: the output of the norm is itself the residual stream (BERT). heads_fill_hidden:
+    `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the hidden size.
+    rotary: positions are rotary and not embedded.
+
+    objective: what such a model learns. name, fields, constants: transformers' name of the family, the configuration
+    key and default of every field of the shape, and further keys of a configuration that is made from a shape.
+
+    on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has. stored_as:
+    the rows on disk that lie end to end in one of the model's rows, expert by expert.
     """
 
     name: str
@@ -103,12 +104,12 @@ class Family:
 
     @property
     def not_body(self) -> frozenset[str]:
-        """What scaling laws leave out: the embeddings and the head."""
+        """The embeddings and the head, which scaling laws do not count."""
         return frozenset({*self.embeddings, self.head})
 
     @property
     def norms_heads(self) -> bool:
-        """Whether queries and keys go through norms of their own, which share the others' eps."""
+        """Whether queries and keys have norms of their own, which share the eps of the others."""
         return any(axis.units == ("head",) for row in self.layer for axis in row.axes)
 
     @property

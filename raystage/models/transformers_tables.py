@@ -54,13 +54,13 @@ _NORMS = (
 )
 
 
-# transformers' name of each field, and what its configurations take where it is left out.
+# transformers' name of each field, and the default of its configurations.
 _LLAMA_FIELDS = {
     "num_layers": ("num_hidden_layers", 32),
     "hidden_size": ("hidden_size", 4096),
     "num_heads": ("num_attention_heads", 32),
     "num_kv_heads": ("num_key_value_heads", None),  # as many as heads
-    "head_size": ("head_dim", None),  # what fills the hidden size
+    "head_size": ("head_dim", None),  # hidden_size / num_heads
     "ffn_size": ("intermediate_size", 11008),
     "vocab_size": ("vocab_size", 32000),
     "context_length": ("max_position_embeddings", 2048),
@@ -182,7 +182,7 @@ MIXTRAL = replace(
 )
 
 
-# Where the parts of a mixture's experts come from in a dense model, row by row, in the model and on the disk.
+# The rows of a dense model that the rows of a mixture's experts come from, in the model and on disk.
 UPCYCLED = {
     _LAYER + "mlp.experts.gate_up_proj": (_MLP[0].name, _MLP[1].name),
     _LAYER + "mlp.experts.down_proj": (_MLP[2].name,),

@@ -1,4 +1,4 @@
-"""What is learned: the next token."""
+"""The objective of language models: the next token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def next_token_loss(model: torch.nn.Module, sequences: torch.Tensor) -> torch.Te
 
 
 def next_token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The loss as above and the number of targets that got the most probability of all tokens: two float64.
+    """The loss as above and the number of targets that had the highest probability of all tokens: two float64.
 
     logits, targets: as `answers` returns them.
     """
@@ -24,7 +24,7 @@ def next_token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 
 def next_token_halves(logits: torch.Tensor, targets: torch.Tensor, loss: torch.Tensor, border: int) -> torch.Tensor:
-    """The sum of the losses of the targets before `border` and of those from it on: two float64, `loss` together."""
+    """The summed loss of the targets before `border`, and of those from it on: two float64, which add up to `loss`."""
     nothing = torch.zeros_like(loss)
     if border <= 0:
         return torch.stack([nothing, loss])

@@ -1,14 +1,14 @@
 """Held-out metrics of the user's own, and those for labels that are single tokens.
 
-A metric is a function of what a model answers to some held-out text:
+A metric is a function of a model's answers to some held-out text:
 
     def metric(logits: Tensor, targets: Tensor, **options) -> Mapping[str, tuple[sum, count]]
 
-logits: fp32 of shape (targets, vocabulary); targets: int64 of shape (targets,), the right tokens; both on the worker's
-device. It is called on every worker for each of its micro batches, and returns by name a sum and what it is to be
-divided by, numbers or tensors with one element. raystage adds both up over batches and workers and divides once, so
-that the value is that of all held-out text, whatever the number of workers. A name whose count adds up to 0 has no
-value. What is a ratio of sums can be said so (precision, F1); the mean of a ratio over classes cannot.
+logits: fp32 of shape (targets, vocabulary). targets: int64 of shape (targets,), the right tokens. Both are on the
+worker's device. Every worker calls the function for each of its micro batches. It returns by name a sum and a count,
+numbers or tensors with one element. raystage adds both up over batches and workers and divides once, so the value is
+that of all held-out text, with any number of workers. A name whose count adds up to 0 has no value. A ratio of sums can
+be expressed like this (precision, F1); the mean of a ratio over classes cannot.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _EXPECTED = "expected a mapping of names to (sum, count)"
 
 
 def per_class(logits: torch.Tensor, targets: torch.Tensor, *, tokens: Sequence[int]) -> dict[str, tuple]:
-    """Precision, recall and F1 of each of some tokens, taken as classes: `precision/<token>` and so on.
+    """Precision, recall and F1 of some tokens, taken as classes: `precision/<token>` and so on.
 
-    A model is taken to answer the most probable of all tokens. Precision is missing where it never answered the token,
-    recall where that is never right.
+    The answer of the model is the most probable of all tokens. Precision is missing for a token that is never answered,
+    recall for a token that is never right.
     """
     answers, found = logits.argmax(-1), {}
     for token in tokens:
@@ -49,15 +49,15 @@ def per_class(logits: torch.Tensor, targets: torch.Tensor, *, tokens: Sequence[i
 
 
 class MetricSums:
-    """What the metrics of a stage come to on one worker. sums: by name."""
+    """The sums and counts of a stage's metrics on one worker. sums: by name."""
 
     def __init__(self, metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """metrics: the reference of each function, and its options."""
+        """metrics: for each the reference of the function, and its options."""
         self._metrics = [(name, find(name), options) for name, options in metrics]
         self.sums: Sums = {}
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """One micro batch more. Raises InputError where a metric fails or returns something else."""
+        """Add one micro batch. Raises InputError where a metric fails or returns something else."""
         names: set[str] = set()
         for name, function, options in self._metrics:
             try:
@@ -72,7 +72,7 @@ class MetricSums:
 
 
 def added(parts: Iterable[Sums]) -> Sums:
-    """Sums and counts of batches, or workers, together."""
+    """The sums and counts of several batches or workers together."""
     together: Sums = {}
     for part in parts:
         for name, (total, count) in part.items():
@@ -82,7 +82,7 @@ def added(parts: Iterable[Sums]) -> Sums:
 
 
 def values(sums: Sums) -> dict[str, float]:
-    """The metrics' values by name, without those that nothing was counted for."""
+    """The values of the metrics by name, without those whose count is 0."""
     return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
 
 

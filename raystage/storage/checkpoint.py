@@ -3,10 +3,10 @@
     shard-00000-of-00002.safetensors   flat fp32 fragments, one tensor each
     manifest.json                      written last; without it the checkpoint does not exist
 
-A fragment is the flat slice [start, stop) of one state of one parameter: of the weight (`fp32`) or of
-what the optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which
-fragments each shard holds, where in the file and with which checksum. Nothing is pickled. Any slice of
-any parameter can be read without reading the rest, into any number of workers. docs/checkpoints.md is its description.
+A fragment is the flat slice [start, stop) of one state of one parameter: of the weight (`fp32`) or of what the
+optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which fragments each shard holds,
+where in the file and with which checksum. Nothing is pickled. Any slice of any parameter can be read without reading
+the rest, into any number of workers. docs/checkpoints.md describes the format.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MANIFEST = "manifest.json"
 _ITEM_BYTES = 4
 _LARGEST_MANIFEST = 2**30  # some 7 million fragments, of a model of 600 billion parameters with Adam
 _CHUNK_BYTES = 2**20
-_READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little to hold
-_SYNC_BYTES = 32 * 2**20  # the disk is given so much at a time while more is written
+_READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little memory
+_SYNC_BYTES = 32 * 2**20  # handed to the disk at a time, while more is written
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Where a slice of a state lies: bytes [offset, offset + 4 * (stop - start)) of its shard."""
+    """A slice of a state in a shard: the bytes [offset, offset + 4 * (stop - start)) of the file."""
 
     parameter: str
     state: str
@@ -65,9 +65,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A parameter: its shape and the optimizer steps its moments have seen. States are stored as float32.
+    """A parameter: its shape, and the optimizer steps that its moments have seen. States are stored as float32.
 
-    head_starts: of elements that have seen fewer, by axis; left out of the manifest where there are none.
+    head_starts: by axis, of elements that have seen fewer steps; not in the manifest where there are none.
     """
 
     name: str
@@ -82,11 +82,11 @@ class ParameterEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All about a checkpoint but the numbers themselves.
+    """Everything about a checkpoint except the numbers.
 
-    stage_key: the stage whose training wrote it; empty where no training did.
-    progress: where training stood (steps, tokens, curves so far, ...), as the engine left it.
-    grown_from: for one that `raystage grow` wrote, its source and how it was grown.
+    stage_key: the stage that wrote it; empty for a checkpoint without training. progress: the state of the training
+    (steps, tokens, curves so far, ...), as the engine left it. grown_from: for a checkpoint of `raystage grow`, its
+    source and how it was grown.
     """
 
     model: ModelShape
@@ -103,7 +103,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         content = {"format": FORMAT, "version": VERSION, **vars(self)}
-        return sealed(json.dumps(content, default=_plain).encode())  # asdict would copy every fragment first
+        return sealed(json.dumps(content, default=_plain).encode())  # asdict would first copy every fragment
 
 
 def _plain(one: Any) -> dict[str, Any]:
@@ -112,13 +112,13 @@ def _plain(one: Any) -> dict[str, Any]:
     return one.to_json() if isinstance(one, ParameterEntry) else vars(one)
 
 
-# What a worker hands over to be written: parameter, state, start and the flat float32 values.
+# What a worker writes: parameter, state, start and the flat float32 values.
 Piece = tuple[str, str, int, np.ndarray]
-# What a fragment will hold: parameter, state, start and stop.
+# What a fragment is going to hold: parameter, state, start and stop.
 Span = tuple[str, str, int, int]
 
-# The longest fragment that workers write, in elements. A reader checks every fragment that it touches a part of, so
-# that short ones keep small what several workers check of the same; each costs the manifest some 150 bytes.
+# The longest fragment that workers write, in elements. A reader verifies every fragment of which it reads a part. With
+# short fragments several workers verify less of the same data; each fragment takes about 150 bytes in the manifest.
 FRAGMENT_NUMEL = 2**18
 
 
@@ -127,16 +127,16 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def write_shard(folder: Folder, name: str, pieces: Iterable[Piece]) -> Shard:
-    """Write one worker's fragments as a safetensors file, front to back, and bring it to the disk."""
+    """Write one worker's fragments as a safetensors file, from front to back, and sync it to disk."""
     pieces = list(pieces)
     spans = [(parameter, state, start, start + values.size) for parameter, state, start, values in pieces]
     return stream_shard(folder, name, spans, (values for *_, values in pieces))
 
 
 def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[np.ndarray]) -> Shard:
-    """Write a shard whose fragments are known beforehand; `values` yields their flat float32 one after the other.
+    """Write a shard whose fragments are known before; `values` yields their flat float32 values one after the other.
 
-    The file is streamed by hand, because the safetensors library would first build it whole in memory.
+    The file is written in a stream, because the safetensors library would first build all of it in memory.
     """
     tensors = laid_out(_tensor(*span) for span in spans)
     header = header_bytes(tensors, {"format": FORMAT})
@@ -149,7 +149,7 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
             if len(data) != tensor.num_bytes:
                 raise ValueError(f"found {len(data)} bytes for {tensor.name}; expected {tensor.num_bytes}")
             checksum = xxhash.xxh3_128()
-            for first in range(0, len(data), _CHUNK_BYTES):  # written and hashed while the cache holds it
+            for first in range(0, len(data), _CHUNK_BYTES):  # written and hashed while it is in the CPU cache
                 chunk = data[first : first + _CHUNK_BYTES]
                 file.write(chunk)
                 whole.update(chunk)
@@ -165,7 +165,7 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
 
 
 def shard_header(shard: Shard) -> bytes:
-    """The bytes that the shard begins with, as they follow from its fragments."""
+    """The header of a shard with these fragments."""
     tensors = laid_out(_tensor(one.parameter, one.state, one.start, one.stop) for one in shard.fragments)
     return header_bytes(tensors, {"format": FORMAT})
 
@@ -184,7 +184,7 @@ def exists(folder: Folder) -> bool:
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or foreign."""
+    """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or not ours."""
     try:
         content = unsealed(folder.read(MANIFEST, _LARGEST_MANIFEST))
     except FileNotFoundError:
@@ -208,7 +208,7 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 class Checkpoint:
-    """A finished checkpoint, open for reading slices. Every fragment is checked when it is first touched."""
+    """A finished checkpoint, open for reading slices. Every fragment is verified when it is first read."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
@@ -225,7 +225,7 @@ class Checkpoint:
 
     @property
     def head_starts(self) -> dict[str, HeadStarts]:
-        """By parameter, of those that have any."""
+        """The head starts of the parameters that have any, by name."""
         return {
             entry.name: from_runs(entry.head_starts, entry.shape)
             for entry in self.manifest.parameters
@@ -242,7 +242,7 @@ class Checkpoint:
         return set(states) <= set(self.states)
 
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
-        """The flat slice [start, stop) of a state: float32, put together from the fragments that hold it.
+        """The flat slice [start, stop) of a state: float32, assembled from its fragments.
 
         Raises CheckpointError where a part of it is missing or damaged.
         """
@@ -251,7 +251,8 @@ class Checkpoint:
         return result
 
     def read_into(self, parameter: str, state: str, start: int, into: np.ndarray) -> None:
-        """The same into a flat float32 array of that length, which holds anything where this raises."""
+        """The same into a flat float32 array of that length. Where this raises, the content of the array is
+        undefined."""
         stop = start + into.size
         filled = start
         for shard, fragment in self._index.get((parameter, state), ()):
@@ -268,8 +269,10 @@ class Checkpoint:
         self._files.clear()
 
     def _copy(self, shard: Shard, fragment: Fragment, first: int, into: np.ndarray) -> None:
-        """The fragment's values from `first` on, as many as go into `into`. The first touch reads all of the fragment,
-        for its checksum. Besides `into` no more than _READ_BYTES are held."""
+        """Copy the fragment's values from `first` on into `into`, as many as fit.
+
+        The first read of a fragment reads all of it, for its checksum. Beside `into` at most _READ_BYTES are in memory.
+        """
         begin = _ITEM_BYTES * (first - fragment.start)
         wanted, data = range(begin, begin + into.nbytes), into.view(np.uint8)
         file, place = self._opened(shard), (shard.file, fragment.offset)
@@ -277,7 +280,7 @@ class Checkpoint:
         touched = wanted if is_checked else range(fragment.num_bytes)
         for start in range(touched.start, touched.stop, _READ_BYTES):
             stop = min(start + _READ_BYTES, touched.stop)
-            if wanted.start <= start and stop <= wanted.stop:  # read to its place, and checked while the cache holds it
+            if wanted.start <= start and stop <= wanted.stop:  # read in place, verified while in the CPU cache
                 room = memoryview(data[start - begin : stop - begin])
                 chunk = room[: file.read_into(room, fragment.offset + start)]
             else:
@@ -297,7 +300,8 @@ class Checkpoint:
         self._checked.add(place)
 
     def _opened(self, shard: Shard) -> OpenFile:
-        """The shard's file. It must begin as its fragments say: another checkpoint's does not, unless it is equal."""
+        """The file of the shard. Its header must be the one that follows from its fragments, so that the shard of
+        another checkpoint is refused, unless it is equal."""
         if shard.file not in self._files:
             file = self._files[shard.file] = self.folder.open_reader(shard.file)
             header = shard_header(shard)

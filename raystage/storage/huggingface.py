@@ -1,7 +1,7 @@
-"""Hugging Face folders, read and written: their weights slice by slice, grown tensor by tensor into a new folder.
+"""Hugging Face folders, read and written: weights slice by slice, grown tensor by tensor into a new folder.
 
-What is copied is copied as bytes, in the type it has; what is mapped is computed a slice at a time from the bytes it
-needs. No tensor is ever held whole. `config.json` is written last: without it the folder is no model.
+A copied tensor is copied as bytes, in its own type. A mapped tensor is computed slice by slice from the bytes that it
+needs. No tensor is ever in memory as a whole. `config.json` is written last: without it the folder is no model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raystage.models.hf_table import StoredTensorPlace, check_alike
 from raystage.models.shape import ModelShape
 from raystage.models.transformers_tables import BUILT_IN
 
-# What goes along unchanged: all about the text, nothing about the weights.
+# Files that are copied unchanged: about the text, not about the weights.
 _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
     "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
@@ -45,7 +45,7 @@ Bytes = bytes | memoryview
 
 @dataclass(frozen=True)
 class _Planned:
-    """A tensor to be written: what it will be, by which rule, and the source's tensor if it is a plain copy."""
+    """A tensor to write: its rule, and the source's tensor if it is a plain copy."""
 
     tensor: Tensor
     rule: Rule
@@ -53,8 +53,10 @@ class _Planned:
 
 
 def configured(source: HuggingFaceModel, target: ModelShape, layers: tuple[int, ...]) -> dict[str, Any]:
-    """The configuration of what a folder grows into. layers: for each target layer the source layer that it is a copy
-    of. Raises InputError where none says that every copy is what its origin is."""
+    """The configuration of the model that a folder grows into. layers: for each target layer its source layer.
+
+    Raises InputError where no configuration makes every copy what its origin is.
+    """
     config, file, count = source.config, f"{source.folder.uri}/{CONFIG}", source.shape.num_layers
     if source.shape.family in {family.name for family in BUILT_IN} or layers == tuple(range(count)):
         config = by_name(config, count, layers, file)
@@ -77,8 +79,8 @@ def write_grown(
 ) -> None:
     """Write the model that `growth` makes of `source`.
 
-    layers: for each target layer the source layer whose entries in per-layer lists of the config it takes.
-    Raises InputError where the config's lists do not fit or a type cannot be computed with.
+    layers: for each target layer the source layer whose entries in per-layer lists of the config it takes. Raises
+    InputError where the lists do not fit, or where a type cannot be computed with.
     """
     config = configured(source, growth.target, layers)
     planned = {one.tensor.name: one for one in _planned(source, growth)}
@@ -91,7 +93,7 @@ def write_grown(
 
         metadata = {"grown_from": json.dumps(grown_from)}
         write_weights(target, [one.tensor for one in planned.values()], content, metadata, max_shard_bytes)
-    copied = (*_COPIED, *(("*.py",) if "auto_map" in source.config else ()))  # code of its own: copied, never run
+    copied = (*_COPIED, *(("*.py",) if "auto_map" in source.config else ()))  # the model's own code: copied, never run
     for name in source.folder.names():
         if any(fnmatch.fnmatch(name, pattern) for pattern in copied) and source.folder.size_of(name) is not None:
             target.write_whole(name, source.folder.read(name))
@@ -102,7 +104,7 @@ def write_grown(
 
 
 class FolderWeights:
-    """A folder's weights under the names of the model that is trained, any slice of them at a time; fp32.
+    """The weights of a folder under the names of the model that is trained, slice by slice; fp32.
 
     Raises InputError where the folder lacks a tensor of that model, or has one too many.
     """
@@ -134,7 +136,7 @@ class FolderWeights:
 
 
 class _Reader:
-    """Slices of the folder's tensors as floats; each file is opened once."""
+    """Slices of the folder's tensors as floats. Each file is opened once."""
 
     def __init__(self, tensors: dict[str, StoredTensor]) -> None:
         self._tensors = tensors
@@ -152,7 +154,7 @@ class _Reader:
         self._open.close()
 
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
-        """The flat slice [start, stop) of a tensor: fp64 where it is stored so, else fp32."""
+        """The flat slice [start, stop) of a tensor: fp64 where it is stored as fp64, else fp32."""
         stored = self._tensors[parameter]
         if stored.file not in self._files:
             self._files[stored.file] = self._open.enter_context(stored.folder.open_reader(stored.file))
@@ -162,7 +164,7 @@ class _Reader:
 
 def _floats(content: bytes, stored: StoredTensor) -> np.ndarray:
     match stored.tensor.dtype:
-        case "BF16":  # the upper half of an fp32's bits
+        case "BF16":  # the upper 16 bits of an fp32
             return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
         case "F64":
             return np.frombuffer(content, np.float64)
@@ -176,7 +178,7 @@ def _floats(content: bytes, stored: StoredTensor) -> np.ndarray:
 
 
 def _planned(source: HuggingFaceModel, growth: PlannedGrowth) -> list[_Planned]:
-    """What is to be written, in the model's order."""
+    """The tensors to write, in the order of the model."""
     names = {rule.target: parameter.spec.name for parameter, rule in zip(growth.parameters, growth.rules, strict=True)}
     planned = []
     for rule in growth.rules:
@@ -190,7 +192,7 @@ def _planned(source: HuggingFaceModel, growth: PlannedGrowth) -> list[_Planned]:
 
 
 def _like(source: HuggingFaceModel, rule: Rule, row: str) -> StoredTensor:
-    """The source's tensor whose type a target has: its own source, else layer 0's, else the embedding."""
+    """The source's tensor whose type a target tensor gets: its own source, else that of layer 0, else the embedding."""
     names = (rule.source, row.format(layer=0, expert=0), *source.table.embeddings)
     return source.tensors[next(name for name in names if name in source.tensors)]
 
@@ -202,8 +204,10 @@ def write_weights(
     metadata: dict[str, str],
     max_shard_bytes: int,
 ) -> None:
-    """Write the tensors as transformers does: in one file, or in several and an index. `content` tells the bytes of
-    each, piece by piece."""
+    """Write the tensors as transformers does: in one file, or in several with an index.
+
+    `content` yields the bytes of each tensor, part by part.
+    """
     shards = cut_into_shards([tensor.num_bytes for tensor in tensors], max_shard_bytes)
     weight_map = {}
     for number, places in enumerate(shards, start=1):
@@ -221,10 +225,10 @@ def _write_file(
     metadata: dict[str, str],
     content: Callable[[Tensor], Iterable[Bytes]],
 ) -> None:
-    """Write one file front to back. Wider types come first, as the library does it, so that all are aligned."""
+    """Write one file from front to back. Wider types come first, as in the library, so that all are aligned."""
     tensors = laid_out(sorted(tensors, key=lambda tensor: -tensor.item_bytes))
     with target.open_writer(name) as file:
-        file.write(header_bytes(tensors, {"format": "pt", **metadata}))  # transformers asks for the format
+        file.write(header_bytes(tensors, {"format": "pt", **metadata}))  # transformers requires the format
         for tensor in tensors:
             for chunk in content(tensor):
                 file.write(chunk)
@@ -232,7 +236,7 @@ def _write_file(
 
 
 def _computed(planned: _Planned, grown: Grown) -> Iterator[memoryview]:
-    """The bytes of a tensor that is no copy, from its rule."""
+    """The bytes of a tensor that is not a plain copy, computed by its rule."""
     dtype = DTYPES[planned.tensor.dtype]
     for start, stop in slices(planned.rule, CHUNK_BYTES // 4):
         values = torch.from_numpy(grown.slice(planned.rule.target, "fp32", start, stop))

@@ -1,4 +1,4 @@
-"""Every byte of a checkpoint's shards, held against its manifest's checksums."""
+"""All bytes of a checkpoint's shards, compared with the checksums in its manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raystage.storage.checkpoint import MANIFEST, Shard, read_manifest, shard_he
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a file of a checkpoint, and of which state of which parameter where that is known."""
+    """What is wrong with a file of a checkpoint, with the state and the parameter where they are known."""
 
     file: str
     problem: str
@@ -52,7 +52,7 @@ def examine(folder: Folder) -> Examination:
 
 
 def _damages(shard: Shard, file: OpenFile) -> Iterator[Damage]:
-    """Of a shard of the right size. Its file is read once, for its own checksum and those of its fragments."""
+    """The damages of a shard of the right size. Its file is read once, for its checksum and its fragments'."""
     header = shard_header(shard)
     found = file.read_at(len(header), 0)
     whole, clean = xxhash.xxh3_128(found), True

@@ -1,26 +1,25 @@
-"""Who may train a stage: of all drivers that share a store, on any file system, one at a time.
+"""Leases: of all drivers that share a store, on any file system, one at a time may train a stage.
 
     stages/<key>/leases/<ticket>.json       one for each claimant: who it is; written once
-    stages/<key>/leases/<ticket>.beat       there once it holds the lease: a number that it counts up
+    stages/<key>/leases/<ticket>.beat       exists once it holds the lease: a number that it counts up
 
-No file system here creates a file only where there is none, so the order of two steps has to do. Whoever wants a
-lease *writes* a ticket and then *lists* the tickets; it holds the lease once a listing shows no other's. Of two
-claimants the one that listed last has seen the other's ticket, so that never both hold. Where claimants meet, the
-later ones withdraw, and the earliest waits until they have. Who comes while somebody holds goes away again, however
-early its ticket says it came: clocks order claimants that meet, and decide nothing else.
+No file system here can create a file only if it does not exist. So the order of two steps decides. A claimant *writes*
+a ticket and then *lists* the tickets; it holds the lease once a listing shows no other ticket. Of two claimants, the
+one that lists last has seen the other's ticket, so they never both hold the lease. Where claimants meet, the later ones
+withdraw, and the earliest waits until they have. A claimant that arrives while the lease is held withdraws, however
+early its ticket says it came: clocks only order claimants that meet.
 
-This needs listings that show what was written before: local disks, S3 (since 2020) and GCS give them. NFS may list
-from its cache, but not a folder that this client has just changed, as a claimant has. Tickets are never rewritten,
-since a listing may miss a file that is being renamed into place.
+This needs listings that show what was written before: local disks, S3 (since 2020) and GCS have them. NFS may list from
+its cache, but not a folder that this client has just changed, as a claimant has. Tickets are never rewritten, since a
+listing may miss a file that is being renamed.
 
-A ticket whose beat an observer has seen unchanged for `ttl_seconds` by its own clock is dead, and so is one whose
-process has ended on this machine. The next claimant removes it, after it has written its own ticket and then looked
-once more. A holder whose beat came late lists the tickets after it: it goes on only if its own is still there, and
-there is no other. Whichever of the two wrote first, the second sees it. So clocks need to run equally fast, and need
-not agree.
+A ticket is dead if an observer has seen its beat unchanged for `ttl_seconds` by its own clock, or if its process on
+this machine has ended. The next claimant removes it, after it has written its own ticket and then checked again. A
+holder with a late beat lists the tickets after it: it continues only if its own ticket is still there and no other is.
+Whichever of the two wrote first, the second one sees it. So clocks have to run at the same speed, but need not agree.
 
-A lease keeps work from being done twice; bits do not depend on it. A process that was stood still holds nothing when
-it wakes, but goes on until it asks.
+A lease avoids double work; the bits do not depend on it. A process that was stopped holds nothing when it wakes up, but
+continues until it checks.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from raystage.timers import RepeatingTimer
 
 TTL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
-# What a holder takes off its own time, for clocks that run a little faster elsewhere.
+# A holder takes its own time to be shorter by this share, because other clocks may run a little faster.
 _MARGIN = 0.9
 _SETTLE_SECONDS = 0.05
 _FOLDER = "leases"
@@ -49,9 +48,9 @@ _TICKET, _BEAT = ".json", ".beat"
 
 
 class Leases:
-    """The leases of one driver on the stages in `stages`, a store's folder of them. `owner`: by default this process.
+    """The leases of one driver on the stages in `stages`, a folder of the store. owner: this process by default.
 
-    acquire and holder are for one thread. All here raises StorageError where the file system refuses.
+    acquire and holder are for one thread. Everything raises StorageError where the file system refuses.
     """
 
     def __init__(
@@ -69,10 +68,10 @@ class Leases:
         self._heart: RepeatingTimer | None = None
 
     def acquire(self, key: str) -> Lease | None:
-        """The lease of a stage, or None while somebody else's ticket stands in the way. Does not wait for a holder."""
+        """The lease of a stage, or None while another ticket is in the way. Does not wait for a holder."""
         folder = self._stages / key / _FOLDER
         if any(other.is_held for other in self._living(folder)):
-            return None  # who only waits writes nothing
+            return None  # one that only waits writes nothing
         lease = Lease(folder, self._owner, self.ttl_seconds, self._drop)
         try:
             lease.claim()
@@ -86,12 +85,12 @@ class Leases:
         return None
 
     def holder(self, key: str) -> LeaseHolder | None:
-        """Who holds the lease of a stage, or claims it; None where it is free."""
+        """The process that holds or claims the lease of a stage; None where it is free."""
         living = self._living(self._stages / key / _FOLDER)
         return min(living, key=lambda one: (not one.is_held, one.ticket), default=None)
 
     def _comes_first(self, lease: Lease) -> bool:
-        """Whether there is no other ticket beside this one's, once later claimants have withdrawn theirs."""
+        """Whether this ticket is the only one, once later claimants have withdrawn theirs."""
         deadline = time.monotonic() + self.ttl_seconds / 3
         while others := self._living(lease.folder, lease.ticket):
             if any(other.is_held or other.ticket < lease.ticket for other in others) or time.monotonic() > deadline:
@@ -100,7 +99,7 @@ class Leases:
         return True
 
     def _living(self, folder: Folder, own: str | None = None) -> list[LeaseHolder]:
-        """The tickets of others that are not dead. Whoever has a ticket of its `own` removes the dead ones."""
+        """The tickets of others that are not dead. A caller with a ticket of its `own` removes the dead ones."""
         found = []
         for ticket in _tickets(folder):
             if ticket != own and (content := _content(folder, ticket + _TICKET)) is not None:
@@ -123,7 +122,7 @@ class Leases:
     # --- the heartbeat ------------------------------------------------------------------------
 
     def _keep(self, lease: Lease) -> None:
-        """Beat for a lease until it is released."""
+        """Send beats for a lease until it is released."""
         with self._guard:
             self._kept.add(lease)
             if self._heart is None:
@@ -142,12 +141,12 @@ class Leases:
         with self._guard:
             kept = list(self._kept)
         for lease in kept:
-            with contextlib.suppress(StorageError):  # the next beat finds out whether that was too long
+            with contextlib.suppress(StorageError):  # the next beat shows whether that took too long
                 lease.beat()
 
 
 class Lease:
-    """One claimant's ticket for a stage. lost: for good, since somebody else may have held the stage by now."""
+    """One claimant's ticket for a stage. lost: for ever, since another process may have held the stage since then."""
 
     def __init__(
         self, folder: Folder, owner: ProcessId, ttl_seconds: float, on_release: Callable[[Lease], None]
@@ -168,7 +167,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether nobody else can hold the stage at this moment."""
+        """Whether no other process can hold the stage at this moment."""
         return self._beats > 0 and not self.lost and not self._is_released and not self._is_late()
 
     def claim(self) -> None:
@@ -179,7 +178,7 @@ class Lease:
         )
 
     def beat(self) -> bool:
-        """Show that its owner lives and holds it. False where the lease is lost. Raises StorageError."""
+        """Show that the owner is alive and holds the lease. False where the lease is lost. Raises StorageError."""
         with self._lock:
             if self.lost or self._is_released:
                 return False
@@ -193,33 +192,33 @@ class Lease:
             return True
 
     def release(self) -> None:
-        """Let go of the stage. Where the store refuses, the ticket dies by itself."""
+        """Give up the stage. Where the store refuses, the ticket becomes dead by itself."""
         with self._lock:
             self._is_released = True
             _remove_quietly(self.folder, self.ticket)
         self._on_release(self)
 
     def _is_late(self) -> bool:
-        """Whether the last beat that is sure to have been in time is so old that others may take this one for dead."""
+        """Whether the last beat that was surely in time is so old that others may take this ticket for dead."""
         return _owners_clock() - self._confirmed_at > self._safe_seconds
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A ticket's beat, and when it was first seen so, by this process's clock."""
+    """A ticket's beat, and when it was first seen like this, by the clock of this process."""
 
     beat: bytes | None
     first_at: float = field(default_factory=time.monotonic)
 
 
 def _tickets(folder: Folder) -> list[str]:
-    # A file that begins with a dot is on its way to its place.
+    # A file whose name begins with a dot is about to be renamed.
     names = folder.file_names()
     return [name.removesuffix(_TICKET) for name in names if name.endswith(_TICKET) and name[0] != "."]
 
 
 def _content(folder: Folder, name: str) -> bytes | None:
-    """None where the file is not there, or not any more."""
+    """None where the file does not exist, or no longer."""
     try:
         return folder.read(name)
     except FileNotFoundError:
@@ -237,7 +236,7 @@ def _holder(ticket: str, content: bytes, beat: bytes | None) -> LeaseHolder:
 
 
 def _remove(folder: Folder, ticket: str) -> None:
-    """The ticket first: a beat alone is nothing."""
+    """The ticket first: a beat without a ticket means nothing."""
     folder.delete_file(ticket + _TICKET)
     folder.delete_file(ticket + _BEAT)
 
@@ -248,5 +247,5 @@ def _remove_quietly(folder: Folder, ticket: str) -> None:
 
 
 def _owners_clock() -> float:
-    """Seconds; goes on while the machine sleeps, where there is such a clock. What observers go by does not."""
+    """Seconds. Where possible this clock continues while the machine sleeps; the clock of observers does not."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -1,4 +1,4 @@
-"""A store looked through: what lies in it, whether it is whole, and the removal of what nothing needs."""
+"""Maintenance of a store: list what is in it, verify it, and remove what nothing needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raystage.storage.prune import Listing, Removal, StoredCheckpoint, StoredRun
 from raystage.storage.store import CHECKPOINTS, RECORD, RUNS, STAGES, TRUNKS, Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE
 
-# What names the stages of a run: its plan and how far it is, and its report.
+# The files that name the stages of a run: its plan with its state, and its report.
 _RUN_FILES = (RUN_FILE, REPORT_FILE)
 _STAGE_KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
@@ -37,11 +37,11 @@ class Verified:
 
 
 def survey(store: Store) -> Listing:
-    """All stages and runs. What is damaged is listed with what is wrong with it."""
+    """All stages and runs. Damaged ones are listed with what is wrong with them."""
     by_stage: dict[str, list[StoredFile]] = {}
     for file in (store.folder / STAGES).files():
         key, slash, path = file.path.partition("/")
-        if slash:  # a file beside the stages' folders was written by something else
+        if slash:  # a file beside the folders of stages was not written by raystage
             by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
     return Listing(
         stages=tuple(_stage(store, key, files) for key, files in sorted(by_stage.items())),
@@ -50,14 +50,14 @@ def survey(store: Store) -> Listing:
 
 
 def checked(store: Store, listing: Listing) -> Listing:
-    """The same, with what is wrong with the checkpoints that records name: their manifests are read, and the sizes of
-    their shards compared."""
+    """The same with what is wrong with the checkpoints that records name, by their manifests and the sizes of their
+    shards."""
     stages = (replace(stage, lost=_loss(store, stage)) if stage.finished else stage for stage in listing.stages)
     return replace(listing, stages=tuple(stages))
 
 
 def links(store: Store) -> list[str]:
-    """The symbolic links within the store's own structure; the store's folder may be one."""
+    """The symbolic links within the store's own structure; the folder of the store may be one."""
     runs = store.folder / RUNS
     own = [runs / name for name in runs.names()]
     places = [runs, *own, *(one / file for one in own for file in _RUN_FILES)]
@@ -66,13 +66,15 @@ def links(store: Store) -> list[str]:
 
 
 def finished_among(store: Store, keys: Collection[str]) -> set[str]:
-    """Those of the stages that are finished in the store; only what was ever begun is looked at."""
+    """Those of the stages that are finished in the store. Only stages that were ever begun are looked up."""
     return {key for key in set(store.stage_keys()).intersection(keys) if store.readable_record(key) is not None}
 
 
 def chosen(store: Store, listing: Listing, beginnings: Sequence[str]) -> tuple[StoredStage, ...]:
-    """The stages whose keys begin so, or whose names these are (mine/full); all where nothing is given. Raises
-    InputError where there is none."""
+    """The stages whose keys begin like this, or that have these names (mine/full); all where nothing is given.
+
+    Raises InputError where there is none.
+    """
     beginnings = [stage_key(store, one, "KEY") or one for one in beginnings]
     for beginning in beginnings:
         if not any(stage.key.startswith(beginning) for stage in listing.stages):
@@ -81,7 +83,7 @@ def chosen(store: Store, listing: Listing, beginnings: Sequence[str]) -> tuple[S
 
 
 def verify(store: Store, stages: Iterable[StoredStage]) -> Iterator[Verified]:
-    """Every checkpoint of the stages that has a manifest, or that a record names, read and checked, one by one."""
+    """Read and verify every checkpoint of the stages that has a manifest or that a record names, one by one."""
     for stage in stages:
         if stage.problem:
             yield Verified(stage.key, stage.name, "", 0, (Damage(RECORD, stage.problem),))
@@ -92,10 +94,10 @@ def verify(store: Store, stages: Iterable[StoredStage]) -> Iterator[Verified]:
 
 
 def remove(store: Store, listing: Listing, removals: Iterable[Removal]) -> Iterator[Removal]:
-    """Carry out what was decided on `listing`, one by one; yields what is removed.
+    """Carry out what was decided on `listing`, one by one; yields what was removed.
 
-    Each stage is looked at once more before: what has changed since, because a run goes on with it, stays. Wherever
-    that ends, no record names a checkpoint that is gone.
+    Each stage is checked once more before: one that has changed since, because a run continues with it, stays. Wherever
+    this is interrupted, no record names a checkpoint that is gone.
     """
     stages, removed = {stage.key: stage for stage in listing.stages}, set()
     for removal in removals:
@@ -114,7 +116,7 @@ def remove(store: Store, listing: Listing, removals: Iterable[Removal]) -> Itera
 
 
 def _is_unchanged(store: Store, stage: StoredStage, listing: Listing) -> bool:
-    """Whether a stage is as it was listed, and no run has come to refer to it."""
+    """Whether a stage is as it was listed, and no run has begun to refer to it."""
     if store.stage_folder(stage.key).first_link(store.folder):
         return False
     files = store.stage_folder(stage.key).files()
@@ -174,8 +176,11 @@ def _checkpoints(files: Iterable[StoredFile]) -> Iterator[StoredCheckpoint]:
 
 
 def _run(store: Store, name: str) -> StoredRun:
-    """All that looks like a stage's key counts: its plan's and report's stages, what its schedule begins from, and the
-    reports of earlier schedules of its name. Of a damaged file, too, which may have named more."""
+    """A run with everything in its files that looks like a stage's key.
+
+    That is: the stages of its plan and its report, the stage that its schedule starts from, and the stages in reports
+    of earlier schedules of its name. A damaged file is searched too, since it may have named more.
+    """
     keys: set[str] = set()
     state = problem = None
     for place in (name, *store.earlier_runs(name)):
@@ -187,7 +192,7 @@ def _run(store: Store, name: str) -> StoredRun:
                     state = state or (content.get("state") if place == name else None)
             except DamagedFile as error:
                 problem = problem or str(error)
-                with contextlib.suppress(ValueError):  # what is too large to be read is damaged, which is known
+                with contextlib.suppress(ValueError):  # a file that is too large to read is damaged, and known to be
                     text = store.run_folder(place).read(file, LARGEST_BYTES).decode(errors="replace")
                     keys.update(_STAGE_KEY.findall(text))
             except RaystageError as error:

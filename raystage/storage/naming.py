@@ -1,6 +1,6 @@
-"""Runs and stages by the names that people gave them: `mine`, `mine/full`.
+"""Runs and stages by the names that users give them: `mine`, `mine/full`.
 
-A name only finds a key; what is written down anywhere is the key.
+A name only serves to find a key; files contain keys.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from raystage.storage.stored_files import REPORT_FILE
 
 
 def known_run(store: Store, name: str, argument: str) -> str:
-    """The name of a run that the store has, a name's earlier ones too. Raises InputError, which lists what is there.
+    """The name of a run in the store, earlier runs of a name included. Raises InputError, which lists the runs.
 
-    Whatever it looks like, it is the name of a folder there: no path leads out.
+    The name is checked against the folders that exist, so no path can lead out of the store.
     """
     names = store.run_names()
     first, *more = name.split("/")
@@ -28,13 +28,13 @@ def known_run(store: Store, name: str, argument: str) -> str:
 
 
 def stages_of(report: Mapping[str, Any]) -> dict[str, str]:
-    """By name the keys of a run's stages, and those that its baselines end with; a sweep has none."""
+    """By name the keys of a run's stages, and of the last stages of its baselines; nothing for a sweep."""
     rows = [*report.get("stages", ()), *report.get("baseline", {}).get("runs", ())]
     return {row["name"]: row["key"] for row in rows}
 
 
 def stage_key(store: Store, name: str, argument: str) -> str | None:
-    """The key of stage `mine/full`: of stage full of run mine. None where the store has no run of that name.
+    """The key of `mine/full`, the stage full of run mine. None where the store has no run of that name.
 
     Raises InputError where the run has no such stage, DamagedFile.
     """

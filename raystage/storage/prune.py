@@ -1,7 +1,7 @@
-"""What of a store nothing needs any more: decided from a listing of it, done by raystage.storage.maintenance.
+"""What nothing in a store needs any more, decided from a listing. `storage.maintenance` removes it.
 
-Needed are the stages that a run refers to and all they came from. Of a finished stage its record's checkpoints are
-needed. What may be training right now is never touched.
+Needed are the stages that a run refers to and all their ancestors. Of a finished stage the checkpoints are needed that
+its record names. What may be in training now is never removed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint's folder. whole: it has a manifest."""
+    """A checkpoint's folder. whole: whether it has a manifest."""
 
     name: str
     bytes: int
@@ -21,11 +21,10 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True)
 class StoredStage:
-    """A stage's folder. bytes: of all files in it; changed_at: seconds since 1970, of the file changed last.
+    """A stage's folder. bytes: of all its files. changed_at: of the last change, in seconds since 1970.
 
-    The rest is known of finished stages alone. needed: names of the checkpoints that its record names.
-    problem: what is wrong with its record, where it is damaged. lost: what is wrong with a checkpoint that its record
-    names, where that is not whole.
+    The rest is known for finished stages only. needed: names of the checkpoints that its record names. problem: what is
+    wrong with a damaged record. lost: what is wrong with a checkpoint that its record names.
     """
 
     key: str
@@ -50,7 +49,7 @@ class StoredStage:
 class StoredRun:
     """A run, and the keys of all stages that its plan or report names.
 
-    problem: what is wrong with one of its files, where not all that it names may be known.
+    problem: what is wrong with one of its files; then more stages may be named there.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Listing:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with records and runs: then it is not known what needs what."""
+        """What is wrong with records and runs. Then nobody knows what is needed."""
         return [one.problem for one in (*self.stages, *self.runs) if one.problem]
 
     @property
@@ -89,11 +88,11 @@ class Removal:
 
 
 def removals(listing: Listing, now: float, older_than: float) -> tuple[Removal, ...]:
-    """What to remove, in this order: a stage goes before the one it came from. older_than: in seconds.
+    """What to remove, in this order: a stage before its parent. older_than: in seconds.
 
-    Where an unfinished stage that no run refers to may be training, nobody knows what it came from, and no whole
-    stage goes. Nor does one where a record or a run is damaged. Of a stage that has lost a checkpoint which its record
-    names nothing goes, and nothing that it came from: what is left is all there is to make it anew from.
+    Where an unfinished stage without a run may be in training, its ancestors are not known, and no whole stage is
+    removed. Nor is one where a record or a run is damaged. Nothing is removed of a stage that has lost a checkpoint
+    named by its record, nor of its ancestors: only what is left can restore it.
     """
     stages = {stage.key: stage for stage in listing.stages}
     running = {stage.key for stage in listing.stages if not stage.finished and now - stage.changed_at < older_than}
@@ -115,7 +114,7 @@ def removals(listing: Listing, now: float, older_than: float) -> tuple[Removal, 
 
 
 def with_ancestors(keys: Iterable[str], stages: Mapping[str, StoredStage]) -> set[str]:
-    """The keys, and those of all stages that they came from."""
+    """The keys, with those of all ancestors."""
     found: set[str] = set()
     waiting = list(keys)
     while waiting:
@@ -128,7 +127,7 @@ def with_ancestors(keys: Iterable[str], stages: Mapping[str, StoredStage]) -> se
 
 
 def _superseded(stage: StoredStage) -> list[Removal]:
-    """Of a finished stage what its record does not name."""
+    """The checkpoints of a finished stage that its record does not name."""
     return [
         Removal(stage.key, one.name, one.bytes, "older than the stage's last" if one.whole else "half written")
         for one in stage.checkpoints

@@ -1,18 +1,19 @@
-"""Where finished stages live under their keys, and what each run left for its reports.
+"""The store: finished stages under their keys, and the files of each run.
 
-stages/<key>/record.json              written last: the stage is finished
-stages/<key>/certificate.json         what the growth it began with did, for people
-stages/<key>/checkpoints/<tokens>-<attempt>/
-trunks/<trunk key>/<steps>-<key>      stages that differ in nothing but where they end, a note for each
-runs/<name>/                          plan, report, figures of a run
-runs/<name>/earlier/<number>/         the same of a schedule that had the name before
+    stages/<key>/record.json              written last: the stage is finished
+    stages/<key>/certificate.json         what its growth did, for people
+    stages/<key>/checkpoints/<tokens>-<attempt>/
+    trunks/<trunk key>/<steps>-<key>      stages that differ only in their length and rate, a note for each
+    runs/<name>/                          plan, report, figures of a run
+    runs/<name>/earlier/<number>/         the same of another schedule that had the name before
 
-Leases keep two attempts from training one stage. Where they fail, the record that stands still names a whole
-checkpoint: an attempt removes what it wrote itself, and that only once it has read another's record and seen that one's
-checkpoint whole; what others wrote it removes only where it lies before its own end. So nothing is lost where a stage
-ends at a count. One that ends by the clock may end at two places: there the attempt that is ahead may remove what the
-other is about to name, and the stage is trained again from what is left. Of local files a hard link lets one attempt
-write the record; object stores have no such thing in pyarrow, there the last record stays.
+Leases keep two attempts from training one stage. Where leases fail, the record in place still names a complete
+checkpoint. An attempt removes its own checkpoints only after it has read the record of another attempt and seen that
+its checkpoint is complete. It removes checkpoints of others only where they lie before its own end. So nothing is lost
+where a stage ends at a count. A stage that ends by the clock may end at two places: there the attempt that is further
+may remove what the other one is about to name, and the stage is trained again from what is left. On local files a hard
+link lets only one attempt write the record. pyarrow has no such operation for object stores: there the last record
+stays.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Store:
             ) from None
 
     def readable_record(self, key: str) -> StageRecord | None:
-        """The same of a stage that is of use, but not needed: one that cannot be read is none."""
+        """The same for a stage that would be useful but is not needed: an unreadable record counts as none."""
         try:
             return self.record(key)
         except RaystageError as error:
@@ -80,19 +81,20 @@ class Store:
             return None
 
     def commit_record(self, record: StageRecord, trunk: str | None = None) -> StageRecord:
-        """From here on the stage is finished; returns the record that stands.
+        """Write the record: from here on the stage is finished. Returns the record that is in place.
 
-        Where another attempt was faster its record stays, as long as the checkpoint that it names is whole, and what
-        this attempt wrote goes. Otherwise the checkpoints go that this one has no use for. Nothing that goes wrong
-        once there is a record undoes that. trunk: its trunk key, under which longer stages look for it.
+        Where another attempt was faster, its record stays if the checkpoint that it names is complete, and the
+        checkpoints of this attempt are removed. Otherwise the checkpoints are removed that this record does not need.
+        No error after the record is written undoes it. trunk: the trunk key under which longer stages look for this
+        one.
         """
         folder = self.stage_folder(record.key)
         if record.growth:
-            with _in_vain(f"{(folder / CERTIFICATE).uri}"):
+            with _best_effort(f"{(folder / CERTIFICATE).uri}"):
                 content = {"stage": record.name, "key": record.key, **asdict(record.growth)}
                 folder.write_whole(CERTIFICATE, written(content))
         stands = self._write_record(folder, record)
-        with _in_vain(f"{(folder / CHECKPOINTS).uri}"):
+        with _best_effort(f"{(folder / CHECKPOINTS).uri}"):
             self._drop_superseded(folder, record, stands)
         if trunk is not None:
             self.note_trunk(trunk, stands.steps, stands.key)
@@ -105,12 +107,15 @@ class Store:
         standing = self.readable_record(record.key)
         if standing is not None and _is_whole(folder / standing.checkpoint):
             return standing
-        folder.write_whole(RECORD, content)  # a record that names nothing is none
+        folder.write_whole(RECORD, content)  # a record whose checkpoint is gone counts as none
         return record
 
     def _drop_superseded(self, folder: Folder, own: StageRecord, stands: StageRecord) -> None:
-        """The attempt whose record stands removes its other checkpoints, and what earlier ones left on the way there.
-        What another attempt has written where this one ended, or beyond, may be named by a record: it stays."""
+        """Remove the checkpoints that the record in place does not name: the attempt's own, and earlier ones on the way
+        there.
+
+        Checkpoints that another attempt wrote at or beyond the end of this one may be named by a record, so they stay.
+        """
         kept = {_name(place) for place in (stands.checkpoint, *stands.best_checkpoints)}
         last = _name(own.checkpoint)
         for name in _checkpoint_names(folder):
@@ -120,13 +125,14 @@ class Store:
                 self.drop(folder / CHECKPOINTS / name)
 
     def note_trunk(self, trunk: str, steps: int, key: str) -> None:
-        """Let longer versions of a stage find it: once it is finished, and while it is trained."""
+        """Make a stage visible to longer versions of it: when it is finished, and while it is trained."""
         folder = self.folder / TRUNKS / trunk
-        with _in_vain(folder.uri):
+        with _best_effort(folder.uri):
             folder.write_whole(f"{steps:012}-{key}", b"")
 
     def trunk(self, trunk: str) -> list[tuple[int, str]]:
-        """Steps and key of the stages under a trunk key, the longest first. Some are trained now, some may be gone."""
+        """Steps and keys of the stages under a trunk key, the longest first. Some may be in training, some may
+        be gone."""
         notes = map(_TRUNK_NOTE.fullmatch, (self.folder / TRUNKS / trunk).file_names())
         return sorted(((int(note[1]), note[2]) for note in notes if note), reverse=True)
 
@@ -134,7 +140,7 @@ class Store:
         return self.stage_folder(key) / CHECKPOINTS / f"{tokens:015}-{attempt}"
 
     def finished_checkpoint(self, key: str) -> Folder:
-        """The checkpoint that a finished stage ended with. Raises CheckpointError where there is none."""
+        """The final checkpoint of a finished stage. Raises CheckpointError where there is none."""
         record = self.record(key)
         if record is None:
             raise CheckpointError(f"{self.stage_folder(key).uri}: no {RECORD}; the stage is not finished")
@@ -145,7 +151,7 @@ class Store:
         return folder
 
     def latest_checkpoint(self, key: str, attempt: str | None = None) -> Folder | None:
-        """The furthest whole checkpoint within an unfinished stage; of equally far ones the attempt's own."""
+        """The furthest complete checkpoint within an unfinished stage; of equally far ones that of the attempt."""
         found = self._whole_checkpoints(key)
         found.sort(key=lambda folder: (tokens_of(folder.name), attempt_of(folder.name) == attempt), reverse=True)
         return next(filter(_is_whole, found), None)
@@ -153,10 +159,10 @@ class Store:
     def drop_older_checkpoints(
         self, key: str, keep: int, keep_best: int = 0, evaluations: Sequence[Evaluation] = (), last: str | None = None
     ) -> None:
-        """Remove all but the `keep` furthest and the `keep_best` best whole checkpoints of an unfinished stage.
+        """Remove all but the `keep` furthest and the `keep_best` best complete checkpoints of an unfinished stage.
 
-        last: the name of the one that was written just now. What other attempts wrote there or beyond, which may be
-        about to finish, stays, and so does it.
+        last: the name of the checkpoint that was just written. It stays, and so do those of other attempts there or
+        beyond, which may be about to finish.
         """
         whole = {folder.name: folder for folder in self._whole_checkpoints(key)}
         own = attempt_of(last) if last else None
@@ -169,16 +175,18 @@ class Store:
                 self.drop(folder)
 
     def drop(self, folder: Folder) -> None:
-        """Remove a checkpoint, its manifest first: what an interrupted removal leaves behind is none. Nothing is
-        removed behind a symbolic link, which may lead out of the store."""
+        """Remove a checkpoint, its manifest first, so that an interrupted removal leaves no checkpoint.
+
+        Nothing is removed behind a symbolic link, which may lead out of the store.
+        """
         if link := folder.first_link(self.folder):
-            _logger.warning("%s: is a symbolic link; what is old behind it is not removed", link)
+            _logger.warning("%s: is a symbolic link; old checkpoints behind it are not removed", link)
             return
         folder.delete_file(checkpoint.MANIFEST)
         folder.delete()
 
     def best_checkpoints(self, key: str, count: int, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-        """The whole checkpoints of lowest loss, the best first, as a record names them."""
+        """The complete checkpoints with the lowest loss, the best first, as a record names them."""
         names = [folder.name for folder in self._whole_checkpoints(key)] if count else []
         return tuple(f"{CHECKPOINTS}/{name}" for name in best(names, count, evaluations))
 
@@ -196,7 +204,7 @@ class Store:
         return (self.folder / RUNS).folder_names()
 
     def earlier_runs(self, name: str) -> list[str]:
-        """What a name stood for before another schedule took it, as names of runs: mine/earlier/1, the oldest first."""
+        """The runs of other schedules that had this name before: mine/earlier/1 and so on, the oldest first."""
         names = (self.run_folder(name) / EARLIER).folder_names()
         return [f"{name}/{EARLIER}/{one}" for one in sorted(names, key=lambda one: (len(one), one))]
 
@@ -209,7 +217,7 @@ class Store:
 
 
 def read_file(folder: Folder, name: str, kind: str) -> dict[str, Any] | None:
-    """A JSON file of a store, held against what files of its kind hold; None where there is none.
+    """A JSON file of a store, checked against the content of its kind; None where there is none.
 
     Raises DamagedFile, which says what to do about it; StorageError.
     """
@@ -224,7 +232,7 @@ def read_file(folder: Folder, name: str, kind: str) -> dict[str, Any] | None:
 
 
 def _checkpoint_names(stage: Folder) -> list[str]:
-    """Whatever else lies there was written by something else."""
+    """The checkpoints of a stage; other folders there were not written by raystage."""
     return [name for name in (stage / CHECKPOINTS).folder_names() if _CHECKPOINT_NAME.fullmatch(name)]
 
 
@@ -245,8 +253,8 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _in_vain(place: str) -> Iterator[None]:
-    """What is done within this may fail: nothing that was asked for depends on it."""
+def _best_effort(place: str) -> Iterator[None]:
+    """An error within this is logged and ignored: nothing that was asked for depends on it."""
     try:
         yield
     except StorageError as error:
@@ -257,14 +265,14 @@ def _in_vain(place: str) -> Iterator[None]:
 
 
 def retained(names: Sequence[str], keep_last: int, keep_best: int, evaluations: Sequence[Evaluation]) -> set[str]:
-    """Of whole checkpoints, by their folders' names, those to keep: the last ones and the best ones."""
+    """The names of the complete checkpoints to keep: the last ones and the best ones."""
     return {*sorted(names)[-keep_last:], *best(names, keep_best, evaluations)}
 
 
 def best(names: Sequence[str], count: int, evaluations: Sequence[Evaluation]) -> list[str]:
-    """The `count` checkpoints of lowest evaluation loss, the lowest first; of equal ones the later.
+    """The `count` checkpoints with the lowest evaluation loss, the lowest first; of equal ones the later.
 
-    A checkpoint's loss is that of the last evaluation up to it, before any there is none.
+    The loss of a checkpoint is that of the last evaluation up to it; before the first evaluation it has none.
     """
     losses = {name: loss_at(tokens_of(name), evaluations) for name in names}
     known = [name for name in sorted(names, reverse=True) if math.isfinite(losses[name])]
@@ -278,10 +286,10 @@ def loss_at(tokens: int, evaluations: Sequence[Evaluation]) -> float:
 
 
 def tokens_of(name: str) -> int:
-    """The position in the run that a checkpoint's folder is named after: 000000000400000-1f3a9c22."""
+    """The position in the run, in tokens, from a checkpoint's folder name: 000000000400000-1f3a9c22."""
     return int(name.partition("-")[0])
 
 
 def attempt_of(name: str) -> str:
-    """The attempt that wrote a checkpoint: 1f3a9c22."""
+    """The attempt that wrote a checkpoint, from its folder name: 1f3a9c22."""
     return name.partition("-")[2]

@@ -1,6 +1,6 @@
-"""What the JSON files of a store hold: for each kind of file the keys that readers rely on, and the kinds of values.
+"""The JSON files of a store: for each kind of file the keys that readers rely on, and the types of their values.
 
-Further keys are let through, since versions add them; keys that versions added are not asked for.
+Further keys are accepted, since newer versions add some. Keys that newer versions added are not required.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StageState(TypedDict):
 
 
 class RunFile(TypedDict):
-    """run.json: what a driver notes for later ones."""
+    """run.json: what a driver writes for later ones."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     state: str
@@ -91,7 +91,7 @@ class TrialStatus(TypedDict):
 
 
 class StatusFile(TypedDict):
-    """status.json: how a run stands. process: a damaged one is no process (`process_of`)."""
+    """status.json: the state of a run. process: a damaged one counts as none (`process_of`)."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     state: str
@@ -108,7 +108,7 @@ class StatusFile(TypedDict):
 
 
 class SweepNote(TypedDict):
-    """sweep.json: what makes a sweep this one."""
+    """sweep.json: what identifies a sweep."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     digest: str
@@ -130,7 +130,7 @@ class NamedRuns(TypedDict):
 
 
 class ReportFile(TypedDict):
-    """report.json, as far as it is looked at without being shown."""
+    """report.json, as far as it is read without being shown."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     name: NotRequired[str]
@@ -280,7 +280,7 @@ class TaskRow(TypedDict):
 
 
 class EvaluationFile(TypedDict):
-    """evaluations/<stage>.json: what downstream tasks came to."""
+    """evaluations/<stage>.json: the results of downstream tasks."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     key: str
@@ -297,15 +297,17 @@ _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def check_file(kind: str, content: Mapping[str, Any]) -> None:
-    """Whether `content` is what a file of this kind holds; kind: its name, or `evaluation`; `run`, `sweep`: a report
-    with all that is shown of it. A kind that is not known here holds anything. Raises ValueError, which says what was
-    found and what would be right."""
+    """Raises ValueError where `content` is not what a file of this kind holds; it says what was found and expected.
+
+    kind: the name of the file, or `evaluation`; `run`, `sweep`: a report with everything that is shown of it. A kind
+    that is not known here may hold anything.
+    """
     if kind in _KINDS:
         _check(_KINDS[kind], content)
 
 
 def record_from(content: dict[str, Any], key: str) -> StageRecord:
-    """The record of stage `key`. Raises ValueError, TypeError or KeyError where that is none."""
+    """The record of stage `key`. Raises ValueError, TypeError or KeyError where `content` is none."""
     _check(StageRecord, content)
     check_model(content["shape"])
     record = StageRecord.from_json(content)
@@ -321,7 +323,7 @@ def record_from(content: dict[str, Any], key: str) -> StageRecord:
 
 
 def _check(kind: Any, content: Mapping[str, Any]) -> None:
-    """As JSON, in which a list stands for a tuple, and a mapping for a dataclass."""
+    """Checked as JSON, where a list stands for a tuple and a mapping for a dataclass."""
     adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
         adapter.validate_json(json.dumps(content), strict=True)
