@@ -1,4 +1,4 @@
-"""`raystage doctor`: what to run first on a new machine or cluster."""
+"""`raystage doctor`: the first command on a new machine or cluster."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 @click.command()
 @address_option
-@click.option("--train", is_flag=True, help="Also have two workers of a Train run sum a tensor over NCCL or gloo.")
+@click.option("--train", is_flag=True, help="Also let two workers of a Train run sum a tensor over NCCL or gloo.")
 @store_option
 @json_option
 @exits
 def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -> None:
-    """Look whether this machine, the store and the cluster have what raystage needs.
+    """Check that this machine, the store and the cluster have what raystage needs.
 
-    One line for each check: ok, warning or FAILED, and what to do. The exit status is 1 where one FAILED. Nothing is
-    left behind.
+    It prints one line for each check: ok, warning or FAILED, and what to do. The exit status is 1 if a check FAILED.
+    The checks leave nothing behind.
 
     \b
     Example:
@@ -46,9 +46,9 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
       raystage doctor --address 10.0.0.1:6379 --store s3://my-bucket/runs --train
     """
     SHUTDOWN.install()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as in `run`: DeepSpeed would look for a GPU here, and say so
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as in `run`: DeepSpeed would look for a GPU here
     output, findings = sys.stdout, []
-    with contextlib.redirect_stdout(DebugStream()):  # for what libraries print
+    with contextlib.redirect_stdout(DebugStream()):  # hides what libraries print
         for finding in _look(cluster_address(address), store_uri(store), train):
             findings.append(finding)
             if not as_json:
@@ -63,7 +63,7 @@ def doctor(address: str | None, train: bool, store: str | None, as_json: bool) -
 
 
 def _look(address: str | None, store: str, with_train: bool) -> Iterator[Finding]:
-    """Every check, its finding as soon as it is there. What cannot be looked at without a package is not."""
+    """Every check, as soon as it has a finding. Checks that need a missing package are left out."""
     from raystage.tools.versions import check_versions
 
     is_whole = True

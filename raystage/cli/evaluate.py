@@ -16,12 +16,18 @@ from raystage.errors import InputError
 @click.argument("run", metavar="RUN")
 @click.option("--stage", metavar="NAME", help="A stage, or a baseline such as baseline-1000000. [the last stage]")
 @click.option("--tasks", required=True, metavar="NAME,...", help="Tasks as lm-eval names them, with commas.")
-@click.option("--limit", type=click.IntRange(min=1), help="So many examples of each task; all unless given.")
-@click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples in the prompt; the task's own unless given.")
+@click.option("--limit", type=click.IntRange(min=1), help="The number of examples of each task; all by default.")
+@click.option(
+    "--num-fewshot",
+    type=click.IntRange(min=0),
+    help="Examples in the prompt; by default the number that the task sets.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="As torch names it: cpu, cuda:0.")
+@click.option("--device", default="cpu", show_default=True, help="The device, as torch names it: cpu, cuda:0.")
 @click.option("--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="Task files of your own.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the result there, as JSON.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the result to this file, as JSON."
+)
 @store_option
 @json_option
 @exits
@@ -29,7 +35,7 @@ def evaluate(
     run: str, stage: str | None, tasks: str, limit: int | None, num_fewshot: int | None, batch_size: int, device: str,
     include_path: Path | None, out: Path | None, store: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run downstream tasks on a finished stage of RUN; reports of the run show them from then on.
+    """Run downstream tasks on a finished stage of RUN. Reports of the run show the results from then on.
 
     It needs lm-eval: pip install 'raystage[lm-eval]'.
 

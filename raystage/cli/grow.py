@@ -31,14 +31,14 @@ from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, in_short, parse_
 )  # fmt: skip
 @click.option(
     "--operator", default="stack", show_default=True,
-    help="One for all that grows, or one for each part: num_layers=stack,width=duplicate.",
+    help="One operator for all parts that grow, or one for each part: num_layers=stack,width=duplicate.",
 )  # fmt: skip
 @click.option(
     "--optimizer-state", type=click.Choice(OPTIMIZER_STATE_POLICIES), default="grow", show_default=True,
-    help="What becomes of a checkpoint's moments; a Hugging Face folder has none.",
+    help="What happens to the moments of a checkpoint; a Hugging Face folder has none.",
 )  # fmt: skip
 @click.option("--layers", metavar="LIST", help="The source layer of every target layer, e.g. 0,1,2,0,1,2.")
-@click.option("--block", type=click.IntRange(min=1), help="How many layers are repeated as one, for middle.")
+@click.option("--block", type=click.IntRange(min=1), help="How many layers the operator middle repeats as one block.")
 @click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
 @click.option("--explain", is_flag=True, help="Print where every parameter would come from; write nothing.")
 @store_option
@@ -60,7 +60,7 @@ def grow(
     """Grow a whole model into a new folder.
 
     SOURCE is a raystage checkpoint, a stage of the store (its key, or mine/full: stage full of run mine) or a Hugging
-    Face folder; TARGET, a new folder, becomes the same kind. The model may be larger than the memory.
+    Face folder. TARGET is a new folder, and gets the same format. The model may be larger than the memory.
 
     \b
     Example:
@@ -104,7 +104,7 @@ def grow(
 
 
 def _operator(text: str) -> str:
-    """The operator of `--operator`, in its one form."""
+    """The operator of `--operator` in canonical form. Raises InputError."""
     try:
         return parse_operator(text)
     except ValueError as error:
@@ -112,7 +112,7 @@ def _operator(text: str) -> str:
 
 
 def _layer_list(text: str | None) -> tuple[int, ...] | None:
-    """The numbers of `--layers 0,1,2`."""
+    """The layer numbers of `--layers 0,1,2`. Raises InputError."""
     if text is None:
         return None
     try:
@@ -124,18 +124,21 @@ def _layer_list(text: str | None) -> tuple[int, ...] | None:
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("--text", type=click.Path(path_type=Path), help="Text to try both on; for models whose tokens are bytes.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text to run both models on; only for models whose tokens are bytes.",
+)
 @click.option("--family", metavar="FILE", help="A table of a model of your own, as in docs/families.md.")
 @store_option
 @json_option
 @exits
 def certify(source: str, target: str, text: Path | None, family: str | None, store: str | None, as_json: bool) -> None:
-    """Measure what growing SOURCE into TARGET did, whoever did it.
+    """Measure what growing SOURCE into TARGET changed. Any tool may have grown it.
 
     Each is a raystage checkpoint, a stage of the store (its key, or mine/full) or a Hugging Face folder. Both are run
-    on the same random tokens on this machine's CPU: loss, logits, activations, gradients against what the growth
-    predicts, moments, and
-    whether copies part in a few steps of training.
+    on the same random tokens on this machine's CPU. Measured are loss, logits, activations, gradients against those
+    that the growth predicts, moments, and whether duplicates become different in a few steps of training.
 
     \b
     Example:
@@ -151,7 +154,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
         register_family(family)
     opened = open_store(store)
     models = open_source(source, opened, "SOURCE"), open_source(target, opened, "TARGET")
-    with contextlib.redirect_stderr(DebugStream()):  # the progress bars of transformers
+    with contextlib.redirect_stderr(DebugStream()):  # hides the progress bars of transformers
         found = measure(*models, _read_text(text))
     if as_json:
         print_json(found)
@@ -189,7 +192,7 @@ def export(
     """Write a checkpoint as a Hugging Face folder, with config and tokenizer.
 
     CHECKPOINT is a raystage checkpoint or a finished stage of the store (its key, or mine/full: stage full of run
-    mine); TARGET a new folder, which plain transformers loads. The model may be larger than the memory.
+    mine). TARGET is a new folder, which transformers loads. The model may be larger than the memory.
 
     \b
     Example:

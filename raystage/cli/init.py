@@ -1,4 +1,4 @@
-"""`raystage init`: a schedule to start from, in a file of one's own."""
+"""`raystage init`: a schedule to start from, as a file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ DEFAULT_FILE = Path("schedule.yaml")
 @click.option("--list", "listed", is_flag=True, help="List the examples; write nothing.")
 @exits
 def init_command(file: Path | None, example: str | None, listed: bool) -> None:
-    """Write a schedule to start from: it runs as it is, in minutes and without a GPU, and its comments say what to
-    change.
+    """Write a schedule to start from. It runs as it is, in minutes and without a GPU. Its comments say what to change.
 
-    FILE is schedule.yaml unless given, with --example the name of the example's own file. What is there already is
-    not overwritten.
+    FILE is schedule.yaml by default; with --example it is the name of the example's file. Existing files are not
+    overwritten.
 
     \b
     Example:
@@ -79,7 +78,7 @@ def _examples() -> dict[str, Path]:
 
 
 def _write(files: dict[Path, bytes], target: Path) -> None:
-    """Write them all, or none and raise InputError. A file beside the target may be there as it would be written."""
+    """Write all files, or none and raise InputError. A file beside the target may exist with the same content."""
     if not target.parent.is_dir():
         problem = f"found no folder {target.parent}; expected a file in a folder that is there"
         raise InputError(problem, key="FILE", file=str(target))
@@ -124,31 +123,31 @@ _PACKAGE = Path(__file__).parents[1]
 STARTER = Path(__file__).parent / "starter.yaml"
 
 
-# Where a sweep says which schedule it varies.
+# The line of a sweep that names the schedule which it varies.
 _SCHEDULE = re.compile(rb"^schedule: *(\S+)", re.M)
 
 
 def examples_folder() -> Path:
-    """Within the package where that was installed, as setup.py has it; in a checkout `jobs/`."""
+    """In the installed package, where setup.py puts it; in a checkout `jobs/`."""
     shipped = _PACKAGE / "examples"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "jobs"
 
 
 def find_examples(folder: Path) -> dict[str, Path]:
-    """The examples by name: a schedule's is that of its file, a sweep's begins with `sweeps/`."""
+    """The examples by name. The name of a schedule is that of its file; the name of a sweep starts with `sweeps/`."""
     schedules = {path.stem: path for path in sorted((folder / "schedules").glob("*.yaml"))}
     return schedules | {f"sweeps/{path.stem}": path for path in sorted((folder / "sweeps").glob("*.yaml"))}
 
 
 def about(example: Path) -> str:
-    """What its first comment says."""
+    """The first comment of an example."""
     first = example.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip()
 
 
 def copies(example: Path, target: Path) -> dict[Path, bytes]:
-    """The files that a copy of an example at `target` consists of, by path: of a sweep also the schedule that it
-    varies, which comes to lie beside it. Raises InputError where that has the target's name."""
+    """The files for a copy of an example at `target`, by path. A sweep brings the schedule that it varies, which is put
+    beside it. Raises InputError if that schedule has the target's name."""
     content = example.read_bytes()
     named = _SCHEDULE.search(content)
     if named is None:

@@ -1,4 +1,4 @@
-"""The command line. Imports of torch, ray and the like wait until a command needs them: `plan` is quick."""
+"""The command line. torch, ray and other slow packages are imported only when a command needs them."""
 
 from __future__ import annotations
 

@@ -22,16 +22,16 @@ from raystage.units import shown
 
 INTERRUPTED = 130
 WANDB_MODES = ("offline", "online", "disabled")
-# Older names, which W&B still takes.
+# Older names that W&B still accepts.
 _WANDB_NAMES = {"dryrun": "offline", "run": "online"}
-# As Ray calls it.
+# Ray's own name for it.
 OWN_CLUSTER = "local"
-# Where `ray job submit --working-dir` unpacks a working directory: a copy that is thrown away.
+# `ray job submit --working-dir` unpacks a working directory here: a copy that is deleted later.
 _JOB_COPY = "runtime_resources/working_dir_files"
 
 
 def exits(command: Callable[..., None]) -> Callable[..., None]:
-    """One message and the right exit status for what goes wrong on purpose; no traceback."""
+    """Turns an expected error into one message and the right exit status, without a traceback."""
 
     @wraps(command)
     def guarded(*arguments: Any, **options: Any) -> None:
@@ -58,8 +58,8 @@ def _say_what_next(error: BaseException) -> None:
 
 
 def _leave(status: int) -> None:
-    """Exit; at once where a Train run is still waited for in a thread, since Ray's own tidying up would then
-    end the process with a status of Ray's. Ray sees the process go and ends what belongs to it."""
+    """Exit; at once if a thread still waits for a Train run. Otherwise Ray's own clean-up would end the process with
+    another status. Ray notices that the process is gone and ends its workers."""
     if _has_train_run():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -78,20 +78,20 @@ store_option = click.option(
 )
 address_option = click.option(
     "--address",
-    help="A running Ray cluster: HOST:PORT, or auto for what `ray start` started here (RAY_ADDRESS counts too). "
-    "Otherwise, and with local, the run starts a cluster of its own, on this machine.",
+    help="A running Ray cluster: HOST:PORT, or auto for one that `ray start` started here. RAY_ADDRESS has the same "
+    "effect. Otherwise, and with local, the run starts its own cluster on this machine.",
 )
 wandb_option = click.option(
     "--wandb",
     "wandb_mode",
     type=click.Choice(WANDB_MODES),
-    help="Where W&B has the run: offline in ./wandb, which `wandb sync` uploads later; online, with a key of "
-    "`wandb login`; or not at all. What is given here wins over WANDB_MODE and WANDB_DISABLED.  [default: offline]",
+    help="Where W&B keeps the run: offline in ./wandb, which `wandb sync` uploads later; online, with a key of "
+    "`wandb login`; or disabled. This option overrides WANDB_MODE and WANDB_DISABLED.  [default: offline]",
 )
 
 
 def say(text: str = "", err: bool = False, nl: bool = True) -> None:
-    """Print lines for people: what steers a terminal is shown, not done."""
+    """Print lines for people. Control characters are shown as escapes."""
     click.echo(visible(text), err=err, nl=nl)
 
 
@@ -103,8 +103,8 @@ def open_store(uri: str | None) -> Any:
 
 
 def init_source(source: str, store: str | None) -> str:
-    """What `init.from` names: of a stage's name, mine/full, its folder in the store, which has its key in it. So what
-    is planned and written down does not change when the name comes to stand for another stage. Raises InputError."""
+    """The value of `init.from`. A stage's name, mine/full, becomes its folder in the store, which contains the key. So
+    the plan does not change if the name gets another stage later. Raises InputError."""
     if "://" in source or "/" not in source or os.path.isdir(source):
         return source
     from raystage.storage.naming import stage_key
@@ -120,7 +120,7 @@ def init_source(source: str, store: str | None) -> str:
 
 
 def finished_in(store: str | None, keys: Collection[str]) -> set[str] | None:
-    """Those of the stages that a store has finished; None where none is named, so that none is looked at."""
+    """The stages that the store has finished; None if no store is named."""
     if store is None:
         return None
     from raystage.storage.maintenance import finished_among
@@ -129,7 +129,7 @@ def finished_in(store: str | None, keys: Collection[str]) -> set[str] | None:
 
 
 def store_uri(uri: str | None) -> str:
-    """Where the store is, given what `--store` says."""
+    """The URI of the store, from the value of `--store`."""
     if uri is None and in_job_copy():
         uri = str(Path.home() / ".raystage")
         say(f"raystage: this working directory goes with the Ray job; the store is {uri} (--store)", err=True)
@@ -137,9 +137,10 @@ def store_uri(uri: str | None) -> str:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The Ray cluster to join, which `--address` or the environment names; None for one of the run's own.
+    """The address of the Ray cluster to join, from `--address` or the environment; None for a cluster of the run's own.
 
-    Raises InputError."""
+    Raises InputError.
+    """
     found = address or os.environ.get("RAY_ADDRESS")
     if found and (secret := secret_in(found)):
         problem = f"found {secret}; expected an address without, for it is kept in run files"
@@ -148,7 +149,7 @@ def cluster_address(address: str | None) -> str | None:
 
 
 def wandb_mode_for(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """What `--wandb` says, else what W&B's own variables say, else offline. Raises InputError."""
+    """The value of `--wandb`, else of W&B's own variables, else offline. Raises InputError."""
     if given is not None:
         return given
     if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
@@ -165,7 +166,7 @@ def in_job_copy() -> bool:
 
 
 def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
-    """JSON alone on standard output where that is asked for; the table that people read goes beside it."""
+    """With --json, only JSON on standard output, and the table on standard error; else the table."""
     from raystage.report.terminal import SafeConsole
 
     if as_json:
@@ -174,7 +175,7 @@ def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
 
 
 class DebugStream(io.TextIOBase):
-    """Takes what libraries print and keeps it for whoever turns debug logging on."""
+    """Takes what libraries print, and logs it at debug level."""
 
     def write(self, text: str) -> int:
         if text.strip():
@@ -208,7 +209,7 @@ def plan_schedule(
 
 
 def name_init(base: dict[str, Any], store: str | None) -> None:
-    """A stage's name in the schedule's `init` becomes its folder in the store."""
+    """Replace a stage's name in the schedule's `init` by its folder in the store."""
     init = base.get("init")
     if isinstance(init, dict) and isinstance(init.get("from"), str):
         init["from"] = init_source(init["from"], store)
@@ -230,12 +231,12 @@ def register_family(path: str) -> None:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-# More characters than the first sentence of a help text has.
+# More characters than the first sentence of any help text.
 _WHOLE = 500
 
 
 class Listed(click.Group):
-    """Its help tells of every command in a whole sentence; click's would end with dots."""
+    """Its help shows the whole first sentence of every command; click would cut it."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in self.list_commands(ctx)]
@@ -244,33 +245,33 @@ class Listed(click.Group):
 
 
 class Commands(Listed):
-    """Says in one line that standard output cannot be written to; where its reader has left, nothing."""
+    """Reports in one line that standard output cannot be written; nothing if its reader has left."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         with _kept_from_failing("stderr"):
             try:
                 return super().main(*arguments, **options)
             except OSError as error:
-                # Of files, the message would have the name; click takes care of readers that have left.
+                # An error of a file would name it. click handles readers that have left.
                 if error.filename is not None or error.errno not in _NO_ROOM:
                     raise
                 _give_up_output(error)
 
     def invoke(self, ctx: click.Context) -> Any:
         result = super().invoke(ctx)
-        sys.stdout.flush()  # or Python would find out when it ends
+        sys.stdout.flush()  # otherwise the error would come when Python exits
         return result
 
 
 def _give_up_output(error: OSError) -> None:
     click.echo(f"raystage: standard output cannot be written to ({error.strerror})", err=True)
-    with contextlib.suppress(OSError, ValueError):  # what is still to be written would fail again
+    with contextlib.suppress(OSError, ValueError):  # the rest of the output would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
 class _Lenient:
-    """A stream whose writes never fail: no run ends because nobody can be told how it goes."""
+    """A stream whose writes never fail. No run should end because its progress cannot be printed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -299,5 +300,5 @@ def _kept_from_failing(name: str) -> Iterator[None]:
 
 
 def print_json(content: Any) -> None:
-    """Print an object for machines; control characters are escaped in it."""
+    """Print an object as JSON, in which control characters are escaped."""
     click.echo(json.dumps(content, indent=1))

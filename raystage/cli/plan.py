@@ -86,7 +86,7 @@ def plan(
 
 
 def _taken_name(store: Any, plan: Any) -> str | None:
-    """A warning where the store has a run of this name with other stages; None where it has none."""
+    """A warning if the store has a run of this name with other stages; None otherwise."""
     from raystage.run.earlier import stage_keys
     from raystage.storage.store import EARLIER
     from raystage.storage.stored_files import RUN_FILE
@@ -106,7 +106,7 @@ def _taken_name(store: Any, plan: Any) -> str | None:
 
 
 def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: bool) -> None:
-    """Print what `raystage plan` says of a sweep. store: where given, the stages in it count as done."""
+    """Print the plan of a sweep. store: if given, the stages in it count as done."""
     from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
     from raystage.report.terminal import SafeConsole
     from raystage.sweep.terminal import sweep_table

@@ -1,4 +1,4 @@
-"""A plan as plain values, of a schedule or of a sweep: what `raystage plan --json` prints."""
+"""The plan of a schedule or of a sweep as plain values, which `raystage plan --json` prints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from raystage.sweep.trials import SweepPlan, Trial
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Every stage with its values, key, FLOPs and memory; the baselines; what is trained with other values and seeds;
-    the saving that FLOPs alone predict; the warnings."""
+    """Every stage with its values, key, FLOPs and memory; the baselines; the further values and seeds to train; the
+    saving that FLOPs alone predict; the warnings."""
     return {
         "name": plan.name,
         "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
@@ -38,20 +38,20 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def left_json(plan: Plan, finished: Collection[str]) -> dict[str, Any]:
-    """What of a plan is finished, by key, and the FLOPs that are left to train for all its runs."""
+    """The keys of the finished stages, and the FLOPs that are left to train for all runs of the plan."""
     keys = [key for key in plan.stages_by_key() if key in finished]
     return {"finished": keys, "flops_left": plan.flops_left(finished)}
 
 
 def unchecked_of(*plans: Plan) -> list[str]:
-    """The functions that plans made without code name and nobody has imported, each once."""
+    """The functions that the plans name and that were not imported, each once."""
     stages = [stage for plan in plans for run in plan.runs() for stage in run.stages]
     names = (metric.function for stage in stages for metric in stage.training.evaluate.metrics)
     return list(dict.fromkeys(names))
 
 
 def unchecked_line(functions: list[str]) -> str:
-    """What such a plan does not know, for people."""
+    """What a plan that was made without code does not know, in words."""
     if not functions:
         return "No code was run (--no-code), and the plan names none."
     names = ", ".join(functions)
@@ -59,7 +59,7 @@ def unchecked_line(functions: list[str]) -> str:
 
 
 def suggestions_json(plan: Plan) -> list[dict[str, Any]]:
-    """Each suggestion with its stages' tokens; `overrides` are what `--set` takes."""
+    """Each suggestion with the tokens of its stages. `overrides` are values for `--set`."""
     return [{**asdict(one), "overrides": one.overrides} for one in suggest(plan)]
 
 
@@ -97,7 +97,7 @@ def _growth(growth: Growth) -> dict[str, Any]:
 
 
 def _baseline(run: RunPlan) -> dict[str, Any]:
-    """A budget in whole steps, and the stretches it is trained in; equal keys are trained once."""
+    """A budget in whole steps, with its stages. Stages with equal keys are trained once."""
     return {"budget_tokens": run.tokens, **_chain(run)}
 
 
@@ -113,7 +113,7 @@ def _chain(run: RunPlan) -> dict[str, Any]:
 
 
 def _variant(variant: Variant) -> dict[str, Any]:
-    """values: of the staged run and of each baseline; of a further seed those written, until the best are known."""
+    """values: of the staged run and of each baseline. A further seed has the written ones until the best are known."""
     return {
         "seed": variant.seed,
         "values": {"staged": dict(variant.staged_values), "baseline": [dict(one) for one in variant.baseline_values]},
@@ -123,7 +123,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
 
 
 def sweep_json(plan: SweepPlan) -> dict[str, Any]:
-    """Every trial with its config and the keys of its stages, every stage once, and what the sweep costs."""
+    """Every trial with its config and the keys of its stages, every stage once, and the cost of the sweep."""
     tree = plan.tree
     return {
         "name": plan.sweep.name,

@@ -1,4 +1,4 @@
-"""`raystage report`: what runs came to, on the terminal, as JSON, Markdown, a page of HTML, pictures."""
+"""`raystage report`: the results of runs, on the terminal, as JSON, Markdown, an HTML page or pictures."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def report(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Show what runs came to: stages, baselines, savings; several runs side by side. Of a sweep: its trials, the best
+    """Show the results of runs: stages, baselines, savings; several runs side by side. For a sweep: its trials, best
     first, what mattered and what the search cost.
 
-    What a name stood for before another schedule took it is NAME/earlier/1, and so on.
+    The run that had a name before another schedule took it is NAME/earlier/1, and so on.
 
     \b
     Example:
@@ -65,7 +65,7 @@ def report(
 
 
 def _read_report(store: Any, name: str) -> dict[str, Any]:
-    """What the run left, and what `raystage evaluate` has found since. It is called what its folder is called."""
+    """The report of a run, with what `raystage evaluate` has found since. Its name is that of its folder."""
     from raystage.storage.naming import known_run
     from raystage.storage.stored_files import REPORT_FILE
     from raystage.tools.evaluations import kept
@@ -79,7 +79,7 @@ def _read_report(store: Any, name: str) -> dict[str, Any]:
 
 
 def _check(store: Any, name: str, found: dict[str, Any]) -> None:
-    """Raises DamagedFile where a report lacks what is shown of it."""
+    """Raises DamagedFile if a report lacks something that is shown."""
     from raystage.storage.stored_files import REPORT_FILE, check_file
 
     try:
@@ -94,11 +94,11 @@ def _damaged(place: str, error: object) -> str:
 
 @contextlib.contextmanager
 def _shown(store: Any, names: tuple[str, ...]) -> Iterator[None]:
-    """A report without a checksum may hold anything deep within: what cannot be shown of it is damaged."""
+    """A report has no checksum, so any part may be damaged. An error while it is shown means that it is damaged."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        if error.__class__.__module__ != "builtins":  # of a library
+        if error.__class__.__module__ != "builtins":  # raised by a library
             raise
         places = ", ".join((store.run_folder(name) / "report.json").uri for name in names)
         raise DamagedFile(_damaged(places, f"{type(error).__name__}: {error}")) from error
@@ -138,7 +138,7 @@ def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[P
 
 
 def _run_file(store: Any, name: str) -> dict[str, Any] | None:
-    """For what a page says of the schedule; a page without it is better than none."""
+    """The content of run.json, for the page; None if it cannot be read, since a page without it is better than none."""
     try:
         return store.read_run(name, "run.json")
     except RaystageError as error:
@@ -147,7 +147,7 @@ def _run_file(store: Any, name: str) -> dict[str, Any] | None:
 
 
 def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """NAME.png and NAME.svg of each run and sweep; the folder is made."""
+    """Write NAME.png and NAME.svg of each run and sweep, and make the folder."""
     from raystage.report.figures import run_sheet
     from raystage.report.image import write_image
     from raystage.sweep.figures import sweep_sheet

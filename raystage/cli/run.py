@@ -1,4 +1,4 @@
-"""`raystage run`: a schedule trained stage by stage, then its baselines, and what was saved."""
+"""`raystage run`: train a schedule stage by stage, then its baselines, and report the saving."""
 
 from __future__ import annotations
 

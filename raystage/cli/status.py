@@ -1,4 +1,4 @@
-"""`raystage status`: how runs stand, while they go and afterwards."""
+"""`raystage status`: the progress of runs, while they run and afterwards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from raystage.cli.options import exits, json_option, open_store, print_json, say
 @json_option
 @exits
 def status_command(name: str | None, store: str | None, as_json: bool) -> None:
-    """Show how a run or a sweep stands: every stage's step, losses, rate and time left, and where its logs are.
+    """Show the progress of a run or a sweep: every stage's step, losses, learning rate and time left, and its logs.
 
-    Of a sweep it shows every trial. Without NAME a line for every run and sweep of the store, the latest first.
+    For a sweep it shows every trial. Without NAME it shows a line for every run and sweep of the store, the latest
+    first.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What `raystage status` shows: the status that drivers keep, judged by whether they still live."""
+"""What `raystage status` shows: the status files of drivers, and whether these drivers still live."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raystage.units import format_count, format_seconds
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
 _GOING = ("RUNNING", "RESTARTING")
 _ENDED = ("FINISHED", "ERRORED", "ABORTED", INTERRUPTED)
-# Of a stage that a run had not begun when it ended.
+# The state of a stage that had not started when its run ended.
 NOT_STARTED = "NOT_STARTED"
 _STAGE_FIELDS = (
     "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
@@ -34,9 +34,9 @@ _STAGE_FIELDS = (
 
 
 def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
-    """How a run stands. `is_alive`: whether its driver goes on, None once it has ended; `note`: why perhaps not.
+    """The status of a run. `is_alive`: whether its driver lives, None if the run has ended. `note`: why it may be dead.
 
-    Raises InputError where there is no such run, RaystageError where its file is damaged.
+    Raises InputError if there is no such run, RaystageError if its file is damaged.
     """
     return _status(store, known_run(store, name, "NAME"), now)
 
@@ -64,7 +64,7 @@ def _status(store: Store, name: str, now: float) -> dict[str, Any]:
 
 
 def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
-    """Of all runs of a store, the one that changed last first; one that cannot be read is damaged."""
+    """The status of every run of a store, the last changed first. A run that cannot be read is damaged."""
     found = []
     for name in store.run_names():
         try:
@@ -78,7 +78,7 @@ def all_statuses(store: Store, now: float) -> list[dict[str, Any]]:
 
 
 def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
-    """A file of a run with all that is asked of it; None where there is none. Raises RaystageError."""
+    """A file of a run, with null for missing fields; None if there is no file. Raises RaystageError."""
     content = store.read_run(name, file)
     if content is None:
         return None
@@ -87,7 +87,7 @@ def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
 
 
 def _from_sweep_files(store: Store, name: str) -> dict[str, Any] | None:
-    """Of a sweep by a version that kept no status."""
+    """The status of a sweep by a version that kept no status file."""
     try:
         found = from_sweep_files(store, name)
     except (ValueError, TypeError, KeyError) as error:
@@ -98,7 +98,7 @@ def _from_sweep_files(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
-    """Of a run by a version that kept no status: its states alone."""
+    """The status of a run by a version that kept no status file: only the states of its stages."""
     found = _read(store, name, RUN_FILE)
     if found is None:
         return None
@@ -110,7 +110,7 @@ def _from_run_file(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def runs_table(statuses: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
-    """A line for each run, with the stage that it is at, and for each sweep, without its trials."""
+    """A line for each run with its current stage, and for each sweep without its trials."""
     names = ("run", "state", "stage", "step", "loss", "eval", "left", "changed")
     sweeps = {status["name"] for status in statuses if is_sweep(status)}
     shown = [status for status in statuses if status.get("sweep") not in sweeps]
@@ -133,7 +133,7 @@ def _run_row(status: Mapping[str, Any], now: float) -> list[str | Text]:
 
 
 def notes(statuses: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is the matter with some runs, and how to go on with them."""
+    """The problems of runs, and how to continue them."""
     return [f"{status['name']}: {status['note']}" for status in statuses if status["note"]]
 
 
@@ -149,7 +149,7 @@ def run_table(status: Mapping[str, Any], now: float) -> RenderableType:
 
 
 def _time_left(status: Mapping[str, Any]) -> list[str]:
-    """Of the whole run, while it goes."""
+    """The time left for the whole run, while it runs."""
     if status["state"] != "RUNNING" or status["is_alive"] is False:
         return []
     left, doing = status.get("seconds_left"), status.get("doing")
@@ -158,7 +158,7 @@ def _time_left(status: Mapping[str, Any]) -> list[str]:
 
 
 def lines_below(status: Mapping[str, Any]) -> list[str]:
-    """Who is waited for, what is the matter, where things are."""
+    """What is waited for, the problem if there is one, and where files are."""
     waiting = [f"{row['name']} waits for {row['waiting_for']}" for row in status["stages"] if row["waiting_for"]]
     places = (
         ("log", status["log"]),
@@ -205,18 +205,18 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _at_hand(status: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of the stage that a run is at."""
+    """The cells of the current stage of a run."""
     rows = status["stages"]
     return _cells(rows[_index_at_hand(rows)]) if rows else dict.fromkeys(("step", "loss", "eval", "left"), "-")
 
 
 def _index_at_hand(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The first stage that is not finished, or the last."""
+    """The index of the first stage that is not finished, else of the last."""
     return next((n for n, row in enumerate(rows) if row["state"] not in DONE), len(rows) - 1)
 
 
 def _place(status: Mapping[str, Any]) -> str:
-    """'2/3 medium': the stage that a run is at."""
+    """'2/3 medium': the current stage of a run."""
     rows = status["stages"]
     if not rows:
         return "-"

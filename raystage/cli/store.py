@@ -1,4 +1,4 @@
-"""`raystage store`: what lies in a store, whether it is whole, and room made in it."""
+"""`raystage store`: list a store, verify it, and free space in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAMAGED = 1
 
 @click.group("store", cls=Listed)
 def store_group() -> None:
-    """Look after a store: list it, verify its checkpoints, remove what nothing needs.
+    """Maintain a store: list it, verify its checkpoints, remove what nothing needs.
 
     \b
     Example:
@@ -27,7 +27,7 @@ def store_group() -> None:
 
 
 def _open(uri: str | None) -> Any:
-    """A store that is there: of one that is not, a mistyped name is likelier than that all of it is well."""
+    """The store, which must exist: a mistyped name is more likely than an empty store. Raises InputError."""
     opened = open_store(uri)
     if not opened.folder.exists():
         problem = f"found no store at {opened.folder.uri}; expected the folder that runs wrote into"
@@ -69,8 +69,8 @@ def list_command(store: str | None, as_json: bool) -> None:
 def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> None:
     """Read every checkpoint again and compare its checksums.
 
-    KEY is a stage's key, its beginning, or a name such as mine/full; all stages unless given. Every damaged
-    shard is named, and then the exit status is 1.
+    KEY is a stage's key, the first digits of it, or a name such as mine/full; by default all stages. Damaged shards are
+    named; the exit status is then 1.
 
     \b
     Example:
@@ -115,10 +115,10 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
 @json_option
 @exits
 def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) -> None:
-    """Remove what no run needs: stages that none refers to, older and half-written checkpoints of finished stages.
+    """Remove what no run needs: stages that no run refers to, and older or incomplete checkpoints of finished stages.
 
-    What a run refers to stays, and all that it grew from; so does a stage of which a checkpoint is lost. What is
-    damaged is named, and the exit status is 1. Without --yes nothing is removed.
+    Stages that a run refers to stay, with all that they grew from; so does a stage that lost a checkpoint. Damaged
+    files are named; the exit status is then 1. Without --yes nothing is removed.
 
     \b
     Example:
@@ -174,7 +174,7 @@ def _run_row(run: Any) -> dict[str, Any]:
 
 
 def _store_table(listing: Any) -> Any:
-    """What a store holds: a line for each stage and each run. listing: of `raystage.storage.maintenance.survey`."""
+    """A line for each stage and each run. listing: of `raystage.storage.maintenance.survey`."""
     from rich.console import Group
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Sweeps on the command line."""
+"""`raystage sweep`: a search over schedules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sweep(
     wandb_mode: str | None,
     as_json: bool,
 ) -> None:
-    """Search over schedules with Ray Tune; what trials share is trained once.
+    """Search over schedules with Ray Tune. Stages that trials share are trained once.
 
     The plan is printed first (`raystage plan SWEEP` prints only the plan). The same command continues a sweep that was
     stopped, and trains nothing twice.
@@ -90,7 +90,7 @@ def sweep(
     )
     display = make_sweep_display()
     search = SweepRunner(made, opened, task, display, cluster_address(address))
-    # Ray prints warnings, also where it was told not to.
+    # Ray prints warnings even if it is told not to.
     with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display):
         report = search.run()
     write_papers(opened, made, report)

@@ -1,4 +1,4 @@
-"""What `raystage status` shows of a sweep: its trials, judged by whether their sweep's driver still lives."""
+"""What `raystage status` shows of a sweep: its trials, and whether the driver of the sweep still lives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_sweep(status: Mapping[str, Any]) -> bool:
 
 
 def from_sweep_files(store: Store, name: str) -> dict[str, Any] | None:
-    """Of a sweep that kept no status: what its report says of its trials. None where there is no sweep."""
+    """The status of a sweep that kept no status file, from its report. None if there is no sweep."""
     begun = store.read_run(name, SWEEP_FILE)
     if begun is None:
         return None
@@ -41,19 +41,19 @@ def from_sweep_files(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def judged(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the driver goes on no more, no trial runs."""
+    """If the driver has ended, no trial is running."""
     goes_on = status["state"] == "RUNNING" and status.get("is_alive") is not False
     trials = status["trials"] if goes_on else interrupted(status["trials"])
     return {**status, "trials": trials, "counts": dict(Counter(one["state"] for one in trials))}
 
 
 def place_of(status: Mapping[str, Any]) -> str:
-    """'3/12 trials': how many are done."""
+    """'3/12 trials': how many have finished."""
     return f"{status['counts'].get('FINISHED', 0)}/{len(status['trials'])} trials"
 
 
 def trial_table(status: Mapping[str, Any]) -> RenderableType:
-    """Every trial of a sweep, those that wait in one line at the end."""
+    """Every trial of a sweep; those that wait in one line at the end."""
     columns = (
         number_column("trial"), name_column("state"), number_column("eval"), name_column("stage"),
         number_column("step"), number_column("loss"), number_column("tok/s"), name_column("config"),

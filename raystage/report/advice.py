@@ -126,7 +126,7 @@ def _locked_duplicates(plan: Plan, index: int, stage: StagePlan) -> Advice | Non
     return Advice(
         f"stages[{index}].grow",
         f"grows {' and '.join(locked)} by rms, whose copies share their fan-in evenly, with optimizer_state: "
-        f"{growth.optimizer_state}, under which their moments are alike, too: such twins stay equal for ever. Use "
+        f"{growth.optimizer_state}, under which their moments are equal, too: such duplicates stay equal for ever. Use "
         f"optimizer_state: grow, or duplicate",
         f"symmetry lock, measured (docs/operators.md); {SPARKLING} gives new parameters a state of their own",
     )

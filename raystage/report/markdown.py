@@ -12,7 +12,7 @@ from raystage.units import format_share
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A short page: the verdict, the stages, what growing did, the baseline, what is open to doubt."""
+    """A short page: the verdict, the stages, what growing did, the baseline, the doubts."""
     doubts = ["## Open to doubt", "\n".join(f"- {in_markdown(warning)}" for warning in report["warnings"])]
     blocks = [
         f"**{in_markdown(sentence(report['savings']['verdict']))}**",
@@ -40,7 +40,7 @@ def sentence(text: str) -> str:
 
 
 def beside_the_verdict(savings: Mapping[str, Any]) -> list[str]:
-    """What else came of the comparison, in sentences; reports of before say nothing of tokens and equal FLOPs."""
+    """The other results of the comparison, in sentences. Older reports have no tokens and no equal FLOPs."""
     half = "Losses are those of the half of the held-out text by which no value was chosen."
     judged = [half] if savings.get("is_judged_on_half") else []
     if savings.get("seeds"):

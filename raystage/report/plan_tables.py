@@ -25,7 +25,7 @@ from raystage.units import format_bytes, format_count, format_flops, format_shar
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """The stages, what the baselines cost, the saving that FLOPs alone predict, and what to beware of."""
+    """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     lines = [*data_lines(data_json(plan.staged)), *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
@@ -33,7 +33,7 @@ def plan_table(plan: Plan) -> RenderableType:
 
 @dataclass(frozen=True)
 class _PlanColumn:
-    """A column of the plan: its heading, a stage's cell and, where there is one, the total."""
+    """A column of the plan: its title, the cell of a stage and, if there is one, the total."""
 
     header: str
     cell: Callable[[Plan, StagePlan], str]
@@ -79,12 +79,12 @@ def _evaluation_share(plan: Plan) -> float:
 
 
 def _most(stages: Iterable[StagePlan]) -> str:
-    """Marks a number as the most it can be."""
+    """Marks a number as an upper limit."""
     return "≤ " if any(stage.until for stage in stages) else ""
 
 
 def _growth_of(stage: StagePlan) -> str:
-    """One line for each part that grows: the table is no wider for it."""
+    """One line for each part that grows, so that the table gets no wider."""
     rewarm = stage.growth.rewarm if stage.growth else None
     lines = (stage.growth_operator or "-").split(", ") + ([f"rewarm {rewarm.factor:g}x"] if rewarm else [])
     return "\n".join(lines)
@@ -122,7 +122,7 @@ def _baseline_lines(plan: Plan) -> list[str]:
 
 
 def _variant_lines(plan: Plan) -> list[str]:
-    """What is trained besides the table's stages and the baselines, and what all of it comes to."""
+    """What is trained besides the stages of the table and the baselines, and its total cost."""
     if not plan.variants and not plan.further_seeds:
         return []
     tuned = f"{len(plan.candidates)} values of {', '.join(path for path, _ in plan.values)}" if plan.variants else ""
@@ -155,7 +155,7 @@ def _warning_lines(plan: Plan) -> list[Text]:
 
 
 def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> RenderableType:
-    """The tokens of every stage now and as suggested, what that would cost, and the options to copy."""
+    """The tokens of every stage now and as suggested, the cost of each suggestion, and the options to copy."""
     if not suggestions:
         ramps = any(stage.training.ramp for stage in plan.staged.stages)
         return Text(f"Nothing to suggest: {'a stage has a ramp' if ramps else 'no stage grows'}.")
@@ -177,7 +177,7 @@ def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
 
 
 def _explained(suggestion: Suggestion) -> list[RenderableType]:
-    """Where a suggestion comes from, and options that can be pasted after `raystage plan SCHEDULE` as they are."""
+    """The source of a suggestion, and its options, which can be pasted after `raystage plan SCHEDULE`."""
     growth = f"The last growth is at {format_share(suggestion.last_growth_share)} of the tokens."
     lines = [f"{suggestion.rule}, after {suggestion.source}. {growth}", *(f"- {note}." for note in suggestion.notes)]
     options = " \\\n".join(f"  --set '{override}'" for override in suggestion.overrides)

@@ -16,7 +16,7 @@ from raystage.report.advice import G_STACK, grows
 from raystage.report.formats import format_layers
 from raystage.units import format_count, format_share
 
-# MIDAS leaves the exponent open. 1, time in proportion to the stage's number, is our choice of it.
+# MIDAS leaves the exponent open. We chose 1: time in proportion to the number of the stage.
 PROP_ALPHA = 1.0
 MIDAS = "MIDAS (2409.19044)"
 G_STACK_FACTOR = 4
@@ -28,7 +28,7 @@ G_STACK_PARAMS = (4e8, 7e9)
 class Suggestion:
     """Lengths for the stages of a plan by one rule, in whole optimizer steps.
 
-    tokens: one length for each stage. notes: what the rule took for granted and the plan does not have.
+    tokens: one length for each stage. notes: assumptions of the rule that the plan does not meet.
     """
 
     rule: str
@@ -41,15 +41,15 @@ class Suggestion:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """`KEY=VALUE` for `--set`. The whole of `until`, since a stage may count steps or FLOPs so far."""
+        """`KEY=VALUE` for `--set`. It replaces the whole of `until`, because a stage may count steps or FLOPs now."""
         return tuple(f"stages[{index}].until={{tokens: {tokens}}}" for index, tokens in enumerate(self.tokens))
 
 
 def suggest(plan: Plan) -> tuple[Suggestion, ...]:
     """Lengths for the stages at the plan's own depths and total tokens, by `prop_alpha` and by `g_stack`.
 
-    Nothing where no stage grows, or one has a ramp, of which the rules know nothing. Stages of one depth share that
-    depth's tokens in their present proportions.
+    Empty if no stage grows, or if a stage has a ramp, which the rules do not cover. Stages of one depth share the
+    tokens of that depth in their present proportions.
     """
     phases = _phases(plan.staged.stages)
     if len(phases) == 1 or any(stage.training.ramp for stage in plan.staged.stages):
@@ -79,7 +79,7 @@ Phase = tuple[StagePlan, ...]
 
 
 def _phases(stages: Sequence[StagePlan]) -> tuple[Phase, ...]:
-    """The stages in groups of one size each."""
+    """The stages in groups of equal size."""
     groups: list[list[StagePlan]] = []
     for stage in stages:
         if not groups or grows(stage):
@@ -99,7 +99,7 @@ def _by_prop_alpha(plan: Plan, phases: Sequence[Phase]) -> Suggestion:
 
 
 def _by_g_stack(plan: Plan, phases: Sequence[Phase]) -> Suggestion:
-    """The tokens before growing lie before the last growth, over the earlier sizes in their present proportions."""
+    """The tokens before the last growth, shared among the earlier sizes in their present proportions."""
     total, params = plan.staged.tokens, num_body_params(phases[-1][0].shape)
     formula = g_stack_tokens(params, plan.scratch_flops)
     low, high = (share * total for share in G_STACK_SHARES)
@@ -147,7 +147,7 @@ def _suggestion(
     tokens = _whole_steps(plan.staged.stages, spread)
     per_token = [flops_per_token(stage.shape) for stage in plan.staged.stages]
     flops = sum(count * each for count, each in zip(tokens, per_token, strict=True))
-    # Whole steps of batches that differ may not add up to the very total.
+    # With different batch sizes, whole steps may not add up to the exact total.
     scratch_flops = sum(tokens) * per_token[-1]
     return Suggestion(
         rule=rule,
@@ -161,7 +161,7 @@ def _suggestion(
 
 
 def _whole_steps(stages: Sequence[StagePlan], wanted: Sequence[float]) -> tuple[int, ...]:
-    """The nearest whole steps of each stage, at least one; the last stage has what is left of the total."""
+    """The nearest whole steps of each stage, at least one. The last stage gets the rest of the total."""
     sizes = [stage.training.global_batch_tokens for stage in stages]
     tokens = [size * max(1, round(each / size)) for size, each in zip(sizes[:-1], wanted[:-1], strict=True)]
     left = sum(stage.tokens for stage in stages) - sum(tokens)

@@ -16,7 +16,7 @@ from textwrap import wrap
 
 from raystage.safe_text import visible
 
-# Width of a letter, in font sizes; of a system's sans-serif, on the safe side.
+# The width of a letter in font sizes, for a sans-serif font of the system; rather too wide than too narrow.
 LETTER = 0.58
 _BOLD_LETTER = 0.68
 _MARGIN, _TITLE_FONT = 12, 15
@@ -32,7 +32,7 @@ _TIME_STEPS = tuple(
 
 @dataclass(frozen=True)
 class Axis:
-    """What is shown from `low` to `high`; ticks with their words."""
+    """The range from `low` to `high`, and the ticks with their labels."""
 
     label: str
     low: float
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that says `title` under the pointer. shape: circle, square, or spot, which is not seen itself."""
+    """A point that shows `title` under the pointer. shape: circle, square, or spot, which is invisible."""
 
     x: float
     y: float
@@ -60,7 +60,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the x axis with its name above: the first of `labels` that fits into it. `has_border`: at its start."""
+    """A part of the x axis with its name above: the first of `labels` that fits. has_border: whether a line marks its
+    start."""
 
     start: float
     end: float
@@ -70,7 +71,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line over the whole width."""
+    """A horizontal line across the whole chart."""
 
     y: float
     style: str
@@ -78,7 +79,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Arrow:
-    """Along a level, with words below its right end."""
+    """An arrow along a level, with text below its right end."""
 
     start: float
     end: float
@@ -89,7 +90,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Chart:
-    """summary: what the picture shows, for those who do not see it."""
+    """summary: what the picture shows, for screen readers."""
 
     summary: str
     x: Axis
@@ -103,7 +104,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Size:
-    """Of the viewBox, and of the letters in it; margins in the order top, right, bottom, left."""
+    """The size of the viewBox and of its letters. margins: top, right, bottom, left."""
 
     name: str
     width: int
@@ -121,7 +122,7 @@ NARROW = Size("narrow", 380, 360, 12.5, (50, 12, 48, 40))
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` onto `start` to `end`, linear in the value or in its logarithm."""
+    """Maps values from `low` to `high` to positions from `start` to `end`, linearly or logarithmically."""
 
     low: float
     high: float
@@ -137,7 +138,7 @@ class Scale:
 
 
 def linear_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """About `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -152,7 +153,7 @@ def time_ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """1, 2 and 5 times powers of ten where at most `count` of them fit, else powers of ten alone."""
+    """1, 2 and 5 times powers of ten if at most `count` of them fit, else only powers of ten."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         ticks = [factor * 10.0**power for power in powers for factor in factors]
@@ -171,7 +172,7 @@ def _multiples(step: float, low: float, high: float) -> list[float]:
 
 
 def draw(chart: Chart, size: Size, identity: str) -> str:
-    """The chart as one <svg>. identity: of this drawing, unique within its page."""
+    """The chart as one <svg>. identity: unique within its page."""
     top, right, bottom, left = size.margins
     x = Scale(chart.x.low, chart.x.high, left, size.width - right, chart.x.is_log)
     y = Scale(chart.y.low, chart.y.high, size.height - bottom, top, chart.y.is_log)
@@ -213,7 +214,7 @@ def _axes(chart: Chart, size: Size, x: Scale, y: Scale) -> list[str]:
 
 
 def _inside(word: str, middle: float, size: Size) -> float:
-    """The middle of a word that does not reach over the picture's edge."""
+    """The middle of a label that stays inside the picture."""
     half = LETTER * size.font * len(word) / 2
     return min(max(middle, half), size.width - half)
 
@@ -231,7 +232,7 @@ def _level(level: Level, x: Scale, y: Scale) -> str:
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
-    """On a logarithmic axis there is no place for what came before the first token."""
+    """A logarithmic axis has no place for points at zero."""
     points = [point for point in line.points if point[0] > 0 or not x.is_log]
     places = " ".join(f"{x.at(across):.1f},{y.at(up):.1f}" for across, up in points)
     return f'<polyline class="{line.style}" points="{places}"/>' if len(points) > 1 else ""
@@ -240,7 +241,7 @@ def _line(line: Line, x: Scale, y: Scale) -> str:
 def _arrow(arrow: Arrow, size: Size, x: Scale, y: Scale) -> str:
     start, end, level = x.at(arrow.start), x.at(arrow.end), y.at(arrow.y)
     back = 1 if start > end else -1
-    tip, neck = end + 6 * back, end + 14 * back  # beside the mark that stands at its end
+    tip, neck = end + 6 * back, end + 14 * back  # next to the mark at its end
     head = f"{tip:.1f},{level:.1f} {neck:.1f},{level - 4.5:.1f} {neck:.1f},{level + 4.5:.1f}"
     room = level + 1.5 * size.font * (len(arrow.words) + 0.3) < y.start
     first = level + 1.5 * size.font if room else level - 0.8 * size.font - 1.3 * size.font * (len(arrow.words) - 1)
@@ -273,12 +274,12 @@ def _polygon(style: str, points: str) -> str:
 
 
 def escape(words: str) -> str:
-    """Text for SVG. Control characters, which XML does not have, are shown as escapes."""
+    """Text for SVG. Control characters, which XML does not allow, are shown as escapes."""
     return escape_html(visible(words))
 
 
 def boxed(words: str, x: float, y: float, style: str, anchor: str, size: Size) -> str:
-    """Words before a background of their own: no line that was drawn before runs through them."""
+    """Text on a background of its own, so that no line drawn before crosses it."""
     is_bold = not style.startswith(("label", "tick"))
     width = (_BOLD_LETTER if is_bold else LETTER) * size.font * len(words) + 4
     left = x - {"start": 2.0, "middle": width / 2, "end": width - 2}[anchor]
@@ -295,7 +296,7 @@ def text(words: str, x: float, y: float, style: str, anchor: str) -> str:
 
 
 def symbol(style: str) -> str:
-    """What a legend shows for the elements of a class."""
+    """The symbol of a class in a legend."""
     shape = f'<line class="{style}" x1="1" y1="6" x2="25" y2="6"/>'
     if style.startswith("end"):
         shape = f'<rect class="{style}" x="9" y="2" width="8" height="8"/>'
@@ -305,9 +306,9 @@ def symbol(style: str) -> str:
 
 
 def sheet(title: str, drawings: Sequence[str], legend: Sequence[tuple[str, str]] = ()) -> str:
-    """A whole SVG file: the title, wide drawings below each other, the legend. It has the page's colours by day.
+    """A whole SVG file: the title, wide drawings below each other, the legend, in the page's light colours.
 
-    legend: classes and words.
+    legend: classes and text.
     """
     most = (WIDE.width - 2 * _MARGIN) / (LETTER * _TITLE_FONT)
     lines = wrap(title, math.ceil(len(title) / math.ceil(len(title) / most)) + 8)
@@ -329,12 +330,12 @@ def sheet(title: str, drawings: Sequence[str], legend: Sequence[tuple[str, str]]
 
 
 def file_style() -> str:
-    """The style sheet of drawings outside of a page, which are never dark."""
+    """The style sheet of drawings outside a page, without the dark colours."""
     return _MEDIA.sub("", files("raystage.report").joinpath("templates/chart.css").read_text())
 
 
 def _legend_rows(legend: Sequence[tuple[str, str]], y: float) -> tuple[list[str], float]:
-    """The entries, in as many rows as they need, and where the last row ends."""
+    """The entries of the legend in as many rows as needed, and where the last row ends."""
     if not legend:
         return [], y
     parts, x = [], float(_MARGIN)

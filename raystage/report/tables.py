@@ -1,4 +1,4 @@
-"""A report's tables as text, the same in Markdown and in HTML: stages, growths, baselines, compute."""
+"""A report's tables as text, the same in Markdown and in HTML: stages, growths, baselines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUALITY = ("eval loss", "perplexity", "accuracy")
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """All that this report has; `report` as `build_report` made it, or a version before the ledger."""
+    """All tables that have rows. `report` is what `build_report` made, in this or an older version."""
     return [table for table in (make(report) for make in _TABLES) if table.rows]
 
 
@@ -32,7 +32,7 @@ def stage_table(report: Mapping[str, Any]) -> Table:
 
 
 def data_table(report: Mapping[str, Any]) -> Table:
-    """Of a version that counted no data there is none."""
+    """Empty for versions that did not count data."""
     columns = ("text", "stages", "documents", "tokens", "held out", "of it also trained on", "tokens read", "passes")
     note = (
         "Documents and tokens are of the training text. Held-out text counts as trained on, too, where 64 tokens of it "
@@ -56,14 +56,14 @@ def _data_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def layout_table(report: Mapping[str, Any]) -> Table:
-    """What there was no room for beside the stages' figures: how they were carried out."""
+    """How the stages ran: what does not fit beside the figures of the stages."""
     columns = ("stage", "steps", "workers", "ZeRO", "memory of a worker", "grown by")
     note = "Memory is the most that a worker held."
     return Table("How the stages ran", columns, [_layout_cells(row) for row in report["stages"]], note)
 
 
 def environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """When, where and with what the report was made, a line for each fact; those of before have fewer."""
+    """When, where and with what the report was made, a row for each fact. Older reports have fewer."""
     as_text = {"memory_bytes": format_bytes, "gpus": lambda names: ", ".join(names) or "none", "trained_on": ", ".join}
     names = {
         "memory_bytes": "memory", "cpu_cores": "CPU cores", "cpu": "CPU", "gpus": "GPUs", "trained_on": "trained on",
@@ -78,7 +78,7 @@ def environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def growth_table(report: Mapping[str, Any]) -> Table:
     columns = (
         "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
-        "twins' distance", "time",
+        "duplicates' distance", "time",
     )  # fmt: skip
     note = "Certificates: the grown model against the one it grew from, on held-out text and on fixed inputs."
     rows = [_growth_cells(row) for row in report["stages"] if row["growth"]]
@@ -86,7 +86,7 @@ def growth_table(report: Mapping[str, Any]) -> Table:
 
 
 def attempts_table(report: Mapping[str, Any]) -> Table:
-    """Of a version before gates there is none."""
+    """Rejected attempts. Empty for versions without gates."""
     spent = {row["key"]: row for row in report.get("given_up", ())}
     rows = [_attempt_cells(one, spent.get(one["key"])) for one in report.get("attempts", ())]
     note = "What was given up was spent all the same: the saving counts it."
@@ -94,7 +94,7 @@ def attempts_table(report: Mapping[str, Any]) -> Table:
 
 
 def ends_table(report: Mapping[str, Any]) -> Table:
-    """Of stages that ended on something other than their length."""
+    """The stages that ended by something other than their length."""
     rows = [
         (row["name"], row["stopped_by"])
         for row in report["stages"]
@@ -111,7 +111,7 @@ def baseline_table(report: Mapping[str, Any]) -> Table:
 
 
 def metric_table(report: Mapping[str, Any]) -> Table:
-    """The schedule's own metrics at the end of every stage and baseline; reports of before have none."""
+    """The schedule's own metrics at the end of every stage and baseline. Older reports have none."""
     rows = [row for row in (*report["stages"], *report["baseline"]["runs"]) if row.get("metrics")]
     names = sorted({name for row in rows for name in row["metrics"]})
     cells = [[name, *(known(row["metrics"].get(name), "{:.4g}".format) for row in rows)] for name in names]
@@ -120,7 +120,7 @@ def metric_table(report: Mapping[str, Any]) -> Table:
 
 
 def downstream_table(report: Mapping[str, Any]) -> Table:
-    """What `raystage evaluate` found, stage by stage; a report as a run leaves it has none yet."""
+    """What `raystage evaluate` found, stage by stage. The report that a run writes has none yet."""
     found = report.get("downstream", {})
     rows = sorted({(task, metric) for one in found.values() for task, its in one["tasks"].items()
                    for metric in its["metrics"]})  # fmt: skip
@@ -139,7 +139,7 @@ def _task_cell(task: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
-    """Several runs, a line each."""
+    """Several runs, one row each."""
     columns = (
         "run", "state", "compute saved", "speed-up", "time saved", "tokens saved", "at eval loss", "FLOPs",
         "baseline's FLOPs", "loss difference at equal FLOPs", "tokens per parameter",
@@ -213,7 +213,7 @@ def _attempt_cells(one: Mapping[str, Any], row: Mapping[str, Any] | None) -> lis
 
 
 def _gradient_cell(certificate: Mapping[str, Any]) -> str:
-    """Of the predictions that claim to be exact; where there are none, of the estimates."""
+    """The error of the predictions that claim to be exact; if there are none, that of the estimates."""
     if certificate["gradient_error"] is not None:
         return _figure(certificate["gradient_error"])
     return known(certificate["gradient_error_estimated"], lambda error: f"{error:.2g} (estimated)")
@@ -232,7 +232,7 @@ def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _quality_cells(row: Mapping[str, Any]) -> list[str]:
-    """How good a model is where a row ends; reports of before say the loss alone."""
+    """The quality of the model at the end of a row. Older reports have only the loss."""
     return [
         known(row["eval_loss"], format_loss),
         known(row.get("perplexity"), format_perplexity),

@@ -34,7 +34,7 @@ class SafeConsole(Console):
 
 
 def _growth_cell(row: Mapping[str, Any]) -> str:
-    """The loss on both sides of the growth that the stage began with."""
+    """The loss before and after the growth at the start of a stage."""
     if row["growth"] is None:
         return "-"
     certificate = row["growth"]["certificate"]
@@ -42,7 +42,7 @@ def _growth_cell(row: Mapping[str, Any]) -> str:
 
 
 def final_table(report: Mapping[str, Any]) -> RenderableType:
-    """The stages, the baselines, what can be held against the figure and, as the last line, the verdict.
+    """The stages, the baselines, the doubts about the figure and, as the last line, the verdict.
 
     `report` is what `build_report` returns.
     """
@@ -58,7 +58,7 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     for table in more:
         if (written := table(report)).rows:
             parts += [_as_written(written), ""]
-    if report.get("data"):  # of a version before there is none
+    if report.get("data"):  # older versions have none
         parts += [*map(Text, data_lines(report["data"])), ""]
     if report["savings"]["equal_loss_reached"]:
         parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
@@ -66,14 +66,14 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
 
 
 def _environment(report: Mapping[str, Any]) -> list[RenderableType]:
-    """When, where and with what, in one paragraph."""
+    """When, where and with what the run was made, in one paragraph."""
     rows = environment_rows(report)
     facts = "; ".join(f"{name} {value}" for name, value in rows)
     return [Text(facts, style="dim"), ""] if rows else []
 
 
 def _as_written(written: Table) -> WholeTable:
-    """A table of the report, whose first column names the rows."""
+    """A table of the report, as a table for the terminal."""
     first, *others = written.columns
     return WholeTable(written.title.lower(), (name_column(first), *map(number_column, others)), written.rows)
 
