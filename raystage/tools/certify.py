@@ -1,7 +1,7 @@
-"""`raystage certify`: two whole models on one CPU, the second said to be grown from the first, laid side by side.
+"""`raystage certify`: compare two whole models on one CPU, of which the second is said to be grown from the first.
 
-Whoever grew it: what is measured needs nothing but the two. Where the target says how it was grown (as what
-`raystage grow` writes does), the growth map's predictions are held against it, too.
+Any tool may have grown it: the measurement needs only the two models. If the target says how it was grown (as `raystage
+grow` writes it), the predictions of that growth map are checked as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PIECE = 2**22
 
 @dataclass(frozen=True)
 class Inputs:
-    """ids, mask: (batch, length); the last row ends in padding, where the mask is 0."""
+    """ids, mask: (batch, length). The last row ends in padding, where the mask is 0."""
 
     ids: np.ndarray
     mask: np.ndarray
@@ -61,7 +61,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class _Claim:
-    """How the target says it was grown. tables: those that name the model's parameters."""
+    """How the target says it was grown. embeddings: names of the embedding parameters."""
 
     rules: GrowthMap
     layers: tuple[int | None, ...]
@@ -72,7 +72,7 @@ class _Claim:
 def certify(source: Source, target: Source, text: bytes | None = None) -> dict[str, Any]:
     """The certificate of a growth from `source` to `target`, for --json. Raises InputError.
 
-    text: what to try the models on, byte by byte, in place of random tokens.
+    text: bytes to run the models on, instead of random tokens.
     """
     began = time.monotonic()
     inputs = make_inputs(source, target, text)
@@ -84,7 +84,7 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
     where = where_foretold(claim.rules, before.gradients) if claim else where_large
     after = _answers(network, target, inputs, where)
     exact, estimated = gradient_errors(claim.rules, before.gradients, after.gradients) if claim else (None, None)
-    twins, steps = _twins(network, target, inputs, claim)
+    distance, steps = _duplicates(network, target, inputs, claim)
     largest, mean = logit_differences(before.logits, after.logits, inputs.mask)
     certificate = Certificate(
         eval_loss_before=mean_loss(before.logits, inputs.ids, inputs.mask, _is_causal(source)),
@@ -95,7 +95,7 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
         gradient_error=exact,
         gradient_error_estimated=estimated,
         moment_norms=_moment_norms(source, target),
-        twin_distance=twins,
+        twin_distance=distance,
         twin_steps=steps,
         exact=claim.exact if claim else None,
     )
@@ -114,7 +114,7 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
 
 
 def make_inputs(source: Source, target: Source, text: bytes | None) -> Inputs:
-    """The same for the same sizes, whatever the models are. Raises InputError where the text does not suit them."""
+    """Equal sizes give equal inputs, whatever the models are. Raises InputError if the text does not fit."""
     vocab_size = min(source.shape.vocab_size, target.shape.vocab_size)
     length = min(LENGTH, source.shape.context_length, target.shape.context_length)
     if text is None:
@@ -141,7 +141,7 @@ def _text_ids(text: bytes, vocab_size: int, length: int) -> np.ndarray:
 
 
 def load(source: Source) -> torch.nn.Module:
-    """The whole model in fp32, in evaluation mode. Raises InputError where it is no language model."""
+    """The whole model in fp32, in evaluation mode. Raises InputError if it is not a language model."""
     return (_from_checkpoint(source) if source.is_checkpoint else _from_folder(source)).eval()
 
 
@@ -176,7 +176,7 @@ def _from_folder(source: Source) -> torch.nn.Module:
 
 
 def _refuse_hub_kernels(source: Source) -> None:
-    """A configuration may ask for attention that transformers would fetch from the hub and run."""
+    """Refuse a configuration that names attention code which transformers would download and run. Raises InputError."""
     for key, value in source.model.config.items():
         if key.endswith("_implementation") and "/" in json.dumps(value):
             problem = f"found {shown(value)}, which is code of the hub; expected a configuration without it"
@@ -209,7 +209,7 @@ def _answers(network: torch.nn.Module, source: Source, inputs: Inputs, where: Wh
 
 
 def _grown_from(target: Source) -> Mapping[str, Any] | None:
-    """What `raystage grow` wrote into the target: the operator, its options, the source; None where it did not."""
+    """What `raystage grow` wrote into the target: operator, options, source. None if it wrote nothing."""
     if target.is_checkpoint:
         return target.model.manifest.grown_from
     stored = next(iter(target.model.tensors.values()))
@@ -223,8 +223,8 @@ def _grown_from(target: Source) -> Mapping[str, Any] | None:
 def _claim(
     source: Source, target: Source, grown_from: Mapping[str, Any] | None, network: torch.nn.Module
 ) -> _Claim | None:
-    """The growth map that the target says it was made by. Raises InputError where that does not lead here from the
-    source."""
+    """The growth map that the target says it was made by. Raises InputError if that map does not lead from the source
+    to the target."""
     if grown_from is None:
         return None
     options = {field.name: grown_from.get(field.name) for field in fields(GrowthOptions)}
@@ -232,7 +232,7 @@ def _claim(
     tables = _tables(source, target, network)
     operator, policy = grown_from["operator"], grown_from["optimizer_state"]
     if "exact_in" not in grown_from and operators_of(operator).get("num_layers") == OPERATORS["identity"]:
-        # Written before the order was LLaMA-Pro's; where it was listed it is given.
+        # A version before LLaMA-Pro's order wrote this. If the layers were listed, they are given.
         order = interleave(source.shape.num_layers, target.shape.num_layers)
         options = replace(options, layers=options.layers or order)
     try:
@@ -245,7 +245,7 @@ def _claim(
 
 
 def _tables(source: Source, target: Source, network: torch.nn.Module) -> Families:
-    """The tables that name the parameters as the loaded model does: the registered ones, or the folder's own."""
+    """The tables that name the parameters as the loaded model does: the registered ones, or those of the folder."""
     names = {name for name, _ in network.named_parameters()}
     known = FAMILIES.get(source.shape.family)
     if source.is_checkpoint or (known and names == {one.name for one in parameters(source.shape, known)}):
@@ -254,7 +254,7 @@ def _tables(source: Source, target: Source, network: torch.nn.Module) -> Familie
 
 
 def _layers(source: Source, target: Source, claim: _Claim | None) -> tuple[int | None, ...]:
-    """For each target layer the source layer that it comes from; without a claim known only of equal depths."""
+    """The source layer of each target layer. Without a claim it is known only for equal depths."""
     if claim:
         return claim.layers
     count = target.shape.num_layers
@@ -277,15 +277,16 @@ def _norm(source: Source, state: str) -> float:
     return math.sqrt(total)
 
 
-# --- twins --------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------
 
 
-def _twins(
+def _duplicates(
     network: torch.nn.Module, target: Source, inputs: Inputs, claim: _Claim | None
 ) -> tuple[float | None, int | None]:
-    """The distance of twins after some steps of AdamW on the inputs, and the steps. It changes the network."""
-    twins = find_duplicates(claim.rules, claim.embeddings) if claim else ()
-    if not twins:
+    """The distance between duplicates after some AdamW steps on the inputs, and the number of steps. The network
+    changes."""
+    pairs = find_duplicates(claim.rules, claim.embeddings) if claim else ()
+    if not pairs:
         return None, None
     optimizer = _optimizer(network, target)
     train(network, optimizer, inputs, DUPLICATE_STEPS, _is_causal(target))
@@ -294,14 +295,14 @@ def _twins(
     def values(sample: Sample) -> np.ndarray:
         return weights[sample[0]].detach().flatten()[torch.from_numpy(sample[1])].numpy()
 
-    there = [pair for pair in twins if pair.one[0] in weights and pair.other[0] in weights]
+    there = [pair for pair in pairs if pair.one[0] in weights and pair.other[0] in weights]
     return duplicate_distance([(values(pair.one), values(pair.other)) for pair in there]), DUPLICATE_STEPS
 
 
 def train(
     network: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, steps: int, is_causal: bool
 ) -> None:
-    """Some steps on the same inputs over and over, without dropout."""
+    """Some steps on the same inputs again and again, without dropout."""
     ids, mask = torch.from_numpy(inputs.ids), torch.from_numpy(inputs.mask)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -311,7 +312,7 @@ def train(
 
 
 def _optimizer(network: torch.nn.Module, target: Source) -> torch.optim.AdamW:
-    """With the moments of a checkpoint: they may be what parts twins."""
+    """With the moments of a checkpoint, because these may make duplicates different."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LR)
     if target.is_checkpoint and target.model.has(("exp_avg", "exp_avg_sq")):
         steps = target.model.steps

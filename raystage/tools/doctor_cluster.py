@@ -1,4 +1,4 @@
-"""What raystage needs of a Ray cluster: an answer, nodes that agree and see the store, workers that can talk."""
+"""What raystage needs of a Ray cluster: it answers, its nodes agree and see the store, its workers can communicate."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class _StillWaiting(Exception):
 
 
 def check_cluster(address: str | None, store: str | None, with_train: bool = False) -> Iterator[Finding]:
-    """The cluster at `address`, or a local one that is started for this, node by node.
+    """The cluster at `address`, or a local one started for this check, node by node.
 
-    store: its URI, which every node should see; None where it is known to be out of order.
+    store: its URI, which every node should see; None if the store is known to be broken.
     """
     where = f"at {address}" if address else "started on this machine"
     began = time.monotonic()

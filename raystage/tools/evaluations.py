@@ -1,4 +1,4 @@
-"""What downstream tasks came to on a run's stages: `runs/<name>/evaluations/<stage>.json`, beside its report."""
+"""Results of downstream tasks on a run's stages: `runs/<name>/evaluations/<stage>.json`, beside the report."""
 
 from __future__ import annotations
 

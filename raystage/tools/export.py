@@ -1,6 +1,6 @@
-"""`raystage export`: a checkpoint's weights as a Hugging Face folder, with config and tokenizer.
+"""`raystage export`: the weights of a checkpoint as a Hugging Face folder, with config and tokenizer.
 
-The weights stream past, a piece at a time, into files such as `save_pretrained` writes; `config.json` is written last.
+The weights are copied piece by piece into files as `save_pretrained` writes them. `config.json` is written last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.huggingface import DTYPES, as_json, write_weights
 from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
 
-# Types to write, as torch names them, and safetensors' names for these.
+# Types of the weights, as torch names them, and safetensors' names for them.
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_TOKENIZER = "none"
 _GENERATION_CONFIG = "generation_config.json"
@@ -34,7 +34,7 @@ _GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """tokenizer: a folder or name in place of the one that the checkpoint names, or "none"."""
+    """tokenizer: a folder or name to use instead of the checkpoint's own, or "none"."""
 
     dtype: str = "float32"
     max_shard_bytes: int = MAX_SHARD_BYTES
@@ -42,10 +42,10 @@ class ExportOptions:
 
 
 def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, Any]:
-    """Write the checkpoint's model into `target`; what it came to, for --json.
+    """Write the checkpoint's model into `target`; returns a summary for --json.
 
-    Where it fails nothing stays behind. Raises InputError where the source is no checkpoint, is damaged or its
-    tokenizer cannot be found, RaystageError where the target cannot be written.
+    If it fails, nothing is left behind. Raises InputError if the source is not a checkpoint, is damaged or has no
+    tokenizer that can be found; RaystageError if the target cannot be written.
     """
     began = time.monotonic()
     if not source.is_checkpoint:

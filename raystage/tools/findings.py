@@ -1,4 +1,4 @@
-"""What one look at a machine or a cluster came to."""
+"""The result of one check of a machine or a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ State = Literal["ok", "warning", "FAILED"]
 
 @dataclass(frozen=True)
 class Finding:
-    """found: in words. advice: what to do about it, empty where all is well."""
+    """found: in words. advice: what to do about it; empty if all is well."""
 
     check: str
     state: State

@@ -1,7 +1,7 @@
-"""`raystage grow`: a whole model grown from one folder into another, by one process that holds little of it.
+"""`raystage grow`: grow a whole model from one folder into another, in one process that holds only a small part of it.
 
-A source is a raystage checkpoint or a Hugging Face folder; out comes the same kind. The growth map is the
-one that a stage's workers use; it is applied a slice at a time, each written straight to its place.
+A source is a raystage checkpoint or a Hugging Face folder; the target has the same format. The growth map is the one
+that a stage's workers use. It is applied slice by slice, and each slice is written directly to its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Downstream tasks on a finished stage, through lm-eval, which need not be installed for anything else.
+"""Downstream tasks on a finished stage, by lm-eval, which only this command needs.
 
-The stage is exported to a temporary Hugging Face folder, and lm-eval runs its tasks on that. What comes of it lies
-beside the run, in `runs/<name>/evaluations/<stage>.json`, and every report of the run shows it.
+The stage is exported to a temporary Hugging Face folder, and lm-eval runs its tasks on that. The results are kept
+beside the run, in `runs/<name>/evaluations/<stage>.json`, and every report of the run shows them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _carry_out(harness: ModuleType, manager: Any, model: str, asked: Asked) -> d
             log_samples=False,
             task_manager=manager,
         )
-    # Its tasks load data sets and run code of their own: connections, files, keys, anything.
+    # Tasks load data sets and run code of their own, so any error can occur: of connections, files, keys.
     except Exception as error:
         lines = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What raystage needs of the machine it is started on: its devices, its shared memory, the store, W&B's key."""
+"""What raystage needs of this machine: devices, shared memory, the store, W&B's key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.tools.findings import Finding, failed, ok, warning
 from raystage.units import format_bytes
 
-# Ray's object store and what workers of one machine pass each other lie there; Docker gives 64 MiB.
+# Ray's object store uses it, and workers of one machine exchange data there. Docker gives only 64 MiB.
 LEAST_SHARED_BYTES = 512 * 2**20
 LEAST_DISK_BYTES = 5 * 2**30
 _WANDB_HOST = "https://api.wandb.ai"
@@ -30,7 +30,7 @@ _WANDB_HOST = "https://api.wandb.ai"
 
 
 def check_devices() -> list[Finding]:
-    """A finding for each GPU, or one that says there is none; none is no fault."""
+    """A finding for each GPU, or one that says there is none. A machine without GPUs is fine."""
     if torch.cuda.is_available():
         return [_check_gpu(index) for index in range(torch.cuda.device_count())]
     cores = f"none; stages train on {os.cpu_count()} CPU cores, over gloo"
@@ -73,7 +73,7 @@ def check_shared_memory(place: Path = Path("/dev/shm"), least_bytes: int = LEAST
 
 
 def check_store(uri: str, least_bytes: int = LEAST_DISK_BYTES) -> Iterator[Finding]:
-    """Whether a file can be written there, read again and removed, and how much room there is."""
+    """Whether a file can be written there, read again and removed, and how much space is free."""
     try:
         folder = open_folder(uri)
         with mark_in(folder) as (_, seconds):
@@ -86,9 +86,9 @@ def check_store(uri: str, least_bytes: int = LEAST_DISK_BYTES) -> Iterator[Findi
 
 @contextlib.contextmanager
 def mark_in(folder: Folder) -> Iterator[tuple[str, float]]:
-    """A small new file in `folder`, for others to find: its name, and the seconds of writing and reading it.
+    """A small new file in `folder` for other nodes to find: its name, and the seconds that writing and reading it took.
 
-    It goes in the end, and so do folders that were made for it. Raises StorageError.
+    The file is removed at the end, with the folders that were made for it. Raises StorageError.
     """
     missing = _missing(Path(folder.path)) if folder.is_local else []
     name, content = f"doctor-{uuid.uuid4().hex[:8]}.txt", uuid.uuid4().hex.encode()
@@ -104,13 +104,13 @@ def mark_in(folder: Folder) -> Iterator[tuple[str, float]]:
             folder.delete_file(name)
         raise
     finally:
-        with contextlib.suppress(OSError):  # never made, or not empty: someone else began to use it
+        with contextlib.suppress(OSError):  # never made, or not empty because someone else uses it
             for made in missing:
                 made.rmdir()
 
 
 def _missing(path: Path) -> list[Path]:
-    """The folders from `path` upwards that are not there yet."""
+    """The folders from `path` upwards that do not exist yet."""
     return [one for one in (path, *path.parents) if not one.exists()]
 
 
@@ -127,7 +127,7 @@ def _check_room(path: Path, least_bytes: int) -> Finding:
 
 
 def check_token(environment: Mapping[str, str], home: Path) -> Iterator[Finding]:
-    """A finding where others can read the file of the token, with which they could run code on the clusters of it."""
+    """A finding if other users can read the token's file: with it they could run code on the user's clusters."""
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray/auth_token")
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
@@ -144,7 +144,7 @@ def check_token(environment: Mapping[str, str], home: Path) -> Iterator[Finding]
 
 
 def check_wandb(environment: Mapping[str, str], home: Path) -> Finding:
-    """Whether `--wandb online` would find a key; the key itself is never shown."""
+    """Whether `--wandb online` would find a key. The key itself is never shown."""
     host = urlsplit(environment.get("WANDB_BASE_URL", _WANDB_HOST)).netloc.rpartition("@")[2]
     file = Path(environment["NETRC"]) if environment.get("NETRC") else home / ".netrc"
     if environment.get("WANDB_API_KEY"):

@@ -1,4 +1,4 @@
-"""Whether what raystage stands on is installed, in versions that it takes, and can be imported."""
+"""Whether the packages that raystage needs are installed, in accepted versions, and can be imported."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from packaging.version import Version
 
 from raystage.tools.findings import Finding, failed, ok, warning
 
-# Those that have a line of their own, also where all is well, and are imported; modules of the same names.
+# Packages that always have a line, and that are imported. Their modules have the same names.
 SHOWN = ("ray", "torch", "deepspeed", "transformers", "wandb")
 PACKAGE = "raystage"
-# In a checkout of the repository: what it is tested with. An installed package has none.
+# The tested versions, in a checkout of the repository. An installed package does not have them.
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python, then every package that raystage asks for; of most of these only what is wrong."""
+    """Python, then every package that raystage needs. Of most packages, only problems are reported."""
     try:
         asked, python = metadata.requires(PACKAGE) or [], metadata.metadata(PACKAGE)["Requires-Python"]
     except metadata.PackageNotFoundError:
-        yield failed(PACKAGE, "not installed, so that nobody knows what it needs", "pip install raystage")
+        yield failed(PACKAGE, "not installed, so its requirements are unknown", "pip install raystage")
         return
     yield judge_python(platform.python_version(), python)
     yield from check_packages(asked, read_constraints(CONSTRAINTS))
@@ -39,7 +39,7 @@ def judge_python(version: str, asked: str) -> Finding:
 
 
 def check_packages(requirements: Iterable[str], tested: Mapping[str, str]) -> Iterator[Finding]:
-    """requirements: as in a package's metadata; those of its extras are left out. tested: versions by name."""
+    """requirements: as in a package's metadata; those of its extras are skipped. tested: versions by name."""
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -71,7 +71,7 @@ def installed_version(name: str) -> str | None:
 
 
 def import_problem(module: str) -> str | None:
-    """Why a package that is installed cannot be used: half an installation, a library of the system that is missing."""
+    """Why an installed package cannot be used: an incomplete installation, or a missing system library."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -81,7 +81,7 @@ def import_problem(module: str) -> str | None:
 
 
 def read_constraints(file: Path) -> dict[str, str]:
-    """Versions by name; none where there is no such file."""
+    """Versions by name; empty if there is no such file."""
     lines = file.read_text().splitlines() if file.is_file() else []
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
