@@ -1,22 +1,22 @@
-"""What can go wrong, as one small tree.
+"""The exceptions of raystage, as one small tree.
 
     RaystageError             exit status 1
     ├── InputError            exit status 2: what the user wrote cannot be done
-    ├── StageFailed           training of a stage ended before its budget
+    ├── StageFailed           the training of a stage ended before its budget
     │   ├── WorkersLost       ... because its workers failed more often than max_failures allows
     │   ├── NonFiniteLoss     ... because the loss became NaN or infinite
     │   ├── GrowthRejected    ... because its growth is outside of `grow.require`
-    │   └── StageRejected     ... or it reached the end, but not what `accept` asks for
-    ├── SweepFailed           no trial of a sweep came to its end
+    │   └── StageRejected     ... or it reached its end, but not what `accept` asks for
+    ├── SweepFailed           no trial of a sweep was finished
     ├── ResourcesMissing      the cluster does not have what a stage asks for
-    ├── ClusterLost           the cluster does not answer any more
-    ├── OtherCode             a node has another raystage than the driver
+    ├── ClusterLost           the cluster no longer answers
+    ├── OtherCode             a node has another version of raystage than the driver
     ├── StorageError          a file system refuses: a full disk, an object store that does not answer
     ├── DamagedFile           a file of a store does not hold what it should
     └── CheckpointError       a checkpoint is missing, damaged or not ours
 
-Every message is one line that names the place (file, key or path), what was found there and
-what would be right. The command line prints it without a traceback.
+Every message is one line that names the place (file, key or path), what was found there and what would be right. The
+command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST_MESSAGE = 2_000
 
 
 class RaystageError(Exception):
-    """Anything raystage stops for on purpose. Its message is printed and kept in files, and so it says no secrets."""
+    """An error that raystage raises on purpose. Its message is printed and kept in files, so it contains no secrets."""
 
     exit_status = 1
 
@@ -39,7 +39,7 @@ class RaystageError(Exception):
 
 
 class InputError(RaystageError):
-    """The input is wrong. `place` is a file, a key or a path; `problem` says found and expected."""
+    """The input is wrong. `problem` says found and expected; `key` and `file` say where."""
 
     exit_status = 2
 
@@ -51,16 +51,16 @@ class InputError(RaystageError):
         return _said(": ".join(part for part in (self.file, self.key, self.problem) if part))
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str | None, str | None]]:
-        """Ray copies errors and sends them between processes; by itself Python would forget what is a key."""
+        """Ray copies errors between processes; by default Python would lose the key and the file."""
         return _input_error, (self.problem, self.key, self.file)
 
     def inside(self, file: str) -> InputError:
-        """The same error, said of a key in `file`."""
+        """The same error, with the file that its key is in."""
         return InputError(self.problem, key=self.key, file=self.file or file)
 
 
 def _said(message: str) -> str:
-    """Bounded, whatever a file or a library puts into it."""
+    """The message with a limited length, whatever a file or a library puts into it."""
     return shortened(without_secrets(message), LONGEST_MESSAGE)
 
 
@@ -85,27 +85,27 @@ class GrowthRejected(StageFailed):
 
 
 class StageRejected(StageFailed):
-    """A finished stage is not what the schedule's `accept` asks for, and there is nothing left to try."""
+    """A finished stage is not what the schedule's `accept` asks for, and there is no attempt left."""
 
 
 class SweepFailed(RaystageError):
-    """Trials of a sweep failed, or none of them came to its end."""
+    """Trials of a sweep failed, or none of them was finished."""
 
 
 class ResourcesMissing(RaystageError):
-    """The cluster has too few CPUs or GPUs; waiting would be for ever."""
+    """The cluster has too few CPUs or GPUs; waiting would never end."""
 
 
 class ClusterLost(RaystageError):
-    """The Ray cluster that a run is on has stopped, or cannot be reached any more."""
+    """The Ray cluster of a run has stopped, or can no longer be reached."""
 
 
 class OtherCode(RaystageError):
-    """Workers would run other sources than the driver's; nothing is trained with them."""
+    """Workers would run another source code than the driver; nothing is trained."""
 
 
 class StorageError(RaystageError):
-    """A file system refused to read, write or remove something, also when it was asked again."""
+    """A file system refused to read, write or remove something, also after retries."""
 
 
 class DamagedFile(RaystageError):

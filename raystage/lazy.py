@@ -1,4 +1,4 @@
-"""Packages that only some plans need and that are slow to import: imported when first used."""
+"""Packages that only some plans need and that are slow to import: they are imported at first use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Lazy:
-    """Stands for a module until something of it is asked for."""
+    """Stands for a module until one of its attributes is used."""
 
     def __init__(self, name: str) -> None:
         self._name = name

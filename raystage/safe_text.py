@@ -16,11 +16,11 @@ from urllib.parse import parse_qsl, unquote
 
 HIDDEN = "***"
 
-# Where a user's name alone, before the @, is no secret: a container, an account, a login.
+# Schemes where a name before the @ is no secret: a container, an account, a login.
 _NAMED = frozenset({"abfs", "abfss", "hdfs", "viewfs", "ssh", "sftp"})
-# Whose buckets have no port, so that a colon can only be one of a key and its secret.
+# Schemes whose buckets have no port: a colon can only separate a key from its secret.
 _BUCKETS = frozenset({"s3", "s3a", "s3n", "gs", "gcs"})
-# What a URI may ask for: how to reach a service, never who asks.
+# Options that a URI may have: how to reach a service, never who asks.
 _OPTIONS = frozenset({
     "region", "scheme", "endpoint_override", "tls_ca_file_path", "allow_bucket_creation", "allow_bucket_deletion",
     "allow_delayed_open", "check_directory_existence_before_creation", "force_virtual_addressing", "smart_defaults",
@@ -33,14 +33,14 @@ _SECRET_NAME = re.compile(
     r"|(?:api|access|account|secret|private|session|shared|license)[_-]?key(?:[_-]?id)?|apikey)",
     re.IGNORECASE,
 )
-# One slash is left of two where a URI was taken for a path.
+# Where a URI was taken for a path, one of its two slashes is left.
 _KEEPS_SECRET = re.compile(
     r"(?:password|passwd|secret|apikey|(?:api|access|account|secret|private)[_-]?key)$", re.IGNORECASE
 )
 _URI = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*)(:/{1,2})([^\s'"`<>]*)""")
 _LOGIN = re.compile(r"""(?<![\w/.])[^\s/@:'"`*]+:[^\s@/'"`]+@(?=[\w\[])""")
 _SETTING = re.compile(r"""([\w.-]+)=([^\s&'"`;,]+)""")
-# C0 without tab and line feed, DEL, C1; signs of writing direction and line separators; halves of characters.
+# C0 without tab and line feed, DEL, C1; marks of writing direction, line separators, lone surrogates.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -51,7 +51,7 @@ _MARKDOWN = re.compile(r"[\\`|]|\[(?=[^\]]*\]\s*[(\[])")
 
 
 def secret_in(address: str) -> str | None:
-    """What secret a URI or the address of a service has in it, in words that do not repeat it; None where there is
+    """The kind of secret in a URI or in the address of a service, in words that do not repeat it; None where there is
     none."""
     match = _URI.fullmatch(address.strip())
     if match is None:
@@ -68,7 +68,7 @@ def secret_in(address: str) -> str | None:
 
 
 def without_secrets(text: str) -> str:
-    """A text, such as an error of a library, with what may be secret in its addresses and settings left out."""
+    """A text, such as an error of a library, without possible secrets in its addresses and settings."""
     if "@" not in text and "=" not in text and ":/" not in text:
         return text
     text = _URI.sub(_quoted, text)
@@ -77,7 +77,7 @@ def without_secrets(text: str) -> str:
 
 
 def secrets_in(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The places in plain data where a secret stands, each with what it is."""
+    """The places of secrets in plain data, each with its kind."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if isinstance(inner, str) and _KEEPS_SECRET.search(str(key)):
@@ -94,9 +94,9 @@ def secrets_in(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tupl
 
 
 def _login(scheme: str, rest: str) -> str:
-    """Who asks, as it stands before the @ of a URI; "" where that is nobody, or no secret.
+    """The login before the @ of a URI; "" where there is none, or where it is no secret.
 
-    A password may have the characters in it that end an authority.
+    A password may contain characters that end an authority.
     """
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     login, at, _ = authority.rpartition("@")
@@ -109,7 +109,7 @@ def _login(scheme: str, rest: str) -> str:
 
 
 def _quoted(match: re.Match[str]) -> str:
-    """A URI within a sentence: what ends the clause is not of it."""
+    """A URI within a sentence, without the punctuation that ends the clause."""
     rest = match[3].rstrip(";,")
     return match[1] + match[2] + _shown(match[1].lower(), rest) + match[3][len(rest) :]
 
@@ -140,12 +140,12 @@ def _has_login(value: str) -> bool:
 
 
 def visible(text: str) -> str:
-    r"""The same with what steers a terminal as escapes: \x1b]0;title\x07."""
+    r"""The text with control characters as escapes: \x1b]0;title\x07."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def in_markdown(text: str) -> str:
-    """The same as one line of Markdown that shows it: no HTML, no links, no code, no further cell of a table."""
+    """The text as one line of Markdown that shows it as it is: no HTML, no links, no code, no further table cell."""
     line = " ".join(visible(text).splitlines())
     escaped = _MARKDOWN.sub(lambda found: "\\" + found[0], line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;") if "<" in escaped or "&#" in escaped else escaped

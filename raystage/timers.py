@@ -1,4 +1,4 @@
-"""Something done again and again in a thread of its own."""
+"""A repeating call in a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import atexit
 import threading
 from collections.abc import Callable
 
-# How long the end of the process waits for a call that is under way.
+# How long the end of the process waits for a running call.
 _EXIT_SECONDS = 5.0
 
 
 class RepeatingTimer:
-    """Calls `action`, which must not raise, every so many seconds until it is stopped or the process ends."""
+    """Calls `action`, which must not raise, at an interval in seconds, until it is stopped or the process ends."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
         self._seconds, self._action = seconds, action
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-        # Runs before the libraries that `action` needs end theirs: pyarrow, imported before, closes its S3 at the exit.
+        # Registered after the libraries that `action` needs, so it runs before them: pyarrow closes its S3 at exit.
         atexit.register(self._end)
 
     def stop(self) -> None:
-        """Wait for a call that is under way; there is none after it."""
+        """Stop the timer; waits for a call that is running."""
         self._stopped.set()
         self._thread.join()
         atexit.unregister(self._end)

@@ -1,4 +1,4 @@
-"""Numbers as people write them: `500K`, `1.5B`, `3e-4`; and as people read them."""
+"""Numbers as people write them (`500K`, `1.5B`, `3e-4`), and numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d{1
 def parse_count(value: object) -> int:
     """A whole number from `400000`, `4e5`, `"400K"`, `"0.4M"`; suffixes are powers of 1,000.
 
-    Raises ValueError where `value` is no number, no whole one or beyond `LARGEST_COUNT`.
+    Raises ValueError where `value` is not a number, not whole, or beyond `LARGEST_COUNT`.
     """
     number = _parse_number(value, SUFFIXES, "a number such as 500000, 500K or 1.5B")
     if not number.is_finite() or (abs(number) <= LARGEST_COUNT and number != int(number)):
@@ -80,7 +80,7 @@ def parse_bool(value: object) -> bool:
 
 
 def _parse_number(value: object, suffixes: dict[str, int], expected: str) -> Decimal:
-    """Exact, where binary fractions are not: 2.3T is 2300000000000."""
+    """An exact decimal, unlike binary fractions: 2.3T is 2300000000000."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return Decimal(int(value) if isinstance(value, numbers.Integral) else str(float(value)))
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
@@ -108,7 +108,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What sort of YAML value this is, in a message about structure."""
+    """The kind of a YAML value, for messages about structure."""
     names = {dict: "a mapping", list: "a list", type(None): "nothing"}
     return names.get(type(value), f"the value {shown(value)}")
 
@@ -155,7 +155,7 @@ def format_share(share: float) -> str:
 
 
 def format_difference(difference: float) -> str:
-    """Of two losses, baseline less staged run: 0.0123 -> '0.012 lower than'."""
+    """The difference of two losses, baseline minus staged run: 0.0123 -> '0.012 lower than'."""
     if f"{difference:z.3f}" == "0.000":
         return "the same as"
     return f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'} than"

@@ -1,7 +1,7 @@
-"""Functions of the user's own that a schedule names: `package.module:function`, or `file.py:function`.
+"""The user's own functions that a schedule names: `package.module:function`, or `file.py:function`.
 
-A module must be installed where the workers run. A file must lie where every worker sees it, as text does, and may
-import only what is installed.
+A module must be installed where the workers run. A file must be visible to every worker, like the text, and may import
+only what is installed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def file_of(reference: str) -> str | None:
-    """The file that a reference is into, if it is one into a file."""
+    """The file of a reference; None where it names a module."""
     place, _ = split_reference(reference)
     return place if place.endswith(".py") else None
 
 
 @lru_cache
 def find(reference: str) -> Callable[..., Any]:
-    """The function. Importing runs the module's own code. Raises InputError."""
+    """The function. Importing runs the code of the module. Raises InputError."""
     place, name = split_reference(reference)
     try:
         module = _load_file(place) if file_of(reference) else importlib.import_module(place)
@@ -55,11 +55,11 @@ def find(reference: str) -> Callable[..., Any]:
 
 
 def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> None:
-    """Refuse a function that does not take so many arguments and these options. Raises InputError."""
+    """Raises InputError for a function that does not take this many arguments and these options."""
     function = find(reference)
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some that are written in C have none
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*[None] * arguments, **options)
@@ -71,7 +71,7 @@ def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> No
 
 
 def said_by(error: BaseException) -> str:
-    """An error of the user's code in one line: its kind, what it says, and where it was raised."""
+    """An error of the user's code in one line: its type, its message, and where it was raised."""
     lines = str(error).strip().splitlines()
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith("<frozen")]

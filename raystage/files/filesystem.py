@@ -1,7 +1,7 @@
-"""A folder on any file system that pyarrow opens: local, shared, S3, GCS. The same code path for all.
+"""A folder on any file system that pyarrow opens: local, shared, S3, GCS. The same code for all of them.
 
-What passes by itself is waited out (raystage.files.retry); what does not becomes one StorageError that names the place.
-A file that is not there stays a FileNotFoundError: that is an answer, not a failure.
+Errors that pass by themselves are retried (`files.retry`). Others become one StorageError that names the place. A
+missing file stays a FileNotFoundError: that is an answer and not a failure.
 """
 
 from __future__ import annotations
@@ -35,12 +35,10 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder (or key prefix). It need not exist; writing into it makes it.
+    """A folder (or key prefix). It need not exist; writing into it creates it.
 
-    scheme, query: what stood around the path in the URI that it was opened by, such as "s3" and
-    "region=eu-west-1", so that its own URI opens the same thing elsewhere.
-
-    Everything here raises StorageError where the file system refuses.
+    scheme, query: the parts around the path in the URI that it was opened by, such as "s3" and "region=eu-west-1", so
+    that its own URI opens the same folder elsewhere. Everything raises StorageError where the file system refuses.
     """
 
     system: fs.FileSystem
@@ -61,7 +59,7 @@ class Folder:
 
     @property
     def unmapped(self) -> Folder:
-        """The same folder, its local files read rather than mapped: what was read and let go is not resident."""
+        """The same folder with local files read and not mapped, so that data that was read does not stay in memory."""
         return Folder(fs.LocalFileSystem(use_mmap=False), self.path) if self.is_local else self
 
     @property
@@ -77,11 +75,11 @@ class Folder:
         return self._info().type == fs.FileType.File
 
     def names(self) -> list[str]:
-        """What lies directly in the folder, sorted; nothing where there is no folder."""
+        """The names directly in the folder, sorted; empty where there is no folder."""
         return sorted(self._entries())
 
     def folder_names(self) -> list[str]:
-        """The folders directly in this one, sorted: files that something else left here are none of ours."""
+        """The folders directly in this one, sorted. Plain files here come from other programs."""
         return sorted(name for name, is_folder in self._entries().items() if is_folder)
 
     def file_names(self) -> list[str]:
@@ -89,7 +87,7 @@ class Folder:
         return sorted(name for name, is_folder in self._entries().items() if not is_folder)
 
     def files(self, follow_links: bool = True) -> list[StoredFile]:
-        """All files in the folder and in those within it, sorted by path; nothing where there is no folder."""
+        """All files in the folder and below, sorted by path; empty where there is no folder."""
         return sorted(self._tried("listed", lambda: list(self._walk(follow_links))))
 
     def first_link(self, root: Folder) -> str | None:
@@ -97,7 +95,7 @@ class Folder:
         return local.first_link(root.path, self.path) if self.is_local else None
 
     def links(self) -> list[str]:
-        """The symbolic links in the folder and in those within it, and the folder itself if it is one."""
+        """The symbolic links in the folder and below, and the folder itself if it is one."""
         if not self.is_local:
             return []
         own = [self.path] if os.path.islink(self.path) else []
@@ -128,7 +126,7 @@ class Folder:
 
     @contextlib.contextmanager
     def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
-        """A new file to write from front to back. Where that fails, what was written of it goes."""
+        """A new file to write from front to back. Where that fails, the incomplete file is removed."""
         with _writing(self / name, self / name) as file:
             yield file
 
@@ -136,22 +134,22 @@ class Folder:
         if self.is_local:
             try:
                 self._tried("made", lambda: local.make_folders(self.path))
-            except FileNotFoundError as error:  # as /proc says that nothing is made in it
+            except FileNotFoundError as error:  # the answer of /proc, where nothing can be created
                 raise _in_words(self, "made", error) from None
 
     def sync(self, name: str) -> None:
-        """Bring a written local file to the disk; elsewhere a closed file is already there."""
+        """Write a local file through to disk; elsewhere a closed file is already stored."""
         if self.is_local:
             (self / name)._tried("written", lambda: local.fsync(f"{self.path}/{name}"))
 
     def begin_sync(self, name: str) -> None:
-        """Have what is written of a local file so far brought to the disk while more is written, where the system can
-        (Linux); `sync` then has less to wait for. Nothing is promised before that."""
+        """Let the system start to write a local file to disk, where it can (Linux), while more is written to it. `sync`
+        then has less to wait for. Nothing is guaranteed before `sync`."""
         if self.is_local:
             local.begin_writeback(f"{self.path}/{name}")
 
     def write_whole(self, name: str, content: bytes) -> None:
-        """Write a file so that it is seen whole or not at all, and lasts.
+        """Write a file so that readers see all of it or nothing, and so that it lasts.
 
         A local file is renamed into place; an object store shows an object only once it is complete.
         """
@@ -161,11 +159,11 @@ class Folder:
             (self / name)._tried("written", lambda: self._put(name, content))
 
     def write_new(self, name: str, content: bytes) -> bool:
-        """The same where there is no such file yet; returns whether this is what lies there now.
+        """The same if there is no such file yet; returns whether this content is in place now.
 
-        Of several that write one file at the same time, a local file system lets one have True. pyarrow has no
-        conditional write for object stores: there the last one's content stays. It is read again, so that whoever
-        finds another's content gets False; the last one gets True, and no one else that looks after it.
+        If several processes write one file at the same time, a local file system gives True to one of them. pyarrow has
+        no conditional write for object stores: there the last content stays. It is read again, so a process that finds
+        other content returns False.
         """
         if self.is_local:
             return self._put_locally(local.write_new, name, content)
@@ -175,13 +173,13 @@ class Folder:
         return self.read(name) == content
 
     def delete(self) -> None:
-        """Remove the folder and all in it, of links the link alone; nothing where there is no folder."""
+        """Remove the folder and everything in it, links without their targets; nothing where there is no folder."""
 
         def remove() -> None:
             if self.is_local:
                 local.remove_folder(self.path)
             elif self.system.get_file_info(self.path).type == fs.FileType.Directory:
-                with contextlib.suppress(FileNotFoundError):  # somebody else removes the same
+                with contextlib.suppress(FileNotFoundError):  # another process removes the same folder
                     self.system.delete_dir(self.path)
 
         self._tried("removed", remove)
@@ -199,7 +197,7 @@ class Folder:
         return self._tried("looked at", lambda: self.system.get_file_info(self.path))
 
     def _tried(self, done: str, action: Callable[[], Result]) -> Result:
-        """Do something to this folder or file. `done` says what, for the error: "cannot be `done`"."""
+        """Do something with this folder or file. `done` says what, for the error: "cannot be `done`"."""
         try:
             return retried(action)
         except FileNotFoundError:
@@ -208,7 +206,7 @@ class Folder:
             raise _in_words(self, done, error) from None
 
     def _put(self, name: str, content: bytes) -> None:
-        # Not `with`: pyarrow completes an upload on the way out of an exception, too.
+        # Not `with`: after an exception pyarrow would complete the upload, too.
         file = self.system.open_output_stream(f"{self.path}/{name}")
         file.write(content)
         file.close()
@@ -221,7 +219,7 @@ class Folder:
             raise _in_words(self / name, "written", error) from None
 
     def _entries(self) -> dict[str, bool]:
-        """By name what lies directly in the folder, and whether it is a folder, too."""
+        """The names directly in the folder, each with whether it is a folder."""
         if self.is_local:
             found = self._tried("listed", lambda: local.entries(self.path))
             return {entry.name: entry.is_dir() for entry in found}
@@ -233,7 +231,7 @@ class Folder:
         prefix = len(self.path) + 1
         if self.is_local:
             for entry in local.walk(self.path, follow_links):
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                     if entry.is_file(follow_symlinks=follow_links):
                         found = entry.stat()
                         yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)
@@ -261,7 +259,7 @@ class OpenFile:
         return self._place._tried("read", lambda: self._file.read_at(num_bytes, offset))
 
     def view_at(self, num_bytes: int, offset: int) -> pa.Buffer:
-        """The same, not copied where the file is mapped. For one thread at a time."""
+        """The same, without a copy where the file is mapped. For one thread at a time."""
 
         def view() -> pa.Buffer:
             self._file.seek(offset)
@@ -270,7 +268,7 @@ class OpenFile:
         return self._place._tried("read", view)
 
     def read_into(self, into: memoryview, offset: int) -> int:
-        """The same, straight to their place; returns how many there were. For one thread at a time."""
+        """The same, directly into a buffer; returns the number of bytes. For one thread at a time."""
 
         def fill() -> int:
             self._file.seek(offset)
@@ -284,11 +282,11 @@ class OpenFile:
 
 @contextlib.contextmanager
 def _writing(place: Folder, meant: Folder) -> Iterator[pa.NativeFile]:
-    """A new file at `place`, gone again where writing it fails; the error speaks of `meant`.
+    """A new file at `place`, removed again where writing fails; the error names `meant`.
 
-    pyarrow cannot abort an upload: a file that is closed, or forgotten, becomes an object however little it holds.
-    So it is closed, and removed. Should this process die in between, a part of a checkpoint lies there without a
-    manifest, which is none.
+    pyarrow cannot abort an upload: a file that is closed or dropped becomes an object, however little it holds. So it
+    is closed and then removed. If this process dies in between, a part of a checkpoint is left without a manifest,
+    which does not count as a checkpoint.
     """
     parent = replace(place, path=place.path.rsplit("/", 1)[0])
     parent.make()
@@ -307,8 +305,8 @@ def _writing(place: Folder, meant: Folder) -> Iterator[pa.NativeFile]:
 
 
 def _complete(file: pa.NativeFile, place: Folder) -> None:
-    """Close a file. An object that is there in its full length is complete, even if the answer that said so was lost:
-    before it is complete it is not there at all, and its name is new."""
+    """Close a file. An object with its full length is complete, even if the answer of the service was lost: before that
+    it does not exist at all, and its name is new."""
     written = file.tell()
     try:
         file.close()

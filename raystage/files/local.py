@@ -1,4 +1,4 @@
-"""What a store needs of a local file system beyond pyarrow: files that last, files that are made once, links seen.
+"""What a store needs of a local file system beyond pyarrow: files that last, files written once, symbolic links seen.
 
 Everything here raises OSError.
 """
@@ -15,17 +15,17 @@ import sys
 import uuid
 from collections.abc import Iterator
 
-_SYNC_FILE_RANGE_WRITE = 2  # of <fcntl.h>: begin to write what is dirty, and do not wait for it
+_SYNC_FILE_RANGE_WRITE = 2  # of <fcntl.h>: start to write dirty pages, without waiting
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
-# What file systems without hard links answer.
+# Errors of file systems without hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL}
 
 
 def fsync(path: str) -> None:
-    """Bring a file, or what a folder lists, to the disk."""
+    """Write a file, or the entries of a folder, through to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,7 +34,7 @@ def fsync(path: str) -> None:
 
 
 def begin_writeback(path: str) -> None:
-    """Have the disk begin to write what is new in a file, without waiting for it. Linux only; elsewhere nothing."""
+    """Let the disk start to write new data of a file, without waiting for it. Linux only; elsewhere nothing."""
     if _sync_file_range is not None:
         with contextlib.suppress(OSError):
             file = os.open(path, os.O_RDONLY)
@@ -43,8 +43,8 @@ def begin_writeback(path: str) -> None:
 
 
 def make_folders(path: str) -> None:
-    """Make a folder and what is missing above it. Each new one is brought to the disk where it is listed: a file that
-    was fsynced is lost with a folder that was not."""
+    """Create a folder and missing folders above it. The entry of each new folder is synced: with a folder that is lost,
+    a synced file in it is lost, too."""
     missing = []
     at = path
     while not os.path.isdir(at):
@@ -56,16 +56,16 @@ def make_folders(path: str) -> None:
 
 
 def write_in_place(path: str, content: bytes) -> None:
-    """Write a file that is seen whole or not at all, and lasts."""
+    """Write a file so that readers see all of it or nothing, and so that it lasts."""
     with _beside(path, content) as temporary:
         os.replace(temporary, path)
     fsync(os.path.dirname(path))
 
 
 def write_new(path: str, content: bytes) -> bool:
-    """The same where there is no such file yet; False where there is. Of several at once one gets True.
+    """The same if there is no such file yet; False where there is. Of several processes one gets True.
 
-    A file system without hard links (some network ones) cannot promise that; there the one who comes last wins.
+    A file system without hard links (some network ones) cannot guarantee that; there the last one wins.
     """
     with _beside(path, content) as temporary:
         try:
@@ -84,7 +84,7 @@ def write_new(path: str, content: bytes) -> bool:
 
 
 def is_special(path: str) -> bool:
-    """Whether there is something that no file's content can be read from: a device, a pipe, a socket."""
+    """Whether it is something whose content cannot be read like a file's: a device, a pipe, a socket."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -93,8 +93,8 @@ def is_special(path: str) -> bool:
 
 
 def entries(folder: str) -> list[os.DirEntry[str]]:
-    """What lies directly in a folder; nothing where there is none. Names that are no text, which nothing here has
-    written and nothing could open, are left out."""
+    """The entries directly in a folder; empty where there is none. Names that are not valid text are left out: nothing
+    here writes them, and nothing could open them."""
     try:
         with os.scandir(folder) as found:
             return [entry for entry in found if _is_text(entry.name)]
@@ -103,7 +103,7 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def walk(folder: str, follow_links: bool = True, _seen: set[str] | None = None) -> Iterator[os.DirEntry[str]]:
-    """All in a folder and in those within it, each once. Links to folders are followed unless told not to."""
+    """Everything in a folder and below, each entry once. Links to folders are followed unless told not to."""
     seen = set() if _seen is None else _seen
     seen.add(os.path.realpath(folder))
     for entry in entries(folder):
@@ -114,7 +114,7 @@ def walk(folder: str, follow_links: bool = True, _seen: set[str] | None = None) 
 
 
 def first_link(root: str, path: str) -> str | None:
-    """The first symbolic link on the way from `root`, which may be one itself, down to `path`."""
+    """The first symbolic link on the path from `root` (which may itself be one) down to `path`."""
     at = root
     for part in os.path.relpath(path, root).split(os.sep):
         at = os.path.join(at, part)
@@ -124,11 +124,11 @@ def first_link(root: str, path: str) -> str | None:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder and all in it, of links the link alone; nothing where there is none."""
+    """Remove a folder and everything in it, links without their targets; nothing where there is none."""
     if os.path.islink(path):
         os.unlink(path)
     elif os.path.isdir(path):
-        shutil.rmtree(path, onerror=_unless_gone)  # somebody else may remove the same
+        shutil.rmtree(path, onerror=_unless_gone)  # another process may remove the same folder
 
 
 def _unless_gone(action: object, path: str, found: tuple[type, BaseException, object]) -> None:
@@ -138,7 +138,7 @@ def _unless_gone(action: object, path: str, found: tuple[type, BaseException, ob
 
 @contextlib.contextmanager
 def _beside(path: str, content: bytes) -> Iterator[str]:
-    """A new file with that content in the same folder, on the disk; gone again unless it was renamed."""
+    """A new file with that content in the same folder, on disk; removed again unless it was renamed."""
     temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:

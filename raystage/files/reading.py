@@ -1,6 +1,6 @@
-"""The files of a folder, as far as reading goes: what is the same for a local folder and for one anywhere else.
+"""Reading the files of a folder, on this machine or anywhere else; and JSON from elsewhere.
 
-And JSON from elsewhere, which may be broken, huge, or nested without end.
+Such JSON may be broken, huge, or nested without end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 from raystage.errors import InputError
 
-LARGEST_JSON_BYTES = 64_000_000  # an index of a million tensors; read, it takes some ten times as much memory
+LARGEST_JSON_BYTES = 64_000_000  # an index of a million tensors; in memory it takes about ten times as much
 
 
 class RangeReader(Protocol):
@@ -25,13 +25,13 @@ class RangeReader(Protocol):
 
 
 class Files(Protocol):
-    """A folder that can be read; `raystage.files.filesystem.Folder` is one."""
+    """A folder that can be read, such as `files.filesystem.Folder`."""
 
     @property
     def uri(self) -> str: ...
 
     def size_of(self, name: str) -> int | None:
-        """The size of a file in bytes; None where there is none, or something else, such as a device."""
+        """The size of a file in bytes; None where there is no regular file."""
 
     def read(self, name: str) -> bytes: ...
 
@@ -88,7 +88,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def read_json(files: Files, name: str, key: str | None = None) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, with `key` as what of the user's names the folder."""
+    """The JSON object in a file. Raises InputError. key: the user's key or option that names the folder."""
     place = f"{files.uri}/{name}"
     size = files.size_of(name)
     if size is None:

@@ -1,6 +1,6 @@
-"""Safetensors files as bytes: headers written and read by hand, so that tensors stream past and are never all held.
+"""Safetensors files as bytes: headers are written and read here, so that tensors are streamed and never all in memory.
 
-A file is 8 bytes of length, a JSON header padded to 8 bytes, and the tensors' bytes one after another.
+A file is 8 bytes of length, a JSON header padded to 8 bytes, and the bytes of the tensors one after another.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from raystage.errors import InputError
 from raystage.files.reading import Files, parse_json
 from raystage.units import shown
 
-# Bytes of one element, by safetensors' name of the type.
+# The bytes of one element, by the type's name in safetensors.
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8,
 }  # fmt: skip
 CHUNK_BYTES = 4 * 2**20
-# The library takes four times as much; read, that would be gigabytes. This much names 200,000 tensors.
+# The library accepts four times as much, which would take gigabytes of memory. This is enough for 200,000 tensors.
 _LARGEST_HEADER_BYTES = 25_000_000
 _MOST_AXES = 16
 
@@ -64,7 +64,7 @@ class StoredTensor:
 
 
 def laid_out(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors, each placed where the one before it ends."""
+    """The tensors, each placed at the end of the one before."""
     placed, position = [], 0
     for tensor in tensors:
         placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, position))
@@ -73,7 +73,7 @@ def laid_out(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def header_bytes(tensors: Iterable[Tensor], metadata: dict[str, str]) -> bytes:
-    """All that comes before the tensors' bytes."""
+    """Everything before the bytes of the tensors."""
     entries = {
         tensor.name: {
             "dtype": tensor.dtype,
@@ -88,7 +88,7 @@ def header_bytes(tensors: Iterable[Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def read_header(folder: Files, name: str) -> dict[str, StoredTensor]:
-    """The tensors of the file, by name. Raises InputError where the file is missing, cut short or no safetensors."""
+    """The tensors of the file, by name. Raises InputError where the file is missing, cut off or not safetensors."""
     size = folder.size_of(name)
     if size is None:
         raise InputError("no such file; expected safetensors", file=f"{folder.uri}/{name}")
@@ -108,7 +108,7 @@ def read_header(folder: Files, name: str) -> dict[str, StoredTensor]:
 
 
 def _parsed(header: dict[str, Any]) -> list[Tensor]:
-    """Raises ValueError and the like where the header is not one."""
+    """Raises ValueError and similar errors for what is no header."""
     tensors = []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -126,7 +126,7 @@ def _parsed(header: dict[str, Any]) -> list[Tensor]:
 
 
 def _end(tensors: list[Tensor]) -> int:
-    """Where the last tensor ends. Raises ValueError where they do not lie end to end, as the library asks."""
+    """The end of the last tensor. Raises ValueError where tensors do not lie end to end, as the format requires."""
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: (tensor.place, tensor.num_bytes)):
         if tensor.place != end:
@@ -136,7 +136,7 @@ def _end(tensors: list[Tensor]) -> int:
 
 
 def cut_into_shards(sizes: list[int], max_shard_bytes: int) -> list[range]:
-    """Which of the things of these sizes go into which file: in order, a new file where one would grow too large."""
+    """Which items of these sizes go into which file: in order, with a new file where one would become too large."""
     firsts, filled = [0], 0
     for position, size in enumerate(sizes):
         if filled and filled + size > max_shard_bytes:

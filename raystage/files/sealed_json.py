@@ -1,6 +1,6 @@
-"""JSON files that say whether they are whole: an object whose last key is the checksum of all that stands before it.
+"""JSON files that show whether they are complete: the last key of the object is the checksum of everything before it.
 
-What has no checksum (older versions wrote none, people may write files by hand) is read, too.
+Files without a checksum are accepted: older versions wrote none, and people may write files by hand.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from typing import Any
 
 import xxhash
 
-# More than any file of a store has; what is larger is not read.
+# Larger than any file of a store; larger files are not read.
 LARGEST_BYTES = 2**28
 DEEPEST = 100
 LONGEST_NUMBER_DIGITS = 40
-# Half of a character that takes two; what stands as bytes is refused by decoding.
+# One half of a surrogate pair; as raw bytes the decoder refuses it.
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 _SEAL = b', "checksum": "xxh3_128:'
 
 
 class NoObject(ValueError):
-    """Whole JSON, but nothing that we wrote."""
+    """Valid JSON that raystage did not write."""
 
 
 def sealed(text: bytes) -> bytes:
-    """A JSON object with the checksum of all that stands before it as its last key."""
+    """A JSON object whose last key is the checksum of everything before it."""
     return _with_seal(text.removesuffix(b"}"))
 
 
 def written(content: dict[str, Any]) -> bytes:
-    """A file with this content, for people too."""
+    """The content of such a file, indented for people."""
     return sealed(json.dumps(content, indent=1).encode()) + b"\n"
 
 
 def unsealed(text: bytes) -> dict[str, Any]:
-    """What such a file holds, without the checksum. Raises ValueError, which says what is wrong with it."""
+    """The content of such a file, without the checksum. Raises ValueError, which says what is wrong with it."""
     text = text.strip()
     try:
         content = json.loads(text.decode())
@@ -56,8 +56,8 @@ def _with_seal(body: bytes) -> bytes:
 
 
 def _check_values(content: dict[str, Any], has_halves: bool) -> None:
-    """Refuse what no file of ours holds, and what others stumble over: text that is no Unicode, numbers that no float
-    holds, a depth that recursion does not reach."""
+    """Refuse values that raystage never writes and other code fails on: text that is not Unicode, numbers beyond
+    floats, too deep nesting."""
     level: list[Any] = [content]
     for _ in range(DEEPEST):
         inner: list[Any] = []

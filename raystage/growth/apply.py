@@ -1,7 +1,7 @@
 """Any slice of any grown parameter, computed from its rule.
 
-Growth is a view, not a copy: a worker asks for just the slices its own partition holds, and reads
-just the source's bytes that those need.
+Growth is a view and not a copy: a worker asks for exactly the slices of its own partition, and reads exactly the
+source's bytes that they need.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from raystage.growth.rules import GrowthMap, Rule
 Read = Callable[[str, str, int, int], np.ndarray]
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
-# A gradient that scales by s takes first-order state with s and second-order state with s squared.
+# Where a gradient scales by s, first-order state scales by s and second-order state by s squared.
 _ORDER = {"gradient": 1, "exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1}
 
-# New weights are drawn in stretches of this many, each from a generator of its own, so that a slice costs no more
-# than itself.
+# New weights are drawn in blocks of this many, each from a generator of its own, so that a slice costs only what it
+# contains.
 _STRETCH = 2**16
 # Elements that are mapped at a time.
 _PIECE = 2**20
-# Columns that follow each other are copied together where these stretches are longer on average.
+# Columns that follow each other are copied together where their runs are longer than this on average.
 _SHORT_RUN = 16
 
 
 class Grown:
-    """A grown model, of which any slice can be had. `read` reads the source; new weights are drawn by `seed`."""
+    """A grown model, of which any slice can be computed. `read` reads the source; new weights are drawn by `seed`."""
 
     def __init__(self, rules: GrowthMap, read: Read, seed: int) -> None:
         self.rules = {rule.target: rule for rule in rules}
@@ -42,8 +42,8 @@ class Grown:
         self._means: dict[tuple, np.ndarray] = {}
 
     def slice(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
-        """The flat slice [start, stop) of `state` of a target parameter: (stop - start,), as floats of the source's
-        type. Growing whole and growing by slices give the same bits."""
+        """The flat slice [start, stop) of `state` of a target parameter: (stop - start,), floats of the source's type.
+        Growing a whole parameter and growing it by slices give the same bits."""
         rule = self.rules[parameter]
         if state == "fp32":
             return self._weights(rule, start, stop)
@@ -54,14 +54,14 @@ class Grown:
         return _in_pieces(lambda first, last: self._moments(rule, state, first, last), start, stop)
 
     def copy_of(self, parameter: str, state: str) -> str | None:
-        """The source's parameter that `state` of a target parameter is a copy of, bit for bit; None where it is not."""
+        """The source parameter of which `state` of a target parameter is an exact copy; None where there is none."""
         rule = self.rules[parameter]
         is_copy = rule.weights == "copy" if state == "fp32" else rule.moments != "zeros" and not rule.axes
         return rule.sources[0] if is_copy and len(rule.sources) == 1 else None
 
     def predicted_gradient(self, parameter: str, start: int, stop: int) -> np.ndarray:
-        """The gradient that the source's (its state "gradient") foretells, exactly or as an estimate (as the rule
-        says); NaN where it foretells none."""
+        """The gradient that follows from the source's (its state "gradient"), exact or estimated, as the rule says. NaN
+        where nothing follows."""
         rule = self.rules[parameter]
         if rule.gradient == "none":
             return np.full(stop - start, np.nan, dtype=np.float32)
@@ -99,10 +99,10 @@ class Grown:
         return values
 
     def _mapped(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
-        """The source's elements in their places, times the factors of all axes; means where an axis asks for one. An
-        array of its own, to be changed by whoever asked.
+        """The source's elements in their places, times the factors of all axes; means where an axis asks for one.
 
-        What is drawn, zero or not kept stands here as whatever it is: those who call put it right.
+        A new array, which the caller may change. Elements that are drawn, zero or not kept have any value: the caller
+        sets them.
         """
         rows, cut = _rows_of(rule, start, stop)
         columns = rule.axes[-1].indices
@@ -115,7 +115,8 @@ class Grown:
         return values.reshape(-1)[cut]
 
     def _rows(self, rule: Rule, sources: tuple[str, ...], state: str, rows: range) -> np.ndarray:
-        """For each of the target's `rows` (all axes but the last) the source's whole row: (rows, source's last)."""
+        """For each of the target's `rows` (all axes but the last) the whole row of the source: (rows, source's
+        last)."""
         origins = row_origins(rule, rows)
         width = rule.source_shape[-1]
         block: np.ndarray | None = None
@@ -169,7 +170,7 @@ class Grown:
 
 
 def row_origins(rule: Rule, rows: range) -> np.ndarray:
-    """The source row of each target row (all axes but the last), or the least of what its axes say instead."""
+    """The source row of each target row (all axes but the last); a negative code where an axis has no source."""
     origins, least = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
     for axis, place in zip(rule.axes[:-1], _places(rule, rows), strict=True):
         index = axis.indices[place]
@@ -196,12 +197,12 @@ def head_starts_in(starts: HeadStarts, start: int, stop: int) -> np.ndarray:
 
 
 def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int]:
-    """For each target parameter the optimizer steps its moments have seen: 0 where they start anew."""
+    """For each target parameter the optimizer steps that its moments have seen: 0 where they start new."""
     return {rule.target: source_steps[rule.source] if rule.moments == "copy" else 0 for rule in rules}
 
 
 def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
-    """The target parameter as slices of at most `most` elements, of whole rows where these are shorter."""
+    """The target parameter as slices of at most `most` elements, of whole rows where rows are shorter."""
     row = rule.shape[-1] if rule.shape else 1
     step = most // row * row or most
     for start in range(0, rule.numel, step):
@@ -209,7 +210,7 @@ def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
 
 
 def drawn(rule: Rule, start: int, stop: int, seed: int) -> np.ndarray:
-    """The slice [start, stop) of the parameter as its family draws it: fixed by (seed, name), whoever asks."""
+    """The slice [start, stop) of the parameter as its family initialises it: fixed by (seed, name)."""
     if rule.init != "normal":
         return np.full(stop - start, 1.0 if rule.init == "ones" else 0.0, dtype=np.float32)
     result = np.empty(stop - start, np.float32)
@@ -227,7 +228,7 @@ def _stretch(rule: Rule, number: int, seed: int) -> np.ndarray:
 
 
 def _in_pieces(compute: Callable[[int, int], np.ndarray], start: int, stop: int) -> np.ndarray:
-    """`compute` over [start, stop) a piece at a time: what it needs on the way is larger than what it gives."""
+    """`compute` over [start, stop), part by part: it needs more memory than its result."""
     if stop - start <= _PIECE:
         return compute(start, stop)
     result: np.ndarray | None = None
@@ -240,7 +241,7 @@ def _in_pieces(compute: Callable[[int, int], np.ndarray], start: int, stop: int)
 
 
 def _rows_of(rule: Rule, start: int, stop: int) -> tuple[range, slice]:
-    """The rows (all axes but the last) that a flat slice touches, and where in them it lies."""
+    """The rows (all axes but the last) that a flat slice touches, and its place in them."""
     width = len(rule.axes[-1].index)
     rows = range(start // width, -(-stop // width))
     return rows, slice(start - rows.start * width, stop - rows.start * width)
@@ -262,10 +263,10 @@ def _over_axes(rule: Rule, what: str, start: int, stop: int, combine: Callable) 
 
 
 def _factors(rule: Rule, state: str, rows: range) -> np.ndarray:
-    """What the elements of rows are multiplied by: (rows, columns), or what broadcasts to it.
+    """The factors of the elements of rows: (rows, columns), or a value that broadcasts to it.
 
-    An axis whose factors are all one is left out, and one whose factors are the same in all rows is but a number: most
-    often that spares a product as large as the elements.
+    An axis with factors of one is left out, and an axis with the same factors in all rows is only a number. Usually
+    this saves a product of the size of the elements.
     """
     what, order = ("values", 1) if state == "fp32" else ("gradients", _ORDER[state])
     *lead, last = rule.axes
@@ -290,10 +291,10 @@ def _columns(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _taken(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """block[:, columns]: stretch by stretch where they are long, which is faster by far."""
+    """block[:, columns]: run by run where runs are long, which is much faster."""
     runs = list(_runs(columns))
     if len(runs) * _SHORT_RUN > len(columns):
-        return np.take(block, columns, axis=1)  # faster than by an index
+        return np.take(block, columns, axis=1)  # faster than indexing
     taken = np.empty((len(block), len(columns)), block.dtype)
     for at, count, origin in runs:
         taken[:, at : at + count] = block[:, origin : origin + count]
@@ -301,13 +302,13 @@ def _taken(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _fresh_over_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """FRESH where either says so; else the lesser."""
+    """FRESH where one of them is FRESH; else the lesser."""
     return np.where((one == FRESH) | (other == FRESH), FRESH, np.minimum(one, other))
 
 
 def _runs(origins: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(place, count, origin) of stretches of rows that follow each other in the source; each other row alone."""
-    if not len(origins):  # of an empty slice at a row's edge
+    """(place, count, origin) of runs of rows that follow each other in the source; every other row alone."""
+    if not len(origins):  # an empty slice at the end of a row
         return
     breaks = np.flatnonzero((origins[1:] != origins[:-1] + 1) | (origins[1:] <= 0)) + 1
     starts = [0, *breaks.tolist()]

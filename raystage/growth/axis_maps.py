@@ -1,4 +1,4 @@
-"""Axis maps: what becomes of the rows and columns of parameters when the units that they are made of grow."""
+"""Axis maps: what happens to the rows and columns of parameters when the units that they consist of grow."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from functools import cached_property
 
 from raystage.lazy import numpy as np
 
-# In place of a source index: a new unit's values are drawn as the family draws them, are the mean of all of the
-# source's along this axis, or are zero. Where the axes of an element say different things, zero comes first, and
-# fresh before the mean.
+# In place of a source index: the values of a new unit are drawn as the family draws them, are the mean of all of the
+# source's along this axis, or are zero. Where the axes of an element differ, zero comes first, and fresh before mean.
 FRESH, MEAN, ZERO = -1, -2, -3
 
 
 @dataclass(frozen=True)
 class AxisMap:
-    """One axis of a target parameter, index by index; of empty tuples every entry is the one in brackets.
+    """One axis of a target parameter, index by index. An empty tuple stands for the value in brackets at every index.
 
-    note: for people. source: the source's size. index: the source's index, or FRESH, MEAN, ZERO. value: what the
-    source's weight is multiplied by (1). gradient: what the source's gradient is multiplied by to give this
-    element's (1); predicts: whether that is exact, not an estimate. kept: whether optimizer state goes along; where
-    not it starts at zero (where there is a source). beyond: whether the weight is taken from the next layer (no).
+    note: for people. source: the source's size. index: the source's index, or FRESH, MEAN, ZERO. value: the factor of
+    the source's weight (1). gradient: the factor that makes this element's gradient from the source's (1). predicts:
+    whether that is exact and not an estimate. kept: whether optimizer state is kept; where not, it starts at zero.
+    beyond: whether the weight comes from the next layer (no).
     """
 
     note: str
@@ -64,7 +63,7 @@ def unchanged(size: int) -> AxisMap:
 
 
 def end_to_end(maps: Sequence[AxisMap]) -> AxisMap:
-    """The map of a fused axis, from those of its parts."""
+    """The map of a fused axis, from the maps of its parts."""
     if len(maps) == 1:
         return maps[0]
     total = sum(part.source for part in maps)
@@ -100,7 +99,7 @@ def without_copies(one: AxisMap) -> AxisMap:
 
 @dataclass(frozen=True)
 class Widening:
-    """Units that become more: of which of the source's each is a copy (-1: of none)."""
+    """Units that become more: for each the source unit that it copies (-1: none)."""
 
     source: int
     origin: tuple[int, ...]
@@ -111,7 +110,7 @@ class Widening:
 
     @cached_property
     def number(self) -> tuple[int, ...]:
-        """Each unit's number among the copies of its source, from 0."""
+        """The number of each unit among the copies of its source, from 0."""
         seen: Counter[int] = Counter()
         numbers = []
         for unit in self.origin:
@@ -121,7 +120,7 @@ class Widening:
 
     @cached_property
     def copies(self) -> tuple[int, ...]:
-        """How many copies there are of each unit's source."""
+        """The number of copies of each unit's source."""
         counts = Counter(self.origin)
         return tuple(counts[unit] for unit in self.origin)
 
@@ -132,7 +131,7 @@ class Widening:
 
 
 def repeated(source: int, target: int) -> Widening:
-    """Unit j a copy of `j mod source`: the source's units first, then again from the first on."""
+    """Unit j is a copy of `j mod source`: the source's units, then the same again from the first on."""
     return Widening(source, tuple(j % source for j in range(target)))
 
 
@@ -154,11 +153,11 @@ class Heads:
 
 
 def repeated_heads(source: Heads, target: Heads) -> tuple[Widening, Widening] | None:
-    """Query and key/value heads as copies, each query head with the key/value head it had. None where no such
-    copying reaches every query head.
+    """Query and key/value heads as copies, each query head with the key/value head it had. None where that does not
+    reach every query head.
 
-    Key/value head t copies `t mod k`. The query heads of the c-th copy of a group go on where those of the
-    (c-1)-th ended, so that several narrow groups together hold what one wide group held.
+    Key/value head t copies `t mod k`. The query heads of the c-th copy of a group continue where those of the (c-1)-th
+    ended, so that several narrow groups together hold what one wide group held.
     """
     key_value = repeated(source.key_value, target.key_value)
     query = [
@@ -172,7 +171,7 @@ def repeated_heads(source: Heads, target: Heads) -> tuple[Widening, Widening] | 
 
 
 def padded_heads(source: Heads, target: Heads) -> tuple[Widening, Widening] | None:
-    """Every group with its own query heads and then new ones, then new groups. None where groups get narrower."""
+    """Every group with its own query heads and then new ones, then new groups. None where groups become narrower."""
     if target.group < source.group:
         return None
     key_value = padded(source.key_value, target.key_value)

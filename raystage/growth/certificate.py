@@ -1,10 +1,9 @@
-"""What a growth did to a model: what source and target answer to the same inputs, laid side by side.
+"""What a growth did to a model: the answers of source and target to the same inputs, compared.
 
-`ask` takes a model's answers: its logits, the RMS of its residual stream after every layer, and a sketch of its
-gradients. It works on any module that transformers makes, and on one under DeepSpeed at every ZeRO stage and
-precision, without leaving a trace in it: gradients are caught on their way, sampled and let go, and never reach
-the parameters. So a source's answers can be kept in a small file, and a grown model compared with them when the
-source is long gone.
+`ask` takes a model's answers: its logits, the RMS of its residual stream after every layer, and samples of its
+gradients. It works with any transformers module, and with one under DeepSpeed at every ZeRO stage and precision, and it
+leaves no trace: gradients are caught in the backward pass, sampled and dropped, and never reach the parameters. So the
+answers of a source fit into a small file, and a grown model can be compared with them when the source is gone.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from raystage.growth.rules import GrowthMap, Rule
 # Of every parameter's gradient so many rows (all axes but the last) are kept, half of them those where it is largest
 # (most tokens of an embedding are not among the inputs), at so many columns.
 _ROWS, _COLUMNS = 16, 64
-# A gradient this much smaller than the model's usual one is rounding: the bias of BERT's keys has none at all.
+# A gradient this much smaller than the usual one of the model is rounding; the key biases of BERT have exactly none.
 _NO_GRADIENT = 1e-3
-# Before a parameter's name in a file.
+# The prefix of a parameter's name in a file.
 _PREFIX = "gradient/"
 
 # A parameter's gradient as (rows, columns) -> which of them to keep
@@ -38,8 +37,10 @@ Where = Callable[[str, torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Sketch:
-    """A sample of one parameter's gradient: `values` of shape (rows, columns) at these rows and columns of it, where
-    a row goes over all axes but the last. width: the length of the last axis."""
+    """A sample of one parameter's gradient: `values` of shape (rows, columns) at these rows and columns.
+
+    A row goes over all axes but the last. width: the length of the last axis.
+    """
 
     rows: np.ndarray
     columns: np.ndarray
@@ -47,7 +48,7 @@ class Sketch:
     width: int
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The flat slice [start, stop) of the gradient, NaN where no sample was taken."""
+        """The flat slice [start, stop) of the gradient; NaN where it was not sampled."""
         found = np.full(stop - start, np.nan, dtype=np.float32)
         places = self.rows[:, None] * self.width + self.columns[None, :]
         inside = (places >= start) & (places < stop)
@@ -57,10 +58,10 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says to fixed inputs.
+    """A model's answers to fixed inputs.
 
-    logits: fp32, (batch, length, vocabulary). activation_rms: of the residual stream after each layer.
-    gradients: by parameter, of the mean loss on the inputs; empty where none were asked for.
+    logits: fp32, (batch, length, vocabulary). activation_rms: of the residual stream after each layer. gradients: by
+    parameter, of the mean loss on the inputs; empty where none were asked for.
     """
 
     logits: np.ndarray
@@ -79,7 +80,7 @@ class Answers:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Answers:
-        """From named arrays, those of an older version included, which held the logits alone."""
+        """From named arrays, also those of an older version, which held the logits only."""
         names = [name.removeprefix(f"{_PREFIX}rows/") for name in tensors if name.startswith(f"{_PREFIX}rows/")]
         gradients = {
             name: Sketch(
@@ -95,14 +96,14 @@ class Answers:
 
 
 def where_large(name: str, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The rows where a gradient is largest and some others, at some columns, the same for all parameters."""
+    """The rows with the largest gradients and some others, at some columns, the same for all parameters."""
     norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float32)
     largest = norms.topk(min(_ROWS // 2, len(block))).indices.cpu().numpy()
     return np.union1d(largest, some_of(len(block), _ROWS // 2)), some_of(block.shape[1], _COLUMNS)
 
 
 def where_foretold(rules: GrowthMap, source: Mapping[str, Sketch]) -> Where:
-    """The rows and columns of a target's gradients that come from sampled ones of the source's."""
+    """The rows and columns of a target's gradients that follow from sampled ones of the source."""
     rule_of = {rule.target: rule for rule in rules}
 
     def where(name: str, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +134,10 @@ def ask(
 ) -> Answers:
     """The answers of a model in evaluation mode to int64 `inputs` of shape (batch, length).
 
-    Collective under ZeRO 3: every worker asks the same. The loss whose gradients are sketched is over the first
-    `vocab_size` tokens, so that models of different vocabularies have one and the same; of the next token where
-    `shifted`, else of the inputs themselves. mask: (batch, length), 0 for padding, which does not count. where:
-    what of each gradient is kept; None takes no gradients at all.
+    Collective under ZeRO 3: every worker asks the same. The loss whose gradients are sampled is over the first
+    `vocab_size` tokens, so that models with different vocabularies have the same loss: of the next token where
+    `shifted`, else of the inputs themselves. mask: (batch, length), 0 for padding, which does not count. where: what is
+    kept of each gradient; None computes no gradients.
     """
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
@@ -154,7 +155,7 @@ def ask(
 
 
 def mean_loss(logits: np.ndarray, inputs: np.ndarray, mask: np.ndarray, shifted: bool = True) -> float:
-    """The mean loss of logits over all targets that are no padding, in nats per token."""
+    """The mean loss of logits over all targets that are not padding, in nats per token."""
     return masked_loss(*map(torch.from_numpy, (logits, inputs, mask)), shifted).item()
 
 
@@ -167,7 +168,7 @@ def masked_loss(logits: torch.Tensor, ids: torch.Tensor, valid: torch.Tensor, sh
 
 
 def _layers(model: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList | tuple:
-    """The model's layers: its outermost list of so many modules, whatever the family calls it."""
+    """The model's layers: its outermost list with that many modules, whatever its name."""
     lists = (one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == num_layers)
     return next(lists, ())
 
@@ -181,10 +182,10 @@ def _hear(
 
 
 def _sketches(loss: torch.Tensor, model: torch.nn.Module, where: Where) -> dict[str, Sketch]:
-    """Sketches of the gradients of `loss`.
+    """Samples of the gradients of `loss`.
 
-    `torch.autograd.grad` never reaches the nodes that add to a parameter's `grad`, to which DeepSpeed ties its own
-    reductions; and as every hook hands on a gradient of no memory, they are never all held at a time.
+    `torch.autograd.grad` does not reach the nodes that add to a parameter's `grad`, to which DeepSpeed attaches its own
+    reductions. And since every hook passes on a gradient without memory, they are never all in memory at the same time.
     """
     sketches: dict[str, Sketch] = {}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -218,7 +219,7 @@ def _some(indices: np.ndarray, most: int) -> np.ndarray:
 
 
 def logit_differences(before: np.ndarray, after: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
-    """The largest and the mean absolute difference, over the tokens that both know, where there is no padding."""
+    """The largest and the mean absolute difference, over the tokens that both models know, without padding."""
     common = min(before.shape[-1], after.shape[-1])
     differences = np.abs(after[..., :common] - before[..., :common])
     differences = differences if mask is None else differences[mask > 0]
@@ -228,8 +229,8 @@ def logit_differences(before: np.ndarray, after: np.ndarray, mask: np.ndarray | 
 def rms_ratios(
     before: tuple[float, ...], after: tuple[float, ...], layers: tuple[int | None, ...]
 ) -> tuple[float | None, ...]:
-    """For each target layer its RMS over that of its source layer (`layers`), or where it has none over that of the
-    nearest layer below that has one. None where there is nothing to compare with."""
+    """For each target layer its RMS divided by that of its source layer (`layers`). A layer without a source is
+    compared with the nearest layer below that has one. None where there is nothing to compare with."""
     ratios: list[float | None] = []
     nearest: int | None = None
     for place, layer in enumerate(layers):
@@ -242,11 +243,11 @@ def rms_ratios(
 def gradient_errors(
     rules: GrowthMap, before: Mapping[str, Sketch], after: Mapping[str, Sketch]
 ) -> tuple[float | None, float | None]:
-    """How far the gradients that the growth map predicts from the source's are from the target's own.
+    """The differences between the gradients that the growth map predicts from the source's and the target's own.
 
-    Of each parameter the norm of the difference over the larger norm of the two, on a sample (`after` as
-    `where_foretold` chose it); of all whose rule says "exact" the largest, and of all that say "estimated". None
-    where nothing is predicted.
+    For each parameter the norm of the difference divided by the larger norm of the two, on a sample (`after` as
+    `where_foretold` chose it). Returns the largest over all parameters whose rule says "exact", and over all that say
+    "estimated"; None where nothing is predicted.
     """
 
     def read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:
@@ -269,7 +270,7 @@ def gradient_errors(
 
 
 def _foretold(grown: Grown, rule: Rule, sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted and the real gradient at the sampled places for which there is a prediction: two flat arrays."""
+    """The predicted and the real gradient at the sampled places with a prediction: two flat arrays."""
     rows = [grown.predicted_gradient(rule.target, row * sketch.width, (row + 1) * sketch.width) for row in sketch.rows]
     predicted = np.stack(rows)[:, sketch.columns].astype(np.float64)
     known = ~np.isnan(predicted)

@@ -1,4 +1,4 @@
-"""What an operator cannot grow to, or be told, and why."""
+"""What an operator cannot grow to, and why; and whether a growth keeps the model's function."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from raystage.units import shown
 
 
 def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
-    """The fields in which two shapes differ, but for the context's length where it has no parameters and the norms'
-    eps, which growth itself sets."""
+    """The fields in which two shapes differ.
+
+    Left out are the norms' eps, which growth itself sets, and the context length where it has no parameters.
+    """
     without = {"norm_eps"} | ({"context_length"} if family_of(target.family).rotary else set())
     names = [field.name for field in fields(ModelShape) if field.name not in without]
     return [name for name in names if getattr(source, name) != getattr(target, name)]
@@ -36,7 +38,7 @@ def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
 def refusal(
     source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS
 ) -> Refusal | None:
-    """What the operator cannot grow to or be told, and why; None where it can."""
+    """Why the operator cannot grow to the target, or does not take an option; None where it can."""
     chosen = operators_of(operator)
     for field in changed_fields(source, target):
         wrong = _field_refusal(source, target, field, operator)
@@ -81,7 +83,7 @@ def _grown(operator: str) -> str:
 
 
 def _hint(part: str, operator: str) -> str:
-    """How to say it: one operator for each part."""
+    """An example with one operator for each part."""
     if "=" in operator:
         return ""
     other = {"num_layers": "stack", "num_experts": "upcycle"}.get(part, "duplicate")
@@ -145,7 +147,7 @@ def _experts_refusal(source: ModelShape, target: ModelShape, chosen: Operator | 
 
 
 def _upcycles(source: str, target: str) -> bool:
-    """Whether the one's dense rows are what the other's experts are made of."""
+    """Whether the experts of one family are made of the dense rows of the other."""
     dense = {row.name for row in FAMILIES[source].layer}
     needed = {name for row in FAMILIES[target].layer if row.name in UPCYCLED for name in UPCYCLED[row.name]}
     others = {row.name for row in FAMILIES[target].layer if not any(axis.units == ("expert",) for axis in row.axes)}
@@ -155,7 +157,7 @@ def _upcycles(source: str, target: str) -> bool:
 # --- whether the function stays ------------------------------------------------------------------
 
 
-# What grows by itself, whatever the operator: new tokens are the mean of the old, embedded positions begin again.
+# Parts that grow in the same way with any operator: new tokens are the mean of the old ones, positions repeat.
 _BY_ITSELF = ("vocab_size", "context_length")
 
 
@@ -165,24 +167,24 @@ def stream_of(shape: ModelShape) -> Stream:
 
 
 def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> ModelShape:
-    """The target with the eps of its norms scaled as their mean squares are, where units of the residual stream
-    that hold zero make these smaller."""
+    """The target with the eps of its norms scaled like their mean squares, which become smaller where units of the
+    residual stream hold zero."""
     chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
     factor = chosen.variance(source.hidden_size, target.hidden_size, stream_of(source))
-    shared = FAMILIES[target.family].norms_heads  # whose variance stays as it is
+    shared = FAMILIES[target.family].norms_heads  # their variance does not change
     return replace(target, norm_eps=source.norm_eps * (1.0 if shared else factor))
 
 
 def is_exact(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> bool:
-    """Whether the grown model computes the source's function: the same logits for the tokens both know, at the
-    positions both have. Of `masked`, at the moment of growth."""
+    """Whether the grown model computes the source's function: the same logits for the tokens that both know, at the
+    positions that both have. For `masked`, at the moment of growth."""
     return all(_is_exact_in(source, target, operator, options, field) for field in changed_fields(source, target)) and (
         layers_stay(source, target, operator, options) or _is_exact_in(source, target, operator, options, "num_layers")
     )
 
 
 def layers_stay(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions) -> bool:
-    """Whether every layer of the target is the source's in its place."""
+    """Whether every layer of the target is the source's layer in the same place."""
     stay = tuple(LayerOrigin(layer) for layer in range(source.num_layers))
     return layer_origins(source, target, operator, options) == stay
 

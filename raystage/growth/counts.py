@@ -1,9 +1,9 @@
-"""Step counts of elements: how many optimizer steps each has seen, where a growth put new ones among the old.
+"""Step counts of elements: how many optimizer steps each has seen, where a growth put new elements among old ones.
 
-torch counts the steps of a tensor, and Adam's bias correction asks for those of an element. They differ by a head
-start: the steps that the tensor had seen when the element came. A parameter's head starts are kept by axis, one for
-each index; an element has the largest of its indices'. That is exact, for growth makes whole rows and columns new, in
-whatever order, and a later growth's are larger than an earlier one's.
+torch counts the steps of a tensor, but Adam's bias correction needs those of an element. The two differ by a head
+start: the steps that the tensor had seen when the element was added. The head starts of a parameter are stored by axis,
+one for each index; an element has the largest of its indices. That is exact, because growth adds whole rows and
+columns, and later growths have larger head starts than earlier ones.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from itertools import groupby
 from raystage.growth.axis_maps import AxisMap, unchanged
 from raystage.growth.rules import GrowthMap, Rule
 
-# By axis and index; 0 of what is as old as its tensor.
+# By axis and index; 0 for what is as old as its tensor.
 HeadStarts = tuple[tuple[int, ...], ...]
-# The same in short: for each axis stretches of (length, head start); none for an axis of zeros.
+# The same as runs: for each axis pairs of (length, head start); none for an axis of zeros.
 Runs = tuple[tuple[tuple[int, int], ...], ...]
 
-# From where on a count of its own makes less difference than this to an update, relative to it, the tensor's will do.
+# Once its own count changes an update by less than this share, the tensor's count is good enough.
 _SETTLED = 1e-3
 
 
 def is_settled(own: int, head_start: float, betas: Iterable[float]) -> bool:
-    """Whether in an element's step number `own` its tensor's count gives the same update, to 1e-3: of each beta,
-    (1 - b**(own + head_start)) / (1 - b**own) is 1."""
+    """Whether in an element's step number `own` its tensor's count gives the same update, up to 1e-3: for each beta, (1
+    - b**(own + head_start)) / (1 - b**own) is 1."""
     return all(beta**own * (1 - beta**head_start) < _SETTLED * (1 - beta**own) for beta in betas)
 
 
 def unsettled(starts: HeadStarts, step: int, betas: Sequence[float]) -> HeadStarts:
-    """The head starts that still make a difference after a tensor's `step` steps, the others 0."""
+    """The head starts that still matter after a tensor's `step` steps; the others are 0."""
     kept = {start for axis in starts for start in axis if start and not is_settled(step - start + 1, start, betas)}
     return tuple(tuple(start if start in kept else 0 for start in axis) for axis in starts)
 
@@ -38,9 +38,9 @@ def unsettled(starts: HeadStarts, step: int, betas: Sequence[float]) -> HeadStar
 def grown_head_starts(
     rules: GrowthMap, source: Mapping[str, HeadStarts], steps: Mapping[str, int]
 ) -> dict[str, HeadStarts]:
-    """The head starts of a target's parameters; of those without any there is no entry.
+    """The head starts of a target's parameters, without parameters that have none.
 
-    source, steps: of the source's parameters the head starts, and the optimizer steps that they have seen.
+    source, steps: for the source's parameters their head starts and the optimizer steps that they have seen.
     """
     found = {}
     for rule in rules:
@@ -62,8 +62,10 @@ def _along(axis: AxisMap, old: tuple[int, ...], step: int) -> tuple[int, ...]:
 
 
 def _end_to_end(parts: Sequence[HeadStarts], shape: tuple[int, ...]) -> HeadStarts:
-    """The head starts of parameters that are laid end to end along one axis; together they have `shape`, and what
-    they lack of its axes comes first, with one index."""
+    """The head starts of parameters that lie end to end along one axis and have `shape` together.
+
+    Missing leading axes are added with one index.
+    """
     known = next(filter(None, parts), None)
     if known is None:
         return tuple((0,) * size for size in shape)
@@ -82,7 +84,7 @@ def _end_to_end(parts: Sequence[HeadStarts], shape: tuple[int, ...]) -> HeadStar
 
 
 def as_runs(starts: HeadStarts) -> Runs:
-    """In short; () where there are none."""
+    """As runs of (length, head start); () where there are none."""
     if not any(map(any, starts)):
         return ()
     return tuple(tuple((len(list(run)), start) for start, run in groupby(axis)) if any(axis) else () for axis in starts)

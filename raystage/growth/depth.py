@@ -11,10 +11,10 @@ from raystage.units import shown
 
 @dataclass(frozen=True)
 class LayerOrigin:
-    """Where layer `i` of the target comes from; source None: from nowhere, it is freshly initialised.
+    """The source layer of layer `i` of the target; source None: the layer is freshly initialised.
 
-    A `new` layer starts with an optimizer state of its own, zeros; `silenced` means that its projections onto the
-    residual stream start at zero.
+    A `new` layer starts with an optimizer state of zeros. `silenced`: its projections onto the residual stream start at
+    zero.
     """
 
     source: int | None
@@ -24,9 +24,9 @@ class LayerOrigin:
 
 @dataclass(frozen=True)
 class GrowthOptions:
-    """What an operator may be told besides the sizes; None where it is not.
+    """Options of operators; None where one is not given.
 
-    layers: the source layer of every target layer. block: how many layers are repeated as one. grow_tokens: the
+    layers: the source layer of every target layer. block: how many layers are repeated together. grow_tokens: the
     tokens over which a mask opens. fit_steps: the steps for which a map is fitted.
     """
 
@@ -55,10 +55,9 @@ def _as_given(sources: int, targets: int, options: GrowthOptions) -> GrowthOptio
 class DepthOperator:
     """A way to grow depth.
 
-    layers(l, L, options): the L layer origins of the target, from l source layers; options are complete.
-    refuse(l, L, options): why it cannot grow l to L layers, or None.
-    complete(l, L, options): the options with what follows where one is not given.
-    fewest: the fewest source layers it can add layers to.
+    layers(l, L, options): the L layer origins of the target, from l source layers; options are complete. refuse(l, L,
+    options): why it cannot grow l to L layers, or None. complete(l, L, options): the options with defaults. fewest: the
+    fewest source layers that it can add layers to.
     """
 
     layers: Callable[[int, int, GrowthOptions], tuple[LayerOrigin, ...]]
@@ -81,18 +80,18 @@ def interleave(sources: int, targets: int) -> tuple[int, ...]:
 
 
 def spread(sources: int, targets: int) -> tuple[int, ...]:
-    """Layer i from `ceil((i+1)*l/L) - 1`: each of the `n = L - l` new layers stands behind the one it copies, after
-    every `l/n` layers of the source. 8 -> 10 is 0 1 2 3 3 4 5 6 7 7, and 3 -> 6 is 0 0 1 1 2 2. LLaMA-Pro
-    (2401.02415), whose `n` divides `l`; by whole factors it is `interleave`."""
+    """Layer i from `ceil((i+1)*l/L) - 1`: each of the `n = L - l` new layers stands right after the one it copies,
+    evenly spread over the source. 8 -> 10 is 0 1 2 3 3 4 5 6 7 7, and 3 -> 6 is 0 0 1 1 2 2. LLaMA-Pro (2401.02415),
+    where `n` divides `l`; for whole factors it is `interleave`."""
     return tuple(-(-(i + 1) * sources // targets) - 1 for i in range(targets))
 
 
 def middle(sources: int, targets: int, block: int) -> tuple[int, ...]:
-    """Of `n = floor(l/b)` blocks counted from the bottom, number `ceil(n/2)` is repeated where it stands.
+    """Of `n = floor(l/b)` blocks counted from the bottom, block `ceil(n/2)` is repeated in its place.
 
     6 -> 8 in blocks of 2 is 0 1 2 3 2 3 4 5, and 4 -> 6 is 0 1 0 1 2 3: of an even number of blocks, the lower of the
-    two in the middle. Layers over a whole number of blocks stay on top. MIDAS (2409.19044), whose source is always
-    whole blocks and which adds one at a time.
+    two in the middle. Layers beyond a whole number of blocks stay on top. MIDAS (2409.19044), where the source is
+    always whole blocks and one block is added at a time.
     """
     end = block * math.ceil(sources // block / 2)
     return (*range(end), *(end - block + i % block for i in range(targets - sources)), *range(end, sources))
@@ -153,7 +152,7 @@ def _random(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOr
 
 
 def _identity(sources: int, targets: int, options: GrowthOptions) -> tuple[LayerOrigin, ...]:
-    """The listed order, or LLaMA-Pro's: of each source layer the first is kept, the others are silenced."""
+    """The listed order, or LLaMA-Pro's: the first copy of each source layer is kept, the others are silenced."""
     origins, kept = [], set()
     for source in spread(sources, targets) if options.layers is None else options.layers:
         origins.append(LayerOrigin(source, new=source in kept, silenced=source in kept))
@@ -166,8 +165,8 @@ def _with_block(sources: int, targets: int, options: GrowthOptions) -> GrowthOpt
 
 
 def _with_spread(sources: int, targets: int, options: GrowthOptions) -> GrowthOptions:
-    """By a factor that is not whole the order is named, for it was `interleave` before it was LLaMA-Pro's: so that keys
-    and what a grown model says of itself tell the two apart."""
+    """For a factor that is not whole the order becomes an option, because older versions used `interleave` there. So
+    keys and the description of a grown model tell the two apart."""
     is_whole = sources == 0 or targets % sources == 0
     return options if options.layers or is_whole else replace(options, layers=spread(sources, targets))
 
@@ -219,7 +218,7 @@ def _listed(sources: int, targets: int, options: GrowthOptions) -> Refusal | Non
 
 
 def _kept_in_order(sources: int, targets: int, options: GrowthOptions) -> Refusal | None:
-    """Of a list, the first occurrences are the old model: all of its layers, in their order."""
+    """Whether the first occurrences in a list are the old model: all of its layers, in their order."""
     wrong = _not_fewer(sources, targets, options)
     if wrong or options.layers is None:
         return wrong

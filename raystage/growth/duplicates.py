@@ -1,7 +1,8 @@
-"""Copies that a growth made, and how far they have parted.
+"""Copies that a growth made, and how different they have become.
 
-Units copied with an even share of their fan-in get equal gradients and stay twins for ever: the grown model is wide
-only in name. Copies of a layer stand in different places and part by themselves. What is compared is a sample.
+Units that were copied with an equal share of their fan-in get equal gradients and stay equal for ever: the grown model
+is wider only in name. Copies of a layer stand in different places and become different by themselves. A sample is
+compared.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from raystage.growth.certificate import some_of
 from raystage.growth.rules import GrowthMap, Rule
 
-# After so many steps of training twins that are going to part have parted.
+# After this many steps of training, copies that are going to differ do differ.
 DUPLICATE_STEPS = 20
-# Of every parameter so many pairs of copies are compared, at so many places along each other axis.
+# For every parameter at most this many pairs of copies are compared, at this many places along each other axis.
 _PAIRS, _PLACES = 8, 32
 
 # A parameter and flat positions in it.
@@ -26,24 +27,25 @@ Sample = tuple[str, np.ndarray]
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two equally large samples of weights that one sample of the source's was copied to."""
+    """Two samples of weights, equally large, that were copied from the same sample of the source."""
 
     one: Sample
     other: Sample
 
 
 def find_duplicates(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple[DuplicatePair, ...]:
-    """The copies that a growth map makes: for each parameter those of its units, axis by axis, and of itself.
+    """The copies that a growth map makes: for each parameter those of its units, axis by axis, and of the whole
+    parameter.
 
-    embeddings: tables that are looked up. They are left out, since what was not looked up yet cannot have parted.
+    embeddings: lookup tables. They are left out, since rows that were never looked up cannot have changed.
     """
     chosen = [rule for rule in rules if rule.weights in ("copy", "mapped") and rule.target not in embeddings]
     return (*(twins for rule in chosen for twins in _of_units(rule)), *_of_parameters(chosen))
 
 
 def duplicate_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """The smallest relative distance between twins, given as their values: the norm of the difference over the
-    larger norm of the two. 0 where some have not parted at all; None where there are none."""
+    """The smallest relative distance between copies, given as their values: the norm of the difference divided by the
+    larger norm of the two. 0 where some are still equal; None where there are none."""
     distances = []
     for one, other in pairs:
         scale = max(np.linalg.norm(one), np.linalg.norm(other))
@@ -53,7 +55,7 @@ def duplicate_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float 
 
 
 def _of_units(rule: Rule) -> Iterator[DuplicatePair]:
-    """For each axis on which source indices come more than once."""
+    """For each axis on which a source index occurs more than once."""
     for number, axis in enumerate(rule.axes):
         pairs = _copies(axis.indices)
         if len(pairs):
@@ -76,7 +78,7 @@ def _copies(indices: np.ndarray) -> np.ndarray:
 
 
 def _of_parameters(rules: Sequence[Rule]) -> Iterator[DuplicatePair]:
-    """Parameters of several layers (or experts) that come from one and the same."""
+    """Parameters of several layers (or experts) with the same source."""
     last: dict[tuple, Rule] = {}
     for rule in rules:
         if not rule.sources:

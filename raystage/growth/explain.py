@@ -1,4 +1,5 @@
-"""A growth map for people: what becomes of what, a layer's parameters folded where they share a rule."""
+"""A growth map for people: what each parameter comes from, with the parameters of a layer folded where they share a
+rule."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _COUNTED = ("layers", "heads", "key/value heads", "experts")
 
 
 def what_grows(source: ModelShape, target: ModelShape) -> str:
-    """'2 -> 4 layers, hidden size 16 -> 32'; of a model that stays as large as it is, its layers."""
+    """'2 -> 4 layers, hidden size 16 -> 32'; for a model that keeps its size, its layers."""
     changed = [field for field in _NAMES if getattr(source, field) != getattr(target, field)]
     parts = []
     for field in changed or ["num_layers"]:
@@ -68,7 +69,7 @@ def explain(
 def layer_sources(
     source: ModelShape, target: ModelShape, rules: GrowthMap, families: Families = (None, None)
 ) -> tuple[int | None, ...]:
-    """For each target layer the source layer its parameters come from; None where they come from none."""
+    """For each target layer the source layer of its parameters; None where there is none."""
     origins = {parameter.name: parameter.layer for parameter in parameters(source, families[0])}
     found: list[int | None] = [None] * target.num_layers
     for parameter, rule in zip(parameters(target, families[1]), rules, strict=True):
@@ -78,7 +79,7 @@ def layer_sources(
 
 
 def _rules(rule: Rule) -> tuple[str, str]:
-    """What becomes of weights and moments: "mapped" ones name the units that grow."""
+    """The rules of weights and moments; "mapped" ones name the units that grow."""
     if rule.weights != "mapped":
         return rule.weights, rule.moments
     notes = ", ".join(dict.fromkeys(axis.note for axis in rule.axes if axis.note))
@@ -93,7 +94,7 @@ _MOST_NAMES = 3
 
 
 def _folded(layer: dict[_Group, list[Parameter]]) -> list[MapLine]:
-    """A layer's lines, the largest group first, which is but counted; the names of the smaller ones are written out."""
+    """A layer's lines. The largest group is only counted, first; the names of the smaller ones are written out."""
     groups = sorted(layer.items(), key=lambda group: -len(group[1]))
     short = _short_names([member.spec.name for _, members in groups for member in members])
     lines = []
@@ -114,7 +115,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _short_names(rows: list[str]) -> dict[str, str]:
-    """For each row of a layer as little of its name's end as tells it from the others; weights are not called so:
+    """For each row of a layer the shortest end of its name that is unique, without "weight":
     'model.layers.{layer}.mlp.down_proj.weight' -> 'down_proj'."""
     parts = {row: row.partition("{layer}.")[2].removesuffix(".weight").split(".") for row in rows}
     ends: dict[str, str] = {}

@@ -1,14 +1,14 @@
-"""`learned`: every weight of the target a linear map of the source's, and the maps fitted. LiGO (2303.00980).
+"""`learned`: every weight of the target is a linear map of the source's, and the maps are fitted. LiGO (2303.00980).
 
     W'[L] = sum over l of  w[L, l]  B W[l] A^T
 
-B and A stretch what the parameter writes and reads. There is one matrix for each kind of units that grows (hidden,
-query, key_value, ffn), shared by all parameters that have such an axis; where they are read (or scaled before a
-tied head), its rows are divided by the number of copies they began as. w mixes the layers, one matrix for each row
-of the family's layer table. At first, units are the source's over and over and layers its `interleave`: so a
-model that grows by whole factors in width alone begins with the source's function.
+B and A extend what the parameter writes and reads. There is one matrix for each kind of units that grows (hidden,
+query, key_value, ffn), shared by all parameters with such an axis; where units are read (or scaled before a tied head),
+its rows are divided by the number of copies they started as. w mixes the layers, one matrix for each row of the
+family's layer table. At first, units are copies of the source's in turn and layers its `interleave`. So a model that
+grows by whole factors in width alone starts with the source's function.
 
-Fitting takes all of the source's weights, and one model of the target's size with its gradients, on every worker.
+Fitting needs all of the source's weights, and one model of the target's size with its gradients, on every worker.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Share = tuple[torch.Tensor, float]
 
 
 class LearnedMaps(torch.nn.Module):
-    """The maps of one growth. Call it with the source's weights, as `stacked` gives them, for the target's.
+    """The maps of one growth. Called with the source's weights, as `stacked` gives them, it returns the target's.
 
-    What does not grow is not mapped, and more tokens or positions come by as under any operator.
+    Parts that do not grow are not mapped. More tokens or positions are added as by any operator.
     """
 
     def __init__(self, source: ModelShape, target: ModelShape) -> None:
@@ -154,7 +154,7 @@ class Fitting:
         self._optimizer = torch.optim.AdamW(maps.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, shares: Iterable[Share], targets: int) -> float:
-        """One step on this worker's share of a batch that has so many targets in all. Returns the batch's mean loss
+        """One step on this worker's share of a batch with `targets` targets in all. Returns the batch's mean loss
         before it, in nats per token."""
         grown = self.maps(self._weights)
         leaves = {
@@ -179,7 +179,7 @@ class Fitting:
 
     @torch.no_grad()
     def fitted(self) -> Fitted:
-        """The target's weights by the maps as they are now."""
+        """The target's weights by the present maps."""
         return Fitted({name: values.flatten().cpu().numpy() for name, values in self.maps(self._weights).items()})
 
 
@@ -188,7 +188,7 @@ def _call(network: torch.nn.Module, weights: Tensors, **inputs: object) -> objec
 
 
 class Fitted:
-    """A model of fitted weights, of which any slice can be had, as of `growth.apply.Grown`."""
+    """A model of fitted weights, of which any slice can be read, as of `growth.apply.Grown`."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         self._weights = weights

@@ -40,7 +40,7 @@ class Site:
 
 
 def mask_sites(target: ModelShape, kinds: frozenset[str], layers: frozenset[int]) -> tuple[Site, ...]:
-    """Where a mask acts on a model of shape `target` of which units of these `kinds` and these `layers` are new."""
+    """Where a mask acts on a model of shape `target`, in which units of these `kinds` and these `layers` are new."""
     found = [site for parameter in parameters(target) for site in _sites_of(parameter, kinds, layers)]
     return tuple(dict.fromkeys(found))  # a weight and a bias share a module
 
@@ -62,9 +62,9 @@ def _sites_of(parameter: Parameter, kinds: frozenset[str], layers: frozenset[int
 
 
 class GrowthMask:
-    """The mask of one growth on a model of transformers, closed or open as `set` says.
+    """The mask of one growth on a transformers model, opened by `set`.
 
-    While it is not open, it holds hooks on the model's modules and forwards of its own in the norms.
+    Until it is fully open, it has hooks on the model's modules, and replaces the forward functions of the norms.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class GrowthMask:
         self._undo: list[Callable[[], None]] = []
 
     def set(self, value: float) -> None:
-        """Open the mask to `value`, from 0 (closed) to 1 (gone); not between a forward and its backward pass."""
+        """Open the mask to `value`, from 0 (closed) to 1 (removed); not between a forward pass and its backward
+        pass."""
         if value >= 1:
             while self._undo:
                 self._undo.pop()()
@@ -97,7 +98,7 @@ class GrowthMask:
             self._undo = [self._attach(site) for site in self._sites]
 
     def _attach(self, site: Site) -> Callable[[], None]:
-        """Make the mask act there; returns what undoes it."""
+        """Make the mask act at a place; returns a function that undoes it."""
         module = self._network.get_submodule(site.module)
         if site.where == "output":
             return module.register_forward_hook(lambda _, inputs, output: self._scaled(output, site.units)).remove
@@ -138,6 +139,6 @@ def _layer_norm(module: torch.nn.Module, inputs: torch.Tensor, weights: torch.Te
 
 
 def _wide(inputs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as fp32, in which transformers' norms compute too, or in float64 where the inputs are."""
+    """Both as fp32, in which transformers' norms compute too, or as float64 where the inputs are."""
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     return inputs.to(dtype), weights.to(dtype)

@@ -1,8 +1,8 @@
-"""The table of growth operators, and what each can be asked.
+"""The table of growth operators, and what each one can do.
 
-An operator grows one or several parts of a model: its depth, the width of the residual stream, of feed-forward
-layers or of heads, its experts. A growth names one operator for all that changes, or one for each part:
-`"stack"`, or `"num_layers=stack, hidden_size=duplicate"`.
+An operator grows one or several parts of a model: its depth, the width of the residual stream, of feed-forward layers
+or of heads, its experts. A growth names one operator for everything that changes, or one for each part: `"stack"`, or
+`"num_layers=stack, hidden_size=duplicate"`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from raystage.units import shown
 
 OPTIMIZER_STATE_POLICIES = ("grow", "reset", "keep")
 
-# The parts that an operator grows, by the field of the shape that says how large they are; heads are one part,
-# whichever kind of them grows.
+# The parts that an operator grows, named by the field of the shape with their size. Heads are one part, whichever kind
+# of heads grows.
 WIDTHS = ("hidden_size", "ffn_size", "num_heads")
 PARTS = ("num_layers", *WIDTHS, "num_experts")
 PART_OF = {"num_kv_heads": "num_heads", "experts_per_token": "num_experts", "family": "num_experts"}
-# What users may name a part by.
+# The names of parts that users may write.
 PART_NAMES = {"depth": ("num_layers",), "width": WIDTHS, **{part: (part,) for part in PARTS}}
 
 
@@ -31,9 +31,9 @@ PART_NAMES = {"depth": ("num_layers",), "width": WIDTHS, **{part: (part,) for pa
 class Operator:
     """A way to grow.
 
-    grows: the parts it can grow. exact: the grown model can compute the same function (`is_exact` says whether).
-    takes: the options it takes. trains: it needs training data or a training loop, so that a folder alone cannot
-    be grown by it.
+    grows: the parts that it can grow. exact: whether the grown model can compute the same function (`is_exact` tells
+    for a growth). takes: the options that it takes. trains: whether it needs training data or a training loop, so that
+    it cannot grow a folder alone.
     """
 
     name: str
@@ -188,7 +188,7 @@ def in_words(names: tuple[str, ...]) -> str:
 
 
 def operators_of(operator: str) -> dict[str, Operator]:
-    """By part of the model the operator that grows it. `operator` is as `parse_operator` gives it."""
+    """The operator of each part of the model. `operator` is a result of `parse_operator`."""
     if "=" not in operator:
         return dict.fromkeys(OPERATORS[operator].grows, OPERATORS[operator])
     pairs = (pair.split("=") for pair in operator.split(", "))
@@ -207,7 +207,7 @@ def width_operator(operator: str, part: str) -> str:
 
 
 def complete_options(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions) -> GrowthOptions:
-    """The options with what follows from the depths where one is not given."""
+    """The options with defaults that follow from the depths."""
     for one in each_operator(operator):
         if one.name in DEPTH_OPERATORS:
             options = DEPTH_OPERATORS[one.name].complete(source.num_layers, target.num_layers, options)
@@ -215,14 +215,14 @@ def complete_options(source: ModelShape, target: ModelShape, operator: str, opti
 
 
 def each_operator(operator: str) -> tuple[Operator, ...]:
-    """The operators of a growth, each once."""
+    """The operators of a growth, each one once."""
     return tuple({one.name: one for one in operators_of(operator).values()}.values())
 
 
 def layer_origins(
     source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions
 ) -> tuple[LayerOrigin, ...]:
-    """Where each layer of the target comes from; where nobody grows the depth, from the one in its place."""
+    """The origin of each layer of the target; where the depth does not grow, the layer in the same place."""
     named = operators_of(operator).get("num_layers")
     if named is None:
         return tuple(LayerOrigin(layer) for layer in range(target.num_layers))

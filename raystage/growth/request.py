@@ -1,4 +1,4 @@
-"""What `raystage grow` is asked for, and the growth that follows: pure data, no folder and no tensor."""
+"""What `raystage grow` is asked for, and the growth that follows: plain data, without folders or tensors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000
 
-# For a target's shape, and for each of its layers the source layer that it comes from, the tables of both.
+# From a target's shape, and the source layer of each of its layers, to the tables of source and target.
 Tables = Callable[[ModelShape, Sequence[int | None]], tuple[Family, Family]]
 
 
 @dataclass(frozen=True)
 class GrowthRequest:
-    """What is asked for: KEY=VALUE settings of the target's shape, and how to get there."""
+    """KEY=VALUE settings of the target's shape, and how to grow to it."""
 
     overrides: tuple[str, ...]
     operator: str
@@ -36,7 +36,7 @@ class GrowthRequest:
 
 @dataclass(frozen=True)
 class PlannedGrowth:
-    """A growth that can be carried out; `request` with its options complete.
+    """A growth that can be carried out; `request` has its options complete.
 
     families: the tables of source and target, where they are not the registered ones.
     """
@@ -49,7 +49,7 @@ class PlannedGrowth:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The target's, one for each rule."""
+        """The target's parameters, one for each rule."""
         return parameters(self.target, self.families[1])
 
     @property
@@ -66,7 +66,7 @@ class PlannedGrowth:
         }
 
     def how(self) -> dict[str, Any]:
-        """The operator, its options and the policy; exact: the grown model computes the same function, in the
+        """The operator, its options and the policy. exact: whether the grown model computes the same function, in the
         precision `exact_in`."""
         request = self.request
         exact = is_exact(self.source, self.target, request.operator, request.options)
@@ -80,9 +80,9 @@ class PlannedGrowth:
 
 
 def rules_json(rules: GrowthMap) -> dict[str, Any]:
-    """Rules and, by number, the axis maps that they share."""
+    """The rules, and the axis maps that they share, by number."""
     numbers: dict[AxisMap, int] = {}
-    by_id = {id(axis): axis for rule in rules for axis in rule.axes}  # equal ones are mostly one and the same
+    by_id = {id(axis): axis for rule in rules for axis in rule.axes}  # equal maps are usually one object
     number_of = {key: numbers.setdefault(axis, len(numbers)) for key, axis in by_id.items()}
     return {
         "axis_maps": [{**asdict(axis), "index": list(axis.index)} for axis in numbers],
@@ -93,9 +93,9 @@ def rules_json(rules: GrowthMap) -> dict[str, Any]:
 
 
 def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | None = None) -> PlannedGrowth:
-    """The growth map for what is asked. Raises InputError, naming the option that is wrong.
+    """The growth map of a request. Raises InputError, naming the option that is wrong.
 
-    families: the tables of source and target where they are not the registered ones.
+    families: the tables of source and target, where they are not the registered ones.
     """
     target = _target_shape(source, request)
     if is_trained(request.operator):
@@ -118,7 +118,7 @@ _NEEDS_TABLE = "--family FILE with a table of it (see docs/families.md)"
 
 
 def _check_has_table(source: ModelShape, target: ModelShape) -> None:
-    """Without a table a model grows in depth alone."""
+    """Refuse a growth in width of a model without a table."""
     if source.family in FAMILIES:
         return
     for field in (one.name for one in fields(ModelShape)):
@@ -128,7 +128,7 @@ def _check_has_table(source: ModelShape, target: ModelShape) -> None:
 
 
 def _check_are_copies(source: ModelShape, origins: tuple[LayerOrigin, ...], operator: str) -> None:
-    """Without a table nothing can be made but copies: nobody knows what to silence, or what new weights are like."""
+    """Refuse new layers for a model without a table: nothing says what to silence, or how to draw new weights."""
     if source.family not in FAMILIES and any(one.new for one in origins):
         found = f"found {operator}, but nothing says which tensors of the model_type {shown(source.family)} write"
         problem = f"{found} to the residual stream, or how new ones begin; expected copies, as of stack"
@@ -136,7 +136,7 @@ def _check_are_copies(source: ModelShape, origins: tuple[LayerOrigin, ...], oper
 
 
 def _target_shape(source: ModelShape, request: GrowthRequest) -> ModelShape:
-    """The source's shape with KEY=VALUE set in it, and with what follows from that."""
+    """The source's shape with KEY=VALUE applied, and what follows from that."""
     known = [field.name for field in fields(ModelShape)]
     changes: dict[str, Any] = {}
     for override in request.overrides:
@@ -157,7 +157,7 @@ def _target_shape(source: ModelShape, request: GrowthRequest) -> ModelShape:
 
 
 def _following(source: ModelShape, request: GrowthRequest, changes: dict[str, Any]) -> dict[str, Any]:
-    """What the changes bring along: heads, where these fill the hidden size; the family of a mixture."""
+    """Fields that follow from the changes: heads where they fill the hidden size, the family of a mixture."""
     following: dict[str, Any] = {}
     family = FAMILIES.get(source.family)
     if family and family.heads_fill_hidden and "hidden_size" in changes and "num_heads" not in changes:

@@ -1,7 +1,7 @@
-"""Growth maps: for each parameter of the target, where its value and its optimizer state come from.
+"""Growth maps: for each parameter of the target the source of its value and of its optimizer state.
 
-A growth map is pure data: it can be printed, compared and tested without a tensor in sight, and any slice of any
-target parameter can be computed from it alone (`growth.apply`), which is how each worker reads only what it owns.
+A growth map is plain data: it can be printed, compared and tested without tensors. Any slice of any target parameter
+can be computed from it (`growth.apply`), so each worker reads only what it owns.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from raystage.models.transformers_tables import UPCYCLED
 
 @dataclass(frozen=True)
 class Rule:
-    """How one target parameter comes to be.
+    """How one target parameter is made.
 
-    weights: "copy" of the source, "mapped" from it axis by axis, "zeros", or the family's own initialisation
-    ("normal", "ones"). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none.
-    sources: the source's parameter, or several laid end to end; source_shape: of these together.
-    beyond: the same parameters of the next layer, for axes that say so. init, std: what fresh elements start as.
-    gradient: what the axes' factors say of the gradient right after growth: "exact", "estimated" or "none".
-    A parameter whose moments are zeros starts with an optimizer step count of its own, at 0.
+    weights: "copy" of the source, "mapped" from it axis by axis, "zeros", or the family's own initialisation ("normal",
+    "ones"). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none. sources: the source's parameter,
+    or several laid end to end. source_shape: of these together. beyond: the same parameters of the next layer, for axes
+    that need them. init, std: how fresh elements are drawn. gradient: what the factors of the axes tell about the
+    gradient right after growth: "exact", "estimated" or "none". A parameter whose moments are zeros starts with an
+    optimizer step count of its own, at 0.
     """
 
     target: str
@@ -67,10 +67,10 @@ def growth_map(
 ) -> GrowthMap:
     """The rules that make a model of shape `target` from one of shape `source`, one per target parameter.
 
-    optimizer_state: "grow" lets each rule decide, "reset" starts all moments at zero, "keep" carries the
-    moments of every parameter whose shape did not change (with depth, which changes none, that is "grow").
-    families: the tables of source and target, where they are not the registered ones.
-    Raises ValueError where the operator cannot grow the one into the other.
+    optimizer_state: "grow" lets each rule decide, "reset" starts all moments at zero, "keep" keeps the moments of every
+    parameter whose shape did not change (with depth, which changes no shape, that is "grow"). families: the tables of
+    source and target, where they are not the registered ones. Raises ValueError where the operator cannot grow the
+    source to the target.
     """
     if optimizer_state not in OPTIMIZER_STATE_POLICIES:
         policies = ", ".join(OPTIMIZER_STATE_POLICIES)
@@ -85,22 +85,22 @@ def growth_map(
 
 
 def exact_in(rules: GrowthMap) -> str:
-    """The precision in which an exact growth keeps the function: "any" where all that was there is copied whole.
+    """The precision in which an exact growth keeps the function: "any" where all old weights are copied whole.
 
-    "fp32", to rounding, where weights are scaled, averaged or stand in longer rows; bf16 and fp16 round these to 8 and
-    11 bits, which moves the logits.
+    "fp32", up to rounding, where weights are scaled, averaged or part of longer rows: bf16 and fp16 round these to 8
+    and 11 bits, which changes the logits.
     """
     return "fp32" if any(rule.weights == "mapped" for rule in rules) else "any"
 
 
 def initial_map(target: ModelShape) -> GrowthMap:
-    """The rules of a model that starts from nothing: the family's own initialisation."""
+    """The rules of a model with random weights: the family's own initialisation."""
     std = FAMILIES[target.family].init_std
     return tuple(_fresh(p, std) for p in parameters(target))
 
 
 class _Growing:
-    """All that the rules of one growth have in common."""
+    """What all rules of one growth share."""
 
     def __init__(
         self,
@@ -151,7 +151,8 @@ class _Growing:
         )
 
     def _sources(self, parameter: Parameter, layer: int | None) -> tuple[Parameter, ...]:
-        """What it is made from in the source's `layer`: its namesake, or the dense rows of an expert; or nothing."""
+        """The source parameters in the source's `layer`: the one with the same name, or the dense rows of an expert; or
+        none."""
         name = parameter.spec.name
         if (name, layer, parameter.expert) in self.found:
             return (self.found[name, layer, parameter.expert],)
@@ -169,7 +170,8 @@ class _Growing:
         return end_to_end([self.maps[role, unit] for unit in axis.units])
 
     def _depth_scaled_std(self, parameter: Parameter) -> float:
-        """`std / sqrt(2 L)` for what writes to the residual stream, which 2 L projections do (GPT-2, Megatron)."""
+        """`std / sqrt(2 L)` for parameters that write to the residual stream, of which there are 2 L (GPT-2,
+        Megatron)."""
         std = self.family.init_std
         return std / math.sqrt(2 * self.target.num_layers) if parameter.spec.writes_residual else std
 
@@ -209,7 +211,7 @@ def _head_maps(source: ModelShape, target: ModelShape, operator: str) -> dict[tu
 
 
 def _named(unit: str, one: AxisMap) -> AxisMap:
-    """The map with the kind of units in its note; one that changes nothing (key/value heads that stay) as such."""
+    """The map with the kind of units in its note; a map that changes nothing (key/value heads that stay) says so."""
     factors_are_one = max(abs(one.values - 1).max(), abs(one.gradients - 1).max()) < 1e-12
     same = tuple(one.index) == tuple(range(one.source)) and one.keeps.all() and factors_are_one
     return unchanged(one.source) if same else replace(one, note=f"{unit} {one.note}")
@@ -224,8 +226,8 @@ def _each(source: int, target: int) -> AxisMap:
 
 
 def _apart(axis: Axis, one: AxisMap) -> AxisMap:
-    """In a silenced layer nothing tells copies of an inner unit apart, as all are read by zeros: they would stay twins
-    for ever. So there only the first is a copy; no function hangs on the others."""
+    """In a silenced layer zeros read all inner units, so copies of one unit would stay equal for ever. So only the
+    first one is a copy there; the function does not depend on the others."""
     is_inner = axis.role == "out" and set(axis.units) <= {"query", "key_value", "ffn"}
     return without_copies(one) if is_inner else one
 

@@ -1,6 +1,6 @@
-"""The operators that need training, `masked` and `learned`: what they ask of a stage, and what follows from it.
+"""The operators that need training, `masked` and `learned`: their requirements on a stage, and what follows from them.
 
-Nothing here touches a tensor: `growth.mask` and `growth.learned` carry out what is decided here.
+Nothing here touches a tensor: `growth.masked` and `growth.learned` carry out what is decided here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from raystage.growth.rules import GrowthMap, Rule
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, flops_per_token, parameters
 
-# The part of a model that says how many units of a kind there are.
+# The part of a model that has the number of units of a kind.
 _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}
 
 
@@ -28,7 +28,7 @@ def is_learned(operator: str) -> bool:
 def stage_refusal(
     source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions, tokens: int
 ) -> Refusal | None:
-    """Why a stage of so many `tokens` cannot grow so; None where it can. For operators that need no training, None."""
+    """Why a stage of `tokens` tokens cannot grow like this; None where it can. Always None without training."""
     if is_masked(operator):
         return _family_refusal("masked", target) or _ramp_refusal(options, tokens)
     if is_learned(operator):
@@ -70,14 +70,14 @@ def _learned_refusal(source: ModelShape, target: ModelShape, operator: str) -> R
 
 
 def mask_value(grow_tokens: int, tokens: float) -> float:
-    """How far the mask is open, 0 to 1, `tokens` after the stage's start: a straight line over `grow_tokens`."""
+    """How far the mask is open, from 0 to 1, `tokens` after the stage's start: a straight line over `grow_tokens`."""
     return min(1.0, max(0.0, tokens / grow_tokens))
 
 
 def masked_units(maps: dict, operator: str) -> dict[str, tuple[bool, ...]]:
-    """By kind of units ("hidden", "query", "ffn"), which are behind the mask; kinds without any are left out.
+    """By kind of units ("hidden", "query", "ffn") which units are behind the mask; kinds without any are left out.
 
-    maps: `growth.maps.unit_maps` of the growth.
+    maps: `growth.rules.unit_maps` of the growth.
     """
     chosen = operators_of(operator)
     found = {}
@@ -101,15 +101,15 @@ def masked_layers(source: ModelShape, target: ModelShape, operator: str, options
 
 
 def fitted_map(target: ModelShape) -> GrowthMap:
-    """What a growth map says of a model whose weights are fitted: of each parameter that it is new, with no state."""
+    """The growth map of a model whose weights are fitted: every parameter is new, without state."""
     return tuple(Rule(p.name, p.shape, weights="fitted", moments="zeros", init=p.spec.init) for p in parameters(target))
 
 
 def fit_flops(target: ModelShape, operator: str, options: GrowthOptions, batch_tokens: int) -> int:
-    """What fitting costs: its steps, each of a global batch, at the FLOPs of the target; 0 for other operators.
+    """FLOPs of the fit: its steps, each of a global batch, at the FLOPs of the target; 0 for other operators.
 
-    `options` are complete. The maps themselves, products of matrices once a step, are not counted: as little
-    beside a batch as an optimizer's step.
+    options: complete. The maps themselves, matrix products once per step, are not counted: like an optimizer's step
+    they are small compared with a batch.
     """
     if not is_learned(operator):
         return 0

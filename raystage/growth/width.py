@@ -1,12 +1,12 @@
 """Width: what each operator does to the rows and columns of the parameters that make, read or scale grown units.
 
-"Hidden" units are those of the residual stream, which every block reads through a norm and adds to; "inner" ones
-(of feed-forward layers and heads) are made by one projection and read by the next. For each of the two an operator
-gives one axis map per role: "out" for the parameters that produce the units, "in" for those that sum over them,
-"gain" and "shift" for norms over them, and "final gain", "final shift" for the norm before the head.
+"Hidden" units are those of the residual stream, which every block reads through a norm and adds to. "Inner" units (of
+feed-forward layers and heads) are made by one projection and read by the next. For both kinds an operator gives one
+axis map per role: "out" for the parameters that produce the units, "in" for those that sum over them, "gain" and
+"shift" for norms over them, and "final gain", "final shift" for the norm before the head.
 
-Gradient factors follow from the chain rule through an exact growth; the laws in the tests compare them with
-autograd's, tensor by tensor.
+Gradient factors follow from the chain rule through an exact growth. The law tests compare them with those of autograd,
+tensor by tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Maps = dict[str, AxisMap]
 
 @dataclass(frozen=True)
 class Stream:
-    """The residual stream: its norms, and whether the head is the embedding, which a change of scale would tell on."""
+    """The residual stream: its norms, and whether the head is the embedding, so that a change of scale would show."""
 
     norm: str
     post_norm: bool
@@ -34,9 +34,10 @@ class Stream:
 class WidthOperator:
     """A way to grow width.
 
-    hidden(d, D, stream), inner(widening): axis maps by role. heads: how heads come to be, or None where they cannot.
-    units: how inner units come to be. exact(d, D, stream): whether hidden units grow without changing the function;
-    inner ones then do so too. variance(d, D): of the target's hidden units over the source's, for the norms' eps.
+    hidden(d, D, stream), inner(widening): axis maps by role. heads: the origin of heads, or None where they cannot
+    grow. units: the origin of inner units. exact(d, D, stream): whether hidden units grow without changing the
+    function; inner units then do so too. variance(d, D): of the target's hidden units divided by the source's, for the
+    norms' eps.
     """
 
     hidden: Callable[[int, int, Stream], Maps]
@@ -51,7 +52,7 @@ class WidthOperator:
 def _map(
     note: str, units: Widening, new: int, value: Sequence[float] = (), gradient: Sequence[float] = (), **more: object
 ) -> AxisMap:
-    """The map of `units`, of which those without a source are `new`."""
+    """The map of `units`; those without a source are `new`."""
     index = tuple(unit if unit >= 0 else new for unit in units.origin)
     return AxisMap(
         f"{note} {units.source} > {units.target}", units.source, index, tuple(value), tuple(gradient), **more
@@ -67,8 +68,9 @@ def _with_final(maps: Maps) -> Maps:
 
 
 def _zero_padded_hidden(source: int, target: int, stream: Stream) -> Maps:
-    """`[E, 0]`: the new units hold zero, which is why what reads them may be drawn anew. An RMSNorm divides by less,
-    as its mean takes in the zeros: its gains make up by `sqrt(d/D)`. A LayerNorm's mean changes, too: not exact."""
+    """`[E, 0]`: the new units hold zero, so the weights that read them may be random. An RMSNorm divides by less, as
+    its mean includes the zeros; its gains make up for that by `sqrt(d/D)`. A LayerNorm's mean changes, too: not exact.
+    """
     units, rms = padded(source, target), stream.norm == "rms"
     root = math.sqrt(source / target) if rms else 1.0
     return _with_final(
@@ -82,7 +84,7 @@ def _zero_padded_hidden(source: int, target: int, stream: Stream) -> Maps:
 
 
 def _zero_padded_inside(units: Widening) -> Maps:
-    """New units are drawn anew, and nothing reads them yet."""
+    """New units are random, and nothing reads them yet."""
     return {"out": _map("zero_pad", units, FRESH), "in": _map("zero_pad", units, ZERO)}
 
 
@@ -90,13 +92,13 @@ def _zero_padded_inside(units: Widening) -> Maps:
 
 
 def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
-    """As many whole copies as fit, the rest zero (under a LayerNorm: the mean of the others, which it takes away).
+    """As many whole copies as fit, the rest zero (under a LayerNorm: the mean of the others, which it subtracts).
 
-    The fan-in is split evenly in effect, so that the gradients of copies stay in proportion through the norms, but
-    unevenly in kind: before a projection, copy c has the gain `u_c` and the column `1 / (n u_c)`, with a `u` of its
-    own for every copy, so that twins part from the second step on. Where a norm's output is the residual stream
-    itself (BERT), gains must stay alike: there columns share the source's unevenly, and of what writes the copies the
-    gradients are known only in sum.
+    In effect the fan-in is split evenly, so that the gradients of copies stay in proportion through the norms. But the
+    split differs: before a projection, copy c has the gain `u_c` and the column `1 / (n u_c)`, with its own `u` for
+    every copy, so that copies become different from the second step on. Where the output of a norm is the residual
+    stream itself (BERT), gains must stay equal: there columns share the source's unevenly, and for the weights that
+    write the copies only the sum of the gradients is known.
     """
     count = target // source
     whole = repeated(source, count * source)
@@ -124,7 +126,7 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     }  # fmt: skip
     if not stream.tied:
         return _with_final(maps)
-    # The embedding reads what it wrote: all copies count in the logits, so each must say 1/n of it.
+    # A tied embedding reads what it wrote: all copies count in the logits, so each must have 1/n of the value.
     return {
         **maps,
         "final gain": _map(
@@ -135,12 +137,12 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
 
 
 def uneven_shares(count: int) -> list[float]:
-    """`count` shares of one, no two alike: 3/4 and 1/4; 5/9, 3/9 and 1/9."""
+    """`count` shares of one, all different: 3/4 and 1/4; 5/9, 3/9 and 1/9."""
     return [(2 * (count - number) - 1) / count**2 for number in range(count)]
 
 
 def _duplicated_inside(units: Widening) -> Maps:
-    """Copies whose reader's columns share the source's unevenly; their gradients are in proportion to the share."""
+    """Copies whose reader's columns share the source's unevenly; their gradients are in proportion to the shares."""
     share = [uneven_shares(count)[number] for count, number in zip(units.copies, units.number, strict=True)]
     return {
         "out": _map("duplicate", units, FRESH, gradient=share, kept=units.first),
@@ -156,8 +158,8 @@ def _copied_variance(source: int, target: int, stream: Stream) -> float:
 
 
 def rms_scale(source: int, target: int) -> float:
-    """What columns are multiplied by where both they and the units they read are copied, a ratio `c = (D - d) / d`
-    of them: `1 / sqrt(1 + 3c)` up to c = 1, `1 / (1 + c)` beyond. SPARKLING (2602.02472)."""
+    """The factor of columns where both they and the units they read are copied, a ratio `c = (D - d) / d` of them: `1 /
+    sqrt(1 + 3c)` up to c = 1, `1 / (1 + c)` beyond. SPARKLING (2602.02472)."""
     ratio = (target - source) / source
     return 1 / math.sqrt(1 + 3 * ratio) if ratio <= 1 else 1 / (1 + ratio)
 
@@ -189,7 +191,8 @@ def _rms_inside(units: Widening) -> Maps:
 
 
 def _advanced_hidden(source: int, target: int, stream: Stream) -> Maps:
-    """Copies, of which the new ones get their rows from the next layer, which parts them; fan-in is split evenly."""
+    """Copies, of which the new ones take their rows from the next layer, so that they differ; fan-in is split
+    evenly."""
     units = repeated(source, target)
     share = [1 / count for count in units.copies]
     gone = {"predicts": False, "kept": (False,) * target}
@@ -205,7 +208,7 @@ def _advanced_hidden(source: int, target: int, stream: Stream) -> Maps:
 
 
 def _advanced_inside(units: Widening) -> Maps:
-    """The last layer has no next and gets plain copies, which an even split would make twins for ever."""
+    """The last layer has no next layer and gets plain copies, which with an even split would stay equal for ever."""
     share = [uneven_shares(count)[number] for count, number in zip(units.copies, units.number, strict=True)]
     gone = {"predicts": False, "kept": (False,) * units.target}
     return {
@@ -222,7 +225,7 @@ def _new(units: Widening) -> tuple[bool, ...]:
 
 
 def _masked_hidden(source: int, target: int, stream: Stream) -> Maps:
-    """New units behind the model's own mask, which is 0 at first: whatever they hold, nothing changes."""
+    """New units behind the model's own mask, which starts at 0: whatever they hold, nothing changes."""
     units = padded(source, target)
     return _with_final({role: _map("masked", units, FRESH) for role in ("out", "in", "gain", "shift")})
 
@@ -235,7 +238,7 @@ def _masked_inside(units: Widening) -> Maps:
 
 
 def _learned_hidden(source: int, target: int, stream: Stream) -> Maps:
-    """What the maps are before they are fitted: copies, whose fan-in is split evenly."""
+    """The maps before they are fitted: copies, whose fan-in is split evenly."""
     units = repeated(source, target)
     share = [1 / count for count in units.copies]
     gone = {"predicts": False, "kept": (False,) * target}
@@ -304,7 +307,7 @@ WIDTH_OPERATORS = {
 def key_value_map(query: AxisMap, query_units: Widening, units: Widening, operator: str) -> AxisMap:
     """The "out" map of key/value heads: their gradients come through the query heads of their groups.
 
-    Exact where each copy serves every query head of its source's group to one and the same degree.
+    Exact where each copy serves every query head of its source's group to the same degree.
     """
     maps = WIDTH_OPERATORS[operator].inner(units)["out"]
     if operator != "duplicate":
@@ -321,7 +324,7 @@ def key_value_map(query: AxisMap, query_units: Widening, units: Widening, operat
 
 
 def spread_map(one: AxisMap, size: int) -> AxisMap:
-    """A map of heads as one of their single queries, keys or values: each head `size` of them."""
+    """A map of heads as a map of their single queries, keys or values: each head has `size` of them."""
     index = tuple(i * size + part if i >= 0 else i for i in one.index for part in range(size))
 
     def each(values: tuple) -> tuple:
@@ -334,11 +337,11 @@ def spread_map(one: AxisMap, size: int) -> AxisMap:
 
 
 def more_vocabulary(source: int, target: int) -> AxisMap:
-    """New tokens are the mean of the old ones, as rows of the embedding and of the head."""
+    """New tokens are the mean of the old ones, in the rows of the embedding and of the head."""
     return _map("mean", padded(source, target), MEAN)
 
 
 def more_positions(source: int, target: int) -> AxisMap:
-    """Embedded positions beyond the source's begin again with its first (Longformer, 2004.05150)."""
+    """Embedded positions beyond the source's start again with its first one (Longformer, 2004.05150)."""
     units = repeated(source, target)
     return _map("repeat", units, FRESH, gradient=[1.0] * source + [0.0] * (target - source), kept=units.first)
