@@ -10,6 +10,7 @@ from raystage.units import format_share
 
 # How many digits of a stage's key are shown.
 KEY_DIGITS = 12
+_NOT_SHOWN = "not shown"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = 
     if found["low"] is None:
         return as_text(found["mean"])
     between = f"{as_text(found['low'])} to {as_text(found['high'])}"
-    return f"not shown ({between})" if found["low"] <= 0 <= found["high"] else f"{as_text(found['mean'])} ({between})"
+    return (
+        f"{_NOT_SHOWN} ({between})" if found["low"] <= 0 <= found["high"] else f"{as_text(found['mean'])} ({between})"
+    )
 
 
 def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
@@ -62,7 +65,7 @@ def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float
     if most is None or as_text(value) == as_text(most):
         return as_text(value)
     between = f"{as_text(value)} to {as_text(most)}"
-    return f"not shown ({between})" if value < 0 < most else between
+    return f"{_NOT_SHOWN} ({between})" if value < 0 < most else between
 
 
 def format_jump(before: float | None, after: float | None) -> str:
@@ -73,3 +76,11 @@ def format_jump(before: float | None, after: float | None) -> str:
 def format_layers(count: int) -> str:
     """'1 layer', '6 layers'."""
     return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def speed_up(savings: Mapping[str, Any]) -> str | None:
+    """The speed-up of one seed. None where several seeds or the range of the saving show that it is not certain."""
+    saved = over_seeds(savings, "compute_saved")
+    if savings.get("seeds") or savings["speedup"] is None or (saved or "").startswith(_NOT_SHOWN):
+        return None
+    return format_share(savings["speedup"])

@@ -17,10 +17,10 @@ from markupsafe import Markup
 from raystage.growth.operators import in_short
 from raystage.report import tables as report_tables
 from raystage.report.figures import Panel, comparison_legend, comparison_panels, run_legend, run_panels
-from raystage.report.formats import KEY_DIGITS, Table, format_loss, over_seeds
+from raystage.report.formats import KEY_DIGITS, Table, format_loss, over_seeds, speed_up
 from raystage.report.markdown import sentence
 from raystage.report.svg import symbol
-from raystage.units import format_count, format_flops, format_share
+from raystage.units import format_count, format_flops
 
 # Cells of up to so many characters stay on one line.
 _BRIEF = 28
@@ -140,7 +140,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     savings, last = report["savings"], report["stages"][-1]
     figures = (
         ("compute saved", over_seeds(savings, "compute_saved"), str),
-        ("speed-up in compute", None if savings.get("seeds") else savings["speedup"], format_share),
+        ("speed-up in compute", speed_up(savings), str),
         ("time saved", over_seeds(savings, "time_saved"), str),
         ("tokens saved", over_seeds(savings, "tokens_saved"), str),
         (

@@ -7,7 +7,7 @@ from typing import Any
 
 from raystage.growth.operators import in_short
 from raystage.report.cost_tables import cost_table, ledger_table, seed_table, tuning_table
-from raystage.report.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds
+from raystage.report.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds, speed_up
 from raystage.results.data_use import format_number_of_passes
 from raystage.units import format_bytes, format_count, format_flops, format_seconds, format_share
 
@@ -246,7 +246,7 @@ def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
         report["name"],
         report["state"],
         over_seeds(savings, "compute_saved") or "-",
-        "-" if savings.get("seeds") else known(savings["speedup"], format_share),
+        speed_up(savings) or "-",
         over_seeds(savings, "time_saved") or "-",
         over_seeds(savings, "tokens_saved") or "-",
         known(savings["at_eval_loss"], format_loss),

@@ -72,6 +72,12 @@ def test_on_a_phone_tables_scroll_within_their_own_boxes(tab: Tab) -> None:
     assert tab.evaluate(scrolls) is True
 
 
+def test_on_a_wide_screen_no_table_of_a_run_has_to_scroll(tab: Tab) -> None:
+    boxes = "[...document.querySelectorAll('[aria-labelledby^=run-1-table]')]"
+    assert tab.evaluate(f"{boxes}.length") >= 5
+    assert tab.evaluate(f"{boxes}.filter(box => box.scrollWidth > box.clientWidth).length") == 0
+
+
 def test_a_phone_gets_charts_with_letters_that_can_be_read(tab: Tab) -> None:
     texts = "[...document.querySelectorAll('.chart text')].map(text => text.getBoundingClientRect().height)"
     height = f"Math.min(...{texts}.filter(height => height > 0))"  # 0: not shown
