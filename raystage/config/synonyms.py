@@ -88,11 +88,6 @@ _SYNONYMS: dict[str, tuple[str, str]] = {
 _OPTION_OF = {name: option for option, names in _OPTIONS.items() for name in names.split()}
 
 
-def keys_meant() -> frozenset[str]:
-    """Every key of a schedule that this table leads to."""
-    return frozenset(key for key, _ in _SYNONYMS.values())
-
-
 def meant(name: str, known: frozenset[str]) -> str | None:
     """The key of a schedule that a key of other trainers corresponds to, in words, if it is one of `known`."""
     plain = name.lower().replace("-", "_")

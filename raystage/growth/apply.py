@@ -68,8 +68,8 @@ class Grown:
         if not rule.axes:
             return self._from(rule, rule.sources, "gradient", start, stop)
         values = self._mapped(rule, "gradient", start, stop)
-        foretold = _over_axes(rule, "indices", start, stop, np.minimum) >= 0
-        return np.where(foretold, values, values.dtype.type(np.nan))
+        predicted = _over_axes(rule, "indices", start, stop, np.minimum) >= 0
+        return np.where(predicted, values, values.dtype.type(np.nan))
 
     def _weights(self, rule: Rule, start: int, stop: int) -> np.ndarray:
         match rule.weights:

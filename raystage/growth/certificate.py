@@ -102,7 +102,7 @@ def where_large(name: str, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray]
     return np.union1d(largest, some_of(len(block), _ROWS // 2)), some_of(block.shape[1], _COLUMNS)
 
 
-def where_foretold(rules: GrowthMap, source: Mapping[str, Sketch]) -> Where:
+def where_predicted(rules: GrowthMap, source: Mapping[str, Sketch]) -> Where:
     """The rows and columns of a target's gradients that follow from sampled ones of the source."""
     rule_of = {rule.target: rule for rule in rules}
 
@@ -246,7 +246,7 @@ def gradient_errors(
     """The differences between the gradients that the growth map predicts from the source's and the target's own.
 
     For each parameter the norm of the difference divided by the larger norm of the two, on a sample (`after` as
-    `where_foretold` chose it). Returns the largest over all parameters whose rule says "exact", and over all that say
+    `where_predicted` chose it). Returns the largest over all parameters whose rule says "exact", and over all that say
     "estimated"; None where nothing is predicted.
     """
 
@@ -257,7 +257,7 @@ def gradient_errors(
     pairs = {}
     for rule in rules:
         if rule.target in after and after[rule.target].values.size:
-            predicted, real = _foretold(grown, rule, after[rule.target])
+            predicted, real = _predicted(grown, rule, after[rule.target])
             if real.size:
                 pairs[rule.target] = predicted, real
     usual = statistics.median([_rms(real) for _, real in pairs.values()] or [0.0])
@@ -269,7 +269,7 @@ def gradient_errors(
     return max(errors["exact"], default=None), max(errors["estimated"], default=None)
 
 
-def _foretold(grown: Grown, rule: Rule, sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
+def _predicted(grown: Grown, rule: Rule, sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
     """The predicted and the real gradient at the sampled places with a prediction: two flat arrays."""
     rows = [grown.predicted_gradient(rule.target, row * sketch.width, (row + 1) * sketch.width) for row in sketch.rows]
     predicted = np.stack(rows)[:, sketch.columns].astype(np.float64)

@@ -40,7 +40,7 @@ def find_duplicates(rules: GrowthMap, embeddings: Collection[str] = ()) -> tuple
     embeddings: lookup tables. They are left out, since rows that were never looked up cannot have changed.
     """
     chosen = [rule for rule in rules if rule.weights in ("copy", "mapped") and rule.target not in embeddings]
-    return (*(twins for rule in chosen for twins in _of_units(rule)), *_of_parameters(chosen))
+    return (*(copies for rule in chosen for copies in _of_units(rule)), *_of_parameters(chosen))
 
 
 def duplicate_distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:

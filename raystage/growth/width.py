@@ -110,9 +110,9 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     share = uneven_shares(count) if stream.post_norm else [1 / count] * count
     columns = [share[number] / one for number, one in zip(whole.number, u, strict=True)]
     ones = [1.0] * rest
-    foretold = rest == 0 or (stream.norm == "rms" and not stream.post_norm)
-    read = {"predicts": foretold, "kept": units.first}
-    sure = {"predicts": foretold and not stream.post_norm, "kept": units.first}
+    predicted = rest == 0 or (stream.norm == "rms" and not stream.post_norm)
+    read = {"predicts": predicted, "kept": units.first}
+    sure = {"predicts": predicted and not stream.post_norm, "kept": units.first}
     maps = {
         "out": _map(
             "duplicate", units, ZERO if stream.norm == "rms" else MEAN, (), [1 / count for _ in u] + ones, **sure

@@ -99,11 +99,6 @@ def doubling_steps(batch: Doubling, context: Doubling) -> StepSchedule:
     return StepSchedule(tuple(segments))
 
 
-def constant_steps(batch_tokens: int, context_length: int) -> StepSchedule:
-    """The steps of a stage without a ramp."""
-    return doubling_steps(Doubling(batch_tokens), Doubling(context_length))
-
-
 # --- of a stage ------------------------------------------------------------------------------
 
 

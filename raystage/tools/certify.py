@@ -29,8 +29,8 @@ from raystage.growth.certificate import (
     masked_loss,
     mean_loss,
     rms_ratios,
-    where_foretold,
     where_large,
+    where_predicted,
 )
 from raystage.growth.depth import GrowthOptions, interleave
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
@@ -81,7 +81,7 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
     before = _answers(network, source, inputs, where_large)
     claim = _claim(source, target, grown_from, network)
     network = load(target)
-    where = where_foretold(claim.rules, before.gradients) if claim else where_large
+    where = where_predicted(claim.rules, before.gradients) if claim else where_large
     after = _answers(network, target, inputs, where)
     exact, estimated = gradient_errors(claim.rules, before.gradients, after.gradients) if claim else (None, None)
     distance, steps = _duplicates(network, target, inputs, claim)

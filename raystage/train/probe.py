@@ -25,8 +25,8 @@ from raystage.growth.certificate import (
     gradient_errors,
     logit_differences,
     rms_ratios,
-    where_foretold,
     where_large,
+    where_predicted,
 )
 from raystage.growth.checks import is_exact
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
@@ -72,7 +72,7 @@ def certify(
     """
     stage, probe = engine.stage, load_tensors(source.folder.read(PROBE))
     before = Answers.from_tensors(probe)
-    where = where_foretold(rules, before.gradients)
+    where = where_predicted(rules, before.gradients)
     after = _answers(engine, probe["input_ids"], before.logits.shape[-1], where)
     largest, mean = logit_differences(before.logits, after.logits)
     growth = stage.growth.operator, stage.growth.options

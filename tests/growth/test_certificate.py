@@ -22,7 +22,7 @@ from raystage.growth.certificate import (
     mean_loss,
     rms_ratios,
     some_of,
-    where_foretold,
+    where_predicted,
 )
 from raystage.growth.checks import with_norm_eps
 from raystage.growth.duplicates import DUPLICATE_STEPS, duplicate_distance, find_duplicates
@@ -65,7 +65,7 @@ def answers(source: ModelShape, target: ModelShape, rules: GrowthMap) -> tuple[A
     asked = ask(network_of(source, made_up(source)), IDS, source.num_layers, source.vocab_size, mask=MASK)
     before = Answers.from_tensors(load(save({n: np.ascontiguousarray(t) for n, t in asked.to_tensors().items()})))
     network = network_of(target, grown_weights(rules, source))
-    where = where_foretold(rules, before.gradients)
+    where = where_predicted(rules, before.gradients)
     return before, ask(network, IDS, target.num_layers, source.vocab_size, mask=MASK, where=where)
 
 
@@ -94,7 +94,7 @@ def test_an_exact_growth_changes_neither_logits_nor_what_gradients_follow(
     assert (estimated is None) == (family != "bert")  # behind whose norms some are known in sum alone
 
 
-def test_a_stacked_model_is_another_function_whose_gradients_nobody_foretells() -> None:
+def test_a_stacked_model_is_another_function_whose_gradients_nobody_predicts() -> None:
     source, target, rules = grow("llama", "stack", num_layers=4)
     before, after = answers(source, target, rules)
     largest, mean = logit_differences(before.logits, after.logits, MASK)

@@ -107,9 +107,9 @@ def test_moments_follow_the_gradient(case: GrowthCase) -> None:
     rules = case.map()
     view = Grown(rules, reader(lambda state: squares if state == "exp_avg_sq" else gradients), SEED)
     for rule in rules:
-        new, foretold = is_new(rule, 0, rule.numel), view.predicted_gradient(rule.target, 0, rule.numel)
+        new, predicted = is_new(rule, 0, rule.numel), view.predicted_gradient(rule.target, 0, rule.numel)
         first = view.slice(rule.target, "exp_avg", 0, rule.numel)
-        assert np.array_equal(first, np.where(new, 0.0, foretold))
+        assert np.array_equal(first, np.where(new, 0.0, predicted))
         assert np.array_equal(view.slice(rule.target, "momentum_buffer", 0, rule.numel), first)
         second = view.slice(rule.target, "exp_avg_sq", 0, rule.numel)
         assert np.allclose(second, first**2, rtol=1e-12, atol=0)

@@ -86,16 +86,16 @@ def test_norms_of_heads_hold_the_eps_where_it_is() -> None:
 
 
 @every_exact_growth
-def test_foretold_gradients_are_autograds(case: GrowthCase) -> None:
-    real, foretold = grown_gradients(case), foretold_gradients(case)
+def test_predicted_gradients_are_autograds(case: GrowthCase) -> None:
+    real, predicted = grown_gradients(case), predicted_gradients(case)
     scale = max(np.abs(gradient).max() for gradient in real.values())
     compared = 0
     for rule in case.map():
-        known = ~np.isnan(foretold[rule.target]) & (rule.gradient == "exact")
+        known = ~np.isnan(predicted[rule.target]) & (rule.gradient == "exact")
         compared += known.sum()
         # A key's bias has no gradient at all (softmax takes no notice of it): only rounding, next to the model's scale.
         tolerance = 1e-9 * np.abs(real[rule.target]).max() + 1e-12 * scale
-        wrong = np.abs(real[rule.target] - foretold[rule.target])[known]
+        wrong = np.abs(real[rule.target] - predicted[rule.target])[known]
         assert (wrong <= tolerance).all(), f"{rule.target}: off by {wrong.max():.1e}"
     assert compared > 0
 
@@ -104,36 +104,36 @@ def grown_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
     return gradients(case.target, weights(case), case.source.vocab_size)
 
 
-def foretold_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
+def predicted_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
     rules = case.map()
     view = Grown(rules, reader(lambda state: source_gradients(case.source)), 0)
     return {rule.target: view.predicted_gradient(rule.target, 0, rule.numel) for rule in rules}
 
 
 @pytest.mark.parametrize("name", [name for name, shape in SOURCES.items() if not shape.num_experts])
-def test_of_whole_copies_every_gradient_is_foretold(name: str) -> None:
+def test_of_whole_copies_every_gradient_is_predicted(name: str) -> None:
     heads = {"num_heads": 8, "num_kv_heads": 2 * SOURCES[name].num_kv_heads}
     case = growth("duplicate", name, hidden_size=32, ffn_size=48, **heads)
     # Behind BERT's norms the gradients of what writes the residual stream are known in sum alone.
     known = {"exact", "estimated"} if FAMILIES[case.source.family].post_norm else {"exact"}
     assert {rule.gradient for rule in case.map()} == known
-    assert not any(np.isnan(gradient).any() for gradient in foretold_gradients(case).values())
+    assert not any(np.isnan(gradient).any() for gradient in predicted_gradients(case).values())
 
 
 def test_estimated_gradients_are_of_the_right_size() -> None:
     """Not exact, and said so: but what an upcycled expert's share of the tokens comes to on average."""
     case = mixture()
-    real, foretold = grown_gradients(case), foretold_gradients(case)
+    real, predicted = grown_gradients(case), predicted_gradients(case)
     estimated = [rule.target for rule in case.map() if rule.gradient == "estimated"]
     assert estimated
     for name in estimated:
-        assert 0.2 < np.linalg.norm(real[name]) / np.linalg.norm(foretold[name]) < 5
+        assert 0.2 < np.linalg.norm(real[name]) / np.linalg.norm(predicted[name]) < 5
 
 
 @every_exact_growth
 def test_the_chain_rule_holds_through_the_growth(case: GrowthCase) -> None:
     """The grown model's gradient, pulled back through the map, is the source's: of every tensor, whatever is
-    foretold of it."""
+    predicted of it."""
     pulled = {name: np.zeros(len(values)) for name, values in made_up(case.source).items()}
     after = grown_gradients(case)
     for rule in case.map():

@@ -124,7 +124,7 @@ def test_rules_are_of_the_known_kinds(case: GrowthCase) -> None:
 
 
 @every_growth
-def test_gradients_are_foretold_exactly_where_the_function_stays_only(case: GrowthCase) -> None:
+def test_gradients_are_predicted_exactly_where_the_function_stays_only(case: GrowthCase) -> None:
     assert case.exact or "exact" not in {rule.gradient for rule in case.map()}
 
 

@@ -11,12 +11,12 @@ from raystage.config.conditions import Until
 from raystage.errors import InputError
 from raystage.plan.build import make_plan
 from raystage.plan.length import cap_steps, is_open, placed_mixing, reads_clock
-from raystage.plan.steps import constant_steps
+from raystage.plan.steps import Doubling, doubling_steps
 from raystage.results.record import Evaluation
 from raystage.results.stopping import Seen, fired
 
 # Steps of 100 tokens of 70 FLOPs.
-STEPS = constant_steps(100, 10)
+STEPS = doubling_steps(Doubling(100), Doubling(10))
 
 
 def cost(context_length: int) -> int:

@@ -13,7 +13,7 @@ from raystage.models.shape import flops_per_token
 from raystage.plan.build import make_plan
 from raystage.plan.keys import key_at
 from raystage.plan.plan import StagePlan, continues
-from raystage.plan.steps import Doubling, StepSchedule, StepSegment, constant_steps, doubling_steps
+from raystage.plan.steps import Doubling, StepSchedule, StepSegment, doubling_steps
 from raystage.run.console import describe_stage
 
 # From 100 to 400 tokens a step over 1,000: 5 steps of 100, then 3 of 200 (the third begins at 900), then 400.
@@ -31,7 +31,7 @@ def test_a_value_doubles_in_equal_shares() -> None:
 @pytest.mark.parametrize(
     ("made", "pieces"),
     [
-        (constant_steps(100, 10), [(0, 0, 100, 10)]),
+        (doubling_steps(Doubling(100), Doubling(10)), [(0, 0, 100, 10)]),
         (BATCHES, [(0, 0, 100, 10), (5, 500, 200, 10), (8, 1100, 400, 10)]),
         (BOTH, [(0, 0, 100, 5), (5, 500, 200, 5), (6, 700, 200, 10), (8, 1100, 400, 10)]),
         # Thirds of 100 end within steps of 40: these are taken whole.
