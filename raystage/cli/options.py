@@ -43,7 +43,7 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             _leave(error.exit_status)
         except KeyboardInterrupt as interrupt:
             why = str(interrupt) or "interrupted"
-            say(f"raystage: {why}; the same command goes on from the last checkpoint", err=True)
+            say(f"raystage: {why}; the same command continues from the last checkpoint", err=True)
             _say_what_next(interrupt)
             _leave(INTERRUPTED)
         if _has_train_run():

@@ -49,7 +49,7 @@ def _status(store: Store, name: str, now: float) -> dict[str, Any]:
     process = process_of(found) if is_said_to_go_on else None
     reason = silence(process, found["updated_at"], now) if process else None
     found["is_alive"] = None if process is None else reason is None
-    found["note"] = f"{reason}; go on with: {found['command']}" if reason else found["error"]
+    found["note"] = f"{reason}; continue with: {found['command']}" if reason else found["error"]
     if process and is_gone(process):
         found["state"] = INTERRUPTED
         found["stages"] = [row | {"state": INTERRUPTED} if row["state"] in _GOING else row for row in found["stages"]]

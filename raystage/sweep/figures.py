@@ -176,7 +176,7 @@ def _in_words(node: StageNode) -> str:
     facts += [f"held-out loss {node.loss:.4f}"] if node.loss is not None else []
     numbers = ", ".join(map(str, node.trials[:12])) + (", ..." if len(node.trials) > 12 else "")
     facts += [f"trial{'s' if node.is_shared else ''} {numbers}"]
-    facts += ["gone on from its shorter version"] if node.prefix else []
+    facts += ["continued from its shorter version"] if node.prefix else []
     return f"{node.name}: {'; '.join(fact for fact in facts if fact)}"
 
 

@@ -130,7 +130,7 @@ def _cells(report: Mapping[str, Any], row: Mapping[str, Any], paths: Iterable[st
 
 def _importance_table(report: Mapping[str, Any]) -> Table:
     note = (
-        "How far the values of a path set the better half of the trials apart from the rest, all together 100 % "
+        "How much the values of a path distinguish the better half of the trials from the rest; the sum is 100 % "
         "(PED-ANOVA, Watanabe et al., 2304.10255)."
     )
     rows = [(path, format_share(share)) for path, share in report.get("importance", {}).items()]
@@ -148,23 +148,23 @@ def _pictures(report: Mapping[str, Any]) -> list[Picture]:
             "coordinates",
             "Trials across the space",
             coordinates_drawing(report),
-            f"A line is a trial that came to its end: the best fifth by {metric} strongest, the last faintest, the "
+            f"A line is a finished trial: the best fifth by {metric} is strongest, the last fifth faintest, the "
             f"best of all in orange.{_best_of(report, MOST_LINES)}",
         ),
         (
             "front",
             "One objective against the other",
             front_drawing(report),
-            "Along the dashed line are the trials that no other one beats in one without being worse in the other.",
+            "The dashed line connects the trials that no other one beats in one objective without a loss in the other.",
         ),
     )
     return [Picture(identity, title, drawing, note) for identity, title, drawing, note in made if drawing]
 
 
 _TREE_NOTE = (
-    "Every stage once, with its held-out loss and what sets it apart. A disc is shared by as many trials as it says, a "
-    "ring is one trial's alone; along a dashed line a longer version went on from a shorter one. The best trial "
-    "is orange."
+    "Every stage once, with its held-out loss and its own values. A disc is shared by the number of trials in "
+    "it, a ring belongs to one trial. A dashed line leads from a stage to a longer version that continued it. The best "
+    "trial is orange."
 )
 
 

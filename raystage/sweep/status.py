@@ -96,7 +96,7 @@ class SweepStanding:
 
     def best_line(self) -> str:
         if self.best is None:
-            return "best so far: none has come to its end"
+            return "best so far: no trial has finished"
         number, metric, value = self.best
         config = next((one.config for one in self.trials if one.number == number), {})
         return f"best so far: trial {number}, {metric} {value:.4g} ({describe(config)})"

@@ -114,11 +114,11 @@ def _other_objectives(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 # With fewer trials, the shares of what mattered say little.
 ENOUGH_TRIALS = 20
 CHOSEN_AND_JUDGED = (
-    "The best trial was chosen by the text that it is judged on, and the best of several looks better there than it is."
+    "The best trial was chosen on the text that it is judged by, so the best of several looks better there than it is."
 )
 HELD_AGAINST_ITS_OWN = (
-    "Each trial is held against baselines of its own, which train with its values where they are not of the staging: "
-    "the most may be saved where the values are worst for the baseline."
+    "Each trial is compared with baselines of its own, which train with its values, except for those of the stages: "
+    "the saving may be largest where the values are worst for the baseline."
 )
 
 
@@ -129,7 +129,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     if search["flops_spent"] and search["flops_spent"] < search["flops_claimed"]:
         cost += f", {search['sharing_factor']:.2f} times fewer than its trials cost apart"
     if best is None:
-        return f"No trial came to its end; {cost}."
+        return f"No trial finished; {cost}."
     figures = [_figure_in_words(one, best["objectives"].get(one["metric"])) for one in report["objective"]]
     names = short_names(best["config"])
     settings = f" ({describe({names[path]: value for path, value in best['config'].items()})})" if names else ""
@@ -159,7 +159,7 @@ def _saving(report: Mapping[str, Any]) -> str:
     best = next(row for row in report["trials"] if row["number"] == report["best"]["number"])
     saved = best["compute_saved"]
     if saved is None:
-        return "; against training from scratch it was not measured"
+        return "; the saving against training from scratch was not measured"
     # Between two budgets of the baseline, only the least saving is known.
     if saved < 0:
         return f"; it costs up to {format_share(-saved)} more compute than training from scratch"
@@ -174,11 +174,11 @@ def importance_caveats(report: Mapping[str, Any]) -> list[str]:
     count = sum(row["objectives"].get(metric) is not None for row in report["trials"])
     said = [f"The shares are of {count} trials."]
     if len(shares) == 1:
-        said.append("No other path took two values: all of it is its share, whatever it does.")
+        said.append("No other path took two values, so its share is 100 %, whatever its effect.")
     if count < ENOUGH_TRIALS:
         said.append(
-            f"Fewer than {ENOUGH_TRIALS} trials tell little: where no path matters, chance sets the halves apart, and "
-            "the shares are 100 % together all the same."
+            f"Fewer than {ENOUGH_TRIALS} trials tell little: even if no path matters, the halves differ by chance, and "
+            "the shares still add up to 100 %."
         )
     return said
 
@@ -206,9 +206,8 @@ def _what_mattered(report: Mapping[str, Any]) -> list[str]:
     parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
     if not parts:
         return []
-    return [
-        " ".join([f"What sets the better half of the trials apart (PED-ANOVA): {parts}.", *importance_caveats(report)])
-    ]
+    first = f"What distinguishes the better half of the trials (PED-ANOVA): {parts}."
+    return [" ".join([first, *importance_caveats(report)])]
 
 
 def failure(report: Mapping[str, Any]) -> str | None:
@@ -221,7 +220,7 @@ def failure(report: Mapping[str, Any]) -> str | None:
         first = f"trial {failed[0]['number']}: {failed[0]['error']}"
         return f"sweep {report['name']}: {len(failed)} of its {len(rows)} trials failed, the first of them {first}"
     why = failed[0]["error"] if failed else "all were stopped"
-    return f"sweep {report['name']}: none of its {len(rows)} trials came to its end: {why}"
+    return f"sweep {report['name']}: none of its {len(rows)} trials finished: {why}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:

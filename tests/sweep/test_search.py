@@ -26,8 +26,8 @@ def test_a_local_cluster_has_room_for_the_trials_own_processes_too(tmp_path: Pat
     [
         (("FINISHED", "ABORTED"), None),
         (("FINISHED", "ERRORED", "ERRORED"), "2 of its 3 trials failed, the first of them trial 1: why 1"),
-        (("ERRORED", "ABORTED"), "none of its 2 trials came to its end: why 0"),
-        (("ABORTED",), "none of its 1 trials came to its end: all were stopped"),
+        (("ERRORED", "ABORTED"), "none of its 2 trials finished: why 0"),
+        (("ABORTED",), "none of its 1 trials finished: all were stopped"),
     ],
 )
 def test_a_sweep_says_that_trials_failed(states: tuple[str, ...], problem: str | None) -> None:

@@ -73,14 +73,14 @@ def test_a_loss_is_said_to_be_one_and_what_was_not_measured_too(plan: SweepPlan)
     assert verdict(swept(plan, outcomes, {1: -0.1})).endswith(
         "; it costs up to 10.0 % more compute than training from scratch."
     )
-    assert verdict(swept(plan, outcomes)).endswith("; against training from scratch it was not measured.")
+    assert verdict(swept(plan, outcomes)).endswith("; the saving against training from scratch was not measured.")
 
 
 def test_where_no_trial_came_to_its_end_the_page_says_so(plan: SweepPlan) -> None:
     outcomes = [TrialOutcome(trial.number, trial.config, error="no <room>") for trial in plan.trials]
     report = swept(plan, outcomes)
     outline = Outline(sweep_page(report))
-    assert outline.headings[0][1].startswith("No trial came to its end; the search trained ")
+    assert outline.headings[0][1].startswith("No trial finished; the search trained ")
     assert outline.text.count("ERRORED: no <room>") == 4
     assert sweep_sheet(report).count("<svg") > 0
     as_png(sweep_sheet(report))
@@ -96,16 +96,16 @@ def test_nothing_is_fetched_and_nothing_runs(front_report: dict[str, Any]) -> No
 
 def test_what_mattered_says_of_how_few_trials_it_is(report: dict[str, Any]) -> None:
     few = "The shares are of 4 trials."
-    chance = "Fewer than 20 trials tell little: where no path matters, chance sets the halves apart"
+    chance = "Fewer than 20 trials tell little: even if no path matters, the halves differ by chance"
     for text in (sweep_page(report), markdown(report), " ".join(summary(report))):
         assert few in text
         assert chance in text
     for text in (sweep_page(report), " ".join(summary(report))):
-        assert "The best trial was chosen by the text that it is judged on" in text
-        assert "Each trial is held against baselines of its own" not in text
+        assert "The best trial was chosen on the text that it is judged by" in text
+        assert "Each trial is compared with baselines of its own" not in text
         assert "No other path took two values" not in text
     only = {**report, "importance": {"stages[0].until.tokens": 1.0}}
-    assert "No other path took two values: all of it is its share, whatever it does." in markdown(only)
+    assert "No other path took two values, so its share is 100 %, whatever its effect." in markdown(only)
     many = {**report, "trials": report["trials"] * 5}
     assert chance not in markdown(many)
     assert "The shares are of 20 trials." in markdown(many)

@@ -187,7 +187,7 @@ def test_nor_after_the_driver_was_killed(plan: SweepPlan, store: Store) -> None:
     store.write_run("search", "status.json", content | {"process": process})
     shown = json.loads(call(store, "search", "--json"))
     assert (shown["state"], shown["trials"][1]["state"]) == ("INTERRUPTED", "INTERRUPTED")
-    assert "go on with: raystage sweep s.yaml" in " ".join(call(store, "search").split())
+    assert "continue with: raystage sweep s.yaml" in " ".join(call(store, "search").split())
 
 
 def test_a_sweep_that_kept_no_status_is_known_by_its_report(store: Store) -> None:
