@@ -1,7 +1,7 @@
 """Each fault of the table in docs/operations.md that needs a cluster, caused for real; the rest is tested elsewhere:
 
 a worker or the driver killed, NaN                 test_staged_run.py
-a broken promise                                   test_growth_workers.py
+a rejected growth                                  test_growth_workers.py
 half checkpoints, flipped bits, foreign shards     test_checkpoint_damage.py, test_checkpoint_faults.py
 object stores, full disks                          test_object_store.py, test_checkpoint_faults.py
 random kills                                       test_chaos.py

@@ -177,7 +177,7 @@ def test_when_nothing_is_left_to_try_the_run_ends_and_says_why(tmp_path: Path) -
     assert [row["state"] for row in kept["stages"]] == ["REUSED", "ERRORED", "SCHEDULING"]
 
 
-def test_a_broken_promise_of_the_growth_is_answered_too(tmp_path: Path) -> None:
+def test_a_rejected_growth_is_answered_too(tmp_path: Path) -> None:
     """Records say that the loss rose by 0.5 when full was grown."""
     grow = {"grow": {"operator": "stack", "require": {"loss_increase_below": 0.1}}}
     found = Finished(tmp_path, schedule(tmp_path, {"retry": {"set": {"grow.operator": "identity"}}}, **grow))

@@ -1,4 +1,4 @@
-"""What a schedule's `grow.require` promises, and a run whose growth did not keep it."""
+"""The limits of a schedule's `grow.require`, and a run whose growth is outside of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raystage.run.driver import Driver
 from raystage.storage.store import Store
 
 
-def promising(folder: Path, **require: float) -> Schedule:
+def with_limits(folder: Path, **require: float) -> Schedule:
     """2 layers, then 4 by `stack`, of which `require` is asked."""
     text = folder / "text"  # apart from what else is written: a changed text changes every key
     text.mkdir(exist_ok=True)
@@ -41,35 +41,35 @@ def promising(folder: Path, **require: float) -> Schedule:
 
 
 @pytest.mark.parametrize(
-    ("promise", "kept", "not_kept"),
+    ("limit", "kept", "not_kept"),
     [
         ("loss_increase_below", 0.51, 0.5),
         ("max_logit_difference_below", 3.1, 3.0),
         ("gradient_error_below", 1e-3, 1e-5),
     ],
 )
-def test_each_promise_is_held_against_its_figure(tmp_path: Path, promise: str, kept: float, not_kept: float) -> None:
+def test_each_limit_is_compared_with_its_figure(tmp_path: Path, limit: str, kept: float, not_kept: float) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 2.5)
     certificate = replace(growth.certificate, gradient_error=1e-4)
-    assert unmet(Require(**{promise: kept}), certificate) == []
-    (found,) = unmet(Require(**{promise: not_kept}), certificate)
-    assert found.startswith(f"{promise}: expected less than {not_kept:g}, found ")
+    assert unmet(Require(**{limit: kept}), certificate) == []
+    (found,) = unmet(Require(**{limit: not_kept}), certificate)
+    assert found.startswith(f"{limit}: expected less than {not_kept:g}, found ")
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_what_is_no_number_keeps_no_promise(tmp_path: Path, loss: float) -> None:
+def test_what_is_no_number_is_within_no_limit(tmp_path: Path, loss: float) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, loss)
     assert len(unmet(Require(loss_increase_below=100), growth.certificate)) == 1
 
 
-def test_what_was_not_measured_keeps_no_promise(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_within_no_limit(tmp_path: Path) -> None:
     growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 2.0)
     (found,) = unmet(Require(gradient_error_below=1), growth.certificate)
     assert "found none (the operator predicts no gradient exactly)" in found
 
 
 def test_the_message_says_where_what_and_what_to_try(tmp_path: Path) -> None:
-    stage = make_plan(promising(tmp_path, loss_increase_below=0.05, max_logit_difference_below=9)).staged.stages[1]
+    stage = make_plan(with_limits(tmp_path, loss_increase_below=0.05, max_logit_difference_below=9)).staged.stages[1]
     with pytest.raises(GrowthRejected) as caught:
         check_growth(stage, make_growth(stage, 2.0, 2.5))
     assert str(caught.value) == (
@@ -82,8 +82,8 @@ def test_the_message_says_where_what_and_what_to_try(tmp_path: Path) -> None:
     assert caught.value.exit_status == 1
 
 
-def test_a_promise_changes_no_key_and_stands_in_the_plan(tmp_path: Path) -> None:
-    plain, strict = (make_plan(promising(tmp_path, **require)) for require in ({}, {"loss_increase_below": 0.05}))
+def test_a_limit_changes_no_key_and_is_in_the_plan(tmp_path: Path) -> None:
+    plain, strict = (make_plan(with_limits(tmp_path, **require)) for require in ({}, {"loss_increase_below": 0.05}))
     assert [stage.key for stage in plain.staged.stages] == [stage.key for stage in strict.staged.stages]
     assert plan_json(strict)["stages"][1]["growth"] == {
         "operator": "stack",
@@ -101,9 +101,9 @@ def test_a_promise_changes_no_key_and_stands_in_the_plan(tmp_path: Path) -> None
         ({"loss_increase_below": "little"}, "stages[1].grow.require.loss_increase_below: found 'little'"),
     ],
 )
-def test_a_promise_that_cannot_be_is_refused(tmp_path: Path, require: dict, message: str) -> None:
+def test_a_limit_that_cannot_be_is_refused(tmp_path: Path, require: dict, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        promising(tmp_path, **require)
+        with_limits(tmp_path, **require)
     assert message in str(caught.value)
 
 
@@ -116,7 +116,7 @@ def finished(plan: Plan, folder: Path) -> Store:
 
 
 def test_a_reused_stage_is_held_to_what_is_asked_now(tmp_path: Path) -> None:
-    schedule = promising(tmp_path, loss_increase_below=0.05)
+    schedule = with_limits(tmp_path, loss_increase_below=0.05)
     plan = make_plan(schedule)
     store = finished(plan, tmp_path / "store")
     driver = Driver(plan, schedule, store, [])
@@ -127,7 +127,7 @@ def test_a_reused_stage_is_held_to_what_is_asked_now(tmp_path: Path) -> None:
     assert (report["state"], driver.states[small.key], driver.states[full.key]) == ("ERRORED", "REUSED", "ERRORED")
     assert store.record(full.key) is not None  # nothing in the store is touched
 
-    kept = promising(tmp_path, loss_increase_below=0.6)
+    kept = with_limits(tmp_path, loss_increase_below=0.6)
     assert Driver(make_plan(kept), kept, store, []).run()["state"] == "FINISHED"
 
 
@@ -140,7 +140,7 @@ def test_the_certificate_lies_beside_the_record(tmp_path: Path) -> None:
     assert store.stage_folder(small.key).size_of("certificate.json") is None
 
 
-def test_a_schedule_without_promises_asks_for_nothing(tmp_path: Path) -> None:
+def test_a_schedule_without_limits_asks_for_nothing(tmp_path: Path) -> None:
     content = make_schedule(tmp_path).model_dump(mode="json", exclude_none=True)
     assert parse(content).stages[1].grow.require == Require()
     assert (

@@ -298,7 +298,7 @@ BAD = {
         {"stages": [{"name": "a", "until": {"steps": 9}, "model": {"num_layers": 4},
                      "grow": {"operator": "masked", "grow_tokens": 96}}]},
         "stages[0].grow.operator: found masked, which needs training"),
-    "a promise": (
+    "a limit": (
         {"stages": [{"name": "a", "until": {"steps": 9}, "model": {"num_layers": 4},
                      "grow": {"operator": "stack", "require": {"loss_increase_below": 1}}}]},
         "stages[0].grow.require: found in the first stage"),

@@ -78,7 +78,7 @@ Plans = dict[tuple, tuple[StagePlan, ...]]
 def work(plans: Plans, strict: tuple[StagePlan, ...], traceless: Plans, store: str) -> dict:
     """Everything that the tests below look at: what was said, the records in the store, losses."""
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
-    found: dict = {"said": {}, "promise": None}
+    found: dict = {"said": {}, "rejected": None}
     for case, stages in plans.items():
         heard: list[tuple[str, object]] = []
         for stage in stages:
@@ -88,7 +88,7 @@ def work(plans: Plans, strict: tuple[StagePlan, ...], traceless: Plans, store: s
         for stage in strict:
             run_job(Job((stage,), f"{store}-strict"), lambda *message: None)
     except GrowthRejected as error:
-        found["promise"] = str(error)
+        found["rejected"] = str(error)
     found["losses"] = {layout: [losses(full, None), losses(full, store)] for layout, (_, full) in traceless.items()}
     return found
 
@@ -232,8 +232,10 @@ def test_measuring_changes_no_bit_of_the_training(found: dict, layout: tuple[int
     assert without[-1] < without[0]
 
 
-def test_a_broken_promise_stops_the_stage_and_keeps_what_was_there(found: dict, place: Path) -> None:
-    assert found["promise"].startswith("stage full: growing by stack is outside of grow.require: loss_increase_below: ")
+def test_a_rejected_growth_stops_the_stage_and_keeps_what_was_there(found: dict, place: Path) -> None:
+    assert found["rejected"].startswith(
+        "stage full: growing by stack is outside of grow.require: loss_increase_below: "
+    )
     store = Store(open_folder(f"{place / 'store'}-strict"))
     small, full = stages_of(str(place / "text"), "stack", (1, "fp32"))
     assert store.record(small.key) is not None
