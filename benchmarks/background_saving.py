@@ -38,8 +38,9 @@ from raystage.plan.build import make_plan
 from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage.store import Store
-from raystage.train import collectives, handover, partitions
+from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
+from raystage.train.entry import Entry, fill
 from raystage.train.saving import Saver
 
 WORKERS = 2
@@ -102,7 +103,7 @@ class Trainer:
         rules = initial_map(stage.shape)
         steps = grown_steps(rules, {})
         self.engine = StageEngine(stage, steps)
-        handover.fill(self.engine, handover.Entry(rules, None, resumed=False), steps, stage.seed)
+        fill(self.engine, Entry(rules, None, resumed=False), steps, stage.seed)
         self.reader = TokenWindows(
             open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0
         )

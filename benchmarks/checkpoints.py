@@ -4,7 +4,7 @@
 
 Two workers' partitions as ZeRO 1 cuts them are saved and loaded into three workers' as ZeRO 3 cuts them; then a model
 of half the layers, and one of half the width, are grown while they load. All of it in fp32 with Adam's moments, through
-raystage's own handover on partitions of the engines' sizes; no engine is built, so no weights are broadcast afterwards.
+raystage's own code on partitions of the engines' sizes; no engine is built, so no weights are broadcast afterwards.
 
 Files are brought to the disk (fsync) wherever any are written; everything that is read lies in the page
 cache. Prints a Markdown table of medians and each repeat's ratios; needs Linux and six times the state's bytes of
@@ -36,8 +36,9 @@ from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape, num_params, parameters
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
-from raystage.train import handover
+from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
+from raystage.train.shards import fragments_of, write_fragments
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 SHAPES = {
@@ -120,7 +121,7 @@ def save(rank: int, world: int, tell: Callable, shape: ModelShape, path: str) ->
     parts = partitions(shape, rank, world, 1)
     yield
     name = checkpoint.shard_name(rank, world)
-    tell(handover.write_partitions(parts, open_folder(path), name))
+    tell(write_fragments(fragments_of(parts), open_folder(path), name))
 
 
 def commit(shape: ModelShape, path: str, shards: list[Shard]) -> None:
@@ -133,9 +134,9 @@ def load(
 ) -> Iterator[None]:
     parts = partitions(target, rank, world, 3)
     yield
-    opened = Checkpoint(open_folder(path).unmapped)  # as `handover.find_entry` opens it
+    opened = Checkpoint(open_folder(path).unmapped)  # as `entry.find_entry` opens it
     grown = Grown(growth_map(source, target, parse_operator(operator), "grow"), opened.read, 0)
-    handover.fill_partitions(parts, grown, opened.read_into)
+    fill_partitions(parts, grown, opened.read_into)
     opened.close()
     tell(None)
 

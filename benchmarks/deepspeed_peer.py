@@ -49,9 +49,10 @@ from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import collectives, handover, partitions
+from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
-from raystage.train.handover import Entry
+from raystage.train.entry import Entry, fill
+from raystage.train.shards import make_manifest, write_own_shard
 
 MODELS = {
     "10M": {"num_layers": 6, "hidden_size": 320, "num_heads": 5, "ffn_size": 864, "vocab_size": 4096},
@@ -134,7 +135,7 @@ def load_ours(stage: StagePlan, place: str) -> dict[str, Any]:
 
     def load() -> None:
         rules, source = growth_map(stage.shape, stage.shape, "identity", "grow"), Checkpoint(open_folder(place) / OURS)
-        handover.fill(engine, Entry(rules, source, resumed=False), grown_steps(rules, source.steps), stage.seed)
+        fill(engine, Entry(rules, source, resumed=False), grown_steps(rules, source.steps), stage.seed)
 
     return {"seconds": timed(load), "digests": _digests(engine)}
 
@@ -142,7 +143,7 @@ def load_ours(stage: StagePlan, place: str) -> dict[str, Any]:
 def _engine(stage: StagePlan, entry: Entry) -> StageEngine:
     steps = grown_steps(entry.rules, {})
     engine = StageEngine(stage, steps)
-    handover.fill(engine, entry, steps, stage.seed)
+    fill(engine, entry, steps, stage.seed)
     return engine
 
 
@@ -156,11 +157,11 @@ def _save_native(engine: StageEngine, path: str) -> None:
 
 def _save_ours(engine: StageEngine, stage: StagePlan, path: str) -> None:
     folder = open_folder(path)
-    shard, steps = handover.write_own_shard(engine, folder)
+    shard, steps = write_own_shard(engine, folder)
     shards, known = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {name: step for one in known for name, step in one.items()}
-        checkpoint.commit(folder, handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))
+        checkpoint.commit(folder, make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))
 
 
 def _digests(engine: StageEngine) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""A job's checkpoints, written by threads of their own while the training goes on.
+"""Writes the checkpoints of a job, in background threads if the schedule asks for that.
 
-At a save every worker copies what it saves into host memory and trains on; its thread writes the copy, and the first
-worker's commits the manifest once all shards are written. The threads agree through a process group that nothing else
-uses, so that no collective of the training depends on how far a thread is. Every thread ends with the same outcome, and
-it is looked at only where all workers wait for it: an error comes up on all of them at once.
+At a save in the background every worker copies what it saves into host memory and continues training. Its thread writes
+the copy; the first worker's thread commits the manifest when all shards are written. The threads communicate through a
+process group that nothing else uses, so that the training never waits for a thread. All threads end with the same
+outcome. It is read only where all workers wait for it, so that an error is raised on all of them at once.
 
-Copying apart from writing is the "snapshot" and "persist" of CheckFreq (Mohan et al., FAST 2021).
+The two phases are "snapshot" and "persist" of CheckFreq (Mohan et al., FAST 2021).
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard
 from raystage.storage.store import Store
 from raystage.train.collectives import all_gather_objects
-from raystage.train.handover import Held, held_by, make_manifest, write_held
 from raystage.train.partitions import Partition
+from raystage.train.shards import Fragment, fragments_of, make_manifest, write_fragments
 
 Result = TypeVar("Result")
 Send = Callable[[str, str, Any], None]
 
-# The longest stretch of host memory asked for at once, in elements: 256 MiB. torch rounds pinned memory up to a power
-# of two, which would nearly double one stretch for all.
+# The largest block of host memory, in elements: 256 MiB. torch rounds pinned memory up to a power of two, which could
+# nearly double a single block for everything.
 BLOCK_NUMEL = 2**26
-# How nice a thread is: where no core is free, one of 10 gets a tenth of the time that the training's threads get.
+# Of the saving thread. If no core is free, a thread of niceness 10 gets a tenth of the time of the training's threads.
 NICENESS = 10
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The optimizer steps of the parameters that this worker knows, and of all parameters the head starts."""
+    """steps: of the parameters of which this worker holds a part. head_starts: of all parameters."""
 
     steps: dict[str, int]
     head_starts: Mapping[str, HeadStarts]
@@ -55,19 +55,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Save:
-    """A checkpoint on its way: what this worker writes of it, and the optimizer steps that it knows."""
+    """A checkpoint that is being written: this worker's part of it."""
 
     stage: StagePlan
     folder: Folder
-    held: list[Held]
+    fragments: list[Fragment]
     counts: Counts
 
 
 class Saver:
-    """Writes checkpoints, one at a time. All workers make one at the same point, and call it at the same points.
+    """Writes checkpoints, one at a time. All workers call its methods at the same points.
 
-    attempt: part of the names of what is written. `send(kind, stage key, what)` is called on the first worker only, by
-    the thread that trains. in_background: whether `begin` will be called.
+    attempt: part of the names of the checkpoint folders. send(kind, stage key, what): called on the first worker only,
+    by the thread that trains. in_background: whether `begin` will be called.
     """
 
     def __init__(self, store: Store, attempt: str, send: Send, in_background: bool) -> None:
@@ -83,8 +83,8 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let what is being written come to its end. A thread that Python's own end met would abort the process; this
-        one ends by itself, at the latest when the group's time runs out."""
+        """Wait for a checkpoint that is being written. If the thread still ran at the end of Python, the process would
+        abort. It ends by itself, at the latest after the timeout of the process group."""
         self._threads.shutdown()
         if self._group is not None:
             torch.distributed.destroy_process_group(self._group)
@@ -97,12 +97,13 @@ class Saver:
         standing: Callable[[], Progress],
         write_beside: Callable[[Folder], None] | None = None,
     ) -> None:
-        """Save, and return when it is done. `write_beside` writes more into the folder, before the manifest.
+        """Save, and return when the checkpoint is complete.
 
-        Collective, like `begin` and `wait`. Raises on all workers what one of them ran into: StorageError.
+        standing: gives the progress to save. write_beside: writes more into the folder, before the manifest.
+        Collective, like `begin` and `wait`. Raises StorageError on all workers if one of them meets it.
         """
         self.wait()
-        task = self._task(stage, standing().tokens, held_by(parts), counts)
+        task = self._task(stage, standing().tokens, fragments_of(parts), counts)
         written = self._written(task, None)
         if write_beside is not None:
             write_beside(task.folder)
@@ -112,46 +113,47 @@ class Saver:
     def begin(
         self, stage: StagePlan, parts: Iterable[Partition], counts: Counts, standing: Callable[[], Progress]
     ) -> None:
-        """Save, and return when all that is saved is copied. What goes wrong then comes up at the next call of `wait`,
-        `save` or `begin`. Raises what the save before this one ran into."""
+        """Copy what is to be saved, and return; a thread writes the copy. The next call of `wait`, `save` or `begin`
+        raises the error that it meets."""
         self.wait()
-        held = self._copies.of(held_by(parts))
+        copies = self._copies.of(fragments_of(parts))
         progress = copy.deepcopy(standing())
-        task = self._task(stage, progress.tokens, held, counts)
+        task = self._task(stage, progress.tokens, copies, counts)
         self._running = task, self._threads.submit(self._finish, task, progress)
 
     def wait(self) -> None:
-        """Wait for the save that is going on, if one is. Raises what it ran into."""
+        """Wait for the save in the background, if there is one. Raises the error that it met."""
         if self._running is not None:
             (task, future), self._running = self._running, None
             future.result()
             self._say_saved(task)
 
     def tell(self) -> None:
-        """Say of a save that it is done, if it is: for the first worker alone, between two steps."""
+        """Send the driver a message if a save in the background is complete. Called between two steps; not
+        collective."""
         if self._rank == 0 and self._running is not None:
             future = self._running[1]
             if future.done() and future.exception() is None:
                 self.wait()
 
-    def _task(self, stage: StagePlan, tokens: int, held: list[Held], counts: Counts) -> _Save:
-        return _Save(stage, self.store.checkpoint_folder(stage.key, tokens, self.attempt), held, counts)
+    def _task(self, stage: StagePlan, tokens: int, fragments: list[Fragment], counts: Counts) -> _Save:
+        return _Save(stage, self.store.checkpoint_folder(stage.key, tokens, self.attempt), fragments, counts)
 
     def _say_saved(self, task: _Save) -> None:
         if self._rank == 0:
             self._send("saved", task.stage.key, task.folder.name)
 
     def _finish(self, task: _Save, progress: Progress) -> None:
-        """What a thread does."""
+        """The work of the thread."""
         self._committed(task, self._written(task, self._group), progress, self._group)
 
     def _written(self, task: _Save, group: Any) -> list[tuple[Shard, dict[str, int]]]:
-        """Write this worker's shard. Returns every worker's, with the steps that it knows."""
+        """Write this worker's shard. Returns the shards of all workers, each with the steps that its worker knows."""
         name = checkpoint.shard_name(self._rank, self._world)
-        return _agreed(lambda: (write_held(task.held, task.folder, name), task.counts.steps), group)
+        return _agreed(lambda: (write_fragments(task.fragments, task.folder, name), task.counts.steps), group)
 
     def _committed(self, task: _Save, written: list, progress: Progress, group: Any) -> None:
-        """Write the manifest and let older checkpoints go, on the first worker; the others wait for it."""
+        """On the first worker, write the manifest and delete older checkpoints. The others wait for it."""
 
         def commit() -> None:
             steps = {name: step for _, known in written for name, step in known.items()}
@@ -166,33 +168,34 @@ class Saver:
 
 
 class HostCopies:
-    """Host memory for a copy of what a worker saves, used again by the next save of as much."""
+    """Host memory for a copy of what a worker saves. The next save uses it again if it needs the same size."""
 
     def __init__(self) -> None:
         self._blocks: list[torch.Tensor] = []
 
-    def of(self, held: list[Held]) -> list[Held]:
-        """The same with its values copied; until the next call. From a GPU they come into pinned memory."""
-        from_device = any(one.values.device.type != "cpu" for one in held)
-        groups = list(_in_blocks(held))
+    def of(self, fragments: list[Fragment]) -> list[Fragment]:
+        """The fragments with copied values, which are valid until the next call. Copies from a GPU are in pinned
+        memory."""
+        from_device = any(one.values.device.type != "cpu" for one in fragments)
+        groups = list(_in_blocks(fragments))
         sizes = [sum(one.values.numel() for one in group) for group in groups]
         if sizes != [block.numel() for block in self._blocks]:
-            self._blocks.clear()  # let go of what there is before more is asked for
+            self._blocks.clear()  # free this memory before more is allocated
             self._blocks += [torch.empty(size, dtype=torch.float32, pin_memory=from_device) for size in sizes]
         copies = []
         for block, group in zip(self._blocks, groups, strict=True):
-            for one, room in zip(group, block.split([one.values.numel() for one in group]), strict=True):
-                copies.append(replace(one, values=room.copy_(one.values, non_blocking=True)))
+            for one, target in zip(group, block.split([one.values.numel() for one in group]), strict=True):
+                copies.append(replace(one, values=target.copy_(one.values, non_blocking=True)))
         if from_device:
             get_accelerator().synchronize()
         return copies
 
 
-def _in_blocks(held: list[Held]) -> Iterator[list[Held]]:
-    """In order, as many together as fit into a block."""
-    group: list[Held] = []
+def _in_blocks(fragments: list[Fragment]) -> Iterator[list[Fragment]]:
+    """In order, in groups that fit into one block each."""
+    group: list[Fragment] = []
     numel = 0
-    for one in held:
+    for one in fragments:
         if group and numel + one.values.numel() > BLOCK_NUMEL:
             yield group
             group, numel = [], 0
@@ -203,30 +206,31 @@ def _in_blocks(held: list[Held]) -> Iterator[list[Held]]:
 
 
 def _be_nice() -> None:
-    """Let the training go first. On Linux alone threads have a niceness of their own."""
+    """Give the training priority. Only on Linux does each thread have a niceness of its own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _agreed(action: Callable[[], Result], group: Any) -> list[Result]:
-    """What `action` gives on each of the group's workers, by rank. Raises on all of them where it fails on one."""
+    """Run `action` on all workers of the group. Returns all results, by rank. If it fails on one worker, this raises on
+    all of them."""
     own: Exception | None = None
     result = None
     try:
         result = action()
-    except Exception as error:  # raised below, once the others know
+    except Exception as error:  # raised below, after the others have been told
         own = error
-    told = all_gather_objects((result, own and _told(own)), group)
+    outcomes = all_gather_objects((result, own and _portable(own)), group)
     if own is not None:
         raise own
-    for _, error in told:
+    for _, error in outcomes:
         if error is not None:
             raise error
-    return [result for result, _ in told]
+    return [result for result, _ in outcomes]
 
 
-def _told(error: Exception) -> Exception:
-    """An error as the other workers get it: raystage's own as it is, any other in words, since it may not travel."""
+def _portable(error: Exception) -> Exception:
+    """An error as the other workers get it. Errors of other packages may not be picklable: those become text."""
     if isinstance(error, RaystageError):
         return error
     return RuntimeError(f"worker {comm.get_rank()} could not save: {type(error).__name__}: {error}")

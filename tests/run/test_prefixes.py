@@ -16,7 +16,7 @@ from raystage.plan.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
-from raystage.train.handover import find_prefix
+from raystage.train.entry import find_prefix
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end

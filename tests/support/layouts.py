@@ -25,9 +25,10 @@ from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import collectives, handover
+from raystage.train import collectives
 from raystage.train.engine import StageEngine
-from raystage.train.handover import Entry, write_own_shard
+from raystage.train.entry import Entry, fill
+from raystage.train.shards import make_manifest, write_own_shard
 from raystage.train.stage_runner import evaluation_set
 
 MODELS: dict[str, dict] = {
@@ -166,7 +167,7 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
     """A stage entered, stepped, evaluated and saved."""
     counts = grown_steps(entry.rules, entry.source.steps if entry.source else {})
     engine = StageEngine(stage, counts)
-    handover.fill(engine, entry, counts, stage.seed)
+    fill(engine, entry, counts, stage.seed)
     reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
     tokens = stage.training.global_batch_tokens
     count = tokens // stage.shape.context_length
@@ -186,6 +187,6 @@ def _save(engine: StageEngine, stage: StagePlan, path: str) -> None:
     shards, all_steps = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
-        manifest = handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
+        manifest = make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
         checkpoint.commit(folder, manifest)
     comm.barrier()

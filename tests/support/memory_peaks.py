@@ -20,9 +20,11 @@ from raystage.plan.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import collectives, handover, partitions
+from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
-from raystage.train.handover import Entry, write_own_shard
+from raystage.train.entry import Entry
+from raystage.train.entry import fill as fill_engine
+from raystage.train.shards import make_manifest, write_own_shard
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     engine = StageEngine(stage, steps)
     build = watch.peak()
     watch = Watch()
-    handover.fill(engine, entry, steps, stage.seed)
+    fill_engine(engine, entry, steps, stage.seed)
     fill = watch.peak()
     weights = "" if stage.training.zero_stage == 3 else _checksum(engine)
     watch = Watch()
@@ -114,9 +116,7 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     for one in collectives.all_gather_objects(known):
         merged |= one
     if comm.get_rank() == 0:
-        checkpoint.commit(
-            open_folder(folder), handover.make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
-        )
+        checkpoint.commit(open_folder(folder), make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))
     comm.barrier()
     if entry.source:
         entry.source.close()

@@ -21,9 +21,10 @@ from raystage.plan.plan import Growth, StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train import collectives, handover
+from raystage.train import collectives
 from raystage.train.engine import StageEngine
-from raystage.train.handover import Entry, write_own_shard
+from raystage.train.entry import Entry, fill
+from raystage.train.shards import make_manifest, write_own_shard
 
 WORKERS = 2
 WIDE = {"hidden_size": 16, "num_heads": 4, "ffn_size": 24}
@@ -68,7 +69,7 @@ def entered(stage: StagePlan, source: str | None) -> StageEngine:
 def entered_by(stage: StagePlan, entry: Entry) -> StageEngine:
     steps = grown_steps(entry.rules, entry.source.steps if entry.source else {})
     engine = StageEngine(stage, steps)
-    handover.fill(engine, entry, steps, stage.seed)
+    fill(engine, entry, steps, stage.seed)
     return engine
 
 
@@ -89,7 +90,7 @@ def save(engine: StageEngine, place: str) -> None:
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
         progress, starts = Progress.at_start(engine.stage), engine.head_starts
-        manifest = handover.make_manifest(engine.stage, tuple(shards), merged, progress, starts)
+        manifest = make_manifest(engine.stage, tuple(shards), merged, progress, starts)
         checkpoint.commit(open_folder(place), manifest)
     engine.destroy()
     collectives.all_gather_objects(None)

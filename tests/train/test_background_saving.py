@@ -29,10 +29,10 @@ from raystage.results.record import Progress, StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train import saving
-from raystage.train.handover import held_by
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.partitions import Partition
 from raystage.train.saving import Counts, HostCopies, Saver
+from raystage.train.shards import fragments_of
 from raystage.train.stage_runner import JobContext
 from raystage.train.worker import Job, train_stages
 
@@ -294,7 +294,7 @@ def test_host_memory_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """In blocks, which a fragment longer than one does not fit into and gets one of its own."""
     monkeypatch.setattr(saving, "BLOCK_NUMEL", 100)
     stage, copies = a_stage(tmp_path), HostCopies()
-    first, second = (held_by(parts_of(stage, value)) for value in (1.0, 2.0))
+    first, second = (fragments_of(parts_of(stage, value)) for value in (1.0, 2.0))
     taken = copies.of(first)
     places = [one.values.data_ptr() for one in taken]
     assert [one.span for one in taken] == [one.span for one in first]

@@ -13,7 +13,7 @@ from raystage.config.schedule import Init, Schedule
 from raystage.plan.build import make_plan
 from raystage.plan.initial import find_init
 from raystage.plan.plan import UNCHANGED, StagePlan
-from raystage.train.handover import initial_entry
+from raystage.train.entry import initial_entry
 from wide_stages import WIDE, WORKERS, Case, differences, entered, entered_by, furthest, opened, save, train, two_stages
 
 pytestmark = pytest.mark.end_to_end

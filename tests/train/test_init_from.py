@@ -34,7 +34,7 @@ from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store
 from raystage.tools.certify import load
 from raystage.tools.grow import open_source
-from raystage.train import handover
+from raystage.train.entry import initial_entry
 from raystage.train.stage_runner import evaluation_set
 from staged_runs import records_of, train
 from started_models import FOLDERS, make, make_schedule
@@ -158,7 +158,7 @@ def test_a_checkpoint_brings_its_steps(
 def test_a_checkpoint_brings_its_moments(trained: tuple[Path, Path]) -> None:
     texts, stage = trained
     (first,) = make_plan(make_schedule(texts, stage)).staged.stages
-    entry = handover.initial_entry(first, first.init)
+    entry = initial_entry(first, first.init)
     source, grown = Checkpoint(open_folder(checkpoint_of(stage))), Grown(entry.rules, entry.source.read, 0)
     for one in parameters(first.shape):
         for state in ("fp32", "exp_avg", "exp_avg_sq"):
@@ -238,10 +238,10 @@ def test_another_model_on_a_worker_is_refused(tmp_path: Path, texts: Path) -> No
     (stage,) = make_plan(make_schedule(texts, path)).staged.stages
     make(path, "llama", rms_norm_eps=1e-5)
     with pytest.raises(InputError, match=r"found another model .* than was planned with"):
-        handover.initial_entry(stage, stage.init)
+        initial_entry(stage, stage.init)
     moved = replace(stage.init, path=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no such folder on this worker"):
-        handover.initial_entry(stage, moved)
+        initial_entry(stage, moved)
 
 
 def test_baselines_start_from_nothing(tmp_path: Path, texts: Path) -> None:
@@ -336,7 +336,7 @@ def test_damaged_folders_are_refused(tmp_path: Path, texts: Path, damage: str) -
 def enter(schedule: Schedule) -> None:
     """Plan and open, as the driver and then each worker do."""
     (stage,) = make_plan(schedule).staged.stages
-    handover.initial_entry(stage, stage.init)
+    initial_entry(stage, stage.init)
 
 
 def test_a_schedule_without_init_has_the_records_it_had(tmp_path: Path, texts: Path) -> None:

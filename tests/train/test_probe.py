@@ -26,7 +26,7 @@ from raystage.results.record import Certificate, GrowthRecord, StageRecord
 from raystage.storage.store import Store
 from raystage.train import probe
 from raystage.train.engine import StageEngine
-from raystage.train.handover import Entry, fill
+from raystage.train.entry import Entry, fill
 from raystage.train.stage_runner import evaluation_set
 from raystage.train.worker import Job, run_job
 

@@ -13,8 +13,9 @@ from raystage.growth.apply import Grown
 from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, commit
-from raystage.train.handover import fill_partitions, write_partitions
+from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
+from raystage.train.shards import fragments_of, write_fragments
 
 SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, FRAGMENT_NUMEL // 8 + 3, 10)
 NAME = "model.embed_tokens.weight"
@@ -26,7 +27,9 @@ def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Pat
     whole = torch.randn(numel)
     part = Partition(NAME, 0, numel, {"fp32": whole}, (0, numel), whole)
     folder = open_folder(tmp_path)
-    shard = write_partitions([part, replace(part, saves=(5, 5))], folder, "shard-00000-of-00001.safetensors")
+    shard = write_fragments(
+        fragments_of([part, replace(part, saves=(5, 5))]), folder, "shard-00000-of-00001.safetensors"
+    )
     assert [(one.start, one.stop) for one in shard.fragments] == [(0, FRAGMENT_NUMEL), (FRAGMENT_NUMEL, numel)]
     entry = ParameterEntry(NAME, (SHAPE.vocab_size, SHAPE.hidden_size), "float32", 0)
     commit(folder, Manifest(SHAPE, (entry,), (shard,), "", 0, 0, {}, {}, {}, {}))

@@ -1,18 +1,47 @@
-"""Energy of several workers: which of them reads which device, and what they add up to. Counters are made up here:
-what a GPU's own says can only be seen on one."""
+"""Peak memory and speed of a device; energy of several workers: which of them reads which device, and the sum.
+
+The counters are made up here: what a GPU's own says can only be seen on one.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from factories import make_record, make_schedule
 from raystage.plan.build import make_plan
 from raystage.results.costs import minus, plus
 from raystage.results.record import Progress, StageRecord
-from raystage.train.energy import EnergyCount, counts, open_meter
+from raystage.train.devices import (
+    EnergyCount,
+    forget_peak_memory,
+    open_meter,
+    peak_flops_per_second,
+    peak_memory_bytes,
+    reads_device,
+)
+
+BLOCK_BYTES = 256 * 2**20
+
+
+def test_the_peak_of_memory_counts_from_where_it_was_forgotten() -> None:
+    """So that a stage's figure is its own, though a larger one came before in the same process."""
+    forget_peak_memory()
+    before = peak_memory_bytes()
+    np.ones(BLOCK_BYTES, dtype=np.uint8)
+    assert peak_memory_bytes() - before > 0.9 * BLOCK_BYTES
+    forget_peak_memory()
+    assert peak_memory_bytes() - before < 0.5 * BLOCK_BYTES
+
+
+def test_no_peak_speed_is_made_up_for_a_cpu() -> None:
+    assert peak_flops_per_second("fp32") is None
+
+
+# --- energy ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -32,7 +61,7 @@ def workers(*meters: Counter | None) -> list[EnergyCount]:
 
 def test_every_device_is_read_once_however_many_workers_share_it():
     names = ["a", "a", "b", "a", "b"]
-    assert [counts(names, rank) for rank in range(5)] == [True, False, True, False, False]
+    assert [reads_device(names, rank) for rank in range(5)] == [True, False, True, False, False]
     shared = Counter("a", 1000.0)
     first, second = workers(shared, shared)
     shared.total = 1250.0

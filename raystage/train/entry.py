@@ -1,0 +1,178 @@
+"""How a stage is entered: finds what it starts from, and fills this worker's partitions through a growth map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from deepspeed import comm
+
+from raystage.data.tokens import TokenWindows
+from raystage.errors import CheckpointError
+from raystage.files.filesystem import Folder, open_folder
+from raystage.growth.apply import Grown
+from raystage.growth.counts import HeadStarts, grown_head_starts
+from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
+from raystage.growth.rules import GrowthMap, growth_map, initial_map
+from raystage.growth.trained import fitted_map, is_learned
+from raystage.models.hf_folder import open_model
+from raystage.plan.initial import InitPlan, check_same
+from raystage.plan.keys import key_at, trunk_key
+from raystage.plan.plan import UNCHANGED, StagePlan
+from raystage.results.record import StageRecord
+from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.huggingface import FolderWeights
+from raystage.storage.store import Store, tokens_of
+from raystage.train import partitions
+from raystage.train.collectives import broadcast_object
+from raystage.train.engine import DTYPES, StageEngine
+from raystage.train.partitions import Partition
+from raystage.train.shards import in_pieces
+
+# (parameter, state, start, into) -> nothing. Sets `into`, flat float32, to the slice that begins at `start`.
+ReadInto = Callable[[str, str, int, np.ndarray], None]
+
+
+# --- what a stage starts from -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """From which checkpoint a stage starts, and through which growth map.
+
+    source: None for a new model. resumed: the checkpoint is from within the stage. prefix: the record of the shorter
+    stage that has written this checkpoint; None if the stage itself has.
+    """
+
+    rules: GrowthMap
+    source: Checkpoint | FolderWeights | None
+    resumed: bool
+    prefix: StageRecord | None = None
+
+
+def find_entry(stage: StagePlan, store: Store) -> Entry:
+    """From the furthest checkpoint within the stage, its own or its prefix's; otherwise from the parent's checkpoint
+    through the growth map; otherwise from new weights.
+
+    If another kind of optimizer has written the parent's checkpoint, only its weights are used.
+    """
+    within, prefix = broadcast_object(_furthest(stage, store))
+    if within is not None:
+        same = growth_map(stage.shape, stage.shape, "identity", "grow")
+        return Entry(same, Checkpoint(within.unmapped), resumed=True, prefix=prefix)
+    if stage.init is not None:
+        return initial_entry(stage, stage.init)
+    if stage.parent_key is None:
+        return Entry(initial_map(stage.shape), None, resumed=False)
+    source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key).unmapped), stage.growth or UNCHANGED
+    policy = growth.optimizer_state if source.has(stage.training.optimizer.moments) else "reset"
+    if is_learned(growth.operator):
+        return Entry(fitted_map(stage.shape), source, resumed=False)
+    rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
+    return Entry(rules, source, resumed=False)
+
+
+def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecord | None]:
+    """The furthest checkpoint within the stage, and the record of the prefix that has written it, if one has."""
+    own = store.latest_checkpoint(stage.key)
+    done = tokens_of(own.name) - stage.start_tokens if own else 0
+    prefix = find_prefix(stage, store, stage.step_schedule.steps_for(done))
+    if prefix is None:
+        return own, None
+    return store.stage_folder(prefix.key) / prefix.checkpoint, prefix
+
+
+def find_prefix(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRecord | None:
+    """The longest finished stage that is the same as this one but shorter, with more than `beyond_steps` steps."""
+    for steps, key in store.trunk(trunk_key(stage)):
+        if beyond_steps < steps < stage.steps and key_at(stage, steps) == key:
+            record = store.readable_record(key)
+            if record is not None:
+                return record
+    return None
+
+
+def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
+    """From what the schedule's `init` names. Raises InputError if this worker finds it changed since it was planned."""
+    folder, growth = open_folder(check_same(init)), stage.growth or UNCHANGED
+    source = Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
+    keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
+    policy = growth.optimizer_state if keeps else "reset"
+    return Entry(growth_map(init.shape, stage.shape, growth.operator, policy, growth.options), source, resumed=False)
+
+
+# --- filling the partitions -------------------------------------------------------------------
+
+
+def fit_learned(engine: StageEngine, source: Checkpoint, windows: TokenWindows) -> Fitted:
+    """The grown weights of a `learned` growth, fitted on the first batches of the stage's own training data.
+
+    Collective; the same on every worker. Each step takes a global batch, divided between the workers as in training, at
+    the stage's own optimizer.lr. Every worker reads all of the source. Until this returns it holds one model of the
+    target's size in fp32 and its gradients, whatever the ZeRO stage; activations are not recomputed.
+    """
+    stage = engine.stage
+    batch, context = stage.training.global_batch_tokens, stage.shape.context_length
+    fitting = Fitting(
+        LearnedMaps(stage.parent_shape, stage.shape),
+        stacked(stage.parent_shape, source.read, engine.device),
+        stage.training.optimizer.lr,
+        comm.all_reduce,
+        DTYPES[stage.training.precision],
+    )
+    for step in range(stage.growth.options.fit_steps):
+        first = (stage.start_tokens + step * batch) // context
+        fitting.step(engine.shares(windows.sequences(first, batch // context, context)), batch)
+    return fitting.fitted()
+
+
+def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fitted: Fitted | None = None) -> None:
+    """Compute and set every slice that this worker's optimizer holds, then update the model's weights from them.
+
+    steps: the optimizer steps of each parameter. fitted: of a `learned` growth, whose weights no rule gives.
+    """
+    grown = fitted or Grown(entry.rules, entry.source.read if entry.source else _nothing_to_read, seed)
+    read_into = entry.source.read_into if isinstance(entry.source, Checkpoint) and fitted is None else None
+    fill_partitions(partitions.partitions(engine.deepspeed), grown, read_into)
+    partitions.set_steps(engine.deepspeed, steps)
+    partitions.refresh(engine.deepspeed)
+    done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
+    engine.count_new_apart(_head_starts(engine, entry, steps, done))
+    engine.open_mask(done)
+
+
+def _head_starts(engine: StageEngine, entry: Entry, steps: dict[str, int], done: int) -> dict[str, HeadStarts]:
+    """Of the elements that growth made new among old ones, now or earlier.
+
+    A checkpoint from within a stage has none if they make no difference any more, or if an older version wrote it. In
+    the second case those of the stage's own growth, `done` steps ago, are computed here.
+    """
+    if not isinstance(entry.source, Checkpoint):
+        return {}
+    found = grown_head_starts(entry.rules, entry.source.head_starts, entry.source.steps)
+    if entry.resumed and not found:
+        for rule in engine.growth:
+            found |= grown_head_starts((rule,), {}, dict.fromkeys(rule.sources, steps[rule.target] - done))
+    return found
+
+
+def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted, read_into: ReadInto | None = None) -> None:
+    """Set every slice that the partitions hold, in place. Needs memory for one fragment besides.
+
+    read_into: reads what is a plain copy of the source directly into its place. Not with a `Fitted`.
+    """
+    for part in parts:
+        for state, held in part.tensors.items():
+            source = grown.copy_of(part.parameter, state) if read_into and held.device.type == "cpu" else None
+            for first, last in in_pieces(0, part.stop - part.start):
+                if source is not None:
+                    read_into(source, state, part.start + first, held[first:last].detach().numpy())
+                    continue
+                values = grown.slice(part.parameter, state, part.start + first, part.start + last)
+                held[first:last].copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
+
+
+def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:
+    raise CheckpointError(f"{state} of {parameter} has no source to be read from")

@@ -1,0 +1,74 @@
+"""The held-out sequences of a stage, and how its model scores on them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from raystage.data.tokens import Streams, TokenWindows, open_streams
+from raystage.models.shape import flops_per_token
+from raystage.objectives.metrics import added, values
+from raystage.plan.plan import StagePlan
+from raystage.results.record import Evaluation, Progress
+from raystage.train.accounting import Accounting
+from raystage.train.collectives import all_gather_objects
+from raystage.train.engine import Scores, StageEngine
+
+
+def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarray:
+    """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone.
+
+    streams: of the stage's data, if they are open already.
+    """
+    streams = streams or open_streams(stage.data, stage.shape.vocab_size)
+    windows = TokenWindows(streams.held_out, stage.shape.context_length, stage.seed)
+    return windows.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
+
+
+class Evaluator:
+    """Evaluates a stage's model on `held_out`, and counts what that takes.
+
+    known: the scores of the model as it is now, if a stage before or the growth has computed them already.
+    """
+
+    def __init__(
+        self, engine: StageEngine, held_out: np.ndarray, accounting: Accounting, known: Scores | None = None
+    ) -> None:
+        self.held_out, self.last = held_out, known
+        self._engine, self._accounting, self._known = engine, accounting, known
+
+    @property
+    def _progress(self) -> Progress:
+        return self._accounting.progress
+
+    def loss_after_growth(self, held_out: np.ndarray) -> float:
+        """The loss on the text that the source was evaluated on. It is usually this stage's text, too: then these are
+        the scores of its first evaluation."""
+        if not np.array_equal(held_out, self.held_out):
+            return self._engine.evaluate(held_out).loss
+        self._known = self._score()
+        return self._known.loss
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the model as it is now. Collective."""
+        self._accounting.tick()
+        self._accounting.count_energy()
+        scores, self._known = self._known or self._score(), None
+        self.last = scores
+        metrics = values(added(all_gather_objects(scores.sums)))
+        self._accounting.skip_time()
+        self._accounting.count_evaluation_energy()
+        progress = self._progress
+        reached = progress.tokens, progress.steps, progress.flops, progress.seconds
+        point = Evaluation(*reached, scores.loss, scores.accuracy, metrics, *(scores.halves or ()))
+        progress.evaluations.append(point)
+        return point
+
+    def _score(self) -> Scores:
+        began = time.monotonic()
+        stage = self._engine.stage
+        scores = self._engine.evaluate(self.held_out, stage.training.evaluate.metrics)
+        self._progress.evaluation_seconds += time.monotonic() - began
+        self._progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(stage.shape) // 3
+        return scores

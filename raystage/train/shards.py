@@ -1,0 +1,106 @@
+"""What a checkpoint is made of: each worker's shard, cut into fragments, and the manifest of all shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from deepspeed import comm
+
+from raystage.files.filesystem import Folder
+from raystage.growth.counts import HeadStarts, as_runs, unsettled
+from raystage.models.shape import parameters
+from raystage.plan.plan import StagePlan
+from raystage.results.record import Progress
+from raystage.storage import checkpoint
+from raystage.storage.checkpoint import FRAGMENT_NUMEL, Manifest, ParameterEntry, Shard, Span
+from raystage.train import partitions
+from raystage.train.engine import StageEngine
+from raystage.train.partitions import Partition
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Something to be written: the slice `span` of a state. values: flat float32, live or a copy."""
+
+    span: Span
+    values: torch.Tensor
+
+
+def fragments_of(parts: Iterable[Partition]) -> list[Fragment]:
+    """What this worker saves of its partitions, cut into fragments. The values are live views."""
+    return [
+        Fragment((part.parameter, state, part.start + first, part.start + last), part.tensors[state][first:last])
+        for part in parts
+        for state in part.tensors
+        for first, last in in_pieces(*part.saves)
+    ]
+
+
+def in_pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in pieces of at most the length of a fragment."""
+    for first in range(start, stop, FRAGMENT_NUMEL):
+        yield first, min(first + FRAGMENT_NUMEL, stop)
+
+
+def write_fragments(fragments: list[Fragment], folder: Folder, name: str) -> Shard:
+    """Write a shard. Values on a GPU are copied to the host one fragment at a time."""
+    values = (one.values.cpu().numpy() for one in fragments)
+    return checkpoint.stream_shard(folder, name, [one.span for one in fragments], values)
+
+
+def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
+    """Write this worker's part of all state. Returns its shard's entry and the step counts it knows."""
+    name = checkpoint.shard_name(engine.rank, engine.world)
+    shard = write_fragments(fragments_of(partitions.partitions(engine.deepspeed)), folder, name)
+    return shard, partitions.get_steps(engine.deepspeed)
+
+
+def make_manifest(
+    stage: StagePlan,
+    shards: tuple[Shard, ...],
+    steps: dict[str, int],
+    progress: Progress,
+    head_starts: Mapping[str, HeadStarts] = MappingProxyType({}),
+) -> Manifest:
+    """The manifest of a stage's checkpoint.
+
+    steps: the optimizer steps of every parameter. head_starts: of the elements that growth made later.
+    """
+    training = stage.training
+    runs = {name: as_runs(_needed(found, stage, steps[name], progress.tokens)) for name, found in head_starts.items()}
+    layout = {"num_workers": comm.get_world_size(), "zero_stage": training.zero_stage, "precision": training.precision}
+    return Manifest(
+        model=stage.shape,
+        parameters=tuple(
+            ParameterEntry(one.name, one.shape, "float32", steps[one.name], runs.get(one.name, ()))
+            for one in parameters(stage.shape)
+        ),
+        shards=shards,
+        stage_key=stage.key,
+        step=progress.steps,
+        tokens=progress.tokens,
+        data_cursor={
+            "tokens": progress.tokens,
+            "seed": stage.seed,
+            "fingerprint": stage.data.fingerprint,
+            "tokenizer": stage.data.tokenizer,
+            "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
+            **({"end_token": stage.data.end_token} if stage.data.end_token else {}),
+            "trained_on": stage.trained_on.to_json(),
+        },
+        rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
+        optimizer={**training.optimizer.used(), **layout},
+        progress=progress.to_json(),
+    )
+
+
+def _needed(starts: HeadStarts, stage: StagePlan, step: int, tokens: int) -> HeadStarts:
+    """The head starts of a parameter that training from this checkpoint needs: all of them while new elements have a
+    learning rate of their own."""
+    rewarm, betas = stage.growth and stage.growth.rewarm, stage.training.optimizer.used().get("betas", ())
+    if betas and rewarm and not rewarm.is_over(tokens - stage.start_tokens):
+        return starts
+    return unsettled(starts, step, betas)
