@@ -66,7 +66,7 @@ def _of_units(rule: Rule) -> Iterator[DuplicatePair]:
 
 
 def _copies(indices: np.ndarray) -> np.ndarray:
-    """Each copy with the next copy of the same source index: (pairs, 2)."""
+    """Each copy with the next copy of the same source index; shape (pairs, 2)."""
     last: dict[int, int] = {}
     pairs = []
     for place, index in enumerate(indices.tolist()):
@@ -91,7 +91,7 @@ def _of_parameters(rules: Sequence[Rule]) -> Iterator[DuplicatePair]:
 
 
 def _places(rule: Rule) -> int:
-    """Fewer along each axis where there are more axes."""
+    """Fewer along each axis if there are more axes."""
     return _PLACES if len(rule.shape) <= 2 else math.isqrt(_PLACES)
 
 

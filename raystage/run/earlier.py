@@ -1,4 +1,4 @@
-"""What a name stood for before another schedule took it: kept in `runs/<name>/earlier/<number>/`."""
+"""Keeps the run that had a name before another schedule took the name, in `runs/<name>/earlier/<number>/`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from raystage.run.status import process_of, read_status, silence
 from raystage.storage.store import EARLIER, Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, STATUS_FILE, SWEEP_FILE, TRIAL_FILE
 
-# What is no report: the offline runs of W&B.
+# These stay where they are.
 _LEFT = (EARLIER, "wandb")
 
 
 def make_way(store: Store, name: str, keys: Sequence[str]) -> str | None:
-    """Set aside what a run of another schedule left under `name`; says what was done, None where there was nothing.
+    """Move aside what a run of another schedule has left under `name`. Returns what was done, in words; None if there
+    was nothing to do.
 
-    keys: of all stages of the schedule as it is written. The same schedule goes on under its name.
-    Raises InputError where the name is a sweep's or a trial's, or another driver's that goes on.
+    keys: of all stages of the schedule as it is written. If they are those of the run, it is continued.
+    Raises InputError if the name is that of a sweep or a trial, or if another driver runs under it.
     """
     _refuse_sweeps(store, name)
     try:
@@ -35,7 +36,7 @@ def make_way(store: Store, name: str, keys: Sequence[str]) -> str | None:
     number = len(store.earlier_runs(name)) + 1
     _set_aside(store, name, f"{name}/{EARLIER}/{number}")
     return (
-        f"the name {name!r} stood for {was}; its report is kept: raystage report {name}/{EARLIER}/{number} "
+        f"the name {name!r} belonged to {was}; its report is kept: raystage report {name}/{EARLIER}/{number} "
         f"(--name gives this run a name of its own)"
     )
 
@@ -64,10 +65,10 @@ def _refuse_running(store: Store, name: str) -> None:
 
 
 def _set_aside(store: Store, name: str, place: str) -> None:
-    """All files are there before the first one goes. Links stay: what lies behind them is not the run's."""
+    """Copy all files before the first one is deleted. What is behind a symbolic link does not belong to the run."""
     folder, target = store.run_folder(name), store.run_folder(place)
     if link := target.first_link(store.folder):
-        problem = f"found {link}, a symbolic link, behind which nothing is set aside; expected another name (--name)"
+        problem = f"found {link}, a symbolic link, behind which raystage moves nothing; expected another name (--name)"
         raise InputError(problem, key="name")
     files = [file.path for file in folder.files(follow_links=False) if file.path.split("/")[0] not in _LEFT]
     for path in files:

@@ -20,8 +20,8 @@ from raystage.files.filesystem import Folder
 from raystage.plan.gates import Rejection
 from raystage.plan.plan import RunPlan, StagePlan
 from raystage.results.record import GrowthRecord, StageRecord
-from raystage.run.console import describe_growth, describe_stage
 from raystage.run.events import RunCallback
+from raystage.run.progress import describe_growth, describe_stage
 from raystage.storage.processes import ProcessId, this_process
 from raystage.timers import RepeatingTimer
 from raystage.units import format_count, format_flops, format_seconds
@@ -65,7 +65,7 @@ def next_steps(invocation: Invocation, error: BaseException | None) -> list[str]
     """What to do now and where to read more, in lines. An InputError says itself what would be right."""
     if isinstance(error, InputError):
         return []
-    lines = [] if error is None else [f"to go on: {invocation.command}"]
+    lines = [] if error is None else [f"to continue: {invocation.command}"]
     workers = invocation.worker_logs()
     return [*lines, f"log: {invocation.log}" + (f"; the workers' logs: {workers}" if workers and error else "")]
 
@@ -176,7 +176,7 @@ class RunLog(RunCallback):
 
     def resumed(self, run: RunPlan, stage: StagePlan, step: int) -> None:
         self._is_past = True
-        self._write_of(run, stage, f"goes on from step {step} (of {stage.steps})")
+        self._write_of(run, stage, f"continues from step {step} (of {stage.steps})")
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._is_past = reused

@@ -1,7 +1,7 @@
-"""How a run stands, kept in its folder while it goes: status.json, for whoever wants to look.
+"""Keeps status.json in the folder of a run while its driver runs, for `raystage status`.
 
-The file is small, written at most every two seconds, and anew every half minute even if nothing has happened: that is
-the driver's sign of life.
+The file is small and written at most every two seconds. It is written every half minute even if nothing has happened,
+as the driver's heartbeat.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from raystage.plan.gates import Rejection
 from raystage.plan.plan import Plan, RunPlan, StagePlan
 from raystage.report.build import DONE
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
-from raystage.run.console import Progress
 from raystage.run.events import RunCallback
 from raystage.run.log import Invocation
-from raystage.run.pace import Pace
+from raystage.run.progress import Pace, StageProgress
 from raystage.storage.processes import ProcessId, is_gone
 from raystage.storage.store import read_file
 from raystage.storage.stored_files import STATUS_FILE
 from raystage.timers import RepeatingTimer
 
 WRITE_SECONDS = 2.0
-SIGN_OF_LIFE_SECONDS = 30.0
-# After this time without one a driver may be dead. Clocks of hosts may differ by less.
+HEARTBEAT_SECONDS = 30.0
+# After this time without a heartbeat a driver may be dead. It is longer than clocks of hosts usually differ.
 SILENCE_SECONDS = 300.0
 
 _logger = logging.getLogger(__name__)
@@ -39,10 +38,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class _StageStatus:
-    """A stage so far. tokens: trained in it. attempts, restarts: of all drivers so far; of its workers under them.
-    rejections: how often it was not accepted, and so tried again under another key."""
+    """What is known of a stage so far.
 
-    progress: Progress
+    tokens: trained in it. attempts: how often a driver has begun to train it. restarts: how often its workers were
+    started again. rejections: how often it was not accepted, and tried again under another key.
+    """
+
+    progress: StageProgress
     tokens: int = 0
     lr: float | None = None
     attempts: int = 0
@@ -78,7 +80,7 @@ class _StageStatus:
 class RunStatus(RunCallback):
     """Keeps the status file of a run of `plan`. Begins with what an earlier invocation left there.
 
-    finished: the keys of what the store has, kept up to date by the driver.
+    finished: the keys of the stages that the store has; the driver keeps it up to date.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class RunStatus(RunCallback):
         self._lock = threading.Lock()
         earlier = _counts(read_status(invocation.folder))
         self._stages = [
-            _StageStatus(Progress(run, stage, "SCHEDULING"), **earlier.get(stage.key, {}))
+            _StageStatus(StageProgress(run, stage, "SCHEDULING"), **earlier.get(stage.key, {}))
             for run in plan.runs()
             for stage in run.stages
         ]
@@ -165,16 +167,16 @@ class RunStatus(RunCallback):
     # --- the file -----------------------------------------------------------------------------
 
     def _of(self, stage: StagePlan) -> list[_StageStatus]:
-        """A stage that several runs share stands in each of them."""
+        """All entries of a stage: one for each run that it belongs to."""
         return [one for one in self._stages if one.progress.stage.key == stage.key]
 
     def _place(self, run: RunPlan, stage: StagePlan) -> None:
-        """The stage as it is trained: under the key of the present attempt, and where it really begins."""
+        """Use the stage as it is trained now: with the key of the current attempt, and where it really begins."""
         with self._lock:
             for one in self._stages:
                 before = one.progress
                 if (before.run.name, before.stage.name) == (run.name, stage.name) and before.stage != stage:
-                    one.progress = Progress(run, stage, "SCHEDULING")
+                    one.progress = StageProgress(run, stage, "SCHEDULING")
                     one.tokens = 0
 
     def _change(self, stage: StagePlan, **facts: Any) -> None:
@@ -194,27 +196,27 @@ class RunStatus(RunCallback):
                     one.progress = one.progress.after_training(point)
                 elif point is not None:
                     one.progress = one.progress.after_evaluation(point)
-                # The points of what is reused are of the past; what was finished now may be reused by another run.
+                # A finished stage stays so: points of a reused stage are of the past.
                 kept = {"state": state} if state in DONE else {}
                 one.progress = replace(one.progress, **(facts | kept))
 
     def _write(self) -> None:
-        """Write the file where there is something new, or it is time for a sign of life."""
+        """Write the file if something has changed, or if a heartbeat is due."""
         with self._lock:
-            if not self._is_new and time.monotonic() - self._written_at < SIGN_OF_LIFE_SECONDS:
+            if not self._is_new and time.monotonic() - self._written_at < HEARTBEAT_SECONDS:
                 return
             content, trains = self._content(), self._current is not None
             self._is_new, self._written_at = False, time.monotonic()
         try:
-            if trains or not self._is_anothers():
+            if trains or not self._belongs_to_another_driver():
                 self._invocation.folder.write_whole(STATUS_FILE, written(content))
         except StorageError as error:
             if not self._has_warned:
                 _logger.warning("%s: %s", (self._invocation.folder / STATUS_FILE).uri, error)
             self._has_warned = True
 
-    def _is_anothers(self) -> bool:
-        """Whether another driver keeps the status of this very run; who only waits for it leaves it to that one."""
+    def _belongs_to_another_driver(self) -> bool:
+        """Whether another driver keeps the status of this run. A driver that waits for it leaves the file alone."""
         found = read_status(self._invocation.folder)
         process = process_of(found)
         if process is None or process == self._invocation.process:
@@ -250,16 +252,16 @@ class RunStatus(RunCallback):
 
 
 def read_status(folder: Folder) -> dict[str, Any]:
-    """What an earlier or another attempt left in the run's folder; nothing where there is none that can be read."""
+    """What another invocation has left in the run's folder; empty if there is no file that can be read."""
     try:
         return read_file(folder, STATUS_FILE, STATUS_FILE) or {}
     except RaystageError as error:
-        _logger.warning("begun anew: %s", error)
+        _logger.warning("the status starts again from nothing: %s", error)
         return {}
 
 
 def process_of(status: Mapping[str, Any]) -> ProcessId | None:
-    """Of the driver; None where it is not known."""
+    """The driver's process; None if it is not known."""
     try:
         return ProcessId.from_json(status["process"])
     except (ValueError, TypeError, KeyError):
@@ -267,21 +269,21 @@ def process_of(status: Mapping[str, Any]) -> ProcessId | None:
 
 
 def silence(process: ProcessId, updated_at: float, now: float) -> str | None:
-    """Why the driver of a run that is said to go on may be dead; None where there is no reason to think so.
+    """Why the driver of a run in state RUNNING may be dead; None if there is no reason to think so.
 
-    updated_at, now: seconds since 1970.
+    updated_at, now: in seconds since 1970.
     """
     if is_gone(process):
-        return f"the driver on {process.host} (process {process.pid}) has ended without saying how"
+        return f"the driver on {process.host} (process {process.pid}) has ended without a message"
     quiet_seconds = now - updated_at
     if quiet_seconds > SILENCE_SECONDS:
         minutes = round(quiet_seconds / 60)
-        return f"no sign of life for {minutes} min: the driver on {process.host} (process {process.pid}) may be dead"
+        return f"no heartbeat for {minutes} min: the driver on {process.host} (process {process.pid}) may be dead"
     return None
 
 
 def _counts(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """By stage key what adds up over attempts, and what lies in the store from them."""
+    """By stage key the counts of earlier invocations, and the last checkpoint that they left."""
     return {
         row["key"]: {
             "attempts": row.get("attempts") or 0,

@@ -18,7 +18,10 @@ PACKAGES = ("raystage", "ray", "deepspeed", "torch", "transformers", "wandb")
 
 
 def surroundings(began: float, command: str | None) -> dict[str, Any]:
-    """began: in seconds since 1970. Workers may run elsewhere: each stage's record has their host and device."""
+    """Of the driver. Workers may run elsewhere: the record of each stage has their host and device.
+
+    began: in seconds since 1970.
+    """
     return {
         "date": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
         "command": None if command is None else without_secrets(command),
@@ -34,7 +37,7 @@ def surroundings(began: float, command: str | None) -> dict[str, Any]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Its name, where Linux says it; else what kind of processor it is."""
+    """The name of the processor on Linux, otherwise its kind."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -44,7 +47,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def gpu_names(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """The NVIDIA GPUs of this host, as their driver names them; without loading CUDA."""
+    """The names of this host's NVIDIA GPUs, from their driver, without loading CUDA."""
     found = []
     for file in sorted(drivers.glob("*/information")):
         with contextlib.suppress(OSError):

@@ -1,16 +1,16 @@
-"""W&B: one run per run of the schedule, kept by the driver, offline unless asked otherwise.
+"""W&B: one W&B run for each run of the schedule, kept by the driver; offline by default.
 
-A `WandbTracker` is told how a run goes (`RunCallback`) and turns what it hears into rows. Every row carries
-`tokens` and `flops`, counted from the start of its run, so that either can be a curve's axis:
+A `WandbTracker` is a `RunCallback` that turns what it is told into rows. Every row has `tokens` and `flops`, counted
+from the start of its run, so that either can be the axis of a curve:
 
     train/*    loss, lr, gradient_norm, tokens_per_second, mfu
     eval/*     loss, perplexity, accuracy, and the schedule's own metrics
     growth/*   at the first token of a stage: what its growth did
-    stage/*    at the first token of a stage what it is, at its last token what came out as well
+    stage/*    at the first token of a stage: what it is; at its last token: its results, too
     savings/*  in the summary of the staged run
 
-Finished checkpoints are artifacts that refer to their manifest; no weights are uploaded. A run that
-cannot be tracked trains on: the first thing that goes wrong in W&B is one warning and the end of tracking.
+Finished checkpoints are artifacts that refer to their manifest; no weights are uploaded. Training never fails because
+of W&B: after the first error of W&B there is one warning, and tracking ends.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Mode = Literal["offline", "online", "disabled"]
 
 DEFAULT_PROJECT = "raystage"
 
-# How long the end of a run waits for its uploads; what is left lies on the disk for `wandb sync`.
+# How long the end of a run waits for its uploads. What is left stays on the disk for `wandb sync`.
 _UPLOAD_SECONDS = 120
 _ARTIFACT_SECONDS = 30
 
@@ -58,12 +58,12 @@ _logger = logging.getLogger(__name__)
 
 
 class WandbTracker(RunCallback):
-    """Keeps one W&B run per run of `plan`: the staged one open until `close`, a baseline until it is finished.
+    """Keeps one W&B run for each run of `plan`. The staged one is open until `ended`, a baseline until it is finished.
 
-    config: the resolved schedule as plain values. checkpoint_uri: where the manifest of a finished stage
-    lies, a path or a URI. directory: where `wandb/` is made, by default the working directory. project:
-    by default WANDB_PROJECT or "raystage". group, job_type: a sweep gives its own name and "trial".
-    run_ids: by name of the run the W&B id of an earlier attempt, which is gone on with.
+    config: the schedule as plain values. checkpoint_uri: gives the path or URI of a finished stage's checkpoint.
+    directory: where `wandb/` is made, by default the working directory. project: by default WANDB_PROJECT or
+    "raystage". group, job_type: a sweep gives its own name and "trial". run_ids: by name of the run the W&B id of an
+    earlier invocation, which is continued.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WandbTracker(RunCallback):
 
     @property
     def run_ids(self) -> dict[str, str]:
-        """By name of the run its W&B id, known before the run begins."""
+        """By name of the run its W&B id, which is known before the run begins."""
         return dict(self._ids)
 
     def run_started(self, run: RunPlan) -> None:
@@ -164,7 +164,7 @@ class WandbTracker(RunCallback):
 
     def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:
         if self._session is None:
-            # Set up first, for what wandb says before it has read the settings of a run.
+            # Before the first run, because wandb prints messages before it reads the settings of a run.
             self._session = wandb.setup(settings)
         resumed = self._mode == "online" and run.name in self._resumed_ids
         opened = wandb.init(
@@ -190,7 +190,7 @@ class WandbTracker(RunCallback):
     def _log_checkpoint(self, run: RunPlan, stage: StagePlan, record: StageRecord) -> None:
         opened, parent = self._open[run.name].run, self._artifacts.get(stage.parent_key or "")
         if parent is not None and self._mode == "online":
-            # Offline, wandb refuses use_artifact: there the metadata alone name the parent.
+            # Offline, wandb refuses use_artifact. Then only the metadata name the parent.
             _declare_parent(opened, parent)
         uri = _as_uri(self._checkpoint_uri(record))
         metadata = checkpoint_metadata(record, uri, parent.name if parent is not None else None)
@@ -203,21 +203,21 @@ class WandbTracker(RunCallback):
             self._call(partial(self._open.pop(name).run.finish, exit_code=exit_code), always=True)
 
     def _call(self, call: Callable[[], object], always: bool = False) -> None:
-        """Call W&B; where that fails, warn once and do without from then on."""
+        """Call W&B. If that fails, warn once and do not call it again."""
         if self._gave_up and not always:
             return
         try:
             call()
-        # Training goes on whatever W&B raises: wandb.errors.Error (no key, no server), OSError (service gone,
+        # Training continues whatever W&B raises: wandb.errors.Error (no key, no server), OSError (service gone,
         # disk full), but also bare Exceptions such as MailboxClosedError, and ValueError from its server's answers.
         except Exception as error:
             if not self._gave_up:
-                _logger.warning("W&B stops here, training goes on without it: %s: %s", type(error).__name__, error)
+                _logger.warning("W&B stops here, training continues without it: %s: %s", type(error).__name__, error)
             self._gave_up = True
 
 
 class _OpenRun:
-    """A W&B run and how far its curves have come."""
+    """A W&B run, and up to where its curves are logged."""
 
     def __init__(self, run: wandb.Run) -> None:
         self.run = run
@@ -225,14 +225,14 @@ class _OpenRun:
         self._reached: dict[str, int] = {}
 
     def go_back(self) -> None:
-        """Another attempt begins: its points are new, wherever they lie."""
+        """Another attempt begins: its points are new, although they are at lower token counts."""
         self._before = 0
         self._reached.clear()
 
     def is_new(self, curve: str, tokens: int) -> bool:
-        """Whether a row has not been logged yet, by an earlier attempt or before a restart of the workers.
+        """Whether a row has not been logged yet by an earlier invocation or before the workers were started again.
 
-        What was trained again from a checkpoint has the same values, and twice they would fold the curve.
+        Steps that are trained again from a checkpoint have the same values. Logged twice they would break the curve.
         """
         if tokens < self._before or (curve in ("train", "eval") and tokens <= self._reached.get(curve, -1)):
             return False
@@ -241,7 +241,7 @@ class _OpenRun:
 
 
 def _quiet_settings(mode: Mode) -> wandb.Settings:
-    """Nothing on the terminal, nothing about the machine or the code."""
+    """W&B prints nothing, and stores nothing about the machine or the code."""
     return wandb.Settings(
         mode=mode,
         silent=True,
@@ -267,7 +267,7 @@ def _define_metrics(run: wandb.Run) -> None:
 
 
 def _declare_parent(run: wandb.Run, parent: wandb.Artifact) -> None:
-    """Let W&B's lineage show the parent. A parent that is not uploaded yet, or was refused, costs no more than that."""
+    """Let W&B's lineage show the parent. If the parent is not uploaded yet, or was refused, only this is missing."""
     try:
         run.use_artifact(parent.wait(timeout=_ARTIFACT_SECONDS))
     except (wandb.errors.Error, ValueError) as error:
@@ -275,10 +275,10 @@ def _declare_parent(run: wandb.Run, parent: wandb.Artifact) -> None:
 
 
 def _refer_to(artifact: wandb.Artifact, uri: str, key: str) -> None:
-    """Let the artifact point to the checkpoint.
+    """Let the artifact refer to the checkpoint.
 
-    wandb refers to s3:// and gs:// only with their own client libraries, and to a local file only where
-    it can be seen; without them the artifact holds a note in place of the reference.
+    wandb can refer to s3:// and gs:// only with their client libraries, and to a local file only if it is visible.
+    Otherwise the artifact has a file with the same facts in place of the reference.
     """
     try:
         artifact.add_reference(uri, name="manifest.json", checksum=False)

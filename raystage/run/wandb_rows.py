@@ -1,4 +1,4 @@
-"""What W&B is told of a run, as plain rows: `tracking` sends them."""
+"""The rows that W&B gets of a run, as plain values. raystage/run/wandb.py sends them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ARTIFACT_NAME_LENGTH = 128
 
 
 def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str, Any]:
-    """What W&B shows as a run's configuration: the schedule, the keys of what this run trains, and where there are
-    several seeds or values its own, by path."""
+    """What W&B shows as a run's configuration: the schedule, the keys of the run's stages, and if there are several
+    seeds or values the run's own, by path."""
     keys = {"name": plan.name, "run": run.name, "stage_keys": {one.name: one.key for one in run.stages}}
     if not (plan.variants or plan.further_seeds):
         return {**config, **keys}
@@ -26,7 +26,7 @@ def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str,
 
 
 def train_row(point: TrainPoint) -> Row:
-    """One point of the training curves; mfu only where it is known."""
+    """One point of the training curves; mfu only if it is known."""
     row = {
         "tokens": point.tokens,
         "flops": point.flops,
@@ -50,7 +50,7 @@ def evaluation_row(point: Evaluation) -> Row:
 
 
 def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:
-    """A growth happens at the first token of the stage it leads into. What was not measured is left out."""
+    """A growth, at the first token of the stage that it leads into. What was not measured is left out."""
     certificate = growth.certificate
     figures = {
         "eval_loss_before": certificate.eval_loss_before,
@@ -74,7 +74,7 @@ def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:
 
 
 def duplicates_row(stage: StagePlan, growth: GrowthRecord) -> Row:
-    """How far copies had parted, some steps into the stage; without a distance where there were none."""
+    """How different duplicates have become, some steps into the stage; without a distance if there were none."""
     certificate = growth.certificate
     row = {
         "tokens": stage.start_tokens + stage.step_schedule.tokens(certificate.twin_steps),
@@ -98,7 +98,7 @@ def stage_row(run: RunPlan, stage: StagePlan) -> Row:
 
 
 def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> Row:
-    """What a stage is and what came of it, at its last token. Tokens, FLOPs and seconds are the stage's own."""
+    """A stage and its results, at its last token. Tokens, FLOPs and seconds are the stage's own."""
     return {
         **stage_row(run, stage),
         "tokens": stage.start_tokens + record.tokens,
@@ -131,7 +131,7 @@ def artifact_name(schedule: str, run: RunPlan, stage: StagePlan) -> str:
 
 
 def checkpoint_metadata(record: StageRecord, uri: str, parent_artifact: str | None) -> dict[str, Any]:
-    """What identifies a checkpoint, and where it came from."""
+    """What identifies a checkpoint, and what it was made from."""
     return {
         "key": record.key,
         "parent_key": record.parent_key,

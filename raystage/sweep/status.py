@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from raystage.files.sealed_json import written
 from raystage.report.build import DONE
-from raystage.run.status import SIGN_OF_LIFE_SECONDS, WRITE_SECONDS, read_status
+from raystage.run.status import HEARTBEAT_SECONDS, WRITE_SECONDS, read_status
 from raystage.storage.processes import this_process
 from raystage.storage.store import Store
 from raystage.storage.stored_files import STATUS_FILE
@@ -308,7 +308,7 @@ class SweepStatus:
         facts = standing.to_json()
         written_at, before = self._written
         new = (state, {**facts, "seconds_left": None})
-        if new == before and time.monotonic() - written_at < SIGN_OF_LIFE_SECONDS:
+        if new == before and time.monotonic() - written_at < HEARTBEAT_SECONDS:
             return
         content = {
             "name": self._plan.sweep.name,

@@ -1,8 +1,8 @@
-"""A DeepSpeed engine for a stage: built, stepped, evaluated. One per worker.
+"""The DeepSpeed engine of a stage: builds it, steps it, evaluates it. One per worker.
 
-The global batch is the same whoever works on it: worker r of W takes its even share of the sequences,
-workers with one sequence less pad with a sequence of weight zero, and every target weighs the same in
-the gradient. So 3 workers may share 64 sequences.
+The global batch does not depend on the number of workers. Worker r of W takes its even share of the sequences; workers
+with one sequence less pad with a sequence of weight zero; every target has the same weight in the gradient. So 3
+workers can share 64 sequences.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from raystage.models.build import build
 from raystage.objectives.causal_lm import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
 from raystage.objectives.metrics import MetricSums, Sums
 from raystage.plan.plan import StagePlan
-from raystage.train import optimizer
-from raystage.train import partitions as zero
+from raystage.train import optimizer, partitions
 
-# Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a
-# CPU (30 s and more). A name of DeepSpeed's own, so a test holds that it is still there.
+# Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
+# 30 s or more. DeepSpeed does not document this name, so a test holds that it exists.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -40,21 +39,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def deepspeed_config(stage: StagePlan, world: int) -> dict:
-    """DeepSpeed's configuration of a stage: what raystage owns laid over what the schedule passes on."""
+    """DeepSpeed's configuration of a stage: the values that raystage sets override those of the schedule."""
     training = stage.training
     accumulation = accumulation_steps(stage, world, training.global_batch_tokens // stage.shape.context_length)
     zero = dict(training.deepspeed.get("zero_optimization", {}))
     if training.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
-        # The loss carries each sequence's own weight, so these two need to agree only with each other.
+        # The loss has the weight of each sequence, so these two must agree only with each other.
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": training.micro_batch_size * accumulation * world,
         "gradient_clipping": training.gradient_clipping or 0.0,
         "zero_optimization": {**zero, "stage": training.zero_stage},
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler, and keeps its state another way
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler, and has other state
         "steps_per_print": 2**31 - 1,
     }
     if training.precision == "bf16":
@@ -66,14 +65,14 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
 
 
 def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
-    """Micro steps for so many sequences: as many as the worker with the largest share needs."""
+    """The number of micro steps for a batch: as many as the worker with the largest share needs."""
     return math.ceil(math.ceil(sequences / world) / stage.training.micro_batch_size)
 
 
 class Scores(NamedTuple):
-    """loss: mean over all targets, in nats per token. accuracy: the share of targets held the most probable token.
-    sums: of the user's metrics, over this worker's targets alone. halves: the loss on the first half of the sequences
-    and on the rest; None of a single one."""
+    """loss: mean over all targets, in nats per token. accuracy: the share of targets that the model finds most
+    probable. sums: of the user's metrics, over this worker's targets alone. halves: the loss on the first half of the
+    sequences and on the rest; None if there is only one sequence."""
 
     loss: float
     accuracy: float
@@ -82,9 +81,9 @@ class Scores(NamedTuple):
 
 
 class StageEngine:
-    """The model of a stage under DeepSpeed, its weights still to be filled.
+    """The model of a stage under DeepSpeed. Its weights are still to be filled.
 
-    steps: the optimizer steps that each parameter has seen, `done` steps into the stage.
+    steps: the optimizer steps of each parameter after `done` steps of the stage.
     """
 
     def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0) -> None:
@@ -119,8 +118,8 @@ class StageEngine:
         training = self.stage.training
         zero_init = None
         if training.zero_stage == 3:
-            # The precision comes from the config: the argument `dtype` is misread on machines without fp16.
-            # Only parameters take it on; positions stay in fp32.
+            # The precision comes from the config: on machines without fp16 DeepSpeed misreads the argument `dtype`.
+            # Only parameters get this precision; positions stay in fp32.
             overrides = [DeepSpeedTensorOverride.device]
             zero_init = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
         model = build(self.stage.shape, DTYPES[training.precision], zero_init)
@@ -153,7 +152,7 @@ class StageEngine:
         return total
 
     def _accumulate(self, sequences: int) -> int:
-        """Tell DeepSpeed how many micro steps the next optimizer step has, where it is another number than the last."""
+        """Tell DeepSpeed how many micro steps the next optimizer step has, if the number has changed."""
         steps = accumulation_steps(self.stage, self.world, sequences)
         if steps != self.deepspeed.gradient_accumulation_steps():
             self.deepspeed.set_train_batch_size(self.stage.training.micro_batch_size * steps * self.world)
@@ -163,27 +162,27 @@ class StageEngine:
         return steps
 
     def open_mask(self, done: float) -> None:
-        """Open the mask of the stage's growth, if it has one, as far as it is `done` steps into the stage."""
+        """Set the mask of the stage's growth, if it has one, to its value after `done` steps of the stage."""
         if self._mask:
             tokens = self.stage.step_schedule.tokens(done)
             self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
 
     def count_new_apart(self, head_starts: Mapping[str, HeadStarts]) -> None:
-        """Let elements that growth made new among old ones count their own steps, and those of the stage's own growth
-        have their own rate. State and step counts are set before this. It lasts until it makes no difference any more.
+        """Let new elements of old parameters count their own steps; those of the stage's own growth also have their own
+        learning rate. State and step counts must be set before. It ends when it makes no difference any more.
         """
         if self._new_elements:
             self._new_elements.forget()
-        parts, boosted = zero.partitions(self.deepspeed), self.growth if self._rewarm else ()
+        parts, boosted = partitions.partitions(self.deepspeed), self.growth if self._rewarm else ()
         self.head_starts = head_starts
         self._new_elements = optimizer.NewElements(self.deepspeed.basic_optimizer, parts, head_starts, boosted)
 
     def end_growth(self) -> None:
-        """A stage that goes on with this engine has no growth of its own; what is new goes on counting its steps."""
+        """The next stage with this engine has no growth of its own. New elements continue to count their own steps."""
         self._rewarm = None
 
     def _set_rates(self, lr: float, step: int) -> None:
-        """`lr` for the old parameters; the new ones may be warming up. As `lr` is, it is taken mid-step."""
+        """`lr` is for old parameters; that of new ones may be warming up. Both are for the middle of the step."""
         tokens = self.stage.step_schedule.tokens(step - self.stage.start_steps + 0.5)
         boost = self._rewarm.at(tokens) if self._rewarm else 1.0
         for group in self.deepspeed.basic_optimizer.param_groups:
@@ -192,13 +191,13 @@ class StageEngine:
             self._new_elements.set_rate(boost, lasting=self._rewarm is None or self._rewarm.is_over(tokens))
 
     def gradient_norm(self) -> float:
-        """The global gradient norm of the last step, before clipping; NaN where DeepSpeed did not take it."""
+        """The global gradient norm of the last step, before clipping; NaN if DeepSpeed has not computed it."""
         norm = self.deepspeed.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
     def evaluate(self, sequences: np.ndarray, metrics: Sequence[UserMetric] = ()) -> Scores:
-        """How well the model says all targets of `sequences`: the same on every worker, but for `sums`."""
+        """The scores on all targets of `sequences`, the same on every worker except `sums`. Collective."""
         self.deepspeed.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         tally = MetricSums((metric.function, metric.options) for metric in metrics)
@@ -229,12 +228,12 @@ class StageEngine:
         return total.item()
 
     def destroy(self) -> None:
-        """Take down what would keep its memory from being given back once nothing refers to it."""
+        """Remove the references inside DeepSpeed that would keep this engine's memory from being freed."""
         self.deepspeed.destroy()
-        zero.forget(self.deepspeed.module)
+        partitions.forget(self.deepspeed.module)
 
     def shares(self, sequences: np.ndarray) -> Iterator[tuple[torch.Tensor, float]]:
-        """This worker's micro batches with their weight: 1, or 0 for one that only keeps step with the others."""
+        """This worker's micro batches with their weights: 1, or 0 for one that only keeps the workers in step."""
         count, micro = len(sequences), self.stage.training.micro_batch_size
         mine = sequences[self.rank * count // self.world : (self.rank + 1) * count // self.world]
         for index in range(accumulation_steps(self.stage, self.world, count)):
@@ -244,10 +243,10 @@ class StageEngine:
 
 
 def _steps_at_start(stage: StagePlan, steps: dict[str, int], frozen: frozenset[str], done: int) -> dict[str, int]:
-    """The optimizer steps that parameters had seen when the stage began, if now, `done` steps into it, it is `steps`.
+    """The optimizer steps of parameters at the start of the stage, if after `done` steps of it they are `steps`.
 
-    Groups are made of these, so that they and their order are the same wherever a stage is entered: the gradient's norm
-    is summed up in that order.
+    Parameter groups are made by these, so that the groups and their order are the same wherever a stage is entered: the
+    norm of the gradient is summed in that order.
     """
     thawed = max(0, done - stage.frozen_steps)
     return {name: count - (thawed if name in frozen else done) for name, count in steps.items()}
@@ -261,7 +260,7 @@ def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.devic
 
 
 def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    """DeepSpeed rounds buffers to bf16 along with the weights; rotary frequencies must not be."""
+    """DeepSpeed rounds buffers to bf16 like weights. Rotary frequencies must stay exact."""
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         current = model.get_submodule(owner)._buffers
@@ -269,5 +268,5 @@ def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every step and worker: nothing random has to be carried over a restart."""
+    """A different seed for every step and worker, so that no random state has to be saved."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")

@@ -1,8 +1,8 @@
-"""The optimizer of a stage, and the step counts of what growth made new.
+"""The optimizer of a stage, and the step counts of elements that growth made new.
 
-Parameters that are wholly new are groups of their own, with their own step count and rate. New rows and columns of
-an old parameter are not: torch counts one step for a tensor, and DeepSpeed for a flat one. `NewElements` steps them as
-if they stood apart.
+Parameters that are wholly new are in groups of their own, with their own step count and learning rate. New rows and
+columns of an old parameter cannot be: torch counts steps per tensor, and DeepSpeed per flat tensor. `NewElements` steps
+them as if they were separate parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raystage.train.partitions import Partition
 
 
 def build(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
-    """torch's optimizer over parameter groups. One of SGD counts its steps too, as Adam does by itself."""
+    """torch's optimizer over parameter groups. SGD is made to count its steps, as Adam does by itself."""
     if options.name == "sgd":
         made = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
         made.register_step_post_hook(_count_step)
@@ -47,9 +47,11 @@ def parameter_groups(
     apart: frozenset[str] = frozenset(),
     frozen: frozenset[str] = frozenset(),
 ) -> list[dict]:
-    """Parameter groups: matrices decay and vectors do not; parameters that have seen different numbers of
-    optimizer steps are apart, because DeepSpeed keeps one count per group; so are those named in `apart`, whose
-    groups `is_new` marks, and in `frozen`, whose groups `is_frozen` marks."""
+    """Parameter groups. Weight decay applies to matrices and not to vectors. Parameters with different numbers of
+    optimizer steps are in different groups, because DeepSpeed keeps one count per group.
+
+    apart, frozen: names of parameters in groups of their own, which are marked by `is_new` and `is_frozen`.
+    """
     groups: dict[tuple[bool, int, bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
@@ -66,11 +68,11 @@ def parameter_groups(
 
 
 class Frozen:
-    """Parameters that stand still while `holds` is true, in groups of the optimizer that `is_frozen` marks.
+    """Parameters that do not change while `holds` is true; they are in the groups marked by `is_frozen`.
 
-    Their gradients are zeros, so that they do not count in the gradient's norm; and at a step the optimizer finds none,
-    so that it leaves weights, moments and step counts alone. (Zeros would decay both.) The engine's own gradients come
-    back after the step: where the optimizer is offloaded, DeepSpeed keeps them.
+    Their gradients are set to zero, so that they do not count in the gradient's norm. During a step they have no
+    gradient at all, so that the optimizer leaves weights, moments and step counts alone; with zeros it would decay
+    weights and moments. After the step they have their gradients again, which DeepSpeed keeps if it offloads.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -97,8 +99,8 @@ class Frozen:
 
 
 def growth_of(stage: StagePlan) -> GrowthMap:
-    """The map that says which elements a stage's growth made new, whatever became of the optimizer's state; empty
-    where nothing grew."""
+    """The growth map that tells which elements a stage's growth made new, also if the optimizer's state was reset;
+    empty if nothing grew."""
     if stage.growth is None:
         return ()
     if is_learned(stage.growth.operator):
@@ -113,10 +115,10 @@ def wholly_new(rules: GrowthMap) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Young:
-    """Elements, by `mask`, of a slice of a parameter that has older ones too. tensors: live views of the slice.
+    """New elements, given by `mask`, of a slice of a parameter that also has older ones.
 
-    head_start: the optimizer steps that the tensor had seen when they came. is_boosted: whether their rate may be
-    another.
+    tensors: live views of the slice. head_start: the optimizer steps of the tensor when the elements were added.
+    is_boosted: whether their learning rate may differ.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -126,13 +128,14 @@ class _Young:
 
 
 class NewElements:
-    """This worker's new elements among old ones: as if they were parameters of their own, with a step count of their
-    own, from 1, and a rate of their own.
+    """Steps this worker's new elements of old parameters as if they were separate parameters: with a step count of
+    their own, from 1, and a learning rate of their own.
 
-    The weights and moments of all elements are stepped by torch; then the weight of a new one is stepped once more
-    from where it was, by torch's formula with its own count and rate. (The moments depend on neither.) Kept for that:
-    one byte for each element of a parameter that has both, for each growth that made some; and 4 for each new one
-    while a step is taken. Once the counts make no difference above 1e-3 and the rate is that of the old, they are old.
+    torch steps the weights and moments of all elements. Then the weights of new elements are stepped again from their
+    values before, by torch's formula with their own count and rate. (The moments depend on neither.) Memory: one byte
+    for each element of a parameter that has both kinds, for each growth that made new ones; and 4 bytes for each new
+    element during a step. An element is old once its count makes no difference above 1e-3 and its rate is that of the
+    others.
     """
 
     def __init__(
@@ -143,7 +146,7 @@ class NewElements:
         boosted: GrowthMap = (),
     ) -> None:
         """parts: this worker's partitions, with their steps set. head_starts: by parameter. boosted: the growth whose
-        new elements have a rate of their own."""
+        new elements have a learning rate of their own."""
         self._optimizer, self._boost = optimizer, 1.0
         self._young: dict[torch.Tensor, list[_Young]] = {}
         self._kept: list[tuple[dict, torch.Tensor, _Young, torch.Tensor]] = []
@@ -162,7 +165,7 @@ class NewElements:
         return sum(int(one.mask.sum()) for members in self._young.values() for one in members)
 
     def set_rate(self, boost: float, lasting: bool) -> None:
-        """What the groups' rates are multiplied by in the next step; lasting: in all steps from then on, by 1."""
+        """boost: multiplies the groups' rates in the next step. lasting: it is 1 from now on."""
         self._boost = boost
         kept = {
             tensor: [one for one in young if (one.is_boosted and not lasting) or not self._is_settled(tensor, one)]
@@ -171,7 +174,7 @@ class NewElements:
         self._young = {tensor: young for tensor, young in kept.items() if young}
 
     def forget(self) -> None:
-        """From now on they are old."""
+        """From now on all elements are old."""
         for hook in self._hooks:
             hook.remove()
         self._young = {}
@@ -191,7 +194,7 @@ class NewElements:
         return int(self._optimizer.state[tensor]["step"].item())
 
     def _is_settled(self, tensor: torch.Tensor, young: _Young) -> bool:
-        """Whether the two counts give one update in the next step."""
+        """Whether both counts lead to the same update in the next step."""
         own = self._steps(tensor) + 1 - young.head_start
         return is_settled(own, young.head_start, self._optimizer.defaults.get("betas", ()))
 
@@ -218,7 +221,7 @@ class NewElements:
         self._kept = []
 
     def _adam_step(self, group: dict, young: _Young, before: torch.Tensor, own: int, boost: float) -> torch.Tensor:
-        """AdamW's step number `own`, and Adam's, whose weight decay is in the moments."""
+        """Step number `own` of AdamW, or of Adam, whose weight decay is in the moments."""
         rate, (beta, beta_sq) = group["lr"] * boost, group["betas"]
         root = young.tensors["exp_avg_sq"][young.mask].sqrt() / math.sqrt(1 - beta_sq**own)
         update = young.tensors["exp_avg"][young.mask] / (1 - beta**own) / (root + group["eps"])

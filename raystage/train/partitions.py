@@ -1,8 +1,8 @@
-"""The one file that touches DeepSpeed's partitions.
+"""The one file that accesses DeepSpeed's partitions.
 
-Whatever the ZeRO stage and precision, a worker's part of the optimizer is a list of `Partition`s:
-live, flat views of the fp32 weight and of the optimizer's moments of a slice of one parameter. Saving
-reads them, loading fills them, `refresh` then brings the weights the model computes with up to date.
+For every ZeRO stage and precision, a worker's part of the optimizer is a list of `Partition`s: live, flat views of the
+fp32 weights and the optimizer's moments of a slice of one parameter. Saving reads them, loading fills them, and
+`refresh` then updates the weights that the model computes with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deepspeed import comm
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-# Elements that are gathered at a time, over all workers: 16 MiB in fp32. Of fewer and of many more gloo is slower.
+# Elements that are gathered at a time, over all workers: 16 MiB in fp32. With fewer or many more, gloo is slower.
 _GATHERED_NUMEL = 2**22
 
 
@@ -24,9 +24,9 @@ _GATHERED_NUMEL = 2**22
 class Partition:
     """The flat slice [start, stop) of one parameter that this worker's optimizer holds.
 
-    tensors: `fp32` and the optimizer's moments, live views. saves: the part of the slice, relative to it,
-    that this worker writes to a checkpoint; where all workers hold the same, each writes its share.
-    master: the tensor that the optimizer steps, of which `fp32` is a part.
+    tensors: `fp32` and the optimizer's moments, live views. saves: the part of the slice, relative to its start, that
+    this worker writes to a checkpoint; if all workers hold the same slice, each writes a share of it.
+    master: the tensor that the optimizer steps; `fp32` is a part of it.
     """
 
     parameter: str
@@ -46,14 +46,14 @@ class _Master:
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The names of what an optimizer keeps for every element: Adam's two moments, SGD's momentum if it has any."""
+    """The names of the states that an optimizer has for every element: Adam's two moments, SGD's momentum if used."""
     if isinstance(optimizer, torch.optim.SGD):
         return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
     return ("exp_avg", "exp_avg_sq")
 
 
 def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
-    """This worker's partitions, with moments made (zero) where the optimizer has not made them yet."""
+    """This worker's partitions. Moments that the optimizer has not created yet are created, as zeros."""
     found, moments = [], moments_of(engine.basic_optimizer)
     for master in _masters(engine):
         state = _state_of(engine, master.flat)
@@ -67,14 +67,14 @@ def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
 
 
 def set_steps(engine: deepspeed.DeepSpeedEngine, steps: dict[str, int]) -> None:
-    """Tell the optimizer how many steps each parameter's moments have seen.
+    """Set the optimizer steps of each parameter.
 
-    All parameters of a parameter group must agree: DeepSpeed keeps one count for each flat tensor.
+    All parameters of a parameter group must have the same number: DeepSpeed keeps one count for each flat tensor.
     """
     for master in _masters(engine):
         counts = {steps[parameter] for parameter, *_ in master.places}
         if len(counts) > 1:
-            raise ValueError(f"parameters of one group have seen different numbers of steps: {sorted(counts)}")
+            raise ValueError(f"parameters of one group have different numbers of steps: {sorted(counts)}")
         if counts:
             _state_of(engine, master.flat)["step"].fill_(float(counts.pop()))
 
@@ -89,12 +89,12 @@ def get_steps(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
 
 
 def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Bring the model's own weights up to date with the fp32 ones. Collective: every worker calls it."""
+    """Update the weights that the model computes with from the fp32 weights. Collective."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         for index in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        if optimizer.persistent_parameters:  # kept whole on every worker: let go of the old values first
+        if optimizer.persistent_parameters:  # whole on every worker: drop the old values first
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     elif engine.zero_optimization_stage() > 0:
@@ -105,9 +105,9 @@ def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def _gather_groups(optimizer: object) -> None:
-    """ZeRO 1 and 2: every worker's part of the model's weights to all workers, a piece at a time.
+    """ZeRO 1 and 2: gather every worker's part of the model's weights on all workers, a piece at a time.
 
-    DeepSpeed's own way (`update_lp_params`) gathers a whole group at once, for which gloo takes a second copy of all
+    DeepSpeed's own method (`update_lp_params`) gathers a whole group at once. With gloo that needs a second copy of all
     weights: 4 bytes for every parameter in fp32.
     """
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
@@ -157,7 +157,7 @@ def _partitioned_groups(optimizer: object, names: dict[int, str]) -> Iterator[_M
 
 
 def _partitioned_parameters(optimizer: object, names: dict[int, str]) -> Iterator[_Master]:
-    """ZeRO 3: every parameter cut on its own, worker r from r * ceil(numel / workers); the last ones padded."""
+    """ZeRO 3: every parameter is cut separately. Worker r starts at r * ceil(numel / workers); the end is padded."""
     for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
         places, offset = [], 0
         for parameter in parameters:
@@ -171,7 +171,7 @@ def _partitioned_parameters(optimizer: object, names: dict[int, str]) -> Iterato
 
 
 def _state_of(engine: deepspeed.DeepSpeedEngine, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The optimizer's state of `flat`; it is made at the first step, loading needs it before."""
+    """The optimizer's state of `flat`. The optimizer creates it in the first step; loading needs it before."""
     basic = engine.basic_optimizer
     state = basic.state[flat]
     if "step" not in state:
@@ -182,7 +182,7 @@ def _state_of(engine: deepspeed.DeepSpeedEngine, flat: torch.Tensor) -> dict[str
 
 
 def _link_state(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Tell ZeRO 1 and 2 about state that was made before the first step."""
+    """Tell ZeRO 1 and 2 about state that was created before the first step."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -203,8 +203,11 @@ def _flatten(groups: object) -> Iterator[torch.Tensor]:
 
 
 def forget(module: torch.nn.Module) -> None:
-    """Let go of a model whose engine is destroyed. ZeRO 3 keeps all models that it ever had, and through their hooks
-    the engines and all their tensors, in a list and in a cache of what each module releases."""
+    """Drop DeepSpeed's references to a model whose engine is destroyed.
+
+    ZeRO 3 keeps all models, and through their hooks the engines and all their tensors, in a list and in a cache of what
+    each module releases.
+    """
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [one for one in stack if one is not module]
     for method in vars(PartitionedParameterCoordinator).values():

@@ -1,8 +1,8 @@
-"""What a stage leaves for the growth after it to be measured against, and the measuring, on its workers.
+"""Measures on a stage's workers what a growth did, against what the stage before has left for this.
 
-The workers of a grown stage never hold the old model. So a stage ends by writing, beside its checkpoint, what its
-model says to fixed inputs (`growth.certificate`), the held-out text it was evaluated on and the norms of its
-optimizer's moments. Nothing here leaves a trace in the training: its bits are those of a run without.
+The workers of a grown stage never hold the old model. So at its end a stage writes a probe beside its checkpoint: the
+outputs of its model on fixed inputs (`growth.certificate`), the held-out text that it was evaluated on, and the norms
+of its optimizer's moments. Nothing here changes the training: it has the same bits without.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def certify(
     loss_after: Callable[[np.ndarray], float],
     seconds: float,
 ) -> Certificate:
-    """Measure what growing did, on what the source's stage has left beside its checkpoint. Collective.
+    """Measure what the growth did, with the probe beside the source's checkpoint. Collective.
 
-    loss_after: of the grown model on the text that `loss_before` was measured on. seconds: of growing. The distance of
-    twins is for later: they have not been trained yet.
+    loss_after: the loss of the grown model on the text of `loss_before`. seconds: of growing. The distance of
+    duplicates is measured later, because they have not been trained yet.
     """
     stage, probe = engine.stage, load_tensors(source.folder.read(PROBE))
     before = Answers.from_tensors(probe)
@@ -94,14 +94,16 @@ def certify(
 
 
 def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
-    """The first few held-out sequences, `tokens` in all (or the start of one that is longer)."""
+    """The first held-out sequences, `tokens` in all, or the start of one that is longer."""
     length = held_out.shape[1] - 1
     return held_out[: max(1, tokens // length), : min(length, tokens)]
 
 
 def _answers(engine: StageEngine, inputs: np.ndarray, vocab_size: int, where: Where) -> Answers:
-    """Of a mixture of experts under ZeRO 3 without gradients: there DeepSpeed takes those of all experts of a layer at
-    once, from within a backward pass of its own that must not be had apart."""
+    """The model's answers to `inputs`; without gradients for a mixture of experts under ZeRO 3.
+
+    There DeepSpeed computes those of all experts of a layer at once, inside a backward pass of its own.
+    """
     shape = engine.stage.shape
     shifted = FAMILIES[shape.family].objective == "next token"
     if engine.deepspeed.zero_optimization_stage() == 3 and any(map(z3_leaf_module, engine.deepspeed.module.modules())):
@@ -119,14 +121,14 @@ def moment_norms(engine: StageEngine) -> dict[str, float]:
             if state != "fp32":
                 total = squares.setdefault(state, torch.zeros((), dtype=torch.float64, device=engine.device))
                 total += held[first:last].double().square().sum().to(engine.device)
-    # Every worker holds a part of the optimizer, but perhaps none of a small model's parameters.
+    # A worker may hold none of a small model's parameters.
     states = partitions.moments_of(engine.deepspeed.basic_optimizer)
     nothing = torch.zeros((), dtype=torch.float64, device=engine.device)
     return {state: engine.sum_over_workers(squares.get(state, nothing)) ** 0.5 for state in states}
 
 
 def _side_by_side(probe: dict[str, np.ndarray], after: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Of the states that there are on both sides."""
+    """For the states that exist on both sides."""
     return {
         state: {"before": float(probe[f"{_MOMENT}{state}"][0]), "after": norm}
         for state, norm in after.items()
@@ -134,27 +136,27 @@ def _side_by_side(probe: dict[str, np.ndarray], after: dict[str, float]) -> dict
     }
 
 
-# --- twins --------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------
 
 
 def are_duplicates_due(stage: StagePlan, growth: GrowthRecord | None, step: int) -> bool:
-    """Whether it is time to measure how far copies have parted: after `step` steps of the stage, once."""
+    """Whether it is time, after `step` steps of the stage, to measure how different duplicates are. Once a stage."""
     if stage.growth is None or growth is None or growth.certificate.twin_steps is not None:
         return False
     return step >= min(DUPLICATE_STEPS, stage.steps)
 
 
 def with_duplicates(engine: StageEngine, growth: GrowthRecord, step: int) -> GrowthRecord:
-    """The record with the distance of twins after `step` steps of the stage. Collective."""
+    """The record with the distance of duplicates after `step` steps of the stage. Collective."""
     stage = engine.stage
-    twins = find_duplicates(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
-    values = _gathered(engine, [sample for pair in twins for sample in (pair.one, pair.other)])
+    pairs = find_duplicates(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
+    values = _gathered(engine, [sample for pair in pairs for sample in (pair.one, pair.other)])
     distance = duplicate_distance(list(zip(values[::2], values[1::2], strict=True)))
     return replace(growth, certificate=replace(growth.certificate, twin_distance=distance, twin_steps=step))
 
 
 def _gathered(engine: StageEngine, samples: Sequence[Sample]) -> list[np.ndarray]:
-    """The fp32 weights at sampled positions, whichever workers hold them, on all of them."""
+    """The fp32 weights at sampled positions, on all workers, whichever workers hold them. Collective."""
     if not samples:
         return []
     held: dict[str, list[partitions.Partition]] = {}

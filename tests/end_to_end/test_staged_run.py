@@ -200,7 +200,7 @@ def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystag
     assert last.startswith("raystage: stage small: the training loss is nan at step")
     assert "Try a lower training.optimizer.lr" in last
     command = f"raystage run {tiny} --set training.optimizer.lr=1e19 --wandb disabled"
-    assert to_go_on == f"raystage: to go on: {command}"
+    assert to_go_on == f"raystage: to continue: {command}"
     file = raystage.folder / ".raystage/runs/tiny/run.log"
     assert re.fullmatch(rf"raystage: log: {file}; the workers' logs: /.*", log)
     assert f"failed: {last.removeprefix('raystage: ')}" in file.read_text()
@@ -217,7 +217,7 @@ def test_a_loss_that_explodes_ends_the_run_with_one_clear_line(raystage: Raystag
         (["plan", "tiny.yaml", "--set", "training.workers=0"], "tiny.yaml: training.workers: found 0"),
         (["report", "nobody"], "no run 'nobody'"),
         (["run", "tiny.yaml", "--address", "127.0.0.1:1"], "--address: no Ray cluster answers at '127.0.0.1:1'"),
-        (["run", "tiny.yaml", "--address", "http://127.0.0.1:8265"], "which is where jobs are submitted to"),
+        (["run", "tiny.yaml", "--address", "http://127.0.0.1:8265"], "the address that jobs are submitted to"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_status_2(

@@ -230,7 +230,7 @@ def test_a_sweep_that_is_asked_to_end_has_the_workers_of_its_trials_save_first(r
     report = json.loads(raystage(*command, "--json").stdout)
     assert [row["state"] for row in report["trials"]] == ["FINISHED"] * 3
     logs = [(raystage.folder / f".raystage/runs/hunt-{number}/run.log").read_text() for number in (0, 1, 2)]
-    assert ["goes on from step" in log for log in logs] == [True, True, False]
+    assert ["continues from step" in log for log in logs] == [True, True, False]
 
 
 @pytest.mark.drill

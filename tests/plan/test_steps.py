@@ -14,7 +14,7 @@ from raystage.plan.build import make_plan
 from raystage.plan.keys import key_at
 from raystage.plan.plan import StagePlan, continues
 from raystage.plan.steps import Doubling, StepSchedule, StepSegment, doubling_steps
-from raystage.run.console import describe_stage
+from raystage.run.progress import describe_stage
 
 # From 100 to 400 tokens a step over 1,000: 5 steps of 100, then 3 of 200 (the third begins at 900), then 400.
 BATCHES = doubling_steps(Doubling(100, 2, 1000), Doubling(10))

@@ -17,8 +17,8 @@ from playback import curved_records, play, play_stage
 from raystage.plan.build import make_plan
 from raystage.plan.plan import Plan
 from raystage.results.record import StageRecord
-from raystage.run.console import LiveDisplay, PlainDisplay, Progress, describe_growth, make_display
-from raystage.run.pace import Pace
+from raystage.run.console import LiveDisplay, PlainDisplay, make_display
+from raystage.run.progress import Pace, StageProgress, describe_growth
 from raystage.units import format_count
 
 
@@ -164,7 +164,7 @@ def test_going_on_says_from_where_and_tells_nothing_of_before_again(plan, record
     lines = plain_lines(go_on)
     assert lines[0] == "[0:00] starting a Ray cluster"
     assert lines[2:] == [
-        "[staged 2/2 full] goes on from step 7 (of 12)",
+        "[staged 2/2 full] continues from step 7 (of 12)",
         "[staged 2/2 full] step 12/12  loss 2.633  eval 2.373  time left unknown",
     ]
 
@@ -203,15 +203,15 @@ def test_a_whole_run_stays_short(plan, records):
 
 def test_progress_says_only_what_is_known(plan):
     stage = plan.staged.stages[0]
-    assert Progress(plan.staged, stage, "SCHEDULING").text() == "step 0/8"
-    assert Progress(plan.staged, stage, "SCHEDULING").seconds_left is None
-    running = Progress(plan.staged, stage, "RUNNING", step=2, tokens_per_second=5.0)
+    assert StageProgress(plan.staged, stage, "SCHEDULING").text() == "step 0/8"
+    assert StageProgress(plan.staged, stage, "SCHEDULING").seconds_left is None
+    running = StageProgress(plan.staged, stage, "RUNNING", step=2, tokens_per_second=5.0)
     assert running.text() == "step 2/8  5 tok/s  2:00 left"
 
 
 def test_steps_are_counted_within_the_stage(plan, records):
     stage = plan.staged.stages[1]
-    progress = Progress(plan.staged, stage, "SCHEDULING")
+    progress = StageProgress(plan.staged, stage, "SCHEDULING")
     assert progress.after_training(records[stage.key].train[0]).step == 3
     assert progress.after_evaluation(records[stage.key].evaluations[0]).step == 6
 

@@ -99,11 +99,11 @@ def test_a_second_invocation_appends_below_the_first(store: Folder, plan: Plan) 
     second = lines_in(store)[len(first) :]
     assert first[-3:] == [
         "interrupted",
-        f"to go on: {COMMAND}",
+        f"to continue: {COMMAND}",
         f"log: {store.uri}/runs/tiny/run.log; the workers' logs: /ray/logs",
     ]
     assert second[0] == "a run of this name was started before: the lines above are of earlier starts"
-    assert second[-3:-1] == ["failed: stage small: it is not well", f"to go on: {COMMAND}"]
+    assert second[-3:-1] == ["failed: stage small: it is not well", f"to continue: {COMMAND}"]
 
 
 def test_on_an_object_store_lines_come_now_and_then_and_all_at_the_end(s3: S3Server, plan: Plan) -> None:
@@ -141,7 +141,7 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_is_written_later(
 @pytest.mark.parametrize("error", [StageFailed("it failed"), KeyboardInterrupt(), ZeroDivisionError("no one's fault")])
 def test_after_an_error_it_is_said_what_to_do_next(store: Folder, error: BaseException) -> None:
     assert next_steps(invocation_in(store), error) == [
-        f"to go on: {COMMAND}",
+        f"to continue: {COMMAND}",
         f"log: {store.uri}/runs/tiny/run.log; the workers' logs: /ray/logs",
     ]
 

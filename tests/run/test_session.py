@@ -100,7 +100,7 @@ def test_an_error_is_told_to_all_and_says_what_to_do_next(
     with pytest.raises(type(error)), session:
         session.run([witness, Fails()])
     assert witness.ends == [error]
-    assert error.__notes__ == [f"to go on: {COMMAND}", f"log: {session.invocation.log}"]
+    assert error.__notes__ == [f"to continue: {COMMAND}", f"log: {session.invocation.log}"]
     assert store.read_run(plan.name, RUN_FILE)["state"] == state
     status, log = files_of(store, plan)
     assert status == state

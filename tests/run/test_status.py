@@ -198,7 +198,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_known_to_be_dead(store: Sto
     RunStatus(plan, invocation_in(store, process), write_seconds=60.0)
     found = shown(store, "tiny")
     driver = f"the driver on {process.host} (process {process.pid})"
-    note = f"{driver} has ended without saying how; continue with: {COMMAND}"
+    note = f"{driver} has ended without a message; continue with: {COMMAND}"
     assert (found["state"], found["is_alive"], found["note"]) == ("INTERRUPTED", False, note)
     assert note in call(store, "tiny").stdout
     assert f"tiny: {note}" in call(store).stdout
@@ -212,7 +212,7 @@ def test_a_driver_of_another_host_may_be_dead_after_five_minutes(store: Store, p
     found = shown(store, "tiny")
     assert found["is_alive"] is False
     assert found["note"] == (
-        f"no sign of life for 5 min: the driver on node1 (process 4711) may be dead; continue with: {COMMAND}"
+        f"no heartbeat for 5 min: the driver on node1 (process 4711) may be dead; continue with: {COMMAND}"
     )
 
 

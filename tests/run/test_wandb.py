@@ -366,7 +366,7 @@ def test_a_service_that_dies_is_one_warning(tmp_path, next_call):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert child.stdout == "trained on, children: []\n"
-    assert child.stderr.startswith("W&B stops here, training goes on without it: ")
+    assert child.stderr.startswith("W&B stops here, training continues without it: ")
     assert child.stderr.count("\n") == 1
 
 

@@ -64,7 +64,7 @@ def test_the_report_of_an_earlier_schedule_is_kept_and_shown(store: Store, texts
     before = store.read_run("mine", "report.json")
     second = make_plan(make_schedule(texts, name="mine", seed=7))
     said = make_way(store, "mine", keys_of(second))
-    assert "the name 'mine' stood for another schedule (FINISHED)" in said
+    assert "the name 'mine' belonged to another schedule (FINISHED)" in said
     assert "raystage report mine/earlier/1" in said
     assert store.read_run("mine", "report.json") is None
     run(store, texts, seed=7)
@@ -137,7 +137,7 @@ def test_run_says_so_before_it_begins(store: Store, texts: Path, tmp_path: Path)
     first, second = call(store, *command), call(store, *command)
     assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
     assert json.loads(first.stdout)["name"] == "mine"
-    assert first.stderr.startswith("raystage: the name 'mine' stood for another schedule (FINISHED)")
+    assert first.stderr.startswith("raystage: the name 'mine' belonged to another schedule (FINISHED)")
     assert "another schedule" not in second.stderr
     assert store.earlier_runs("mine") == ["mine/earlier/1"]
 
