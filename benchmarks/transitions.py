@@ -48,7 +48,7 @@ stages:
 
 
 class Clock:
-    """A listener that notes when each stage's training points came."""
+    """A callback that notes when each stage's training points came."""
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}

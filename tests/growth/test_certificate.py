@@ -1,4 +1,4 @@
-"""What a growth did, measured on real models in one process: answers, predictions, twins."""
+"""What a growth did, measured on real models in one process: answers, predictions, duplicates."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_outside_checks_rely_on_the_first_fields_of_a_certificate() -> None:
     assert names[:3] == ["eval_loss_before", "eval_loss_after", "max_logit_difference"]
 
 
-# --- twins ----------------------------------------------------------------------------------------
+# --- duplicates -----------------------------------------------------------------------------------
 
 
 def distance(rules: GrowthMap, weights: Weights, family: str = "llama") -> float | None:
@@ -191,7 +191,7 @@ def distance(rules: GrowthMap, weights: Weights, family: str = "llama") -> float
 
 
 def trained(shape: ModelShape, weights: Weights) -> Weights:
-    """After as many steps as twins are given, on the same few tokens."""
+    """After as many steps as duplicates are given, on the same few tokens."""
     network = network_of(shape, weights)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     ids, mask = torch.from_numpy(IDS), torch.from_numpy(MASK)
@@ -205,14 +205,14 @@ def trained(shape: ModelShape, weights: Weights) -> Weights:
 @pytest.mark.parametrize(
     ("operator", "changes"), [("duplicate", WIDE), ("duplicate", {"ffn_size": 72}), ("stack", {"num_layers": 4})]
 )
-def test_copies_are_twins_at_first_and_part_in_training(operator: str, changes: dict) -> None:
+def test_copies_are_equal_at_first_and_become_different_in_training(operator: str, changes: dict) -> None:
     source, target, rules = grow("llama", operator, **changes)
     weights = grown_weights(rules, source)
     assert distance(rules, weights) == 0
     assert distance(rules, trained(target, weights)) > 1e-3
 
 
-def test_an_even_split_locks_its_twins() -> None:
+def test_an_even_split_locks_its_duplicates() -> None:
     """Bert2BERT's and Net2Net's halves without a difference between them: what the figure is there to show."""
     source, target, rules = grow("llama", "duplicate", ffn_size=48)
     even = [replace(rule, axes=tuple(map(evenly, rule.axes))) for rule in rules]
@@ -227,13 +227,13 @@ def evenly(axis: AxisMap) -> AxisMap:
 
 
 @pytest.mark.parametrize(("operator", "changes"), [("zero_pad", WIDE), ("random", {"num_layers": 4})])
-def test_a_growth_without_copies_has_no_twins(operator: str, changes: dict) -> None:
+def test_a_growth_without_copies_has_no_duplicates(operator: str, changes: dict) -> None:
     source, _, rules = grow("llama", operator, **changes)
     assert find_duplicates(rules) == ()
     assert distance(rules, grown_weights(rules, source)) is None
 
 
-def test_every_twin_is_copied_from_the_same_element() -> None:
+def test_every_duplicate_is_copied_from_the_same_element() -> None:
     """In depth and width at once, of fused projections too."""
     source, target, _ = grow("gpt2", "duplicate", **WIDE_FILLED, num_layers=2)
     target = replace(target, num_layers=4)
@@ -243,14 +243,14 @@ def test_every_twin_is_copied_from_the_same_element() -> None:
     plain = [replace(rule, axes=tuple(replace(axis, value=()) for axis in rule.axes)) for rule in rules]
     grown = Grown(plain, lambda name, state, start, stop: numbers[name][start:stop], 0)
     origins = {rule.target: grown.slice(rule.target, "fp32", 0, rule.numel) for rule in rules}
-    twins = find_duplicates(rules)
-    kinds = {pair.one[0] == pair.other[0] for pair in twins}
+    pairs = find_duplicates(rules)
+    kinds = {pair.one[0] == pair.other[0] for pair in pairs}
     assert kinds == {True, False}  # of units within a parameter, and of layers
-    for pair in twins:
+    for pair in pairs:
         np.testing.assert_array_equal(origins[pair.one[0]][pair.one[1]], origins[pair.other[0]][pair.other[1]])
         assert pair.one[0] != pair.other[0] or not set(pair.one[1]) & set(pair.other[1])
 
 
-def test_what_is_zero_on_both_sides_is_no_twin() -> None:
+def test_what_is_zero_on_both_sides_is_no_duplicate() -> None:
     assert duplicate_distance([(np.zeros(3), np.zeros(3))]) is None
     assert duplicate_distance([(np.zeros(3), np.zeros(3)), (np.ones(2), 2 * np.ones(2))]) == 0.5

@@ -63,7 +63,7 @@ def test_uneven_shares_by_hand() -> None:
 
 
 def test_duplicates_share_unevenly_in_kind_and_evenly_in_effect() -> None:
-    """A gain times the column that reads it is 1/n for every copy; a gain alone is not like its twin's."""
+    """A gain times the column that reads it is 1/n for every copy; a gain alone is not like its duplicate's."""
     maps = hidden("duplicate", 2, 6)
     assert maps["out"].index == (0, 1, 0, 1, 0, 1)
     effects = maps["gain"].values * maps["in"].values

@@ -20,7 +20,7 @@ from raystage.models.shape import ModelShape, parameters
 from raystage.plan import learning_rate
 from raystage.plan.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train.stage_runner import evaluation_set
+from raystage.train.evaluation import evaluation_set
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ def trained_on(case: GrowthCase, rules: GrowthMap) -> dict[str, np.ndarray]:
     return state_of(network, optimizer)["fp32"]
 
 
-# --- twins --------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------
 
 
-def twin_distances(case: GrowthCase, rules: GrowthMap, weights: Values) -> Iterator[tuple[str, int, int, float]]:
-    """(parameter, twin, twin, relative distance) of every two copies of a unit, in all that produces units.
+def duplicate_distances(case: GrowthCase, rules: GrowthMap, weights: Values) -> Iterator[tuple[str, int, int, float]]:
+    """(parameter, unit, duplicate, relative distance) of every two copies of a unit, in all that produces units.
 
     Left out are rows of embeddings, which stand for tokens and positions, and biases: those of keys have no gradient.
     """
@@ -98,12 +98,12 @@ def twin_distances(case: GrowthCase, rules: GrowthMap, weights: Values) -> Itera
 
 def _distances(rule: Rule, axis: AxisMap, number: int, weights: Values) -> Iterator[tuple[str, int, int, float]]:
     slices = np.moveaxis(weights[rule.target].reshape(rule.shape), number, 0)
-    for one, other in twins_of(axis):
+    for one, other in pairs_of(axis):
         distance = np.linalg.norm(slices[one] - slices[other])
         yield rule.target, one, other, float(distance / np.linalg.norm(slices[one]))
 
 
-def twins_of(axis: AxisMap) -> list[tuple[int, int]]:
+def pairs_of(axis: AxisMap) -> list[tuple[int, int]]:
     places: dict[int, list[int]] = defaultdict(list)
     for place, origin in enumerate(axis.index):
         if origin >= 0:
@@ -114,7 +114,7 @@ def twins_of(axis: AxisMap) -> list[tuple[int, int]]:
 WIDE = {"hidden_size": 32, "num_heads": 8, "num_kv_heads": 4, "ffn_size": 48}
 FILLED = {**WIDE, "num_kv_heads": 8}
 DEEP = {**WIDE, "num_layers": 4}
-# By operator and policy the growths that claim to part twins. Zero padding makes no copies.
+# By operator and policy the growths that claim to make duplicates different. Zero padding makes no copies.
 PARTING = [
     *(("duplicate", policy, name, WIDE)
       for name in ("llama", "llama tied", "qwen2", "qwen3", "mixtral") for policy in ("grow", "reset")),
@@ -140,10 +140,10 @@ PARTING = [
 
 
 @pytest.mark.parametrize(("operator", "policy", "name", "changes"), PARTING, ids=str)
-def test_twins_part(operator: str, policy: str, name: str, changes: dict[str, int]) -> None:
+def test_duplicates_become_different(operator: str, policy: str, name: str, changes: dict[str, int]) -> None:
     case = growth(operator, name, **changes)
     rules = case.map(policy)
-    distances = list(twin_distances(case, rules, trained_on(case, rules)))
+    distances = list(duplicate_distances(case, rules, trained_on(case, rules)))
     assert distances
     together = [found for found in distances if found[-1] < PARTED]
     assert not together, f"{len(together)} of {len(distances)} did not part, the first {together[0]}"
@@ -162,10 +162,10 @@ def _evened(axis: AxisMap) -> AxisMap:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_even_shares_lock_twins(name: str) -> None:
+def test_even_shares_lock_duplicates(name: str) -> None:
     """The lock that the operators avoid is one: so the law above can be broken."""
     case = growth("duplicate", name, ffn_size=48)
     rules = tuple(evened(rule) for rule in case.map())
-    distances = [found[-1] for found in twin_distances(case, rules, trained_on(case, rules))]
+    distances = [found[-1] for found in duplicate_distances(case, rules, trained_on(case, rules))]
     assert len(distances) >= 24 * 2
     assert max(distances) < TOGETHER

@@ -27,7 +27,7 @@ from raystage.storage.store import Store
 from raystage.train import probe
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
-from raystage.train.stage_runner import evaluation_set
+from raystage.train.evaluation import evaluation_set
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
