@@ -33,10 +33,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, engine: StageEngine, held_out: np.ndarray, accounting: Accounting, known: Scores | None = None
+        self,
+        stage: StagePlan,
+        engine: StageEngine,
+        held_out: np.ndarray,
+        accounting: Accounting,
+        known: Scores | None = None,
     ) -> None:
         self.held_out, self.last = held_out, known
-        self._engine, self._accounting, self._known = engine, accounting, known
+        # An engine that several stages use has the first of them as its own.
+        self._stage, self._engine, self._accounting, self._known = stage, engine, accounting, known
 
     @property
     def _progress(self) -> Progress:
@@ -67,8 +73,7 @@ class Evaluator:
 
     def _score(self) -> Scores:
         began = time.monotonic()
-        stage = self._engine.stage
-        scores = self._engine.evaluate(self.held_out, stage.training.evaluate.metrics)
+        scores = self._engine.evaluate(self.held_out, self._stage.training.evaluate.metrics)
         self._progress.evaluation_seconds += time.monotonic() - began
-        self._progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(stage.shape) // 3
+        self._progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self._stage.shape) // 3
         return scores

@@ -73,7 +73,7 @@ class StageRunner:
         self.windows = TokenWindows(streams.train, stage.window_tokens, stage.seed)
         held_out = evaluation_set(stage, streams)
         self.accounting = Accounting(stage, engine)
-        self.evaluator = Evaluator(engine, held_out, self.accounting, known)
+        self.evaluator = Evaluator(stage, engine, held_out, self.accounting, known)
 
     @property
     def progress(self) -> Progress:
