@@ -282,7 +282,8 @@ def leave_while_saving(folder: str) -> None:
 def test_a_process_that_ends_while_it_saves_neither_hangs_nor_aborts(tmp_path: Path) -> None:
     """Its own error comes out, and what it was saving is whole."""
     code = f"import test_background_saving as here; here.leave_while_saving({str(tmp_path)!r})"
-    path = [str(Path(__file__).parents[1] / "support"), str(Path(saving.__file__).parents[2])]
+    tests, package = Path(__file__).parents[1], Path(saving.__file__).parents[2]
+    path = [str(tests / "train"), str(tests / "support"), str(package)]
     script = f"import sys; sys.path[:0] = {path!r}; {code}"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2)
     assert ended.stderr.strip().endswith("RuntimeError: the training went wrong")
