@@ -26,7 +26,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCurve:
     """A stage in a picture: its points so far. growth: the operator; None if the stage does not grow."""
 
     name: str
@@ -37,7 +37,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class BaselineCurve:
     """A baseline run. end: where its budget ends; None until it is finished."""
 
     points: tuple[Point, ...]
@@ -45,13 +45,13 @@ class Run:
     name: str = ""
 
 
-def stage_curves(report: Mapping[str, Any]) -> tuple[Stage, ...]:
+def stage_curves(report: Mapping[str, Any]) -> tuple[StageCurve, ...]:
     """The stages of the staged run that have points, in order. `report` is what `build_report` made."""
     field = _loss_field(report)
     return tuple(stage for stage in (_stage(row, field) for row in report["stages"]) if stage.points)
 
 
-def baseline_curves(report: Mapping[str, Any]) -> tuple[Run, ...]:
+def baseline_curves(report: Mapping[str, Any]) -> tuple[BaselineCurve, ...]:
     field = _loss_field(report)
     return tuple(run for run in (_baseline(row, field) for row in report["baseline"]["runs"]) if run.points)
 
@@ -61,7 +61,7 @@ def _loss_field(report: Mapping[str, Any]) -> str:
     return "judging_loss" if report["savings"].get("is_judged_on_half") else "loss"
 
 
-def staged_points(stages: Sequence[Stage]) -> tuple[Point, ...]:
+def staged_points(stages: Sequence[StageCurve]) -> tuple[Point, ...]:
     return tuple(point for stage in stages for point in stage.points)
 
 
@@ -73,7 +73,7 @@ def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
     return lowest - 0.2 * span, highest + 0.06 * span
 
 
-def _stage(row: Mapping[str, Any], field: str) -> Stage:
+def _stage(row: Mapping[str, Any], field: str) -> StageCurve:
     """After a growth, the loss of the certificate is the first point, unless an evaluation is there."""
     points, growth = _points(row["evaluations"], field), row["growth"]
     if growth and points and points[0].tokens > row["start_tokens"]:
@@ -84,7 +84,9 @@ def _stage(row: Mapping[str, Any], field: str) -> Stage:
             "loss": growth["certificate"]["eval_loss_after"],
         }
         points = _points([grown]) + points
-    return Stage(row["name"], row["num_layers"], points, _points(row["train"]), growth["operator"] if growth else None)
+    return StageCurve(
+        row["name"], row["num_layers"], points, _points(row["train"]), growth["operator"] if growth else None
+    )
 
 
 def _end_of_growth(row: Mapping[str, Any]) -> float | None:
@@ -93,13 +95,13 @@ def _end_of_growth(row: Mapping[str, Any]) -> float | None:
     return None if start is None else start + row["growth"]["seconds"]
 
 
-def _baseline(row: Mapping[str, Any], field: str) -> Run:
+def _baseline(row: Mapping[str, Any], field: str) -> BaselineCurve:
     points, end = _points(row["evaluations"], field), None
     if row["eval_loss"] is not None:
         timed = all(point.seconds is not None for point in points)
         loss = row["eval_loss"] if field == "loss" else row["evaluations"][-1][field]
         end = Point(row["tokens"], row["flops"], loss, row["seconds"] if timed else None)
-    return Run(points, end, row["name"])
+    return BaselineCurve(points, end, row["name"])
 
 
 def _points(rows: Iterable[Mapping[str, Any]], field: str = "loss") -> tuple[Point, ...]:

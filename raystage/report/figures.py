@@ -9,9 +9,9 @@ from typing import Any
 
 from raystage.growth.operators import in_short
 from raystage.report.curves import (
+    BaselineCurve,
     Point,
-    Run,
-    Stage,
+    StageCurve,
     baseline_curves,
     loss_range,
     saving_words,
@@ -23,12 +23,12 @@ from raystage.report.svg import (
     NARROW,
     WIDE,
     Arrow,
-    Axis,
     Chart,
+    ChartAxis,
+    ChartStretch,
     Level,
     Line,
     Mark,
-    Stretch,
     draw,
     linear_ticks,
     log_ticks,
@@ -65,7 +65,7 @@ UNITS = (
 
 
 # Makes a chart of a unit and both axes.
-MakeChart = Callable[[Unit, Axis, Axis], Chart]
+MakeChart = Callable[[Unit, ChartAxis, ChartAxis], Chart]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
     stages, baselines = stage_curves(report), baseline_curves(report)
     curves = [staged_points(stages), *(run.points for run in baselines), _ends(baselines)]
 
-    def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
+    def chart(unit: Unit, x: ChartAxis, y: ChartAxis) -> Chart:
         return Chart(
             f"{_summary(unit, stages, baselines)} {report['savings']['verdict']}.",
             x,
@@ -109,7 +109,7 @@ def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> li
     runs = [(report, staged_points(stage_curves(report))) for report in reports]
     curves = [points for _, points in runs] + [_ends(baseline_curves(report)) for report in reports]
 
-    def chart(unit: Unit, x: Axis, y: Axis) -> Chart:
+    def chart(unit: Unit, x: ChartAxis, y: ChartAxis) -> Chart:
         lines, marks, words = [], [], []
         for number, (report, points) in enumerate(runs):
             style = colour(number)
@@ -154,7 +154,7 @@ def colour(number: int) -> str:
 
 
 def _panels(
-    chart: Callable[[Unit, Axis, Axis], Chart], curves: Sequence[Sequence[Point]], identity: str
+    chart: Callable[[Unit, ChartAxis, ChartAxis], Chart], curves: Sequence[Sequence[Point]], identity: str
 ) -> list[Panel]:
     """A panel for each unit that the points have. All points of `curves` are inside the axes."""
     curves = [curve for curve in curves if curve]
@@ -169,7 +169,9 @@ def _panels(
         drawn = {}
         for size, x_ticks, y_ticks in ((WIDE, 9, 8), (NARROW, 4, 6)):
             x = _axis(unit, *extent, x_ticks)
-            y = Axis(_LOSS_LABEL, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks)))
+            y = ChartAxis(
+                _LOSS_LABEL, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks))
+            )
             drawn[size.name] = draw(chart(unit, x, y), size, f"{identity}-{unit.field}-{size.name}")
         panels.append(Panel(unit, **drawn))
     return panels
@@ -184,9 +186,9 @@ def _extent(unit: Unit, curves: Iterable[Sequence[Point]], highest: float) -> tu
     return (0.9 * min(values), 1.15 * max(values)) if unit.is_log else (0.0, 1.04 * max(values))
 
 
-def _axis(unit: Unit, low: float, high: float, count: int) -> Axis:
+def _axis(unit: Unit, low: float, high: float, count: int) -> ChartAxis:
     ticks = tuple((tick, unit.format(tick)) for tick in unit.ticks(low, high, count))
-    return Axis(unit.label, low, high, ticks, unit.is_log)
+    return ChartAxis(unit.label, low, high, ticks, unit.is_log)
 
 
 # --- what is drawn ----------------------------------------------------------------------------
@@ -196,23 +198,23 @@ def _along(points: Iterable[Point], unit: Unit) -> tuple[tuple[float, float], ..
     return tuple((value, point.loss) for point in points if (value := getattr(point, unit.field)) is not None)
 
 
-def _ends(baselines: Sequence[Run]) -> tuple[Point, ...]:
+def _ends(baselines: Sequence[BaselineCurve]) -> tuple[Point, ...]:
     """The ends of the budgets. In time, they come after the last evaluation, because saving counts."""
     return tuple(run.end for run in baselines if run.end)
 
 
-def _staged_lines(stages: Sequence[Stage], unit: Unit) -> list[Line]:
+def _staged_lines(stages: Sequence[StageCurve], unit: Unit) -> list[Line]:
     training = [Line(_along(stage.train, unit), "train staged") for stage in stages]
     return [*training, Line(_along(staged_points(stages), unit), "curve staged")]
 
 
-def _baseline_lines(baselines: Sequence[Run], unit: Unit) -> list[Line]:
+def _baseline_lines(baselines: Sequence[BaselineCurve], unit: Unit) -> list[Line]:
     """Between the ends of the budgets, the loss lies below straight lines over log FLOPs."""
     lines = [Line(_along(run.points, unit), "curve baseline") for run in baselines]
     return [*lines, Line(_along(_ends(baselines), unit), "interpolated")] if unit.is_log else lines
 
 
-def _staged_marks(stages: Sequence[Stage], unit: Unit) -> list[Mark]:
+def _staged_marks(stages: Sequence[StageCurve], unit: Unit) -> list[Mark]:
     marks = [mark for stage in stages for mark in _spots(stage.points, unit, stage.name)]
     for before, stage in pairwise(stages):
         if stage.growth:
@@ -222,12 +224,12 @@ def _staged_marks(stages: Sequence[Stage], unit: Unit) -> list[Mark]:
     return marks + _last(staged_points(stages), unit, "dot staged", "end of the staged run")
 
 
-def _baseline_marks(baselines: Sequence[Run], unit: Unit) -> list[Mark]:
+def _baseline_marks(baselines: Sequence[BaselineCurve], unit: Unit) -> list[Mark]:
     spots = [mark for run in baselines for mark in _spots(run.points, unit, run.name)]
     return spots + _squares(baselines, unit, "end baseline", "")
 
 
-def _squares(baselines: Sequence[Run], unit: Unit, style: str, prefix: str) -> list[Mark]:
+def _squares(baselines: Sequence[BaselineCurve], unit: Unit, style: str, prefix: str) -> list[Mark]:
     ends = [(f"{prefix}end of {run.name}", run.end) for run in baselines if run.end]
     return [mark for words, end in ends for mark in _at(end, unit, style, f"{words}: {_place(end, unit)}", "square")]
 
@@ -246,7 +248,7 @@ def _at(point: Point, unit: Unit, style: str, title: str, shape: str = "circle")
     return [] if value is None else [Mark(value, point.loss, style, title, shape)]
 
 
-def _stretches(stages: Sequence[Stage], unit: Unit) -> tuple[Stretch, ...]:
+def _stretches(stages: Sequence[StageCurve], unit: Unit) -> tuple[ChartStretch, ...]:
     """Where each stage lies, with its name above, or its depth if there is no room for the name."""
     stretches = []
     for index, stage in enumerate(stages):
@@ -254,7 +256,7 @@ def _stretches(stages: Sequence[Stage], unit: Unit) -> tuple[Stretch, ...]:
         if along:
             layers = f"{stage.num_layers} layer{'s' if stage.num_layers != 1 else ''}"
             labels = (f"{stage.name}, {layers}", stage.name, f"{stage.num_layers}L")
-            stretches.append(Stretch(along[0], along[-1], labels, has_border=index > 0))
+            stretches.append(ChartStretch(along[0], along[-1], labels, has_border=index > 0))
     return tuple(stretches)
 
 
@@ -281,7 +283,7 @@ def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
 # --- words ------------------------------------------------------------------------------------
 
 
-def _summary(unit: Unit, stages: Sequence[Stage], baselines: Sequence[Run]) -> str:
+def _summary(unit: Unit, stages: Sequence[StageCurve], baselines: Sequence[BaselineCurve]) -> str:
     points = staged_points(stages)
     staged = f"The staged run ({', '.join(stage.name for stage in stages)}) is at {_place(points[-1], unit)}. "
     ends = [_place(end, unit) for end in _ends(baselines)]

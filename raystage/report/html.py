@@ -35,7 +35,7 @@ STATES = {
 
 
 @dataclass
-class Node:
+class LineageNode:
     """A stage in the lineage, with the stages that were trained from it. ends: the runs that end with it."""
 
     name: str
@@ -43,11 +43,11 @@ class Node:
     state: str
     growth: str | None
     ends: list[str] = field(default_factory=list)
-    children: list[Node] = field(default_factory=list)
+    children: list[LineageNode] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Picture:
+class CurvesPicture:
     """Panels over several units; the page shows one at a time. legend: classes and text."""
 
     identity: str
@@ -67,10 +67,10 @@ class RunView:
     verdict: str
     facts: Sequence[tuple[str, str]]
     warnings: Sequence[str]
-    picture: Picture
+    picture: CurvesPicture
     tables: Sequence[Table]
     origin: str
-    lineage: Sequence[Node]
+    lineage: Sequence[LineageNode]
     configuration: str | None
     environment: Sequence[tuple[str, str]]
 
@@ -112,7 +112,7 @@ def templates() -> Environment:
 
 def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None) -> RunView:
     identity = f"run-{number}"
-    picture = Picture(identity, "Curves", run_panels(report, identity), run_legend(report))
+    picture = CurvesPicture(identity, "Curves", run_panels(report, identity), run_legend(report))
     schedule = run.get("schedule_as_set") if run else None
     return RunView(
         identity=identity,
@@ -131,8 +131,8 @@ def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None)
     )
 
 
-def _comparison_picture(reports: Sequence[Mapping[str, Any]]) -> Picture:
-    return Picture("all", "Curves", comparison_panels(reports, "all"), comparison_legend(reports))
+def _comparison_picture(reports: Sequence[Mapping[str, Any]]) -> CurvesPicture:
+    return CurvesPicture("all", "Curves", comparison_panels(reports, "all"), comparison_legend(reports))
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -188,20 +188,20 @@ def _without_empty(sections: Mapping[str, Any]) -> dict[str, Any]:
 # --- lineage ----------------------------------------------------------------------------------
 
 
-def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any]]) -> list[Node]:
+def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any]]) -> list[LineageNode]:
     """The stages of all runs as trees. A stage that several runs share is there once.
 
     stages: as in run.json, in the order of each run. rows: the stages of the report, which say how they were grown.
     """
     growths = {row["key"]: _how(row["growth"]) for row in rows if row["growth"]}
-    roots: list[Node] = []
-    last: dict[str, Node] = {}
+    roots: list[LineageNode] = []
+    last: dict[str, LineageNode] = {}
     for stage in stages:
         before = last.get(stage["run"])
         siblings = before.children if before else roots
         node = next((one for one in siblings if one.key == stage["key"]), None)
         if node is None:
-            node = Node(stage["name"], stage["key"], stage["state"], growths.get(stage["key"]))
+            node = LineageNode(stage["name"], stage["key"], stage["state"], growths.get(stage["key"]))
             siblings.append(node)
         last[stage["run"]] = node
     for run, node in last.items():

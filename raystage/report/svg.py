@@ -31,7 +31,7 @@ _TIME_STEPS = tuple(
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """The range from `low` to `high`, and the ticks with their labels."""
 
     label: str
@@ -59,7 +59,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ChartStretch:
     """A part of the x axis with its name above: the first of `labels` that fits. has_border: whether a line marks its
     start."""
 
@@ -93,9 +93,9 @@ class Chart:
     """summary: what the picture shows, for screen readers."""
 
     summary: str
-    x: Axis
-    y: Axis
-    stretches: tuple[Stretch, ...] = ()
+    x: ChartAxis
+    y: ChartAxis
+    stretches: tuple[ChartStretch, ...] = ()
     levels: tuple[Level, ...] = ()
     lines: tuple[Line, ...] = ()
     arrows: tuple[Arrow, ...] = ()
@@ -219,7 +219,7 @@ def _inside(word: str, middle: float, size: Size) -> float:
     return min(max(middle, half), size.width - half)
 
 
-def _stretch(one: Stretch, size: Size, x: Scale, y: Scale) -> str:
+def _stretch(one: ChartStretch, size: Size, x: Scale, y: Scale) -> str:
     start, end = (min(max(x.at(value), x.start), x.end) for value in (max(one.start, x.low), one.end))
     border = segment("border", start, y.end, start, y.start) if one.has_border else ""
     fitting = (label for label in one.labels if LETTER * size.font * len(label) <= end - start)

@@ -13,8 +13,8 @@ from raystage.report.svg import (
     LETTER,
     NARROW,
     WIDE,
-    Axis,
     Chart,
+    ChartAxis,
     Line,
     Mark,
     Size,
@@ -236,11 +236,11 @@ def _draw_front(found: Front, size: Size) -> str:
     )
 
 
-def _front_axis(title: str, values: Sequence[float], word: Callable[[float], str], count: int) -> Axis:
+def _front_axis(title: str, values: Sequence[float], word: Callable[[float], str], count: int) -> ChartAxis:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin
-    return Axis(title, low, high, tuple((tick, word(tick)) for tick in linear_ticks(low, high, count)))
+    return ChartAxis(title, low, high, tuple((tick, word(tick)) for tick in linear_ticks(low, high, count)))
 
 
 def _pair(found: Front, x: float, y: float) -> str:

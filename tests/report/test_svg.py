@@ -15,14 +15,14 @@ from raystage.report.build import build_report
 from raystage.report.figures import run_panels
 from raystage.report.svg import (
     Arrow,
-    Axis,
     Chart,
+    ChartAxis,
+    ChartStretch,
     Level,
     Line,
     Mark,
     Scale,
     Size,
-    Stretch,
     draw,
     linear_ticks,
     log_ticks,
@@ -31,7 +31,7 @@ from raystage.report.svg import (
 
 # 100 units across (from 20 to 120) and 50 up (from 60 to 10).
 SIZE = Size("wide", 130, 90, 10, (10, 10, 30, 20))
-CHART = Chart("losses", Axis("tokens", 0, 200, ((0, "0"), (100, "100"))), Axis("loss", 1, 3, ((2, "2"),)))
+CHART = Chart("losses", ChartAxis("tokens", 0, 200, ((0, "0"), (100, "100"))), ChartAxis("loss", 1, 3, ((2, "2"),)))
 
 
 def drawn(**parts: object) -> ElementTree.Element:
@@ -111,7 +111,7 @@ def test_lines_are_cut_off_at_the_frame():
 
 
 def test_a_logarithmic_axis_has_no_place_for_zero():
-    flops = Axis("FLOPs", 1, 100, (), is_log=True)
+    flops = ChartAxis("FLOPs", 1, 100, (), is_log=True)
     svg = drawn(x=flops, lines=(Line([(0, 3), (1, 3), (10, 2)], "curve"),))
     assert one(svg, "polyline", "curve")["points"] == "20.0,10.0 70.0,35.0"
 
@@ -139,14 +139,14 @@ def test_ticks_stand_at_their_values():
 
 def test_a_stretch_has_the_longest_name_that_fits_and_a_border():
     names = ("medium, 6 layers", "medium", "6L")
-    wide = drawn(stretches=(Stretch(0, 200, names, has_border=False),))
+    wide = drawn(stretches=(ChartStretch(0, 200, names, has_border=False),))
     assert texts(wide, "stage") == ["medium, 6 layers"]
     assert not [line for line in wide.iter("line") if line.get("class") == "border"]
-    assert texts(drawn(stretches=(Stretch(100, 200, names, has_border=True),)), "stage") == ["medium"]
-    narrow = drawn(stretches=(Stretch(100, 130, names, has_border=True),))
+    assert texts(drawn(stretches=(ChartStretch(100, 200, names, has_border=True),)), "stage") == ["medium"]
+    narrow = drawn(stretches=(ChartStretch(100, 130, names, has_border=True),))
     assert texts(narrow, "stage") == ["6L"]
     assert one(narrow, "line", "border")["x1"] == "70.0"
-    assert texts(drawn(stretches=(Stretch(100, 110, names, has_border=True),)), "stage") == []
+    assert texts(drawn(stretches=(ChartStretch(100, 110, names, has_border=True),)), "stage") == []
 
 
 def test_a_level_goes_all_the_way():
