@@ -118,7 +118,7 @@ def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
     holder.communicate()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert "waiting for room" not in errors
+    assert "waiting for free resources" not in errors
     assert losses_in(output) == calm
 
 
@@ -141,7 +141,7 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130, ""), errors
-    assert "all is saved; the same command goes on" in errors
+    assert "all is saved; the same command continues" in errors
     saved = [path.parent.name for path in (raystage.folder / "asked/stages").glob("*/checkpoints/*/manifest.json")]
     assert len(saved) == 1
     assert 16 * 4096 <= int(saved[0].split("-")[0]) < 90 * 4096
@@ -165,7 +165,7 @@ def test_a_word_to_all_that_a_run_has_started_reaches_the_driver_alone(
         one.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130, ""), errors
-    assert "all is saved; the same command goes on" in errors
+    assert "all is saved; the same command continues" in errors
     assert "W&B stops" not in errors
     assert len(list((raystage.folder / "own/stages").glob("*/checkpoints/*/manifest.json"))) == 1
     wait_until(lambda: other_ray_processes(cluster) <= before, 30, "processes of the run's cluster are still there")

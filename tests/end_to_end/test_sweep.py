@@ -223,7 +223,7 @@ def test_a_sweep_that_is_asked_to_end_has_the_workers_of_its_trials_save_first(r
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "all is saved; the same command goes on" in errors
+    assert "all is saved; the same command continues" in errors
     saved = [path.parent.name for path in raystage.folder.glob(".raystage/stages/*/checkpoints/*/manifest.json")]
     assert len(saved) == 2
     assert all(20 * 512 <= int(name.split("-")[0]) < 400_000 for name in saved)
