@@ -44,7 +44,7 @@ def report(
     if as_json and as_markdown:
         raise InputError("found --json too; expected one of them", key="--markdown")
     opened = open_store(store)
-    reports = [_read_report(opened, name) for name in names]
+    reports = [read_report(opened, name) for name in names]
     if html is not None and len(reports) > 1 and any(map(_is_sweep, reports)):
         found = next(one["name"] for one in reports if _is_sweep(one))
         raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
@@ -64,7 +64,7 @@ def report(
         say(f"wrote {path}", err=as_json or as_markdown)
 
 
-def _read_report(store: Any, name: str) -> dict[str, Any]:
+def read_report(store: Any, name: str) -> dict[str, Any]:
     """The report of a run, with what `raystage evaluate` has found since. Its name is that of its folder."""
     from raystage.storage.naming import known_run
     from raystage.storage.stored_files import REPORT_FILE

@@ -7,17 +7,21 @@ import logging
 import os
 from collections.abc import Iterator
 
+import ray
+from ray.exceptions import RayError
+
 from raystage.cluster.joined import joined
-from raystage.cluster.own import started
+from raystage.cluster.own import end, is_own, started
 from raystage.cluster.placement import await_fit
 from raystage.cluster.queries import get_answer
 from raystage.cluster.ray_private import logs_folder
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
+from raystage.cluster.train_run import has_train_run
 from raystage.cluster.watchdog import OnEvent, Watchdog
 from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
 from raystage.config.training import Training
-from raystage.errors import StorageError, WorkersLost
+from raystage.errors import ClusterLost, StorageError, WorkersLost
 from raystage.files.filesystem import Folder
 from raystage.plan.plan import Job
 
@@ -101,6 +105,21 @@ def _start_group(job: Job, patience_seconds: float) -> WorkerGroup:
 def dismiss() -> None:
     """Have idle workers leave."""
     _IDLE_WORKERS.dismiss()
+
+
+def leave_cluster(error: BaseException) -> None:
+    """After an error, in a process that goes on: have idle workers leave, and end the connection, and with it a cluster
+    of this process's own. Nothing is done where the cluster is lost, or a Train run is still under way."""
+    if isinstance(error, ClusterLost):
+        return
+    with contextlib.suppress(ClusterLost, RayError):
+        dismiss()
+    if has_train_run() or not ray.is_initialized():
+        return
+    if is_own():
+        end()
+    else:
+        ray.shutdown()
 
 
 def tidy(store: Folder) -> None:

@@ -33,6 +33,8 @@ NO_API_SERVER = f"http://{LOOPBACK}:9"
 LONGEST_FOLDER_BYTES = 39
 # The folder of Ray's sessions; set only for the processes of such a cluster.
 FOLDER_VARIABLE = "RAYSTAGE_OWN_CLUSTER"
+# Of the cluster that is there now, if one is.
+_CLEANUP: list[ClusterCleanup] = []
 
 
 @contextlib.contextmanager
@@ -45,12 +47,18 @@ def started(cpus: int) -> Iterator[None]:
     with signals_blocked():
         _start(folder, cpus)
         SHUTDOWN.install()  # in place of Ray's own handler
-        cleanup = ClusterCleanup()
+        _CLEANUP.append(ClusterCleanup())
     remove_abandoned_notes(open_folder(notes_folder()))
     yield
     if not has_train_run():  # otherwise it ends with this process
-        _shut_down()
-        cleanup.finish()
+        end()
+
+
+def end() -> None:
+    """End the cluster that `started` has started; after an error, too, where no Train run is under way any more."""
+    _shut_down()
+    while _CLEANUP:
+        _CLEANUP.pop().finish()
 
 
 def is_own() -> bool:

@@ -38,6 +38,24 @@ class ShutdownSignal:
             self._on_terminal = [number for number in _TERMINAL if os.isatty(number)] or self._on_terminal
             signal.signal(signal.SIGHUP, self._handle)
 
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Within this, SIGINT counts as SIGTERM does, too; afterwards all signals are handled as before. For a process
+        that goes on after a run; outside of the main thread nothing changes."""
+        self.received_at = None
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            signal.signal(signal.SIGINT, self._handle)
+            self.install()
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self.received_at = None
+
     def _handle(self, signum: int, frame: object) -> None:
         if signum == signal.SIGHUP:
             self._leave_terminal()

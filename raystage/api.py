@@ -1,0 +1,295 @@
+"""raystage from Python, in a script or a notebook; `import raystage` gives all of it.
+
+    schedule = raystage.load("schedule.yaml", ["training.optimizer.lr=4e-3"])
+    report = raystage.run(schedule)
+    report.curves()
+
+No function ends the process. All raise the errors of `raystage.errors`. The first Ctrl-C (in a notebook: interrupt) has
+the workers save and then raises KeyboardInterrupt; the same call continues from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+import ray
+from rich.console import RenderableType
+
+from raystage.cli.options import DebugStream, cluster_address, init_source
+from raystage.cli.report import read_report
+from raystage.cluster import launch
+from raystage.cluster.shutdown import SHUTDOWN
+from raystage.config import schedule as schedules
+from raystage.config.schedule import Schedule
+from raystage.config.yaml_file import read_mapping
+from raystage.errors import InputError, RaystageError, SweepFailed
+from raystage.files.filesystem import open_folder
+from raystage.plan.build import make_plan
+from raystage.plan.plan import Plan
+from raystage.report.curves import baseline_curves, stage_curves
+from raystage.report.formats import Table
+from raystage.report.html import page
+from raystage.report.tables import tables
+from raystage.report.terminal import SafeConsole, final_table
+from raystage.run.console import make_display
+from raystage.run.earlier import make_way
+from raystage.run.session import RunSession, Tracking
+from raystage.storage.maintenance import finished_among
+from raystage.storage.store import Store
+from raystage.storage.stored_files import RUN_FILE
+from raystage.sweep import config as sweeps
+from raystage.sweep.config import Sweep, is_sweep
+from raystage.sweep.console import make_sweep_display
+from raystage.sweep.html import sweep_page, write_papers
+from raystage.sweep.search import SweepRunner
+from raystage.sweep.summary import failure
+from raystage.sweep.terminal import sweep_result_table
+from raystage.sweep.trial import TrialTask
+from raystage.sweep.trials import SweepPlan, plan_sweep
+
+STORE = ".raystage"
+Written = str | Path | Mapping[str, Any]
+Wandb = Literal["offline", "online", "disabled"]
+_WIDTH = 120
+_CONNECTED = (
+    "this process is connected to a Ray cluster already; expected none: call ray.shutdown() first, and give the "
+    "address of the cluster to run on"
+)
+
+
+def load(source: Written, overrides: Sequence[str] = ()) -> Schedule | Sweep:
+    """The schedule or sweep in a YAML file, or in a mapping with the same keys, typed and checked.
+
+    overrides: `KEY=VALUE` as for `--set`, e.g. "stages[1].until.tokens=2M". Paths in a mapping are relative to the
+    working directory. Raises InputError.
+    """
+    content = dict(source) if isinstance(source, Mapping) else read_mapping(Path(source))
+    file = Path("a mapping") if isinstance(source, Mapping) else Path(source)
+    return (sweeps if is_sweep(content) else schedules).load(file, tuple(overrides), content)
+
+
+def plan(schedule: Schedule | Sweep | Written, store: str = STORE) -> Plan | SweepPlan:
+    """What would be trained, with every value, key and cost; nothing is trained.
+
+    store: where `init: {from: RUN/STAGE}` looks a stage up. Raises InputError.
+    """
+    loaded = _loaded(schedule)
+    if isinstance(loaded, Sweep):
+        return plan_sweep(loaded)
+    return make_plan(_named_init(loaded, store))
+
+
+def run(
+    schedule: Schedule | Written,
+    *,
+    store: str = STORE,
+    name: str | None = None,
+    address: str | None = None,
+    wandb: Wandb = "offline",
+    progress: bool = True,
+) -> Report:
+    """Train a schedule stage by stage, then its baselines. What the store has finished is not trained again.
+
+    store: a path, or a URI such as s3://bucket/prefix. name: of the run; the schedule's own unless given. address: of a
+    running Ray cluster (HOST:PORT or "auto"); without it, and without RAY_ADDRESS, the run starts a cluster of its own
+    on this machine, which ends with it. progress: whether lines on standard error say how it goes.
+    Raises InputError, StageFailed and other RaystageError; KeyboardInterrupt after the workers have saved.
+    """
+    loaded = _loaded(schedule)
+    if not isinstance(loaded, Schedule):
+        raise InputError(f"found a sweep ({loaded.name!r}); expected a schedule, or raystage.sweep(...)")
+    loaded = loaded if name is None else loaded.model_copy(update={"name": name})
+    opened = Store(open_folder(store))
+    made = make_plan(_named_init(loaded, store))
+    if aside := make_way(opened, made.name, [stage.key for one in made.runs() for stage in one.stages]):
+        _say(aside, progress)
+    session = RunSession(
+        made,
+        loaded,
+        opened,
+        command=_call("run", loaded.file, store=store, name=name, address=address),
+        address=cluster_address(address),
+        tracking=Tracking(wandb),
+    )
+    with _driving(), session:
+        displays = [make_display(made, sys.stderr, session.finished)] if progress else []
+        content = session.run(displays)
+    return Report(content, opened)
+
+
+def sweep(
+    sweep: Sweep | Written,
+    *,
+    store: str = STORE,
+    name: str | None = None,
+    address: str | None = None,
+    wandb: Wandb = "offline",
+    progress: bool = True,
+) -> Report:
+    """Search over schedules with Ray Tune; stages that trials share are trained once. Arguments as for `run`.
+
+    Raises InputError, SweepFailed where a trial failed, and other RaystageError; KeyboardInterrupt after the workers of
+    all trials have saved.
+    """
+    loaded = _loaded(sweep)
+    if not isinstance(loaded, Sweep):
+        raise InputError(f"found a schedule ({loaded.name!r}); expected a sweep, or raystage.run(...)")
+    loaded = loaded if name is None else loaded.model_copy(update={"name": name})
+    opened = Store(open_folder(store))
+    made = plan_sweep(loaded)
+    if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
+        made = plan_sweep(loaded, finished)
+    task = TrialTask(
+        sweep=loaded,
+        store=opened.folder.uri,
+        command=_call("sweep", loaded.file, store=store, name=name, address=address),
+        wandb_mode=wandb,
+        wandb_folder=str(Path.cwd()),
+    )
+    display = make_sweep_display(None if progress else io.StringIO())
+    with _driving(), contextlib.closing(display):
+        content = SweepRunner(made, opened, task, display, cluster_address(address)).run()
+    write_papers(opened, made, content)
+    if problem := failure(content):
+        raise SweepFailed(problem)
+    return Report(content, opened)
+
+
+def report(name: str, store: str = STORE) -> Report:
+    """What a run or a sweep in a store came to, finished or not. Raises InputError, DamagedFile."""
+    opened = Store(open_folder(store))
+    return Report(read_report(opened, name), opened)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of a run or a sweep: printed, or shown by a notebook, it is a table.
+
+    content: what `raystage report NAME --json` prints. store: where it was read.
+    """
+
+    content: Mapping[str, Any]
+    store: Store
+
+    @property
+    def name(self) -> str:
+        return self.content["name"]
+
+    @property
+    def state(self) -> str:
+        """RUNNING, FINISHED, ABORTED or ERRORED."""
+        return self.content["state"]
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.content.get("kind") == "sweep"
+
+    @property
+    def savings(self) -> Mapping[str, Any] | None:
+        """`compute_saved`, `speedup`, `verdict`, ...; None of a sweep."""
+        return self.content.get("savings")
+
+    def curves(self) -> pandas.DataFrame:
+        """Every evaluation of the staged run and its baselines: columns run, stage, tokens, flops, seconds, loss.
+
+        tokens, flops and seconds (wall-clock without evaluation) are counted from the run's start; loss is in nats per
+        token. Raises InputError for a sweep: its trials are `trials()`, and each is a run with a report of its own.
+        """
+        self._expect(False, "trials()")
+        rows = [("staged", stage.name, point) for stage in stage_curves(self.content) for point in stage.points]
+        rows += [(one.name, None, point) for one in baseline_curves(self.content) for point in one.points]
+        columns = ["run", "stage", "tokens", "flops", "seconds", "loss"]
+        return pandas.DataFrame(
+            [(run, stage, at.tokens, at.flops, at.seconds, at.loss) for run, stage, at in rows], columns=columns
+        )
+
+    def trials(self) -> pandas.DataFrame:
+        """A row per trial of a sweep: its number, rank, state and loss, and its config, a column per path.
+
+        Raises InputError for a run."""
+        self._expect(True, "curves()")
+        kept = ("number", "rank", "state", "eval_loss")
+        return pandas.DataFrame(
+            [{**{key: one[key] for key in kept}, **one["config"]} for one in self.content["trials"]]
+        )
+
+    def html(self) -> str:
+        """One page that needs no network, as `raystage report NAME --html FILE` writes it."""
+        if self.is_sweep:
+            return sweep_page(self.content)
+        return page([(self.content, self.store.read_run(self.name, RUN_FILE))])
+
+    def __str__(self) -> str:
+        shown = io.StringIO()
+        SafeConsole(file=shown, width=_WIDTH).print(self._table())
+        return shown.getvalue()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        if self.is_sweep:
+            return self.trials().to_html(index=False)
+        parts = [_html_table(table) for table in tables(self.content)[:1]]
+        return "".join(parts) + f"<p><b>{html.escape(self.content['savings']['verdict'])}</b></p>"
+
+    def _table(self) -> RenderableType:
+        return sweep_result_table(self.content) if self.is_sweep else final_table(self.content)
+
+    def _expect(self, is_sweep: bool, instead: str) -> None:
+        if self.is_sweep != is_sweep:
+            found, expected = ("a sweep", "a run") if self.is_sweep else ("a run", "a sweep")
+            raise InputError(f"found {found} ({self.name!r}); expected {expected}, or {instead}")
+
+
+@contextlib.contextmanager
+def _driving() -> Iterator[None]:
+    """This process drives a run: what Ray prints is left out, signals have the workers save, and no cluster is left."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver computes nothing; workers have their own
+    if ray.is_initialized():
+        raise RaystageError(_CONNECTED)
+    with SHUTDOWN.handled(), contextlib.redirect_stdout(DebugStream()):
+        try:
+            yield
+        except BaseException as error:
+            launch.leave_cluster(error)
+            raise
+
+
+def _named_init(schedule: Schedule, store: str) -> Schedule:
+    """`init: {from: RUN/STAGE}` with the stage's folder in the store instead of its name."""
+    if schedule.init is None:
+        return schedule
+    return schedule.model_copy(
+        update={"init": schedule.init.model_copy(update={"source": init_source(schedule.init.source, store)})}
+    )
+
+
+def _loaded(given: Schedule | Sweep | Written) -> Schedule | Sweep:
+    return given if isinstance(given, Schedule | Sweep) else load(given)
+
+
+def _call(function: str, file: str | None, **arguments: str | None) -> str:
+    """What continues a run: 'raystage.run("schedule.yaml", name="mine")'."""
+    given = [f"{key}={value!r}" for key, value in arguments.items() if value not in (None, STORE)]
+    return f"raystage.{function}({', '.join([repr(file) if file else '...', *given])})"
+
+
+def _say(what: str, progress: bool) -> None:
+    if progress:
+        print(f"raystage: {what}", file=sys.stderr)
+
+
+def _html_table(table: Table) -> str:
+    def row(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = [row("th", table.columns), *(row("td", cells) for cells in table.rows)]
+    return f"<table>{''.join(rows)}</table>"
