@@ -11,6 +11,7 @@ the workers save and then raises KeyboardInterrupt; the same call continues from
 from __future__ import annotations
 
 import contextlib
+import copy
 import html
 import io
 import os
@@ -30,7 +31,6 @@ from raystage.cluster import launch
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.config import schedule as schedules
 from raystage.config.schedule import Schedule
-from raystage.config.yaml_file import read_mapping
 from raystage.errors import InputError, RaystageError, SweepFailed
 from raystage.files.filesystem import open_folder
 from raystage.plan.build import make_plan
@@ -60,6 +60,8 @@ STORE = ".raystage"
 Written = str | Path | Mapping[str, Any]
 Wandb = Literal["offline", "online", "disabled"]
 _WIDTH = 120
+# Stands for the file in messages about a mapping.
+_A_MAPPING = "a mapping"
 _CONNECTED = (
     "this process is connected to a Ray cluster already; expected none: call ray.shutdown() first, and give the "
     "address of the cluster to run on"
@@ -72,9 +74,10 @@ def load(source: Written, overrides: Sequence[str] = ()) -> Schedule | Sweep:
     overrides: `KEY=VALUE` as for `--set`, e.g. "stages[1].until.tokens=2M". Paths in a mapping are relative to the
     working directory. Raises InputError.
     """
-    content = dict(source) if isinstance(source, Mapping) else read_mapping(Path(source))
-    file = Path("a mapping") if isinstance(source, Mapping) else Path(source)
-    return (sweeps if is_sweep(content) else schedules).load(file, tuple(overrides), content)
+    if not isinstance(source, Mapping):
+        return sweeps.load_any(source, tuple(overrides))
+    content = copy.deepcopy(dict(source))
+    return (sweeps if is_sweep(content) else schedules).load(_A_MAPPING, tuple(overrides), content)
 
 
 def plan(schedule: Schedule | Sweep | Written, store: str = STORE) -> Plan | SweepPlan:

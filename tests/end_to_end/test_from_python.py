@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import RayCluster, Raystage, losses_in, said_until, write_tiny
 
 pytestmark = pytest.mark.end_to_end
