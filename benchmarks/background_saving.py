@@ -34,8 +34,8 @@ from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import initial_map
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage.store import Store
 from raystage.train import collectives, partitions

@@ -44,8 +44,8 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
 from raystage.models.shape import num_params
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint

@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from raystage.config.yaml_file import read_mapping
-from raystage.sweep.config import load
-from raystage.sweep.trials import plan_sweep
+from raystage.sweeps.config import load
+from raystage.sweeps.trials import plan_sweep
 
 SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/quickstart.yaml"
 SPACE = {

@@ -38,11 +38,11 @@ from raystage.cluster import launch
 from raystage.files.filesystem import open_folder
 from raystage.storage.claims import Claims
 from raystage.storage.store import Store
-from raystage.sweep.config import load
-from raystage.sweep.search import SweepRunner
-from raystage.sweep.summary import failure
-from raystage.sweep.trial import TrialTask, run_trial
-from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.sweeps.config import load
+from raystage.sweeps.search import SweepRunner
+from raystage.sweeps.summary import failure
+from raystage.sweeps.trial import TrialTask, run_trial
+from raystage.sweeps.trials import SweepPlan, plan_sweep
 from raystage.units import format_flops
 
 SWEEP = Path(__file__).parents[1] / "jobs/sweeps/quickstart.yaml"

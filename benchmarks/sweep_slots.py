@@ -26,18 +26,18 @@ import yaml
 from ray.tune.search import Searcher
 
 from raystage.files.filesystem import open_folder
-from raystage.plan.keys import trunk_key
-from raystage.plan.plan import StagePlan
+from raystage.plans.keys import trunk_key
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Evaluation, Prefix, StageRecord
-from raystage.run.driver import Driver
+from raystage.runs.driver import Driver
 from raystage.storage.claims import Claim, Claims, OnWaiting
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store
-from raystage.sweep.config import load
-from raystage.sweep.tree import Tree
-from raystage.sweep.trial import FINISHED_STAGE
-from raystage.sweep.trials import SweepPlan, plan_sweep
-from raystage.sweep.tune import TreeSearch
+from raystage.sweeps.config import load
+from raystage.sweeps.tree import Tree
+from raystage.sweeps.trial import FINISHED_STAGE
+from raystage.sweeps.trials import SweepPlan, plan_sweep
+from raystage.sweeps.tune import TreeSearch
 
 SCHEDULE = Path(__file__).parents[1] / "jobs/schedules/growth.yaml"
 # When to grow, how, for how long, and at what rate to end: 12 first stages, 144 second ones, and nearly every trial

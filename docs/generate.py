@@ -5,7 +5,7 @@ the commands.
     python docs/generate.py --check    # changes nothing; exit status 1 if a page is out of date
 
 A test compares both pages with what this script makes. What a key means is the docstring below its field in
-`raystage/config` (or `raystage/sweep/config.py`); what a command does is its docstring in `raystage/cli`.
+`raystage/config` (or `raystage/sweeps/config.py`); what a command does is its docstring in `raystage/cli`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from raystage.cli.main import main
 from raystage.config.schedule import Schedule
 from raystage.config.section import Section, keys_of
-from raystage.sweep.config import Sweep
+from raystage.sweeps.config import Sweep
 
 FOLDER = Path(__file__).parent
 

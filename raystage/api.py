@@ -33,28 +33,28 @@ from raystage.config import schedule as schedules
 from raystage.config.schedule import Schedule
 from raystage.errors import InputError, RaystageError, SweepFailed
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Plan
-from raystage.report.curves import baseline_curves, stage_curves
-from raystage.report.formats import Table
-from raystage.report.html import page
-from raystage.report.tables import tables
-from raystage.report.terminal import SafeConsole, final_table
-from raystage.run.console import make_display
-from raystage.run.earlier import make_way
-from raystage.run.session import RunSession, Tracking
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.reports.curves import baseline_curves, stage_curves
+from raystage.reports.formats import Table
+from raystage.reports.html import page
+from raystage.reports.tables import tables
+from raystage.reports.terminal import SafeConsole, final_table
+from raystage.runs.console import make_display
+from raystage.runs.earlier import make_way
+from raystage.runs.session import RunSession, Tracking
 from raystage.storage.maintenance import finished_among
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
-from raystage.sweep import config as sweeps
-from raystage.sweep.config import Sweep, is_sweep
-from raystage.sweep.console import make_sweep_display
-from raystage.sweep.html import sweep_page, write_papers
-from raystage.sweep.search import SweepRunner
-from raystage.sweep.summary import failure
-from raystage.sweep.terminal import sweep_result_table
-from raystage.sweep.trial import TrialTask
-from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.sweeps import config as sweeps
+from raystage.sweeps.config import Sweep, is_sweep
+from raystage.sweeps.console import make_sweep_display
+from raystage.sweeps.html import sweep_page, write_papers
+from raystage.sweeps.search import SweepRunner
+from raystage.sweeps.summary import failure
+from raystage.sweeps.terminal import sweep_result_table
+from raystage.sweeps.trial import TrialTask
+from raystage.sweeps.trials import SweepPlan, plan_sweep
 
 STORE = ".raystage"
 Written = str | Path | Mapping[str, Any]

@@ -17,11 +17,11 @@ from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.schedule import Schedule
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.runs.driver import Driver
 from raystage.storage.store import Store
-from raystage.sweep.config import Sweep
-from raystage.sweep.trials import plan_sweep
+from raystage.sweeps.config import Sweep
+from raystage.sweeps.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import write_sweep
 

@@ -73,8 +73,8 @@ def grow(
     """
     from raystage.growth.explain import what_grows
     from raystage.growth.request import GrowthRequest
-    from raystage.report.growth_tables import growth_table
-    from raystage.report.terminal import SafeConsole
+    from raystage.reports.growth_tables import growth_table
+    from raystage.reports.terminal import SafeConsole
     from raystage.tools.grow import open_source, open_target, planned, write
     from raystage.units import format_bytes, format_count
 
@@ -145,8 +145,8 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
       raystage grow    my/llama my/deeper --set num_layers=12 --operator identity
       raystage certify my/llama my/deeper
     """
-    from raystage.report.growth_tables import certificate_table
-    from raystage.report.terminal import SafeConsole
+    from raystage.reports.growth_tables import certificate_table
+    from raystage.reports.terminal import SafeConsole
     from raystage.tools.certify import certify as measure
     from raystage.tools.grow import open_source
 

@@ -167,7 +167,7 @@ def in_job_copy() -> bool:
 
 def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
     """With --json, only JSON on standard output, and the table on standard error; else the table."""
-    from raystage.report.terminal import SafeConsole
+    from raystage.reports.terminal import SafeConsole
 
     if as_json:
         print_json(report)
@@ -196,8 +196,8 @@ def plan_schedule(
     name: of the run, if not the schedule's own. with_code: whether functions that the schedule names are imported.
     Raises InputError.
     """
-    from raystage.plan.build import make_plan
-    from raystage.plan.inputs import Sources
+    from raystage.plans.build import make_plan
+    from raystage.plans.inputs import Sources
 
     try:
         if schedule.init is not None:

@@ -55,10 +55,10 @@ def plan(
       raystage plan sweep.yaml
     """
     from raystage.cli.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
-    from raystage.report.plan_tables import left_line, plan_table, suggestion_table
-    from raystage.report.suggestions import suggest
-    from raystage.report.terminal import SafeConsole
-    from raystage.sweep.config import Sweep, load_any
+    from raystage.reports.plan_tables import left_line, plan_table, suggestion_table
+    from raystage.reports.suggestions import suggest
+    from raystage.reports.terminal import SafeConsole
+    from raystage.sweeps.config import Sweep, load_any
 
     loaded = load_any(schedule, overrides)
     if isinstance(loaded, Sweep):
@@ -87,7 +87,7 @@ def plan(
 
 def _taken_name(store: Any, plan: Any) -> str | None:
     """A warning if the store has a run of this name with other stages; None otherwise."""
-    from raystage.run.earlier import stage_keys
+    from raystage.runs.earlier import stage_keys
     from raystage.storage.store import EARLIER
     from raystage.storage.stored_files import RUN_FILE
 
@@ -108,9 +108,9 @@ def _taken_name(store: Any, plan: Any) -> str | None:
 def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: bool) -> None:
     """Print the plan of a sweep. store: if given, the stages in it count as done."""
     from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
-    from raystage.report.terminal import SafeConsole
-    from raystage.sweep.terminal import sweep_table
-    from raystage.sweep.trials import plan_sweep
+    from raystage.reports.terminal import SafeConsole
+    from raystage.sweeps.terminal import sweep_table
+    from raystage.sweeps.trials import plan_sweep
 
     name_init(sweep.base, store)
     made = plan_sweep(sweep, with_code=with_code)

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from raystage.plan.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
-from raystage.report.advice import warnings
-from raystage.report.suggestions import suggest
+from raystage.plans.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
+from raystage.reports.advice import warnings
+from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_json
-from raystage.sweep.tree import Node
-from raystage.sweep.trials import SweepPlan, Trial
+from raystage.sweeps.tree import Node
+from raystage.sweeps.trials import SweepPlan, Trial
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

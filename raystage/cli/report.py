@@ -109,24 +109,24 @@ def _is_sweep(report: dict[str, Any]) -> bool:
 
 
 def _print_tables(reports: list[dict[str, Any]]) -> None:
-    from raystage.report.terminal import SafeConsole, final_table
-    from raystage.sweep.terminal import sweep_result_table
+    from raystage.reports.terminal import SafeConsole, final_table
+    from raystage.sweeps.terminal import sweep_result_table
 
     for one in reports:
         SafeConsole().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
 
 
 def _print_markdown(reports: list[dict[str, Any]]) -> None:
-    from raystage.report.markdown import markdown
-    from raystage.sweep import summary
+    from raystage.reports.markdown import markdown
+    from raystage.sweeps import summary
 
     pages = (summary.markdown(one) if _is_sweep(one) else markdown(one) for one in reports)
     say("\n".join(pages), nl=False)
 
 
 def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:
-    from raystage.report.html import page
-    from raystage.sweep.html import sweep_page
+    from raystage.reports.html import page
+    from raystage.sweeps.html import sweep_page
 
     if _is_sweep(reports[0]):
         text = sweep_page(reports[0])
@@ -148,9 +148,9 @@ def _run_file(store: Any, name: str) -> dict[str, Any] | None:
 
 def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Write NAME.png and NAME.svg of each run and sweep, and make the folder."""
-    from raystage.report.figures import run_sheet
-    from raystage.report.image import write_image
-    from raystage.sweep.figures import sweep_sheet
+    from raystage.reports.figures import run_sheet
+    from raystage.reports.image import write_image
+    from raystage.sweeps.figures import sweep_sheet
 
     drawn: list[Path] = []
     with _writing("--figures", folder, "a folder that can be written to"):

@@ -63,11 +63,11 @@ def run(
     parsed, made = plan_schedule(load(schedule, overrides), schedule, name, store)
     # The driver computes nothing. Without this, DeepSpeed looks for a GPU here and prints it. Workers set their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from raystage.report.terminal import final_table
-    from raystage.run.console import make_display
-    from raystage.run.earlier import make_way
-    from raystage.run.log import next_steps, run_command
-    from raystage.run.session import RunSession, Tracking
+    from raystage.reports.terminal import final_table
+    from raystage.runs.console import make_display
+    from raystage.runs.earlier import make_way
+    from raystage.runs.log import next_steps, run_command
+    from raystage.runs.session import RunSession, Tracking
 
     opened = open_store(store)
     folder = opened.run_folder(made.name)

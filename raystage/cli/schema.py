@@ -26,7 +26,7 @@ def schema_command(kind: str) -> None:
     """
     from raystage.config.json_schema import json_schema
     from raystage.config.schedule import Schedule
-    from raystage.sweep.config import Sweep
+    from raystage.sweeps.config import Sweep
 
     root = {"schedule": Schedule, "sweep": Sweep}[kind]
     print_json(json_schema(root, f"A raystage {kind}"))

@@ -11,15 +11,15 @@ from rich.text import Text
 
 from raystage.cli.sweep_status import from_sweep_files, is_sweep, judged, place_of, trial_table
 from raystage.errors import InputError, RaystageError
-from raystage.report.build import DONE
-from raystage.report.columns import STATE_STYLES, WholeTable
-from raystage.report.formats import KEY_DIGITS
-from raystage.run.status import process_of, silence
+from raystage.reports.build import DONE
+from raystage.reports.columns import STATE_STYLES, WholeTable
+from raystage.reports.formats import KEY_DIGITS
+from raystage.runs.status import process_of, silence
 from raystage.storage.naming import known_run
 from raystage.storage.processes import is_gone
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE, STATUS_FILE, TRIAL_FILE
-from raystage.sweep.status import INTERRUPTED
+from raystage.sweeps.status import INTERRUPTED
 from raystage.units import format_count, format_seconds
 
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")

@@ -46,7 +46,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     Example:
       raystage store list --store s3://my-bucket/runs
     """
-    from raystage.report.terminal import SafeConsole
+    from raystage.reports.terminal import SafeConsole
     from raystage.storage.maintenance import survey
 
     opened = _open(store)
@@ -178,8 +178,8 @@ def _store_table(listing: Any) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from raystage.report.columns import WholeTable, name_column, number_column, table
-    from raystage.report.formats import KEY_DIGITS, known
+    from raystage.reports.columns import WholeTable, name_column, number_column, table
+    from raystage.reports.formats import KEY_DIGITS, known
     from raystage.units import format_bytes, format_count
 
     columns = (

@@ -60,17 +60,17 @@ def sweep(
     mode = wandb_mode_for(wandb_mode)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
-    from raystage.report.terminal import SafeConsole
-    from raystage.run.log import sweep_command
+    from raystage.reports.terminal import SafeConsole
+    from raystage.runs.log import sweep_command
     from raystage.storage.maintenance import finished_among
-    from raystage.sweep.config import load
-    from raystage.sweep.console import make_sweep_display
-    from raystage.sweep.html import write_papers
-    from raystage.sweep.search import SweepRunner
-    from raystage.sweep.summary import failure
-    from raystage.sweep.terminal import sweep_result_table, sweep_table
-    from raystage.sweep.trial import TrialTask
-    from raystage.sweep.trials import plan_sweep
+    from raystage.sweeps.config import load
+    from raystage.sweeps.console import make_sweep_display
+    from raystage.sweeps.html import write_papers
+    from raystage.sweeps.search import SweepRunner
+    from raystage.sweeps.summary import failure
+    from raystage.sweeps.terminal import sweep_result_table, sweep_table
+    from raystage.sweeps.trial import TrialTask
+    from raystage.sweeps.trials import plan_sweep
 
     overrides = (*overrides, f"name={name}") if name else overrides
     loaded = load(sweep, overrides)

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from raystage.report.columns import STATE_STYLES, WholeTable, name_column, number_column
+from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, number_column
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, SWEEP_FILE
-from raystage.sweep.space import describe
-from raystage.sweep.status import WAITING, interrupted
+from raystage.sweeps.space import describe
+from raystage.sweeps.status import WAITING, interrupted
 from raystage.units import format_count, format_seconds
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from raystage.config.conditions import OF_GROWTH, Accept, Overfitting
 from raystage.config.stage import Require
 from raystage.errors import GrowthRejected
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord, TrainPoint
 
 _NOT_MEASURED = "it was not measured"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.differences import differences, is_staged
 from raystage.results.ledger import net_cost
 from raystage.results.record import StageRecord

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from raystage.plan import learning_rate
-from raystage.plan.cadence import FEWEST_TOKENS
-from raystage.plan.keys import ended_after
-from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.plans import learning_rate
+from raystage.plans.cadence import FEWEST_TOKENS
+from raystage.plans.keys import ended_after
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.comparison import finished_run, tokens_per_parameter
 from raystage.results.data_use import Counted, repeat_doubts, uses
 from raystage.results.differences import differences, other_text, speed_differences

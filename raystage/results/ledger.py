@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from raystage.config.schedule import Costs
-from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.costs import Cost, Use, cost_of, minus
 from raystage.results.record import StageRecord
 from raystage.results.tuning import compared

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raystage.models.shape import ModelShape
-from raystage.plan.plan import StagePlan, placed
+from raystage.plans.plan import StagePlan, placed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from raystage.config.variants import Values
-from raystage.plan.plan import Choice, Plan, RunPlan, Variant
+from raystage.plans.plan import Choice, Plan, RunPlan, Variant
 from raystage.results.record import StageRecord
 
 Records = Mapping[str, StageRecord]

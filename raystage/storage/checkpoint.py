@@ -38,7 +38,7 @@ _SYNC_BYTES = 32 * 2**20  # handed to the disk at a time, while more is written
 
 
 @dataclass(frozen=True)
-class Fragment:
+class StoredFragment:
     """A slice of a state in a shard: the bytes [offset, offset + 4 * (stop - start)) of the file."""
 
     parameter: str
@@ -60,7 +60,7 @@ class Shard:
     file: str
     size_bytes: int
     checksum: str
-    fragments: tuple[Fragment, ...]
+    fragments: tuple[StoredFragment, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[
                 file.write(chunk)
                 whole.update(chunk)
                 checksum.update(chunk)
-            fragments.append(Fragment(*span, len(header) + tensor.place, checksum.hexdigest()))
+            fragments.append(StoredFragment(*span, len(header) + tensor.place, checksum.hexdigest()))
             end = tensor.place + tensor.num_bytes
             if end - begun >= _SYNC_BYTES:
                 begun = end
@@ -268,7 +268,7 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def _copy(self, shard: Shard, fragment: Fragment, first: int, into: np.ndarray) -> None:
+    def _copy(self, shard: Shard, fragment: StoredFragment, first: int, into: np.ndarray) -> None:
         """Copy the fragment's values from `first` on into `into`, as many as fit.
 
         The first read of a fragment reads all of it, for its checksum. Beside `into` at most _READ_BYTES are in memory.
@@ -317,8 +317,8 @@ class Checkpoint:
             raise CheckpointError(f"{(self.folder / shard.file).uri}: {found}; expected {shard.size_bytes}")
 
 
-def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard, Fragment]]]:
-    index: dict[tuple[str, str], list[tuple[Shard, Fragment]]] = {}
+def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard, StoredFragment]]]:
+    index: dict[tuple[str, str], list[tuple[Shard, StoredFragment]]] = {}
     for shard in shards:
         for fragment in shard.fragments:
             index.setdefault((fragment.parameter, fragment.state), []).append((shard, fragment))
@@ -327,7 +327,7 @@ def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:
     shards = tuple(
-        Shard(**{**shard, "fragments": tuple(Fragment(**fragment) for fragment in shard["fragments"])})
+        Shard(**{**shard, "fragments": tuple(StoredFragment(**fragment) for fragment in shard["fragments"])})
         for shard in content.pop("shards")
     )
     parameters = tuple(

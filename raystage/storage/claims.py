@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 
 from raystage.errors import StageFailed
-from raystage.plan.keys import key_at, trunk_key
-from raystage.plan.plan import StagePlan
+from raystage.plans.keys import key_at, trunk_key
+from raystage.plans.plan import StagePlan
 from raystage.storage.lease import Lease, Leases
 from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from raystage.errors import NonFiniteLoss
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.costs import plus
 from raystage.results.record import GrowthRecord, Prefix, Progress, StageRecord, TrainPoint
 from raystage.train.collectives import all_gather_objects

@@ -27,7 +27,7 @@ from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
 from raystage.objectives.causal_lm import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
 from raystage.objectives.metrics import MetricSums, Sums
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.train import optimizer, partitions
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes

@@ -18,9 +18,9 @@ from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
 from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.hf_folder import open_model
-from raystage.plan.initial import InitPlan, check_same
-from raystage.plan.keys import key_at, trunk_key
-from raystage.plan.plan import UNCHANGED, StagePlan
+from raystage.plans.initial import InitPlan, check_same
+from raystage.plans.keys import key_at, trunk_key
+from raystage.plans.plan import UNCHANGED, StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights

@@ -9,7 +9,7 @@ import numpy as np
 from raystage.data.tokens import Streams, TokenWindows, open_streams
 from raystage.models.shape import flops_per_token
 from raystage.objectives.metrics import added, values
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Evaluation, Progress
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import all_gather_objects

@@ -33,7 +33,7 @@ from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distan
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
 from raystage.models.families import FAMILIES
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train import partitions

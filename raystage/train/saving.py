@@ -26,7 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard

@@ -12,7 +12,7 @@ from deepspeed import comm
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts, as_runs, unsettled
 from raystage.models.shape import parameters
-from raystage.plan.plan import StagePlan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Manifest, ParameterEntry, Shard, Span

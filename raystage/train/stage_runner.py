@@ -23,10 +23,10 @@ from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
-from raystage.plan import learning_rate
-from raystage.plan.keys import trunk_key
-from raystage.plan.length import reads_clock
-from raystage.plan.plan import StagePlan
+from raystage.plans import learning_rate
+from raystage.plans.keys import trunk_key
+from raystage.plans.length import reads_clock
+from raystage.plans.plan import StagePlan
 from raystage.results.acceptance import check_growth
 from raystage.results.data_use import Counted
 from raystage.results.record import GrowthRecord, Progress, StageRecord

@@ -19,7 +19,7 @@ from deepspeed.accelerator import get_accelerator
 
 from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
-from raystage.plan.plan import Job, StagePlan, continues
+from raystage.plans.plan import Job, StagePlan, continues
 from raystage.results.acceptance import judge
 from raystage.results.record import where_it_begins
 from raystage.storage.store import Store

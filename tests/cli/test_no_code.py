@@ -14,8 +14,8 @@ from raystage import user_code as hooks
 from raystage.cli.main import main
 from raystage.config.schedule import Schedule, load
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 
 METRIC = "import pathlib\npathlib.Path(__file__ + '.ran').touch()\n\ndef right(answers, targets):\n    return {}\n"

@@ -14,13 +14,13 @@ from factories import make_curves, make_schedule
 from raystage.cli.main import main
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.report.markdown import markdown
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.reports.markdown import markdown
+from raystage.runs.driver import Driver
 from raystage.storage.store import Store
-from raystage.sweep.html import write_papers
-from raystage.sweep.summary import verdict
-from raystage.sweep.trials import plan_sweep
+from raystage.sweeps.html import write_papers
+from raystage.sweeps.summary import verdict
+from raystage.sweeps.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep
 

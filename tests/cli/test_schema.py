@@ -17,7 +17,7 @@ from raystage.config.json_schema import json_schema
 from raystage.config.schedule import Schedule, is_sweep, load
 from raystage.config.section import Section
 from raystage.config.yaml_file import read_mapping
-from raystage.sweep.config import Sweep
+from raystage.sweeps.config import Sweep
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted((REPOSITORY / "jobs").rglob("*.yaml"))

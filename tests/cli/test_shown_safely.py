@@ -15,9 +15,9 @@ from raystage.config.types import check_name
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import unsealed
-from raystage.plan.build import make_plan
-from raystage.report.terminal import SafeConsole
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.reports.terminal import SafeConsole
+from raystage.runs.driver import Driver
 from raystage.safe_text import in_markdown, visible
 from raystage.storage.store import Store
 from raystage.storage.stored_files import check_file

@@ -16,8 +16,8 @@ from factories import make_record, make_schedule
 from raystage.cli.main import main
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import MANIFEST, Checkpoint
 from raystage.storage.maintenance import remove, survey

@@ -12,7 +12,7 @@ from factories import write_documents
 from raystage.config import yaml_file
 from raystage.config.schedule import load
 from raystage.errors import InputError
-from raystage.plan.build import make_plan
+from raystage.plans.build import make_plan
 
 GOOD = """
 name: tiny

@@ -18,8 +18,8 @@ from raystage.config.training import LrSchedule, Training
 from raystage.config.types import Workers, parse_span
 from raystage.errors import InputError
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES
-from raystage.plan.build import make_plan
-from raystage.plan.resolve import resolve
+from raystage.plans.build import make_plan
+from raystage.plans.resolve import resolve
 
 STAGES = [{"name": "small", "until": {"steps": 1}}, {"name": "full", "until": {"steps": 1}}]
 

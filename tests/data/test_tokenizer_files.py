@@ -19,8 +19,8 @@ from raystage.data.tokenizer_files import TokenizerFacts, read_tokenizer
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Plan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Plan
 
 TEXT = "one two three\nvier fünf sechs\n" * 20
 

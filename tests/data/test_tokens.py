@@ -15,7 +15,7 @@ from raystage.data.plan import DataPlan
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
-from raystage.plan.build import make_plan
+from raystage.plans.build import make_plan
 
 
 @pytest.fixture

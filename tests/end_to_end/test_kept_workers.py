@@ -13,8 +13,8 @@ from raystage.cluster import launch
 from raystage.config.schedule import load
 from raystage.config.types import Workers
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Job, Plan, StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Job, Plan, StagePlan
 from raystage.storage.store import Store
 
 pytestmark = pytest.mark.end_to_end

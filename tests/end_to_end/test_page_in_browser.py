@@ -9,11 +9,11 @@ import pytest
 
 from browser import Tab, find_browser, open_tab
 from factories import make_curves, make_schedule
-from raystage.plan.build import make_plan
-from raystage.report.build import build_report
-from raystage.report.html import page
-from raystage.sweep.html import sweep_page
-from raystage.sweep.trials import plan_sweep
+from raystage.plans.build import make_plan
+from raystage.reports.build import build_report
+from raystage.reports.html import page
+from raystage.sweeps.html import sweep_page
+from raystage.sweeps.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from conftest import BIN, QUIET, RayCluster, Raystage, wait_until
-from raystage.sweep.config import load
-from raystage.sweep.trials import SweepPlan, plan_sweep
+from raystage.sweeps.config import load
+from raystage.sweeps.trials import SweepPlan, plan_sweep
 from wandb_reader import OfflineRun, read_run, run_files
 
 pytestmark = pytest.mark.end_to_end

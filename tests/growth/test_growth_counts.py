@@ -16,7 +16,7 @@ from raystage.growth.apply import Grown, head_starts_in, is_new
 from raystage.growth.counts import HeadStarts, as_runs, from_runs, grown_head_starts, is_settled, unsettled
 from raystage.models.manifest import _check_head_starts
 from raystage.models.shape import ModelShape, parameters
-from raystage.plan.build import make_plan
+from raystage.plans.build import make_plan
 from raystage.storage.checkpoint import ParameterEntry, _plain
 
 STEP = 7
@@ -108,7 +108,7 @@ def has_another_key(folder: Path, grow: dict, model: dict, tokens: int = 1200, *
     ]
     stage = make_plan(make_schedule(folder, stages=stages, training=training, baseline=None)).staged.stages[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raystage.plan.keys._leaves_counts", lambda stage, steps: False)
+        patch.setattr("raystage.plans.keys._leaves_counts", lambda stage, steps: False)
         before = make_plan(make_schedule(folder, stages=stages, training=training, baseline=None)).staged.stages[1]
     return stage.key != before.key
 

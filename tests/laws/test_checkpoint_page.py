@@ -13,7 +13,7 @@ import pytest
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import ModelShape
 from raystage.results.record import Progress
-from raystage.storage.checkpoint import Checkpoint, Fragment, Manifest, ParameterEntry, Shard
+from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard, StoredFragment
 from small_checkpoints import SHAPES, STATES, flat_cuts, parameter_cuts, write
 
 PAGE = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
@@ -48,7 +48,7 @@ def test_the_reader_is_twenty_lines_without_raystage() -> None:
 
 
 def test_the_page_names_every_key(tmp_path: Path) -> None:
-    for kind in (Manifest, Shard, Fragment, ParameterEntry, ModelShape):
+    for kind in (Manifest, Shard, StoredFragment, ParameterEntry, ModelShape):
         for field in fields(kind):
             assert f"`{field.name}`" in PAGE, f"{kind.__name__}.{field.name}"
     for key in Progress(steps=0, tokens=0, flops=0).to_json():

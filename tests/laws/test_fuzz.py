@@ -18,10 +18,10 @@ import fuzzing
 from factories import make_curves, make_schedule
 from folders import make
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.run.driver import Driver
-from raystage.run.log import Invocation
-from raystage.run.status import RunStatus
+from raystage.plans.build import make_plan
+from raystage.runs.driver import Driver
+from raystage.runs.log import Invocation
+from raystage.runs.status import RunStatus
 from raystage.storage.store import Store
 from small_checkpoints import flat_cuts, write
 

@@ -37,11 +37,11 @@ from raystage.config.section import keys_of
 from raystage.config.stage import Data, Grow, Model, Stage
 from raystage.config.training import Training
 from raystage.growth.operators import OPERATORS
-from raystage.plan.build import make_plan
-from raystage.sweep.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
-from raystage.sweep.config import load as load_sweep
-from raystage.sweep.space import SpaceEntry
-from raystage.sweep.trials import plan_sweep
+from raystage.plans.build import make_plan
+from raystage.sweeps.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
+from raystage.sweeps.config import load as load_sweep
+from raystage.sweeps.space import SpaceEntry
+from raystage.sweeps.trials import plan_sweep
 from raystage.units import format_count, format_flops
 
 MOST_README_BYTES = 8_192
@@ -58,7 +58,7 @@ def ids(found: list) -> list[str]:
 
 
 COMMANDS = shell_lines("raystage ")
-JOBS = [(page, line) for start in ("python jobs/", "RAY_AUTH_MODE") for page, line in shell_lines(start)]
+JOBS = [(page, line) for start in ("python jobs/run.py", "RAY_AUTH_MODE") for page, line in shell_lines(start)]
 
 
 def parsed(name: str, arguments: list[str]) -> click.Context:

@@ -16,7 +16,7 @@ from raystage.config.schedule import Schedule, load
 from raystage.errors import InputError
 from raystage.objectives.causal_lm import next_token_halves, next_token_scores
 from raystage.objectives.metrics import MetricSums, added, per_class, values
-from raystage.plan.build import make_plan
+from raystage.plans.build import make_plan
 from staged_runs import carry_out, train
 
 OWN = """

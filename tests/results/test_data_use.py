@@ -10,11 +10,11 @@ import pytest
 from factories import make_record, make_records, make_schedule, save_words
 from raystage.cli.plan_json import plan_json
 from raystage.data.tokens import open_streams
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Plan
-from raystage.report.advice import warnings
-from raystage.report.build import build_report
-from raystage.report.markdown import markdown
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.reports.advice import warnings
+from raystage.reports.build import build_report
+from raystage.reports.markdown import markdown
 from raystage.results import data_use
 from raystage.results.data_use import Counted, data_json, data_lines
 

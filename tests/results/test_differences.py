@@ -10,10 +10,10 @@ import pytest
 from factories import make_records, make_schedule
 from raystage.config.schedule import load
 from raystage.errors import InputError
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Plan
-from raystage.report.build import build_report
-from raystage.report.markdown import markdown
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.reports.build import build_report
+from raystage.reports.markdown import markdown
 from raystage.results.differences import differences, is_staged
 
 JOBS = Path(__file__).parents[2] / "jobs"

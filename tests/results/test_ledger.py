@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from factories import make_records, make_schedule
-from raystage.plan.build import make_plan
-from raystage.report.build import build_report
-from raystage.report.markdown import markdown
+from raystage.plans.build import make_plan
+from raystage.reports.build import build_report
+from raystage.reports.markdown import markdown
 from raystage.results.ledger import Ledger, measure_ledger
 from raystage.results.record import Prefix
 

@@ -13,17 +13,17 @@ import pytest
 from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan, with_choice
-from raystage.plan.plan import Choice, Plan, RunPlan
-from raystage.report.build import build_report
-from raystage.report.html import page
-from raystage.report.markdown import markdown
+from raystage.plans.build import make_plan, with_choice
+from raystage.plans.plan import Choice, Plan, RunPlan
+from raystage.reports.build import build_report
+from raystage.reports.html import page
+from raystage.reports.markdown import markdown
 from raystage.results.record import StageRecord
 from raystage.results.savings import FinishedRun, compare
 from raystage.results.seeds import interval
 from raystage.results.tuning import choose, compared, edges, final_loss, tried_with
-from raystage.run.driver import Driver
-from raystage.run.wandb_rows import run_config, savings_summary
+from raystage.runs.driver import Driver
+from raystage.runs.wandb_rows import run_config, savings_summary
 from raystage.storage.store import Store
 
 LR = "training.optimizer.lr"

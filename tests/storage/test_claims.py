@@ -12,8 +12,8 @@ from claimants import elsewhere
 from factories import make_record, make_schedule
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.storage.claims import Claim, Claims
 from raystage.storage.lease import Leases
 from raystage.storage.processes import LeaseHolder

@@ -17,13 +17,13 @@ from raystage.cli.main import main
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import sealed, unsealed, written
-from raystage.plan.build import make_plan
-from raystage.plan.keys import trunk_key
-from raystage.plan.plan import Plan
-from raystage.run.driver import Driver
-from raystage.run.earlier import make_way
-from raystage.run.log import Invocation
-from raystage.run.status import RunStatus
+from raystage.plans.build import make_plan
+from raystage.plans.keys import trunk_key
+from raystage.plans.plan import Plan
+from raystage.runs.driver import Driver
+from raystage.runs.earlier import make_way
+from raystage.runs.log import Invocation
+from raystage.runs.status import RunStatus
 from raystage.storage.claims import Claims
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from raystage.config.schedule import Schedule, parse
-from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint
 
 FLOPS_PER_SECOND = 1e10

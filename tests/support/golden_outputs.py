@@ -25,11 +25,11 @@ from factories import make_curves, write_documents
 from golden_schedules import FILE, JOBS, TEXTS
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.runs.driver import Driver
 from raystage.storage.store import Store
-from raystage.sweep.config import load
-from raystage.sweep.trials import plan_sweep
+from raystage.sweeps.config import load
+from raystage.sweeps.trials import plan_sweep
 
 GOLDEN = FILE.parent
 # What differs from run to run, or from machine to machine.

@@ -11,14 +11,14 @@ FOLDERS = (
     "objectives",  # what is learned, and its metrics
     "growth",  # operators: maps decided, applied, certified
     "config",  # what the user writes
-    "plan",  # the schedule resolved: values, keys, FLOPs
+    "plans",  # the schedule resolved: values, keys, FLOPs
     "results",  # what stages and runs came to, as numbers
     "storage",  # checkpoints, finished stages, leases
     "train",  # a stage on its workers
     "cluster",  # Ray: a cluster, worker groups, what goes wrong with them
-    "report",  # results for people: tables, HTML, pictures
-    "run",  # one plan carried out
-    "sweep",  # many plans
+    "reports",  # results for people: tables, HTML, pictures
+    "runs",  # one plan carried out
+    "sweeps",  # many plans
     "tools",  # whole models without a cluster, and the doctor
     "cli",  # one file per command
 )

@@ -26,7 +26,7 @@ from pyarrow import fs
 from raystage.files.filesystem import Folder
 from raystage.models.shape import ModelShape
 from raystage.storage import checkpoint
-from raystage.storage.checkpoint import Fragment, Manifest, ParameterEntry, Piece, Shard
+from raystage.storage.checkpoint import Manifest, ParameterEntry, Piece, Shard, StoredFragment
 from raystage.storage.store import Store
 
 KEY = "stage"
@@ -174,7 +174,9 @@ def _received(peer: socket.socket) -> list[Shard]:
         if not part:
             os._exit(1)
         line += part
-    return [Shard(**{**one, "fragments": tuple(Fragment(**f) for f in one["fragments"])}) for one in json.loads(line)]
+    return [
+        Shard(**{**one, "fragments": tuple(StoredFragment(**f) for f in one["fragments"])}) for one in json.loads(line)
+    ]
 
 
 def _meet(peer: socket.socket | None, rank: int, shards: list[Shard]) -> None:

@@ -17,8 +17,8 @@ from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
 from raystage.models.shape import ModelShape, parameters
-from raystage.plan import learning_rate
-from raystage.plan.plan import StagePlan
+from raystage.plans import learning_rate
+from raystage.plans.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train.evaluation import evaluation_set
 

@@ -6,9 +6,9 @@ from collections.abc import Container, Mapping
 from itertools import pairwise
 
 from factories import make_record
-from raystage.plan.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
-from raystage.run.events import RunCallback
+from raystage.runs.events import RunCallback
 
 POINTS_PER_STAGE = 4
 

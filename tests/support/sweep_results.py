@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from factories import make_record
-from raystage.report.build import build_report
+from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
-from raystage.sweep.importance import importance
-from raystage.sweep.report import TrialOutcome, build_sweep_report
-from raystage.sweep.trials import SweepPlan
+from raystage.sweeps.importance import importance
+from raystage.sweeps.report import TrialOutcome, build_sweep_report
+from raystage.sweeps.trials import SweepPlan
 
 
 def trained(plan: SweepPlan, loss_of: Callable[[str], float]) -> dict[str, StageRecord]:

@@ -9,7 +9,7 @@ import yaml
 
 from factories import write_documents
 from raystage.config import yaml_file
-from raystage.sweep.config import Sweep, load
+from raystage.sweeps.config import Sweep, load
 
 SCHEDULE = """
 name: tiny

@@ -16,11 +16,11 @@ from exports import make_checkpoint
 from factories import make_records, make_schedule
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import Plan
-from raystage.report.build import build_report
-from raystage.report.markdown import markdown
-from raystage.run.driver import Driver
+from raystage.plans.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.reports.build import build_report
+from raystage.reports.markdown import markdown
+from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.tools.evaluations import keep, kept
 

@@ -14,8 +14,8 @@ from plain_training import evaluated, model_in, trained
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

@@ -14,9 +14,9 @@ from distributed import run_workers
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown, grown_steps, is_new
-from raystage.plan.build import make_plan
-from raystage.plan.learning_rate import Rewarming
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.learning_rate import Rewarming
+from raystage.plans.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job

@@ -22,10 +22,10 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown
 from raystage.models.hf_folder import open_model
 from raystage.models.shape import parameters
-from raystage.plan.build import make_plan
-from raystage.plan.initial import find_init
-from raystage.plan.plan import Plan
-from raystage.report.advice import warnings
+from raystage.plans.build import make_plan
+from raystage.plans.initial import find_init
+from raystage.plans.plan import Plan
+from raystage.reports.advice import warnings
 from raystage.results.comparison import measure_savings
 from raystage.results.data_use import Counted
 from raystage.results.doubts import doubts

@@ -10,8 +10,8 @@ import pytest
 from distributed import run_workers
 from factories import make_schedule
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan, jobs
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan, jobs
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

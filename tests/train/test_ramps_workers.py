@@ -14,8 +14,8 @@ from plain_training import GrownStart, evaluated, trained
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import TrainPoint
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

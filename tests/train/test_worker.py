@@ -17,8 +17,8 @@ from raystage.config.schedule import Schedule
 from raystage.config.training import Checkpointing, Training
 from raystage.errors import NonFiniteLoss
 from raystage.files.filesystem import open_folder
-from raystage.plan.build import make_plan
-from raystage.plan.plan import StagePlan
+from raystage.plans.build import make_plan
+from raystage.plans.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store, loss_at, tokens_of

@@ -1,0 +1,338 @@
+"""From a schedule to a plan: every stage of every run with all its values, its key, its FLOPs and its memory.
+
+Nothing here imports torch or ray. The driver carries a plan out and `raystage plan` prints it; the same schedule always
+gives the same plan. The types of a plan are in `plan.plan`, the keys in `plan.keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from raystage.config.schedule import Schedule
+from raystage.config.training import LrSchedule, Training
+from raystage.config.types import check_name
+from raystage.config.variants import (
+    Values,
+    check_variants,
+    label,
+    other_values,
+    with_seed,
+    with_values,
+    written_values,
+)
+from raystage.data.trained_on import NOTHING
+from raystage.errors import InputError
+from raystage.growth.operators import complete_options
+from raystage.models.shape import ModelShape, flops_per_token
+from raystage.plans import cadence, learning_rate
+from raystage.plans.draft import StageDraft
+from raystage.plans.gates import Rejection, changed
+from raystage.plans.initial import InitPlan
+from raystage.plans.inputs import Sources
+from raystage.plans.keys import evaluated_after, key_at
+from raystage.plans.learning_rate import check_rate, span_tokens
+from raystage.plans.length import waits_for_evaluations
+from raystage.plans.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
+from raystage.plans.resolve import resolve
+from raystage.plans.steps import step_schedule
+from raystage.plans.training import baseline_stage
+
+CHECKPOINTS_PER_STAGE = 4
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A schedule with one set of values: its stages, resolved, and the staged run that they make up."""
+
+    schedule: Schedule
+    stages: tuple[StageDraft, ...]
+    staged: RunPlan
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+
+def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
+    """The plan of a schedule, under its own name or another.
+
+    sources: what was looked up for other schedules, where many are planned. Raises InputError where the schedule does
+    not fit together.
+    """
+    if name is not None:
+        _check_run_name(name)
+    sources = sources or Sources()
+    try:
+        check_variants(schedule)
+        return _with_variants(_plan(schedule, name or schedule.name, sources), schedule, sources)
+    except InputError as error:
+        raise error.inside(schedule.file or "") from None
+
+
+def with_choice(plan: Plan, schedule: Schedule, choice: Choice, sources: Sources | None = None) -> Plan:
+    """The plan whose further seeds train the values that were chosen on the written seed."""
+    further = _further_seeds(schedule, plan, choice, sources or Sources())
+    return replace(plan, further_seeds=further, is_chosen=True)
+
+
+def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Plan:
+    """The plan of the next attempt. The baselines stay, because every attempt is compared with the same ones.
+
+    Raises InputError where the attempt cannot be planned.
+    """
+    if not tried:
+        return plan
+    attempt = make_plan(changed(schedule, plan, tried), plan.name)
+    return replace(plan, staged=attempt.staged)
+
+
+def _check_run_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise InputError(str(error), key="--name") from None
+
+
+def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
+    side = _side(schedule, sources)
+    return Plan(
+        name=name,
+        staged=side.staged,
+        baselines=_baselines(side),
+        scratch_flops=side.tokens * flops_per_token(side.stages[-1].shape),
+        costs=schedule.costs,
+        seed=schedule.seed,
+        values=written_values(schedule),
+        values_from=schedule.baseline.values_from if schedule.baseline else None,
+    )
+
+
+def _side(schedule: Schedule, sources: Sources) -> _Side:
+    init = sources.init(schedule.init) if schedule.init else None
+    stages = resolve(schedule, init, sources)
+    return _Side(schedule, stages, RunPlan("staged", _chain_staged(stages, init)))
+
+
+# --- other values, other seeds ------------------------------------------------------------------
+
+
+def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
+    """The plan with everything that is trained beside the schedule as written."""
+    variants = tuple(_variant(schedule, values, sources) for values in other_values(schedule))
+    # Until the best values are known, the written ones stand in their place.
+    written = Choice(plan.values, (plan.values,) * len(plan.baselines))
+    further = _further_seeds(schedule, plan, written, sources)
+    return replace(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
+
+
+def _variant(schedule: Schedule, values: Values, sources: Sources) -> Variant:
+    tried = label(values)
+    try:
+        side = _side(with_values(schedule, values), sources)
+        baselines = tuple(_named(run, tried) for run in _baselines(side))
+    except InputError as error:
+        raise InputError(f"{tried} cannot be planned: {error}", key="baseline.tune") from None
+    return Variant(schedule.seed, values, (values,) * len(baselines), _named(side.staged, tried), baselines)
+
+
+def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sources) -> tuple[Variant, ...]:
+    """The staged run and the baselines of every seed after the written one, each side with its chosen values.
+
+    Runs are named after the written ones, with the seed: the names stay when the values become known.
+    """
+    found = []
+    for more in range(1, schedule.seeds):
+        seeded = with_seed(schedule, more)
+        sides = {values: _side(with_values(seeded, values), sources) for values in {choice.staged, *choice.baseline}}
+        runs = {values: _baselines(sides[values]) for values in set(choice.baseline)}
+        name = f"seed-{seeded.seed}"
+        baselines = tuple(
+            _named(replace(runs[values][index], name=plan.baselines[index].name), name)
+            for index, values in enumerate(choice.baseline)
+        )
+        staged = _named(sides[choice.staged].staged, name)
+        found.append(Variant(seeded.seed, choice.staged, choice.baseline, staged, baselines))
+    return tuple(found)
+
+
+def _named(run: RunPlan, what: str) -> RunPlan:
+    return replace(run, name=f"{run.name}-{what}")
+
+
+# --- the staged run -----------------------------------------------------------------------------
+
+
+def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tuple[StagePlan, ...]:
+    run_tokens = sum(stage.tokens for stage in stages)
+    chain: list[StagePlan] = []
+    for index, stage in enumerate(stages):
+        start = chain[-1].end_tokens if chain else 0
+        span = (start, stage.tokens) if stage.own_rate else (0, run_tokens)
+        key = f"stages[{index}].training.lr_schedule" if stage.own_rate else "training.lr_schedule"
+        chain.append(
+            _plan_stage(
+                stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
+                stage.seed, stage.steps, run_tokens, init=None if chain else init,
+            )
+        )  # fmt: skip
+    _check_open_ends(chain)
+    return tuple(chain)
+
+
+def _check_open_ends(chain: list[StagePlan]) -> None:
+    """Refuse a stage that may end early where the rate of a later stage depends on its length."""
+    for index, stage in enumerate(chain):
+        depend = [later.rate for later in chain[index + 1 :] if not later.own_rate]
+        if stage.until is None or not depend:
+            continue
+        ends = [learning_rate.stable_end(curve) for curve in depend]
+        problem = None
+        if None in ends:
+            problem = "found under a rate over the whole run that depends on its length from the start"
+        elif min(ends) < stage.end_tokens:
+            problem = f"found a cap at {stage.end_tokens} tokens of the run, whose rate decays from {min(ends)} on"
+        if problem:
+            expected = "expected lr_schedule wsd or constant, the decay after this stage, or a lr_schedule of their own"
+            raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
+
+
+# --- the baselines ------------------------------------------------------------------------------
+
+
+def _baselines(side: _Side) -> tuple[RunPlan, ...]:
+    """The last stage's model from scratch, once for each budget, the smallest first."""
+    schedule = side.schedule
+    if schedule.baseline is None:
+        return ()
+    last = baseline_stage(schedule, side.stages)
+    # Evaluated on exactly the text that the last stage is evaluated on.
+    training = last.training.model_copy(update={"evaluate": side.staged.stages[-1].training.evaluate})
+    last = replace(last, training=training)
+    batch = last.training.global_batch_tokens
+    lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
+    runs: list[RunPlan] = []
+    for index, steps in sorted(enumerate(lengths), key=lambda pair: pair[1]):
+        key = f"baseline.budgets[{index}]"
+        if steps in lengths[:index]:
+            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
+            raise InputError(f"{found}; expected each budget once", key=key)
+        runs.append(_baseline(schedule, last, steps, runs, key))
+    return tuple(runs)
+
+
+def _baseline(schedule: Schedule, last: StageDraft, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
+    """The last stage's model from scratch for `steps` steps, split where smaller budgets leave the shared trunk."""
+    batch = last.training.global_batch_tokens
+    curve = _curve(last.training, 0, steps * batch, key)
+    borders = [*_trunk_borders(curve, earlier, batch, steps), steps]
+    chain: list[StagePlan] = []
+    for border in borders:
+        name = f"scratch-{border * batch}"
+        length = border - (chain[-1].start_steps + chain[-1].steps if chain else 0)
+        chain.append(_plan_stage(last, name, chain[-1] if chain else None, curve, schedule.seed, length,
+                                 steps * batch, grows=False))  # fmt: skip
+    return RunPlan(f"baseline-{steps * batch}", tuple(chain))
+
+
+def _trunk_borders(curve: learning_rate.Curve, earlier: list[RunPlan], batch: int, steps: int) -> list[int]:
+    """The steps at which to split the part whose rate a longer run has too.
+
+    Where smaller budgets were split, as far as their rate was the same up to there; and at its end, for larger budgets.
+    """
+    trunk_end = learning_rate.stable_end(curve)
+    if trunk_end is None:
+        return []
+    ends = {
+        stage.end_tokens
+        for run in earlier
+        for stage in run.stages
+        if learning_rate.signature(stage.rate, 0, stage.end_tokens)
+        == learning_rate.signature(curve, 0, stage.end_tokens)
+    }
+    cuts = {end // batch for end in ends | {trunk_end}}
+    return sorted(cut for cut in cuts if 0 < cut < steps)
+
+
+def _curve(training: Training, start: int, total: int, key: str) -> learning_rate.Curve:
+    schedule: LrSchedule = training.lr_schedule
+    check_rate(schedule, total, key)
+    return learning_rate.build(
+        schedule.kind,
+        training.optimizer.lr,
+        start,
+        total,
+        span_tokens(schedule.warmup, total),
+        span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0,
+        schedule.min_lr_ratio,
+    )
+
+
+def _plan_stage(
+    stage: StageDraft,
+    name: str,
+    parent: StagePlan | None,
+    rate: learning_rate.Curve,
+    seed: int,
+    steps: int,
+    run_tokens: int,
+    grows: bool = True,
+    init: InitPlan | None = None,
+) -> StagePlan:
+    tokens = step_schedule(stage.training, stage.shape.context_length).tokens(steps)
+    before = parent or init
+    seen = before.trained_on if before else NOTHING
+    planned = StagePlan(
+        name=name,
+        key="",
+        parent_key=parent.key if parent else None,
+        shape=stage.shape,
+        parent_shape=before.shape if before else None,
+        growth=_growth_of(stage, before.shape if before else None, is_first=parent is None) if grows else None,
+        data=stage.data,
+        training=stage.training,
+        seed=seed,
+        rate=rate,
+        start_tokens=parent.end_tokens if parent else 0,
+        start_steps=parent.start_steps + parent.steps if parent else 0,
+        start_flops=parent.end_flops if parent else 0,
+        steps=steps,
+        evaluate_every_tokens=0,
+        checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        window_tokens=stage.window_tokens,
+        init=init,
+        until=stage.until if grows else None,
+        own_rate=grows and stage.own_rate,
+        accept=stage.accept if grows else None,
+        freezing=stage.freezing if grows else None,
+        trained_on=seen.and_on(stage.data.text),
+    )
+    planned = _with_evaluation(planned, run_tokens, is_baseline=not grows)
+    return replace(planned, key=key_at(planned, steps))
+
+
+def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> StagePlan:
+    """The stage with the evaluation settings that its schedule leaves open.
+
+    A baseline has the text of the last stage. A stage whose end or acceptance depends on evaluations is evaluated as
+    often as any other, whatever that costs. The amount of text depends on the length alone, so that neither the cadence
+    nor a gate changes a key.
+    """
+    written = stage.training.evaluate
+    waits = waits_for_evaluations(stage.until, stage.accept)
+    is_open = not is_baseline and "tokens" not in written.model_fields_set
+    stage = evaluated_after(replace(stage, evaluation_follows=is_open), stage.steps)
+    every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
+                                  stage.token_flops(stage.shape.context_length), not waits)  # fmt: skip
+    return replace(stage, evaluate_every_tokens=written.every or every)
+
+
+def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:
+    if before is None or (is_first and stage.grow is None):
+        return None
+    if stage.grow is None:
+        return UNCHANGED
+    operator = stage.grow.operator
+    options = complete_options(before, stage.shape, operator, stage.grow.options)
+    rewarm = learning_rate.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
+    return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)

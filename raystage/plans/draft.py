@@ -1,0 +1,142 @@
+"""A stage while it is resolved. `plan.resolve` has the passes, each of which fills in or checks some of a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from raystage.config.conditions import Accept, Until
+from raystage.config.schedule import Schedule
+from raystage.config.section import Section, field_of
+from raystage.config.stage import Grow, Model, Stage
+from raystage.config.training import Training
+from raystage.data.plan import DataPlan
+from raystage.errors import InputError
+from raystage.models.shape import ModelShape
+from raystage.plans.freezing import Freezing
+from raystage.plans.initial import InitPlan
+from raystage.plans.inputs import Sources
+from raystage.plans.steps import StepSchedule, step_schedule
+
+
+@dataclass(frozen=True)
+class StageDraft:
+    """One stage: as written, with the file's defaults under it, and what the passes made of it so far.
+
+    index: of the stage in the schedule. data, shape, training: None until their pass. steps: the most it takes.
+    until: what may end it before `steps`, None where nothing may; positions in it are from the stage's start.
+    window_tokens: the text of all stages is read in windows of this length, the longest context of the run.
+    """
+
+    index: int
+    stage: Stage
+    seed: int
+    own_rate: bool
+    data: DataPlan | None = None
+    shape: ModelShape | None = None
+    training: Training | None = None
+    steps: int = 0
+    until: Until | None = None
+    freezing: Freezing | None = None
+    window_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def grow(self) -> Grow | None:
+        return self.stage.grow
+
+    @property
+    def accept(self) -> Accept | None:
+        return self.stage.accept
+
+    @property
+    def step_schedule(self) -> StepSchedule:
+        return step_schedule(self.training, self.shape.context_length)
+
+    @property
+    def tokens(self) -> int:
+        return self.step_schedule.tokens(self.steps)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may look at beside its draft: the schedule as written, and the stages that are resolved already."""
+
+    schedule: Schedule
+    init: InitPlan | None
+    sources: Sources
+    stages: tuple[StageDraft, ...] = ()
+
+    @property
+    def shape_before(self) -> ModelShape | None:
+        """The shape that the next stage starts from: of the stage before it, else of `init`, else None."""
+        if self.stages:
+            return self.stages[-1].shape
+        return self.init.shape if self.init else None
+
+    @property
+    def tokens_before(self) -> int:
+        """Where the next stage begins in the run, in tokens."""
+        return sum(stage.tokens for stage in self.stages)
+
+    def draft(self, index: int) -> StageDraft:
+        """Stage `index` before the first pass. What no stage says of its model is as in `init`."""
+        schedule = self.schedule
+        if self.init is not None:
+            schedule = schedule.model_copy(update={"model": _model_of(self.init.shape, schedule.model)})
+        stage = schedule.resolved(index)
+        own_rate = "lr_schedule" in schedule.stages[index].training.model_fields_set
+        return StageDraft(index, stage, schedule.seed if stage.seed is None else stage.seed, own_rate)
+
+    def error(self, index: int, key: str, problem: str) -> InputError:
+        """An error in a key of stage `index` ('model.hidden_size'), told at the place where the user wrote it."""
+        return InputError(problem, key=written_key(self.schedule, index, key))
+
+    @contextmanager
+    def errors_of(self, index: int) -> Iterator[None]:
+        """Passes name a stage's own key; within this their errors name the place where the user wrote it."""
+        try:
+            yield
+        except InputError as error:
+            raise self.error(index, error.key, error.problem) from None
+
+    def with_stages(self, stages: tuple[StageDraft, ...]) -> Context:
+        return replace(self, stages=stages)
+
+
+def _model_of(init: ModelShape, written: Model) -> Model:
+    """The sizes of `init`, with a model section applied to them. The norms' eps is inherited from shape to shape."""
+    sizes = {name: getattr(init, name) for name in Model.model_fields if name != "norm_eps" and hasattr(init, name)}
+    given = {name: value for name, value in sizes.items() if value or name not in ("num_experts", "experts_per_token")}
+    return Model(**given).overlaid(written)
+
+
+def written_key(schedule: Schedule, index: int, key: str) -> str:
+    """A stage's key ('model.hidden_size') as the user wrote it: in the stage where that sets it, else in the file.
+
+    A key that nobody set is told at the file, unless other stages set it.
+    """
+    of_stage = f"stages[{index}].{key}"
+    path = key.split(".")
+    if path[0] not in Schedule.model_fields or _sets(schedule.stages[index], path):
+        return of_stage
+    if _sets(schedule, path):
+        return key
+    return of_stage if any(_sets(stage, path) for stage in schedule.stages) else key
+
+
+def _sets(section: Section, path: list[str]) -> bool:
+    """Whether a path leads to something that the user wrote."""
+    place: object = section
+    for step in path:
+        if isinstance(place, Section) and (name := field_of(type(place), step)) in place.model_fields_set:
+            place = getattr(place, name)
+        elif isinstance(place, dict) and step in place:
+            place = place[step]
+        else:
+            return False
+    return True

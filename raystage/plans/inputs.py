@@ -1,0 +1,205 @@
+"""What schedules read, looked up once: documents, tokenizers and models to start from, each with its fingerprint.
+
+Identifying a corpus takes reading all of it. So whoever plans many schedules keeps one `Sources` for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from raystage.config.schedule import Init
+from raystage.config.stage import Data
+from raystage.data.documents import (
+    BYTE_TOKENIZER,
+    BYTE_VOCABULARY,
+    WHOLE_FILES,
+    Corpus,
+    Document,
+    TextOptions,
+    read_corpus,
+    tokenizer_fingerprint,
+)
+from raystage.data.plan import DataPlan, TextSize
+from raystage.data.tokenizer_files import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
+from raystage.data.trained_on import TrainingText
+from raystage.errors import InputError
+from raystage.lazy import huggingface_hub
+from raystage.models import hub
+from raystage.plans.initial import InitPlan, find_init
+from raystage.units import shown
+
+
+@dataclass
+class Sources:
+    """Everything that was looked up so far. For planning only: a file that changes afterwards is not looked at again.
+
+    with_code: whether the functions that a schedule names are imported, to check that they can be called.
+    """
+
+    with_code: bool = True
+    _corpora: dict[tuple[str, tuple[str, ...], TextOptions], Corpus] = field(default_factory=dict)
+    _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
+    _data: dict[Data, DataPlan] = field(default_factory=dict)
+    _inits: dict[Init, InitPlan] = field(default_factory=dict)
+    _pinned: dict[str, str] = field(default_factory=dict)
+
+    def data(self, data: Data) -> DataPlan:
+        """The text that a stage reads. Raises InputError, with the stage's own key."""
+        if data not in self._data:
+            self._data[data] = self._look_up(data)
+        return self._data[data]
+
+    def corpus(self, source: str, path: tuple[str, ...], options: TextOptions = WHOLE_FILES) -> Corpus:
+        """The documents of a source. Raises InputError."""
+        if (source, path, options) not in self._corpora:
+            self._corpora[source, path, options] = read_corpus(source, path, options)
+        return self._corpora[source, path, options]
+
+    def split(self, data: DataPlan) -> tuple[list[Document], list[Document]]:
+        """(training, held-out) documents."""
+        return self.corpus(data.source, data.path, data.options).split(data.validation_fraction)
+
+    def tokenizer(self, name: str) -> TokenizerFacts:
+        """What is known about a tokenizer without loading it."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = _known(self.pinned(name))
+        return self._tokenizers[name]
+
+    def pinned(self, tokenizer: str) -> str:
+        """A Hub name with its current commit; any other tokenizer unchanged. Raises InputError."""
+        if tokenizer not in self._pinned:
+            is_hub_s = tokenizer != BYTE_TOKENIZER and hub.is_name(tokenizer)
+            self._pinned[tokenizer] = hub.pinned(tokenizer, "data.tokenizer") if is_hub_s else tokenizer
+        return self._pinned[tokenizer]
+
+    def init(self, init: Init) -> InitPlan:
+        """What a run starts from. Raises InputError."""
+        if init not in self._inits:
+            self._inits[init] = find_init(init)
+        return self._inits[init]
+
+    def _look_up(self, data: Data) -> DataPlan:
+        _check_source(data)
+        options = _options(data)
+        corpus = self.corpus(data.source, data.path, options)
+        _check_split(corpus, data.validation_fraction, data.document_separator)
+        training, held_out = corpus.split(data.validation_fraction)
+        known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
+        _check_end(data, known)
+        if data.tokenizer != BYTE_TOKENIZER and data.encoding_errors == "strict":
+            corpus.check_utf8()
+        return DataPlan(
+            source=data.source,
+            path=data.path,
+            tokenizer=self.pinned(data.tokenizer),
+            validation_fraction=data.validation_fraction,
+            fingerprint=corpus.fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(self.pinned(data.tokenizer)),
+            options=options,
+            tokenizer_size=known.size,
+            end_token=data.end_token,
+            encoding_errors=data.encoding_errors,
+            has_controls=corpus.holds_any(_marks(known, options)),
+            train=_size(training),
+            held_out=_size(held_out),
+            text=TrainingText.of(
+                corpus.fingerprint, None if data.validation_path else data.validation_fraction, training
+            ),
+        )
+
+
+BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
+
+
+def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
+    """Text that looks like a control token. The separator of the documents is not among it."""
+    return [token.encode("utf-8", "surrogatepass") for token in known.controls if token != options.document_separator]
+
+
+def _known(name: str) -> TokenizerFacts:
+    """What the files of a tokenizer say: in a folder, or for a Hub name in the cache of this machine.
+
+    Whether a text contains control tokens is part of a stage's key, so it must not depend on a cache.
+    """
+    if os.path.isdir(name):
+        return read_tokenizer(Path(name))
+    folder = _cached(name)
+    return replace(read_tokenizer(folder), controls=()) if folder else NOTHING_KNOWN
+
+
+def _cached(name: str) -> Path | None:
+    repository, revision = hub.parts(name)
+    with suppress(ValueError):  # no name of the hub's
+        for file in ("tokenizer.json", "vocab.json", "vocab.txt"):
+            found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent
+    return None
+
+
+def _size(documents: Sequence[Document]) -> TextSize:
+    return TextSize(len(documents), sum(document.num_bytes for document in documents))
+
+
+def _options(data: Data) -> TextOptions:
+    return TextOptions(
+        files=data.files,
+        validation_path=data.validation_path,
+        document_separator=data.document_separator,
+        document_bytes=data.document_bytes,
+        may_be_any=data.encoding_errors == "replace",
+    )
+
+
+def _check_source(data: Data) -> None:
+    if data.source == "text" and not data.path:
+        raise InputError("missing; expected a file or folder, or a list of them, for source: text", key="data.path")
+    if data.source == "text":
+        return
+    if data.path:
+        problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
+        raise InputError(problem, key="data.path")
+    for field_name in ("files", "validation_path", "document_separator", "document_bytes"):
+        if getattr(data, field_name):
+            problem = (
+                f"found {shown(getattr(data, field_name))} for source {data.source}; expected it with source: text"
+            )
+            raise InputError(problem, key=f"data.{field_name}")
+
+
+def _check_end(data: Data, known: TokenizerFacts) -> None:
+    """Refuse a tokenizer without a token that ends a document, as far as its files say so."""
+    if data.tokenizer == BYTE_TOKENIZER:
+        return
+    if data.end_token is None and known.has_end is False:
+        raise InputError(no_end(data.tokenizer), key="data.tokenizer")
+    if data.end_token is not None and known.tokens is not None and data.end_token not in known.tokens:
+        problem = f"found {data.end_token!r}, which is no token of {data.tokenizer!r}; expected one that is"
+        raise InputError(problem, key="data.end_token")
+
+
+def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None:
+    """Refuse a split with an empty side. Documents are held out by their hash: of few documents a side may get none."""
+    training, held_out = corpus.split(fraction)
+    if training and held_out:
+        return
+    if corpus.held_out is not None:
+        problem = "found every document that is in data.path, too; expected other text to hold out"
+        raise InputError(problem, key="data.validation_path")
+    count, working = len(corpus.documents), corpus.working_fraction()
+    if working is None:
+        if separator is not None and count == 1:
+            problem = f"found {shown(separator)}, which stands nowhere in the text; expected what parts its documents"
+            raise InputError(problem, key="data.document_separator")
+        found = "1 document" if count == 1 else f"{count} documents of one and the same text"
+        ways = "data.document_separator or data.document_bytes to cut it at, or data.validation_path"
+        raise InputError(f"found {found}; expected two or more, some of them to hold out ({ways})", key="data.path")
+    side = "holds out none" if training else "leaves none for training"
+    problem = (
+        f"found {fraction:g}, which {side} of {count} documents; expected more documents, or for example {working}"
+    )
+    raise InputError(problem, key="data.validation_fraction")

@@ -1,0 +1,127 @@
+"""Stage keys: SHA-256 of everything that can change a stage's result.
+
+Values count, not names or paths. Two stages with equal keys compute the same bits, so only one of them is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+from raystage.config.conditions import Until
+from raystage.config.deepspeed import ONLY_LOGGED
+from raystage.growth.checks import changed_fields
+from raystage.growth.counts import is_settled
+from raystage.growth.operators import PART_OF, operators_of
+from raystage.plans import cadence, learning_rate
+from raystage.plans.plan import StagePlan
+
+# Raise this when the code changes what a stage computes. Every key then changes, and no old result is reused.
+CODE_EPOCH = 2
+
+# What may differ between two runs of a stage without changing its result. The learning rate is added separately.
+_WITHOUT_EFFECT = {
+    "hang_seconds": True,
+    "max_failures": True,
+    "checkpoint": True,
+    "evaluate": {"every", "metrics"},
+    "lr_schedule": True,
+    "deepspeed": set(ONLY_LOGGED),
+}
+
+# Growing one of these adds whole parameters; it adds no elements to existing ones.
+_WHOLLY_NEW = {"num_layers", "num_experts"}
+# Operators that start every parameter they grow without optimizer state.
+_WITHOUT_STATE = {"aki", "learned"}
+
+
+def key_at(stage: StagePlan, steps: int) -> str:
+    """The key that the stage has if it ends after `steps` steps. With `stage.steps` it is the stage's own key.
+
+    Another stage with this key computed exactly what this one computes in its first `steps` steps.
+    """
+    tokens = stage.step_schedule.tokens(steps)
+    rate = learning_rate.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
+    counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
+    return _digest({**_facts(evaluated_after(stage, steps)), "rate": rate, "tokens": tokens, **counts})
+
+
+def trunk_key(stage: StagePlan) -> str:
+    """A key shared by all stages that differ only in their length, in their learning rate, and in the amount of
+    held-out text that follows from the length."""
+    return _digest(_facts(stage, cadence.MOST_TOKENS if stage.evaluation_follows else None))
+
+
+def ended_after(stage: StagePlan, steps: int) -> StagePlan:
+    """The same stage, ending after `steps` steps, with the key that follows."""
+    return replace(evaluated_after(stage, steps), steps=steps, key=key_at(stage, steps))
+
+
+def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
+    """The stage with the amount of held-out text that a length of `steps` steps implies.
+
+    Where the schedule sets the amount, the stage is returned unchanged.
+    """
+    if not stage.evaluation_follows:
+        return stage
+    token_flops = stage.token_flops(stage.shape.context_length)
+    flops = stage.step_schedule.flops(steps, stage.token_flops)
+    tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
+    evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
+    return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
+
+
+def _leaves_counts(stage: StagePlan, steps: int) -> bool:
+    """Whether, `steps` steps after the growth, new elements inside old parameters still need step counts of their own.
+
+    A stage that may end early is judged by its earliest end. Checkpoints written before these counts existed lack them,
+    so such a stage needs another key than it had then.
+    """
+    growth, betas = stage.growth, stage.training.optimizer.used().get("betas", ())
+    has_state = growth is not None and growth.optimizer_state == "grow"
+    if not has_state or (stage.init and not stage.init.keeps_optimizer_state):
+        return False
+    by = operators_of(growth.operator)
+    parts = {PART_OF.get(field, field) for field in changed_fields(stage.parent_shape, stage.shape)} - _WHOLLY_NEW
+    is_mixed = any(part not in by or by[part].name not in _WITHOUT_STATE for part in parts)
+    return is_mixed and not is_settled(1 if stage.until else steps + 1, math.inf, betas)
+
+
+def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, object]:
+    """Everything that can change the stage's result, except its length and its learning rate.
+
+    How often the stage is evaluated counts only where an evaluation can end it. evaluation_tokens: used in place of the
+    stage's own amount of held-out text.
+    """
+    training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
+    training["evaluate"]["tokens"] = evaluation_tokens or stage.training.evaluate.tokens
+    for name, without in (("offload_optimizer", "none"), ("ramp", None)):
+        if training[name] == without:  # options added later: without them a key stays what it was before
+            del training[name]
+    return {
+        "epoch": CODE_EPOCH,
+        "parent": stage.parent_key,
+        "growth": stage.growth.facts() if stage.growth else None,
+        "shape": stage.shape.facts(),
+        "data": stage.data.facts(),
+        "training": training | {"optimizer": stage.training.optimizer.used()},
+        "seed": stage.seed,
+        "start_tokens": stage.start_tokens,
+        **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
+        **({"init": stage.init.facts()} if stage.init else {}),
+        **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **(_until_facts(stage, stage.until) if stage.until else {}),
+    }
+
+
+def _until_facts(stage: StagePlan, until: Until) -> dict[str, object]:
+    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
+    earliest = stage.growth.tokens if stage.growth else 0
+    return facts | ({"not_before_tokens": earliest} if earliest else {})
+
+
+def _digest(facts: dict[str, object]) -> str:
+    """SHA-256 of facts. The order of the keys does not matter."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,194 @@
+"""The shape of a stage's model, whether the model before it can grow to that shape, and what of it is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
+from raystage.data.plan import DataPlan, vocabulary_problem
+from raystage.errors import InputError
+from raystage.growth.checks import changed_fields, refusal, with_norm_eps
+from raystage.growth.operators import is_trained, layer_origins
+from raystage.growth.trained import stage_refusal
+from raystage.models.families import FAMILIES
+from raystage.models.shape import ModelShape, heads_problem
+from raystage.plans.draft import Context, StageDraft
+from raystage.plans.freezing import find_freezing
+
+
+def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the model's shape. Rotary positions and, where not given, the norms' eps come from the model before."""
+    shape, before, model = resolve_shape(draft.stage.model, draft.data), context.shape_before, draft.stage.model
+    if before:
+        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
+        if model.norm_eps is None:
+            shape = _with_inherited_eps(before, shape, draft.grow)
+    return replace(draft, shape=shape)
+
+
+def check_growth(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: whether the model before can grow to this one as the stage says."""
+    before, grow = context.shape_before, draft.grow
+    if before is None and grow is not None:
+        raise InputError("found in the first stage, which has nothing to grow from; remove it", key="grow")
+    if before is not None and grow is None:
+        _check_unchanged(before, draft.shape)
+    if before is not None and grow is not None:
+        _check_grow(before, draft, grow)
+    return draft
+
+
+def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the frozen parameters. For a growth from `init` also what only a stage before it would allow."""
+    freeze = context.schedule.stages[draft.index].freeze
+    freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.tokens)
+    if draft.index == 0 and context.init is not None:
+        _check_first_growth(draft.grow)
+    return replace(draft, freezing=freezing)
+
+
+# --- the shape --------------------------------------------------------------------------------
+
+
+def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
+    """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
+    for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
+        if getattr(model, field) is None:
+            raise InputError(
+                "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
+            )
+    family = FAMILIES[model.family]
+    shape = ModelShape(
+        family=model.family,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads or model.num_heads,
+        head_size=_head_size(model),
+        ffn_size=model.ffn_size or 4 * model.hidden_size,
+        vocab_size=_vocab_size(model, data),
+        context_length=model.context_length,
+        tied_embeddings=family.fields["tied_embeddings"][1] if model.tied_embeddings is None else model.tied_embeddings,
+        norm_eps=model.norm_eps or family.default_norm_eps,
+        **_experts(model),
+    )
+    problem = heads_problem(shape)
+    if problem:
+        raise InputError(problem[1], key=f"model.{problem[0]}")
+    return shape
+
+
+def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
+    """With the norms' eps of the model before, scaled where a growth pads the residual stream with zeros."""
+    if grow is None:
+        return replace(shape, norm_eps=before.norm_eps)
+    return with_norm_eps(before, shape, grow.operator)
+
+
+def _experts(model: Model) -> dict[str, int]:
+    """The experts of a mixture; nothing for a dense model."""
+    if not FAMILIES[model.family].has_experts:
+        for field in ("num_experts", "experts_per_token"):
+            if getattr(model, field) is not None:
+                problem = (
+                    f"found {getattr(model, field)}, but a {model.family} has no experts; expected family: mixtral"
+                )
+                raise InputError(problem, key=f"model.{field}")
+        return {}
+    if model.num_experts is None:
+        raise InputError(f"missing; expected the number of experts of a {model.family}", key="model.num_experts")
+    chosen = model.experts_per_token or min(2, model.num_experts)
+    if chosen > model.num_experts:
+        problem = f"found {chosen}; expected at most num_experts ({model.num_experts})"
+        raise InputError(problem, key="model.experts_per_token")
+    return {"num_experts": model.num_experts, "experts_per_token": chosen}
+
+
+def _head_size(model: Model) -> int:
+    rotary = FAMILIES[model.family].rotary
+    if model.head_size is not None:
+        if rotary and model.head_size % 2:
+            problem = f"found {model.head_size}; expected an even number, for rotary positions"
+            raise InputError(problem, key="model.head_size")
+        return model.head_size
+    head_size, left = divmod(model.hidden_size, model.num_heads)
+    if left and not rotary:
+        problem = f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of num_heads"
+        raise InputError(problem, key="model.hidden_size")
+    if left or (rotary and head_size % 2):
+        raise InputError(
+            f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of {2 * model.num_heads} "
+            f"(rotary positions need heads of even size), or a head_size beside it",
+            key="model.hidden_size",
+        )
+    return head_size
+
+
+def _vocab_size(model: Model, data: DataPlan) -> int:
+    """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
+    size = data.tokenizer_size
+    if model.vocab_size is None:
+        if size is None:
+            problem = (
+                f"missing; expected one more than the largest id of the tokenizer {data.tokenizer!r}, not known here"
+            )
+            raise InputError(problem, key="model.vocab_size")
+        return size
+    if size is not None and model.vocab_size < size:
+        raise InputError(vocabulary_problem(model.vocab_size, data.tokenizer, size), key="model.vocab_size")
+    return model.vocab_size
+
+
+# --- the growth -------------------------------------------------------------------------------
+
+
+def _check_grow(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
+    growth = before, draft.shape, grow.operator, grow.options
+    found = refusal(*growth) or stage_refusal(*growth, draft.tokens)
+    if found:
+        field, problem = found
+        section = "grow" if field in Grow.model_fields else "model"
+        raise InputError(problem, key=f"{section}.{field}")
+    if grow.rewarm:
+        _check_rewarm(before, draft, grow)
+
+
+def _check_rewarm(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
+    """Refuse a rewarm without new parameters, or one that is longer than the stage."""
+    operator, tokens = grow.operator, grow.rewarm.tokens
+    origins = layer_origins(before, draft.shape, operator, grow.options)
+    changed = set(changed_fields(before, draft.shape))
+    if not (changed - {"num_layers"} or any(origin.new for origin in origins) or (changed and is_trained(operator))):
+        problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
+        raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")
+    if 2 * tokens > draft.tokens:
+        problem = f"found {tokens}, which rise and fall over {2 * tokens} tokens in a stage of {draft.tokens}"
+        raise InputError(f"{problem}; expected at most {draft.tokens // 2}", key="grow.rewarm.tokens")
+
+
+def _check_first_growth(grow: Grow | None) -> None:
+    """Refuse what a growth from `init` cannot have, since there is no stage before it: training, a certificate."""
+    if grow is not None and is_trained(grow.operator):
+        problem = f"found {grow.operator}, which needs training; expected another operator for a growth from init"
+        raise InputError(problem, key="grow.operator")
+    if grow is not None and grow.require != NOTHING_REQUIRED:
+        problem = "found in the first stage, whose growth from init has no certificate; remove it"
+        raise InputError(f"{problem} (raystage certify measures one)", key="grow.require")
+
+
+def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
+    """Refuse a stage without grow whose shape is not that of the model before it."""
+    changed = changed_fields(source, target)
+    if changed == ["num_layers"] and target.num_layers > source.num_layers:
+        layers = f"num_layers goes from {source.num_layers} to {target.num_layers}"
+        operator = "stack" if source.num_layers else "random"
+        raise InputError(f"missing, though {layers}; expected for example grow: {{operator: {operator}}}", key="grow")
+    if changed:
+        field = changed[0]
+        found, before = getattr(target, field), getattr(source, field)
+        keeps = "a stage without grow keeps its shape"
+        if field == "context_length":  # only where positions are embedded is it part of the shape
+            learned = f"a {target.family} learns its positions"
+            way = "expected a grow, of any operator" if found > before else f"expected {before} or more"
+            keeps = f"{learned}, which can become more but not fewer; {way}"
+        raise InputError(f"found {found} after {before}; {keeps}", key=f"model.{field}")

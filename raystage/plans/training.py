@@ -1,0 +1,125 @@
+"""A training section with everything that follows from the rest: that of a stage, and that of the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from raystage.config.conditions import Accept
+from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
+from raystage.config.schedule import Schedule
+from raystage.config.training import LrSchedule, Optimizer, Training
+from raystage.errors import InputError
+from raystage.models.shape import ModelShape
+from raystage.plans.draft import Context, StageDraft
+from raystage.plans.learning_rate import span_tokens
+from raystage.plans.steps import check_ramp
+from raystage.units import shown
+from raystage.user_code import check_call
+
+DEFAULT_MICRO_BATCH_TOKENS = 8_192
+
+# The baselines have no ramp, and are evaluated like the last stage.
+_NOT_ITS_OWN = ("ramp", "evaluate")
+
+
+def fix_training(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the training section complete, its optimizer's keys and its metrics checked."""
+    written = context.schedule.stages[draft.index]
+    check_optimizer(written.training.optimizer, draft.stage.training.optimizer)
+    training = resolve_training(draft.stage.training, draft.shape)
+    _check_metrics(training, draft.accept, context.sources.with_code)
+    return replace(draft, training=training)
+
+
+def resolve_training(training: Training, shape: ModelShape) -> Training:
+    """The section with its micro batch and its DeepSpeed options. Raises InputError, with the stage's own key."""
+    batch, context = training.global_batch_tokens, shape.context_length
+    if batch is None:
+        problem = "missing; expected the tokens of one optimizer step over all workers"
+        raise InputError(problem, key="training.global_batch_tokens")
+    if batch % context:
+        near = max(1, round(batch / context)) * context
+        problem = f"found {batch}; expected a multiple of context_length ({context}), such as {near}"
+        raise InputError(problem, key="training.global_batch_tokens")
+    sequences = batch // context
+    if sequences < training.workers.most:
+        problem = f"found {training.workers}; expected at most one for each of a global batch's {sequences} sequences"
+        raise InputError(problem, key="training.workers")
+    if training.workers.is_elastic and not training.max_failures:
+        problem = f"found 0 with {training.workers} workers, which start again when they become fewer"
+        raise InputError(f"{problem}; expected 1 or more", key="training.max_failures")
+    if training.offload_optimizer != "none" and training.zero_stage == 0:
+        problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
+        raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
+    check_ramp(training, context)
+    share = -(-sequences // training.workers.most)
+    micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
+    options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
+    return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
+
+
+def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
+    """Refuse a key that the optimizer it was written for does not use."""
+    for field in sorted(written.model_fields_set.intersection(chosen.unused)):
+        fitting = "sgd" if field == "momentum" else "adamw or adam"
+        problem = f"found {shown(written.model_dump(mode='json')[field])}, but {chosen.name} takes no {field}"
+        raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
+
+
+def _check_metrics(training: Training, accept: Accept | None, with_code: bool) -> None:
+    """Refuse metrics that cannot be imported or called here: on the workers they would fail after the cluster started.
+
+    Importing runs a file that the schedule names.
+    """
+    for metric in training.evaluate.metrics if with_code else ():
+        try:
+            check_call(metric.function, 2, metric.options)
+        except InputError as error:
+            raise InputError(error.problem, key="training.evaluate.metrics") from None
+    if accept is not None and accept.metrics and not training.evaluate.metrics:
+        raise InputError("found without training.evaluate.metrics, which would measure them", key="accept.metrics")
+
+
+# --- of the baselines -------------------------------------------------------------------------
+
+
+def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDraft:
+    """The last stage, trained as a baseline is. Raises InputError where `baseline.training` does not fit it.
+
+    A baseline is trained like the last stage, without what belongs to the staging: a ramp, and a rate of the last
+    stage's own, which is the end of a schedule and not a whole one. `baseline.training` takes precedence over both.
+    """
+    last, written = stages[-1], schedule.baseline.training
+    changes = {"ramp": None, "lr_schedule": whole_run_rate(schedule, stages)}
+    if not written.model_fields_set:
+        return replace(last, training=last.training.model_copy(update=changes))
+    for field in _NOT_ITS_OWN:
+        if field in written.model_fields_set:
+            problem = "found in the baseline, which has none of its own; remove it"
+            raise InputError(problem, key=f"baseline.training.{field}")
+    training = schedule.resolved(len(stages) - 1).training.model_copy(update=changes).overlaid(written)
+    try:
+        check_optimizer(written.optimizer, training.optimizer)
+        return replace(last, training=resolve_training(training, last.shape))
+    except InputError as error:
+        raise InputError(error.problem, key=f"baseline.{error.key}") from None
+
+
+def whole_run_rate(schedule: Schedule, stages: Sequence[StageDraft]) -> LrSchedule:
+    """The learning-rate schedule of the baselines.
+
+    Where the last stage has one of its own: the file's, if that decays, else the last stage's kind. Either way with a
+    warm-up: the one that the staged run began with.
+    """
+    first, last = stages[0], stages[-1]
+    own, of_file = last.training.lr_schedule, schedule.training.lr_schedule
+    if not last.own_rate or len(stages) == 1:
+        return own
+    decays = "lr_schedule" in schedule.training.model_fields_set and of_file.kind != "constant"
+    if decays and of_file.warmup:
+        return of_file
+    total = first.tokens if first.own_rate else sum(stage.tokens for stage in stages)
+    warmup = span_tokens(first.training.lr_schedule.warmup, total)
+    rate = of_file if decays else own
+    return rate.model_copy(update={"warmup": float(warmup)}) if warmup else rate

@@ -1,0 +1,286 @@
+"""Warnings about a plan: where it asks for something that others found harmful.
+
+A warning changes nothing. Each one names its source, and is one entry in a table of rules below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raystage.growth.operators import WIDTHS, width_operator
+from raystage.models.shape import num_params
+from raystage.plans.cadence import MOST_SHARE
+from raystage.plans.learning_rate import Curve, rate_at
+from raystage.plans.length import waits_for_evaluations
+from raystage.plans.plan import Plan, StagePlan
+from raystage.reports.formats import format_layers
+from raystage.results.data_use import data_warnings
+from raystage.results.differences import is_staged
+from raystage.units import format_count, format_share
+
+# Late growth fails under a cosine (Bu). A summary of that paper says: from half of the run on, for GPT. We chose half
+# as the limit: there the rate is half of its peak, and (1/4 - 1/(2 pi)) / (1/2) = 18 % of its sum is left.
+LATE_COSINE_SHARE = 0.5
+LATEST_GROWTH_SHARE = 0.8
+# Share of a stage's training FLOPs. Small runs need more evaluation than the default for a good judgement.
+LARGE_EVALUATION_SHARE = 0.25
+LARGEST_FACTOR = 4
+FEWEST_BUDGETS = 3
+
+
+BU = "Bu (2511.04981)"
+G_STACK = "G_stack (2405.15319)"
+SPARKLING = "SPARKLING (2602.02472)"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A warning. key: the key of the schedule that it is about. source: who found that out."""
+
+    key: str
+    text: str
+    source: str
+
+
+# --- warnings ---------------------------------------------------------------------------------
+
+
+def warnings(plan: Plan) -> tuple[Advice, ...]:
+    """What in a plan was found harmful, or makes its savings figure unfair. Stages come first, in order."""
+    found: list[Advice | None] = []
+    for index, stage in enumerate(plan.staged.stages):
+        if grows(stage):
+            found += [rule(plan, index, stage) for rule in _GROWTH_RULES]
+        found.append(_short_stage(plan, index, stage))
+    found.append(_costly_evaluation(plan))
+    found += [rule(plan) for rule in _PLAN_RULES]
+    found += [Advice(*one) for one in data_warnings(plan)]
+    return tuple(advice for advice in found if advice)
+
+
+def grows(stage: StagePlan) -> bool:
+    """Whether a stage has more parameters than its parent. Every stage after the first has a growth, which may add
+    nothing."""
+    return stage.parent_shape is not None and num_params(stage.parent_shape) != stage.num_params
+
+
+def _late_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    share = _share_done(stage.rate, stage.start_tokens)
+    if stage.training.lr_schedule.kind != "cosine" or share < LATE_COSINE_SHARE:
+        return None
+    left = rate_at(stage.rate, stage.start_tokens) / stage.training.optimizer.lr
+    return Advice(
+        f"stages[{index}].grow",
+        f"grows at {format_share(share)} of a cosine, where the rate is down to {format_share(left)}; late growth "
+        f"under a cosine does not catch up. Grow in the first half, or use wsd",
+        f"{BU}; half is raystage's border: 18 % of the rate's sum is left there",
+    )
+
+
+def _one_layer_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    begins_anew = _share_done(stage.rate, stage.start_tokens) == 0
+    if stage.training.lr_schedule.kind != "cosine" or begins_anew or stage.parent_shape.num_layers != 1:
+        return None
+    return Advice(
+        f"stages[{index}].grow",
+        "grows from 1 layer under a cosine; such a source saves by growing late, which works under wsd and not under "
+        "a cosine",
+        BU,
+    )
+
+
+def _large_factor(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    source, target = stage.parent_shape.num_layers, stage.shape.num_layers
+    if target > LARGEST_FACTOR * source:
+        factor = f", a factor of {target / source:.3g}" if source else ""
+        return Advice(
+            f"stages[{index}].grow",
+            f"grows from {source} to {format_layers(target)}{factor}; 4 is the advice and 2 the most reliable. "
+            f"Larger ones went well for sources of 0 or 1 layer under wsd",
+            f"{G_STACK}: factor 4; 2605.13405: factor 2; {BU}: 0 or 1 layer",
+        )
+    source, target = stage.parent_shape.hidden_size, stage.shape.hidden_size
+    if target > LARGEST_FACTOR * source:
+        return Advice(
+            f"stages[{index}].grow",
+            f"grows from a hidden size of {source} to {target}, a factor of {target / source:.3g}; factor 2 is the "
+            f"most reliable, and nobody reports on more than 4",
+            f"2605.13405: factor 2; {G_STACK}: factor 4; {SPARKLING}: width by 2",
+        )
+    return None
+
+
+def _locked_duplicates(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    """Copies with equal fan-in and equal optimizer state are equal for ever: only `rms` leaves parting them to the
+    optimizer's state alone."""
+    growth, source, target = stage.growth, stage.parent_shape, stage.shape
+    locked = [
+        field
+        for field in WIDTHS
+        if getattr(target, field) > getattr(source, field) and width_operator(growth.operator, field) == "rms"
+    ]
+    if not locked or growth.optimizer_state == "grow":
+        return None
+    return Advice(
+        f"stages[{index}].grow",
+        f"grows {' and '.join(locked)} by rms, whose copies share their fan-in evenly, with optimizer_state: "
+        f"{growth.optimizer_state}, under which their moments are equal, too: such duplicates stay equal for ever. Use "
+        f"optimizer_state: grow, or duplicate",
+        f"symmetry lock, measured (docs/operators.md); {SPARKLING} gives new parameters a state of their own",
+    )
+
+
+def _inside_decay(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    decay_start = _decay_start(stage.rate)
+    begins_anew = _share_done(stage.rate, stage.start_tokens) == 0
+    if stage.training.lr_schedule.kind != "wsd" or begins_anew or stage.start_tokens < decay_start:
+        return None
+    return Advice(
+        f"stages[{index}].grow",
+        f"grows at {format_count(stage.start_tokens)} tokens, though the rate decays from "
+        f"{format_count(decay_start)} tokens on; the grown model needs some of the stable phase to catch up",
+        f"{BU}: grow before the end of the stable phase, by the steps that catching up takes",
+    )
+
+
+def _beyond_cap(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    share = stage.start_tokens / plan.staged.tokens
+    if share <= LATEST_GROWTH_SHARE:
+        return None
+    return Advice(
+        f"stages[{index}].grow",
+        f"grows at {format_share(share)} of the tokens; beyond {format_share(LATEST_GROWTH_SHARE)} too few are left "
+        f"to catch up",
+        f"{BU}: at most 0.8 of the run",
+    )
+
+
+def _short_stage(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    warmup = _warmup_tokens(stage.rate)
+    if stage.tokens > warmup:
+        return None
+    return Advice(
+        f"stages[{index}].until",
+        f"ends after {format_count(stage.tokens)} tokens, and the warm-up of its rate takes {format_count(warmup)}; "
+        f"a stage that short can hardly matter",
+        "raystage's own rule of thumb",
+    )
+
+
+def _costly_evaluation(plan: Plan) -> Advice | None:
+    """About the stage where the share is largest. The default number of evaluations costs no more than that, except in
+    very short stages, whose figures mean little anyway."""
+    share, index = max((stage.evaluation_share, index) for index, stage in enumerate(plan.staged.stages))
+    stage = plan.staged.stages[index]
+    written = stage.training.evaluate
+    is_asked_for = written.every or not stage.evaluation_follows or waits_for_evaluations(stage.until, stage.accept)
+    if share <= LARGE_EVALUATION_SHARE or not is_asked_for:
+        return None
+    return Advice(
+        "training.evaluate",
+        f"takes {stage.evaluations} evaluations of {format_count(written.tokens)} tokens in stage {stage.name}, "
+        f"{format_share(share)} of its training FLOPs; evaluate less often or on less text, or leave both out for at "
+        f"most {format_share(MOST_SHARE)}",
+        "raystage's own rule of thumb",
+    )
+
+
+def _never_decays(plan: Plan) -> Advice | None:
+    """The baselines use the learning-rate schedule of the last stage, or one that decays (`baseline`)."""
+    last = plan.staged.stages[-1]
+    if not plan.baselines or _decay_start(last.rate) < math.inf:
+        return None
+    return Advice(
+        _rate_key(plan, last),
+        "never decays, and losses before the decay do not compare fairly: stacking's gain over a fully decayed "
+        "baseline was found to be much smaller. Use wsd with a decay",
+        "2307.06440; point 3 of raystage's protocol: only fully decayed values count",
+    )
+
+
+def _nothing_staged(plan: Plan) -> Advice | None:
+    if not plan.baselines or is_staged(plan):
+        return None
+    return Advice(
+        "stages",
+        "train one model on the same text in the same context: nothing is staged, and the report will give no saving",
+        "only what is staged can save by staging",
+    )
+
+
+def _few_budgets(plan: Plan) -> Advice | None:
+    count = len(plan.baselines)
+    if count == 0 or count >= FEWEST_BUDGETS:
+        return None
+    return Advice(
+        "baseline.budgets",
+        f"has {'1 budget' if count == 1 else f'{count} budgets'}; equal loss is found between the losses of three or "
+        f"more",
+        "point 4 of raystage's protocol: scratch runs at three or more budgets",
+    )
+
+
+def _costs_more(plan: Plan) -> Advice | None:
+    if plan.predicted_saving >= 0:
+        return None
+    return Advice(
+        "stages",
+        f"cost {format_share(-plan.predicted_saving)} more FLOPs than the last stage's model from scratch at equal "
+        f"tokens",
+        "the FLOPs of this plan",
+    )
+
+
+def _unequal_starts(plan: Plan) -> Advice | None:
+    if not plan.baselines or plan.staged.stages[0].init is None:
+        return None
+    return Advice(
+        "init",
+        "gives the stages a trained model to start from, and the baselines none: what is saved leaves out what that "
+        "model had cost",
+        "point 5 of raystage's protocol: every stage counts",
+    )
+
+
+def _unknown_text(plan: Plan) -> Advice | None:
+    init = plan.staged.stages[0].init
+    if init is None or init.trained_on.is_whole:
+        return None
+    return Advice(
+        "init",
+        "gives a model of which it is not known what text it was trained on; held-out text may be among it, and the "
+        "evaluation loss then lower than on new text",
+        "only checkpoints of this and later versions of raystage keep what they were trained on",
+    )
+
+
+_GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
+    _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_duplicates, _inside_decay, _beyond_cap,
+)  # fmt: skip
+_PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
+    _nothing_staged, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
+)  # fmt: skip
+
+
+def _share_done(curve: Curve, tokens: int) -> float:
+    """The share of a learning-rate schedule before a position; 0 if the stage starts a schedule of its own."""
+    start, end = curve[0].start_tokens, curve[-1].end_tokens
+    return (tokens - start) / (end - start)
+
+
+def _decay_start(curve: Curve) -> float:
+    """Where the learning rate first falls; infinite if it never does."""
+    return min((piece.start_tokens for piece in curve if piece.end_lr < piece.start_lr), default=math.inf)
+
+
+def _warmup_tokens(curve: Curve) -> int:
+    first = curve[0]
+    return first.end_tokens - first.start_tokens if first.start_lr < first.end_lr else 0
+
+
+def _rate_key(plan: Plan, last: StagePlan) -> str:
+    """The key of the schedule for the learning rate. One that does not span the whole run belongs to the stage."""
+    spans_run = last.rate[0].start_tokens == 0 and last.rate[-1].end_tokens == plan.staged.tokens
+    return "training.lr_schedule" if spans_run else f"stages[{len(plan.staged.stages) - 1}].training.lr_schedule"

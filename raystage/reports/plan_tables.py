@@ -1,0 +1,184 @@
+"""The tables that `raystage plan` prints. Nothing here may import torch or ray: `raystage plan` must answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raystage.plans.memory import MemoryEstimate
+from raystage.plans.plan import Plan, StagePlan, flops_shared
+from raystage.reports.advice import warnings
+from raystage.reports.columns import WholeTable
+from raystage.reports.columns import name_column as _name
+from raystage.reports.columns import number_column as _number
+from raystage.reports.columns import table as _table
+from raystage.reports.formats import KEY_DIGITS, format_layers
+from raystage.reports.suggestions import Suggestion
+from raystage.results.data_use import data_json, data_lines
+from raystage.units import format_bytes, format_count, format_flops, format_share
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
+    stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
+    lines = [*data_lines(data_json(plan.staged)), *_baseline_lines(plan), *_variant_lines(plan)]
+    return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
+
+
+@dataclass(frozen=True)
+class _PlanColumn:
+    """A column of the plan: its title, the cell of a stage and, if there is one, the total."""
+
+    header: str
+    cell: Callable[[Plan, StagePlan], str]
+    total: Callable[[Plan], str] = lambda plan: ""
+    is_number: bool = True
+
+
+def _memory_part(header: str, part: Callable[[MemoryEstimate], int]) -> _PlanColumn:
+    return _PlanColumn(header, lambda plan, stage: format_bytes(part(stage.memory)))
+
+
+_STAGE = _PlanColumn("stage", lambda plan, stage: stage.name, lambda plan: "total", is_number=False)
+_SIZES = (
+    _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
+    _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
+    _PlanColumn("tokens", lambda plan, stage: _most([stage]) + format_count(stage.tokens),
+                lambda plan: _most(plan.staged.stages) + format_count(plan.staged.tokens)),
+    _PlanColumn("steps", lambda plan, stage: str(stage.steps),
+                lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
+    _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
+    _PlanColumn("share", lambda plan, stage: f"{stage.flops / plan.staged.flops:.0%}"),
+    _PlanColumn("evaluation\nadds", lambda plan, stage: f"{stage.evaluation_share:.0%}",
+                lambda plan: f"{_evaluation_share(plan):.0%}"),
+)  # fmt: skip
+_MEMORY = (_memory_part("memory\nper worker", lambda memory: memory.total_bytes),)
+_MEMORY_PARTS = (
+    _memory_part("of which\nweights", lambda memory: memory.weights_bytes),
+    _memory_part("gradients", lambda memory: memory.gradients_bytes),
+    _memory_part("optimizer", lambda memory: memory.optimizer_bytes),
+    _memory_part("activations", lambda memory: memory.activations_bytes),
+)
+_MEANS = (
+    _PlanColumn("workers", lambda plan, stage: f"{stage.training.workers!s} x ZeRO {stage.training.zero_stage}",
+                is_number=False),
+    _PlanColumn("growth", lambda plan, stage: _growth_of(stage), is_number=False),
+    _PlanColumn("key", lambda plan, stage: stage.key[:KEY_DIGITS], is_number=False),
+)  # fmt: skip
+
+
+def _evaluation_share(plan: Plan) -> float:
+    stages = plan.staged.stages
+    return sum(stage.evaluation_flops for stage in stages) / sum(stage.training_flops for stage in stages)
+
+
+def _most(stages: Iterable[StagePlan]) -> str:
+    """Marks a number as an upper limit."""
+    return "≤ " if any(stage.until for stage in stages) else ""
+
+
+def _growth_of(stage: StagePlan) -> str:
+    """One line for each part that grows, so that the table gets no wider."""
+    rewarm = stage.growth.rewarm if stage.growth else None
+    lines = (stage.growth_operator or "-").split(", ") + ([f"rewarm {rewarm.factor:g}x"] if rewarm else [])
+    return "\n".join(lines)
+
+
+def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> WholeTable:
+    columns = [_STAGE, *(column for group in groups for column in group)]
+    headers = tuple(_number(one.header) if one.is_number else _name(one.header) for one in columns)
+    rows = [[column.cell(plan, stage) for column in columns] for stage in plan.staged.stages]
+    return WholeTable(title, headers, [*rows, [column.total(plan) for column in columns]], totals=1)
+
+
+def left_line(plan: Plan, finished: Collection[str]) -> str:
+    """'The store has 2 of its 5 stages: 1.2e12 of 3.4e12 FLOPs are left to train.'"""
+    left, whole = format_flops(plan.flops_left(finished)), format_flops(plan.flops_left(()))
+    count = len(plan.stages_by_key())
+    return f"The store has {len(finished)} of its {count} stages: {left} of {whole} FLOPs are left to train."
+
+
+def _baseline_lines(plan: Plan) -> list[str]:
+    if not plan.baselines:
+        return ["No baseline: the run will not measure what it saves."]
+    budgets = ", ".join(
+        f"{format_count(run.tokens)} tokens ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
+    )
+    lines = [f"Baseline: {format_layers(plan.staged.stages[-1].shape.num_layers)} from scratch for {budgets}."]
+    apart, shared = sum(run.flops for run in plan.baselines), plan.baseline_flops_shared()
+    if shared < apart:
+        less = format_share(1 - shared / apart)
+        lines.append(
+            f"The budgets share a trunk: {format_flops(shared)} FLOPs to train, "
+            f"{less} less than {format_flops(apart)} apart."
+        )
+    return lines
+
+
+def _variant_lines(plan: Plan) -> list[str]:
+    """What is trained besides the stages of the table and the baselines, and its total cost."""
+    if not plan.variants and not plan.further_seeds:
+        return []
+    tuned = f"{len(plan.candidates)} values of {', '.join(path for path, _ in plan.values)}" if plan.variants else ""
+    seeds = f"{1 + len(plan.further_seeds)} seeds" if plan.further_seeds else ""
+    if tuned and seeds:
+        how = f"{tuned} on seed {plan.seed}, then the best of either side on {len(plan.further_seeds)} more"
+    else:
+        how = tuned or seeds
+    runs = plan.runs()
+    flops = format_flops(flops_shared(runs))
+    return [f"Staged run and baseline are trained with {how}: {len(runs)} runs, {flops} FLOPs in all."]
+
+
+def _prediction(plan: Plan) -> str:
+    has_baseline = bool(plan.baselines)
+    against = "from scratch" if has_baseline else "for the last stage's model all the way"
+    return (
+        f"Predicted saving at equal tokens: {format_share(plan.predicted_saving)} of the FLOPs "
+        f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} {against}). "
+        f"The saving at equal loss is what a run {'measures' if has_baseline else 'with a baseline measures'}."
+    )
+
+
+def _warning_lines(plan: Plan) -> list[Text]:
+    lines = [f"Warning: {one.key}: {one.text} ({one.source})." for one in warnings(plan)]
+    return [Text(line, style="yellow") for line in lines]
+
+
+# --- suggestions ------------------------------------------------------------------------------
+
+
+def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> RenderableType:
+    """The tokens of every stage now and as suggested, the cost of each suggestion, and the options to copy."""
+    if not suggestions:
+        ramps = any(stage.training.ramp for stage in plan.staged.stages)
+        return Text(f"Nothing to suggest: {'a stage has a ramp' if ramps else 'no stage grows'}.")
+    return Group(_suggested_tokens(plan, suggestions), *(part for one in suggestions for part in _explained(one)))
+
+
+def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
+    stages = plan.staged.stages
+    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number("tokens\nnow"),
+                                         *(_number(one.rule) for one in suggestions)])  # fmt: skip
+    for index, stage in enumerate(stages):
+        suggested = (format_count(one.tokens[index]) for one in suggestions)
+        table.add_row(stage.name, str(stage.shape.num_layers), format_count(stage.tokens), *suggested)
+    table.add_section()
+    table.add_row("FLOPs", "", format_flops(plan.staged.flops), *(format_flops(one.flops) for one in suggestions))
+    table.add_row("predicted saving", "", format_share(plan.predicted_saving),
+                  *(format_share(one.predicted_saving) for one in suggestions))  # fmt: skip
+    return table
+
+
+def _explained(suggestion: Suggestion) -> list[RenderableType]:
+    """The source of a suggestion, and its options, which can be pasted after `raystage plan SCHEDULE`."""
+    growth = f"The last growth is at {format_share(suggestion.last_growth_share)} of the tokens."
+    lines = [f"{suggestion.rule}, after {suggestion.source}. {growth}", *(f"- {note}." for note in suggestion.notes)]
+    options = " \\\n".join(f"  --set '{override}'" for override in suggestion.overrides)
+    return ["", *map(Text, lines), Text(options, no_wrap=True, overflow="ignore")]

@@ -1,0 +1,121 @@
+"""What a terminal is shown through rich: text without its control characters, and the result of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, number_column
+from raystage.reports.cost_tables import seed_table, tuning_table
+from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known
+from raystage.reports.tables import downstream_table, environment_rows, metric_table
+from raystage.results.data_use import data_lines
+from raystage.safe_text import visible
+from raystage.units import format_count, format_flops, format_seconds, format_share
+
+
+class SafeConsole(Console):
+    """A console that shows markup in text ([red], [link=...]) as text. Only rich itself sends control characters."""
+
+    def __init__(self, file: IO[str] | None = None, stderr: bool = False, **options: Any) -> None:
+        super().__init__(file=file, stderr=stderr, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=visible(one.text))
+
+
+# --- the end of a run -------------------------------------------------------------------------
+
+
+def _growth_cell(row: Mapping[str, Any]) -> str:
+    """The loss before and after the growth at the start of a stage."""
+    if row["growth"] is None:
+        return "-"
+    certificate = row["growth"]["certificate"]
+    return format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
+
+
+def final_table(report: Mapping[str, Any]) -> RenderableType:
+    """The stages, the baselines, the doubts about the figure and, as the last line, the verdict.
+
+    `report` is what `build_report` returns.
+    """
+    parts = [_report_table("stage", report["name"], report["stages"]), ""]
+    if report["baseline"]["runs"]:
+        parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+    more = (
+        metric_table,
+        downstream_table,
+        tuning_table,
+        seed_table,
+    )
+    for table in more:
+        if (written := table(report)).rows:
+            parts += [_as_written(written), ""]
+    if report.get("data"):  # older versions have none
+        parts += [*map(Text, data_lines(report["data"])), ""]
+    if report["savings"]["equal_loss_reached"]:
+        parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
+    return Group(*parts, *_environment(report), Text(report["savings"]["verdict"], style="bold"))
+
+
+def _environment(report: Mapping[str, Any]) -> list[RenderableType]:
+    """When, where and with what the run was made, in one paragraph."""
+    rows = environment_rows(report)
+    facts = "; ".join(f"{name} {value}" for name, value in rows)
+    return [Text(facts, style="dim"), ""] if rows else []
+
+
+def _as_written(written: Table) -> WholeTable:
+    """A table of the report, as a table for the terminal."""
+    first, *others = written.columns
+    return WholeTable(written.title.lower(), (name_column(first), *map(number_column, others)), written.rows)
+
+
+@dataclass(frozen=True)
+class _ReportColumn:
+    header: str
+    cell: Callable[[Mapping[str, Any]], str | Text]
+    is_number: bool = True
+
+
+_WHAT = (
+    _ReportColumn("layers", lambda row: str(row["num_layers"])),
+    _ReportColumn("params", lambda row: format_count(row["num_params"])),
+    _ReportColumn("tokens", lambda row: known(row["tokens"], format_count)),
+)
+
+
+_OUTCOME = (
+    _ReportColumn("FLOPs", lambda row: known(row["flops"], format_flops)),
+    _ReportColumn("eval\nloss", lambda row: known(row["eval_loss"], format_loss)),
+)
+
+
+_QUALITY = (
+    _ReportColumn("perplexity", lambda row: known(row.get("perplexity"), format_perplexity)),
+    _ReportColumn("accuracy", lambda row: known(row.get("accuracy"), format_share)),
+)
+
+
+_GROWTH = (_ReportColumn("loss at growth", _growth_cell, is_number=False),)
+
+
+_END = (
+    _ReportColumn("time", lambda row: known(row["seconds"], format_seconds)),
+    _ReportColumn("state", lambda row: Text(row["state"], style=STATE_STYLES.get(row["state"], "")), is_number=False),
+)
+
+
+def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
+    growth = _GROWTH if any(row["growth"] for row in rows) else ()
+    columns = (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END)
+    headers = tuple(number_column(one.header) if one.is_number else name_column(one.header) for one in columns)
+    return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])

@@ -1,0 +1,134 @@
+"""A run from its first log line to its last one: its driver, and W&B, log and status file, which are told how it goes.
+
+The command line and the trials of a sweep both use this. It prints nothing, and raises what the driver raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raystage.cluster.ray_private import logs_folder
+from raystage.config.schedule import Schedule
+from raystage.plans.plan import Plan
+from raystage.results.record import StageRecord
+from raystage.runs.driver import Driver
+from raystage.runs.events import RunCallback
+from raystage.runs.log import Invocation, LogFile, RunLog, next_steps
+from raystage.runs.status import RunStatus
+from raystage.runs.wandb import Mode, WandbTracker
+from raystage.storage.store import Store
+from raystage.storage.stored_files import RUN_FILE
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How W&B keeps a run.
+
+    folder: where `wandb/` is made; None for the working directory. group: None for the name of the schedule.
+    config: what W&B shows as the run's configuration; None for the schedule with all its defaults. resumes: whether W&B
+    continues the runs of an earlier invocation that did not reach the end of the same plan.
+    """
+
+    mode: Mode = "disabled"
+    folder: str | None = None
+    group: str | None = None
+    job_type: str = "staged"
+    config: Mapping[str, Any] | None = None
+    resumes: bool = True
+
+
+class RunSession:
+    """A context manager around one run of a schedule.
+
+        with RunSession(plan, schedule, store, command="raystage run schedule.yaml") as session:
+            report = session.run()
+
+    At the end of the context all callbacks are told how the run ended, and an error gets what to do next as notes.
+
+    command: what starts the run again. address: the Ray cluster to join; None for a cluster of the run's own.
+    connected_to: the address of the cluster that this process is connected to already. draws: whether the curves are
+    drawn at the end, as image files.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        store: Store,
+        *,
+        command: str,
+        address: str | None = None,
+        connected_to: str | None = None,
+        tracking: Tracking = Tracking(),
+        draws: bool = True,
+    ) -> None:
+        earlier = store.read_run(plan.name, RUN_FILE) or {}
+        self._driver = Driver(
+            plan, schedule, store, address=address, is_connected=connected_to is not None, draws=draws, command=command
+        )
+        self._tracker = _make_tracker(plan, schedule, store, tracking, earlier, self._driver.is_finished)
+        self._driver.run_ids = self._tracker.run_ids
+        self.invocation = Invocation(
+            plan.name, command, store.run_folder(plan.name), store.folder, connected_to or address, logs_folder,
+            self._tracker.run_ids,
+        )  # fmt: skip
+        self._callbacks: list[RunCallback] = []
+
+    @property
+    def finished(self) -> Collection[str]:
+        """The keys of the stages that are finished, kept up to date."""
+        return self._driver.records.keys()
+
+    def __enter__(self) -> RunSession:
+        plan, invocation = self._driver.plan, self.invocation
+        log = RunLog(invocation, LogFile(invocation.folder))
+        status = RunStatus(plan, invocation, finished=self.finished)
+        self._callbacks = [self._tracker, status, log]
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with contextlib.ExitStack() as stack:  # in reverse: W&B, which may still upload, comes last
+            for callback in self._callbacks:
+                stack.callback(callback.ended, error)
+        if error is not None:
+            for line in next_steps(self.invocation, error):
+                error.add_note(line)
+
+    def run(self, callbacks: Sequence[RunCallback] = ()) -> dict[str, Any]:
+        """Carry out the schedule; returns the report. callbacks: are told how it goes, besides W&B, log and status.
+
+        Raises RaystageError; KeyboardInterrupt after the workers have saved.
+        """
+        tracker, *files = self._callbacks
+        self._callbacks = self._driver.callbacks = [tracker, *callbacks, *files]
+        report = self._driver.run()
+        self._tracker.savings(report["savings"])
+        return report
+
+
+def _make_tracker(
+    plan: Plan, schedule: Schedule, store: Store, tracking: Tracking, earlier: Mapping[str, Any], is_finished: bool
+) -> WandbTracker:
+    def checkpoint_uri(record: StageRecord) -> str:
+        return (store.stage_folder(record.key) / record.checkpoint).uri
+
+    was_finished = earlier.get("state") == "FINISHED"
+    resumes = tracking.resumes and earlier.get("written_keys") == _keys(plan) and not was_finished
+    return WandbTracker(
+        plan,
+        schedule.model_dump(mode="json") if tracking.config is None else tracking.config,
+        checkpoint_uri,
+        # A run that was finished before, and stays as it is, is in W&B already.
+        mode="disabled" if tracking.resumes and was_finished and is_finished else tracking.mode,
+        directory=tracking.folder,
+        group=tracking.group,
+        job_type=tracking.job_type,
+        run_ids=earlier["wandb_run_ids"] if resumes else {},
+    )
+
+
+def _keys(plan: Plan) -> list[str]:
+    return [stage.key for run in plan.runs() for stage in run.stages]

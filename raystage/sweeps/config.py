@@ -1,0 +1,331 @@
+"""What the user writes to search over schedules: a sweep, typed and frozen.
+
+Everything that can be wrong with a sweep, or with the schedule that it varies, is refused when it is read.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+
+from raystage.config import yaml_file
+from raystage.config.schedule import Schedule, is_schedule, is_sweep, parse
+from raystage.config.schedule import load as load_schedule
+from raystage.config.section import Section, explain
+from raystage.config.types import Count, Name, Positive, Seed, Text
+from raystage.errors import InputError
+from raystage.sweeps.space import Space, SpaceEntry, grid_points, read_space
+from raystage.units import shown
+
+MOST_TRIALS = 10_000  # planning them takes some seconds
+ALGORITHMS = ("grid", "random", "optuna")
+# The metrics of an objective, and whether lower or higher is better.
+METRICS = {
+    "eval_loss": "min",
+    "compute_saved": "max",
+    "flops_to_loss": "min",
+    "seconds_to_loss": "min",
+    "eval_loss_at_flops": "min",
+}
+# The key that a metric needs besides its name.
+NEEDS = {"flops_to_loss": "target", "seconds_to_loss": "target", "eval_loss_at_flops": "at"}
+
+
+class Search(Section):
+    """How points of the space are chosen."""
+
+    algorithm: Literal[ALGORITHMS] = "grid"
+    """`grid` takes all points of listed values, `random` draws points, `optuna` draws them by what trials came to."""
+    num_trials: Count | None = None
+    """The number of trials; all points of a grid, and required with the other algorithms."""
+    max_concurrent: Count = 1
+    """The number of trials at a time."""
+    seed: Seed = 0
+    """The seed by which points are drawn."""
+
+
+class Extent(Section):
+    """A length of training: one of these, or a plain number of tokens."""
+
+    tokens: Count | None = None
+    """The length in tokens."""
+    flops: Count | None = None
+    """The length in training FLOPs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.tokens is None) == (self.flops is None):
+            found = "nothing" if self.tokens is None else "tokens and flops"
+            raise ValueError(f"found {found}; expected exactly one of tokens, flops")
+        return self
+
+
+def _as_extent(value: object) -> object:
+    return {"tokens": value} if isinstance(value, (str, int, float)) else value
+
+
+ExtentEntry = Annotated[Extent, BeforeValidator(_as_extent, json_schema_input_type=Count | Extent)]
+
+
+class AfterGrowth(Section):
+    """After a growth every branch trains for `tokens`; the best `keep` of them continue (LAG, 2406.02469)."""
+
+    tokens: Annotated[Count, Field(examples=["50K"])]
+    """The tokens that each branch trains before it is judged."""
+    keep: Annotated[Count, Field(examples=["2"])]
+    """The number of branches that continue."""
+
+
+class Scheduler(Section):
+    """Which trials end early."""
+
+    name: Literal["none", "asha", "lag"] = "none"
+    """`asha` (of Ray Tune, on FLOPs) ends the worst trials at each rung, `lag` those with the worst loss some tokens
+    after a growth."""
+    grace: ExtentEntry | None = None
+    """The first rung of `asha`."""
+    reduction_factor: Annotated[float, Field(gt=1)] | None = None
+    """How much further each rung of `asha` is than the one before; 4 unless given."""
+    after_growth: AfterGrowth | None = None
+    """When `lag` judges the branches after a growth, and how many continue."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        takes = {"none": (), "asha": ("grace", "reduction_factor"), "lag": ("after_growth",)}[self.name]
+        for field in ("grace", "reduction_factor", "after_growth"):
+            if getattr(self, field) is not None and field not in takes:
+                owner = "lag" if field == "after_growth" else "asha"
+                raise ValueError(f"found {field} with name: {self.name}; expected it with name: {owner} alone")
+        needed = {"none": None, "asha": "grace", "lag": "after_growth"}[self.name]
+        if needed and getattr(self, needed) is None:
+            example = {"grace": "grace: 250K", "after_growth": "after_growth: {tokens: 50K, keep: 2}"}[needed]
+            raise ValueError(f"found no {needed}, which {self.name} needs; expected for example {example}")
+        return self
+
+
+class Objective(Section):
+    """What a trial is judged by."""
+
+    metric: Literal[tuple(METRICS)] = "eval_loss"
+    """The figure of a trial that counts."""
+    mode: Literal["min", "max"] | None = None
+    """Which way is better. It follows from the metric; another value is refused."""
+    target: Positive | None = None
+    """The held-out loss to reach, in nats per token; for `flops_to_loss` and `seconds_to_loss`."""
+    at: Count | None = None
+    """The FLOPs at which the loss is taken; for `eval_loss_at_flops`."""
+
+    @property
+    def better(self) -> str:
+        """Which direction is better: "min" or "max"."""
+        return METRICS[self.metric]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mode not in (None, self.better):
+            better = "lower" if self.better == "min" else "higher"
+            raise ValueError(f"found mode: {self.mode}, but {self.metric} is better the {better} it is; expected "
+                             f"mode: {self.better}")  # fmt: skip
+        needed = NEEDS.get(self.metric)
+        for field, example in (("target", "1.5"), ("at", "1e12")):
+            if field == needed and getattr(self, field) is None:
+                raise ValueError(
+                    f"found no {field}, which {self.metric} needs; expected for example {field}: {example}"
+                )
+            if field != needed and getattr(self, field) is not None:
+                owners = " or ".join(metric for metric, need in NEEDS.items() if need == field)
+                raise ValueError(f"found {field}, which {self.metric} takes none of; expected it with {owners}")
+        return self
+
+
+class EqualFlops(Section):
+    """All trials take the same FLOPs: the length of one stage follows from that."""
+
+    flops: Count | None = None
+    """The FLOPs of a trial; those of the schedule as written unless given."""
+    stage: Text | None = None
+    """The name of the stage whose length follows; the last one unless given."""
+
+
+def _as_equal_flops(value: object) -> object:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+EqualFlopsEntry = Annotated[
+    EqualFlops | None, BeforeValidator(_as_equal_flops, json_schema_input_type=bool | EqualFlops | None)
+]
+
+
+class Constraints(Section):
+    """What holds for all trials."""
+
+    equal_flops: EqualFlopsEntry = None
+    """All trials take the same FLOPs: `true`, or a mapping."""
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+Objectives = Annotated[
+    tuple[Objective, ...],
+    BeforeValidator(_as_list, json_schema_input_type=Objective | Annotated[list[Objective], Field(min_length=1)]),
+    Field(min_length=1),
+]
+
+
+class Sweep(Section):
+    """A sweep: a search over variants of one schedule."""
+
+    name: Annotated[Name, Field(examples=["when-to-grow"])]
+    """The name of the sweep."""
+    schedule: Annotated[Text, Field(examples=["../schedules/quickstart.yaml"])]
+    """The schedule that varies, by its path from the sweep's folder."""
+    space: Annotated[
+        dict[str, SpaceEntry], Field(min_length=1, examples=['{"stages[0].until.tokens": {grid: [250K, 500K]}}'])
+    ]
+    """By path in the schedule what varies. A stage itself may be `present` or `absent`."""
+    search: Search = Search()
+    """How points of the space are chosen."""
+    scheduler: Scheduler = Scheduler()
+    """Which trials end early."""
+    objective: Objectives = (Objective(),)
+    """What trials are judged by: one, or a list of them."""
+    constraints: Constraints = Constraints()
+    """What holds for all trials."""
+    _file: str = PrivateAttr(default="")
+    _base: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _schedule_file: Path = PrivateAttr(default=Path())
+    _points: Space = PrivateAttr(default=Space(()))
+
+    @property
+    def file(self) -> str:
+        return self._file
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The content of the schedule, as plain values."""
+        return self._base
+
+    @property
+    def schedule_file(self) -> Path:
+        return self._schedule_file
+
+    @property
+    def points(self) -> Space:
+        """The space, checked against the schedule."""
+        return self._points
+
+    @property
+    def needs_baselines(self) -> bool:
+        """Whether trials are held against training from scratch."""
+        return any(one.metric == "compute_saved" for one in self.objective)
+
+
+def load_any(path: str | Path, overrides: tuple[str, ...] = ()) -> Schedule | Sweep:
+    """The schedule or the sweep in the file at `path`, with `KEY=VALUE` overrides applied. Raises InputError."""
+    content = yaml_file.read_mapping(Path(path))
+    return load(path, overrides, content) if is_sweep(content) else load_schedule(path, overrides, content)
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Sweep:
+    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys applied.
+
+    content: what was read of the file, where it was read already. Raises InputError: one message, for the first thing
+    that is wrong, in the sweep or in the schedule it varies.
+    """
+    file = Path(path)
+    content = yaml_file.read_mapping(file) if content is None else content
+    if is_schedule(content):
+        raise InputError(f"found a schedule; expected a sweep, or the command: raystage run {path}", file=str(file))
+    try:
+        for override in overrides:
+            yaml_file.apply_override(content, override)
+        return _load(content, file)
+    except InputError as error:
+        raise error.inside(str(file)) from None
+
+
+def _load(content: dict, file: Path) -> Sweep:
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        raise _as_written(explain(error, Sweep), content) from None
+    schedule_file = file.parent / Path(sweep.schedule).expanduser()
+    if not schedule_file.is_file():
+        problem = f"found {shown(sweep.schedule)}, but there is no file {schedule_file}"
+        raise InputError(f"{problem}; expected a schedule, by its path from the sweep's folder", key="schedule")
+    base = _read_schedule(schedule_file)
+    # Absolute: a trial runs in a process of its own, elsewhere.
+    sweep._file, sweep._base, sweep._schedule_file = str(file), base, schedule_file.absolute()
+    sweep._points = read_space(sweep.space, base, schedule_file.parent)
+    _check_together(sweep)
+    return sweep
+
+
+def _as_written(error: InputError, content: dict) -> InputError:
+    """In the error, the key of a single objective has no index, as in the file."""
+    if isinstance(content.get("objective"), dict) and error.key:
+        return InputError(error.problem, key=error.key.replace("objective[0]", "objective"))
+    return error
+
+
+def _read_schedule(file: Path) -> dict[str, Any]:
+    """The content of the file, which must be a valid schedule by itself. Raises InputError."""
+    content = yaml_file.read_mapping(file)
+    if is_sweep(content):
+        raise InputError("is a sweep itself; expected a schedule", key="schedule", file=str(file))
+    try:
+        parse(content, file.parent)
+    except InputError as error:
+        raise error.inside(str(file)) from None
+    return content
+
+
+def _check_together(sweep: Sweep) -> None:
+    """Checks that need more than one section. Raises InputError."""
+    search = sweep.search
+    if search.algorithm == "grid":
+        points = sum(1 for _ in islice(grid_points(sweep.points), MOST_TRIALS + 1))
+        if points > MOST_TRIALS:
+            problem = f"found a grid of more than {MOST_TRIALS:,} points; expected fewer, or algorithm: random"
+            raise InputError(problem, key="space")
+        if search.num_trials not in (None, points):
+            problem = f"found {search.num_trials}, but the grid has {points} points; expected {points}"
+            raise InputError(f"{problem}, or another algorithm", key="search.num_trials")
+    elif search.num_trials is None:
+        problem = f"missing; expected how many trials, for algorithm: {search.algorithm}"
+        raise InputError(problem, key="search.num_trials")
+    elif search.num_trials > MOST_TRIALS:
+        problem = f"found {shown(search.num_trials)}; expected at most {MOST_TRIALS:,}"
+        raise InputError(problem, key="search.num_trials")
+    metrics = [one.metric for one in sweep.objective]
+    for index, one in enumerate(sweep.objective):
+        if one in sweep.objective[:index]:
+            raise InputError(f"found {one.metric} a second time; expected each once", key=f"objective[{index}]")
+    if sweep.needs_baselines and not sweep.base.get("baseline"):
+        problem = f"found compute_saved, but {sweep.schedule} has no baseline to hold trials against"
+        key = "objective" if len(metrics) == 1 else f"objective[{metrics.index('compute_saved')}]"
+        raise InputError(f"{problem}; expected one there", key=f"{key}.metric")
+    if sweep.constraints.equal_flops is not None:
+        _check_equal_flops(sweep)
+
+
+def _check_equal_flops(sweep: Sweep) -> None:
+    """Check that a stage can take the FLOPs that are left and that nothing else fixes its length."""
+    names = [stage["name"] for stage in sweep.base["stages"]]
+    taker = sweep.constraints.equal_flops.stage or names[-1]
+    key = "constraints.equal_flops.stage"
+    if taker not in names:
+        raise InputError(f"found {shown(taker)}; expected one of {', '.join(names)}", key=key)
+    stage = f"stages[{names.index(taker)}]"
+    if stage in sweep.space:
+        problem = f"{taker} takes what is left of the FLOPs, but may be absent; expected a stage that is always there"
+        raise InputError(problem, key=key)
+    for path in sweep.space:
+        if path.startswith(f"{stage}.until"):
+            problem = f"the length of {taker} follows from constraints.equal_flops; expected another path"
+            raise InputError(f"{problem}, or another constraints.equal_flops.stage", key=f"space.{path}")

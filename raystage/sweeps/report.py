@@ -1,0 +1,244 @@
+"""What came out of a sweep, as one JSON object: trials by rank, what was trained for them, the best schedule.
+
+`flops_claimed` is what the trials would have cost apart. `flops_spent` is what was trained for them, each stage once.
+What was in the store before counts for the first and not for the second.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raystage.errors import RaystageError
+from raystage.results.record import StageRecord
+from raystage.storage.store import Store
+from raystage.storage.stored_files import REPORT_FILE
+from raystage.sweeps.config import METRICS, Objective
+from raystage.sweeps.space import Config
+from raystage.sweeps.trials import SweepPlan
+
+_STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_loss", "trained_for", "donor")
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What Tune knows of a trial. error: why it failed. is_stopped: whether it was stopped before its end.
+
+    eval_loss, flops: at its last evaluation; FLOPs are counted from the start of its run. objectives: only of a
+    finished trial.
+    """
+
+    number: int
+    config: Config
+    error: str | None = None
+    is_stopped: bool = False
+    is_running: bool = False
+    eval_loss: float | None = None
+    flops: int | None = None
+    objectives: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        if self.error is not None:
+            return "ERRORED"
+        if self.is_running:
+            return "RUNNING"
+        return "ABORTED" if self.is_stopped else "FINISHED"
+
+
+def build_sweep_report(
+    plan: SweepPlan,
+    outcomes: Sequence[TrialOutcome],
+    reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
+    state: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report: plain values, strictly JSON.
+
+    reports: the report of each trial's run, by number, as far as it came. records: the finished stages of all trials,
+    and those that they continued, by key. seconds: wall-clock since the sweep was first started.
+    """
+    names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
+    rows = [_trial_row(plan, one, reports.get(one.number, {})) for one in sorted(outcomes, key=lambda one: one.number)]
+    _rank(rows, plan.sweep.objective)
+    search = measure_search(rows, reports, records, names)
+    best = next((row for row in rows if row["rank"] == 1), None)
+    return {
+        "name": plan.sweep.name,
+        "kind": "sweep",
+        "state": state,
+        "objective": [one.model_dump(exclude_none=True) for one in plan.sweep.objective],
+        "trials": rows,
+        "search": {**search, "trials": len(rows), "seconds": seconds},
+        "best": None if best is None else {key: best[key] for key in ("number", "name", "config", "objectives")},
+        "pays_for_itself_after": _pays_after(best, reports, search),
+    }
+
+
+def needed_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sweep's report takes from the report of a trial: its stages without their curves, and its savings."""
+    stages = [{name: row.get(name) for name in _STAGE_FIELDS} for row in report.get("stages", ())]
+    return {"stages": stages, "savings": report.get("savings")}
+
+
+def _trial_row(plan: SweepPlan, outcome: TrialOutcome, report: Mapping[str, Any]) -> dict[str, Any]:
+    needed = needed_of(report)
+    return {
+        "number": outcome.number,
+        "name": f"{plan.sweep.name}-{outcome.number}",
+        "state": outcome.state,
+        "error": outcome.error,
+        "config": dict(outcome.config),
+        "stages": needed["stages"],
+        "eval_loss": outcome.eval_loss,
+        "flops": outcome.flops,
+        "objectives": {metric: _finite(value) for metric, value in outcome.objectives.items()},
+        "compute_saved": (needed["savings"] or {}).get("compute_saved"),
+        "rank": None,
+        "is_pareto": False,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+# --- ranks ------------------------------------------------------------------------------------
+
+
+def _rank(rows: Sequence[dict[str, Any]], objectives: Sequence[Objective]) -> None:
+    """Number the finished trials from 1, by the first objective and then the next. Mark those that no other trial beats
+    in all objectives."""
+    ends = [(_costs(row, objectives), row["number"], row) for row in rows if row["state"] == "FINISHED"]
+    front: list[tuple[float, ...]] = []
+    for rank, (costs, _, row) in enumerate(sorted(ends, key=lambda end: end[:2]), start=1):
+        row["rank"] = rank
+        # A trial that beats this one comes before it; if that one is not in `front`, another that beats both is.
+        row["is_pareto"] = not any(dominates(other, costs) for other in front)
+        front += [costs] if row["is_pareto"] else []
+
+
+def _costs(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """The objectives as numbers, lower is better. What was not reached is infinite."""
+    found = [(row["objectives"].get(one.metric), METRICS[one.metric]) for one in objectives]
+    return tuple(math.inf if value is None else value if mode == "min" else -value for value, mode in found)
+
+
+def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the first is nowhere worse, and somewhere better."""
+    return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
+
+
+# --- cost -------------------------------------------------------------------------------------
+
+
+def measure_search(
+    rows: Sequence[Mapping[str, Any]],
+    reports: Mapping[int, Mapping[str, Any]],
+    records: Mapping[str, StageRecord],
+    names: Collection[str],
+) -> dict[str, Any]:
+    """What the staged runs of all trials would have cost apart, and what was trained for them.
+
+    Counted is what the runs `names` trained: every stage once, without the part taken over from a shorter version. A
+    trial that was stopped counts as far as it came. If another trial has finished the stage since, the stage counts
+    only there.
+    """
+    claimed, unfinished = 0, 0
+    for row in rows:
+        stages = reports.get(row["number"], {}).get("stages", ())
+        finished, rest = _finished(row["name"], stages, records)
+        under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
+        claimed += finished + under_way
+        unfinished += 0 if rest and rest[0]["key"] in records else under_way
+    trained = [record for record in records.values() if record.trained_for in names]
+    spent = sum(record.flops_spent for record in trained) + unfinished
+    return {
+        "flops_claimed": claimed,
+        "flops_spent": spent,
+        "sharing_factor": claimed / spent if spent else None,
+        "stages_trained": len(trained),
+        "stages_claimed": sum(len(row["stages"]) for row in rows),
+    }
+
+
+def _finished(
+    name: str, stages: Sequence[Mapping[str, Any]], records: Mapping[str, StageRecord]
+) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """The FLOPs of a trial's stages up to the last one whose end it reported, or that was trained for it, and the
+    stages after that one. Workers may have finished a stage after their trial was stopped."""
+    flops, counted, whole = 0, 0, 0
+    for place, stage in enumerate(stages, start=1):
+        record = records.get(stage["key"])
+        if stage["flops"] is None and record is None:
+            break
+        whole += record.flops if stage["flops"] is None else stage["flops"]
+        if stage["flops"] is not None or record.trained_for == name:
+            flops, counted = whole, place
+    return flops, stages[counted:]
+
+
+def _pays_after(
+    best: Mapping[str, Any] | None, reports: Mapping[int, Mapping[str, Any]], search: Mapping[str, Any]
+) -> float | None:
+    """The number of runs of the best schedule after which it has saved what the search cost. None if no saving is
+    known."""
+    savings = reports.get(best["number"], {}).get("savings") if best else None
+    if not savings or not savings.get("compute_saved") or savings["compute_saved"] <= 0:
+        return None
+    return search["flops_spent"] / (savings["flops_baseline"] - savings["flops_staged"])
+
+
+_logger = logging.getLogger(__name__)
+
+
+class TrialReports:
+    """The reports and records of the trials of sweep `name`, read from the store.
+
+    A sweep that is continued is written again and again. Files that will not change, thousands after a while, are read
+    once, and only what the sweep's report needs is kept of them.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._reports: dict[int, dict[str, Any]] = {}
+        self._records: dict[str, StageRecord] = {}
+
+    def reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
+        """The report of each trial's run, by number, if it exists. The report of a finished trial is read once."""
+        read = {one.number: self._report(one.number) for one in outcomes}
+        found = {number: report for number, report in read.items() if report is not None}
+        ended = {one.number for one in outcomes if one.state == "FINISHED"}
+        self._reports = {number: report for number, report in found.items() if number in ended}
+        return found
+
+    def _report(self, number: int) -> dict[str, Any] | None:
+        if number in self._reports:
+            return self._reports[number]
+        try:
+            report = self._store.read_run(f"{self._name}-{number}", REPORT_FILE)
+        except RaystageError as error:
+            _logger.warning("left out: %s", error)
+            return None
+        return None if report is None else needed_of(report)
+
+    def records(self, reports: Iterable[Mapping[str, Any]]) -> dict[str, StageRecord]:
+        """The finished stages of all trials, by key, without their curves, and the stages that they continued. With
+        LAG, those are in no report."""
+        found: dict[str, StageRecord] = {}
+        waiting = [stage["key"] for report in reports for stage in report["stages"]]
+        while waiting:
+            key = waiting.pop()
+            if key not in found and (record := self._record(key)):
+                found[key] = record
+                waiting += [record.prefix.key] if record.prefix else []
+        return found
+
+    def _record(self, key: str) -> StageRecord | None:
+        if key not in self._records and (record := self._store.readable_record(key)):
+            self._records[key] = replace(record, train=(), evaluations=(), growth=None)
+        return self._records.get(key)

@@ -1,0 +1,183 @@
+"""The trials of a sweep, planned before anything runs: each one's config, schedule and stages, and what they share."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raystage.config import yaml_file
+from raystage.config.schedule import Schedule, parse
+from raystage.errors import InputError
+from raystage.models.shape import flops_per_token
+from raystage.plans.build import make_plan
+from raystage.plans.inputs import Sources
+from raystage.plans.plan import Plan, RunPlan
+from raystage.sweeps.config import Sweep
+from raystage.sweeps.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
+from raystage.sweeps.tree import Chain, Tree, build
+
+# After so many repeated draws in a row, the space is assumed to have no other points.
+MOST_REPEATS = 1_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the space. content: its schedule as plain values, as it could be in a file beside the sweep's
+    schedule. plan: without baselines, unless an objective needs them."""
+
+    number: int
+    config: Config
+    content: dict[str, Any]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """tree: of the staged runs. baselines: of the runs from scratch, if an objective needs them.
+
+    is_foreseen: whether these are the trials that will run. Optuna chooses trials while results come in; its plan holds
+    random points of the same space.
+    """
+
+    sweep: Sweep
+    trials: tuple[Trial, ...]
+    tree: Tree
+    baselines: Tree | None
+
+    @property
+    def is_foreseen(self) -> bool:
+        return self.sweep.search.algorithm != "optuna"
+
+    @property
+    def repeats(self) -> int:
+        """How many trials have exactly the stages of another trial."""
+        return len(self.trials) - len({trial.plan.staged.stages[-1].key for trial in self.trials})
+
+
+def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code: bool = True) -> SweepPlan:
+    """All trials of a sweep and their tree. finished: keys of stages that the store has. with_code: whether functions
+    that the schedules name are imported. Raises InputError."""
+    planner = Planner(sweep, with_code)
+    with _no_collection():
+        trials = tuple(planner.trial(number, config) for number, config in enumerate(configs(sweep)))
+    chains = [Chain(trial.plan.staged.stages, _settings(sweep, trial.config)) for trial in trials]
+    baselines = [_bare(run) for trial in trials for run in trial.plan.baselines]
+    return SweepPlan(sweep, trials, build(chains, finished), build(baselines, finished) if baselines else None)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switches the garbage collector off: everything made here stays, and searching it for cycles takes a quarter of
+    the time of ten thousand trials."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def configs(sweep: Sweep) -> list[Config]:
+    """Every point of the grid, or as many different points as there are trials, drawn with the seed."""
+    if sweep.search.algorithm == "grid":
+        return list(grid_points(sweep.points))
+    drawn: dict[str, Config] = {}
+    generator, repeats = random.Random(sweep.search.seed), 0
+    while len(drawn) < sweep.search.num_trials:
+        config = sample(sweep.points, generator)
+        repeats = repeats + 1 if repr(config) in drawn else 0
+        drawn.setdefault(repr(config), config)
+        if repeats > MOST_REPEATS:
+            problem = f"found {sweep.search.num_trials}, but the space has {len(drawn)} points"
+            expected = f"expected at most {len(drawn)}, or algorithm: grid"
+            raise InputError(f"{problem}; {expected}", key="search.num_trials", file=sweep.file)
+    return list(drawn.values())
+
+
+class Planner:
+    """Makes trials of configs. Their inputs are looked up once for all trials."""
+
+    def __init__(self, sweep: Sweep, with_code: bool = True) -> None:
+        self.sweep = sweep
+        self._sources = Sources(with_code=with_code)
+        equal = sweep.constraints.equal_flops
+        self._flops = None
+        if equal is not None:
+            try:
+                self._flops = equal.flops or self._plan(sweep.base).staged.flops
+            except InputError as error:
+                raise error.inside(str(sweep.schedule_file)) from None
+
+    def trial(self, number: int, config: Config) -> Trial:
+        """The trial of one point. Raises InputError if its schedule is not valid."""
+        try:
+            content = applied(self.sweep.base, config) | {"name": f"{self.sweep.name}-{number}"}
+            if self._flops is not None:
+                content = self._with_equal_flops(content)
+            return Trial(number, config, content, self._plan(content))
+        except InputError as error:
+            place = f"{error.key}: " if error.key else ""
+            problem = f"trial {number} ({describe(config)}): {place}{error.problem}"
+            raise InputError(problem, file=self.sweep.file) from None
+
+    def _plan(self, content: dict[str, Any]) -> Plan:
+        if not self.sweep.needs_baselines:
+            content = {key: value for key, value in content.items() if key != "baseline"}
+        schedule = parse(content, self.sweep.schedule_file.parent)
+        _check_single(schedule)
+        return make_plan(schedule, sources=self._sources)
+
+    def _with_equal_flops(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The stage that takes what is left has as many whole steps as the FLOPs of all trials allow."""
+        stages = content["stages"]
+        name = self.sweep.constraints.equal_flops.stage or self.sweep.base["stages"][-1]["name"]
+        index = next(index for index, stage in enumerate(stages) if stage["name"] == name)
+        run = self._plan(content).staged
+        taker = run.stages[index]
+        others = run.flops - taker.flops + taker.growth_flops
+        steps = (self._flops - others) // (taker.training.global_batch_tokens * flops_per_token(taker.shape))
+        if steps < 1:
+            problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"
+            raise InputError(f"{problem}; expected some left for it", key="constraints.equal_flops")
+        changed = [*stages[:index], {**stages[index], "until": {"steps": steps}}, *stages[index + 1 :]]
+        return {**content, "stages": changed}
+
+
+def _check_single(schedule: Schedule) -> None:
+    """Refuse schedules that would repeat every trial: a sweep varies values and seeds itself."""
+    if schedule.seeds > 1:
+        problem = f"found {schedule.seeds} in the schedule of a sweep"
+        raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")
+    if schedule.baseline is not None and schedule.baseline.tune:
+        paths = ", ".join(schedule.baseline.tune)
+        problem = f"found {paths} in the schedule of a sweep"
+        raise InputError(f"{problem}; expected none, and its values in the sweep's space", key="baseline.tune")
+
+
+def _settings(sweep: Sweep, config: Config) -> tuple[tuple[str, ...], ...]:
+    """What a config says of each of its stages: of the run as a whole, of the stage, of stages before it that are not
+    there."""
+    of_run: list[str] = []
+    of_stage: dict[int, list[str]] = {}
+    for path, value in config.items():
+        first, *steps = yaml_file.parse_path(path)
+        if first != "stages" or not steps:
+            of_run.append(f"{path}={format_value(value)}")
+        elif steps[1:]:
+            of_stage.setdefault(steps[0], []).append(f"{yaml_file.dotted(steps[1:])}={format_value(value)}")
+    found: list[tuple[str, ...]] = []
+    for index, stage in enumerate(sweep.base["stages"]):
+        if config.get(f"stages[{index}]", PRESENT) == ABSENT:
+            of_run.append(f"without {stage['name']}")
+        else:
+            found.append((*of_stage.get(index, ()), *of_run))
+    return tuple(found)
+
+
+def _bare(run: RunPlan) -> Chain:
+    return Chain(run.stages, tuple(() for _ in run.stages))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from raystage.config.training import Training
+from raystage.models.shape import ModelShape, num_params
+from raystage.plans.memory import estimate
+
+SHAPE = ModelShape("llama", 3, 8, 4, 2, 6, 20, 257, 16)
+N = 7_336  # parameters, by hand: 2 * 257 * 8 + 3 * 1072 + 8
+TOKENS = 2 * 16
+
+
+def training(**changes: object) -> Training:
+    return Training(workers=4, micro_batch_size=2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "weights", "gradients", "optimizer"),
+    [
+        ("fp32", 0, 4 * N, 4 * N, 8 * N),  # two moments
+        ("fp32", 1, 4 * N, 4 * N, 12 * N // 4),  # and the master weights that ZeRO keeps
+        ("fp32", 2, 4 * N, 4 * N // 4, 12 * N // 4),
+        ("fp32", 3, 4 * N // 4, 4 * N // 4, 12 * N // 4),
+        ("bf16", 0, 2 * N, 2 * N, 12 * N),
+        ("bf16", 1, 2 * N, 4 * N, 12 * N // 4),
+        ("bf16", 2, 2 * N, 4 * N // 4, 12 * N // 4),
+        ("bf16", 3, 2 * N // 4, 4 * N // 4, 12 * N // 4),
+    ],
+)
+def test_states_by_hand(precision: str, zero_stage: int, weights: int, gradients: int, optimizer: int) -> None:
+    assert num_params(SHAPE) == N
+    found = estimate(SHAPE, training(precision=precision, zero_stage=zero_stage))
+    assert (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes) == (weights, gradients, optimizer)
+    assert found.total_bytes == weights + gradients + optimizer + found.activations_bytes
+    assert found.as_dict()["total_bytes"] == found.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [({"name": "adam"}, 2), ({"name": "sgd"}, 1), ({"name": "sgd", "momentum": 0}, 0)],
+    ids=["adam", "sgd", "sgd without momentum"],
+)
+def test_an_optimizer_needs_what_it_keeps(optimizer: dict, moments: int) -> None:
+    of_workers = {stage: -(-N * 4 * (moments + (stage > 0)) // (4 if stage else 1)) for stage in (0, 1)}
+    for stage, expected in of_workers.items():
+        assert estimate(SHAPE, training(zero_stage=stage, optimizer=optimizer)).optimizer_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "checkpointing", "layers"),
+    [
+        ("bf16", False, 3 * TOKENS * 8 * 34),
+        ("fp32", False, 3 * TOKENS * 8 * 34 * 2),
+        ("bf16", True, 3 * TOKENS * 8 * 2 + TOKENS * 8 * 34),
+        ("fp32", True, (3 * TOKENS * 8 * 2 + TOKENS * 8 * 34) * 2),
+    ],
+)
+def test_activations_by_hand(precision: str, checkpointing: bool, layers: int) -> None:
+    found = estimate(SHAPE, training(precision=precision, activation_checkpointing=checkpointing))
+    assert found.activations_bytes == layers + 2 * TOKENS * 257 * 4
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_layers_there_are_no_activations_of_any(checkpointing: bool) -> None:
+    found = estimate(SHAPE.with_layers(0), training(activation_checkpointing=checkpointing))
+    assert found.activations_bytes == 2 * TOKENS * 257 * 4
+
+
+def test_a_cut_that_does_not_divide_is_rounded_up() -> None:
+    found = estimate(SHAPE, Training(workers=7, micro_batch_size=2, zero_stage=3))
+    assert found.weights_bytes == -(-4 * N // 7)

@@ -1,0 +1,38 @@
+"""A sweep carried out, as far as it needs no cluster: the room that it asks for, and what it says of failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raystage.sweeps.search import room
+from raystage.sweeps.summary import failure
+from raystage.sweeps.trials import plan_sweep
+from sweeps import make_sweep
+
+WORKERS = "training.workers: {grid: [1, 2]}"
+
+
+@pytest.mark.parametrize(("at_once", "cpus"), [(1, 2 + 1), (2, 2 * 2 + 1), (500, 2 * 2 + 1)])
+def test_a_local_cluster_has_room_for_the_trials_own_processes_too(tmp_path: Path, at_once: int, cpus: int) -> None:
+    """Two trials of up to two workers each: with four CPUs one of them would wait for the other."""
+    plan = plan_sweep(make_sweep(tmp_path, WORKERS, search={"max_concurrent": at_once}))
+    assert room(plan) == (cpus, 0)
+
+
+@pytest.mark.parametrize(
+    ("states", "problem"),
+    [
+        (("FINISHED", "ABORTED"), None),
+        (("FINISHED", "ERRORED", "ERRORED"), "2 of its 3 trials failed, the first of them trial 1: why 1"),
+        (("ERRORED", "ABORTED"), "none of its 2 trials finished: why 0"),
+        (("ABORTED",), "none of its 1 trials finished: all were stopped"),
+    ],
+)
+def test_a_sweep_says_that_trials_failed(states: tuple[str, ...], problem: str | None) -> None:
+    rows = [
+        {"number": number, "state": state, "error": f"why {number}" if state == "ERRORED" else None}
+        for number, state in enumerate(states)
+    ]
+    assert failure({"name": "hunt", "trials": rows}) == (problem and f"sweep hunt: {problem}")
