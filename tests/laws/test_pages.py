@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -13,6 +15,7 @@ import click
 import pytest
 import yaml
 
+import raystage
 import started_models
 from factories import save_words, write_documents
 from house import FOLDERS
@@ -96,6 +99,42 @@ def test_commands_in_the_text_are_there(page: str) -> None:
     shown = [line.split()[1] for _, line in shell_lines("make ", page)] + re.findall(r"`make (\w+)", PAGES[page])
     for target in shown:
         assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+
+
+# --- Python
+
+
+PYTHON = [block for block in BLOCKS if block.kind == "python" and "import raystage\n" in block.text]
+
+
+def calls_of(block: Block) -> list[ast.Call]:
+    """Calls of raystage's own functions."""
+    calls = [node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)]
+    own = [call for call in calls if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)]
+    return [call for call in own if call.func.value.id == "raystage"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[f"{one.page} {place}" for place, one in enumerate(PYTHON)])
+def test_python_shown_calls_what_there_is(block: Block, user_folder: Path) -> None:
+    """What trains nothing is carried out, too."""
+    for call in calls_of(block):
+        keywords = {keyword.arg: None for keyword in call.keywords}
+        inspect.signature(getattr(raystage, call.func.attr)).bind(*call.args, **keywords)
+    if not {"run", "sweep", "report"} & {call.func.attr for call in calls_of(block)}:
+        exec(compile(block.text, block.page, "exec"), {})
+
+
+def test_the_page_of_the_python_interface_names_all_of_it() -> None:
+    page = PAGES["docs/python.md"]
+    for name in raystage.__all__:
+        found = getattr(raystage, name)
+        if inspect.isfunction(found):
+            assert f"| `raystage.{name}(" in page, name
+        for parameter in inspect.signature(found).parameters:
+            assert re.search(rf"\b{parameter}\b", page), f"{name}: {parameter}"
+    rows = "\n".join(re.findall(r"^\| `.*", page.partition("## Reports")[2], re.M))
+    public = {name for name in dir(raystage.Report) if not name.startswith("_")} | {"content"}
+    assert set(re.findall(r"`(\w+)(?:\(\))?`", " ".join(row.split("|")[1] for row in rows.splitlines()))) == public
 
 
 # --- files
