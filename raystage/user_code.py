@@ -22,6 +22,8 @@ from typing import Any
 from raystage.errors import InputError
 from raystage.units import shown
 
+# Functions that raystage ships, by the place that schedules of earlier versions name.
+_MOVED = {"raystage.metrics": "raystage.objectives.metrics"}
 _FORMS = "package.module:function or file.py:function"
 
 
@@ -43,6 +45,7 @@ def file_of(reference: str) -> str | None:
 def find(reference: str) -> Callable[..., Any]:
     """The function. Importing runs the code of the module. Raises InputError."""
     place, name = split_reference(reference)
+    place = _MOVED.get(place, place)
     try:
         module = _load_file(place) if file_of(reference) else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported

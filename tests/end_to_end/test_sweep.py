@@ -219,7 +219,7 @@ def test_a_sweep_that_is_asked_to_end_has_the_workers_of_its_trials_save_first(r
 
     command = ["sweep", file.name, "--wandb", "disabled"]
     process = raystage.start(*command)
-    wait_until(both_train, 120, "two trials did not train")
+    wait_until(both_train, 300, "two trials did not train")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -55,6 +55,7 @@ def tally(function: str, logits: torch.Tensor, targets: torch.Tensor, **options:
 
 def test_a_function_of_a_module_and_one_of_a_file(own: Path) -> None:
     assert hooks.find("raystage.objectives.metrics:per_class") is per_class
+    assert hooks.find("raystage.metrics:per_class") is per_class  # as schedules of earlier versions have it
     logits, targets = torch.eye(3), torch.tensor([0, 1, 1])
     assert hooks.find(f"{own}:right")(logits, targets) == {"right": (2, 3)}
     assert hooks.find(f"{own}:right") is hooks.find(f"{own}:right")
