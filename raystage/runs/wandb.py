@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 import wandb
 
-from raystage.cluster.shutdown import signals_blocked
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
@@ -159,8 +158,9 @@ class WandbTracker(RunCallback):
     # --- calls of W&B -------------------------------------------------------------------------
 
     def _start(self, run: RunPlan) -> None:
-        with signals_blocked():  # W&B's service must outlive the driver's signals, too
-            self._begin(run, _quiet_settings(self._mode))
+        # W&B's service has a session of its own. A SIGTERM to every process of a job ends it all the same: it is a Go
+        # program, which accepts the signal although it is blocked.
+        self._begin(run, _quiet_settings(self._mode))
 
     def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:
         if self._session is None:

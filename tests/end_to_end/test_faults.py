@@ -34,6 +34,7 @@ from conftest import (
     write_tiny,
 )
 from raystage.cluster.own import NO_API_SERVER
+from wandb_reader import run_files
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill]
 
@@ -149,10 +150,10 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
 
 
-def test_a_word_to_all_that_a_run_has_started_reaches_the_driver_alone(
+def test_a_signal_to_every_process_of_a_run_saves_and_ends_with_its_driver(
     raystage: Raystage, tiny: Path, calm: dict, cluster: RayCluster
 ) -> None:
-    """As systemd and SLURM say it. The run has a cluster of its own, whose processes would end before the workers have
+    """As systemd and SLURM send it. The run has a cluster of its own, whose processes would end before the workers have
     saved, and a working directory from which nothing must be imported."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         raystage.environment.pop(name, None)
@@ -166,7 +167,7 @@ def test_a_word_to_all_that_a_run_has_started_reaches_the_driver_alone(
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130, ""), errors
     assert "all is saved; the same command continues" in errors
-    assert "W&B stops" not in errors
+    assert run_files(raystage.folder)  # W&B's own process may have ended: what it had by then is on the disk
     assert len(list((raystage.folder / "own/stages").glob("*/checkpoints/*/manifest.json"))) == 1
     wait_until(lambda: other_ray_processes(cluster) <= before, 30, "processes of the run's cluster are still there")
     assert losses_in(raystage(*command).stdout)["evaluations"] == calm["evaluations"]
