@@ -37,7 +37,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 from raystage.tools import doctor_cluster
 from raystage.cli.main import main
 
-cluster_check.check_workers = partial(cluster_check.check_workers, seconds=0.5)
+doctor_cluster.check_workers = partial(doctor_cluster.check_workers, seconds=0.5)
 main()
 """
 
