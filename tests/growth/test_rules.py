@@ -59,7 +59,7 @@ def grown_parts(case: GrowthCase) -> set[str]:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_has_cases_for_every_part_that_it_grows(name: str) -> None:
     of_it = [case for case in GROWTHS if case.operator == name]
-    assert of_it, f"{name} has no cases: add some to tests/growths.py"
+    assert of_it, f"{name} has no cases: add some to tests/support/growths.py"
     tried = set().union(*(grown_parts(case) for case in of_it))
     assert tried >= set(OPERATORS[name].grows), f"{name} has no cases for {set(OPERATORS[name].grows) - tried}"
 
