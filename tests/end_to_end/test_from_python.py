@@ -63,7 +63,7 @@ def test_a_process_goes_on_after_an_error_and_an_interrupt(raystage: Raystage, c
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         raystage.environment.pop(name, None)
     process = python(raystage, "-c", STORY)
-    said_until(process, "small] step 1")  # of the first run, which fails
+    said_until(process, "small] step 0")  # of the first run, which fails
     said_until(process, "small] step 1")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=300)
