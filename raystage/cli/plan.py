@@ -93,7 +93,7 @@ def _taken_name(store: Any, plan: Any) -> str | None:
 
     try:
         before = store.read_run(plan.name, RUN_FILE)
-        if before is None or stage_keys(before) == [stage.key for run in plan.runs() for stage in run.stages]:
+        if before is None or stage_keys(before) == plan.stage_keys():
             return None
         what = f"of another schedule ({before['state']})"
     except RaystageError as error:

@@ -281,6 +281,10 @@ class Plan:
         """The stages of all runs, each once."""
         return {stage.key: stage for run in self.runs() for stage in run.stages}
 
+    def stage_keys(self) -> list[str]:
+        """The keys of all stages of all runs, in order; one for each run that has the stage."""
+        return [stage.key for run in self.runs() for stage in run.stages]
+
     def flops_left(self, finished: Collection[str]) -> int:
         """FLOPs of all stages that are not finished, each stage counted once."""
         return sum(stage.flops for key, stage in self.stages_by_key().items() if key not in finished)

@@ -247,8 +247,7 @@ def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None
 def _speed_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
     """About what makes one side faster and not better."""
     found = [f"Not run alike: {one}. So time_saved is not that of growing alone." for one in speed_differences(plan)]
-    keys = [stage.key for run in plan.runs() for stage in run.stages]
-    devices = {records[key].environment.get("device") for key in keys if key in records} - {None}
+    devices = {records[key].environment.get("device") for key in plan.stages_by_key() if key in records} - {None}
     if len(devices) > 1:
         found.append(f"Not the same machines throughout ({' and '.join(sorted(devices))}): time_saved compares them.")
     return found

@@ -116,7 +116,7 @@ def _make_tracker(
         return (store.stage_folder(record.key) / record.checkpoint).uri
 
     was_finished = earlier.get("state") == "FINISHED"
-    resumes = tracking.resumes and earlier.get("written_keys") == _keys(plan) and not was_finished
+    resumes = tracking.resumes and earlier.get("written_keys") == plan.stage_keys() and not was_finished
     return WandbTracker(
         plan,
         schedule.model_dump(mode="json") if tracking.config is None else tracking.config,
@@ -128,7 +128,3 @@ def _make_tracker(
         job_type=tracking.job_type,
         run_ids=earlier["wandb_run_ids"] if resumes else {},
     )
-
-
-def _keys(plan: Plan) -> list[str]:
-    return [stage.key for run in plan.runs() for stage in run.stages]

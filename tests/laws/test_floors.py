@@ -6,6 +6,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def rank(module: str) -> int:
     return FOLDERS.index(folder) if folder else -1
 
 
+@cache
 def imports_of(module: str) -> list[tuple[str, bool]]:
     """(what is imported, whether inside a function) for each import statement of a module."""
     tree = ast.parse(FILES[module].read_text())

@@ -39,6 +39,11 @@ def two_stages(text: Path, second: dict, training: dict | None = None) -> Schedu
     return make_schedule(text, stages=stages, training=training or {}, baseline=None)
 
 
+def second_wider(text: Path) -> Schedule:
+    """The same with a second stage that is wider by `duplicate`."""
+    return two_stages(text, {"model": {"num_layers": 2, **WIDE}, "grow": {"operator": "duplicate"}})
+
+
 @dataclass(frozen=True)
 class Case:
     """A grown stage in a layout, under a policy."""

@@ -14,7 +14,7 @@ from raystage.plans.build import make_plan
 from raystage.plans.initial import find_init
 from raystage.plans.plan import UNCHANGED, StagePlan
 from raystage.train.entry import initial_entry
-from wide_stages import WIDE, WORKERS, Case, differences, entered, entered_by, furthest, opened, save, train, two_stages
+from wide_stages import WORKERS, Case, differences, entered, entered_by, furthest, opened, save, second_wider, train
 
 pytestmark = pytest.mark.end_to_end
 
@@ -64,8 +64,7 @@ def go_on(stage: StagePlan, source: str, place: str, **without: object) -> None:
 
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Schedule:
-    wide = {"model": {"num_layers": 2, **WIDE}, "grow": {"operator": "duplicate"}}
-    return two_stages(tmp_path_factory.mktemp("text"), wide)
+    return second_wider(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,20 @@ from raystage.plans.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job
-from wide_stages import WIDE, WORKERS, Case, differences, entered, furthest, opened, rules_of, save, train, two_stages
+from wide_stages import (
+    WIDE,
+    WORKERS,
+    Case,
+    differences,
+    entered,
+    furthest,
+    opened,
+    rules_of,
+    save,
+    second_wider,
+    train,
+    two_stages,
+)
 
 pytestmark = pytest.mark.end_to_end
 
@@ -75,8 +88,7 @@ def enter_and_train(schedule: Schedule, store: str) -> None:
 
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Schedule:
-    wide = {"model": {"num_layers": 2, **WIDE}, "grow": {"operator": "duplicate"}}
-    return two_stages(tmp_path_factory.mktemp("text"), wide)
+    return second_wider(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
