@@ -25,15 +25,15 @@ import pandas
 import ray
 from rich.console import RenderableType
 
-from raystage.cli.options import DebugStream, cluster_address, init_source
+from raystage.cli.options import DebugStream, cluster_address, name_init, plan_schedule, wandb_mode_for
 from raystage.cli.report import read_report
 from raystage.cluster import launch
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.config import schedule as schedules
 from raystage.config.schedule import Schedule
+from raystage.config.types import check_name
 from raystage.errors import InputError, RaystageError, SweepFailed
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.curves import baseline_curves, stage_curves
 from raystage.reports.formats import Table
@@ -43,14 +43,13 @@ from raystage.reports.terminal import SafeConsole, final_table
 from raystage.runs.console import make_display
 from raystage.runs.earlier import make_way
 from raystage.runs.session import RunSession, Tracking
-from raystage.storage.maintenance import finished_among
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 from raystage.sweeps import config as sweeps
 from raystage.sweeps.config import Sweep, is_sweep
 from raystage.sweeps.console import make_sweep_display
 from raystage.sweeps.html import sweep_page, write_papers
-from raystage.sweeps.search import SweepRunner
+from raystage.sweeps.search import SweepRunner, plan_with_store
 from raystage.sweeps.summary import failure
 from raystage.sweeps.terminal import sweep_result_table
 from raystage.sweeps.trial import TrialTask
@@ -87,8 +86,8 @@ def plan(schedule: Schedule | Sweep | Written, store: str = STORE) -> Plan | Swe
     """
     loaded = _loaded(schedule)
     if isinstance(loaded, Sweep):
-        return plan_sweep(loaded)
-    return make_plan(_named_init(loaded, store))
+        return plan_sweep(_found_init(loaded, store))
+    return _planned(loaded, None, store)[1]
 
 
 def run(
@@ -97,32 +96,27 @@ def run(
     store: str = STORE,
     name: str | None = None,
     address: str | None = None,
-    wandb: Wandb = "offline",
+    wandb: Wandb | None = None,
     progress: bool = True,
 ) -> Report:
     """Train a schedule stage by stage, then its baselines. What the store has finished is not trained again.
 
     store: a path, or a URI such as s3://bucket/prefix. name: of the run; the schedule's own unless given. address: of a
     running Ray cluster (HOST:PORT or "auto"); without it, and without RAY_ADDRESS, the run starts a cluster of its own
-    on this machine, which ends with it. progress: whether lines on standard error say how it goes.
+    on this machine, which ends with it. wandb: without it WANDB_MODE and WANDB_DISABLED count, otherwise "offline".
+    progress: whether lines on standard error say how it goes.
     Raises InputError, StageFailed and other RaystageError; KeyboardInterrupt after the workers have saved.
     """
     loaded = _loaded(schedule)
     if not isinstance(loaded, Schedule):
         raise InputError(f"found a sweep ({loaded.name!r}); expected a schedule, or raystage.sweep(...)")
-    loaded = loaded if name is None else loaded.model_copy(update={"name": name})
+    joins, mode = _cluster_to_join(address), wandb_mode_for(wandb)
+    found, made = _planned(loaded, name, store)
     opened = Store(open_folder(store))
-    made = make_plan(_named_init(loaded, store))
-    if aside := make_way(opened, made.name, [stage.key for one in made.runs() for stage in one.stages]):
-        _say(aside, progress)
-    session = RunSession(
-        made,
-        loaded,
-        opened,
-        command=_call("run", loaded.file, store=store, name=name, address=address),
-        address=cluster_address(address),
-        tracking=Tracking(wandb),
-    )
+    if (aside := make_way(opened, made.name, made.stage_keys())) and progress:
+        print(f"raystage: {aside}", file=sys.stderr)
+    command = _call("run", loaded.file, store=store, name=name, address=address)
+    session = RunSession(made, found, opened, command=command, address=joins, tracking=Tracking(mode))
     with _driving(), session:
         displays = [make_display(made, sys.stderr, session.finished)] if progress else []
         content = session.run(displays)
@@ -135,7 +129,7 @@ def sweep(
     store: str = STORE,
     name: str | None = None,
     address: str | None = None,
-    wandb: Wandb = "offline",
+    wandb: Wandb | None = None,
     progress: bool = True,
 ) -> Report:
     """Search over schedules with Ray Tune; stages that trials share are trained once. Arguments as for `run`.
@@ -146,21 +140,20 @@ def sweep(
     loaded = _loaded(sweep)
     if not isinstance(loaded, Sweep):
         raise InputError(f"found a schedule ({loaded.name!r}); expected a sweep, or raystage.run(...)")
-    loaded = loaded if name is None else loaded.model_copy(update={"name": name})
+    joins, mode = _cluster_to_join(address), wandb_mode_for(wandb)
+    found = _renamed(_found_init(loaded, store), name)
     opened = Store(open_folder(store))
-    made = plan_sweep(loaded)
-    if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
-        made = plan_sweep(loaded, finished)
+    made = plan_with_store(found, opened)
     task = TrialTask(
-        sweep=loaded,
+        sweep=found,
         store=opened.folder.uri,
         command=_call("sweep", loaded.file, store=store, name=name, address=address),
-        wandb_mode=wandb,
+        wandb_mode=mode,
         wandb_folder=str(Path.cwd()),
     )
     display = make_sweep_display(None if progress else io.StringIO())
     with _driving(), contextlib.closing(display):
-        content = SweepRunner(made, opened, task, display, cluster_address(address)).run()
+        content = SweepRunner(made, opened, task, display, joins).run()
     write_papers(opened, made, content)
     if problem := failure(content):
         raise SweepFailed(problem)
@@ -256,8 +249,6 @@ class Report:
 def _driving() -> Iterator[None]:
     """This process drives a run: what Ray prints is left out, signals have the workers save, and no cluster is left."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver computes nothing; workers have their own
-    if ray.is_initialized():
-        raise RaystageError(_CONNECTED)
     with SHUTDOWN.handled(), contextlib.redirect_stdout(DebugStream()):
         try:
             yield
@@ -266,13 +257,33 @@ def _driving() -> Iterator[None]:
             raise
 
 
-def _named_init(schedule: Schedule, store: str) -> Schedule:
-    """`init: {from: RUN/STAGE}` with the stage's folder in the store instead of its name."""
-    if schedule.init is None:
-        return schedule
-    return schedule.model_copy(
-        update={"init": schedule.init.model_copy(update={"source": init_source(schedule.init.source, store)})}
-    )
+def _cluster_to_join(address: str | None) -> str | None:
+    """The address of the cluster to join; None for one of the run's own. Raises InputError, RaystageError: before
+    anything is changed in the store."""
+    if ray.is_initialized():
+        raise RaystageError(_CONNECTED)
+    return cluster_address(address)
+
+
+def _planned(schedule: Schedule, name: str | None, store: str) -> tuple[Schedule, Plan]:
+    """The schedule, with its `init` looked up in the store, and its plan. Raises InputError."""
+    return plan_schedule(schedule, schedule.file or _A_MAPPING, name, store)
+
+
+def _found_init(sweep: Sweep, store: str) -> Sweep:
+    """A sweep whose schedule has its `init` looked up in the store. The one that was given stays as it is."""
+    found = sweep.model_copy(deep=True)
+    name_init(found.base, store)
+    return found
+
+
+def _renamed(sweep: Sweep, name: str | None) -> Sweep:
+    if name is None:
+        return sweep
+    try:
+        return sweep.model_copy(update={"name": check_name(name)})
+    except ValueError as error:
+        raise InputError(str(error), key="name") from None
 
 
 def _loaded(given: Schedule | Sweep | Written) -> Schedule | Sweep:
@@ -280,14 +291,10 @@ def _loaded(given: Schedule | Sweep | Written) -> Schedule | Sweep:
 
 
 def _call(function: str, file: str | None, **arguments: str | None) -> str:
-    """What continues a run: 'raystage.run("schedule.yaml", name="mine")'."""
+    """What continues a run: 'raystage.run("schedule.yaml", name="mine")', or with ... for what came from no file."""
     given = [f"{key}={value!r}" for key, value in arguments.items() if value not in (None, STORE)]
-    return f"raystage.{function}({', '.join([repr(file) if file else '...', *given])})"
-
-
-def _say(what: str, progress: bool) -> None:
-    if progress:
-        print(f"raystage: {what}", file=sys.stderr)
+    source = repr(file) if file and file != _A_MAPPING else "..."
+    return f"raystage.{function}({', '.join([source, *given])})"
 
 
 def _html_table(table: Table) -> str:

@@ -15,7 +15,7 @@ from factories import make_curves, make_schedule
 from raystage import api
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.schedule import Schedule
-from raystage.errors import InputError
+from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
 from raystage.runs.driver import Driver
@@ -154,3 +154,42 @@ def test_signals_are_handled_as_before_once_a_run_has_ended() -> None:
             signal.raise_signal(signal.SIGINT)  # a second one does not wait
     assert shutdown.received_at is None
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    """It would be a path that leads out of the store."""
+    schedule = make_schedule(tmp_path)
+    with pytest.raises(InputError, match=r"found '\.\./out'"):
+        api.run(schedule, store=str(tmp_path / "store"), name="../out")
+    with pytest.raises(InputError, match=r"name: found '\.\./out'"):
+        api.sweep(JOBS / "sweeps/quickstart.yaml", store=str(tmp_path / "store"), name="../out")
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_refused_leaves_the_earlier_run_of_its_name_alone(
+    done: api.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = done.store.folder.uri, make_schedule(tmp_path / "texts", seed=5)
+    with pytest.raises(InputError, match="expected an address without"):
+        api.run(other, store=store, address="user:secret@host:6379")
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(InputError, match="WANDB_MODE: found 'sometimes'"):
+        api.run(other, store=store)
+    monkeypatch.setattr(api.ray, "is_initialized", lambda: True)
+    with pytest.raises(RaystageError, match="connected to a Ray cluster already"):
+        api.run(other, store=store, wandb="disabled")
+    assert done.store.earlier_runs("tiny") == []
+    assert api.report("tiny", store).content == done.content
+
+
+def test_a_stage_s_name_in_init_is_looked_up_for_schedules_and_sweeps(done: api.Report, tmp_path: Path) -> None:
+    store, key = done.store.folder.uri, done.content["stages"][0]["key"]
+    schedule = make_schedule(tmp_path / "texts", init={"from": "tiny/small"}, stages=[
+        {"name": "on", "model": {"num_layers": 2}, "until": {"tokens": 400}}], baseline=None)  # fmt: skip
+    for call in (api.plan, api.run):
+        with pytest.raises(InputError, match=f"{key}/record.json: init.from: damaged"):  # it has no checkpoint
+            call(schedule, store=store)
+    sweep = api.load(write_sweep(tmp_path))
+    sweep.base["init"] = {"from": "tiny/small"}
+    assert key in api._found_init(sweep, store).base["init"]["from"]
+    assert sweep.base["init"] == {"from": "tiny/small"}  # a caller's sweep stays as it is

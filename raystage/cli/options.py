@@ -189,7 +189,7 @@ set_option = click.option(
 
 
 def plan_schedule(
-    schedule: Any, path: Path, name: str | None, store: str | None, with_code: bool = True
+    schedule: Any, path: Path | str, name: str | None, store: str | None, with_code: bool = True
 ) -> tuple[Any, Any]:
     """The schedule that was read from `path`, with its `init` looked up in the store, and its plan.
 

@@ -69,13 +69,14 @@ def run(
     from raystage.runs.log import next_steps, run_command
     from raystage.runs.session import RunSession, Tracking
 
+    joins = cluster_address(address)
     opened = open_store(store)
     folder = opened.run_folder(made.name)
-    if aside := make_way(opened, made.name, [stage.key for run in made.runs() for stage in run.stages]):
+    if aside := make_way(opened, made.name, made.stage_keys()):
         say(f"raystage: {aside}", err=True)
     command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
     tracking = Tracking(mode, folder.path if in_job_copy() and folder.is_local else None)
-    session = RunSession(made, parsed, opened, command=command, address=cluster_address(address), tracking=tracking)
+    session = RunSession(made, parsed, opened, command=command, address=joins, tracking=tracking)
     # The display reports in its own words what Ray prints (for example that a worker died).
     with contextlib.redirect_stdout(DebugStream()), session:
         report = session.run([make_display(made, sys.stderr, session.finished)])

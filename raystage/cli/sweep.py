@@ -62,23 +62,19 @@ def sweep(
     from raystage.errors import SweepFailed
     from raystage.reports.terminal import SafeConsole
     from raystage.runs.log import sweep_command
-    from raystage.storage.maintenance import finished_among
     from raystage.sweeps.config import load
     from raystage.sweeps.console import make_sweep_display
     from raystage.sweeps.html import write_papers
-    from raystage.sweeps.search import SweepRunner
+    from raystage.sweeps.search import SweepRunner, plan_with_store
     from raystage.sweeps.summary import failure
     from raystage.sweeps.terminal import sweep_result_table, sweep_table
     from raystage.sweeps.trial import TrialTask
-    from raystage.sweeps.trials import plan_sweep
 
     overrides = (*overrides, f"name={name}") if name else overrides
     loaded = load(sweep, overrides)
     name_init(loaded.base, store)
     opened = open_store(store)
-    made = plan_sweep(loaded)
-    if made.is_foreseen and (finished := finished_among(opened, made.tree.nodes)):
-        made = plan_sweep(loaded, finished)
+    made = plan_with_store(loaded, opened)
     SafeConsole(stderr=True).print(sweep_table(made))
     folder = opened.run_folder(loaded.name)
     task = TrialTask(

@@ -26,13 +26,15 @@ from raystage.cluster.queries import ask_cluster
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
+from raystage.storage.maintenance import finished_among
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
+from raystage.sweeps.config import Sweep
 from raystage.sweeps.importance import importance
 from raystage.sweeps.report import TrialReports, build_sweep_report
 from raystage.sweeps.status import SweepDisplay, SweepStatus
 from raystage.sweeps.trial import TrialTask, run_trial
-from raystage.sweeps.trials import Planner, SweepPlan
+from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
 from raystage.sweeps.tune import Follower, Outcomes, Sparingly, TreeSearch, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
@@ -228,6 +230,14 @@ def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> N
     # Tune waits this long for the function to return before it runs another trial in the process; then that one fails.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     trial(config["trial"], task)
+
+
+def plan_with_store(sweep: Sweep, store: Store) -> SweepPlan:
+    """The plan of a sweep, in which stages that the store has finished count as done."""
+    plan = plan_sweep(sweep)
+    if plan.is_foreseen and (finished := finished_among(store, plan.tree.nodes)):
+        return plan_sweep(sweep, finished)
+    return plan
 
 
 def room(plan: SweepPlan) -> tuple[int, int]:
