@@ -35,14 +35,14 @@ from raystage.sweeps.report import TrialReports, build_sweep_report
 from raystage.sweeps.status import SweepDisplay, SweepStatus
 from raystage.sweeps.trial import TrialTask, run_trial
 from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
-from raystage.sweeps.tune import Follower, Outcomes, Sparingly, TreeSearch, make_optuna, make_scheduler
+from raystage.sweeps.tune import Outcomes, Sparingly, TreeSearch, TrialTracker, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
 # The actor of a trial computes nothing. Tune refuses 0.
 TRIAL_CPUS = 0.01
 
-# How often room is looked for that trials left taken which have ended with their process.
-CARE_SECONDS = 2.0
+# How often the resources of trials are released that ended with their process.
+RELEASE_SECONDS = 2.0
 
 RunTrial = Callable[[Mapping[str, Any], TrialTask], None]
 
@@ -113,8 +113,8 @@ class SweepRunner:
         trainable = tune.with_resources(
             tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
         )
-        follower = Follower(self.display.say, note)
-        callbacks = [follower, RoomKeeper(), Departure(self.display.say)]
+        tracker = TrialTracker(self.display.say, note)
+        callbacks = [tracker, ResourceReleaser(), SaveOnShutdown(self.display.say)]
         place = f"{folder.path}/{name}"
         system = None if folder.is_local else folder.system
         if tune.Tuner.can_restore(place, storage_filesystem=system):
@@ -125,7 +125,7 @@ class SweepRunner:
                 name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
             )
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
-        self._outcomes.begin(follower, are_pilots=task.pilot_tokens is not None)
+        self._outcomes.begin(tracker, are_pilots=task.pilot_tokens is not None)
         try:
             SHUTDOWN.saves_first = True
             results = tuner.fit()
@@ -192,20 +192,20 @@ class SweepRunner:
             self._note("RUNNING", began)
 
 
-class RoomKeeper(tune.Callback):
-    """Sees to it that trials which end with their process leave their room to others."""
+class ResourceReleaser(tune.Callback):
+    """Releases the resources of trials that ended with their process, so that others can use them."""
 
     def __init__(self) -> None:
-        self._cared_at = time.monotonic()
+        self._released_at = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self._cared_at >= CARE_SECONDS:
-            with contextlib.suppress(Exception):  # whatever it is, it is looked for again in a moment
+        if time.monotonic() - self._released_at >= RELEASE_SECONDS:
+            with contextlib.suppress(Exception):  # it is tried again in a moment
                 ask_cluster(release_resources_of_dead_controllers)
-            self._cared_at = time.monotonic()
+            self._released_at = time.monotonic()
 
 
-class Departure(tune.Callback):
+class SaveOnShutdown(tune.Callback):
     """When this process is asked to end, lets the workers of all trials save first."""
 
     def __init__(self, say: Callable[[str], None]) -> None:

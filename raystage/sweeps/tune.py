@@ -211,7 +211,7 @@ def reason(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-class Follower(tune.Callback):
+class TrialTracker(tune.Callback):
     """Says of every ended trial how it ended, and then calls `note`. trials: all trials that Tune has started."""
 
     def __init__(self, say: Say, note: Callable[[], None]) -> None:
@@ -243,25 +243,25 @@ class Outcomes:
     def __init__(self, metrics: Collection[str]) -> None:
         self._metrics = metrics
         self._known: dict[int, TrialOutcome] = {}
-        self._follower: Follower | None = None
+        self._tracker: TrialTracker | None = None
         self._are_pilots = False
         self._lock = threading.Lock()  # the thread that shows the progress asks as well
 
-    def begin(self, follower: Follower, are_pilots: bool) -> None:
-        """A run of Tune begins; `follower` follows it. are_pilots: whether its trials stop early by plan."""
-        self._follower, self._are_pilots = follower, are_pilots
+    def begin(self, tracker: TrialTracker, are_pilots: bool) -> None:
+        """A run of Tune begins; `tracker` hears of its trials. are_pilots: whether its trials stop early by plan."""
+        self._tracker, self._are_pilots = tracker, are_pilots
 
     def end(self, results: Iterable[tune.Result]) -> None:
         """A run of Tune has ended."""
         with self._lock:
             self._take(_outcome(one.config["trial"], one.metrics or {}, self._metrics, one.error) for one in results)
-            self._follower = None
+            self._tracker = None
 
     def of_trials(self) -> list[TrialOutcome]:
         """The outcomes as far as they are known now."""
         with self._lock:
-            if self._follower is not None:
-                self._take(_so_far(trial, self._metrics) for trial in self._follower.trials)
+            if self._tracker is not None:
+                self._take(_so_far(trial, self._metrics) for trial in self._tracker.trials)
             return list(self._known.values())
 
     def _take(self, found: Iterable[TrialOutcome]) -> None:

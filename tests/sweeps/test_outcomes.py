@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 
 from raystage.errors import NonFiniteLoss
-from raystage.sweeps.tune import Follower, Outcomes, Sparingly, reason
+from raystage.sweeps.tune import Outcomes, Sparingly, TrialTracker, reason
 
 
 def tune_trial(number: int, status: str, error: Exception | None = None, **last: Any) -> TuneTrial:
@@ -33,9 +33,9 @@ UNDER_WAY = [
 
 
 def followed(trials: list[TuneTrial], are_pilots: bool = False) -> Outcomes:
-    outcomes, follower = Outcomes(["compute_saved"]), Follower(print, lambda: None)
-    outcomes.begin(follower, are_pilots)
-    follower.on_step_begin(0, trials)
+    outcomes, tracker = Outcomes(["compute_saved"]), TrialTracker(print, lambda: None)
+    outcomes.begin(tracker, are_pilots)
+    tracker.on_step_begin(0, trials)
     return outcomes
 
 
@@ -67,7 +67,7 @@ def test_what_goes_on_counts_and_the_rest_stays_as_it_was() -> None:
     outcomes = followed(UNDER_WAY[:2], are_pilots=True)
     outcomes.of_trials()
     outcomes.end([])
-    second = Follower(print, lambda: None)
+    second = TrialTracker(print, lambda: None)
     outcomes.begin(second, are_pilots=False)
     second.on_step_begin(0, UNDER_WAY[:1])
     assert states(outcomes) == {0: "FINISHED", 1: "ABORTED"}
@@ -75,10 +75,10 @@ def test_what_goes_on_counts_and_the_rest_stays_as_it_was() -> None:
 
 def test_every_trial_that_ends_is_told_of_and_noted() -> None:
     said: list[str] = []
-    follower = Follower(said.append, lambda: said.append("noted"))
-    follower.on_trial_complete(1, UNDER_WAY, UNDER_WAY[0])
-    follower.on_trial_complete(2, UNDER_WAY, UNDER_WAY[1])
-    follower.on_trial_error(3, UNDER_WAY, UNDER_WAY[2])
+    tracker = TrialTracker(said.append, lambda: said.append("noted"))
+    tracker.on_trial_complete(1, UNDER_WAY, UNDER_WAY[0])
+    tracker.on_trial_complete(2, UNDER_WAY, UNDER_WAY[1])
+    tracker.on_trial_error(3, UNDER_WAY, UNDER_WAY[2])
     assert said == [
         "trial 0: done, eval loss 2.0000", "noted",
         "trial 1: stopped early, eval loss 3.0000", "noted",
@@ -116,9 +116,9 @@ def test_a_trial_failed_for_what_it_says_itself() -> None:
     assert reason(RuntimeError()) == "RuntimeError"
 
 
-def test_a_follower_can_be_written_down_whatever_it_tells() -> None:
+def test_a_tracker_can_be_written_down_whatever_it_tells() -> None:
     """Tune pickles its callbacks when it begins; who is told of trials may hold a terminal, a lock, a whole sweep."""
     lock = threading.Lock()
-    follower = Follower(lambda line: lock.acquire(), lambda: None)
-    follower.on_step_begin(0, UNDER_WAY)
-    assert cloudpickle.loads(cloudpickle.dumps(follower)).trials == []
+    tracker = TrialTracker(lambda line: lock.acquire(), lambda: None)
+    tracker.on_step_begin(0, UNDER_WAY)
+    assert cloudpickle.loads(cloudpickle.dumps(tracker)).trials == []
