@@ -64,10 +64,6 @@ UNITS = (
 )  # fmt: skip
 
 
-# Makes a chart of a unit and both axes.
-MakeChart = Callable[[Unit, ChartAxis, ChartAxis], Chart]
-
-
 @dataclass(frozen=True)
 class Panel:
     """The same curves over one unit, as SVG text for wide and for narrow screens."""
