@@ -58,6 +58,10 @@ class TokenWindows:
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
+    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
+        """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
+        return {"tokens": self.sequences(first, count, length)}
+
     def sequences(self, first: int, count: int, length: int | None = None) -> np.ndarray:
         """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1).
 

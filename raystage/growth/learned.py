@@ -28,12 +28,12 @@ from raystage.models.build import build
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
 from raystage.models.table import Axis, ParameterSpec
-from raystage.objectives.causal_lm import next_token_loss
+from raystage.objectives.learner import Batch, Model
 
 # A row of a family's table that stands for one parameter in every layer is one tensor here, (layers, *shape).
 Tensors = dict[str, torch.Tensor]
-# Sequences (batch, context_length + 1) and what each counts: 1, or 0 for one that only keeps step.
-Share = tuple[torch.Tensor, float]
+# Samples, and what each counts: 1, or 0 for one that only keeps step.
+Share = tuple[Batch, float]
 
 
 class LearnedMaps(torch.nn.Module):
@@ -135,7 +135,8 @@ def stacked(source: ModelShape, read: Callable[[str, str, int, int], np.ndarray]
 class Fitting:
     """The maps, fitted by AdamW, without weight decay, to lower the target's loss.
 
-    add_up: adds tensors up over all workers, in place. dtype: what the target computes in.
+    add_up: adds tensors up over all workers, in place. loss: of a model on a batch, summed over its targets. dtype:
+    what the target computes in.
     """
 
     def __init__(
@@ -144,10 +145,12 @@ class Fitting:
         weights: Tensors,
         lr: float,
         add_up: Callable[[torch.Tensor], object],
+        loss: Callable[[Model, Batch], torch.Tensor],
         dtype: torch.dtype = torch.float32,
     ) -> None:
         device = next(iter(weights.values())).device
-        self.maps, self._weights, self._add_up, self._dtype = maps.to(device), weights, add_up, dtype
+        self.maps, self._weights, self._dtype = maps.to(device), weights, dtype
+        self._add_up, self._loss = add_up, loss
         self._network = build(maps.target, dtype).to(device).train()
         for parameter in self._network.parameters():  # the grown ones take their places in every pass
             parameter.data = torch.empty(0, dtype=dtype, device=device)
@@ -161,8 +164,8 @@ class Fitting:
             name: values.detach().to(self._dtype).requires_grad_(values.requires_grad) for name, values in grown.items()
         }
         total = torch.zeros((), device=next(self.maps.parameters()).device)
-        for sequences, weight in shares:
-            loss = next_token_loss(partial(_call, self._network, leaves), sequences) * (weight / targets)
+        for batch, weight in shares:
+            loss = self._loss(partial(_call, self._network, leaves), batch) * (weight / targets)
             loss.backward()
             total += loss.detach()
         # The whole batch goes back through the maps at once.

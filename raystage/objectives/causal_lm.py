@@ -1,49 +1,51 @@
-"""The objective of language models: the next token."""
+"""`causal_lm`, the objective of language models: the next token."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
-
-def next_token_loss(model: torch.nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    """The sum over all targets of -log p(target), in nats and fp32.
-
-    sequences: int64 of shape (batch, context_length + 1); each token but the first is a target.
-    """
-    return _loss(*answers(model, sequences))
+from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
 
 
-def next_token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The loss as above and the number of targets that had the highest probability of all tokens: two float64.
+class CausalLm:
+    """Every token but the first of a sequence is a target."""
 
-    logits, targets: as `answers` returns them.
-    """
-    correct = (logits.argmax(-1) == targets).sum()
-    return torch.stack([_loss(logits, targets).double(), correct.double()])
+    def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
+        return reader.read(first, count, length)
+
+    def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int:
+        return count * length
+
+    def answer(self, model: Model, batch: Batch) -> Answer:
+        sequences = batch["tokens"]
+        logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
+        return Answer(logits.float().flatten(0, 1), sequences[:, 1:].flatten())
+
+    def loss(self, answer: Answer) -> torch.Tensor:
+        return summed_loss(answer.outputs, answer.targets)
+
+    def scores(self, answer: Answer) -> torch.Tensor:
+        return loss_and_hits(answer)
 
 
-def next_token_halves(logits: torch.Tensor, targets: torch.Tensor, loss: torch.Tensor, border: int) -> torch.Tensor:
+def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of -log p(target) over all targets, in nats: fp32 of shape ()."""
+    return functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def loss_and_hits(answer: Answer) -> torch.Tensor:
+    """The summed loss, and the number of targets that had the highest probability of all tokens: two float64."""
+    hits = (answer.outputs.argmax(-1) == answer.targets).sum()
+    return torch.stack([summed_loss(answer.outputs, answer.targets).double(), hits.double()])
+
+
+def halves(answer: Answer, loss: torch.Tensor, border: int) -> torch.Tensor:
     """The summed loss of the targets before `border`, and of those from it on: two float64, which add up to `loss`."""
     nothing = torch.zeros_like(loss)
     if border <= 0:
         return torch.stack([nothing, loss])
-    if border >= len(targets):
+    if border >= len(answer.targets):
         return torch.stack([loss, nothing])
-    return torch.stack([_loss(logits[:border], targets[:border]), _loss(logits[border:], targets[border:])]).double()
-
-
-def answers(model: torch.nn.Module, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 logits of shape (targets, vocabulary) and the targets."""
-    logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
-    return logits.float().flatten(0, 1), sequences[:, 1:].flatten()
-
-
-def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits, targets, reduction="sum")
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    """fp32 logits of shape (batch, length, vocabulary)."""
-    return model(input_ids=sequences, use_cache=False).logits.float()
+    parts = (slice(None, border), slice(border, None))
+    return torch.stack([summed_loss(answer.outputs[part], answer.targets[part]) for part in parts]).double()

@@ -231,6 +231,7 @@ class Progress:
     pending_losses: list[float] = field(default_factory=list)
     pending_steps: int = 0
     pending_seconds: float = 0.0
+    pending_targets: int | None = None  # None where every token is a target
     num_workers: int = 0
     resizes: int = 0
     growth: GrowthRecord | None = None
@@ -246,7 +247,10 @@ class Progress:
         return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        return _with_older_name(asdict(self))
+        content = _with_older_name(asdict(self))
+        if self.pending_targets is None:  # older versions do not know it
+            del content["pending_targets"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:

@@ -29,7 +29,7 @@ class Accounting:
         self.progress = Progress.at_start(stage)
         self._stage, self._engine = stage, engine
         self._loss = torch.zeros((), device=engine.device)
-        self._tokens = self._flops = 0  # of the steps whose losses `_loss` has
+        self._tokens = self._targets = self._flops = 0  # of the steps whose losses `_loss` has
         self._lr = 0.0
         meter = open_meter()
         self._energy = EnergyCount(meter, all_gather_objects(meter and meter.name), engine.rank, self._sum)
@@ -53,6 +53,8 @@ class Accounting:
         self._tokens = schedule.tokens(done) - schedule.tokens(before)
         token_flops = self._stage.token_flops
         self._flops = schedule.flops(done, token_flops) - schedule.flops(before, token_flops)
+        targets, self.progress.pending_targets = self.progress.pending_targets, None
+        self._targets = self._tokens if targets is None else targets
         losses, self.progress.pending_losses = self.progress.pending_losses, []
         if len(losses) == self._engine.world:
             self._loss.fill_(losses[self._engine.rank])
@@ -76,9 +78,10 @@ class Accounting:
 
     # --- steps and points ---------------------------------------------------------------------
 
-    def count_step(self, loss: torch.Tensor, tokens: int, flops: int, lr: float) -> None:
-        """loss: summed over this worker's targets, on the device."""
+    def count_step(self, loss: torch.Tensor, targets: int, tokens: int, flops: int, lr: float) -> None:
+        """loss: summed over this worker's targets, on the device. targets: of all workers."""
         self._loss += loss
+        self._targets += targets
         self._lr = lr
         self._tokens, self._flops = self._tokens + tokens, self._flops + flops
         progress = self.progress
@@ -95,7 +98,7 @@ class Accounting:
         progress = self.progress
         if not progress.pending_steps:
             return None
-        loss = self._engine.sum_over_workers(self._loss) / self._tokens
+        loss = self._engine.sum_over_workers(self._loss) / self._targets
         seconds = self.tick() + progress.pending_seconds
         self.count_energy()
         if not math.isfinite(loss):
@@ -122,7 +125,7 @@ class Accounting:
         progress.train.append(point)
         progress.pending_steps, progress.pending_seconds = 0, 0.0
         self._loss.zero_()
-        self._tokens = self._flops = 0
+        self._tokens = self._targets = self._flops = 0
         return point
 
     def set_pending_aside(self) -> None:
@@ -131,6 +134,7 @@ class Accounting:
         if self.progress.pending_steps:
             self.progress.pending_seconds += self.tick()
             self.count_energy()
+            self.progress.pending_targets = None if self._targets == self._tokens else self._targets
         self.progress.pending_losses = all_gather_objects(self._loss.item())
 
     # --- time and energy ----------------------------------------------------------------------

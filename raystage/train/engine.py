@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import deepspeed
 import deepspeed.ops
-import numpy as np
 import torch
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
@@ -25,7 +24,8 @@ from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
-from raystage.objectives.causal_lm import answers, logits_of, next_token_halves, next_token_loss, next_token_scores
+from raystage.objectives.causal_lm import CausalLm, halves
+from raystage.objectives.learner import Batch, HeldOut, Learner, Reader, loss_on
 from raystage.objectives.metrics import MetricSums, Sums
 from raystage.plans.plan import StagePlan
 from raystage.train import optimizer, partitions
@@ -90,6 +90,7 @@ class StageEngine:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
+        self.learner: Learner = CausalLm()
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
         self.growth = optimizer.growth_of(stage)
@@ -127,10 +128,12 @@ class StageEngine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model if zero_init else model.to(self.device)
 
-    def train_step(self, sequences: np.ndarray, lr: float, step: int) -> torch.Tensor:
-        """One optimizer step on a global batch of shape (sequences, length + 1).
+    def train_step(
+        self, reader: Reader, first: int, count: int, length: int, lr: float, step: int
+    ) -> tuple[torch.Tensor, int]:
+        """One optimizer step on a global batch: samples `first` to `first + count` of the run, of `length` tokens each.
 
-        Returns this worker's sum of losses over its own targets, on the device.
+        Returns this worker's sum of losses over its own targets, on the device, and the targets of the whole batch.
         """
         torch.manual_seed(_step_seed(self.stage.seed, step, self.rank))
         self._set_rates(lr, step)
@@ -138,18 +141,18 @@ class StageEngine:
         self.open_mask(done + 0.5)
         self._frozen.holds = done < self.stage.frozen_steps
         self.deepspeed.train()
-        targets = sequences.shape[0] * (sequences.shape[1] - 1)
-        accumulation = self._accumulate(len(sequences))
+        targets = self.learner.num_targets(reader, first, count, length)
+        accumulation = self._accumulate(count)
         total = torch.zeros((), device=self.device)
-        for batch, weight in self.shares(sequences):
-            loss = next_token_loss(self.deepspeed, batch)
+        for batch, weight in self.shares(reader, first, count, length):
+            loss = loss_on(self.learner, self.deepspeed, batch)
             # DeepSpeed divides by the accumulation steps and averages over the workers.
             self.deepspeed.backward(loss * (weight * accumulation * self.world / targets))
             self.deepspeed.step()
             total += loss.detach() * weight
         self._frozen.holds = False
         self.open_mask(done + 1)
-        return total
+        return total, targets
 
     def _accumulate(self, sequences: int) -> int:
         """Tell DeepSpeed how many micro steps the next optimizer step has, if the number has changed."""
@@ -196,31 +199,34 @@ class StageEngine:
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def evaluate(self, sequences: np.ndarray, metrics: Sequence[UserMetric] = ()) -> Scores:
-        """The scores on all targets of `sequences`, the same on every worker except `sums`. Collective."""
+    def evaluate(self, held_out: HeldOut, metrics: Sequence[UserMetric] = (), learner: Learner | None = None) -> Scores:
+        """The scores on all targets of `held_out`, the same on every worker except `sums`. Collective.
+
+        learner: judges in place of the stage's own.
+        """
+        learner = learner or self.learner
         self.deepspeed.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         tally = MetricSums((metric.function, metric.options) for metric in metrics)
-        count, length = len(sequences), sequences.shape[1] - 1
-        halves, place = torch.zeros_like(total), self.rank * count // self.world
-        for batch, weight in self.shares(sequences):
-            logits, targets = answers(self.deepspeed.module, batch)
-            scores = next_token_scores(logits, targets)
+        count, length = held_out.count, held_out.length
+        parts, place = torch.zeros_like(total), self.rank * count // self.world
+        for batch, weight in self.shares(held_out, 0, count, length, learner):
+            answer = learner.answer(self.deepspeed.module, batch)
+            scores = learner.scores(answer)
             total += scores * weight
             if weight:
-                tally.add(logits, targets)
-                halves += next_token_halves(logits, targets, scores[0], (count // 2 - place) * length)
-                place += len(batch)
+                tally.add(answer.outputs, answer.targets)
+                number = len(next(iter(batch.values())))
+                before = min(max(count // 2 - place, 0), number)
+                parts += halves(answer, scores[0], learner.num_targets(held_out, place, before, length))
+                place += number
         comm.all_reduce(total)
-        comm.all_reduce(halves)
-        parts = torch.tensor([count // 2, count - count // 2], dtype=torch.float64, device=self.device) * length
-        apart = tuple((halves / parts).tolist()) if count > 1 else None
-        return Scores(*(total / (count * length)).tolist(), tally.sums, apart)
-
-    def logits(self, sequences: np.ndarray) -> np.ndarray:
-        """fp32 logits on `sequences` of shape (batch, length). Every worker computes all of them."""
-        self.deepspeed.eval()
-        return logits_of(self.deepspeed.module, torch.from_numpy(sequences).to(self.device)).cpu().numpy()
+        comm.all_reduce(parts)
+        targets = learner.num_targets(held_out, 0, count, length)
+        first = learner.num_targets(held_out, 0, count // 2, length)
+        sizes = torch.tensor([first, targets - first], dtype=torch.float64, device=self.device)
+        apart = tuple((parts / sizes).tolist()) if count > 1 else None
+        return Scores(*(total / targets).tolist(), tally.sums, apart)
 
     def sum_over_workers(self, value: torch.Tensor) -> float:
         total = value.double()
@@ -232,14 +238,19 @@ class StageEngine:
         self.deepspeed.destroy()
         partitions.forget(self.deepspeed.module)
 
-    def shares(self, sequences: np.ndarray) -> Iterator[tuple[torch.Tensor, float]]:
-        """This worker's micro batches with their weights: 1, or 0 for one that only keeps the workers in step."""
-        count, micro = len(sequences), self.stage.training.micro_batch_size
-        mine = sequences[self.rank * count // self.world : (self.rank + 1) * count // self.world]
+    def shares(
+        self, reader: Reader, first: int, count: int, length: int, learner: Learner | None = None
+    ) -> Iterator[tuple[Batch, float]]:
+        """This worker's micro batches of a global batch, with their weights: 1, or 0 for one that only keeps the
+        workers in step. No worker reads another's samples."""
+        micro, learner = self.stage.training.micro_batch_size, learner or self.learner
+        mine, end = first + self.rank * count // self.world, first + (self.rank + 1) * count // self.world
         for index in range(accumulation_steps(self.stage, self.world, count)):
-            part = mine[index * micro : (index + 1) * micro]
-            weight = 1.0 if len(part) else 0.0
-            yield torch.from_numpy(part if weight else sequences[:1]).to(self.device), weight
+            start = mine + index * micro
+            number = min(micro, end - start)
+            weight = 1.0 if number > 0 else 0.0
+            part = learner.batch(reader, *((start, number) if weight else (first, 1)), length)
+            yield {name: torch.from_numpy(values).to(self.device) for name, values in part.items()}, weight
 
 
 def _steps_at_start(stage: StagePlan, steps: dict[str, int], frozen: frozenset[str], done: int) -> dict[str, int]:

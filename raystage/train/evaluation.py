@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from raystage.data.tokens import Streams, TokenWindows, open_streams
 from raystage.models.shape import flops_per_token
+from raystage.objectives.learner import HeldOut
 from raystage.objectives.metrics import added, values
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Evaluation, Progress
@@ -16,14 +15,14 @@ from raystage.train.collectives import all_gather_objects
 from raystage.train.engine import Scores, StageEngine
 
 
-def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> np.ndarray:
-    """The held-out sequences of a stage: (count, context_length + 1), fixed by its data alone.
+def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> HeldOut:
+    """The held-out sequences of a stage, of context_length each, fixed by its data alone.
 
     streams: of the stage's data, if they are open already.
     """
     streams = streams or open_streams(stage.data, stage.shape.vocab_size)
     windows = TokenWindows(streams.held_out, stage.shape.context_length, stage.seed)
-    return windows.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))
+    return HeldOut({"tokens": windows.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))})
 
 
 class Evaluator:
@@ -36,7 +35,7 @@ class Evaluator:
         self,
         stage: StagePlan,
         engine: StageEngine,
-        held_out: np.ndarray,
+        held_out: HeldOut,
         accounting: Accounting,
         known: Scores | None = None,
     ) -> None:
@@ -48,10 +47,10 @@ class Evaluator:
     def _progress(self) -> Progress:
         return self._accounting.progress
 
-    def loss_after_growth(self, held_out: np.ndarray) -> float:
+    def loss_after_growth(self, held_out: HeldOut) -> float:
         """The loss on the text that the source was evaluated on. It is usually this stage's text, too: then these are
         the scores of its first evaluation."""
-        if not np.array_equal(held_out, self.held_out):
+        if not held_out.is_same(self.held_out):
             return self._engine.evaluate(held_out).loss
         self._known = self._score()
         return self._known.loss
@@ -75,5 +74,7 @@ class Evaluator:
         began = time.monotonic()
         scores = self._engine.evaluate(self.held_out, self._stage.training.evaluate.metrics)
         self._progress.evaluation_seconds += time.monotonic() - began
-        self._progress.evaluation_flops += self.held_out[:, 1:].size * flops_per_token(self._stage.shape) // 3
+        self._progress.evaluation_flops += (
+            self.held_out.count * self.held_out.length * flops_per_token(self._stage.shape) // 3
+        )
         return scores

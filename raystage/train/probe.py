@@ -33,6 +33,7 @@ from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distan
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
 from raystage.models.families import FAMILIES
+from raystage.objectives.learner import HeldOut
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint
@@ -43,17 +44,17 @@ from raystage.train.optimizer import growth_of
 PROBE = "probe.safetensors"
 PROBE_TOKENS = 256
 PROBE_LOGITS = 4_000_000
-_MOMENT = "moment_norm/"
+_MOMENT, _HELD_OUT = "moment_norm/", "held_out"
 
 
-def write_probe(engine: StageEngine, folder: Folder, held_out: np.ndarray) -> None:
+def write_probe(engine: StageEngine, folder: Folder, held_out: HeldOut) -> None:
     """Collective; the first worker writes."""
     count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // engine.stage.shape.vocab_size))
-    inputs = probe_inputs(held_out, count)
+    inputs = probe_inputs(held_out.tokens, count)
     answers = _answers(engine, inputs, engine.stage.shape.vocab_size, where_large)
     norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moment_norms(engine).items()}
     if engine.rank == 0:
-        tensors = {"input_ids": inputs, "held_out": held_out, **answers.to_tensors(), **norms}
+        tensors = {"input_ids": inputs, **_named(held_out), **answers.to_tensors(), **norms}
         folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}))
 
 
@@ -62,7 +63,7 @@ def certify(
     rules: GrowthMap,
     source: Checkpoint,
     loss_before: float,
-    loss_after: Callable[[np.ndarray], float],
+    loss_after: Callable[[HeldOut], float],
     seconds: float,
 ) -> Certificate:
     """Measure what the growth did, with the probe beside the source's checkpoint. Collective.
@@ -80,7 +81,7 @@ def certify(
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     return Certificate(
         eval_loss_before=loss_before,
-        eval_loss_after=loss_after(probe["held_out"]),
+        eval_loss_after=loss_after(_held_out(probe)),
         max_logit_difference=largest,
         mean_logit_difference=mean,
         activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),
@@ -91,6 +92,18 @@ def certify(
         bytes_read=int(engine.sum_over_workers(torch.tensor(float(source.bytes_read), device=engine.device))),
         exact=is_exact(stage.parent_shape, stage.shape, *growth),
     )
+
+
+def _named(held_out: HeldOut) -> dict[str, np.ndarray]:
+    """Held-out samples as tensors of a probe: "held_out" are the tokens."""
+    return {_HELD_OUT if name == "tokens" else f"{_HELD_OUT}/{name}": one for name, one in held_out.arrays.items()}
+
+
+def _held_out(probe: dict[str, np.ndarray]) -> HeldOut:
+    further = {
+        name.removeprefix(f"{_HELD_OUT}/"): one for name, one in probe.items() if name.startswith(f"{_HELD_OUT}/")
+    }
+    return HeldOut({"tokens": probe[_HELD_OUT], **further})
 
 
 def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:

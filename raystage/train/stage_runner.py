@@ -215,11 +215,11 @@ class StageRunner:
         stage, progress = self.stage, self.progress
         segment = stage.step_schedule.at(progress.steps - stage.start_steps)
         batch, length = segment.batch_tokens, segment.context_length
-        sequences = self.windows.sequences(progress.tokens // length, batch // length, length)
+        first, count = progress.tokens // length, batch // length
         # The rate in the middle of the step: it is zero neither in the first step nor in the last.
         lr = learning_rate.rate_at(stage.rate, progress.tokens + batch / 2)
-        loss = self.engine.train_step(sequences, lr, progress.steps)
-        self.accounting.count_step(loss, batch, batch * stage.token_flops(length), lr)
+        loss, targets = self.engine.train_step(self.windows, first, count, length, lr, progress.steps)
+        self.accounting.count_step(loss, targets, batch, batch * stage.token_flops(length), lr)
 
     def _compare_duplicates(self) -> None:
         """Complete the certificate once duplicates have had time to become different."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from raystage.growth.apply import Grown
 from raystage.growth.learned import Fitting, LearnedMaps, stacked
 from raystage.growth.rules import growth_map
 from raystage.models.shape import flops_per_token, parameters
+from raystage.objectives.causal_lm import CausalLm
+from raystage.objectives.learner import loss_on
 from raystage.plans.build import make_plan
 from raystage.storage.store import Store
 from real_models import SEED, built, logits_for, made_up, reader, source_logits
@@ -82,9 +85,15 @@ def sequences(shape_context: int, count: int = 8) -> torch.Tensor:
     return torch.randint(0, 31, (count, shape_context + 1), generator=torch.Generator().manual_seed(3))
 
 
+def shares(*parts: tuple[torch.Tensor, float]) -> list[tuple[dict, float]]:
+    return [({"tokens": tokens}, weight) for tokens, weight in parts]
+
+
 def fitting_of(case: GrowthCase, dtype: torch.dtype = torch.float32) -> Fitting:
     weights = of_source(case, np.float32)
-    return Fitting(LearnedMaps(case.source, case.target), weights, 3e-3, lambda tensor: None, dtype)
+    return Fitting(
+        LearnedMaps(case.source, case.target), weights, 3e-3, lambda tensor: None, partial(loss_on, CausalLm()), dtype
+    )
 
 
 @every_case
@@ -93,7 +102,7 @@ def test_fitting_lowers_the_loss_by_every_map(case: GrowthCase) -> None:
     before = {name: values.detach().clone() for name, values in fitting.maps.named_parameters()}
     batch = sequences(case.target.context_length)
     targets = batch[:, 1:].numel()
-    losses = [fitting.step([(batch[:5], 1.0), (batch[5:], 1.0), (batch[:1], 0.0)], targets) for _ in range(6)]
+    losses = [fitting.step(shares((batch[:5], 1.0), (batch[5:], 1.0), (batch[:1], 0.0)), targets) for _ in range(6)]
     assert losses[-1] < losses[0]
     for name, values in fitting.maps.named_parameters():
         assert not torch.equal(values, before[name]), name
@@ -104,14 +113,14 @@ def test_the_fitted_loss_is_that_of_the_fitted_model() -> None:
     case = CASES[-3]
     fitting, batch = fitting_of(case), sequences(case.target.context_length)
     for _ in range(2):
-        fitting.step([(batch[:3], 1.0), (batch[3:], 1.0)], batch[:, 1:].numel())
+        fitting.step(shares((batch[:3], 1.0), (batch[3:], 1.0)), batch[:, 1:].numel())
     fitted = fitting.fitted()
     whole = {p.name: fitted.slice(p.name, "fp32", 0, p.numel) for p in parameters(case.target)}
     network = built(case.target, whole, torch.float32)
     with torch.no_grad():
         logits = network(input_ids=batch[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).item()
-    assert fitting.step([(batch, 1.0)], batch[:, 1:].numel()) == pytest.approx(expected, rel=1e-5)
+    assert fitting.step(shares((batch, 1.0)), batch[:, 1:].numel()) == pytest.approx(expected, rel=1e-5)
     name = "model.norm.weight"
     assert fitted.slice(name, "fp32", 2, 5).tolist() == whole[name][2:5].tolist()
     assert not fitted.slice(name, "exp_avg", 2, 5).any()
@@ -120,7 +129,7 @@ def test_the_fitted_loss_is_that_of_the_fitted_model() -> None:
 def test_a_target_in_bf16_is_fitted_by_maps_in_fp32() -> None:
     case = CASES[-2]
     fitting, batch = fitting_of(case, torch.bfloat16), sequences(case.target.context_length)
-    losses = [fitting.step([(batch, 1.0)], batch[:, 1:].numel()) for _ in range(6)]
+    losses = [fitting.step(shares((batch, 1.0)), batch[:, 1:].numel()) for _ in range(6)]
     assert losses[-1] < losses[0]
     assert {values.dtype for values in fitting.maps.parameters()} == {torch.float32}
 

@@ -26,7 +26,7 @@ PACKAGES: dict[str, set[str]] = {
     "files": {"pyarrow", "xxhash"},
     "models": set(),
     "data": {"numpy", "xxhash"},
-    "objectives": {"torch"},
+    "objectives": {"numpy", "torch"},
     "growth": {"numpy", "torch"},
     "config": {"pydantic", "yaml"},
     "plans": set(),

@@ -14,7 +14,8 @@ from factories import make_schedule
 from raystage import user_code as hooks
 from raystage.config.schedule import Schedule, load
 from raystage.errors import InputError
-from raystage.objectives.causal_lm import next_token_halves, next_token_scores
+from raystage.objectives.causal_lm import halves, loss_and_hits
+from raystage.objectives.learner import Answer
 from raystage.objectives.metrics import MetricSums, added, per_class, values
 from raystage.plans.build import make_plan
 from staged_runs import carry_out, train
@@ -226,11 +227,12 @@ def test_the_values_are_those_of_all_held_out_text_whatever_the_workers(
 
 def test_the_halves_by_hand() -> None:
     logits, targets = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 0])
-    loss = next_token_scores(logits, targets)[0]
+    answer = Answer(logits, targets)
+    loss = loss_and_hits(answer)[0]
     for border, first in ((-3, 0), (0, 0), (2, 2), (6, 6), (9, 6)):
         expected = [torch.nn.functional.cross_entropy(logits[a:b], targets[a:b], reduction="sum").item() if a < b else 0
                     for a, b in ((0, first), (first, 6))]  # fmt: skip
-        assert next_token_halves(logits, targets, loss, border).tolist() == pytest.approx(expected)
+        assert halves(answer, loss, border).tolist() == pytest.approx(expected)
 
 
 def message_of(schedule: Schedule, store: str) -> str:

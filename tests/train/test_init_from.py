@@ -53,7 +53,7 @@ def texts(tmp_path: Path) -> Path:
 def loss_of(path: Path, plan: Plan) -> float:
     """Of plain transformers' model, on what the first stage is evaluated on."""
     network = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    ids = torch.from_numpy(evaluation_set(plan.staged.stages[0]))
+    ids = torch.from_numpy(evaluation_set(plan.staged.stages[0]).tokens)
     with torch.no_grad():
         logits = network(input_ids=ids[:, :-1]).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()

@@ -105,8 +105,9 @@ def losses(full: StagePlan, store: str | None) -> list[float]:
         if store:
             probe.write_probe(engine, open_folder(store) / "traceless", evaluation_set(full))
             probe.with_duplicates(engine, GrowthRecord("duplicate", "grow", 0.0, Certificate(1.0, 1.0, 0.0)), step)
-        batch = reader.sequences(10 * step, 10)
-        found.append(engine.sum_over_workers(engine.train_step(batch, 1e-2, full.start_steps + step)))
+        length = full.shape.context_length
+        loss, _ = engine.train_step(reader, 10 * step, 10, length, 1e-2, full.start_steps + step)
+        found.append(engine.sum_over_workers(loss))
     engine.destroy()
     return found
 

@@ -1,0 +1,101 @@
+"""What an objective does on a worker. The engine knows a model and a learner; what is learned, only the learner knows.
+
+Samples are read by number: sample n of the run is the same for any number of workers and in any order of reading. A
+learner that needs noise draws it from a reader's seed and a sample's position, never from a random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+# By name the arrays of some samples; the first axis of each is that of the samples.
+Arrays = Mapping[str, np.ndarray]
+# The same on a worker's device.
+Batch = Mapping[str, torch.Tensor]
+# A model, or an engine around it. Called with keyword arguments, as transformers' models are.
+Model = Callable[..., Any]
+
+
+class Reader(Protocol):
+    """Where samples are read from. seed: of the noise that a learner adds."""
+
+    seed: int
+
+    def read(self, first: int, count: int, length: int) -> Arrays:
+        """Samples `first` to `first + count`, each `length` tokens long.
+
+        "tokens" is int64 of shape (count, length + 1): the targets of language models lie one token further on.
+        """
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The samples of an evaluation, the same at every evaluation and on every worker. seed: the same in every run."""
+
+    arrays: Arrays
+    seed: int = 0
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int64 of shape (count, length + 1)."""
+        return self.arrays["tokens"]
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1] - 1
+
+    def read(self, first: int, count: int, length: int) -> Arrays:
+        """Samples `first` to `first + count`. length: that of all of them."""
+        return {name: values[first : first + count] for name, values in self.arrays.items()}
+
+    def is_same(self, other: HeldOut) -> bool:
+        """Whether both have the same samples."""
+        return self.arrays.keys() == other.arrays.keys() and all(
+            np.array_equal(values, other.arrays[name]) for name, values in self.arrays.items()
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a batch.
+
+    outputs: fp32 of shape (targets, vocabulary), scores of all tokens. targets: int64 of shape (targets,), the right
+    ones, sample after sample.
+    """
+
+    outputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class Learner(Protocol):
+    """An objective, opened for a stage. Everything it does follows from its arguments; it keeps no state."""
+
+    def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
+        """Samples `first` to `first + count` with everything that `answer` needs."""
+
+    def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int:
+        """The number of targets of these samples, without running a model. A global batch's is the same on every
+        worker: every target has the same weight in the gradient."""
+
+    def answer(self, model: Model, batch: Batch) -> Answer:
+        """What the model says of a batch, and what would be right."""
+
+    def loss(self, answer: Answer) -> torch.Tensor:
+        """What is trained on: the sum over all targets, in fp32."""
+
+    def scores(self, answer: Answer) -> torch.Tensor:
+        """What held-out text is judged by: the summed loss, in nats, and the number of right answers. Two float64."""
+
+
+def loss_on(learner: Learner, model: Model, batch: Batch) -> torch.Tensor:
+    """The loss of a model on a batch: the sum over its targets, fp32 of shape ()."""
+    return learner.loss(learner.answer(model, batch))
