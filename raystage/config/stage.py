@@ -5,7 +5,7 @@ A schedule holds `data`, `model` and `training` as defaults for all stages; a st
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -45,8 +45,8 @@ def _as_list(value: object) -> object:
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
 
 
-class Data(Section):
-    """The text, and how it is read."""
+class TextSource(Section):
+    """Where text comes from, and which part of it is held out."""
 
     source: Literal["python-stdlib", "text"] = "python-stdlib"
     """`python-stdlib` is the source code of Python's standard library: nothing to download. `text` reads `path`."""
@@ -60,22 +60,27 @@ class Data(Section):
     document."""
     document_bytes: DocumentBytes | None = None
     """The length in bytes at which files are split into documents, each at the end of a line."""
-    tokenizer: Text = BYTE_TOKENIZER
-    """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""
-    end_token: Text | None = None
-    """The token that ends a document; the tokenizer's own end-of-text token unless given."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
     validation_fraction: Share = 0.05
     """The share of the text that is held out for evaluation, as whole documents."""
     validation_path: Paths = ()
     """Separate text to hold out, in place of `validation_fraction`: files or folders."""
 
     @model_validator(mode="after")
-    def _holds_out_in_one_way(self) -> Data:
+    def _holds_out_in_one_way(self) -> Self:
         if self.validation_path and "validation_fraction" in self.model_fields_set:
             raise ValueError("found both validation_fraction and validation_path; expected one of them")
         return self
+
+
+class Data(TextSource):
+    """The text, and how it is read."""
+
+    tokenizer: Text = BYTE_TOKENIZER
+    """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""
+    end_token: Text | None = None
+    """The token that ends a document; the tokenizer's own end-of-text token unless given."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
 
 
 class Model(Section):
