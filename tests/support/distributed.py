@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -13,7 +14,10 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 # Imported once, by the server that all workers are forked from: each of them would take seconds to do it itself.
-multiprocessing.set_forkserver_preload(["deepspeed", "transformers", "raystage.train.worker"])
+# Of the families' own modules only the most common is: how the others are imported in a worker is tested, too.
+multiprocessing.set_forkserver_preload(
+    ["deepspeed", "transformers.models.llama.modeling_llama", "raystage.train.worker"]
+)
 
 
 def run_workers(
@@ -33,6 +37,7 @@ def _enter(rank: int, world: int, folder: str, work: Callable[..., Any], argumen
     warnings.simplefilter("ignore")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
     torch.set_num_threads(1)
+    gc.freeze()  # a worker collects garbage at the end of each stage: the million objects of its imports are none
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     try:
         torch.save(work(*arguments), f"{folder}/result-{rank}.pt")
