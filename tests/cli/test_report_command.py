@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,26 @@ from sweep_results import finished, swept
 from sweeps import make_sweep
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two runs; all their stages were there before, so that the driver trains nothing."""
-    (tmp_path / "text").mkdir()
-    opened = Store(open_folder(str(tmp_path / "store")))
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "text").mkdir()
+    opened = Store(open_folder(str(folder / "store")))
     for name in ("mine", "other"):
-        schedule = make_schedule(tmp_path / "text", name=name)
+        schedule = make_schedule(folder / "text", name=name)
         plan = make_plan(schedule)
         for record in make_curves(plan).values():
             opened.commit_record(record)
         Driver(plan, schedule, opened, []).run()
-    return opened
+    return folder / "store"
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> Store:
+    """A copy, for a test to write to."""
+    shutil.copytree(template, tmp_path / "store")
+    return Store(open_folder(str(tmp_path / "store")))
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from raystage.storage.checkpoint import MANIFEST, Checkpoint
 from raystage.storage.store import Store
 
 Ask = Callable[..., dict[str, Any]]
-RANDOM_KILLS = 50  # of one writer and of two, in the foreground and in the background: 200 in all
+RANDOM_KILLS = 20  # of one writer and of two, in the foreground and in the background: 80 in all
 # Where files lie in memory, if there is such a place: a process that dies leaves the same there as on a disk, sooner.
 IN_MEMORY = Path("/dev/shm")
 
 
-@pytest.fixture(scope="module", params=["foreground", "background"])
+@pytest.fixture(scope="module")
 def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
     """Writers that wait for every checkpoint, and raystage's own Saver, which goes on meanwhile."""
     programs = {"foreground": killed_writer.__file__, "background": killed_saver.__file__}
@@ -104,7 +104,18 @@ def kind_of(folder: Folder) -> str:
     return "whole"
 
 
-@pytest.mark.parametrize(("writers", "victim"), [(1, 0), (2, 0), (2, 1)])
+# Who writes, with how many writers, and which of them is killed; a background Saver writes as the foreground does.
+POINTS = [
+    ("foreground", 1, 0),
+    ("foreground", 2, 0),
+    ("foreground", 2, 1),
+    ("background", 2, 0),
+    pytest.param("background", 1, 0, marks=pytest.mark.drill),
+    pytest.param("background", 2, 1, marks=pytest.mark.drill),
+]
+
+
+@pytest.mark.parametrize(("ask", "writers", "victim"), POINTS, indirect=["ask"])
 def test_a_writer_killed_at_any_point_leaves_what_was_finished(
     ask: Ask, place: Path, writers: int, victim: int
 ) -> None:
@@ -134,6 +145,7 @@ def test_a_writer_killed_at_any_point_leaves_what_was_finished(
 
 
 @pytest.mark.parametrize("writers", [1, 2])
+@pytest.mark.parametrize("ask", ["foreground", "background"], indirect=True)
 def test_a_writer_killed_at_any_moment_leaves_what_was_finished(ask: Ask, place: Path, writers: int) -> None:
     """At random moments in one store, each attempt going on where the one before it died; none lives longer than some
     checkpoints take here and now."""

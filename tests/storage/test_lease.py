@@ -258,14 +258,21 @@ def test_a_holder_whose_ticket_came_and_went_meanwhile_has_lost(local: Folder) -
 # --- damage -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"owner": 3, "since": 0}', b'{"owner": {"pid": -1}}'])
-def test_a_damaged_ticket_is_somebodys_until_it_has_been_still_for_long(local: Folder, content: bytes) -> None:
-    (local / KEY / "leases").write_whole("00000000000000000001-damaged.json", content)
+DAMAGED = [b"", b"{", b"[]", b"\xff", b'{"owner": 3, "since": 0}', b'{"owner": {"pid": -1}}']
+
+
+def test_a_damaged_ticket_is_somebodys_until_it_has_been_still_for_long(local: Folder) -> None:
+    """Of a stage for each kind of damage, so that all are waited for at once."""
+    keys = {f"{number:064x}": content for number, content in enumerate(DAMAGED)}
     leases = leases_of(local, timing=QUICK)
-    assert leases.acquire(KEY) is None
-    assert str(leases.holder(KEY)) == "an unknown process, whose lease 00000000000000000001-damaged.json is damaged"
-    assert wait_for(lambda: leases.acquire(KEY)).held
-    assert not any("damaged" in name for name in tickets(local))
+    for key, content in keys.items():
+        (local / key / "leases").write_whole("00000000000000000001-damaged.json", content)
+        assert leases.acquire(key) is None, content
+        holder = str(leases.holder(key))
+        assert holder == "an unknown process, whose lease 00000000000000000001-damaged.json is damaged", content
+    for key, content in keys.items():
+        assert wait_for(lambda key=key: leases.acquire(key)).held, content
+        assert not any("damaged" in name for name in (local / key / "leases").names()), content
 
 
 def test_beats_that_the_store_refuses_for_a_moment_do_no_harm_and_for_long_are_not_held(s3: S3Server) -> None:

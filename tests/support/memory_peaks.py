@@ -58,22 +58,23 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-def watched(first: StagePlan, targets: list[tuple[StagePlan, str]], zero_stages: list[int], store: str) -> list[Peaks]:
-    """On one worker: `first` built from nothing and saved, then loaded into each target, for each ZeRO stage.
+def watched(first: StagePlan, targets: list[tuple[StagePlan, str, int]], store: str) -> list[Peaks]:
+    """On one worker: `first` built from nothing and saved, then loaded into each target.
 
-    targets: a stage and the operator that grows `first` into it. What the first round brings with it, code and
-    allocators' pools, would count as memory of the stage; so there is a round before that nobody counts.
+    targets: a stage, the operator that grows `first` into it, and the ZeRO stage. What the first round brings with it,
+    code and allocators' pools, would count as memory of the stage; so there is a round before that nobody counts, of
+    the last target under the first one's ZeRO stage.
     """
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+    warm_up = (*targets[-1][:2], targets[0][2])
+    _round(_under(first, warm_up[2]), Entry(initial_map(first.shape), None, resumed=False), f"{store}/first")
+    opened = open_folder(f"{store}/first").unmapped
     peaks = []
-    for zero_stage in [zero_stages[0], *zero_stages]:
-        _round(_under(first, zero_stage), Entry(initial_map(first.shape), None, resumed=False), f"{store}/first")
-        opened = open_folder(f"{store}/first").unmapped
-        for number, (stage, operator) in enumerate(targets):
-            rules = growth_map(first.shape, stage.shape, operator, "grow")
-            entry = Entry(rules, Checkpoint(opened), resumed=False)
-            peaks.append(_round(_under(stage, zero_stage), entry, f"{store}/grown-{number}"))
-    return peaks[len(targets) :]
+    for number, (stage, operator, zero_stage) in enumerate([warm_up, *targets]):
+        rules = growth_map(first.shape, stage.shape, operator, "grow")
+        entry = Entry(rules, Checkpoint(opened), resumed=False)
+        peaks.append(_round(_under(stage, zero_stage), entry, f"{store}/grown-{number}"))
+    return peaks[1:]
 
 
 def built(warm_up: StagePlan, stage: StagePlan) -> tuple[int, int]:

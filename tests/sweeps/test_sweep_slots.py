@@ -25,8 +25,8 @@ def sweep_slots() -> ModuleType:
 
 
 @pytest.mark.parametrize("space", ["rates", "lengths"])
-def test_300_trials_on_16_slots_train_every_stage_once(sweep_slots: ModuleType, space: str, tmp_path: Path) -> None:
-    plan = sweep_slots.make_plan(tmp_path, sweep_slots.SPACES[space], 300)
+def test_100_trials_on_16_slots_train_every_stage_once(sweep_slots: ModuleType, space: str, tmp_path: Path) -> None:
+    plan = sweep_slots.make_plan(tmp_path, sweep_slots.SPACES[space], 100)
     store = Store(open_folder(tmp_path / "store"))
     found = sweep_slots.simulate(plan, store, slots=16, mean_seconds=0.1)
     assert found.trained.keys() == plan.tree.nodes.keys()

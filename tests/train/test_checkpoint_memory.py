@@ -23,10 +23,9 @@ WORKERS = 2
 MIB = 2**20
 MODEL = {"num_layers": 4, "hidden_size": 512, "num_heads": 8, "ffn_size": 1536, "vocab_size": 8192}
 TARGETS = {"same": ({}, "identity"), "deeper": ({"num_layers": 8}, "stack"), "wider": ({"ffn_size": 2048}, "duplicate")}
-ZERO_STAGES = [1, 3]
 # Pieces that are read, grown (1 MiB) and gathered (16 MiB) at a time, and the allocators' pools.
 SLACK = 32 * MIB
-CASES = [(zero_stage, name) for zero_stage in ZERO_STAGES for name in TARGETS]
+CASES = [(1, "deeper"), (1, "wider"), (3, "same"), (3, "wider")]
 
 
 def stage_of(folder: Path, changes: dict) -> StagePlan:
@@ -45,9 +44,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StagePlan]:
 @pytest.fixture(scope="module")
 def peaks(stages: dict[str, StagePlan], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, list[Peaks]]:
     folder = tmp_path_factory.mktemp("store")
-    targets = [(stages[name], operator) for name, (_, operator) in TARGETS.items()]
+    targets = [(stages[name], TARGETS[name][1], zero_stage) for zero_stage, name in CASES]
     found = run_workers(
-        WORKERS, watched, stages["same"], targets, ZERO_STAGES, str(folder), folder=folder / "processes", start="spawn"
+        WORKERS, watched, stages["same"], targets, str(folder), folder=folder / "processes", start="spawn"
     )
     return dict(zip(CASES, zip(*found, strict=True), strict=True))
 
@@ -68,7 +67,7 @@ def test_loading_and_saving_hold_a_partition_and_a_parameter(
         assert found.save < largest + SLACK
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for zero_stage, name in CASES if zero_stage == 1])
 def test_under_zero_1_every_worker_ends_with_all_the_weights(peaks: dict[tuple, list[Peaks]], name: str) -> None:
     """They are gathered in several pieces: each worker's own part is there, and all workers have the same."""
     checksums = {found.weights for found in peaks[1, name]}
