@@ -28,7 +28,7 @@ from raystage.config.types import (
     Seeds,
     Text,
 )
-from raystage.data.documents import BYTE_TOKENIZER
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.units import shown
 from raystage.user_code import file_of, split_reference

@@ -29,10 +29,11 @@ from raystage.config.types import (
     Units,
     Words,
 )
-from raystage.data.documents import BYTE_TOKENIZER
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.models.families import TRAINED
+from raystage.sources.table import SOURCES
 from raystage.units import parse_count, shown
 
 
@@ -48,7 +49,7 @@ Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_
 class TextSource(Section):
     """Where text comes from, and which part of it is held out."""
 
-    source: Literal["python-stdlib", "text"] = "python-stdlib"
+    source: Literal[tuple(SOURCES)] = "python-stdlib"
     """`python-stdlib` is the source code of Python's standard library: nothing to download. `text` reads `path`."""
     path: Paths = ()
     """Files or folders of plain text, for `source: text`. A relative path starts at the working directory or at the

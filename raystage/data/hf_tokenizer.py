@@ -12,8 +12,8 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from raystage.data.documents import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.tokenizer_files import check_bounds
+from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.errors import InputError
 from raystage.models import hub
 

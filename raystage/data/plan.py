@@ -5,16 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raystage.data.documents import BYTE_TOKENIZER, WHOLE_FILES, TextOptions
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
-
-
-@dataclass(frozen=True)
-class TextSize:
-    """The size of one side of the split."""
-
-    documents: int
-    num_bytes: int
+from raystage.sources.corpus import DEFAULTS, NO_TEXT, SourceOptions, TextSize
 
 
 @dataclass(frozen=True)
@@ -33,13 +26,13 @@ class DataPlan:
     validation_fraction: float
     fingerprint: str
     tokenizer_fingerprint: str = BYTE_TOKENIZER
-    options: TextOptions = WHOLE_FILES
+    options: SourceOptions = DEFAULTS
     tokenizer_size: int | None = None
     end_token: str | None = None
     encoding_errors: str = "strict"
     has_controls: bool = False
-    train: TextSize = TextSize(0, 0)
-    held_out: TextSize = TextSize(0, 0)
+    train: TextSize = NO_TEXT
+    held_out: TextSize = NO_TEXT
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from raystage.data.documents import Corpus, Document, read_corpus, tokenizer_fingerprint
 from raystage.data.plan import DataPlan
 from raystage.data.repeats import find_repeats
-from raystage.data.text_files import no_utf8
 from raystage.data.token_index import HELD_OUT, INDEX, TRAIN, StreamFile, TokenIndex, read_index
+from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
+from raystage.sources.corpus import Corpus, Piece, Read
+from raystage.sources.table import read_corpus
+from raystage.sources.text_files import no_utf8
 
 SMALL_BYTES = 2**28
 _CHUNK_BYTES = 2**20
@@ -128,10 +130,7 @@ def _planned_corpus(data: DataPlan) -> Corpus:
 
 def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path) -> TokenIndex:
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
-    training, held_out = corpus.split(data.validation_fraction)
-    files = [
-        _write_stream(side, tokenizer, dtype, work / name) for side, name in ((training, TRAIN), (held_out, HELD_OUT))
-    ]
+    files = _write_streams(corpus.pieces(data.validation_fraction), tokenizer, dtype, work)
     streams = [np.memmap(work / name, dtype=dtype, mode="r") for name in (TRAIN, HELD_OUT)]
     repeats = find_repeats(*streams)
     index = TokenIndex(
@@ -149,24 +148,46 @@ def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path) -> 
     return index
 
 
-def _write_stream(documents: Iterable[Document], tokenizer: Tokenizer, dtype: np.dtype, path: Path) -> StreamFile:
-    checksum = xxhash.xxh3_128()
-    with path.open("wb") as file:
-        for document in documents:
-            content = _cast(_encoded(document, tokenizer), tokenizer.size, dtype).tobytes()
-            checksum.update(content)
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        status = os.fstat(file.fileno())
-    return StreamFile(status.st_size, checksum.hexdigest(), status.st_mtime_ns)
+class _Stream:
+    """A stream of tokens that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._checksum = path.open("wb"), xxhash.xxh3_128()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, content: bytes) -> None:
+        self._checksum.update(content)
+        self._file.write(content)
+
+    def finish(self) -> StreamFile:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        status = os.fstat(self._file.fileno())
+        return StreamFile(status.st_size, self._checksum.hexdigest(), status.st_mtime_ns)
 
 
-def _encoded(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+def _write_streams(
+    pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype, work: Path
+) -> tuple[StreamFile, StreamFile]:
+    """The training and the held-out stream."""
+    with _Stream(work / TRAIN) as train, _Stream(work / HELD_OUT) as held_out:
+        for piece in pieces:
+            for document in piece.read():
+                content = _cast(_encoded(document, tokenizer), tokenizer.size, dtype).tobytes()
+                (held_out if document.is_held_out else train).write(content)
+        return train.finish(), held_out.finish()
+
+
+def _encoded(document: Read, tokenizer: Tokenizer) -> np.ndarray:
     try:
-        return tokenizer.encode(document.read())
+        return tokenizer.encode(document.content)
     except UnicodeDecodeError as error:
-        raise no_utf8(document.path, document.start + error.start, error.object[error.start]) from None
+        raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
 
 
 def _cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from raystage.data.documents import BYTE_TOKENIZER, BYTE_VOCABULARY
 from raystage.data.hf_tokenizer import num_ids, pretrained
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_files import no_end
+from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY
 from raystage.errors import InputError
 
 _SEPARATOR_BYTE = BYTE_VOCABULARY - 1

@@ -8,16 +8,15 @@ another corpus they are a random sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raystage.data.documents import Document
+from raystage.sources.corpus import SHORT_DIGEST, Side
 from raystage.units import shown
 
 SAMPLE = 2048
-_SHORT = 16  # hex digits of a digest
-_DIGEST = re.compile(f"[0-9a-f]{{{_SHORT}}}")
+_DIGEST = re.compile(f"[0-9a-f]{{{SHORT_DIGEST}}}")
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class TrainingText:
     sample: frozenset[str]
 
     @classmethod
-    def of(cls, fingerprint: str, validation_fraction: float | None, training: Iterable[Document]) -> TrainingText:
-        digests = sorted({document.digest[:_SHORT] for document in training})
-        return cls(fingerprint, validation_fraction, len(digests), frozenset(digests[:SAMPLE]))
+    def of(cls, fingerprint: str, validation_fraction: float | None, training: Side) -> TrainingText:
+        count, sample = training.smallest(SAMPLE)
+        return cls(fingerprint, validation_fraction, count, frozenset(sample))
 
-    def count_in(self, held_out: Iterable[Document]) -> int:
+    def count_in(self, held_out: Side) -> int:
         """How many of these documents are known to have been trained on; of large corpora it may be more."""
-        return len({document.digest[:_SHORT] for document in held_out} & self.sample)
+        return held_out.count_among(self.sample)
 
 
 @dataclass(frozen=True)

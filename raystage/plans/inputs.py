@@ -6,30 +6,22 @@ Identifying a corpus takes reading all of it. So whoever plans many schedules ke
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raystage.config.schedule import Init
 from raystage.config.stage import Data
-from raystage.data.documents import (
-    BYTE_TOKENIZER,
-    BYTE_VOCABULARY,
-    WHOLE_FILES,
-    Corpus,
-    Document,
-    TextOptions,
-    read_corpus,
-    tokenizer_fingerprint,
-)
-from raystage.data.plan import DataPlan, TextSize
+from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_files import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
+from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.lazy import huggingface_hub
 from raystage.models import hub
 from raystage.plans.initial import InitPlan, find_init
+from raystage.sources.corpus import DEFAULTS, Corpus, Side, SourceOptions
+from raystage.sources.table import SOURCES, read_corpus, sources_with
 from raystage.units import shown
 
 
@@ -41,7 +33,7 @@ class Sources:
     """
 
     with_code: bool = True
-    _corpora: dict[tuple[str, tuple[str, ...], TextOptions], Corpus] = field(default_factory=dict)
+    _corpora: dict[tuple[str, tuple[str, ...], SourceOptions], Corpus] = field(default_factory=dict)
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
     _data: dict[Data, DataPlan] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
@@ -53,13 +45,13 @@ class Sources:
             self._data[data] = self._look_up(data)
         return self._data[data]
 
-    def corpus(self, source: str, path: tuple[str, ...], options: TextOptions = WHOLE_FILES) -> Corpus:
+    def corpus(self, source: str, path: tuple[str, ...], options: SourceOptions = DEFAULTS) -> Corpus:
         """The documents of a source. Raises InputError."""
         if (source, path, options) not in self._corpora:
             self._corpora[source, path, options] = read_corpus(source, path, options)
         return self._corpora[source, path, options]
 
-    def split(self, data: DataPlan) -> tuple[list[Document], list[Document]]:
+    def split(self, data: DataPlan) -> tuple[Side, Side]:
         """(training, held-out) documents."""
         return self.corpus(data.source, data.path, data.options).split(data.validation_fraction)
 
@@ -104,8 +96,8 @@ class Sources:
             end_token=data.end_token,
             encoding_errors=data.encoding_errors,
             has_controls=corpus.holds_any(_marks(known, options)),
-            train=_size(training),
-            held_out=_size(held_out),
+            train=training.size,
+            held_out=held_out.size,
             text=TrainingText.of(
                 corpus.fingerprint, None if data.validation_path else data.validation_fraction, training
             ),
@@ -115,7 +107,7 @@ class Sources:
 BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 
 
-def _marks(known: TokenizerFacts, options: TextOptions) -> list[bytes]:
+def _marks(known: TokenizerFacts, options: SourceOptions) -> list[bytes]:
     """Text that looks like a control token. The separator of the documents is not among it."""
     return [token.encode("utf-8", "surrogatepass") for token in known.controls if token != options.document_separator]
 
@@ -141,12 +133,8 @@ def _cached(name: str) -> Path | None:
     return None
 
 
-def _size(documents: Sequence[Document]) -> TextSize:
-    return TextSize(len(documents), sum(document.num_bytes for document in documents))
-
-
-def _options(data: Data) -> TextOptions:
-    return TextOptions(
+def _options(data: Data) -> SourceOptions:
+    return SourceOptions(
         files=data.files,
         validation_path=data.validation_path,
         document_separator=data.document_separator,
@@ -156,19 +144,18 @@ def _options(data: Data) -> TextOptions:
 
 
 def _check_source(data: Data) -> None:
-    if data.source == "text" and not data.path:
-        raise InputError("missing; expected a file or folder, or a list of them, for source: text", key="data.path")
-    if data.source == "text":
-        return
-    if data.path:
+    """Refuse keys of other sources, and a source that reads files without any."""
+    source = SOURCES[data.source]
+    if source.has_path and not data.path:
+        what = f"missing; expected a file or folder, or a list of them, for source: {data.source}"
+        raise InputError(what, key="data.path")
+    if not source.has_path and data.path:
         problem = f"found a path, but source {data.source} reads none; expected source: text, or path: []"
         raise InputError(problem, key="data.path")
-    for field_name in ("files", "validation_path", "document_separator", "document_bytes"):
-        if getattr(data, field_name):
-            problem = (
-                f"found {shown(getattr(data, field_name))} for source {data.source}; expected it with source: text"
-            )
-            raise InputError(problem, key=f"data.{field_name}")
+    for key in sorted({key for entry in SOURCES.values() for key in entry.keys} - source.keys - {"path"}):
+        if getattr(data, key):
+            found = f"found {shown(getattr(data, key))} for source {data.source}"
+            raise InputError(f"{found}; expected it with source: {' or '.join(sources_with(key))}", key=f"data.{key}")
 
 
 def _check_end(data: Data, known: TokenizerFacts) -> None:
@@ -187,10 +174,10 @@ def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None
     training, held_out = corpus.split(fraction)
     if training and held_out:
         return
-    if corpus.held_out is not None:
+    if corpus.has_own_held_out:
         problem = "found every document that is in data.path, too; expected other text to hold out"
         raise InputError(problem, key="data.validation_path")
-    count, working = len(corpus.documents), corpus.working_fraction()
+    count, working = len(corpus), corpus.working_fraction()
     if working is None:
         if separator is not None and count == 1:
             problem = f"found {shown(separator)}, which stands nowhere in the text; expected what parts its documents"

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from raystage.config.schedule import Schedule
-from raystage.data.documents import BYTE_TOKENIZER
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.gates import check_gates, planned_retries
@@ -75,10 +75,8 @@ def check_held_out(context: Context) -> Context:
         if any(stage.data.text == earlier.data.text for earlier in seen):
             continue
         # Splitting a corpus takes a quarter of a plan's time, and the first text has nothing to be compared with.
-        held_out = {document.digest for document in context.sources.split(stage.data)[1]} if seen else set()
         for earlier in seen:
-            trained = {document.digest for document in context.sources.split(earlier.data)[0]}
-            count = len(held_out & trained)
+            count = context.sources.split(stage.data)[1].count_shared(context.sources.split(earlier.data)[0])
             if count:
                 by = f"that stage {earlier.name!r} was trained on"
                 raise _held_out_error(context, stage, count, by, earlier.data.text.validation_fraction)

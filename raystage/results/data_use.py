@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raystage.data.documents import BYTE_TOKENIZER
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import StageRecord
 from raystage.units import format_count, format_share

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from factories import make_schedule
-from raystage.data import documents, token_cache
+from raystage.data import token_cache
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.token_index import cache_folder, read_index
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError, StorageError
 from raystage.plans.build import make_plan
+from raystage.sources.corpus import Corpus
+from raystage.sources.table import read_corpus
 
 SIZE = 257
 
@@ -97,8 +99,8 @@ def test_a_document_that_is_edited_in_between_is_no_part_of_the_cache(
 ) -> None:
     """After it was looked at, and before it is tokenized."""
 
-    def then_edit(*asked: object) -> documents.Corpus:
-        found = documents.read_corpus(*asked)
+    def then_edit(*asked: object) -> Corpus:
+        found = read_corpus(*asked)
         (Path(planned.path[0]) / "3.txt").write_text("edited in between, and as long as it was, or longer" * 4)
         return found
 

@@ -13,7 +13,6 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from factories import make_schedule, save_words, write_documents
-from raystage.data import text_files
 from raystage.data.hf_tokenizer import load_tokenizer
 from raystage.data.tokenizer_files import TokenizerFacts, read_tokenizer
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
@@ -21,6 +20,7 @@ from raystage.data.tokens import open_streams
 from raystage.errors import InputError
 from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
+from raystage.sources import text_files
 
 TEXT = "one two three\nvier fünf sechs\n" * 20
 

@@ -10,8 +10,8 @@ import pytest
 
 from factories import make_schedule, save_words
 from raystage.data import tokens
-from raystage.data.documents import BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.plan import DataPlan
+from raystage.data.tokenizer_names import BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError

@@ -25,6 +25,7 @@ PACKAGES: dict[str, set[str]] = {
     "": set(),
     "files": {"pyarrow", "xxhash"},
     "models": set(),
+    "sources": set(),
     "data": {"numpy", "xxhash"},
     "objectives": {"numpy", "torch"},
     "growth": {"numpy", "torch"},
@@ -55,7 +56,8 @@ HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "py
 # What a plan is made and shown with imports nothing heavy; nor does the command line before a command is chosen.
 LIGHT = ("", "config", "plans", "results", "cli.main", "cli.options", "cli.plan_json", "growth.rules",
          "growth.operators", "growth.checks", "growth.axis_maps", "models.families", "models.shape", "models.hf_folder",
-         "data.documents", "data.plan", "reports.plan_tables", "reports.advice", "reports.suggestions", "reports.build",
+         "sources.table", "sources.text", "sources.python_stdlib", "data.tokenizer_names", "data.plan",
+         "reports.plan_tables", "reports.advice", "reports.suggestions", "reports.build",
          "reports.html", "sweeps.trials", "sweeps.figures",
          "train.control_actor")  # fmt: skip
 

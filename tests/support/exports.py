@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from growths import tiny
 from raystage.cli.main import main
-from raystage.data.documents import tokenizer_fingerprint
+from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.files.filesystem import open_folder
 from raystage.models import build as model
 from raystage.models.shape import ModelShape, parameters

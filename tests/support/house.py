@@ -7,7 +7,8 @@ from __future__ import annotations
 FOLDERS = (
     "files",  # bytes: folders on any file system, safetensors, JSON with a checksum
     "models",  # shapes, parameter tables, Hugging Face folders
-    "data",  # text, tokenizers, tokens by position
+    "sources",  # where documents come from, one file each
+    "data",  # tokenizers, tokens by position
     "objectives",  # what is learned, and its metrics
     "growth",  # operators: maps decided, applied, certified
     "config",  # what the user writes

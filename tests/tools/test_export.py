@@ -12,7 +12,7 @@ import transformers
 from exports import byte_shape, exported, invoke, load, logits, make_checkpoint, network_of
 from factories import save_words
 from growths import tiny
-from raystage.data.documents import tokenizer_fingerprint
+from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.models import build as model
 from raystage.models.families import FAMILIES

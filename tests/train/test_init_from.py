@@ -16,7 +16,6 @@ from factories import make_records
 from raystage.cli.main import main
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Init, Schedule, parse
-from raystage.data.documents import read_corpus
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown
@@ -29,6 +28,7 @@ from raystage.reports.advice import warnings
 from raystage.results.comparison import measure_savings
 from raystage.results.data_use import Counted
 from raystage.results.doubts import doubts
+from raystage.sources.table import read_corpus
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store

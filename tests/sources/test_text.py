@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from factories import write_documents
-from raystage.data import documents as corpus
-from raystage.data import text_files
-from raystage.data.documents import Corpus, Document, TextOptions, read_corpus, stdlib_files, tokenizer_fingerprint
 from raystage.errors import InputError
+from raystage.sources import documents as corpus
+from raystage.sources import text_files
+from raystage.sources.corpus import SourceOptions
+from raystage.sources.documents import Document, FileCorpus
+from raystage.sources.python_stdlib import stdlib_files
+from raystage.sources.table import read_corpus
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ def test_what_is_no_text_is_refused(name: str, texts: Path) -> None:
 def test_a_pattern_chooses_files(texts: Path) -> None:
     before = read_corpus("text", (str(texts),))
     (texts / "figure.png").write_bytes(b"\x89PNG\r\n")
-    assert read_corpus("text", (str(texts),), TextOptions(files="*.txt")) == before
+    assert read_corpus("text", (str(texts),), SourceOptions(files="*.txt")) == before
 
 
 def contents(documents: Iterable[Document]) -> list[bytes]:
@@ -143,7 +146,7 @@ def contents(documents: Iterable[Document]) -> list[bytes]:
 
 def test_a_file_is_cut_where_the_separator_stands(tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("one<|end|>two<|end|><|end|>three")
-    cut = read_corpus("text", (str(tmp_path),), TextOptions(document_separator="<|end|>"))
+    cut = read_corpus("text", (str(tmp_path),), SourceOptions(document_separator="<|end|>"))
     assert contents(cut.documents) == [b"one", b"three", b"two"]
 
 
@@ -158,7 +161,7 @@ def test_a_file_is_cut_where_the_separator_stands(tmp_path: Path) -> None:
 )
 def test_a_file_is_cut_at_a_length(text: str, pieces: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text(text)
-    cut = read_corpus("text", (str(tmp_path),), TextOptions(document_bytes=7))
+    cut = read_corpus("text", (str(tmp_path),), SourceOptions(document_bytes=7))
     assert [document.read() for document in sorted(cut.documents, key=lambda one: one.start)] == pieces
 
 
@@ -166,7 +169,7 @@ def test_more_documents_than_a_plan_holds_are_refused(tmp_path: Path, monkeypatc
     (tmp_path / "all.txt").write_text("\n".join(map(str, range(1000))))
     monkeypatch.setattr(corpus, "MOST_DOCUMENTS", 999)
     with pytest.raises(InputError, match="found more than 999 documents; expected longer ones, or fewer"):
-        read_corpus("text", (str(tmp_path),), TextOptions(document_separator="\n"))
+        read_corpus("text", (str(tmp_path),), SourceOptions(document_separator="\n"))
 
 
 def test_text_of_its_own_is_held_out(texts: Path, tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ def test_text_of_its_own_is_held_out(texts: Path, tmp_path: Path) -> None:
     other.mkdir()
     shutil.copy(texts / "0.txt", other / "copy.txt")
     (other / "new.txt").write_text("new")
-    read = read_corpus("text", (str(texts),), TextOptions(validation_path=(str(other),)))
+    read = read_corpus("text", (str(texts),), SourceOptions(validation_path=(str(other),)))
     training, held_out = read.split(0.3)
     assert contents(held_out) == sorted([b"new", (texts / "0.txt").read_bytes()])
     assert len(training) == 11
@@ -238,7 +241,7 @@ def test_a_text_that_two_packages_hold_is_not_trained_on_where_it_is_held_out(tm
         return Document(tmp_path / name, digest, 10, package)
 
     files = [file("a", "0" * 64, "one"), file("b", "0" * 64, "two"), file("c", "1" * 64, "two")]
-    training, held_out = Corpus(tuple(files)).split(0.5)
+    training, held_out = FileCorpus(tuple(files)).split(0.5)
     assert len(held_out) + len(training) == 2
     assert {document.digest for document in training}.isdisjoint(document.digest for document in held_out)
 
@@ -251,21 +254,3 @@ def test_an_unreadable_folder_is_not_an_empty_one(texts: Path, monkeypatch: pyte
     monkeypatch.setattr(text_files.os, "walk", refuse)
     with pytest.raises(InputError, match=r"^data.path: .* cannot be read \(Permission denied\)"):
         read_corpus("text", (str(texts),))
-
-
-def test_tokenizers_without_a_folder() -> None:
-    assert tokenizer_fingerprint("bytes") == "bytes"
-    assert tokenizer_fingerprint("gpt2") == "gpt2"
-    assert tokenizer_fingerprint("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
-
-
-def test_a_tokenizer_folder_is_its_content(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text("{}")
-        (tmp_path / name / "README.md").write_text(name)
-    first, second = (tokenizer_fingerprint(str(tmp_path / name)) for name in ("a", "b"))
-    assert first == second
-    assert first.startswith("sha256:")
-    (tmp_path / "b" / "special_tokens_map.json").write_text("{}")
-    assert tokenizer_fingerprint(str(tmp_path / "b")) != first

@@ -7,7 +7,6 @@ import fnmatch
 import hashlib
 import mmap
 import os
-import sysconfig
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from raystage.errors import InputError
 
 _KEY = "data.path"
 _SKIPPED = {"__pycache__"}
-_SKIPPED_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _HEAD_BYTES = 8192
 _CHUNK_BYTES = 2**24
 # First bytes and names of files that are no text. Source: the specifications of the formats, as collected in file(1).
@@ -47,15 +45,6 @@ class DocumentSpan:
     digest: str
 
 
-def stdlib_files() -> list[Path]:
-    """The source files of the running Python's standard library, without its tests."""
-    found = []
-    for root, folders, names in os.walk(Path(sysconfig.get_path("stdlib")), onerror=_refuse):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_STDLIB and not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if name.endswith(".py") and not name.startswith(".")]
-    return [path for path in found if path.is_file()]
-
-
 def text_files(paths: tuple[str, ...], pattern: str | None = None, key: str = _KEY) -> list[Path]:
     """All files below these paths whose names match the pattern, without hidden ones.
 
@@ -76,7 +65,7 @@ def text_files(paths: tuple[str, ...], pattern: str | None = None, key: str = _K
 def _below(folder: Path, pattern: str | None) -> list[Path]:
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:  # reached by another link, or by a link to a folder above
             folders.clear()
@@ -212,5 +201,6 @@ def unreadable(error: OSError, key: str) -> InputError:
     return InputError(f"{error.filename} cannot be read ({error.strerror}); expected readable files", key=key)
 
 
-def _refuse(error: OSError) -> None:
+def refuse_folder(error: OSError) -> None:
+    """For os.walk, which else leaves out a folder that it cannot read."""
     raise unreadable(error, _KEY) from None

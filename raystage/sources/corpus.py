@@ -1,0 +1,129 @@
+"""A corpus: the documents of a source, identified by their content, with a part of them held out. No tensors here.
+
+The hash of a document's content decides whether it is held out. So the split is the same on every machine and worker,
+and two copies of a document are never on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+BUCKETS = 2**32  # a document's place in the split is that of the first 32 bits of its digest
+SHORT_DIGEST = 16  # hex digits, 64 bits: enough to find a document again
+PIECE_BYTES = 2**26  # of documents that are read, and tokenized, in one go
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How the files of a source are read, and what is held out. Each source has options of its own; others are None.
+
+    files: a pattern of names. validation_path: separate text to hold out, in place of a share. document_separator,
+    document_bytes: where files are split into documents. may_be_any: whether bytes that are no UTF-8 are read.
+    """
+
+    files: str | None = None
+    validation_path: tuple[str, ...] = ()
+    document_separator: str | None = None
+    document_bytes: int | None = None
+    may_be_any: bool = False
+
+
+DEFAULTS = SourceOptions()
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """The size of one side of the split. num_tokens: where the source gives tokens."""
+
+    documents: int
+    num_bytes: int
+    num_tokens: int | None = None
+
+
+NO_TEXT = TextSize(0, 0)
+
+
+class Read(NamedTuple):
+    """A document that was read. content: bytes of text, or an array of token ids. file, start: its place."""
+
+    content: Any
+    is_held_out: bool
+    file: Path | str
+    start: int
+
+
+class Piece(Protocol):
+    """Some documents in a row, which one process reads. It can be pickled."""
+
+    def read(self) -> Iterator[Read]:
+        """The documents. Raises InputError where they have changed since they were hashed."""
+
+
+class Side(Protocol):
+    """The documents on one side of the split, without their content."""
+
+    @property
+    def size(self) -> TextSize: ...
+
+    def short_digests(self) -> Any:
+        """The first 64 bits of the digest of each document: uint64 of shape (documents,)."""
+
+    def smallest(self, count: int) -> tuple[int, list[str]]:
+        """The number of different documents, and of up to `count` of them with the smallest digests the first hex
+        digits, sorted."""
+
+    def count_among(self, digests: Collection[str]) -> int:
+        """How many different documents begin with one of these digits."""
+
+    def count_shared(self, other: Side) -> int:
+        """How many different documents are also in another side, which may be that of another corpus."""
+
+    def __len__(self) -> int: ...
+
+
+class Corpus(Protocol):
+    """All documents of a source, in an order that depends on their content only."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content, in its order, and of what decides the split: equal in any place."""
+
+    @property
+    def has_own_held_out(self) -> bool:
+        """Whether separate text is held out, and not a share."""
+
+    def __len__(self) -> int:
+        """The number of documents, without separate text to hold out."""
+
+    def split(self, fraction: float) -> tuple[Side, Side]:
+        """(training, held-out) documents. No copy of a held-out document is trained on, wherever it lies.
+
+        The fraction does not matter where separate text is held out.
+        """
+
+    def pieces(self, fraction: float, piece_bytes: int = PIECE_BYTES) -> Sequence[Piece]:
+        """Both sides in order, in pieces of about `piece_bytes`."""
+
+    def working_fraction(self) -> float | None:
+        """The smallest fraction, in hundredths, that leaves documents on both sides; None where there is none."""
+
+    def holds_any(self, marks: Collection[bytes]) -> bool:
+        """Whether one of these byte strings occurs in the text."""
+
+    def check_utf8(self) -> None:
+        """Raises InputError for the first byte that is not UTF-8."""
+
+
+def cut(sizes: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours, each as long as its sizes add up to less than `most`, or one entry."""
+    start, total, stop = 0, 0, 0
+    for stop, size in enumerate(sizes):
+        if total and total + size > most:
+            yield start, stop
+            start, total = stop, 0
+        total += size
+    if total:
+        yield start, stop + 1
