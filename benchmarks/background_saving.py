@@ -110,8 +110,9 @@ class Trainer:
 
     def step(self) -> np.ndarray:
         """One step, until all workers are through with it; returns its seconds and CPU seconds."""
-        clock, count = Clock(), self.stage.training.global_batch_tokens // self.stage.shape.context_length
-        self.engine.train_step(self.reader.sequences(self.progress.steps * count, count), 1e-4, self.progress.steps)
+        clock, length, done = Clock(), self.stage.shape.context_length, self.progress.steps
+        count = self.stage.training.global_batch_tokens // length
+        self.engine.train_step(self.reader, done * count, count, length, 1e-4, done)
         self.progress.steps += 1
         self.progress.tokens += self.stage.training.global_batch_tokens
         comm.barrier()

@@ -171,8 +171,9 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
     reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
     tokens = stage.training.global_batch_tokens
     count = tokens // stage.shape.context_length
+    length = stage.shape.context_length
     losses = [
-        engine.sum_over_workers(engine.train_step(reader.sequences(step * count, count), LR, step)) / tokens
+        engine.sum_over_workers(engine.train_step(reader, step * count, count, length, LR, step)[0]) / tokens
         for step in steps
     ]
     eval_loss = engine.evaluate(evaluation_set(stage)).loss

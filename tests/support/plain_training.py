@@ -74,7 +74,7 @@ def loss_of(model: torch.nn.Module, sequences: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def evaluated(model: torch.nn.Module, stage: StagePlan) -> float:
     """On the stage's held-out text."""
-    return loss_of(model, evaluation_set(stage)).item()
+    return loss_of(model, evaluation_set(stage).tokens).item()
 
 
 def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
