@@ -8,6 +8,7 @@ the file, the key, what was found and what would be right.
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -232,7 +233,7 @@ def _located(data: Data, beside: Path | None) -> Data:
     changes: dict[str, object] = {}
     for name in ("path", "validation_path"):
         if getattr(data, name):
-            changes[name] = tuple(_locate(path, beside) for path in getattr(data, name))
+            changes[name] = tuple(_locate_files(path, beside) for path in getattr(data, name))
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
     return data.model_copy(update=changes)
@@ -265,6 +266,16 @@ def _located_init(init: Init | None, beside: Path | None) -> Init | None:
     if init is None or not os.path.isdir(_locate(init.source, beside)):
         return init
     return init.model_copy(update={"source": _locate(init.source, beside)})
+
+
+def _locate_files(path: str, beside: Path | None) -> str:
+    """The same for a file, a folder or a glob; a place in an object store stays as it is."""
+    if "://" in path:
+        return path
+    first, second = (os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in ("", beside or ""))
+    if glob.has_magic(path) and not os.path.exists(first) and not glob.glob(first) and glob.glob(second):
+        return second
+    return _locate(path, beside)
 
 
 def _locate(path: str, beside: Path | None) -> str:

@@ -50,10 +50,11 @@ class TextSource(Section):
     """Where text comes from, and which part of it is held out."""
 
     source: Literal[tuple(SOURCES)] = "python-stdlib"
-    """`python-stdlib` is the source code of Python's standard library: nothing to download. `text` reads `path`."""
+    """Where documents come from. `python-stdlib` is the source code of Python's standard library: nothing to download.
+    The others read `path`: `text` plain text, `jsonl` JSON lines, `parquet` Parquet files."""
     path: Paths = ()
-    """Files or folders of plain text, for `source: text`. A relative path starts at the working directory or at the
-    schedule's folder."""
+    """Files or folders to read. A relative path starts at the working directory or at the schedule's folder. For
+    sources with rows also globs, and places such as `s3://bucket/prefix`."""
     files: Text | None = None
     """A pattern of the names of the files to read, such as `*.txt`; all files unless given."""
     document_separator: Text | None = None
@@ -61,6 +62,9 @@ class TextSource(Section):
     document."""
     document_bytes: DocumentBytes | None = None
     """The length in bytes at which files are split into documents, each at the end of a line."""
+    field: Text | None = None
+    """The field of a row that is the document, for `jsonl`, `parquet` and `huggingface`; `text` unless given. Dots lead
+    into nested fields: `meta.body`."""
     validation_fraction: Share = 0.05
     """The share of the text that is held out for evaluation, as whole documents."""
     validation_path: Paths = ()

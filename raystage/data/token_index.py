@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raystage.data.plan import DataPlan
+from raystage.files.local import user_cache
 
 INDEX, TRAIN, HELD_OUT = "index.json", "train.bin", "held_out.bin"
 _VERSION = 2
@@ -49,8 +49,7 @@ class TokenIndex:
 
 
 def default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "raystage" / "tokens"
+    return user_cache("tokens")
 
 
 def cache_folder(data: DataPlan, cache: Path | None = None) -> Path:

@@ -14,6 +14,7 @@ import stat
 import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 _SYNC_FILE_RANGE_WRITE = 2  # of <fcntl.h>: start to write dirty pages, without waiting
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
@@ -22,6 +23,12 @@ if _sync_file_range is not None:
 
 # Errors of file systems without hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL}
+
+
+def user_cache(name: str) -> Path:
+    """The folder in which raystage keeps something of this kind for the user, on this machine."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "raystage" / name
 
 
 def fsync(path: str) -> None:

@@ -140,6 +140,7 @@ def _options(data: Data) -> SourceOptions:
         document_separator=data.document_separator,
         document_bytes=data.document_bytes,
         may_be_any=data.encoding_errors == "replace",
+        field=data.field,
     )
 
 

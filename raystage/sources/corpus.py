@@ -21,7 +21,9 @@ class SourceOptions:
     """How the files of a source are read, and what is held out. Each source has options of its own; others are None.
 
     files: a pattern of names. validation_path: separate text to hold out, in place of a share. document_separator,
-    document_bytes: where files are split into documents. may_be_any: whether bytes that are no UTF-8 are read.
+    document_bytes: where files are split into documents. may_be_any: whether bytes that are no UTF-8 are read. field:
+    of a row, the part that is the document. subset, split: of a dataset. format: of files of tokens. end_id: the token
+    that ends a document there.
     """
 
     files: str | None = None
@@ -29,6 +31,11 @@ class SourceOptions:
     document_separator: str | None = None
     document_bytes: int | None = None
     may_be_any: bool = False
+    field: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    format: str | None = None
+    end_id: int | None = None
 
 
 DEFAULTS = SourceOptions()
@@ -44,6 +51,14 @@ class TextSize:
 
 
 NO_TEXT = TextSize(0, 0)
+
+
+class LargestToken(NamedTuple):
+    """The largest token id of a corpus: in which file, and how many tokens stand before it there."""
+
+    token: int
+    file: str
+    position: int
 
 
 class Read(NamedTuple):

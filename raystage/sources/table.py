@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from raystage.sources.corpus import DEFAULTS, Corpus, SourceOptions
 
-_TEXT_FILES = frozenset({"path", "files", "validation_path", "document_separator", "document_bytes"})
+_TEXT = frozenset({"text"})
+_FILES = frozenset({"path", "files", "validation_path"})
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class DataSource:
 
 
 _ENTRIES = (
-    DataSource("python-stdlib", frozenset({"text"}), frozenset(), "raystage.sources.python_stdlib"),
-    DataSource("text", frozenset({"text"}), _TEXT_FILES, "raystage.sources.text"),
+    DataSource("python-stdlib", _TEXT, frozenset(), "raystage.sources.python_stdlib"),
+    DataSource("text", _TEXT, _FILES | {"document_separator", "document_bytes"}, "raystage.sources.text"),
+    DataSource("jsonl", _TEXT, _FILES | {"field"}, "raystage.sources.jsonl"),
+    DataSource("parquet", _TEXT, _FILES | {"field"}, "raystage.sources.parquet"),
 )
 SOURCES: dict[str, DataSource] = {entry.name: entry for entry in _ENTRIES}
 

@@ -30,8 +30,9 @@ _BEGINNINGS = {
 _ENDINGS = {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".jsonl.gz": "JSON lines", ".parquet": "a Parquet file"}
 _REMEDIES = {
     "UTF-16 text": "expected UTF-8 (iconv -f UTF-16 -t UTF-8)",
-    "JSON lines": "expected plain text: write the field that holds the text into files of its own, or into one file "
-    "with data.document_separator",
+    "JSON lines": "expected plain text, or source: jsonl",
+    "a Parquet file": "expected plain text, or source: parquet",
+    "a NumPy array": "expected plain text, or source: tokens",
 }  # fmt: skip
 _REMEDY = "expected plain text, or data.files with a pattern that leaves it out, such as '*.txt'"
 

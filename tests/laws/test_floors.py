@@ -25,7 +25,7 @@ PACKAGES: dict[str, set[str]] = {
     "": set(),
     "files": {"pyarrow", "xxhash"},
     "models": set(),
-    "sources": set(),
+    "sources": {"numpy", "xxhash"},
     "data": {"numpy", "xxhash"},
     "objectives": {"numpy", "torch"},
     "growth": {"numpy", "torch"},
@@ -48,6 +48,9 @@ FURTHER: dict[str, set[str]] = {
     "models.build": {"torch", "transformers"},
     "models.hf_layers": {"torch", "transformers"},
     "reports.image": {"matplotlib"},
+    "sources.columns": {"pyarrow"},
+    "sources.parquet": {"pyarrow"},
+    "sources.places": {"pyarrow"},
     "runs.wandb": {"wandb"},
     "storage.huggingface": {"pyarrow", "torch"},
 }

@@ -46,6 +46,7 @@ from raystage.sweeps.config import load as load_sweep
 from raystage.sweeps.space import SpaceEntry
 from raystage.sweeps.trials import plan_sweep
 from raystage.units import format_count, format_flops
+from row_files import TEXTS, write_jsonl
 
 MOST_README_BYTES = 8_192
 HAND_WRITTEN = "\n".join(text for page, text in PAGES.items() if page not in GENERATED)
@@ -146,6 +147,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my/texts").mkdir(parents=True)
     write_documents(tmp_path / "my/texts", 60)
     (tmp_path / "my/page.txt").write_text("a page of its own\n" * 20)
+    write_jsonl(tmp_path / "my/rows/a.jsonl", [text * 10 for text in TEXTS])
     (tmp_path / "exact.py").write_text(block_with("# exact.py", "docs/savings.md").text)
     (tmp_path / "my_package").mkdir()
     calibration = "def calibration(logits, targets):\n    return {'calibration': (0, targets.numel())}\n"

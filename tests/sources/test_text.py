@@ -115,7 +115,7 @@ def test_a_link_to_nothing_is_named(texts: Path) -> None:
 NO_TEXT = {
     "a.txt.gz": (gzip.compress(b"text"), "is a gzip archive"),
     "b": (b"PAR1\x15\x04", "is a Parquet file"),
-    "c.jsonl": (b'{"text": "a"}\n', "is JSON lines; expected plain text: write the field that holds the text"),
+    "c.jsonl": (b'{"text": "a"}\n', "is JSON lines; expected plain text, or source: jsonl"),
     "d": (b"\x7fELF\x02", "is a program"),
     "e.txt": ("text".encode("utf-16"), "is UTF-16 text; expected UTF-8"),
     "f.txt": ("text".encode("utf-16-le"), "has a byte 0 at position 1, so it is no text"),

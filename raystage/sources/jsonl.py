@@ -1,0 +1,124 @@
+"""`source: jsonl`: files of JSON lines. A document is a field of a line: `field: text`, or `field: meta.body`.
+
+Files that end in .gz and .zst are decompressed. Blank lines, and lines whose text is empty, are no documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from raystage.errors import InputError
+from raystage.sources.corpus import SourceOptions
+from raystage.sources.places import Place, refused
+from raystage.sources.rows import Block, RowCorpus, read_rows
+from raystage.units import shown
+
+ENDINGS = tuple(
+    f"{name}{packed}"
+    for name in (".jsonl", ".ndjson", ".json")
+    for packed in ("", ".gz", ".zst")
+    if name + packed != ".json"  # a file of one object, or of a list
+)
+BLOCK_BYTES = 2**26
+_MARK = b"\xef\xbb\xbf"  # that UTF-8 begins with on Windows
+
+
+def read(paths: tuple[str, ...], options: SourceOptions) -> RowCorpus:
+    """The documents below these paths. Raises InputError: the first line that is wrong, with its number."""
+    return read_rows(__name__, ENDINGS, paths, options)
+
+
+def blocks(place: Place, options: SourceOptions) -> list[Block]:
+    """Parts of a file in bytes: a line belongs to the part in which it begins. A compressed file is one part."""
+    if place.codec:
+        return [Block(0, 0)]
+    return [Block(start, min(start + BLOCK_BYTES, place.num_bytes)) for start in range(0, place.num_bytes, BLOCK_BYTES)]
+
+
+def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
+    """The texts in a part, empty ones included. Raises InputError."""
+    path = tuple((options.field or "text").split("."))
+    errors = "replace" if options.may_be_any else "strict"
+    for number, line in enumerate(_lines(place, block)):
+        if not line.strip():
+            yield b""
+            continue
+        try:
+            yield _text(json.loads(line.decode("utf-8", errors)), options.field or "text", path, errors)
+        except (ValueError, RecursionError) as error:
+            where = f"{place}, line {_lines_before(place, block) + number + 1:,}"
+            key = "data.field" if isinstance(error, _FieldError) else "data.path"
+            raise InputError(f"{where}: {_problem(error, line)}", key=key) from None
+
+
+class _FieldError(ValueError):
+    """The line is JSON, but not what `data.field` says."""
+
+
+def _text(content: Any, field: str, path: tuple[str, ...], errors: str) -> bytes:
+    """The bytes of a field. A name with dots in it counts before a path. Raises ValueError."""
+    if not isinstance(content, dict):
+        raise ValueError(f'found {shown(content)}; expected an object such as {{"{field}": "..."}}')
+    value: Any = content
+    for step in (field,) if field in content else path:
+        if not isinstance(value, dict) or step not in value:
+            there = ", ".join(map(repr, value)) if isinstance(value, dict) and value else "nothing"
+            raise _FieldError(f"found no field {field!r}; it has {there}; expected one of its fields in data.field")
+        value = value[step]
+    if not isinstance(value, str):
+        found = "null" if value is None else shown(value)
+        raise _FieldError(f"found {found} in the field {field!r}; expected text")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:  # half of a pair, written as \ud83d
+        if errors == "replace":
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        found = f"found half of a character, \\u{ord(value[error.start]):04x}, in the field {field!r}"
+        raise ValueError(f"{found}; expected valid text, or data.encoding_errors: replace") from None
+
+
+def _problem(error: Exception, line: bytes) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return "found UTF-16 text; expected UTF-8 (iconv -f UTF-16 -t UTF-8)"
+        found = f"found the byte 0x{error.object[error.start]:02x} at position {error.start}, which is no UTF-8"
+        return f"{found}; expected UTF-8, or data.encoding_errors: replace"
+    if isinstance(error, json.JSONDecodeError):
+        begun = (
+            " (does it go on in the next line, or is the file cut off?)" if error.pos >= len(error.doc.rstrip()) else ""
+        )
+        return (
+            f"found broken JSON: {error.msg} at character {error.pos + 1}{begun}; expected one JSON object in each line"
+        )
+    if isinstance(error, RecursionError):
+        return "found JSON that is nested too deeply; expected one JSON object in each line"
+    return str(error)
+
+
+def _lines(place: Place, block: Block) -> Iterator[bytes]:
+    """The lines that begin in a part of a file. Of a file's first line the mark of UTF-8 is cut off."""
+    position = max(0, block.start - 1)  # a line begins at `start` where a line ends just before it
+    rest, is_first = b"", block.start > 0
+    try:
+        for chunk in place.chunks(position):
+            parts = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
+            rest = parts.pop()
+            for line in parts:
+                begins, position = position, position + len(line) + 1
+                if is_first:  # it began in the part before
+                    is_first = False
+                    continue
+                if begins >= block.stop > 0:
+                    return
+                yield line[3:] if begins == 0 and line.startswith(_MARK) else line
+        if rest and not is_first and not position >= block.stop > 0:
+            yield rest[3:] if position == 0 and rest.startswith(_MARK) else rest
+    except OSError as error:
+        raise refused(place, error) from None
+
+
+def _lines_before(place: Place, block: Block) -> int:
+    """The number of lines that begin before a part of a file."""
+    return sum(1 for _ in _lines(place, Block(0, block.start))) if block.start else 0

@@ -1,0 +1,86 @@
+"""The indexes that a machine keeps of large files, so that a second plan does not read them again.
+
+A file is known by its place, size, time stamp and number in the file system. A file that changes in spite of the same
+stamp is noticed when it is tokenized, because every document is hashed once more then; its index is then forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from raystage.files.local import user_cache
+from raystage.sources.corpus import SourceOptions
+from raystage.sources.places import Place
+
+SMALL_BYTES = 2**24  # a smaller file is hashed in a tenth of a second
+_FRESH_SECONDS = 2.0  # a file that changed just now may change again under the same time stamp
+_VERSION = 1
+
+
+def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | None:
+    """(what was kept, digests, lengths) of a file; None where nothing is, or something damaged."""
+    if place.num_bytes < SMALL_BYTES:
+        return None
+    path = _path(format, place, options)
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.readline())
+            start, count = file.tell(), int(header["documents"])
+        if path.stat().st_size != start + 12 * count:
+            return None
+        digests = np.memmap(path, np.uint64, "r", start, (count,))
+        lengths = np.memmap(path, np.uint32, "r", start + 8 * count, (count,))
+        return (header, digests, lengths) if header["seal"] == _seal(digests, lengths) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def save(
+    format: str, place: Place, options: SourceOptions, header: dict[str, Any], digests: np.ndarray, lengths: np.ndarray
+) -> None:
+    """Keep an index; where that is not possible, nothing."""
+    if place.num_bytes < SMALL_BYTES or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not len(digests):
+        return
+    path = _path(format, place, options)
+    work = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    line = json.dumps({**header, "documents": len(digests), "seal": _seal(digests, lengths)}).encode()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with work.open("wb") as file:
+                file.write(line + b" " * (-(len(line) + 1) % 8) + b"\n")  # arrays begin at a multiple of 8
+                file.write(memoryview(digests).cast("B"))
+                file.write(memoryview(lengths).cast("B"))
+            os.replace(work, path)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+def forget(format: str, place: Place, options: SourceOptions) -> None:
+    """Remove the index of a file, if there is one."""
+    with contextlib.suppress(OSError):
+        _path(format, place, options).unlink()
+
+
+def _path(format: str, place: Place, options: SourceOptions) -> Path:
+    """Only the options that decide what the documents of a file are have a part in it."""
+    own = asdict(replace(options, validation_path=(), files=None))
+    asked = [_VERSION, format, place.uri, place.num_bytes, place.stamp, own]
+    return user_cache("rows") / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _seal(digests: np.ndarray, lengths: np.ndarray) -> str:
+    seal = xxhash.xxh3_128(memoryview(digests).cast("B"))
+    seal.update(memoryview(lengths).cast("B"))
+    return seal.hexdigest()
