@@ -101,10 +101,9 @@ class Trained:
 
 
 def make_schedules(folder: Path) -> dict[str, Schedule]:
+    training = {"gradient_clipping": 0.5, "evaluate": {"tokens": 200}}
     return {
-        name: make_schedule(
-            folder, model=model, training={"gradient_clipping": 0.5}, stages=[SMALL, DEEPER], baseline=None
-        )
+        name: make_schedule(folder, model=model, training=training, stages=[SMALL, DEEPER], baseline=None)
         for name, model in MODELS.items()
     }
 

@@ -57,7 +57,8 @@ THAWED = [name for name, (freeze, _, _) in CASES.items() if "for" in freeze]
 
 def schedule_of(text: Path, freeze: dict, grow: dict, training: dict, workers: int = WORKERS) -> Schedule:
     """2 layers, then 4, for 800 tokens each; the first stage is the same for all that share its optimizer."""
-    alike = {"workers": workers, "gradient_clipping": 0.3, "optimizer": {"lr": 5e-3}, "checkpoint": {"every": 200}}
+    alike = {"workers": workers, "gradient_clipping": 0.3, "optimizer": {"lr": 5e-3}, "checkpoint": {"every": 200},
+             "evaluate": {"tokens": 200}}  # fmt: skip
     stages = [
         {"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800},
          "training": {"optimizer": training.get("optimizer", {})}},

@@ -58,7 +58,7 @@ CASES = [("batch", name) for name in TRAININGS] + [
 def schedule_of(text: Path, stages: list[dict], training: dict, workers: int = WORKERS) -> Schedule:
     """In steps of 400 tokens and a context of 20, if nothing else is said."""
     alike = {"workers": workers, "global_batch_tokens": 400, "micro_batch_size": 2, "gradient_clipping": 0.3,
-             "checkpoint": {"every": 200}, "evaluate": {"every": 400}}  # fmt: skip
+             "checkpoint": {"every": 200}, "evaluate": {"every": 400, "tokens": 200}}  # fmt: skip
     model = {"num_layers": 2, "context_length": 20}
     return make_schedule(text, stages=stages, model=model, training=alike | training, baseline=None)
 
