@@ -23,13 +23,26 @@ multiprocessing.set_forkserver_preload(
 def run_workers(
     world: int, work: Callable[..., Any], *arguments: Any, folder: Path, start: str = "forkserver"
 ) -> list[Any]:
-    """`work(*arguments)` on each of `world` processes; what each of them returned, by rank. start: "spawn" for those
-    whose memory is measured, which must share none."""
+    """`work(*arguments)` on each of `world` processes; what each of them returned, by rank. start: "afresh" for those
+    whose memory is measured: from a new process, of the environment as it is now, which imports once for all."""
     folder.mkdir(parents=True, exist_ok=True)
+    if start == "afresh":
+        options = {"folder": folder, "start": "fork"}
+        parent = multiprocessing.get_context("spawn").Process(
+            target=run_workers, args=(world, work, *arguments), kwargs=options
+        )
+        parent.start()
+        parent.join()
+        assert parent.exitcode == 0
+        return _results(folder, world)
     rendezvous = folder / "rendezvous"
     rendezvous.unlink(missing_ok=True)
     arguments = (world, str(folder), work, arguments)
     multiprocessing.start_processes(_enter, args=arguments, nprocs=world, start_method=start)
+    return _results(folder, world)
+
+
+def _results(folder: Path, world: int) -> list[Any]:
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(world)]
 
 

@@ -46,7 +46,7 @@ def peaks(stages: dict[str, StagePlan], tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("store")
     targets = [(stages[name], TARGETS[name][1], zero_stage) for zero_stage, name in CASES]
     found = run_workers(
-        WORKERS, watched, stages["same"], targets, str(folder), folder=folder / "processes", start="spawn"
+        WORKERS, watched, stages["same"], targets, str(folder), folder=folder / "processes", start="afresh"
     )
     return dict(zip(CASES, zip(*found, strict=True), strict=True))
 

@@ -84,8 +84,8 @@ OTHERS = [
 CROSSED = [
     Pair("plain", source, target) for target in LOADED for source in SAVED if source.optimizer == target.optimizer
 ]
-# Every third is in the suite, the others are a drill: the format between them knows no layout.
-EVERY = 3
+# Every fifth is in the suite, the others are a drill: the format between them knows no layout.
+EVERY = 5
 
 
 def is_in_suite(pair: Pair) -> bool:
