@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage.config import yaml_file
+from raystage.config.objective import ObjectiveEntry, ObjectiveSection
 from raystage.config.section import Section, explain
 from raystage.config.stage import Data, Model, Stage
 from raystage.config.training import LrSchedule, Optimizer, Training, UserMetric
@@ -142,6 +143,8 @@ class Schedule(Section):
     """The text, for all stages."""
     model: Model = Model()
     """The shape of the model, for all stages."""
+    objective: ObjectiveEntry = ObjectiveSection()
+    """What is learned, in all stages."""
     training: Training = Field(default_factory=Training)
     """The training, for all stages."""
     stages: Annotated[
@@ -177,6 +180,7 @@ class Schedule(Section):
             update={
                 "data": self.data.overlaid(stage.data),
                 "model": self.model.overlaid(stage.model),
+                "objective": self.objective.overlaid(stage.objective),
                 "training": self.training.overlaid(stage.training),
             }
         )
@@ -222,6 +226,7 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
         update={
             "data": _located(schedule.data, beside),
             "init": _located_init(schedule.init, beside),
+            **_located_objective(schedule.objective, beside),
             **_located_metrics(schedule.training, beside),
             "stages": tuple(_located_stage(stage, beside) for stage in schedule.stages),
         }
@@ -240,7 +245,11 @@ def _located(data: Data, beside: Path | None) -> Data:
 
 
 def _located_stage(stage: Stage, beside: Path | None) -> Stage:
-    changes = {"data": _located(stage.data, beside), **_located_metrics(stage.training, beside)}
+    changes = {
+        "data": _located(stage.data, beside),
+        **_located_objective(stage.objective, beside),
+        **_located_metrics(stage.training, beside),
+    }
     return stage.model_copy(update=changes)
 
 
@@ -254,11 +263,23 @@ def _located_metrics(training: Training, beside: Path | None) -> dict[str, Train
 
 
 def _located_metric(metric: UserMetric, beside: Path | None) -> UserMetric:
-    file = file_of(metric.function)
+    return metric.model_copy(update={"function": _located_reference(metric.function, beside)})
+
+
+def _located_objective(objective: ObjectiveSection, beside: Path | None) -> dict[str, ObjectiveSection]:
+    """The changes to an objective that names functions: absolute paths of their files."""
+    named = {name: getattr(objective, name) for name in ("function", "targets")}
+    found = {name: _located_reference(one, beside) for name, one in named.items() if one}
+    return {"objective": objective.model_copy(update=found)} if found else {}
+
+
+def _located_reference(reference: str, beside: Path | None) -> str:
+    """A reference to a function, with an absolute path where it names a file."""
+    file = file_of(reference)
     if file is None:
-        return metric
-    _, name = split_reference(metric.function)
-    return metric.model_copy(update={"function": f"{_locate(file, beside)}:{name}"})
+        return reference
+    _, name = split_reference(reference)
+    return f"{_locate(file, beside)}:{name}"
 
 
 def _located_init(init: Init | None, beside: Path | None) -> Init | None:

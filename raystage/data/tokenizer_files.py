@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast",
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """size: one more than the largest id. has_end: whether it has an end-of-text token. controls: control tokens."""
+    """size: one more than the largest id. has_end: whether it has an end-of-text token. controls: control tokens.
+
+    tokens: all ids by token. mask: its mask token.
+    """
 
     size: int | None = None
     has_end: bool | None = None
     controls: tuple[str, ...] = ()
-    tokens: frozenset[str] | None = None
+    tokens: Mapping[str, int] | None = None
+    mask: str | None = None
 
 
 NOTHING_KNOWN = TokenizerFacts()
@@ -52,7 +56,8 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
         size=1 + max(ids.values()) if is_known else None,
         has_end=True if roles["eos_token"] else _without_end(config),
         controls=tuple(sorted(controls | special)),
-        tokens=frozenset(ids) if is_known else None,
+        tokens=ids if is_known else None,
+        mask=roles["mask_token"],
     )
 
 

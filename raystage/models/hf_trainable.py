@@ -27,13 +27,23 @@ _AS_BUILT: Mapping[str, tuple[object, ...]] = {
     "output_router_logits": (False, None),
 }
 
+# The same for a single family, before those above.
+_AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
+    "bert": {
+        "hidden_act": ("gelu",),
+        "type_vocab_size": (2,),
+        "is_decoder": (False, None),
+        "position_embedding_type": ("absolute", None),
+    },
+}
 
 # Further keys that transformers reads in any family. Where one is set, the model may be another one. A key that no code
 # reads has no effect. A test compares this list with the code of transformers.
 _READ = frozenset({
     "attention_chunk_size", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan",
-    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config", "encoder",
-    "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation", "is_causal", "kernel_config",
+    "chain_hidden_post_norm", "decoder", "default_theta", "dequantize", "distributed_config",
+    "embedding_size", "encoder", "first_k_dense_replace", "fusion_config", "ignore_keys_at_rope_validation",
+    "is_causal", "kernel_config",
     "kv_sharing_modes", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first", "mtp_layer_types",
     "mtp_mlp_layer_types", "mtp_per_layer_config", "nested_rope_parameter_keys", "num_experts", "num_mtp_layers",
     "number_of_conv_states", "original_max_position_embeddings", "per_layer_config", "qk_head_dim",
@@ -46,10 +56,11 @@ def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
     """Raises InputError, naming the key, where the configuration describes another model than raystage builds for
     `shape`."""
     aliases = set(ALIASES.get(shape.family, {}).values())
+    as_built = {**_AS_BUILT, **_AS_BUILT_OF.get(shape.family, {})}
     for key, value in config.items():
-        if key in _AS_BUILT:
-            if value not in _AS_BUILT[key]:
-                raise InputError(f"found {shown(value)}; expected {shown(_AS_BUILT[key][0])}", key=key, file=file)
+        if key in as_built:
+            if value not in as_built[key]:
+                raise InputError(f"found {shown(value)}; expected {shown(as_built[key][0])}", key=key, file=file)
         elif key in _READ - aliases and value not in (None, False):
             problem = f"found {shown(value)}, which the models that are trained here do not have"
             raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)

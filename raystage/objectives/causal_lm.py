@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
 from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
 
 
+@dataclass(frozen=True)
 class CausalLm:
     """Every token but the first of a sequence is a target."""
 
@@ -22,22 +25,19 @@ class CausalLm:
         logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
         return Answer(logits.float().flatten(0, 1), sequences[:, 1:].flatten())
 
-    def loss(self, answer: Answer) -> torch.Tensor:
-        return summed_loss(answer.outputs, answer.targets)
-
-    def scores(self, answer: Answer) -> torch.Tensor:
-        return loss_and_hits(answer)
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        return summed_loss(self.answer(model, batch))
 
 
-def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def summed_loss(answer: Answer) -> torch.Tensor:
     """The sum of -log p(target) over all targets, in nats: fp32 of shape ()."""
-    return functional.cross_entropy(logits, targets, reduction="sum")
+    return functional.cross_entropy(answer.outputs, answer.targets, reduction="sum")
 
 
 def loss_and_hits(answer: Answer) -> torch.Tensor:
     """The summed loss, and the number of targets that had the highest probability of all tokens: two float64."""
     hits = (answer.outputs.argmax(-1) == answer.targets).sum()
-    return torch.stack([summed_loss(answer.outputs, answer.targets).double(), hits.double()])
+    return torch.stack([summed_loss(answer).double(), hits.double()])
 
 
 def halves(answer: Answer, loss: torch.Tensor, border: int) -> torch.Tensor:
@@ -48,4 +48,8 @@ def halves(answer: Answer, loss: torch.Tensor, border: int) -> torch.Tensor:
     if border >= len(answer.targets):
         return torch.stack([loss, nothing])
     parts = (slice(None, border), slice(border, None))
-    return torch.stack([summed_loss(answer.outputs[part], answer.targets[part]) for part in parts]).double()
+    return torch.stack([summed_loss(Answer(answer.outputs[part], answer.targets[part])) for part in parts]).double()
+
+
+def open_learner() -> CausalLm:
+    return CausalLm()

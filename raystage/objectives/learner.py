@@ -77,25 +77,25 @@ class Answer:
 
 
 class Learner(Protocol):
-    """An objective, opened for a stage. Everything it does follows from its arguments; it keeps no state."""
+    """What a stage is trained on. Everything it does follows from its arguments; it keeps no state of the run."""
 
     def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
-        """Samples `first` to `first + count` with everything that `answer` needs."""
+        """Samples `first` to `first + count` with everything that `loss` and `answer` need."""
 
     def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int:
         """The number of targets of these samples, without running a model. A global batch's is the same on every
         worker: every target has the same weight in the gradient."""
 
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The sum over all targets of a batch: fp32 of shape ()."""
+
+
+class Judge(Protocol):
+    """What held-out text is judged by. Most objectives judge by themselves: one class is both."""
+
+    def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays: ...
+
+    def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int: ...
+
     def answer(self, model: Model, batch: Batch) -> Answer:
         """What the model says of a batch, and what would be right."""
-
-    def loss(self, answer: Answer) -> torch.Tensor:
-        """What is trained on: the sum over all targets, in fp32."""
-
-    def scores(self, answer: Answer) -> torch.Tensor:
-        """What held-out text is judged by: the summed loss, in nats, and the number of right answers. Two float64."""
-
-
-def loss_on(learner: Learner, model: Model, batch: Batch) -> torch.Tensor:
-    """The loss of a model on a batch: the sum over its targets, fp32 of shape ()."""
-    return learner.loss(learner.answer(model, batch))

@@ -25,6 +25,7 @@ from raystage.data.trained_on import NOTHING
 from raystage.errors import InputError
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape, flops_per_token
+from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans import cadence, learning_rate
 from raystage.plans.draft import StageDraft
 from raystage.plans.gates import Rejection, changed
@@ -305,6 +306,8 @@ def _plan_stage(
         own_rate=grows and stage.own_rate,
         accept=stage.accept if grows else None,
         freezing=stage.freezing if grows else None,
+        objective=stage.objective,
+        parent_objective=parent.objective if parent else NEXT_TOKEN,
         trained_on=seen.and_on(stage.data.text),
     )
     planned = _with_evaluation(planned, run_tokens, is_baseline=not grows)

@@ -14,6 +14,7 @@ from raystage.config.training import Training
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
 from raystage.models.shape import ModelShape
+from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans.freezing import Freezing
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
@@ -24,8 +25,9 @@ from raystage.plans.steps import StepSchedule, step_schedule
 class StageDraft:
     """One stage: as written, with the file's defaults under it, and what the passes made of it so far.
 
-    index: of the stage in the schedule. data, shape, training: None until their pass. steps: the most it takes.
-    until: what may end it before `steps`, None where nothing may; positions in it are from the stage's start.
+    index: of the stage in the schedule. data, shape, training: None until their pass; objective: the next token until
+    then. steps: the most it takes. until: what may end it before `steps`, None where nothing may; positions in it are
+    from the stage's start.
     window_tokens: the text of all stages is read in windows of this length, the longest context of the run.
     """
 
@@ -34,6 +36,7 @@ class StageDraft:
     seed: int
     own_rate: bool
     data: DataPlan | None = None
+    objective: ObjectivePlan = NEXT_TOKEN
     shape: ModelShape | None = None
     training: Training | None = None
     steps: int = 0

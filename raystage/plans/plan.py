@@ -22,6 +22,7 @@ from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
 from raystage.growth.trained import fit_flops
 from raystage.models.shape import ModelShape, num_params, token_flops
+from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.freezing import Freezing
 from raystage.plans.initial import InitPlan
@@ -70,6 +71,8 @@ class StagePlan:
     first stage of a run starts from instead; parent_shape is then its shape. window_tokens: the text is read in windows
     of this length, the longest context of the run. freezing: the parameters that are not trained.
 
+    objective, parent_objective: what it learns, and what the model before was judged by.
+
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length.
     """
@@ -96,6 +99,8 @@ class StagePlan:
     own_rate: bool = False
     accept: Accept | None = None
     freezing: Freezing | None = None
+    objective: ObjectivePlan = NEXT_TOKEN
+    parent_objective: ObjectivePlan = NEXT_TOKEN
     evaluation_follows: bool = False
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
 
@@ -334,7 +339,7 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
 
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that finished `first` can continue with `second` without being set up again."""
-    same = (second.shape, second.data, second.training) == (first.shape, first.data, first.training)
+    same = all(getattr(first, what) == getattr(second, what) for what in ("shape", "data", "training", "objective"))
     # These part the optimizer's groups in another way; a ramp begins anew.
     special = first.freezing or second.freezing or first.training.ramp
     return second.growth is None and second.parent_key == first.key and same and not special

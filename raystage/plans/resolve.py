@@ -17,6 +17,7 @@ from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.length import fix_length
+from raystage.plans.objective import fix_objective
 from raystage.plans.shapes import check_growth, fix_freezing, fix_shape
 from raystage.plans.training import check_optimizer, fix_training
 
@@ -148,6 +149,6 @@ def check_text(context: Context) -> Context:
 
 
 # Over each stage in turn, with the stages before it in the context.
-PASSES = (read_data, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
+PASSES = (read_data, fix_objective, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
 # Over all stages together.
 RUN_PASSES = (check_held_out, check_held_out_of_init, fix_windows, check_text)

@@ -12,13 +12,18 @@ from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, heads_problem
+from raystage.objectives.plan import ObjectivePlan
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.freezing import find_freezing
 
 
 def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the model's shape. Rotary positions and, where not given, the norms' eps come from the model before."""
-    shape, before, model = resolve_shape(draft.stage.model, draft.data), context.shape_before, draft.stage.model
+    shape, before, model = (
+        resolve_shape(draft.stage.model, draft.data, draft.objective),
+        context.shape_before,
+        draft.stage.model,
+    )
     if before:
         shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
         if model.norm_eps is None:
@@ -50,7 +55,7 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
 # --- the shape --------------------------------------------------------------------------------
 
 
-def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
+def resolve_shape(model: Model, data: DataPlan, objective: ObjectivePlan) -> ModelShape:
     """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
     for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
         if getattr(model, field) is None:
@@ -66,7 +71,7 @@ def resolve_shape(model: Model, data: DataPlan) -> ModelShape:
         num_kv_heads=model.num_kv_heads or model.num_heads,
         head_size=_head_size(model),
         ffn_size=model.ffn_size or 4 * model.hidden_size,
-        vocab_size=_vocab_size(model, data),
+        vocab_size=_vocab_size(model, data, objective),
         context_length=model.context_length,
         tied_embeddings=family.fields["tied_embeddings"][1] if model.tied_embeddings is None else model.tied_embeddings,
         norm_eps=model.norm_eps or family.default_norm_eps,
@@ -124,9 +129,9 @@ def _head_size(model: Model) -> int:
     return head_size
 
 
-def _vocab_size(model: Model, data: DataPlan) -> int:
+def _vocab_size(model: Model, data: DataPlan, objective: ObjectivePlan) -> int:
     """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
-    size = data.tokenizer_size
+    size = objective.num_ids or data.tokenizer_size
     if model.vocab_size is None:
         if size is None:
             problem = (

@@ -24,9 +24,10 @@ from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
-from raystage.objectives.causal_lm import CausalLm, halves
-from raystage.objectives.learner import Batch, HeldOut, Learner, Reader, loss_on
+from raystage.objectives.causal_lm import halves, loss_and_hits
+from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Reader
 from raystage.objectives.metrics import MetricSums, Sums
+from raystage.objectives.opening import open_judge, open_learner
 from raystage.plans.plan import StagePlan
 from raystage.train import optimizer, partitions
 
@@ -90,7 +91,7 @@ class StageEngine:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
-        self.learner: Learner = CausalLm()
+        self.learner, self.judge = open_learner(stage.objective), open_judge(stage.objective)
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
         self.growth = optimizer.growth_of(stage)
@@ -145,7 +146,7 @@ class StageEngine:
         accumulation = self._accumulate(count)
         total = torch.zeros((), device=self.device)
         for batch, weight in self.shares(reader, first, count, length):
-            loss = loss_on(self.learner, self.deepspeed, batch)
+            loss = self.learner.loss(self.deepspeed, batch)
             # DeepSpeed divides by the accumulation steps and averages over the workers.
             self.deepspeed.backward(loss * (weight * accumulation * self.world / targets))
             self.deepspeed.step()
@@ -199,33 +200,33 @@ class StageEngine:
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def evaluate(self, held_out: HeldOut, metrics: Sequence[UserMetric] = (), learner: Learner | None = None) -> Scores:
+    def evaluate(self, held_out: HeldOut, metrics: Sequence[UserMetric] = (), judge: Judge | None = None) -> Scores:
         """The scores on all targets of `held_out`, the same on every worker except `sums`. Collective.
 
-        learner: judges in place of the stage's own.
+        judge: in place of the stage's own.
         """
-        learner = learner or self.learner
+        judge = judge or self.judge
         self.deepspeed.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         tally = MetricSums((metric.function, metric.options) for metric in metrics)
         count, length = held_out.count, held_out.length
         parts, place = torch.zeros_like(total), self.rank * count // self.world
-        for batch, weight in self.shares(held_out, 0, count, length, learner):
-            answer = learner.answer(self.deepspeed.module, batch)
-            scores = learner.scores(answer)
+        for batch, weight in self.shares(held_out, 0, count, length, judge):
+            answer = judge.answer(self.deepspeed.module, batch)
+            scores = loss_and_hits(answer)
             total += scores * weight
             if weight:
                 tally.add(answer.outputs, answer.targets)
                 number = len(next(iter(batch.values())))
                 before = min(max(count // 2 - place, 0), number)
-                parts += halves(answer, scores[0], learner.num_targets(held_out, place, before, length))
+                parts += halves(answer, scores[0], judge.num_targets(held_out, place, before, length))
                 place += number
         comm.all_reduce(total)
         comm.all_reduce(parts)
-        targets = learner.num_targets(held_out, 0, count, length)
-        first = learner.num_targets(held_out, 0, count // 2, length)
+        targets = judge.num_targets(held_out, 0, count, length)
+        first = judge.num_targets(held_out, 0, count // 2, length)
         sizes = torch.tensor([first, targets - first], dtype=torch.float64, device=self.device)
-        apart = tuple((parts / sizes).tolist()) if count > 1 else None
+        apart = tuple((parts / sizes).tolist()) if 0 < first < targets else None
         return Scores(*(total / targets).tolist(), tally.sums, apart)
 
     def sum_over_workers(self, value: torch.Tensor) -> float:
@@ -239,17 +240,17 @@ class StageEngine:
         partitions.forget(self.deepspeed.module)
 
     def shares(
-        self, reader: Reader, first: int, count: int, length: int, learner: Learner | None = None
+        self, reader: Reader, first: int, count: int, length: int, by: Learner | Judge | None = None
     ) -> Iterator[tuple[Batch, float]]:
         """This worker's micro batches of a global batch, with their weights: 1, or 0 for one that only keeps the
         workers in step. No worker reads another's samples."""
-        micro, learner = self.stage.training.micro_batch_size, learner or self.learner
+        micro, by = self.stage.training.micro_batch_size, by or self.learner
         mine, end = first + self.rank * count // self.world, first + (self.rank + 1) * count // self.world
         for index in range(accumulation_steps(self.stage, self.world, count)):
             start = mine + index * micro
             number = min(micro, end - start)
             weight = 1.0 if number > 0 else 0.0
-            part = learner.batch(reader, *((start, number) if weight else (first, 1)), length)
+            part = by.batch(reader, *((start, number) if weight else (first, 1)), length)
             yield {name: torch.from_numpy(values).to(self.device) for name, values in part.items()}, weight
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
 from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.hf_folder import open_model
-from raystage.objectives.learner import loss_on
 from raystage.plans.initial import InitPlan, check_same
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.plan import UNCHANGED, StagePlan
@@ -122,7 +120,7 @@ def fit_learned(engine: StageEngine, source: Checkpoint, windows: TokenWindows) 
         stacked(stage.parent_shape, source.read, engine.device),
         stage.training.optimizer.lr,
         comm.all_reduce,
-        partial(loss_on, engine.learner),
+        engine.learner.loss,
         DTYPES[stage.training.precision],
     )
     for step in range(stage.growth.options.fit_steps):

@@ -8,6 +8,7 @@ from raystage.data.tokens import Streams, TokenWindows, open_streams
 from raystage.models.shape import flops_per_token
 from raystage.objectives.learner import HeldOut
 from raystage.objectives.metrics import added, values
+from raystage.objectives.opening import open_judge
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Evaluation, Progress
 from raystage.train.accounting import Accounting
@@ -48,10 +49,11 @@ class Evaluator:
         return self._accounting.progress
 
     def loss_after_growth(self, held_out: HeldOut) -> float:
-        """The loss on the text that the source was evaluated on. It is usually this stage's text, too: then these are
-        the scores of its first evaluation."""
-        if not held_out.is_same(self.held_out):
-            return self._engine.evaluate(held_out).loss
+        """The loss on the text that the source was evaluated on, by what judged the source. These are usually this
+        stage's, too: then the scores are those of its first evaluation."""
+        before = open_judge(self._stage.parent_objective)
+        if not held_out.is_same(self.held_out) or before != self._engine.judge:
+            return self._engine.evaluate(held_out, judge=before).loss
         self._known = self._score()
         return self._known.loss
 

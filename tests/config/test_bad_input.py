@@ -31,7 +31,7 @@ REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
 TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
-KNOWN_TOP = "known here: baseline, costs, data, init, model, name, seed, seeds, stages, training"
+KNOWN_TOP = "known here: baseline, costs, data, init, model, name, objective, seed, seeds, stages, training"
 TUNABLE = ", ".join(
     [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
     + ["training.global_batch_tokens"]
@@ -147,9 +147,20 @@ CASES = [
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl' or "
      "'parquet'"),
     ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama', 'mistral', 'qwen2', 'qwen3', "
-     "'gpt2' or 'mixtral'; did you mean 'llama'?"),
+     "'gpt2', 'bert' or 'mixtral'; did you mean 'llama'?"),
     ("change", "model.family=bert",
-     "model.family: found 'bert'; expected 'llama', 'mistral', 'qwen2', 'qwen3', 'gpt2' or 'mixtral'"),
+     "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm, or a family that learns "
+     "it (llama, mistral, qwen2, qwen3, gpt2, mixtral)"),
+    ("change", "objective=masked_lm",
+     "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or own, or a family that "
+     "learns it (bert)"),
+    ("change", "objective=span", "objective.name: found 'span'; expected 'causal_lm', 'masked_lm' or 'own'"),
+    ("change", "objective=own",
+     "objective.function: missing; expected the loss of own, for example function: my.losses:smooth"),
+    ("change", "objective.mask_share=0.3",
+     "objective.mask_share: found 0.3 with causal_lm; expected it with name: masked_lm"),
+    ("change", "objective={name: own, function: losses}",
+     "objective.function: found 'losses'; expected package.module:function or file.py:function"),
     ("change", "training.lr_schedule=cosine",
      "training.lr_schedule: found 'cosine'; expected a mapping of keys to values, "
      "for example lr_schedule: {kind: wsd, warmup: 0.02, decay: 0.2}"),

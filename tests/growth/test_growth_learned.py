@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from raystage.growth.learned import Fitting, LearnedMaps, stacked
 from raystage.growth.rules import growth_map
 from raystage.models.shape import flops_per_token, parameters
 from raystage.objectives.causal_lm import CausalLm
-from raystage.objectives.learner import loss_on
 from raystage.plans.build import make_plan
 from raystage.storage.store import Store
 from real_models import SEED, built, logits_for, made_up, reader, source_logits
@@ -91,9 +89,7 @@ def shares(*parts: tuple[torch.Tensor, float]) -> list[tuple[dict, float]]:
 
 def fitting_of(case: GrowthCase, dtype: torch.dtype = torch.float32) -> Fitting:
     weights = of_source(case, np.float32)
-    return Fitting(
-        LearnedMaps(case.source, case.target), weights, 3e-3, lambda tensor: None, partial(loss_on, CausalLm()), dtype
-    )
+    return Fitting(LearnedMaps(case.source, case.target), weights, 3e-3, lambda tensor: None, CausalLm().loss, dtype)
 
 
 @every_case

@@ -13,7 +13,6 @@ from raystage.models import build as model
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, flops_per_token, num_params, parameters
 from raystage.objectives.causal_lm import CausalLm
-from raystage.objectives.learner import loss_on
 
 SHAPES = {
     **SOURCES,
@@ -72,7 +71,7 @@ def test_the_loss_is_a_sum_over_targets_in_nats() -> None:
     built = model.build(SHAPES["llama"])
     for parameter in built.parameters():
         torch.nn.init.zeros_(parameter)  # all logits equal: every target costs log(vocabulary)
-    loss = loss_on(CausalLm(), built, {"tokens": torch.zeros((3, 13), dtype=torch.int64)})
+    loss = CausalLm().loss(built, {"tokens": torch.zeros((3, 13), dtype=torch.int64)})
     assert loss.item() == pytest.approx(3 * 12 * torch.log(torch.tensor(31.0)).item())
 
 
@@ -87,7 +86,7 @@ def test_a_model_learns_whatever_its_depth(name: str) -> None:
     sequences = (torch.arange(13) + torch.arange(31)[:, None]) % 31  # the next token is the next number
     for _ in range(100):
         optimizer.zero_grad()
-        loss = loss_on(CausalLm(), built, {"tokens": sequences}) / (31 * 12)
+        loss = CausalLm().loss(built, {"tokens": sequences}) / (31 * 12)
         loss.backward()
         optimizer.step()
     assert all(parameter.grad is not None for parameter in built.parameters())

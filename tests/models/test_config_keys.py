@@ -30,10 +30,10 @@ WITHOUT_EFFECT = frozenset({
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
     "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
     "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj",
+    "summary_use_proj", "attention_probs_dropout_prob", "hidden_dropout_prob",
 })  # fmt: skip
 ROOT = Path(transformers.__file__).parent
-TRAINED = [name for name, family in FAMILIES.items() if family.objective == "next token"]
+TRAINED = list(FAMILIES)
 # What every model goes through, besides its own file.
 SHARED = (
     "modeling_utils.py", "modeling_rope_utils.py", "masking_utils.py", "cache_utils.py", "configuration_utils.py",
@@ -79,7 +79,7 @@ def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> No
     read |= read_by(ROOT / f"models/{family}/modeling_{family}.py").union(*(read_by(ROOT / one) for one in SHARED))
     sizes = {key for key, _ in FAMILIES[family].fields.values()}
     known = {*sizes, *hf_trainable._AS_BUILT, *hf_trainable._CHECKED, *WITHOUT_EFFECT, *hf_trainable._READ, *HARMLESS}
-    known |= set(hf_config.ALIASES.get(family, {}).values())
+    known |= set(hf_config.ALIASES.get(family, {}).values()) | set(hf_trainable._AS_BUILT_OF.get(family, {}))
     known |= set() if FAMILIES[family].rotary else {"head_dim"}  # for rotary positions
     methods = {name for name in read if callable(getattr(type(config), name, None)) or name.startswith("__")}
     assert sorted(read - known - methods - set(dir(dict)) - set(dir(list))) == []

@@ -22,6 +22,7 @@ FOLDERS = {
     "qwen3": (transformers.Qwen3ForCausalLM, {**SIZES, "head_dim": 8}),
     "gpt2": (transformers.GPT2LMHeadModel,
              {"vocab_size": 260, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 12}),
+    "bert": (transformers.BertForMaskedLM, {**SIZES, "hidden_dropout_prob": 0.3}),
     "mixtral": (transformers.MixtralForCausalLM, {**SIZES, "num_local_experts": 3}),
 }  # fmt: skip
 

@@ -1,0 +1,128 @@
+"""The objective of a stage, resolved: its options complete, and what it asks of the model and the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from raystage.config.objective import ObjectiveSection
+from raystage.data.plan import DataPlan
+from raystage.data.tokenizer_names import BYTE_TOKENIZER
+from raystage.errors import InputError
+from raystage.models.families import FAMILIES
+from raystage.objectives.plan import ObjectivePlan
+from raystage.objectives.table import OBJECTIVES
+from raystage.plans.draft import Context, StageDraft
+from raystage.plans.inputs import Sources
+from raystage.units import shown
+from raystage.user_code import check_call, file_of, split_reference
+
+
+def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the objective, whether the model can learn it, and the ids that it adds to the tokenizer's."""
+    written = draft.stage.objective
+    _check_options(written)
+    _check_family(written, draft.stage.model.family)
+    find = _FINDERS.get(written.name)
+    plan = find(written, draft.data, context.sources) if find else ObjectivePlan(written.name)
+    return replace(draft, objective=plan)
+
+
+# What the models of a family learn, in a sentence.
+_LEARNED = {"next token": "the next token"}
+
+
+def _check_options(written: ObjectiveSection) -> None:
+    """Refuse an option of another objective."""
+    standard, own = ObjectiveSection(), OBJECTIVES[written.name].options
+    for other in OBJECTIVES.values():
+        for field in other.options:
+            if field not in own and getattr(written, field) != getattr(standard, field):
+                found = f"found {shown(getattr(written, field))} with {written.name}"
+                raise InputError(f"{found}; expected it with name: {other.name}", key=f"objective.{field}")
+
+
+def _check_family(written: ObjectiveSection, family: str) -> None:
+    learns = FAMILIES[family].objective
+    if OBJECTIVES[written.name].model != learns:
+        fitting = [one.name for one in OBJECTIVES.values() if one.model == learns]
+        others = [name for name, one in FAMILIES.items() if one.objective == OBJECTIVES[written.name].model]
+        found = f"found {written.name} for a {family}, which learns {_LEARNED.get(learns, learns)}"
+        problem = f"{found}; expected {' or '.join(fitting)}"
+        raise InputError(f"{problem}, or a family that learns it ({', '.join(others)})", key="objective")
+
+
+# --- masked_lm ----------------------------------------------------------------------------------
+
+
+def _masked_lm(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
+    if data.tokenizer_size is None:
+        problem = f"found the tokenizer {data.tokenizer!r}, whose files are not on this machine"
+        raise InputError(f"{problem}; expected a folder, or one that was downloaded before", key="data.tokenizer")
+    mask = _mask_id(written.mask_token, data, sources)
+    options = {"mask_share": written.mask_share, "mask_id": mask, "num_ids": data.tokenizer_size}
+    return ObjectivePlan(written.name, options, options, num_ids=max(mask + 1, data.tokenizer_size))
+
+
+def _mask_id(token: str | None, data: DataPlan, sources: Sources) -> int:
+    """The id of the mask token: as written, else the tokenizer's own, else a new one after its largest."""
+    known = {} if data.tokenizer == BYTE_TOKENIZER else sources.tokenizer(data.tokenizer).tokens or {}
+    if token is None:
+        own = None if data.tokenizer == BYTE_TOKENIZER else sources.tokenizer(data.tokenizer).mask
+        return known.get(own, data.tokenizer_size)
+    if token not in known:
+        problem = f"found {token!r}, which is no token of {data.tokenizer!r}"
+        raise InputError(f"{problem}; expected one that is, or none for a new id", key="objective.mask_token")
+    return known[token]
+
+
+# --- own ----------------------------------------------------------------------------------------
+
+
+def _own(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
+    if written.function is None:
+        problem = "missing; expected the loss of own, for example function: my.losses:smooth"
+        raise InputError(problem, key="objective.function")
+    if sources.with_code:
+        _check_call(written.function, 2, written, "function")
+        if written.targets:
+            _check_call(written.targets, 1, written, "targets")
+    options = {"function": written.function, "targets": written.targets, "options": written.options}
+    code = {field: _code_of(getattr(written, field), field) for field in ("function", "targets")}
+    return ObjectivePlan(written.name, options, {"code": code, "options": written.options})
+
+
+def _check_call(reference: str, arguments: int, written: ObjectiveSection, field: str) -> None:
+    try:
+        check_call(reference, arguments, written.options)
+    except InputError as error:
+        raise InputError(error.problem, key=f"objective.{field}") from None
+
+
+def _code_of(reference: str | None, field: str) -> list[str] | None:
+    """The name of a function, and the SHA-256 of the file that it is in: a change of the code changes the key."""
+    if reference is None:
+        return None
+    place, name = split_reference(reference)
+    path = file_of(reference) or _module_file(place, f"objective.{field}")
+    try:
+        return [name, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+    except OSError as error:
+        problem = f"{path} cannot be read ({error.strerror}); expected the file that {name} is in"
+        raise InputError(problem, key=f"objective.{field}") from None
+
+
+def _module_file(module: str, key: str) -> str:
+    """The source file of an installed module. Importing the packages above it is all of its code that runs."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        raise InputError(f"found no module {module!r}; expected one that is installed, or file.py:function", key=key)
+    return spec.origin
+
+
+_FINDERS = {"masked_lm": _masked_lm, "own": _own}

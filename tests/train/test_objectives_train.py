@@ -1,0 +1,147 @@
+"""Stages of every objective, trained on real workers: killed and resumed, on one worker and on three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import started_models
+from distributed import run_workers
+from factories import make_schedule
+from pages import block_with
+from raystage.config.schedule import Schedule
+from raystage.objectives.opening import open_judge
+from raystage.plans.build import make_plan
+from raystage.results.record import StageRecord
+from raystage.train.evaluation import evaluation_set
+from staged_runs import carry_out, records_of
+
+pytestmark = pytest.mark.end_to_end
+
+LOSSES = """
+import torch
+from torch.nn import functional
+
+def plain(model, batch, **options):
+    tokens = batch["tokens"]
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1)
+    return functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum", **options)
+
+def counted(model, batch, **options):
+    return plain(model, batch) if len(batch["tokens"]) else None
+
+def all_of_them(batch, **options):
+    return batch["tokens"][:, 1:].size
+"""
+LAYERS = [{"num_layers": 1}, {"num_layers": 2}]
+
+
+def schedule_of(folder: Path, workers: int, objectives: tuple[object, object], family: str = "llama") -> Schedule:
+    (folder / "text").mkdir(exist_ok=True)
+    (folder / "losses.py").write_text(LOSSES)
+    (folder / "shown.py").write_text(block_with("def smooth", "docs/objectives.md").text)
+    stages = [
+        {"name": "first", "model": LAYERS[0], "until": {"tokens": 800}, "objective": objectives[0]},
+        {"name": "second", "model": LAYERS[1], "until": {"tokens": 600}, "objective": objectives[1],
+         "grow": {"operator": "identity"}},
+    ]  # fmt: skip
+    training = {"workers": workers, "optimizer": {"lr": 1e-2}, "checkpoint": {"every": 200}}
+    return make_schedule(folder / "text", model={"family": family}, stages=stages, training=training, baseline=None)
+
+
+def own(folder: Path, function: str, **more: object) -> dict:
+    return {"name": "own", "function": f"{folder / 'losses.py'}:{function}", **more}
+
+
+def cases_of(folder: Path) -> dict[str, tuple[tuple[object, object], str]]:
+    counted = own(folder, "counted", targets=f"{folder / 'losses.py'}:all_of_them")
+    shown = {"name": "own", "function": f"{folder / 'shown.py'}:smooth", "options": {"label_smoothing": 0.1}}
+    return {
+        "causal_lm": (("causal_lm", "causal_lm"), "llama"),
+        "own": ((own(folder, "plain"), counted), "llama"),
+        "smoothed later": (("causal_lm", shown), "llama"),
+        "masked_lm": (("masked_lm", {"name": "masked_lm", "mask_share": 0.3}), "bert"),
+    }
+
+
+def carry_out_all(schedules: dict[str, Schedule], stores: dict[str, str], is_killed: bool) -> None:
+    for name, schedule in schedules.items():
+        for count in (3, 5) if is_killed else ():  # inside the first stage, and then inside the second
+            carry_out(schedule, stores[name], "saved", count)
+        carry_out(schedule, stores[name])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[StageRecord]]:
+    """By case and way the records of both stages."""
+    folder = tmp_path_factory.mktemp("objectives")
+    found = {}
+    for way, workers in (("one", 1), ("killed", 1), ("two", 2), ("three", 3)):
+        names = tuple(cases_of(folder)) if way == "two" else ("masked_lm", "own")
+        schedules = {name: schedule_of(folder, workers, *cases_of(folder)[name]) for name in names}
+        stores = {name: str(folder / f"{way}-{name}") for name in names}
+        run_workers(workers, carry_out_all, schedules, stores, way == "killed", folder=folder / f"processes-{way}")
+        found |= {f"{name}, {way}": records_of(schedules[name], stores[name]) for name in names}
+    return found
+
+
+def losses(records: list[StageRecord]) -> list[list[float]]:
+    return [[point.loss for point in (*record.train, *record.evaluations)] for record in records]
+
+
+def test_a_function_that_computes_the_same_trains_the_same_bits(trained: dict[str, list[StageRecord]]) -> None:
+    assert losses(trained["own, two"]) == losses(trained["causal_lm, two"])
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "own"])
+def test_killed_and_resumed_is_the_same(trained: dict[str, list[StageRecord]], name: str) -> None:
+    assert losses(trained[f"{name}, killed"]) == losses(trained[f"{name}, one"])
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "own"])
+def test_three_workers_see_what_two_see(trained: dict[str, list[StageRecord]], name: str) -> None:
+    for two, three in zip(losses(trained[f"{name}, two"]), losses(trained[f"{name}, three"]), strict=True):
+        assert three == pytest.approx(two, rel=1e-4)
+
+
+def test_a_bert_of_hugging_face_s_is_trained_on(tmp_path: Path) -> None:
+    """Its first evaluation is what transformers computes; dropout is not trained with."""
+    model = started_models.make(tmp_path / "bert", "bert")
+    (tmp_path / "text").mkdir()
+    schedule = started_models.make_schedule(tmp_path / "text", model, objective="masked_lm")
+    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
+    stage = make_plan(schedule).staged.stages[0]
+    held_out, judge = evaluation_set(stage), open_judge(stage.objective)
+    batch = judge.batch(held_out, 0, held_out.count, held_out.length)
+    network = transformers.AutoModelForMaskedLM.from_pretrained(model).eval()
+    with torch.no_grad():
+        loss = judge.loss(network, {name: torch.from_numpy(values) for name, values in batch.items()})
+    targets = judge.num_targets(held_out, 0, held_out.count, held_out.length)
+    first = records_of(schedule, str(tmp_path / "store"))[0]
+    assert first.evaluations[0].loss == pytest.approx(loss.item() / targets, rel=1e-5)
+    assert first.eval_loss < first.evaluations[0].loss
+
+
+def test_every_objective_is_learned(trained: dict[str, list[StageRecord]]) -> None:
+    for name, (first, _) in trained.items():
+        assert first.eval_loss < first.evaluations[0].loss - 0.2, name
+
+
+def test_a_changed_objective_changes_the_training_and_not_the_judge(trained: dict[str, list[StageRecord]]) -> None:
+    plain, smoothed = trained["causal_lm, two"][1], trained["smoothed later, two"][1]
+    assert smoothed.evaluations[0].loss == plain.evaluations[0].loss
+    assert smoothed.train[0].loss > plain.train[0].loss + 0.05
+    certificate = smoothed.growth.certificate
+    assert certificate.eval_loss_after == pytest.approx(certificate.eval_loss_before, abs=2e-5)
+
+
+def test_a_growth_is_judged_by_what_judged_the_model_before(trained: dict[str, list[StageRecord]]) -> None:
+    """Another share of masked tokens: the losses of the two stages are of different targets."""
+    first, second = trained["masked_lm, two"]
+    certificate = second.growth.certificate
+    assert certificate.eval_loss_before == first.eval_loss
+    assert certificate.eval_loss_after == pytest.approx(first.eval_loss, abs=1e-3)  # BERT grows nearly exactly
+    assert second.evaluations[0].loss != pytest.approx(first.eval_loss, abs=3e-3)
