@@ -224,29 +224,29 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
         raise explain(error, Schedule) from None
     return schedule.model_copy(
         update={
-            "data": _located(schedule.data, beside),
+            "data": _located(schedule.data, beside, schedule.data.source),
             "init": _located_init(schedule.init, beside),
             **_located_objective(schedule.objective, beside),
             **_located_metrics(schedule.training, beside),
-            "stages": tuple(_located_stage(stage, beside) for stage in schedule.stages),
+            "stages": tuple(_located_stage(stage, beside, schedule.data) for stage in schedule.stages),
         }
     )
 
 
-def _located(data: Data, beside: Path | None) -> Data:
-    """The section with absolute paths. A tokenizer is a path where there is such a folder."""
+def _located(data: Data, beside: Path | None, source: str) -> Data:
+    """The section with absolute paths. A tokenizer, or a data set, is a path where there is such a folder."""
     changes: dict[str, object] = {}
     for name in ("path", "validation_path"):
         if getattr(data, name):
-            changes[name] = tuple(_locate_files(path, beside) for path in getattr(data, name))
+            changes[name] = tuple(_locate_files(path, beside, source) for path in getattr(data, name))
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
     return data.model_copy(update=changes)
 
 
-def _located_stage(stage: Stage, beside: Path | None) -> Stage:
+def _located_stage(stage: Stage, beside: Path | None, over: Data) -> Stage:
     changes = {
-        "data": _located(stage.data, beside),
+        "data": _located(stage.data, beside, over.overlaid(stage.data).source),
         **_located_objective(stage.objective, beside),
         **_located_metrics(stage.training, beside),
     }
@@ -289,9 +289,9 @@ def _located_init(init: Init | None, beside: Path | None) -> Init | None:
     return init.model_copy(update={"source": _locate(init.source, beside)})
 
 
-def _locate_files(path: str, beside: Path | None) -> str:
-    """The same for a file, a folder or a glob; a place in an object store stays as it is."""
-    if "://" in path:
+def _locate_files(path: str, beside: Path | None, source: str) -> str:
+    """The same for a file, a folder or a glob; a place in an object store, or a Hub name, stays as it is."""
+    if "://" in path or (source == "huggingface" and not os.path.isdir(_locate(path, beside))):
         return path
     first, second = (os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in ("", beside or ""))
     if glob.has_magic(path) and not os.path.exists(first) and not glob.glob(first) and glob.glob(second):

@@ -34,7 +34,7 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.models.families import TRAINED
-from raystage.sources.table import SOURCES
+from raystage.sources.table import SOURCES, TOKEN_FORMATS
 from raystage.units import parse_count, shown
 
 
@@ -47,12 +47,20 @@ def _as_list(value: object) -> object:
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
+
+
 class TextSource(Section):
     """Where text comes from, and which part of it is held out."""
 
     source: Literal[tuple(SOURCES)] = "python-stdlib"
     """Where documents come from. `python-stdlib` is the source code of Python's standard library: nothing to download.
-    The others read `path`: `text` plain text, `jsonl` JSON lines, `parquet` Parquet files."""
+    The others read `path`: `text` plain text, `jsonl` JSON lines, `parquet` Parquet files, `huggingface` data sets,
+    `tokens` text that another program tokenized."""
     path: Paths = ()
     """Files or folders to read. A relative path starts at the working directory or at the schedule's folder. For
     sources with rows also globs, and places such as `s3://bucket/prefix`."""
@@ -66,6 +74,14 @@ class TextSource(Section):
     field: Text | None = None
     """The field of a row that is the document, for `jsonl`, `parquet` and `huggingface`; `text` unless given. Dots lead
     into nested fields: `meta.body`."""
+    subset: Text | None = None
+    """The subset (or configuration) of a data set on the Hub, for `huggingface`."""
+    split: Text | None = None
+    """The split of a data set that is read, for `huggingface`; `train` unless given."""
+    validation_split: Text | None = None
+    """The split of the same data set that is held out, in place of `validation_fraction`."""
+    format: Literal[TOKEN_FORMATS] | None = None
+    """The format of files of tokens, for `tokens`; recognised unless given."""
     validation_fraction: Share = 0.05
     """The share of the text that is held out for evaluation, as whole documents."""
     validation_path: Paths = ()
@@ -73,8 +89,11 @@ class TextSource(Section):
 
     @model_validator(mode="after")
     def _holds_out_in_one_way(self) -> Self:
-        if self.validation_path and "validation_fraction" in self.model_fields_set:
-            raise ValueError("found both validation_fraction and validation_path; expected one of them")
+        given = [key for key in ("validation_path", "validation_split") if getattr(self, key)]
+        if "validation_fraction" in self.model_fields_set:
+            given = ["validation_fraction", *given]
+        if len(given) > 1:
+            raise ValueError(f"found both {' and '.join(given[:2])}; expected one of them")
         return self
 
 
@@ -83,8 +102,9 @@ class Data(TextSource):
 
     tokenizer: Text = BYTE_TOKENIZER
     """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""
-    end_token: Text | None = None
-    """The token that ends a document; the tokenizer's own end-of-text token unless given."""
+    end_token: EndToken | None = None
+    """The token that ends a document; the tokenizer's own end-of-text token unless given. For `source: tokens` also its
+    id."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
 

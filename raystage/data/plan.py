@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raystage.data.tokenizer_names import BYTE_TOKENIZER
+from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.data.trained_on import TrainingText
-from raystage.sources.corpus import DEFAULTS, NO_TEXT, SourceOptions, TextSize
+from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SourceOptions, TextSize
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class DataPlan:
 
     tokenizer_size: one more than its largest id, where its files say so. end_token: ends a document, in place of the
     tokenizer's own. has_controls: the text contains what looks like control tokens; it is encoded as text. train,
-    held_out: the size of both sides. text: what is trained on.
+    held_out: the size of both sides. largest_token: where the source gives tokens. text: what is trained on.
     """
 
     source: str
@@ -33,6 +33,7 @@ class DataPlan:
     has_controls: bool = False
     train: TextSize = NO_TEXT
     held_out: TextSize = NO_TEXT
+    largest_token: LargestToken | None = None
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class DataPlan:
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "validation_fraction": None if self.options.validation_path else self.validation_fraction,
         }
-        if self.tokenizer == BYTE_TOKENIZER:
+        if self.tokenizer in (BYTE_TOKENIZER, NO_TOKENIZER):
             return facts
         if self.end_token is not None:
             facts["end_token"] = self.end_token

@@ -12,6 +12,7 @@ from raystage.models import hub
 from raystage.sources.text_files import unreadable
 
 BYTE_TOKENIZER = "bytes"
+NO_TOKENIZER = "none"  # where the text is given as tokens, and nobody says by which tokenizer
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
 
 # The files that Hugging Face tokenizers of any kind read from a folder.
@@ -28,7 +29,7 @@ def tokenizer_fingerprint(tokenizer: str) -> str:
 
     Raises InputError where there is no such folder, or no tokenizer in it.
     """
-    if tokenizer == BYTE_TOKENIZER:
+    if tokenizer in (BYTE_TOKENIZER, NO_TOKENIZER):
         return tokenizer
     if os.path.isdir(tokenizer):
         return _folder_fingerprint(Path(tokenizer))

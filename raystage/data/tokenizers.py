@@ -18,7 +18,7 @@ _KEY = "data.tokenizer"
 
 
 class Tokenizer(Protocol):
-    """From the bytes of a document to token ids. `size` is one more than the largest id."""
+    """From the content of a document, mostly bytes, to token ids. `size` is one more than the largest id."""
 
     size: int
 
@@ -33,6 +33,16 @@ class ByteTokenizer:
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.append(np.frombuffer(text, dtype=np.uint8).astype(np.uint16), np.uint16(_SEPARATOR_BYTE))
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """For a source that gives tokens: its ids as they are."""
+
+    size: int
+
+    def encode(self, text: np.ndarray) -> np.ndarray:
+        return text
 
 
 class PretrainedTokenizer:
@@ -71,7 +81,12 @@ class PretrainedTokenizer:
 
 
 def make_tokenizer(data: DataPlan) -> Tokenizer:
-    """Raises InputError where it cannot be loaded, or has no token that ends a document."""
+    """What makes token ids of the documents of a source.
+
+    Raises InputError where it cannot be loaded, or has no token that ends a document.
+    """
+    if data.largest_token is not None:
+        return TokenIds(data.largest_token.token + 1)
     if data.tokenizer == BYTE_TOKENIZER:
         return ByteTokenizer()
     return PretrainedTokenizer(data.tokenizer, data.end_token, data.encoding_errors)

@@ -40,15 +40,15 @@ def pinned(name: str, key: str) -> str:
     return f"{repository}@{snapshot(name, TOKENIZER_FILES, key).name}"
 
 
-def snapshot(name: str, files: Sequence[str], key: str, offline: bool = False) -> Path:
+def snapshot(name: str, files: Sequence[str], key: str, offline: bool = False, kind: str | None = None) -> Path:
     """The folder in this machine's cache, named by its commit, with these files; downloaded where needed.
 
-    offline: download nothing. Raises InputError.
+    offline: download nothing. kind: "dataset", or None for a model. Raises InputError.
     """
     repository, revision = parts(name)
     try:
         found = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(files), local_files_only=offline
+            repository, revision=revision, allow_patterns=list(files), local_files_only=offline, repo_type=kind
         )
     except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,13 +14,13 @@ from raystage.config.schedule import Init
 from raystage.config.stage import Data
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_files import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
-from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
+from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, NO_TOKENIZER, tokenizer_fingerprint
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.lazy import huggingface_hub
 from raystage.models import hub
 from raystage.plans.initial import InitPlan, find_init
-from raystage.sources.corpus import DEFAULTS, Corpus, Side, SourceOptions
+from raystage.sources.corpus import DEFAULTS, Corpus, LargestToken, Side, SourceOptions
 from raystage.sources.table import SOURCES, read_corpus, sources_with
 from raystage.units import shown
 
@@ -76,34 +76,52 @@ class Sources:
 
     def _look_up(self, data: Data) -> DataPlan:
         _check_source(data)
-        options = _options(data)
-        corpus = self.corpus(data.source, data.path, options)
-        _check_split(corpus, data.validation_fraction, data.document_separator)
+        path, options = _pinned(data, _options(data))
+        corpus = self.corpus(data.source, path, options)
+        _check_split(corpus, data)
         training, held_out = corpus.split(data.validation_fraction)
-        known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
-        _check_end(data, known)
-        if data.tokenizer != BYTE_TOKENIZER and data.encoding_errors == "strict":
+        tokenizer, known = self._tokenizer_of(data, corpus)
+        if tokenizer not in (BYTE_TOKENIZER, NO_TOKENIZER) and data.encoding_errors == "strict":
             corpus.check_utf8()
         return DataPlan(
             source=data.source,
-            path=data.path,
-            tokenizer=self.pinned(data.tokenizer),
+            path=path,
+            tokenizer=tokenizer,
             validation_fraction=data.validation_fraction,
             fingerprint=corpus.fingerprint,
-            tokenizer_fingerprint=tokenizer_fingerprint(self.pinned(data.tokenizer)),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             options=options,
             tokenizer_size=known.size,
-            end_token=data.end_token,
+            end_token=data.end_token if corpus.largest is None else None,
             encoding_errors=data.encoding_errors,
             has_controls=corpus.holds_any(_marks(known, options)),
             train=training.size,
             held_out=held_out.size,
+            largest_token=corpus.largest,
             text=TrainingText.of(
-                corpus.fingerprint, None if data.validation_path else data.validation_fraction, training
+                corpus.fingerprint, None if options.validation_path else data.validation_fraction, training
             ),
         )
 
+    def _tokenizer_of(self, data: Data, corpus: Corpus) -> tuple[str, TokenizerFacts]:
+        """The tokenizer's name, with its commit, and what is known about it. Of tokens it need not be known."""
+        if corpus.largest is None:
+            known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
+            _check_end(data, known)
+            return self.pinned(data.tokenizer), known
+        if data.tokenizer == BYTE_TOKENIZER:
+            return NO_TOKENIZER, NOTHING_KNOWN
+        known = self.tokenizer(data.tokenizer)
+        _check_largest(data.tokenizer, known, corpus.largest)
+        return self.pinned(data.tokenizer), known
 
+
+# How a text becomes more documents, by source.
+_WAYS = {
+    "text": "data.document_separator or data.document_bytes to cut it at, or data.validation_path",
+    "tokens": "data.end_token, the id of the token that ends a document, or data.validation_path",
+}
+_MOST_IDS = 2**32
 BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 
 
@@ -133,10 +151,38 @@ def _cached(name: str) -> Path | None:
     return None
 
 
+def _check_largest(tokenizer: str, known: TokenizerFacts, largest: LargestToken) -> None:
+    if known.size is not None and largest.token >= known.size:
+        where = f"{largest.file} has the token {largest.token} at position {largest.position:,}"
+        problem = f"{where}, but the ids of the tokenizer {tokenizer!r} go up to {known.size - 1}"
+        raise InputError(f"{problem}; expected tokens of this tokenizer", key="data.path")
+
+
+def _pinned(data: Data, options: SourceOptions) -> tuple[tuple[str, ...], SourceOptions]:
+    """The paths, and the options with theirs, so that they mean the same on every machine."""
+    pin = SOURCES[data.source].pinned
+    path, held_out = (tuple(pin(one, options) for one in paths) for paths in (data.path, options.validation_path))
+    return path, replace(options, validation_path=held_out)
+
+
+def _end_id(data: Data) -> int | None:
+    if "tokens" not in SOURCES[data.source].gives or data.end_token is None:
+        return None
+    if not data.end_token.isdecimal() or int(data.end_token) >= _MOST_IDS:
+        problem = f"found {shown(data.end_token)}; expected the id of the token that ends a document, such as 50256"
+        raise InputError(problem, key="data.end_token")
+    return int(data.end_token)
+
+
 def _options(data: Data) -> SourceOptions:
     return SourceOptions(
         files=data.files,
-        validation_path=data.validation_path,
+        validation_path=data.path if data.validation_split else data.validation_path,
+        validation_split=data.validation_split,
+        subset=data.subset,
+        split=data.split,
+        format=data.format,
+        end_id=_end_id(data),
         document_separator=data.document_separator,
         document_bytes=data.document_bytes,
         may_be_any=data.encoding_errors == "replace",
@@ -170,8 +216,9 @@ def _check_end(data: Data, known: TokenizerFacts) -> None:
         raise InputError(problem, key="data.end_token")
 
 
-def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None:
+def _check_split(corpus: Corpus, data: Data) -> None:
     """Refuse a split with an empty side. Documents are held out by their hash: of few documents a side may get none."""
+    fraction, separator = data.validation_fraction, data.document_separator
     training, held_out = corpus.split(fraction)
     if training and held_out:
         return
@@ -184,7 +231,7 @@ def _check_split(corpus: Corpus, fraction: float, separator: str | None) -> None
             problem = f"found {shown(separator)}, which stands nowhere in the text; expected what parts its documents"
             raise InputError(problem, key="data.document_separator")
         found = "1 document" if count == 1 else f"{count} documents of one and the same text"
-        ways = "data.document_separator or data.document_bytes to cut it at, or data.validation_path"
+        ways = _WAYS.get(data.source, "data.validation_path")
         raise InputError(f"found {found}; expected two or more, some of them to hold out ({ways})", key="data.path")
     side = "holds out none" if training else "leaves none for training"
     problem = (

@@ -102,7 +102,8 @@ def _held_out_error(context: Context, stage: StageDraft, count: int, by: str, fr
     key, problem = "data.validation_fraction", f"found {stage.data.validation_fraction:g}, which holds out {documents}"
     expected = "expected other text to hold out"
     if stage.data.options.validation_path:
-        key, problem = "data.validation_path", f"found {documents}"
+        key = "data.validation_split" if stage.data.options.validation_split else "data.validation_path"
+        problem = f"found {documents}"
     elif fraction is not None:
         expected = f"expected at most the {fraction:g} there"
     return context.error(stage.index, key, f"{problem}; {expected}")
@@ -140,9 +141,10 @@ def check_text(context: Context) -> Context:
             (stage.data.held_out, stage.shape.context_length, "to hold out"),
         )
         for text, length, what in sides:
-            tokens = text.num_bytes + own_end * text.documents
+            tokens = text.num_bytes + own_end * text.documents if text.num_tokens is None else text.num_tokens
             if tokens <= length:
-                found = f"found {text.num_bytes} bytes {what}, at most {tokens} tokens"
+                in_bytes = f"{text.num_bytes} bytes {what}, at most {tokens} tokens"
+                found = f"found {in_bytes if text.num_tokens is None else f'{tokens} tokens {what}'}"
                 problem = f"{found}; expected more than a sequence's {length} (context_length)"
                 raise context.error(stage.index, "data.path", problem)
     return context

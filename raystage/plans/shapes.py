@@ -15,6 +15,7 @@ from raystage.models.shape import ModelShape, heads_problem
 from raystage.objectives.plan import ObjectivePlan
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.freezing import find_freezing
+from raystage.sources.corpus import LargestToken
 
 
 def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
@@ -132,6 +133,9 @@ def _head_size(model: Model) -> int:
 def _vocab_size(model: Model, data: DataPlan, objective: ObjectivePlan) -> int:
     """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
     size = objective.num_ids or data.tokenizer_size
+    if size is None and data.largest_token is not None:
+        _check_tokens(model.vocab_size, data.largest_token)
+        return model.vocab_size
     if model.vocab_size is None:
         if size is None:
             problem = (
@@ -142,6 +146,14 @@ def _vocab_size(model: Model, data: DataPlan, objective: ObjectivePlan) -> int:
     if size is not None and model.vocab_size < size:
         raise InputError(vocabulary_problem(model.vocab_size, data.tokenizer, size), key="model.vocab_size")
     return model.vocab_size
+
+
+def _check_tokens(vocab_size: int | None, largest: LargestToken) -> None:
+    """Refuse a vocabulary that lacks tokens of the text, where no tokenizer says how many there are."""
+    if vocab_size is None or vocab_size <= largest.token:
+        found = "missing" if vocab_size is None else f"found {vocab_size}"
+        where = f"{largest.file} has the token {largest.token} at position {largest.position:,}"
+        raise InputError(f"{found}; expected at least {largest.token + 1}: {where}", key="model.vocab_size")
 
 
 # --- the growth -------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ def count(data: DataPlan) -> Counted:
     if index is not None:
         return Counted.of_index(index)
     sides = data.train, data.held_out
+    if data.train.num_tokens is not None:
+        return Counted(data.train.num_tokens, data.held_out.num_tokens)
     if data.tokenizer == BYTE_TOKENIZER:
         return Counted(*(side.num_bytes + side.documents for side in sides))
     return Counted(*(side.num_bytes // _BYTES_PER_TOKEN + side.documents for side in sides), is_estimate=True)

@@ -22,8 +22,8 @@ class SourceOptions:
 
     files: a pattern of names. validation_path: separate text to hold out, in place of a share. document_separator,
     document_bytes: where files are split into documents. may_be_any: whether bytes that are no UTF-8 are read. field:
-    of a row, the part that is the document. subset, split: of a dataset. format: of files of tokens. end_id: the token
-    that ends a document there.
+    the part of a row that is the document. subset, split: of a dataset; validation_split: that of `validation_path`.
+    format: of files of tokens. end_id: the token that ends a document there.
     """
 
     files: str | None = None
@@ -34,6 +34,7 @@ class SourceOptions:
     field: str | None = None
     subset: str | None = None
     split: str | None = None
+    validation_split: str | None = None
     format: str | None = None
     end_id: int | None = None
 
@@ -109,6 +110,10 @@ class Corpus(Protocol):
     @property
     def has_own_held_out(self) -> bool:
         """Whether separate text is held out, and not a share."""
+
+    @property
+    def largest(self) -> LargestToken | None:
+        """The largest token id; None where the documents are text."""
 
     def __len__(self) -> int:
         """The number of documents, without separate text to hold out."""

@@ -109,6 +109,10 @@ class FileCorpus:
     def has_own_held_out(self) -> bool:
         return self.held_out is not None
 
+    @property
+    def largest(self) -> None:
+        return None
+
     def __len__(self) -> int:
         return len(self.documents)
 

@@ -9,16 +9,19 @@ import contextlib
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystage.errors import InputError
-from raystage.sources.columns import column_path, texts
 from raystage.sources.corpus import SourceOptions
 from raystage.sources.places import Place, refused
 from raystage.sources.rows import Block, RowCorpus, read_rows
+from raystage.units import shown
 
 ENDINGS = (".parquet", ".pq")
 _BATCH_ROWS = 1024
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES_TYPES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
 def read(paths: tuple[str, ...], options: SourceOptions) -> RowCorpus:
@@ -54,3 +57,66 @@ def _opened(place: Place) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{place} is no Parquet file, or damaged ({reason}); expected one", key="data.path") from None
     except OSError as error:
         raise refused(place, error) from None
+
+
+# --- columns of Arrow data ----------------------------------------------------------------------
+
+
+def column_path(schema: pa.Schema, place: Place, options: SourceOptions) -> tuple[str, ...]:
+    """The names that lead to the column of the documents: one, or those of nested fields. Raises InputError where there
+    is no such column, or one of another type. A name with dots in it counts before a path."""
+    field = options.field or "text"
+    path = (field,) if field in schema.names else tuple(field.split("."))
+    columns, kind = schema, None
+    for step in path:
+        names = list(columns.names) if isinstance(columns, pa.Schema) else [one.name for one in columns]
+        if step not in names:
+            there = ", ".join(map(repr, names)) or "no columns"
+            problem = f"{place} has no column {field!r}; found {there}; expected one of its columns"
+            raise InputError(problem, key="data.field")
+        kind = columns.field(step).type
+        columns = kind if pa.types.is_struct(kind) else ()
+    if not _is_text(kind):
+        texts = _text_columns(schema)
+        where = f"such as {', '.join(map(repr, texts))}" if texts else "of which it has none"
+        problem = f"{place}: the column {field!r} has the type {kind}; expected a column of text, {where}"
+        raise InputError(problem, key="data.field")
+    return path
+
+
+def texts(batch: pa.RecordBatch, path: tuple[str, ...], place: Place, first: int, replace: bool) -> Iterator[bytes]:
+    """The texts of a column, empty ones included. first: the number of rows before. Raises InputError."""
+    column = batch.column(batch.schema.get_field_index(path[0]))
+    for step in path[1:]:
+        column = pc.struct_field(column, step)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_bytes = any(check(column.type) for check in _BYTES_TYPES)
+    for number, content in enumerate(column.cast(pa.large_binary()).to_pylist(), first + 1):
+        if content is None:
+            problem = f"{place}, row {number:,}: found null in the column {'.'.join(path)!r}; expected text"
+            raise InputError(problem, key="data.field")
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            if not replace:
+                raise _no_utf8(place, number, path, error, is_bytes) from None
+            content = content.decode("utf-8", "replace").encode()
+        yield content
+
+
+def _no_utf8(place: Place, row: int, path: tuple[str, ...], error: UnicodeDecodeError, is_bytes: bool) -> InputError:
+    byte = f"0x{error.object[error.start]:02x} at position {error.start}"
+    what = "bytes that are no text" if is_bytes else "text that is no UTF-8"
+    problem = f"{place}, row {row:,}: found {what} ({byte}) in the column {'.'.join(path)!r}"
+    return InputError(f"{problem}; expected UTF-8, or data.encoding_errors: replace", key="data.path")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(check(kind) for check in (*_TEXT_TYPES, *_BYTES_TYPES))
+
+
+def _text_columns(schema: pa.Schema) -> list[str]:
+    return [shown(field.name).strip("'") for field in schema if _is_text(field.type)]

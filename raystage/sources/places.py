@@ -33,10 +33,13 @@ class Place:
         return repr(self.uri)
 
     @property
+    def name(self) -> str:
+        return _parent(self.uri)[1] if is_remote(self.uri) else os.path.basename(self.uri)
+
+    @property
     def codec(self) -> str | None:
         """How it is compressed, by its name."""
-        name = self.uri.partition("?")[0] if is_remote(self.uri) else self.uri
-        return next((codec for ending, codec in _CODECS.items() if name.endswith(ending)), None)
+        return next((codec for ending, codec in _CODECS.items() if self.name.endswith(ending)), None)
 
     def open(self) -> pa.NativeFile:
         """The file, at its beginning; it can be positioned. Raises OSError, StorageError."""
@@ -84,14 +87,15 @@ def is_remote(path: str) -> bool:
 def _local(path: str, pattern: str | None, endings: tuple[str, ...], key: str) -> list[Place]:
     if not os.path.exists(path) and glob.has_magic(path):
         named = sorted(glob.glob(path, recursive=True))
-        return [_local_place(Path(one), key) for one in named if os.path.isfile(one)]
+        return [place_of(Path(one), key) for one in named if os.path.isfile(one)]
     files = text_files((path,), pattern, key)
     if os.path.isdir(path) and pattern is None:
         files = [file for file in files if file.name.endswith(endings)]
-    return [_local_place(file, key) for file in files]
+    return [place_of(file, key) for file in files]
 
 
-def _local_place(file: Path, key: str) -> Place:
+def place_of(file: Path, key: str) -> Place:
+    """A file of this machine. Raises InputError."""
     try:
         status = file.stat()
     except OSError as error:
@@ -108,14 +112,11 @@ def _remote(path: str, pattern: str | None, endings: tuple[str, ...], key: str) 
     try:
         folder = open_folder(base + end)
         if magic < 0 and folder.is_file():
-            parent, name = _parent(path)
-            size = _opened(parent).size_of(name)
-            changed = _opened(parent).system.get_file_info((_opened(parent) / name).path).mtime_ns
-            return [Place(path, size, (changed or 0,))]
+            return [_stored(path)]
         files = folder.files()
     except InputError as error:
         raise InputError(error.problem, key=key) from None
-    wanted = _matches(before[len(base) + 1 :]) if magic >= 0 else None
+    wanted = glob_pattern(before[len(base) + 1 :]) if magic >= 0 else None
     return [
         Place(f"{base}/{file.path}{end}", file.bytes, (int(file.changed_at * 1e9),))
         for file in files
@@ -123,12 +124,29 @@ def _remote(path: str, pattern: str | None, endings: tuple[str, ...], key: str) 
     ]
 
 
+def beside(place: Place, name: str) -> Place | None:
+    """Another file in the same folder; None where there is none. Raises StorageError."""
+    if not is_remote(place.uri):
+        file = Path(place.uri).with_name(name)
+        return place_of(file, "data.path") if file.is_file() else None
+    folder, _ = _parent(place.uri)
+    before, mark, query = folder.partition("?")
+    return _stored(f"{before}/{name}{mark}{query}") if _opened(folder).size_of(name) is not None else None
+
+
+def _stored(uri: str) -> Place:
+    """A file of an object store that is there."""
+    folder, name = _parent(uri)
+    info = _opened(folder).system.get_file_info((_opened(folder) / name).path)
+    return Place(uri, info.size, (info.mtime_ns or 0,))
+
+
 def _is_wanted(path: str, pattern: str | None, endings: tuple[str, ...]) -> bool:
     name = path.rpartition("/")[2]
-    return bool(_matches(pattern).fullmatch(name)) if pattern else name.endswith(endings)
+    return bool(glob_pattern(pattern).fullmatch(name)) if pattern else name.endswith(endings)
 
 
-def _matches(pattern: str) -> re.Pattern[str]:
+def glob_pattern(pattern: str) -> re.Pattern[str]:
     """A glob as a regular expression: `**/` is any folders, `*` stays within a name."""
     parts = re.split(r"(\*\*/|\*|\[[^]]*\])", pattern)
     meanings = {"**/": "(?:.*/)?", "*": "[^/]*"}

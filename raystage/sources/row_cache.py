@@ -75,7 +75,7 @@ def forget(format: str, place: Place, options: SourceOptions) -> None:
 
 def _path(format: str, place: Place, options: SourceOptions) -> Path:
     """Only the options that decide what the documents of a file are have a part in it."""
-    own = asdict(replace(options, validation_path=(), files=None))
+    own = asdict(replace(options, validation_path=(), files=None, subset=None, split=None, validation_split=None))
     asked = [_VERSION, format, place.uri, place.num_bytes, place.stamp, own]
     return user_cache("rows") / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 

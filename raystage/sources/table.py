@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from raystage.sources.corpus import DEFAULTS, Corpus, SourceOptions
 
+# Of `source: tokens`; `raystage.sources.token_files` says what they are.
+TOKEN_FORMATS = ("llmc", "megatron", "datatrove", "npy", "uint16", "uint32")
 _TEXT = frozenset({"text"})
 _FILES = frozenset({"path", "files", "validation_path"})
+_DATASET = frozenset({"path", "validation_path", "field", "subset", "split", "validation_split"})
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class DataSource:
     """A source. gives: the fields of its samples, such as {"text"} or {"tokens"}.
 
     keys: the keys under `data` that it has, besides those that every source has. module: where its function
-    `read(paths, options)` is, which returns a `Corpus` and raises InputError.
+    `read(paths, options)` is, which returns a `Corpus` and raises InputError; `pinned(path, options)` may
+    be there, too.
     """
 
     name: str
@@ -31,6 +35,11 @@ class DataSource:
     @property
     def has_path(self) -> bool:
         return "path" in self.keys
+
+    def pinned(self, path: str, options: SourceOptions) -> str:
+        """A path that means the same from now on everywhere; for most sources the path itself. Raises InputError."""
+        pin = getattr(importlib.import_module(self.module), "pinned", None)
+        return pin(path, options) if pin else path
 
     def read(self, paths: tuple[str, ...], options: SourceOptions) -> Corpus:
         """Its documents. Raises InputError."""
@@ -43,6 +52,8 @@ _ENTRIES = (
     DataSource("text", _TEXT, _FILES | {"document_separator", "document_bytes"}, "raystage.sources.text"),
     DataSource("jsonl", _TEXT, _FILES | {"field"}, "raystage.sources.jsonl"),
     DataSource("parquet", _TEXT, _FILES | {"field"}, "raystage.sources.parquet"),
+    DataSource("huggingface", _TEXT, _DATASET, "raystage.sources.huggingface"),
+    DataSource("tokens", frozenset({"tokens"}), _FILES | {"format"}, "raystage.sources.tokens"),
 )
 SOURCES: dict[str, DataSource] = {entry.name: entry for entry in _ENTRIES}
 

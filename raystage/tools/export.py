@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from raystage.data.hf_tokenizer import load_tokenizer, num_ids, tokenizer_files
+from raystage.data.tokenizer_names import NO_TOKENIZER
 from raystage.errors import InputError
 from raystage.files.filesystem import Folder
 from raystage.files.safetensors import CHUNK_BYTES, Tensor
@@ -28,7 +29,6 @@ from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
 
 # Types of the weights, as torch names them, and safetensors' names for them.
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-NO_TOKENIZER = "none"
 _GENERATION_CONFIG = "generation_config.json"
 
 

@@ -144,8 +144,8 @@ CASES = [
      "set that instead"),
     ("change", "training.zero_stage=4", "training.zero_stage: found 4; expected at most 3"),
     # --- values that are not on offer
-    ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl' or "
-     "'parquet'"),
+    ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl', "
+     "'parquet', 'huggingface' or 'tokens'"),
     ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama', 'mistral', 'qwen2', 'qwen3', "
      "'gpt2', 'bert' or 'mixtral'; did you mean 'llama'?"),
     ("change", "model.family=bert",

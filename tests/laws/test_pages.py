@@ -46,7 +46,8 @@ from raystage.sweeps.config import load as load_sweep
 from raystage.sweeps.space import SpaceEntry
 from raystage.sweeps.trials import plan_sweep
 from raystage.units import format_count, format_flops
-from row_files import TEXTS, write_jsonl
+from row_files import TEXTS, write_jsonl, write_saved
+from token_writers import write_nanogpt
 
 MOST_README_BYTES = 8_192
 HAND_WRITTEN = "\n".join(text for page, text in PAGES.items() if page not in GENERATED)
@@ -148,6 +149,11 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_documents(tmp_path / "my/texts", 60)
     (tmp_path / "my/page.txt").write_text("a page of its own\n" * 20)
     write_jsonl(tmp_path / "my/rows/a.jsonl", [text * 10 for text in TEXTS])
+    write_saved(tmp_path / "my/dataset", [text * 10 for text in TEXTS])
+    (tmp_path / "my/tokens").mkdir()
+    write_nanogpt(
+        tmp_path / "my/tokens", [[*range(60), 50256]] * 5 + [[*range(first, 600), 50256] for first in range(60)]
+    )
     (tmp_path / "exact.py").write_text(block_with("# exact.py", "docs/savings.md").text)
     (tmp_path / "losses.py").write_text(block_with("def smooth", "docs/objectives.md").text)
     (tmp_path / "my_package").mkdir()
