@@ -1,4 +1,4 @@
-"""Packages that only some plans need and that are slow to import: they are imported at first use."""
+"""Packages that only some plans and processes need and that are slow to import: they are imported at first use."""
 
 from __future__ import annotations
 
@@ -18,3 +18,4 @@ class Lazy:
 
 numpy = Lazy("numpy")
 huggingface_hub = Lazy("huggingface_hub")
+hf_tokenizer = Lazy("raystage.data.hf_tokenizer")  # it imports transformers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from raystage.cli.data import data_group
 from raystage.cli.doctor import doctor
 from raystage.cli.evaluate import evaluate
 from raystage.cli.grow import certify, export, grow
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 for _command in (
-    certify, doctor, evaluate, export, grow, init_command, plan, report, run, schema_command, status_command,
-    store_group, sweep,
+    certify, data_group, doctor, evaluate, export, grow, init_command, plan, report, run, schema_command,
+    status_command, store_group, sweep,
 ):  # fmt: skip
     main.add_command(_command)

@@ -13,7 +13,8 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,25 @@ import xxhash
 from raystage.data.plan import DataPlan
 from raystage.data.repeats import find_repeats
 from raystage.data.token_index import HELD_OUT, INDEX, TRAIN, StreamFile, TokenIndex, read_index
+from raystage.data.token_shards import SIDES, Progress, encoded, read_shards, write_shards
 from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
-from raystage.sources.corpus import Corpus, Piece, Read
+from raystage.process_pool import num_cpus
+from raystage.sources.corpus import Corpus, Piece
 from raystage.sources.table import read_corpus
-from raystage.sources.text_files import no_utf8
 
 SMALL_BYTES = 2**28
+PARALLEL_BYTES = 2**26  # of text; starting processes takes seconds
 _CHUNK_BYTES = 2**20
 
 
-def open_index(data: DataPlan, folder: Path) -> TokenIndex:
+def open_index(
+    data: DataPlan, folder: Path, workers: int | None = None, progress: Progress | None = None
+) -> TokenIndex:
     """The index of the complete streams in `folder`. If needed they are made, by one of the processes that ask.
+
+    workers: how many processes it starts for that; as many as there are cores unless given, for long texts.
 
     Raises InputError where the text here is not the one that was planned with, StorageError where nothing can be
     written.
@@ -45,7 +52,7 @@ def open_index(data: DataPlan, folder: Path) -> TokenIndex:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
-            return _whole_index(folder) or _make(data, folder)
+            return _whole_index(folder) or _make(data, folder, Making(Path(f"{folder}.shards"), workers, progress))
     except OSError as error:
         found = f"{folder.parent}: the tokens of the text cannot be kept there ({error.strerror})"
         raise StorageError(f"{found}; expected room, or another folder in XDG_CACHE_HOME") from None
@@ -91,19 +98,37 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(data: DataPlan, folder: Path) -> TokenIndex:
+@dataclass(frozen=True)
+class Making:
+    """How streams are made. workers: processes; None: as many as there are cores, for texts that are worth it.
+
+    shards: the folder in which finished parts are kept until all are done.
+    """
+
+    shards: Path
+    workers: int | None = None
+    progress: Progress | None = None
+
+    def workers_for(self, data: DataPlan) -> int:
+        if self.workers is not None:
+            return self.workers
+        return num_cpus() if data.train.num_bytes + data.held_out.num_bytes >= PARALLEL_BYTES else 1
+
+
+def _make(data: DataPlan, folder: Path, making: Making) -> TokenIndex:
     """Write both streams beside `folder` and move them there together, so that nobody sees an incomplete cache."""
     corpus = _planned_corpus(data)
     tokenizer = _planned_tokenizer(data)
     work = Path(f"{folder}.part-{uuid.uuid4().hex}")
     work.mkdir()
     try:
-        index = _write(corpus, data, tokenizer, work)
+        index = _write(corpus, data, tokenizer, work, making)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(work / "before")  # it is damaged, or of an older version
         with contextlib.suppress(OSError):  # without locks another worker may have been first, with the same streams
             work.rename(folder)
         shutil.rmtree(folder / "before", ignore_errors=True)
+        shutil.rmtree(making.shards, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return index
@@ -128,9 +153,15 @@ def _planned_corpus(data: DataPlan) -> Corpus:
     return corpus
 
 
-def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path) -> TokenIndex:
+def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, making: Making) -> TokenIndex:
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
-    files = _write_streams(corpus.pieces(data.validation_fraction), tokenizer, dtype, work)
+    pieces = corpus.pieces(data.validation_fraction)
+    if making.workers_for(data) > 1 and len(pieces) > 1:
+        shards = making.shards
+        write_shards(pieces, data, dtype, shards, making.workers_for(data), making.progress)
+        files = _join_shards(pieces, shards, work)
+    else:
+        files = _write_streams(pieces, tokenizer, dtype, work)
     streams = [np.memmap(work / name, dtype=dtype, mode="r") for name in (TRAIN, HELD_OUT)]
     repeats = find_repeats(*streams)
     index = TokenIndex(
@@ -174,25 +205,18 @@ class _Stream:
 def _write_streams(
     pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype, work: Path
 ) -> tuple[StreamFile, StreamFile]:
-    """The training and the held-out stream."""
+    """The training and the held-out stream, made by this process."""
     with _Stream(work / TRAIN) as train, _Stream(work / HELD_OUT) as held_out:
         for piece in pieces:
             for document in piece.read():
-                content = _cast(_encoded(document, tokenizer), tokenizer.size, dtype).tobytes()
-                (held_out if document.is_held_out else train).write(content)
+                (held_out if document.is_held_out else train).write(encoded(document, tokenizer, dtype))
         return train.finish(), held_out.finish()
 
 
-def _encoded(document: Read, tokenizer: Tokenizer) -> np.ndarray:
-    try:
-        return tokenizer.encode(document.content)
-    except UnicodeDecodeError as error:
-        raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
-
-
-def _cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
-    """The ids in as few bytes as the largest id allows. Raises InputError for an id beyond the tokenizer's."""
-    if ids.min() < 0 or ids.max() >= size:
-        found = f"found the id {ids.max() if ids.max() >= size else ids.min()} in encoded text"
-        raise InputError(f"{found}; expected ids up to the tokenizer's largest, {size - 1}", key="data.tokenizer")
-    return ids.astype(dtype)
+def _join_shards(pieces: Sequence[Piece], shards: Path, work: Path) -> tuple[StreamFile, StreamFile]:
+    """The same streams, joined of the shards that several processes made."""
+    with _Stream(work / TRAIN) as train, _Stream(work / HELD_OUT) as held_out:
+        for stream, side in zip((train, held_out), SIDES, strict=True):
+            for chunk in read_shards(pieces, shards, side):
+                stream.write(chunk)
+        return train.finish(), held_out.finish()

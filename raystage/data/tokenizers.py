@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from raystage.data.hf_tokenizer import num_ids, pretrained
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_files import no_end
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY
 from raystage.errors import InputError
+from raystage.lazy import hf_tokenizer
 
 _SEPARATOR_BYTE = BYTE_VOCABULARY - 1
 _KEY = "data.tokenizer"
@@ -54,13 +54,13 @@ class PretrainedTokenizer:
 
     def __init__(self, name: str, end_token: str | None = None, errors: str = "strict") -> None:
         try:
-            self._tokenizer = pretrained(name)
+            self._tokenizer = hf_tokenizer.pretrained(name)
         except InputError as error:
             problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
             raise InputError(problem, key=_KEY) from None
         self._errors = errors
         self._end = self._end_of(name, end_token)
-        self.size = max(num_ids(self._tokenizer), self._end + 1)
+        self.size = max(hf_tokenizer.num_ids(self._tokenizer), self._end + 1)
 
     def _end_of(self, name: str, end_token: str | None) -> int:
         if end_token is not None:

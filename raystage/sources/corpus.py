@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 BUCKETS = 2**32  # a document's place in the split is that of the first 32 bits of its digest
 SHORT_DIGEST = 16  # hex digits, 64 bits: enough to find a document again
-PIECE_BYTES = 2**26  # of documents that are read, and tokenized, in one go
+PIECE_BYTES = 2**25  # of documents that are read, and tokenized, in one go
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class Piece(Protocol):
 
     def read(self) -> Iterator[Read]:
         """The documents. Raises InputError where they have changed since they were hashed."""
+
+    def identity(self) -> str:
+        """The same for the same documents on the same sides, wherever they lie."""
+
+    def __len__(self) -> int:
+        """The number of documents."""
 
 
 class Side(Protocol):

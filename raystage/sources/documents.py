@@ -85,6 +85,12 @@ class DocumentPiece:
         for document in self.documents:
             yield Read(document.read(), self.is_held_out, document.path, document.start)
 
+    def identity(self) -> str:
+        return _sha256("".join([str(self.is_held_out), *(document.digest for document in self.documents)]))
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
 
 @dataclass(frozen=True)
 class FileCorpus:

@@ -21,7 +21,7 @@ ENDINGS = tuple(
     for packed in ("", ".gz", ".zst")
     if name + packed != ".json"  # a file of one object, or of a list
 )
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**25
 _MARK = b"\xef\xbb\xbf"  # that UTF-8 begins with on Windows
 
 

@@ -122,6 +122,12 @@ class RowPiece:
         if number < len(self.digests):
             raise self._changed()
 
+    def identity(self) -> str:
+        return hashlib.sha256(self.digests.tobytes() + self.sides.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
     def _changed(self) -> InputError:
         """Where the file was indexed earlier, it is indexed again the next time."""
         row_cache.forget(self.format, self.place, self.options)
@@ -165,7 +171,9 @@ class RowCorpus:
     def pieces(self, fraction: float, piece_bytes: int = PIECE_BYTES) -> Sequence[RowPiece]:
         """One for each block of a file: the format says how long it is, and `piece_bytes` does not matter."""
         return [
-            RowPiece(self.format, file.place, block, self.options, file.digests[start:stop], sides[start:stop])
+            RowPiece(
+                self.format, file.place, block, self.options, np.asarray(file.digests[start:stop]), sides[start:stop]
+            )
             for file, sides in self._sides(fraction)
             for block, start, stop in _ranges(file)
             if stop > start

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from factories import make_schedule
-from raystage.data import token_cache
+from raystage.data import token_cache, token_shards
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.token_index import cache_folder, read_index
 from raystage.data.tokens import open_streams
@@ -156,8 +156,8 @@ def test_a_cache_that_cannot_be_written_is_one_message(planned: DataPlan, tmp_pa
 def test_an_id_that_the_tokenizer_does_not_know_is_refused() -> None:
     ids = np.array([3, 70000])
     with pytest.raises(InputError, match=r"found the id 70000 in encoded text; expected ids up to .* largest, 255"):
-        token_cache._cast(ids, 256, np.dtype(np.uint16))
-    assert token_cache._cast(ids, 70001, np.dtype(np.uint32)).tolist() == [3, 70000]
+        token_shards.cast(ids, 256, np.dtype(np.uint16))
+    assert token_shards.cast(ids, 70001, np.dtype(np.uint32)).tolist() == [3, 70000]
 
 
 def test_other_facts_are_another_cache(planned: DataPlan, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""`raystage data`: tokenize what a schedule reads, ahead of its run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from raystage.cli.options import Listed, exits, json_option, print_json, say, set_option
+
+
+@click.group("data", cls=Listed)
+def data_group() -> None:
+    """Prepare the text of a schedule.
+
+    \b
+    Example:
+      raystage data prepare schedule.yaml
+    """
+
+
+@data_group.command("prepare")
+@click.argument("schedule", type=click.Path(path_type=Path), metavar="SCHEDULE")
+@set_option
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="The number of processes; as many as there are cores unless given."
+)
+@json_option
+@exits
+def prepare_command(schedule: Path, overrides: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+    """Tokenize all text that a schedule reads, by several processes, into this machine's cache.
+
+    A run does the same at its first use of a text, one text after the other. Where this command is killed, the next one
+    continues: finished shards stay. Whatever the number of processes, the tokens are the same.
+
+    \b
+    Example:
+      raystage data prepare schedule.yaml
+      raystage data prepare schedule.yaml --workers 16
+    """
+    from raystage.config.schedule import load
+    from raystage.data.token_cache import open_index
+    from raystage.data.token_index import cache_folder
+    from raystage.plans.build import make_plan
+    from raystage.process_pool import num_cpus
+    from raystage.units import format_count
+
+    plan = make_plan(load(schedule, overrides))
+    texts = {str(stage.data.facts()): stage.data for run in plan.runs() for stage in run.stages}
+    rows = []
+    for data in texts.values():
+        folder, start = cache_folder(data), time.perf_counter()
+        with _progress_bar() as progress:
+            index = open_index(data, folder, workers or num_cpus(), progress)
+        rows.append(
+            {
+                "source": data.source,
+                "path": list(data.path),
+                "folder": str(folder),
+                "tokens": index.train_tokens,
+                "held_out_tokens": index.held_out_tokens,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        if not as_json:
+            counts = f"{format_count(index.train_tokens)} tokens, {format_count(index.held_out_tokens)} held out"
+            say(f"{data.source} {', '.join(data.path)}: {counts}, {rows[-1]['seconds']:.1f} s, in {folder}")
+    if as_json:
+        print_json({"texts": rows})
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """On standard error: documents that are done, of all, and the time that is left."""
+    from rich import progress
+
+    from raystage.reports.terminal import SafeConsole
+
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+    with progress.Progress("documents", *columns, console=SafeConsole(stderr=True), transient=True) as bar:
+        task = bar.add_task("documents", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,125 @@
+"""Tokenizing by several processes, in shards that outlive them: a shard for each piece of a corpus.
+
+A shard is two files of tokens, of both sides, and a description with their checksums, which is written last. Where a
+process is killed, the finished shards are used the next time. Joined in order they are the bytes that one process
+makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from raystage.data.plan import DataPlan
+from raystage.data.tokenizers import Tokenizer, make_tokenizer
+from raystage.errors import InputError, StorageError
+from raystage.process_pool import in_processes
+from raystage.sources.corpus import Piece, Read
+from raystage.sources.text_files import no_utf8
+
+SIDES = ("train", "held_out")
+_CHUNK_BYTES = 2**20
+# Told after each shard: (documents done, all documents).
+Progress = Callable[[int, int], None]
+
+_tokenizers: dict[str, Tokenizer] = {}
+
+
+def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> bytes:
+    """The tokens of a document, as bytes. Raises InputError."""
+    try:
+        return cast(tokenizer.encode(document.content), tokenizer.size, dtype).tobytes()
+    except UnicodeDecodeError as error:
+        raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
+
+
+def cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
+    """The ids in as few bytes as the largest id allows. Raises InputError for an id beyond the tokenizer's."""
+    if ids.min() < 0 or ids.max() >= size:
+        found = f"found the id {ids.max() if ids.max() >= size else ids.min()} in encoded text"
+        raise InputError(f"{found}; expected ids up to the tokenizer's largest, {size - 1}", key="data.tokenizer")
+    return ids.astype(dtype)
+
+
+def write_shards(
+    pieces: Sequence[Piece], data: DataPlan, dtype: np.dtype, folder: Path, workers: int, progress: Progress | None
+) -> None:
+    """Write the shards that are not there yet. Raises InputError, ProcessFailed."""
+    folder.mkdir(exist_ok=True)
+    missing = [number for number, piece in enumerate(pieces) if _described(folder, number, piece) is None]
+    total = sum(len(piece) for piece in pieces)
+    done = total - sum(len(pieces[number]) for number in missing)
+    if progress:
+        progress(done, total)
+    tasks = [(pieces[number], number, data, dtype.name, str(folder)) for number in missing]
+    for place, _ in in_processes(f"{__name__}:write_shard", tasks, workers):
+        done += len(tasks[place][0])
+        if progress:
+            progress(done, total)
+
+
+def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: str) -> None:
+    """Tokenize one piece, in a process that keeps its tokenizer for the next one."""
+    key = str(data.facts())
+    if key not in _tokenizers:
+        _tokenizers[key] = make_tokenizer(data)
+    own = uuid.uuid4().hex  # on a file system without locks two processes may write one shard
+    work = [Path(folder, f"{number:06}.{side}.{own}") for side in SIDES]
+    try:
+        description = _write(piece, _tokenizers[key], np.dtype(dtype), work)
+        for side, path in zip(SIDES, work, strict=True):
+            os.replace(path, Path(folder, f"{number:06}.{side}"))
+        text = Path(folder, f"{number:06}.json.{own}")
+        text.write_text(json.dumps(description))
+        os.replace(text, Path(folder, f"{number:06}.json"))
+    except OSError as error:
+        raise StorageError(f"{folder}: tokens cannot be kept there ({error.strerror}); expected room") from None
+    finally:
+        for path in work:
+            path.unlink(missing_ok=True)
+
+
+def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Sequence[Path]) -> dict[str, Any]:
+    checksums = [xxhash.xxh3_128() for _ in SIDES]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for document in piece.read():
+            content = encoded(document, tokenizer, dtype)
+            files[document.is_held_out].write(content)
+            checksums[document.is_held_out].update(content)
+        sizes = [file.tell() for file in files]
+    return {"piece": piece.identity(), "sizes": sizes, "checksums": [checksum.hexdigest() for checksum in checksums]}
+
+
+def _described(folder: Path, number: int, piece: Piece) -> dict[str, Any] | None:
+    """The description of a finished shard of this piece; None where there is none."""
+    try:
+        found = json.loads((folder / f"{number:06}.json").read_bytes())
+        sizes = [(folder / f"{number:06}.{side}").stat().st_size for side in SIDES]
+        return found if found["piece"] == piece.identity() and found["sizes"] == sizes else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read_shards(pieces: Sequence[Piece], folder: Path, side: str) -> Iterator[bytes]:
+    """The tokens of one side, of all shards in order, in chunks. Raises StorageError where a shard is damaged; it is
+    removed, so that it is made again."""
+    for number, piece in enumerate(pieces):
+        found, checksum = _described(folder, number, piece), xxhash.xxh3_128()
+        with (folder / f"{number:06}.{side}").open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                checksum.update(chunk)
+                yield chunk
+        if found is None or checksum.hexdigest() != found["checksums"][SIDES.index(side)]:
+            (folder / f"{number:06}.json").unlink(missing_ok=True)
+            raise StorageError(
+                f"{folder}: shard {number} was damaged and is removed; expected whole files (start again)"
+            )
