@@ -65,6 +65,8 @@ FORMS = {
     "parse_seconds": "duration",
     "parse_bool": "`true` or `false`",
     "parse_span": "fraction below 1, or tokens",
+    "parse_position": "fraction up to 1, or tokens",
+    "parse_base": "number",
     "parse_workers": "whole number, or `{min: 2, max: 8}`",
     "parse_operator": "operator, or one for each part that grows",
     "_as_layers": "`old`, `new`, or a list of layers",

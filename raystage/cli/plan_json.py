@@ -10,6 +10,7 @@ from raystage.plans.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_json
+from raystage.results.rates import rates_of
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
 
@@ -75,6 +76,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "steps": stage.steps,
         "start_tokens": stage.start_tokens,
         **({"until": stage.until.model_dump(exclude_none=True)} if stage.until else {}),
+        "lr": dict(zip(("start", "peak", "end"), rates_of(stage), strict=True)),
         "flops": stage.flops,
         "flops_share": stage.flops / run.flops,
         "evaluations": stage.evaluations,

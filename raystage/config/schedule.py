@@ -39,7 +39,10 @@ from raystage.user_code import file_of, split_reference
 TUNABLE: dict[str, tuple[type[Section], str]] = {
     **{f"training.optimizer.{name}": (Optimizer, name) for name in Optimizer.model_fields},
     "training.global_batch_tokens": (Training, "global_batch_tokens"),
-    **{f"training.lr_schedule.{name}": (LrSchedule, name) for name in ("warmup", "decay", "min_lr_ratio")},
+    **{
+        f"training.lr_schedule.{name}": (LrSchedule, name)
+        for name in ("warmup", "decay", "decay_shape", "min_lr_ratio")
+    },
 }
 
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.objective import ObjectiveEntry, ObjectiveSection
+from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
 from raystage.config.training import Training
 from raystage.config.types import (
@@ -138,6 +139,12 @@ class Model(Section):
     """The number of experts in each layer; for `family: mixtral`."""
     experts_per_token: Experts | None = None
     """The number of experts that compute a token; 2 unless given."""
+    rope_theta: RopeTheta | None = None
+    """The base of rotary positions. That of the stage before unless the stage gives it; in the first stage that of
+    `init`, else 10,000. The file's value is for the first stage."""
+    rope_scaling: Annotated[RopeScaling | None, Field(examples=["{kind: yarn, factor: 4}"])] = None
+    """How rotary positions are scaled. As in the stage before unless the stage gives it; in the first stage as in
+    `init`, else not at all. The file's value is for the first stage."""
 
 
 class Rewarm(Section):

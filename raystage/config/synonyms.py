@@ -30,6 +30,10 @@ _BY_KEY: dict[str, tuple[str, str]] = {
     "model.norm_eps": ("", "rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon"),
     "model.num_experts": ("", "num_local_experts n_experts n_routed_experts moe_num_experts"),
     "model.experts_per_token": ("", "num_experts_per_tok top_k moe_top_k moe_router_topk"),
+    "model.rope_theta": ("", "rope_base rotary_base rotary_emb_base rope_freq_base base_freq"),
+    "model.rope_scaling.kind": ("yarn, linear, llama3 or none", "rope_type rope_scaling_type"),
+    "model.rope_scaling.factor": ("", "rope_scaling_factor rope_factor"),
+    "model.rope_scaling.original_context_length": ("in tokens", "original_max_position_embeddings original_max_len"),
     "training.workers": ("how many, with training.gpus_per_worker: 1 on GPUs",
                          "num_gpus n_gpus n_gpu gpus ngpus num_workers world_size nproc_per_node num_processes"),
     "training.zero_stage": ("0 to 3", "zero zero_level"),
@@ -50,13 +54,16 @@ _BY_KEY: dict[str, tuple[str, str]] = {
     "training.optimizer.betas": ("such as [0.9, 0.95]", "adam_beta1 adam_beta2 beta1 beta2 adam_betas"),
     "training.optimizer.eps": ("", "adam_epsilon adam_eps epsilon"),
     "training.optimizer.weight_decay": ("", "wd l2 adam_weight_decay"),
-    "training.lr_schedule.kind": ("wsd, cosine, linear or constant", "lr_scheduler lr_scheduler_type scheduler "
-                                  "lr_decay_style decay_lr scheduler_type lr_schedule_type"),
+    "training.lr_schedule.kind": ("wsd, cosine, linear, 1-sqrt, constant or piecewise",
+                                  "lr_scheduler lr_scheduler_type scheduler lr_decay_style decay_lr scheduler_type "
+                                  "lr_schedule_type"),
     "training.lr_schedule.warmup": ("a share below 1, or tokens: steps times global_batch_tokens",
                                     "warmup_steps num_warmup_steps warmup_ratio warmup_iters warmup_tokens "
                                     "lr_warmup_steps lr_warmup_iters warmup_fraction"),
     "training.lr_schedule.decay": ("a share below 1, or tokens", "decay_steps lr_decay_iters lr_decay_steps cooldown "
                                    "decay_ratio"),
+    "training.lr_schedule.decay_shape": ("linear, cosine or 1-sqrt",
+                                         "decay_type lr_decay_shape cooldown_type decay_style"),
     "training.lr_schedule.min_lr_ratio": ("a share of lr", "min_lr min_learning_rate lr_min end_lr final_lr"),
     "training.evaluate.every": ("in tokens", "eval_steps eval_interval eval_every evaluation_interval val_interval "
                                 "val_check_interval"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raystage.config.section import Section
 from raystage.config.types import (
+    MOST_POINTS,
     Beta,
     Count,
     CountOrZero,
     Flag,
     Fraction,
     NotNegative,
+    Position,
     Positive,
     Seconds,
     Span,
@@ -57,17 +59,45 @@ class Optimizer(Section):
         return self.model_dump(exclude=set(self.unused))
 
 
+class RatePoint(Section):
+    """A rate that is reached at a position."""
+
+    at: Annotated[Position, Field(examples=["0.8"])]
+    """The position in the run, or in the stage whose rate it is: up to 1 a fraction of the whole, above 1 a number of
+    tokens. A first point at 0 says where the rate begins."""
+    ratio: Annotated[Fraction, Field(examples=["0.1"])]
+    """The rate there, as a fraction of `optimizer.lr`, or with `from: current` of the stage's first rate."""
+    shape: Literal["linear", "cosine", "1-sqrt", "step"] = "linear"
+    """How the rate comes there from the point before; `step` keeps the rate up to the point and then changes it."""
+
+
 class LrSchedule(Section):
     """The learning rate over the whole run, or over a stage that has an `lr_schedule` of its own."""
 
-    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    """The shape after the warm-up. `wsd` is constant and then decays in a straight line."""
+    kind: Literal["wsd", "cosine", "linear", "1-sqrt", "constant", "piecewise"] = "wsd"
+    """The shape after the warm-up. `wsd` is constant and then decays; `1-sqrt` falls by the square root of the tokens;
+    `piecewise` goes through `points`."""
+    start: Literal["current"] | None = Field(None, alias="from")
+    """`current`: the rate of a stage begins, without a warm-up, where the plan has the rate of the stage before at its
+    end. In place of `optimizer.lr` all fractions are of this rate. For a stage's own `lr_schedule`."""
     warmup: Span = 0.0
     """The length of the warm-up from 0: below 1 a fraction of the whole, above 1 a number of tokens."""
     decay: Span = 0.2
     """The length of the decay at the end, for `wsd`: below 1 a fraction of the whole, above 1 a number of tokens."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """The shape of the decay, for `wsd`. `1-sqrt` falls fast at first (2405.18392)."""
     min_lr_ratio: Fraction = 0.0
-    """The last rate, as a fraction of `optimizer.lr`."""
+    """The last rate, as a fraction of `optimizer.lr`, or with `from: current` of the stage's first rate. Not for
+    `piecewise`."""
+    points: Annotated[tuple[RatePoint, ...], Field(max_length=MOST_POINTS, examples=["[{at: 0.8, ratio: 1}]"])] = ()
+    """The rates that a `piecewise` rate goes through, in order. It begins at `optimizer.lr` after the warm-up, and
+    stays at the last point's rate."""
+
+    @model_validator(mode="after")
+    def _has_points_for_piecewise(self) -> LrSchedule:
+        if self.points and self.kind != "piecewise":
+            raise ValueError(f"found points with kind: {self.kind}; expected kind: piecewise beside them")
+        return self
 
 
 def _check_reference(reference: str) -> str:
@@ -136,10 +166,15 @@ class RampOf(Section):
 class Ramp(Section):
     """What grows while a stage trains."""
 
+    OVER: ClassVar[tuple[str, ...]] = ("global_batch_tokens", "context_length")
+
     global_batch_tokens: RampOf | None = None
     """The batch, in tokens."""
     context_length: RampOf | None = None
     """The context length, in tokens."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """How the learning rate follows a growing batch: in steps of a smaller batch than the stage's own it is multiplied
+    by the share that the batch is of it (`linear`), or by the root of this share (`sqrt`)."""
 
 
 class Training(Section):

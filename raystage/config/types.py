@@ -57,6 +57,20 @@ def parse_span(value: object) -> float:
     return tokens
 
 
+def parse_position(value: object) -> float:
+    """A position in a run: up to 1 a fraction of it, above 1 a number of tokens. Raises ValueError."""
+    try:
+        number = parse_real(value)
+    except ValueError:
+        number = math.inf
+    if abs(number) <= 1:
+        return number
+    try:
+        return float(parse_count(value))
+    except ValueError:
+        raise ValueError(f"found {shown(value)}; expected a fraction up to 1, or tokens such as 50K") from None
+
+
 @dataclass(frozen=True)
 class Workers:
     """The number of workers of a stage: `most`, or at least `least` where fewer fit on the cluster."""
@@ -116,6 +130,7 @@ MOST_CONTEXT = 2**30
 MOST_WORKERS = 2**20
 MOST_STAGES = 200
 MOST_BUDGETS = 30
+MOST_POINTS = 100
 
 _WORKERS_SCHEMA = {
     "anyOf": [
@@ -158,6 +173,7 @@ Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1), OrTe
 Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1), OrText(_REAL)]
 Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1), OrText(_REAL)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0), OrText(_SECONDS)]
+Position = Annotated[float, BeforeValidator(parse_position), Field(ge=0), OrText(COUNT)]
 Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0), OrText(COUNT)]
 Flag = Annotated[bool, BeforeValidator(parse_bool), OrText(_FLAG)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]

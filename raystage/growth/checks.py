@@ -24,15 +24,24 @@ from raystage.models.shape import ModelShape, heads_problem
 from raystage.models.transformers_tables import UPCYCLED
 from raystage.units import shown
 
+# Fields that have no parameters, but of which every value makes another function of the same weights.
+POSITIONS = ("rope_theta", "rope_scaling")
+
 
 def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
-    """The fields in which two shapes differ.
+    """The fields in which two shapes differ and that growth is about.
 
-    Left out are the norms' eps, which growth itself sets, and the context length where it has no parameters.
+    Left out are the norms' eps, which growth itself sets, rotary positions, and the context length where it has no
+    parameters.
     """
-    without = {"norm_eps"} | ({"context_length"} if family_of(target.family).rotary else set())
+    without = {"norm_eps", *POSITIONS} | ({"context_length"} if family_of(target.family).rotary else set())
     names = [field.name for field in fields(ModelShape) if field.name not in without]
     return [name for name in names if getattr(source, name) != getattr(target, name)]
+
+
+def changed_positions(source: ModelShape, target: ModelShape) -> list[str]:
+    """The fields of rotary positions in which two shapes differ."""
+    return [name for name in POSITIONS if getattr(source, name) != getattr(target, name)]
 
 
 def refusal(
@@ -62,7 +71,7 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         problem = f"found heads of {after} after {before}, and heads grow in number, not in size"
         key = "hidden_size" if source.hidden_size != target.hidden_size else field
         return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
-    if field in ("tied_embeddings", "rope_theta", "rope_scaling"):
+    if field == "tied_embeddings":
         return field, f"found {shown(after)} after {shown(before)}; {_whose(operator)} grows {_grown(operator)} only"
     if part in PARTS and part not in operators_of(operator):
         return (
@@ -177,7 +186,9 @@ def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> Mode
 
 def is_exact(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> bool:
     """Whether the grown model computes the source's function: the same logits for the tokens that both know, at the
-    positions that both have. For `masked`, at the moment of growth."""
+    positions that both have. For `masked`, at the moment of growth. Other rotary positions make another function."""
+    if changed_positions(source, target):
+        return False
     return all(_is_exact_in(source, target, operator, options, field) for field in changed_fields(source, target)) and (
         layers_stay(source, target, operator, options) or _is_exact_in(source, target, operator, options, "num_layers")
     )

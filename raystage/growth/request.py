@@ -9,7 +9,7 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.growth.axis_maps import AxisMap
-from raystage.growth.checks import is_exact, refusal, with_norm_eps
+from raystage.growth.checks import changed_positions, is_exact, refusal, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
@@ -102,6 +102,7 @@ def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | N
         found = f"found {request.operator}, which needs training; expected it in a schedule"
         raise InputError(f"{found}, or another operator", key="--operator")
     _check_has_table(source, target)
+    _check_same_positions(source, target)
     found = refusal(source, target, request.operator, request.options)
     if found:
         field, problem = found
@@ -125,6 +126,13 @@ def _check_has_table(source: ModelShape, target: ModelShape) -> None:
         if field != "num_layers" and getattr(source, field) != getattr(target, field):
             found = f"found no table for the model_type {shown(source.family)}, whose depth alone can grow"
             raise InputError(f"{found}; expected num_layers, or {_NEEDS_TABLE}", key=f"--set {field}")
+
+
+def _check_same_positions(source: ModelShape, target: ModelShape) -> None:
+    """Refuse other rotary positions: no operator makes up for them, only training does."""
+    for field in changed_positions(source, target):
+        found = f"found {shown(getattr(target, field))} after {shown(getattr(source, field))}, which takes training"
+        raise InputError(f"{found}; expected model.{field} in a stage of a schedule", key=f"--set {field}")
 
 
 def _check_are_copies(source: ModelShape, origins: tuple[LayerOrigin, ...], operator: str) -> None:

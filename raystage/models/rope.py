@@ -45,6 +45,31 @@ def parameters_of(scaling: str) -> dict[str, Any]:
     return json.loads(scaling) if scaling else {}
 
 
+def scaling(kind: str, numbers: Mapping[str, float], context_length: int = 0) -> str:
+    """A scaling from a schedule's numbers, which have transformers' names.
+
+    context_length: the original one, for the kinds that refer to one.
+    """
+    return scaling_of({"rope_type": kind, **numbers}, context_length)
+
+
+def origin_of(scaling: str) -> int | None:
+    """The context length, in tokens, that a scaling refers to; None where it refers to none."""
+    return parameters_of(scaling).get(_ORIGINAL)
+
+
+def reach_of(scaling: str) -> float | None:
+    """The longest context, in tokens, that a scaling is made for; None where it does not say."""
+    origin = origin_of(scaling)
+    return None if origin is None else origin * parameters_of(scaling)["factor"]
+
+
+def in_short(scaling: str) -> str:
+    """'yarn 8x'; 'no scaling'."""
+    found = parameters_of(scaling)
+    return f"{found['rope_type']} {found['factor']:g}x" if found else "no scaling"
+
+
 def is_scaling(text: str) -> bool:
     """Whether it is a result of `scaling_of`."""
     try:

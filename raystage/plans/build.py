@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raystage.config.schedule import Schedule
-from raystage.config.training import LrSchedule, Training
+from raystage.config.training import Training
 from raystage.config.types import check_name
 from raystage.config.variants import (
     Values,
@@ -32,7 +32,6 @@ from raystage.plans.gates import Rejection, changed
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.keys import evaluated_after, key_at
-from raystage.plans.learning_rate import check_rate, span_tokens
 from raystage.plans.length import waits_for_evaluations
 from raystage.plans.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
 from raystage.plans.resolve import resolve
@@ -168,26 +167,42 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
     run_tokens = sum(stage.tokens for stage in stages)
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
-        start = chain[-1].end_tokens if chain else 0
-        span = (start, stage.tokens) if stage.own_rate else (0, run_tokens)
-        key = f"stages[{index}].training.lr_schedule" if stage.own_rate else "training.lr_schedule"
+        before = chain[-1] if chain else None
+        rate = _own_rate(stage, index, before) if stage.own_rate else _run_rate(stage.training, run_tokens)
         chain.append(
             _plan_stage(
-                stage, stage.name, chain[-1] if chain else None, _curve(stage.training, *span, key),
-                stage.seed, stage.steps, run_tokens, init=None if chain else init,
+                stage, stage.name, before, rate, stage.seed, stage.steps, run_tokens, init=None if chain else init,
             )
         )  # fmt: skip
     _check_open_ends(chain)
     return tuple(chain)
 
 
+def _run_rate(training: Training, run_tokens: int, key: str = "training.lr_schedule") -> learning_rate.Curve:
+    return learning_rate.curve_of(training.lr_schedule, training.optimizer.lr, 0, run_tokens, key)
+
+
+def _own_rate(stage: StageDraft, index: int, before: StagePlan | None) -> learning_rate.Curve:
+    """The rate of a stage that has an `lr_schedule` of its own, from the planned position on where it begins."""
+    schedule, lr = stage.training.lr_schedule, stage.training.optimizer.lr
+    key, start = f"stages[{index}].training.lr_schedule", before.end_tokens if before else 0
+    if schedule.start == "current":
+        lr = learning_rate.rate_at(before.rate, start)
+        if not lr:
+            problem = f"found current, but the rate is 0 where stage {before.name} ends"
+            raise InputError(f"{problem}; expected a rate above 0 there, as with a min_lr_ratio", key=f"{key}.from")
+    return learning_rate.curve_of(schedule, lr, start, stage.tokens, key)
+
+
 def _check_open_ends(chain: list[StagePlan]) -> None:
     """Refuse a stage that may end early where the rate of a later stage depends on its length."""
     for index, stage in enumerate(chain):
-        depend = [later.rate for later in chain[index + 1 :] if not later.own_rate]
+        depend = [later for later in chain[index + 1 :] if not later.own_rate]
         if stage.until is None or not depend:
             continue
-        ends = [learning_rate.stable_end(curve) for curve in depend]
+        # The positions of a piecewise rate are fixed: none of its parts may become shorter.
+        fixed = any(later.training.lr_schedule.kind == "piecewise" for later in depend)
+        ends = [None if fixed else learning_rate.stable_end(later.rate) for later in depend]
         problem = None
         if None in ends:
             problem = "found under a rate over the whole run that depends on its length from the start"
@@ -225,7 +240,7 @@ def _baselines(side: _Side) -> tuple[RunPlan, ...]:
 def _baseline(schedule: Schedule, last: StageDraft, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
     """The last stage's model from scratch for `steps` steps, split where smaller budgets leave the shared trunk."""
     batch = last.training.global_batch_tokens
-    curve = _curve(last.training, 0, steps * batch, key)
+    curve = _run_rate(last.training, steps * batch, key)
     borders = [*_trunk_borders(curve, earlier, batch, steps), steps]
     chain: list[StagePlan] = []
     for border in borders:
@@ -253,20 +268,6 @@ def _trunk_borders(curve: learning_rate.Curve, earlier: list[RunPlan], batch: in
     }
     cuts = {end // batch for end in ends | {trunk_end}}
     return sorted(cut for cut in cuts if 0 < cut < steps)
-
-
-def _curve(training: Training, start: int, total: int, key: str) -> learning_rate.Curve:
-    schedule: LrSchedule = training.lr_schedule
-    check_rate(schedule, total, key)
-    return learning_rate.build(
-        schedule.kind,
-        training.optimizer.lr,
-        start,
-        total,
-        span_tokens(schedule.warmup, total),
-        span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0,
-        schedule.min_lr_ratio,
-    )
 
 
 def _plan_stage(

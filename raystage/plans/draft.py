@@ -13,6 +13,7 @@ from raystage.config.stage import Grow, Model, Stage
 from raystage.config.training import Training
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
+from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans.freezing import Freezing
@@ -112,8 +113,9 @@ class Context:
 
 
 def _model_of(init: ModelShape, written: Model) -> Model:
-    """The sizes of `init`, with a model section applied to them. The norms' eps is inherited from shape to shape."""
-    sizes = {name: getattr(init, name) for name in Model.model_fields if name != "norm_eps" and hasattr(init, name)}
+    """The sizes of `init`, with a model section applied to them. Norms' eps and positions go from shape to shape."""
+    inherited = ("norm_eps", *POSITIONS)
+    sizes = {name: getattr(init, name) for name in Model.model_fields if name not in inherited and hasattr(init, name)}
     given = {name: value for name, value in sizes.items() if value or name not in ("num_experts", "experts_per_token")}
     return Model(**given).overlaid(written)
 

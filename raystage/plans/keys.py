@@ -100,6 +100,8 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
     for name, without in (("offload_optimizer", "none"), ("ramp", None)):
         if training[name] == without:  # options added later: without them a key stays what it was before
             del training[name]
+    if training.get("ramp", {}).get("scale_lr") == "none":
+        del training["ramp"]["scale_lr"]
     return {
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,

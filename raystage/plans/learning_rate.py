@@ -3,30 +3,37 @@
 A curve is a pure function: a stage that is split in two, or resumed, sees the same rates as if it were whole.
 `signature` says what the rates between two positions depend on, so that two schedules whose rates agree up to some
 token have equal stage keys up to there. For that, each curve has exactly one form: no empty segment, and no two
-constant segments of one rate in a row.
+constant segments of one rate in a row, and no form but a line for a constant rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raystage.config.training import LrSchedule
 from raystage.errors import InputError
 
-KINDS = ("wsd", "cosine", "linear", "constant")
+# By form of a segment: from the share of its tokens that is done to the share of its change that is done.
+FORMS: Mapping[str, Callable[[float], float]] = {
+    "line": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+    "1-sqrt": math.sqrt,  # falls fast at first (Haegele et al., 2405.18392)
+}
+# The words of a schedule for them.
+FORM_OF = {"linear": "line", "cosine": "cosine", "1-sqrt": "1-sqrt"}
 
 
 @dataclass(frozen=True)
 class RateSegment:
-    """The rate between two token positions: a straight line, or half a cosine."""
+    """The rate between two token positions, in one of `FORMS`."""
 
     start_tokens: int
     end_tokens: int
     start_lr: float
     end_lr: float
-    form: str = "line"  # or "cosine"
+    form: str = "line"
 
     @property
     def is_flat(self) -> bool:
@@ -36,38 +43,75 @@ class RateSegment:
         if self.is_flat:
             return self.start_lr
         done = (tokens - self.start_tokens) / (self.end_tokens - self.start_tokens)
-        if self.form == "cosine":
-            done = (1 - math.cos(math.pi * done)) / 2
-        return self.start_lr + (self.end_lr - self.start_lr) * done
+        return self.start_lr + (self.end_lr - self.start_lr) * FORMS[self.form](done)
 
 
 Curve = tuple[RateSegment, ...]
 
 
-def build(kind: str, lr: float, start: int, total: int, warmup: int, decay: int, min_ratio: float) -> Curve:
+@dataclass(frozen=True)
+class Reached:
+    """A rate that a piecewise curve reaches at a position, counted from its start: `ratio` of the highest rate.
+
+    form: how it comes there from the position before; "step" keeps that rate up to the position, and then changes.
+    """
+
+    tokens: int
+    ratio: float
+    form: str = "line"
+
+
+def build(
+    kind: str, lr: float, start: int, total: int, warmup: int, decay: int, min_ratio: float, decay_form: str = "line"
+) -> Curve:
     """The curve over `total` tokens from position `start`.
 
-    wsd: warm-up, constant, then a straight line to `min_ratio * lr` over the last `decay` tokens (MiniCPM, 2404.06395).
-    cosine: warm-up, then half a cosine. linear: warm-up, then a straight line. constant: warm-up, then constant.
-    `decay` is for wsd only. The caller makes sure that total > 0 and warmup + decay <= total.
+    wsd: warm-up, constant, then in `decay_form` to `min_ratio * lr` over the last `decay` tokens (MiniCPM, 2404.06395).
+    cosine, linear, 1-sqrt: warm-up, then in this form to `min_ratio * lr`. constant: warm-up, then constant. `decay`
+    and `decay_form` are for wsd only. The caller makes sure that total > 0 and warmup + decay <= total.
     """
     end, low = start + total, lr * min_ratio
     warm = RateSegment(start, start + warmup, 0.0, lr)
     if kind == "wsd":
-        rest = (RateSegment(start + warmup, end - decay, lr, lr), RateSegment(end - decay, end, lr, low))
+        falls = RateSegment(end - decay, end, lr, low, decay_form)
+        rest = (RateSegment(start + warmup, end - decay, lr, lr), falls)
     elif kind == "constant":
         rest = (RateSegment(start + warmup, end, lr, lr),)
     else:
-        rest = (RateSegment(start + warmup, end, lr, low, "cosine" if kind == "cosine" else "line"),)
-    return _joined(segment for segment in (warm, *rest) if segment.end_tokens > segment.start_tokens)
+        rest = (RateSegment(start + warmup, end, lr, low, FORM_OF[kind]),)
+    return _joined((warm, *rest))
+
+
+def build_piecewise(lr: float, start: int, total: int, warmup: int, points: Sequence[Reached]) -> Curve:
+    """The curve through `points` over `total` tokens from position `start`; after the last point it is constant.
+
+    It begins at `lr`, or at the ratio of a point at 0; a warm-up leads there from 0. The caller makes sure that the
+    others lie after the warm-up, in order, and not beyond the total.
+    """
+    rate = lr * points[0].ratio if points[0].tokens == 0 else lr
+    position = start + warmup
+    segments = [RateSegment(start, position, 0.0, rate)]
+    for point in points:
+        if point.tokens:
+            reached, there = lr * point.ratio, start + point.tokens
+            is_step = point.form == "step"
+            way = RateSegment(position, there, rate, rate if is_step else reached, "line" if is_step else point.form)
+            segments.append(way)
+            position, rate = there, reached
+    return _joined((*segments, RateSegment(position, start + total, rate, rate)))
 
 
 def _joined(segments: Iterable[RateSegment]) -> Curve:
-    """Neighbouring segments of one constant rate as one: a decay to the full rate is no decay."""
+    """In their one form: no empty segment, and neighbouring segments of one constant rate as one. A decay to the full
+    rate is no decay."""
     curve: list[RateSegment] = []
     for segment in segments:
-        if curve and curve[-1].is_flat and segment.is_flat and curve[-1].end_lr == segment.start_lr:
-            segment = RateSegment(curve.pop().start_tokens, segment.end_tokens, segment.start_lr, segment.end_lr)
+        if segment.end_tokens <= segment.start_tokens:
+            continue
+        if segment.is_flat:
+            segment = replace(segment, form="line")
+            if curve and curve[-1].is_flat and curve[-1].end_lr == segment.start_lr:
+                segment = replace(segment, start_tokens=curve.pop().start_tokens)
         curve.append(segment)
     return tuple(curve)
 
@@ -148,14 +192,24 @@ def stable_end(curve: Curve) -> int | None:
     """The position up to which a longer run has the same rates: where a wsd curve begins to decay, or a constant one
     ends.
 
-    None where the rates depend on the total from the first token, or from the end of the warm-up.
+    None where the rates depend on the total from the first token, or from the end of the warm-up, or where the rate
+    changes more than once.
     """
-    last = curve[-1]
-    if last.is_flat:
-        return last.end_tokens
-    if len(curve) > 1 and curve[-2].is_flat and last.form == "line":
-        return last.start_tokens
-    return None
+    after_warmup = curve[1:] if curve[0].end_lr > curve[0].start_lr else curve
+    if not after_warmup or not after_warmup[0].is_flat or len(after_warmup) > 2:
+        return None
+    is_decay = len(after_warmup) == 2 and not after_warmup[1].is_flat
+    return after_warmup[0].end_tokens if is_decay or len(after_warmup) == 1 else None
+
+
+def extremes(curve: Curve, start: int, end: int) -> tuple[float, float, float]:
+    """The rates at the start, at the highest point and at the end of a stretch. At a step the end has the rate before
+    it."""
+    parts = [piece for piece in curve if piece.end_tokens > start and piece.start_tokens < end]
+    if not parts:
+        return (rate_at(curve, start),) * 3
+    ends = [(piece.at(max(piece.start_tokens, start)), piece.at(min(piece.end_tokens, end))) for piece in parts]
+    return ends[0][0], max(max(pair) for pair in ends), ends[-1][1]
 
 
 def prefix_signature(curve: Curve, start: int, end: int) -> tuple:
@@ -177,16 +231,47 @@ def span_tokens(span: float, total: int) -> int:
 
 def decay_start(schedule: LrSchedule, total: int) -> int | None:
     """The position where the rate of a run of `total` tokens begins to fall; None where it falls right after the
-    warm-up."""
+    warm-up, or is piecewise."""
     if schedule.kind == "constant":
         return total
     return total - span_tokens(schedule.decay, total) if schedule.kind == "wsd" else None
 
 
-def check_rate(schedule: LrSchedule, total: int, key: str) -> None:
-    """Refuse a warm-up and a decay that are longer than `total` tokens together."""
+def curve_of(schedule: LrSchedule, lr: float, start: int, total: int, key: str) -> Curve:
+    """The curve of a schedule's section over `total` tokens from position `start`.
+
+    lr: the highest rate: `optimizer.lr`, or where it begins for `from: current`. Raises InputError, with `key`, where
+    the parts do not fit into the total.
+    """
     warmup = span_tokens(schedule.warmup, total)
+    if schedule.kind == "piecewise":
+        return build_piecewise(lr, start, total, warmup, _reached(schedule, warmup, total, key))
     decay = span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0
     if warmup + decay > total:
         stretches = f"a warm-up of {warmup}" + (f" and a decay of {decay}" if decay else "")
         raise InputError(f"found {stretches} tokens in a run of {total}; expected them to fit into it", key=key)
+    form = FORM_OF[schedule.decay_shape]
+    return build(schedule.kind, lr, start, total, warmup, decay, schedule.min_lr_ratio, form)
+
+
+def _reached(schedule: LrSchedule, warmup: int, total: int, key: str) -> tuple[Reached, ...]:
+    """The points of a piecewise rate in tokens, checked."""
+    if not schedule.points:
+        example = "points: [{at: 0.8, ratio: 1}, {at: 1, ratio: 0.1, shape: cosine}]"
+        raise InputError(f"found kind: piecewise without points; expected for example {example}", key=key)
+    if warmup > total:
+        problem = f"found a warm-up of {warmup} tokens in a run of {total}; expected it to fit into it"
+        raise InputError(problem, key=key)
+    found: list[Reached] = []
+    for number, point in enumerate(schedule.points):
+        tokens = round(point.at * total) if point.at <= 1 else round(point.at)
+        form = FORM_OF.get(point.shape, point.shape)
+        before = max(found[-1].tokens if found else 0, warmup)
+        what = "the end of the warm-up" if before == warmup else "the point before"
+        problem = f"found points[{number}] at {tokens} tokens"
+        if tokens > total:
+            raise InputError(f"{problem} in a run of {total}; expected at most as many, or a fraction of it", key=key)
+        if tokens <= before and (number or tokens):
+            raise InputError(f"{problem}, and {what} at {before}; expected it later", key=key)
+        found.append(Reached(tokens, point.ratio, form))
+    return tuple(found)

@@ -19,7 +19,7 @@ from raystage.plans.inputs import Sources
 from raystage.plans.length import fix_length
 from raystage.plans.objective import fix_objective
 from raystage.plans.shapes import check_growth, fix_freezing, fix_shape
-from raystage.plans.training import check_optimizer, fix_training
+from raystage.plans.training import check_optimizer, check_run_rate, fix_training
 
 
 def resolve(schedule: Schedule, init: InitPlan | None = None, sources: Sources | None = None) -> tuple[StageDraft, ...]:
@@ -42,6 +42,7 @@ def resolve(schedule: Schedule, init: InitPlan | None = None, sources: Sources |
 
 def _resolve(schedule: Schedule, init: InitPlan | None, sources: Sources) -> tuple[StageDraft, ...]:
     check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
+    check_run_rate(schedule.training.lr_schedule, "training.lr_schedule")
     context = Context(schedule, init, sources)
     for index in range(len(schedule.stages)):
         draft = context.draft(index)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raystage.config.positions import RopeScaling
+from raystage.config.schedule import Schedule
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.errors import InputError
-from raystage.growth.checks import changed_fields, refusal, with_norm_eps
+from raystage.growth.checks import POSITIONS, changed_fields, refusal, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
-from raystage.models.families import FAMILIES
+from raystage.models import rope
+from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, heads_problem
 from raystage.objectives.plan import ObjectivePlan
 from raystage.plans.draft import Context, StageDraft
@@ -19,16 +22,12 @@ from raystage.sources.corpus import LargestToken
 
 
 def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
-    """Pass: the model's shape. Rotary positions and, where not given, the norms' eps come from the model before."""
-    shape, before, model = (
-        resolve_shape(draft.stage.model, draft.data, draft.objective),
-        context.shape_before,
-        draft.stage.model,
-    )
-    if before:
-        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
-        if model.norm_eps is None:
-            shape = _with_inherited_eps(before, shape, draft.grow)
+    """Pass: the model's shape. What is not given of its rotary positions and norms' eps comes from the model before."""
+    before, model = context.shape_before, draft.stage.model
+    shape = resolve_shape(model, draft.data, draft.objective)
+    shape = _with_positions(before, shape, _asked_positions(context.schedule, draft.index))
+    if before and model.norm_eps is None:
+        shape = _with_inherited_eps(before, shape, draft.grow)
     return replace(draft, shape=shape)
 
 
@@ -89,6 +88,49 @@ def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None
     if grow is None:
         return replace(shape, norm_eps=before.norm_eps)
     return with_norm_eps(before, shape, grow.operator)
+
+
+def _asked_positions(schedule: Schedule, index: int) -> Model:
+    """What a stage asks of its rotary positions. The file's values are for the first stage: a later stage continues
+    with those of the stage before."""
+    written = schedule.stages[index].model
+    if index:
+        return written
+    given = {name: getattr(written, name) for name in POSITIONS if name in written.model_fields_set}
+    return schedule.model.model_copy(update=given)
+
+
+def _with_positions(before: ModelShape | None, shape: ModelShape, asked: Model) -> ModelShape:
+    """With the rotary positions that are asked for, else those of the model before."""
+    if not FAMILIES[shape.family].rotary:
+        for name in POSITIONS:
+            if getattr(asked, name) is not None:
+                able = ", ".join(name for name in TRAINED if FAMILIES[name].rotary)
+                problem = f"found in a {shape.family}, which has no rotary positions; expected family: {able}"
+                raise InputError(problem, key=f"model.{name}")
+        return shape
+    if before is not None:
+        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
+    if asked.rope_theta is not None:
+        shape = replace(shape, rope_theta=asked.rope_theta)
+    if asked.rope_scaling is not None:
+        shape = replace(shape, rope_scaling=_scaling(before, asked.rope_scaling))
+    return shape
+
+
+def _scaling(before: ModelShape | None, asked: RopeScaling) -> str:
+    """A scaling as a shape has it. The context that it refers to is, where not given, the one that the model had before
+    it was first scaled."""
+    if asked.kind == "none":
+        return ""
+    numbers = asked.given()
+    origin = numbers.pop("original_context_length", None)
+    if origin is None and before is not None:
+        origin = rope.origin_of(before.rope_scaling) or before.context_length
+    if asked.has_origin and origin is None:
+        problem = "missing; expected the context length that the model was trained with, since no model is before it"
+        raise InputError(problem, key="model.rope_scaling.original_context_length")
+    return rope.scaling(asked.kind, numbers, origin or 0)
 
 
 def _experts(model: Model) -> dict[str, int]:

@@ -6,10 +6,11 @@ for T / n tokens. The position where a step begins decides its values: a step is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raystage.config.training import RampOf, Training
+from raystage.config.training import Ramp, RampOf, Training
 from raystage.errors import InputError
 
 # From a context length to the training FLOPs of one token in it.
@@ -117,13 +118,26 @@ def _doubling(ramp: RampOf | None, value: int) -> Doubling:
     return Doubling(ramp.start, (value // ramp.start).bit_length() - 1, ramp.over.tokens)
 
 
+def rate_factor(training: Training, batch_tokens: int) -> float:
+    """What the learning rate of a step of `batch_tokens` tokens is multiplied by: 1 in a step of the stage's own batch.
+
+    linear: Goyal et al. (1706.02677). sqrt: the noise of Adam's update stays the same (Malladi et al., 2205.10287).
+    """
+    how = training.ramp.scale_lr if training.ramp else "none"
+    share = batch_tokens / training.global_batch_tokens
+    return {"none": 1.0, "linear": share, "sqrt": math.sqrt(share)}[how]
+
+
 def check_ramp(training: Training, context_length: int) -> None:
     """Refuse a ramp that does not end at the stage's own values, or whose steps on the way are impossible."""
     if training.ramp is None:
         return
-    given = {name: getattr(training.ramp, name) for name in type(training.ramp).model_fields}
+    given = {name: getattr(training.ramp, name) for name in Ramp.OVER}
     if not any(given.values()):
         raise InputError("found nothing; expected global_batch_tokens, context_length or both", key="training.ramp")
+    if training.ramp.scale_lr != "none" and training.ramp.global_batch_tokens is None:
+        problem = f"found {training.ramp.scale_lr} without a ramp of the batch, which the rate would follow"
+        raise InputError(f"{problem}; expected global_batch_tokens beside it", key="training.ramp.scale_lr")
     values = {"global_batch_tokens": training.global_batch_tokens, "context_length": context_length}
     for name, ramp in given.items():
         if ramp is not None:
@@ -151,7 +165,7 @@ def _check_doubles(ramp: RampOf, value: int, key: str) -> None:
 def check_ramp_fits(training: Training, stage_tokens: int) -> None:
     """Refuse a ramp that is longer than its stage of `stage_tokens` tokens: it must reach the stage's own values."""
     ramp = training.ramp
-    for name in type(ramp).model_fields if ramp else ():
+    for name in Ramp.OVER if ramp else ():
         one = getattr(ramp, name)
         if one is not None and one.over.tokens > stage_tokens:
             problem = f"found {one.over.tokens} in a stage of {stage_tokens} tokens; expected at most as many"

@@ -27,9 +27,37 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the training section complete, its optimizer's keys and its metrics checked."""
     written = context.schedule.stages[draft.index]
     check_optimizer(written.training.optimizer, draft.stage.training.optimizer)
-    training = resolve_training(draft.stage.training, draft.shape)
+    training = resolve_training(_from_current(draft.stage.training, written.training, draft.index), draft.shape)
     _check_metrics(training, draft.accept, context.sources.with_code)
     return replace(draft, training=training)
+
+
+def _from_current(training: Training, written: Training, index: int) -> Training:
+    """The section of a stage; of one whose rate begins at the current one, without the warm-up that the file may have.
+
+    written: what the stage itself sets.
+    """
+    rate = training.lr_schedule
+    if rate.start is None:
+        return training
+    key = "training.lr_schedule"
+    if not index:
+        problem = "found current in the first stage, before which there is no rate; expected it in a later stage"
+        raise InputError(problem, key=f"{key}.from")
+    if written.lr_schedule.warmup:
+        problem = "found beside from: current, where the rate begins as high as it is; expected no warm-up"
+        raise InputError(problem, key=f"{key}.warmup")
+    if "lr" in written.optimizer.model_fields_set:
+        problem = f"found {written.optimizer.lr:g} beside lr_schedule.from: current, where the rate begins as it is"
+        raise InputError(f"{problem}; expected one of them", key="training.optimizer.lr")
+    return training.model_copy(update={"lr_schedule": rate.model_copy(update={"warmup": 0.0})})
+
+
+def check_run_rate(rate: LrSchedule, key: str) -> None:
+    """Refuse `from: current` in a rate over a whole run."""
+    if rate.start is not None:
+        problem = "found current in the rate of a whole run; expected it in the lr_schedule of a stage"
+        raise InputError(problem, key=f"{key}.from")
 
 
 def resolve_training(training: Training, shape: ModelShape) -> Training:
@@ -98,6 +126,7 @@ def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDra
         if field in written.model_fields_set:
             problem = "found in the baseline, which has none of its own; remove it"
             raise InputError(problem, key=f"baseline.training.{field}")
+    check_run_rate(written.lr_schedule, "baseline.training.lr_schedule")
     training = schedule.resolved(len(stages) - 1).training.model_copy(update=changes).overlaid(written)
     try:
         check_optimizer(written.optimizer, training.optimizer)
@@ -110,13 +139,15 @@ def whole_run_rate(schedule: Schedule, stages: Sequence[StageDraft]) -> LrSchedu
     """The learning-rate schedule of the baselines.
 
     Where the last stage has one of its own: the file's, if that decays, else the last stage's kind. Either way with a
-    warm-up: the one that the staged run began with.
+    warm-up: the one that the staged run began with. One that begins at the current rate continues the file's, also
+    where the file does not set it.
     """
     first, last = stages[0], stages[-1]
     own, of_file = last.training.lr_schedule, schedule.training.lr_schedule
     if not last.own_rate or len(stages) == 1:
         return own
-    decays = "lr_schedule" in schedule.training.model_fields_set and of_file.kind != "constant"
+    is_set = "lr_schedule" in schedule.training.model_fields_set or own.start is not None
+    decays, own = is_set and of_file.kind != "constant", own.model_copy(update={"start": None})
     if decays and of_file.warmup:
         return of_file
     total = first.tokens if first.own_rate else sum(stage.tokens for stage in stages)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from raystage.growth.operators import WIDTHS, width_operator
+from raystage.models import rope
 from raystage.models.shape import num_params
 from raystage.plans.cadence import MOST_SHARE
 from raystage.plans.learning_rate import Curve, rate_at
@@ -53,7 +55,7 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
     for index, stage in enumerate(plan.staged.stages):
         if grows(stage):
             found += [rule(plan, index, stage) for rule in _GROWTH_RULES]
-        found.append(_short_stage(plan, index, stage))
+        found += [_short_stage(plan, index, stage), _beyond_scaling(plan, index, stage)]
     found.append(_costly_evaluation(plan))
     found += [rule(plan) for rule in _PLAN_RULES]
     found += [Advice(*one) for one in data_warnings(plan)]
@@ -169,6 +171,19 @@ def _short_stage(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
     )
 
 
+def _beyond_scaling(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
+    reach = rope.reach_of(stage.shape.rope_scaling)
+    if reach is None or stage.shape.context_length <= reach:
+        return None
+    scaling = rope.parameters_of(stage.shape.rope_scaling)
+    return Advice(
+        f"stages[{index}].model.rope_scaling",
+        f"is made for contexts of up to {reach:.0f} tokens ({scaling['factor']:g} times "
+        f"{rope.origin_of(stage.shape.rope_scaling)}), and the stage has one of {stage.shape.context_length}",
+        "YaRN (2309.00071): the factor is the new context length divided by the old one",
+    )
+
+
 def _costly_evaluation(plan: Plan) -> Advice | None:
     """About the stage where the share is largest. The default number of evaluations costs no more than that, except in
     very short stages, whose figures mean little anyway."""
@@ -271,8 +286,10 @@ def _share_done(curve: Curve, tokens: int) -> float:
 
 
 def _decay_start(curve: Curve) -> float:
-    """Where the learning rate first falls; infinite if it never does."""
-    return min((piece.start_tokens for piece in curve if piece.end_lr < piece.start_lr), default=math.inf)
+    """Where the learning rate first falls, also in a step; infinite if it never does."""
+    falls = [piece.start_tokens for piece in curve if piece.end_lr < piece.start_lr]
+    steps = [after.start_tokens for before, after in pairwise(curve) if after.start_lr < before.end_lr]
+    return min((*falls, *steps), default=math.inf)
 
 
 def _warmup_tokens(curve: Curve) -> int:

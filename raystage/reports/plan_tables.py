@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raystage.growth.checks import changed_positions
+from raystage.models import rope
 from raystage.plans.memory import MemoryEstimate
 from raystage.plans.plan import Plan, StagePlan, flops_shared
 from raystage.reports.advice import warnings
@@ -19,6 +21,7 @@ from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers
 from raystage.reports.suggestions import Suggestion
 from raystage.results.data_use import data_json, data_lines
+from raystage.results.rates import rates_of
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -27,7 +30,8 @@ from raystage.units import format_bytes, format_count, format_flops, format_shar
 def plan_table(plan: Plan) -> RenderableType:
     """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
-    lines = [*data_lines(data_json(plan.staged)), *_baseline_lines(plan), *_variant_lines(plan)]
+    data = data_lines(data_json(plan.staged))
+    lines = [_rate_line(plan), *data, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
@@ -84,10 +88,32 @@ def _most(stages: Iterable[StagePlan]) -> str:
 
 
 def _growth_of(stage: StagePlan) -> str:
-    """One line for each part that grows, so that the table gets no wider."""
+    """One line for each part that grows or changes, so that the table gets no wider."""
     rewarm = stage.growth.rewarm if stage.growth else None
     lines = (stage.growth_operator or "-").split(", ") + ([f"rewarm {rewarm.factor:g}x"] if rewarm else [])
-    return "\n".join(lines)
+    return "\n".join([*lines, *_positions_of(stage)])
+
+
+def _positions_of(stage: StagePlan) -> list[str]:
+    """The rotary positions that the stage changes: a model with others is another function of the same weights."""
+    changed = changed_positions(stage.parent_shape, stage.shape) if stage.parent_shape else []
+    words = {
+        "rope_theta": f"rope_theta {format_count(stage.shape.rope_theta)}",
+        "rope_scaling": rope.in_short(stage.shape.rope_scaling),
+    }
+    return [words[name] for name in changed]
+
+
+def _rate_line(plan: Plan) -> str:
+    """'Learning rate: small 0 to 0.002, full 0.002 to 0.'"""
+    return f"Learning rate: {', '.join(f'{one.name} {_rates(one)}' for one in plan.staged.stages)}."
+
+
+def _rates(stage: StagePlan) -> str:
+    start, peak, end = rates_of(stage)
+    if start == peak == end:
+        return f"{start:.3g}"
+    return f"{start:.3g} to {end:.3g}" + (f" (at most {peak:.3g})" if peak > max(start, end) else "")
 
 
 def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> WholeTable:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from raystage.config.conditions import OF_GROWTH, Accept, Overfitting
 from raystage.config.stage import Require
 from raystage.errors import GrowthRejected
+from raystage.growth.checks import changed_positions
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord, TrainPoint
 
@@ -37,7 +38,7 @@ def check_growth(stage: StagePlan, growth: GrowthRecord | None) -> None:
     if found:
         raise GrowthRejected(
             f"stage {stage.name}: growing by {growth.operator} is outside of grow.require: {'; '.join(found)}. "
-            f"The stage before it is kept. Try {_alternative(growth.certificate)}, or relax grow.require"
+            f"The stage before it is kept. Try {_alternative(stage, growth.certificate)}, or relax grow.require"
         )
 
 
@@ -124,8 +125,11 @@ def _rises(values: Sequence[float]) -> bool:
     return all(after > before for before, after in pairwise(values))
 
 
-def _alternative(certificate: Certificate) -> str:
+def _alternative(stage: StagePlan, certificate: Certificate) -> str:
     """What to try instead. Where an operator that claims to be exact fails, only the precision is left."""
+    changed = changed_positions(stage.parent_shape, stage.shape)
+    if changed:
+        return f"a smaller change of model.{changed[0]}"
     if certificate.exact:
         return "fp32 if this is bf16"
     return "an operator that is exact (identity for depth, duplicate or zero_pad for width)"

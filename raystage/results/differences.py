@@ -10,6 +10,8 @@ from raystage.config.training import LrSchedule, RampOf
 from raystage.plans.plan import Plan, StagePlan
 from raystage.units import format_count, shown
 
+_RATE = "training.lr_schedule"
+
 
 def is_staged(plan: Plan) -> bool:
     """Whether anything is staged: the model grows, the text or the context changes, or parameters are frozen.
@@ -81,11 +83,13 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
         "training.global_batch_tokens": _ramped(training.global_batch_tokens, ramp and ramp.global_batch_tokens),
         "model.context_length": _ramped(stage.shape.context_length, ramp and ramp.context_length),
         **{f"training.optimizer.{name}": _value(value) for name, value in training.optimizer.used().items()},
-        "training.lr_schedule": _rate(training.lr_schedule, stage.own_rate, tuned),
+        _RATE: _rate(training.lr_schedule, stage.own_rate, tuned),
         "training.precision": training.precision,
         "training.gradient_clipping": _value(training.gradient_clipping),
         **({"training.deepspeed": shown(options)} if options else {}),
     }
+    if ramp and ramp.scale_lr != "none":
+        facts["training.ramp.scale_lr"] = ramp.scale_lr
     if ramp and ramp.global_batch_tokens and "training.global_batch_tokens" in tuned:
         # The final batch is tuned; the ramp that leads to it is not.
         facts["training.ramp.global_batch_tokens"] = f"from {ramp.global_batch_tokens.start}"
@@ -112,16 +116,20 @@ def _ramped(value: int, ramp: RampOf | None) -> str:
 
 def _rate(schedule: LrSchedule, own: bool, tuned: set[str]) -> str:
     spans = ["warmup", "decay"] if schedule.kind == "wsd" else ["warmup"]
-    parts = [
-        f"{name} {_span(getattr(schedule, name))}" for name in spans if f"training.lr_schedule.{name}" not in tuned
-    ]
-    if schedule.min_lr_ratio and "training.lr_schedule.min_lr_ratio" not in tuned:
+    parts = [f"{name} {_span(getattr(schedule, name))}" for name in spans if f"{_RATE}.{name}" not in tuned]
+    if schedule.kind == "wsd" and schedule.decay_shape != "linear" and f"{_RATE}.decay_shape" not in tuned:
+        parts.append(f"decay_shape {schedule.decay_shape}")
+    if schedule.kind == "piecewise":
+        parts += [f"{point.shape} to {point.ratio:g} at {_span(point.at)}" for point in schedule.points]
+    elif schedule.min_lr_ratio and f"{_RATE}.min_lr_ratio" not in tuned:
         parts.append(f"min_lr_ratio {schedule.min_lr_ratio:g}")
+    if schedule.start:
+        parts.append("from the current rate")
     return " ".join([f"{', '.join([schedule.kind, *parts])} over", "its own length" if own else "the whole run"])
 
 
 def _span(span: float) -> str:
-    return f"{span:g}" if span < 1 else format_count(span)
+    return f"{span:g}" if span <= 1 else format_count(span)
 
 
 def _value(value: object) -> str:

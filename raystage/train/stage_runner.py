@@ -27,6 +27,7 @@ from raystage.plans import learning_rate
 from raystage.plans.keys import trunk_key
 from raystage.plans.length import reads_clock
 from raystage.plans.plan import StagePlan
+from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
 from raystage.results.data_use import Counted
 from raystage.results.record import GrowthRecord, Progress, StageRecord
@@ -217,7 +218,7 @@ class StageRunner:
         batch, length = segment.batch_tokens, segment.context_length
         first, count = progress.tokens // length, batch // length
         # The rate in the middle of the step: it is zero neither in the first step nor in the last.
-        lr = learning_rate.rate_at(stage.rate, progress.tokens + batch / 2)
+        lr = learning_rate.rate_at(stage.rate, progress.tokens + batch / 2) * rate_factor(stage.training, batch)
         loss, targets = self.engine.train_step(self.windows, first, count, length, lr, progress.steps)
         self.accounting.count_step(loss, targets, batch, batch * stage.token_flops(length), lr)
 

@@ -35,7 +35,7 @@ KNOWN_TOP = "known here: baseline, costs, data, init, model, name, objective, se
 TUNABLE = ", ".join(
     [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
     + ["training.global_batch_tokens"]
-    + [f"training.lr_schedule.{name}" for name in ("warmup", "decay", "min_lr_ratio")]
+    + [f"training.lr_schedule.{name}" for name in ("warmup", "decay", "decay_shape", "min_lr_ratio")]
 )
 
 # How it was wrong, what was written, what is said. "file": the whole file. "change": the good file above with these
@@ -169,7 +169,7 @@ CASES = [
     ("change", "training.precision=bf61",
      "training.precision: found 'bf61'; expected 'fp32' or 'bf16'; did you mean 'bf16'?"),
     ("change", "training.lr_schedule.kind=cosin", "training.lr_schedule.kind: found 'cosin'; "
-     "expected 'wsd', 'cosine', 'linear' or 'constant'; did you mean 'cosine'?"),
+     "expected 'wsd', 'cosine', 'linear', '1-sqrt', 'constant' or 'piecewise'; did you mean 'cosine'?"),
     ("change", "training.optimizer.name=adamx", "training.optimizer.name: found 'adamx'; "
      "expected 'adamw', 'adam' or 'sgd'; did you mean 'adam'?"),
     ("change", "training.optimizer={name: sgd, betas: [0.9, 0.99]}", "training.optimizer.betas: found [0.9, 0.99], "

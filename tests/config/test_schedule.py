@@ -190,7 +190,7 @@ def test_workers_are_a_number_or_a_range() -> None:
     assert (plain.workers, plain.workers.is_elastic, f"{plain.workers}") == (Workers(4, 4), False, "4")
     assert (elastic.workers, elastic.workers.is_elastic, f"{elastic.workers}") == (Workers(8, 2), True, "2 to 8")
     assert plain.model_dump()["workers"] == 4
-    assert Training.model_validate(elastic.model_dump()).workers.least == 2
+    assert Training.model_validate(elastic.model_dump(by_alias=True)).workers.least == 2
     assert elastic.overlaid(plain).workers.least == 4
     assert pickle.loads(pickle.dumps(elastic)).workers.least == 2
 

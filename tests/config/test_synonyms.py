@@ -30,7 +30,7 @@ CASES = {
     "model.d_model": "model.hidden_size",
     "model.hidden_dim": "model.hidden_size",
     "model.intermediate_size": "model.ffn_size",
-    "training.lr_scheduler": "training.lr_schedule.kind (wsd, cosine, linear or constant)",
+    "training.lr_scheduler": "training.lr_schedule.kind (wsd, cosine, linear, 1-sqrt, constant or piecewise)",
     "training.warmup_steps":
         "training.lr_schedule.warmup (a share below 1, or tokens: steps times global_batch_tokens)",
     "training.bf16": "training.precision (fp32 or bf16)",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import folders
 from exports import byte_shape, exported, load, logits, make_checkpoint, network_of
@@ -16,7 +19,7 @@ from raystage.files.reading import LocalFiles
 from raystage.models.build import build
 from raystage.models.hf_folder import open_model, open_trainable
 from raystage.models.manifest import check_model
-from raystage.models.rope import scaling_of
+from raystage.models.rope import scaling, scaling_of
 from raystage.plans.build import make_plan
 from raystage.storage.huggingface import FolderWeights
 from started_models import make, make_schedule
@@ -95,6 +98,75 @@ def test_others_are_refused_with_those_that_can(tmp_path: Path, rope: dict) -> N
         InputError, match=r"rope_scaling: found .*; expected a rope_type of default, linear, llama3, yarn"
     ):
         open_trainable(LocalFiles(source))
+
+
+WRITTEN = {
+    "yarn": ({"kind": "yarn", "factor": 4, "original_context_length": 16},
+             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
+    "yarn in full": ({"kind": "yarn", "factor": 40, "original_context_length": 64, "beta_fast": 24, "beta_slow": 2,
+                      "attention_factor": 1.25},
+                     {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64, "beta_fast": 24.0,
+                      "beta_slow": 2.0, "attention_factor": 1.25}),
+    "linear": ({"kind": "linear", "factor": 3}, {"rope_type": "linear", "factor": 3.0}),
+    "llama3": ({"kind": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                "original_context_length": 16},
+               {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_schedule_s_scaling_is_the_one_of_transformers(tmp_path: Path, kind: str) -> None:
+    """The same inverse frequencies and attention factor; and there and back through an exported folder."""
+    written, said = WRITTEN[kind]
+    model = {"family": "llama", "num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 48,
+             "rope_theta": "500K", "rope_scaling": written}  # fmt: skip
+    (tmp_path / "texts").mkdir()
+    (stage,) = make_plan(make_schedule(tmp_path / "texts", None, model=model)).staged.stages
+    rotary = build(stage.shape).model.rotary_emb
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_attention_heads=2, head_dim=16, max_position_embeddings=48,
+        rope_parameters={"rope_theta": 500_000.0, **said},
+    )  # fmt: skip
+    frequencies, factor = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, torch.device("cpu"))
+    assert torch.equal(rotary.inv_freq, frequencies)
+    assert rotary.attention_scaling == factor
+    plain = 1 / 500_000.0 ** (torch.arange(0, 16, 2) / 16)
+    assert not torch.allclose(rotary.inv_freq, plain)
+    exported(make_checkpoint(tmp_path / "saved", stage.shape), tmp_path / "out")
+    assert open_trainable(LocalFiles(tmp_path / "out")).shape == stage.shape
+
+
+def test_yarn_by_hand() -> None:
+    """2309.00071: pairs that turn often stay, those that turn seldom are divided by the factor, between them a ramp."""
+    shape = byte_shape("llama", rope_theta=10_000.0, head_size=8, context_length=64)
+    scaled = replace(shape, rope_scaling=scaling("yarn", {"factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.5}, 64))
+    turns = [64 / (2 * math.pi) * 10_000 ** (-2 * pair / 8) for pair in range(4)]
+    assert [round(one, 3) for one in turns] == [10.186, 1.019, 0.102, 0.01]
+    # The pairs at which 4 and half a turn lie: 0.406, cut to 0, and 1.309, raised to 2.
+    ratios = (build(scaled).model.rotary_emb.inv_freq / build(shape).model.rotary_emb.inv_freq).tolist()
+    assert ratios == pytest.approx([1, 0.5 + 0.5 / 4, 1 / 4, 1 / 4])
+    assert build(scaled).model.rotary_emb.attention_scaling == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_a_stage_after_a_folder_changes_what_it_says(tmp_path: Path) -> None:
+    """And keeps the rest; the origin of a new scaling is that of the folder's."""
+    source = folder(tmp_path / "model", KINDS["yarn"])
+    (tmp_path / "texts").mkdir()
+    longer = {"rope_scaling": {"kind": "yarn", "factor": 8}}
+    stages = [{"name": "a", "until": {"steps": 1}}, {"name": "b", "until": {"steps": 1}, "model": longer}]
+
+    def shapes(**model: object) -> list:
+        plan = make_plan(make_schedule(tmp_path / "texts", source, stages=stages, model=model))
+        return [stage.shape for stage in plan.staged.stages]
+
+    first, second = shapes()
+    assert (first.rope_theta, second.rope_theta) == (5e5, 5e5)
+    assert json.loads(first.rope_scaling) == KINDS["yarn"]
+    assert second.rope_scaling == scaling("yarn", {"factor": 8.0}, 6)
+    first, second = shapes(rope_theta="1M", rope_scaling={"kind": "none"})
+    assert (first.rope_theta, first.rope_scaling) == (1e6, "")
+    assert second.rope_scaling == scaling("yarn", {"factor": 8.0}, 24)
 
 
 def test_code_beside_the_weights_goes_along_unrun(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_where_nothing_is_set_there_is_no_other_schedule(on_reject: object, tmp_
 def test_a_schedule_s_content_makes_the_same_schedule(on_reject: object, tmp_path: Path) -> None:
     schedule = gated(tmp_path, on_reject)
     assert parse(schedule.content()) == schedule
-    assert parse(schedule.model_dump(mode="json")).stages == schedule.stages
+    assert parse(schedule.model_dump(mode="json", by_alias=True)).stages == schedule.stages
 
 
 def test_a_growth_from_init_has_no_certificate_to_ask_of() -> None:

@@ -13,7 +13,8 @@ from raystage.models.shape import flops_per_token
 from raystage.plans.build import make_plan
 from raystage.plans.keys import key_at
 from raystage.plans.plan import StagePlan, continues
-from raystage.plans.steps import Doubling, StepSchedule, StepSegment, doubling_steps
+from raystage.plans.steps import Doubling, StepSchedule, StepSegment, doubling_steps, rate_factor
+from raystage.results.rates import rates_of
 from raystage.runs.progress import describe_stage
 
 # From 100 to 400 tokens a step over 1,000: 5 steps of 100, then 3 of 200 (the third begins at 900), then 400.
@@ -132,6 +133,30 @@ def test_keys_know_ramps_and_nothing_of_what_is_none(tmp_path: Path) -> None:
     assert make_plan(make_schedule(tmp_path, stages=plain, baseline=None)).staged.stages[0].key == keys[0]
 
 
+@pytest.mark.parametrize(
+    ("how", "factors"), [("none", [1, 1, 1]), ("linear", [0.25, 0.5, 1]), ("sqrt", [0.5, 0.5**0.5, 1])]
+)
+def test_the_rate_follows_the_batch(how: str, factors: list[float], tmp_path: Path) -> None:
+    """And its highest value is that of the stage's own batch."""
+    ramp = {"global_batch_tokens": {"from": 50, "over": {"tokens": 400}}, "scale_lr": how}
+    training = {"global_batch_tokens": 200, "lr_schedule": {"kind": "constant", "warmup": 0}}
+    stage = plan_of(tmp_path, ramp, {"tokens": 1600}, **training)[0]
+    segments = stage.step_schedule.segments
+    assert [rate_factor(stage.training, one.batch_tokens) for one in segments] == pytest.approx(factors)
+    highest = stage.training.optimizer.lr
+    assert rates_of(stage) == pytest.approx((factors[0] * highest, highest, highest))
+
+
+def test_the_key_knows_how_the_rate_follows_the_batch(tmp_path: Path) -> None:
+    ramp = {"global_batch_tokens": {"from": 50, "over": {"tokens": 400}}}
+    keys = [
+        plan_of(tmp_path, {**ramp, **how}, {"tokens": 1600})[0].key
+        for how in ({}, {"scale_lr": "none"}, {"scale_lr": "linear"}, {"scale_lr": "sqrt"})
+    ]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
 def test_baselines_and_workers_that_go_on_have_none(tmp_path: Path) -> None:
     """It is a part of the staging, whose saving is measured against the stage's own batch and context."""
     stages = [{"name": "one", "model": {"num_layers": 2}, "until": {"tokens": 800}}]
@@ -157,7 +182,12 @@ def test_how_it_is_told(tmp_path: Path) -> None:
 OVER = {"over": {"tokens": 400}}
 REFUSED = [
     ({}, {}, "stages[0].training.ramp: found nothing; expected global_batch_tokens, context_length or both"),
-    ({"batch": 5}, {}, "stages[0].training.ramp.batch: unknown key; known here: context_length, global_batch_tokens"),
+    ({"batch": 5}, {}, "stages[0].training.ramp.batch: unknown key; known here: context_length, global_batch_tokens, "
+     "scale_lr"),
+    ({"scale_lr": "sqrt"}, {},
+     "stages[0].training.ramp: found nothing; expected global_batch_tokens, context_length or both"),
+    ({"scale_lr": "sqrt", "context_length": {"from": 5, **OVER}}, {}, "stages[0].training.ramp.scale_lr: found sqrt "
+     "without a ramp of the batch, which the rate would follow; expected global_batch_tokens beside it"),
     ({"global_batch_tokens": {"from": 50}}, {},
      "stages[0].training.ramp.global_batch_tokens.over: missing; expected for example over: {tokens: 200K}"),
     ({"global_batch_tokens": OVER}, {},

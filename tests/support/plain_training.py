@@ -19,6 +19,7 @@ from raystage.models.build import build
 from raystage.models.shape import ModelShape, parameters
 from raystage.plans import learning_rate
 from raystage.plans.plan import StagePlan
+from raystage.plans.steps import rate_factor
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train.evaluation import evaluation_set
 
@@ -91,7 +92,7 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
         piece = stage.step_schedule.at(step)
         batch, length = piece.batch_tokens, piece.context_length
         rate, rewarm = (
-            learning_rate.rate_at(stage.rate, tokens + batch / 2),
+            learning_rate.rate_at(stage.rate, tokens + batch / 2) * rate_factor(training, batch),
             stage.growth.rewarm if stage.growth else None,
         )
         boost = rewarm.at(tokens + batch / 2 - stage.start_tokens) if rewarm else 1.0

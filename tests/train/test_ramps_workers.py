@@ -138,7 +138,7 @@ def told(point: TrainPoint) -> tuple:
 
 # --- with what else counts tokens, and started again ---------------------------------------------
 
-RAMP = RAMPS["batch and context"][0]
+RAMP = RAMPS["batch and context"][0] | {"scale_lr": "sqrt"}
 # A grown stage with a ramp: the new layers warm up over 400 tokens, and the old ones stand still for 500.
 GROWN = {
     "model": {"num_layers": 4},
