@@ -188,10 +188,15 @@ def _why_apart(first: StagePlan, second: StagePlan) -> str:
         return f"one's rate is {kind}, the other's {other}"
     begins, ends = first.rate[0].start_tokens, first.rate[-1].end_tokens
     whole = "stage's" if (begins, ends) == (first.start_tokens, first.end_tokens) else "run's"
-    if kind in ("cosine", "linear"):
+    if kind == "piecewise":
+        return f"their rates go through different points, or through shares of the {whole} total tokens"
+    if kind in ("cosine", "linear", "1-sqrt"):
         return f"under {kind} the rate depends on the {whole} total tokens"
     if first.rate[0] != second.rate[0] and first.rate[0].start_lr < first.rate[0].end_lr:
         return "their warm-ups are of different lengths"
+    shapes = [stage.training.lr_schedule.decay_shape for stage in (first, second)]
+    if shapes[0] != shapes[1]:
+        return f"one's rate decays in the shape {shapes[0]}, the other's in {shapes[1]}"
     return f"under {kind} the rate decays in it, to an end that depends on the {whole} total tokens"
 
 

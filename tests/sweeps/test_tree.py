@@ -81,6 +81,11 @@ def test_under_cosine_nothing_is_shared_and_it_says_why(tmp_path: Path) -> None:
          "under wsd the rate decays in it, to an end that depends on the run's total tokens"),
         ("stages[2].until.tokens: {grid: [400, 500]}", ("stages[2].training.lr_schedule={kind: linear}",),
          "under linear the rate depends on the stage's total tokens"),
+        ("stages[2].until.tokens: {grid: [400, 500]}",
+         ("stages[2].training.lr_schedule={from: current, kind: piecewise, points: [{at: 1, ratio: 0}]}",),
+         "their rates go through different points, or through shares of the stage's total tokens"),
+        ("stages[2].training.lr_schedule.decay_shape: {choice: [linear, 1-sqrt]}", ("training.lr_schedule.kind=wsd",),
+         "one's rate decays in the shape linear, the other's in 1-sqrt"),
     ],
 )  # fmt: skip
 def test_why_stages_share_nothing(tmp_path: Path, space: str, changes: tuple[str, ...], why: str) -> None:
