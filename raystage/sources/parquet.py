@@ -19,7 +19,8 @@ from raystage.sources.rows import Block, RowCorpus, read_rows
 from raystage.units import shown
 
 ENDINGS = (".parquet", ".pq")
-_BATCH_ROWS = 1024
+_BATCH_BYTES = 2**21  # of rows that are decoded at a time
+_BUFFER_BYTES = 2**20  # without a buffer, Arrow reads the column of a row group at once
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _BYTES_TYPES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
@@ -42,15 +43,21 @@ def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
         path = column_path(file.schema_arrow, place, options)
         first = sum(file.metadata.row_group(group).num_rows for group in range(block.start))
         groups = range(block.start, block.stop)
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[".".join(path)], use_threads=False):
+        count = _batch_rows(file, block.start)
+        for batch in file.iter_batches(count, row_groups=groups, columns=[".".join(path)], use_threads=False):
             yield from texts(batch, path, place, first, options.may_be_any)
             first += len(batch)
+
+
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    found = file.metadata.row_group(group)
+    return max(16, min(8192, _BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)))
 
 
 @contextlib.contextmanager
 def _opened(place: Place) -> Iterator[pq.ParquetFile]:
     try:
-        with place.open() as stream, pq.ParquetFile(stream) as file:
+        with place.open() as stream, pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
             yield file
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]

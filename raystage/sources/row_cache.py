@@ -28,6 +28,11 @@ _FRESH_SECONDS = 2.0  # a file that changed just now may change again under the 
 _VERSION = 1
 
 
+def has(format: str, place: Place, options: SourceOptions) -> bool:
+    """Whether something is kept of a file; `load` says whether it is whole."""
+    return place.num_bytes >= SMALL_BYTES and _path(format, place, options).is_file()
+
+
 def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | None:
     """(what was kept, digests, lengths) of a file; None where nothing is, or something damaged."""
     if place.num_bytes < SMALL_BYTES:

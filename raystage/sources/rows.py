@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from raystage.errors import InputError
+from raystage.process_pool import in_processes, num_cpus
 from raystage.sources import row_cache
 from raystage.sources.corpus import (
     BUCKETS,
@@ -36,6 +37,7 @@ from raystage.sources.places import Place, find_places
 
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
 _LONGEST = 2**32 - 1
+PARALLEL_BYTES = 2**28  # of files that are hashed; starting processes takes a second
 
 
 class Block(NamedTuple):
@@ -231,10 +233,22 @@ def index_files(
     format: str, places: Sequence[Place], options: SourceOptions, named: str, key: str = "data.path"
 ) -> tuple[FileIndex, ...]:
     """The indexes of files with documents in them, in the order of their content. named: for messages."""
-    found = [index for index in (index_file(format, place, options) for place in places) if len(index.digests)]
+    found = [index for index in _indexes(format, places, options) if len(index.digests)]
     if not found:
         raise InputError(f"found no text in {named}; expected files with something in them", key=key)
     return tuple(sorted(found, key=lambda index: (index.content, index.place.uri)))
+
+
+def _indexes(format: str, places: Sequence[Place], options: SourceOptions) -> Iterator[FileIndex]:
+    """In any order: by several processes where there is much to hash."""
+    new = [place for place in places if not row_cache.has(format, place, options)]
+    if len(new) < 2 or sum(place.num_bytes for place in new) < PARALLEL_BYTES or num_cpus() < 2:
+        yield from (index_file(format, place, options) for place in places)
+        return
+    tasks = [(format, place, options) for place in sorted(new, key=lambda place: -place.num_bytes)]
+    for _, index in in_processes(f"{__name__}:index_file", tasks, num_cpus()):
+        yield index
+    yield from (index_file(format, place, options) for place in places if place not in new)
 
 
 def index_file(format: str, place: Place, options: SourceOptions) -> FileIndex:

@@ -170,6 +170,20 @@ def test_lines_do_not_depend_on_where_a_file_is_cut(tmp_path: Path, monkeypatch:
         assert texts_of(parts) == texts_of(whole)
 
 
+def test_several_processes_hash_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, part in (("a", TEXTS[:20]), ("b", TEXTS[20:50]), ("c", TEXTS[50:])):
+        write_jsonl(tmp_path / f"{name}.jsonl", part)
+    alone = read_corpus("jsonl", (str(tmp_path),))
+    monkeypatch.setattr(rows, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(rows, "num_cpus", lambda: 2)
+    together = read_corpus("jsonl", (str(tmp_path),))
+    assert together.fingerprint == alone.fingerprint
+    assert texts_of(together) == texts_of(alone)
+    (tmp_path / "d.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"^data.path: '.*d.jsonl', line 1: found broken JSON"):
+        read_corpus("jsonl", (str(tmp_path),))
+
+
 # --- what a machine keeps
 
 
