@@ -34,12 +34,14 @@ from raystage.config.schedule import Schedule
 from raystage.config.types import check_name
 from raystage.errors import InputError, RaystageError, SweepFailed
 from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import to_json
 from raystage.plans.plan import Plan
 from raystage.reports.curves import baseline_curves, stage_curves
 from raystage.reports.formats import Table
 from raystage.reports.html import page
 from raystage.reports.tables import tables
 from raystage.reports.terminal import SafeConsole, final_table
+from raystage.results.report import RunReport, SavingsPart
 from raystage.runs.console import make_display
 from raystage.runs.earlier import make_way
 from raystage.runs.session import RunSession, Tracking
@@ -119,8 +121,8 @@ def run(
     session = RunSession(made, found, opened, command=command, address=joins, tracking=Tracking(mode))
     with _driving(), session:
         displays = [make_display(made, sys.stderr, session.finished)] if progress else []
-        content = session.run(displays)
-    return Report(content, opened)
+        found = session.run(displays)
+    return Report(found, opened)
 
 
 def sweep(
@@ -163,36 +165,41 @@ def sweep(
 def report(name: str, store: str = STORE) -> Report:
     """What a run or a sweep in a store came to, finished or not. Raises InputError, DamagedFile."""
     opened = Store(open_folder(store))
-    return Report(read_report(opened, name), opened)
+    return Report(read_report(opened, name).report, opened)
 
 
 @dataclass(frozen=True)
 class Report:
     """The report of a run or a sweep: printed, or shown by a notebook, it is a table.
 
-    content: what `raystage report NAME --json` prints. store: where it was read.
+    found: all that it says, as values with types. store: where the run is.
     """
 
-    content: Mapping[str, Any]
+    found: RunReport | Mapping[str, Any]
     store: Store
 
     @property
+    def content(self) -> Mapping[str, Any]:
+        """The same as plain values: what `raystage report NAME --json` prints."""
+        return to_json(self.found)
+
+    @property
     def name(self) -> str:
-        return self.content["name"]
+        return self.found["name"] if self.is_sweep else self.found.name
 
     @property
     def state(self) -> str:
         """RUNNING, FINISHED, ABORTED or ERRORED."""
-        return self.content["state"]
+        return self.found["state"] if self.is_sweep else self.found.state
 
     @property
     def is_sweep(self) -> bool:
-        return self.content.get("kind") == "sweep"
+        return not isinstance(self.found, RunReport)
 
     @property
-    def savings(self) -> Mapping[str, Any] | None:
+    def savings(self) -> SavingsPart | None:
         """`compute_saved`, `speedup`, `verdict`, ...; None of a sweep."""
-        return self.content.get("savings")
+        return self.found.savings if isinstance(self.found, RunReport) else None
 
     def curves(self) -> pandas.DataFrame:
         """Every evaluation of the staged run and its baselines: columns run, stage, tokens, flops, seconds, loss.
@@ -201,8 +208,8 @@ class Report:
         token. Raises InputError for a sweep: its trials are `trials()`, and each is a run with a report of its own.
         """
         self._expect(False, "trials()")
-        rows = [("staged", stage.name, point) for stage in stage_curves(self.content) for point in stage.points]
-        rows += [(one.name, None, point) for one in baseline_curves(self.content) for point in one.points]
+        rows = [("staged", stage.name, point) for stage in stage_curves(self.found) for point in stage.points]
+        rows += [(one.name, None, point) for one in baseline_curves(self.found) for point in one.points]
         columns = ["run", "stage", "tokens", "flops", "seconds", "loss"]
         return pandas.DataFrame(
             [(run, stage, at.tokens, at.flops, at.seconds, at.loss) for run, stage, at in rows], columns=columns
@@ -214,15 +221,13 @@ class Report:
         Raises InputError for a run."""
         self._expect(True, "curves()")
         kept = ("number", "rank", "state", "eval_loss")
-        return pandas.DataFrame(
-            [{**{key: one[key] for key in kept}, **one["config"]} for one in self.content["trials"]]
-        )
+        return pandas.DataFrame([{**{key: one[key] for key in kept}, **one["config"]} for one in self.found["trials"]])
 
     def html(self) -> str:
         """One page that needs no network, as `raystage report NAME --html FILE` writes it."""
         if self.is_sweep:
-            return sweep_page(self.content)
-        return page([(self.content, self.store.read_run(self.name, RUN_FILE))])
+            return sweep_page(self.found)
+        return page([(self.found, self.store.read_run(self.name, RUN_FILE))])
 
     def __str__(self) -> str:
         shown = io.StringIO()
@@ -233,11 +238,11 @@ class Report:
         """What a notebook shows."""
         if self.is_sweep:
             return self.trials().to_html(index=False)
-        parts = [_html_table(table) for table in tables(self.content)[:1]]
-        return "".join(parts) + f"<p><b>{html.escape(self.content['savings']['verdict'])}</b></p>"
+        parts = [_html_table(table) for table in tables(self.found)[:1]]
+        return "".join(parts) + f"<p><b>{html.escape(self.savings.verdict)}</b></p>"
 
     def _table(self) -> RenderableType:
-        return sweep_result_table(self.content) if self.is_sweep else final_table(self.content)
+        return sweep_result_table(self.found) if self.is_sweep else final_table(self.found)
 
     def _expect(self, is_sweep: bool, instead: str) -> None:
         if self.is_sweep != is_sweep:

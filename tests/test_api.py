@@ -108,7 +108,7 @@ def test_a_sweep_is_not_run_nor_a_schedule_searched(tmp_path: Path) -> None:
 
 
 def test_a_report_is_a_table_of_its_stages_and_says_the_verdict(done: api.Report) -> None:
-    verdict = done.savings["verdict"]
+    verdict = done.savings.verdict
     assert (done.name, done.state, done.is_sweep) == ("tiny", "FINISHED", False)
     for shown in (" ".join(str(done).split()), html.unescape(done._repr_html_())):
         assert verdict in shown

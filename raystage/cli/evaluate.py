@@ -44,6 +44,7 @@ def evaluate(
       raystage evaluate quickstart --tasks lambada_openai,arc_easy --limit 200
       raystage evaluate quickstart --stage baseline-1600000 --tasks mine --include-path my/tasks
     """
+    from raystage.files.typed_json import to_json
     from raystage.tools.lm_eval import Asked, downstream_lines
     from raystage.tools.lm_eval import evaluate as run_tasks
 
@@ -53,7 +54,8 @@ def evaluate(
     asked = Asked(names, limit, num_fewshot, batch_size, device, include_path)
     with contextlib.redirect_stdout(DebugStream()):
         made = run_tasks(open_store(store), run, stage, asked)
-    text = json.dumps(made, indent=1)
+    content = to_json(made)
+    text = json.dumps(content, indent=1)
     if out is not None:
         try:
             out.write_text(text + "\n")
@@ -61,6 +63,6 @@ def evaluate(
             problem = f"cannot be written ({error.strerror}); expected a file in a folder that is there"
             raise InputError(problem, key="--out", file=str(out)) from None
     if as_json:
-        print_json(made)
+        print_json(content)
     else:
-        say("\n".join(downstream_lines(made, list(made["tasks"]))))
+        say("\n".join(downstream_lines(made, list(made.tasks))))

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+from raystage.files.typed_json import to_json
 from raystage.plans.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
-from raystage.results.data_use import data_json
+from raystage.results.data_use import data_rows
 from raystage.results.rates import rates_of
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
@@ -33,8 +34,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.staged.flops,
         "scratch_flops": plan.scratch_flops,
         "predicted_saving": plan.predicted_saving,
-        "data": data_json(plan.staged),
-        "warnings": [asdict(advice) for advice in warnings(plan)],
+        "data": to_json(data_rows(plan.staged)),
+        "warnings": to_json(warnings(plan)),
     }
 
 

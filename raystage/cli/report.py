@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ def report(
     if as_json and as_markdown:
         raise InputError("found --json too; expected one of them", key="--markdown")
     opened = open_store(store)
-    reports = [read_report(opened, name) for name in names]
-    if html is not None and len(reports) > 1 and any(map(_is_sweep, reports)):
-        found = next(one["name"] for one in reports if _is_sweep(one))
+    stored = [read_report(opened, name) for name in names]
+    reports = [one.report for one in stored]
+    if html is not None and len(reports) > 1 and any(map(is_sweep, reports)):
+        found = next(one["name"] for one in reports if is_sweep(one))
         raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
     written = []
     with _shown(opened, names):
@@ -55,7 +57,7 @@ def report(
         if figures is not None:
             written += _write_figures(reports, figures)
         if as_json:
-            print_json(reports[0] if len(reports) == 1 else reports)
+            print_json(stored[0].content if len(stored) == 1 else [one.content for one in stored])
         elif as_markdown:
             _print_markdown(reports)
         elif not written:
@@ -64,74 +66,87 @@ def report(
         say(f"wrote {path}", err=as_json or as_markdown)
 
 
-def read_report(store: Any, name: str) -> dict[str, Any]:
-    """The report of a run, with what `raystage evaluate` has found since. Its name is that of its folder."""
+@dataclass(frozen=True)
+class StoredReport:
+    """content: what report.json holds, with what `raystage evaluate` has found since. report: the same, typed."""
+
+    content: Mapping[str, Any]
+    report: Any
+
+
+def read_report(store: Any, name: str) -> StoredReport:
+    """The report of a run or a sweep. Its name is that of its folder. Raises InputError, DamagedFile."""
+    from raystage.files.typed_json import to_json
     from raystage.storage.naming import known_run
-    from raystage.storage.stored_files import REPORT_FILE
+    from raystage.storage.stored_files import REPORT_FILE, report_from
     from raystage.tools.evaluations import kept
 
     found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
     if found is None:
         raise InputError(f"run {name!r} has no {REPORT_FILE} yet; expected a run that was begun", key="NAME")
-    _check(store, name, found)
-    downstream = {} if _is_sweep(found) else kept(store, name, found)
-    return {**found, "name": name, **({"downstream": downstream} if downstream else {})}
+    named = {**found, "name": name}
+    if is_sweep(found):
+        _check_sweep(store, name, named)
+        return StoredReport(named, named)
+    report = report_from(named, (store.run_folder(name) / REPORT_FILE).uri)
+    if not (downstream := kept(store, name, report)):
+        return StoredReport(named, report)
+    return StoredReport({**named, "downstream": to_json(downstream)}, replace(report, downstream=downstream))
 
 
-def _check(store: Any, name: str, found: dict[str, Any]) -> None:
+def _check_sweep(store: Any, name: str, found: dict[str, Any]) -> None:
     """Raises DamagedFile if a report lacks something that is shown."""
-    from raystage.storage.stored_files import REPORT_FILE, check_file
+    from raystage.storage.stored_files import REPORT_FILE, check_file, damaged_report
 
     try:
-        check_file("sweep" if _is_sweep(found) else "run", found)
+        check_file("sweep", found)
     except ValueError as error:
-        raise DamagedFile(_damaged((store.run_folder(name) / REPORT_FILE).uri, error)) from None
-
-
-def _damaged(place: str, error: object) -> str:
-    return f"{place}: damaged ({error}), or by another version of raystage; the run's own command writes it anew"
+        raise DamagedFile(damaged_report((store.run_folder(name) / REPORT_FILE).uri, error)) from None
 
 
 @contextlib.contextmanager
 def _shown(store: Any, names: tuple[str, ...]) -> Iterator[None]:
-    """A report has no checksum, so any part may be damaged. An error while it is shown means that it is damaged."""
+    """A file without a checksum may hold figures that no run has. An error while it is shown means that it does."""
+    from raystage.storage.stored_files import damaged_report
+
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if error.__class__.__module__ != "builtins":  # raised by a library
             raise
         places = ", ".join((store.run_folder(name) / "report.json").uri for name in names)
-        raise DamagedFile(_damaged(places, f"{type(error).__name__}: {error}")) from error
+        raise DamagedFile(damaged_report(places, f"{type(error).__name__}: {error}")) from error
 
 
-def _is_sweep(report: dict[str, Any]) -> bool:
-    return report.get("kind") == "sweep"
+def is_sweep(report: Any) -> bool:
+    """Whether a report is that of a sweep."""
+    return isinstance(report, dict) and report.get("kind") == "sweep"
 
 
-def _print_tables(reports: list[dict[str, Any]]) -> None:
+def _print_tables(reports: list[Any]) -> None:
     from raystage.reports.terminal import SafeConsole, final_table
     from raystage.sweeps.terminal import sweep_result_table
 
     for one in reports:
-        SafeConsole().print(sweep_result_table(one) if _is_sweep(one) else final_table(one))
+        SafeConsole().print(sweep_result_table(one) if is_sweep(one) else final_table(one))
 
 
-def _print_markdown(reports: list[dict[str, Any]]) -> None:
+def _print_markdown(reports: list[Any]) -> None:
     from raystage.reports.markdown import markdown
     from raystage.sweeps import summary
 
-    pages = (summary.markdown(one) if _is_sweep(one) else markdown(one) for one in reports)
+    pages = (summary.markdown(one) if is_sweep(one) else markdown(one) for one in reports)
     say("\n".join(pages), nl=False)
 
 
-def _write_page(store: Any, reports: list[dict[str, Any]], file: Path) -> list[Path]:
+def _write_page(store: Any, reports: list[Any], file: Path) -> list[Path]:
     from raystage.reports.html import page
     from raystage.sweeps.html import sweep_page
 
-    if _is_sweep(reports[0]):
+    if is_sweep(reports[0]):
         text = sweep_page(reports[0])
     else:
-        text = page([(one, _run_file(store, one["name"])) for one in reports])
+        text = page([(one, _run_file(store, one.name)) for one in reports])
     with _writing("--html", file, "a file in a folder that is there"):
         file.write_text(text, encoding="utf-8")
     return [file]
@@ -146,7 +161,7 @@ def _run_file(store: Any, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
+def _write_figures(reports: list[Any], folder: Path) -> list[Path]:
     """Write NAME.png and NAME.svg of each run and sweep, and make the folder."""
     from raystage.reports.figures import run_sheet
     from raystage.reports.image import write_image
@@ -156,8 +171,8 @@ def _write_figures(reports: list[dict[str, Any]], folder: Path) -> list[Path]:
     with _writing("--figures", folder, "a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         for one in reports:
-            sheet = sweep_sheet(one) if _is_sweep(one) else run_sheet(one)
-            drawn += write_image(sheet, folder / f"{one['name'].replace('/', '-')}.png")
+            sheet, name = (sweep_sheet(one), one["name"]) if is_sweep(one) else (run_sheet(one), one.name)
+            drawn += write_image(sheet, folder / f"{name.replace('/', '-')}.png")
     return drawn
 
 

@@ -63,6 +63,7 @@ def run(
     parsed, made = plan_schedule(load(schedule, overrides), schedule, name, store)
     # The driver computes nothing. Without this, DeepSpeed looks for a GPU here and prints it. Workers set their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from raystage.files.typed_json import to_json
     from raystage.reports.terminal import final_table
     from raystage.runs.console import make_display
     from raystage.runs.earlier import make_way
@@ -80,7 +81,7 @@ def run(
     # The display reports in its own words what Ray prints (for example that a worker died).
     with contextlib.redirect_stdout(DebugStream()), session:
         report = session.run([make_display(made, sys.stderr, session.finished)])
-    print_result(report, final_table(report), as_json)
+    print_result(to_json(report), final_table(report), as_json)
     where = f" --store {store}" if store else ""
     say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
     say(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)

@@ -1,27 +1,39 @@
-"""The result of a run as one JSON object.
+"""The report of a run, built from its plan and the records of its finished stages.
 
-`build_report` combines the plan with the records of finished stages. It works at any time: an unfinished stage is
-listed with its state and nulls, and the savings say what they wait for.
+It works at any time: an unfinished stage is listed with its state and without figures, and the savings say what they
+wait for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
-from raystage.results.data_use import data_json
+from raystage.results.data_use import data_rows
 from raystage.results.differences import is_staged
 from raystage.results.doubts import doubts
 from raystage.results.ledger import measure_ledger
-from raystage.results.record import Evaluation, StageRecord, TrainPoint, perplexity, where_it_begins
+from raystage.results.record import Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
+from raystage.results.report import (
+    BaselinePart,
+    BudgetRow,
+    CertificateRow,
+    EvaluationPoint,
+    GrowthRow,
+    RunReport,
+    SavingsPart,
+    SeedRow,
+    StageRow,
+    TrainingPoint,
+)
 from raystage.results.savings import Savings, compare
 from raystage.results.seeds import OverSeeds
-from raystage.results.tuning import compared, tuning_rows
+from raystage.results.tuning import compared, measure_tuning
 
 DONE = ("FINISHED", "REUSED")
 
@@ -43,8 +55,8 @@ def build_report(
     states: Mapping[str, str],
     environment: Mapping[str, Any] | None = None,
     given_up: GivenUp = GivenUp(),
-) -> dict[str, Any]:
-    """The report: plain values, strictly JSON (a value that is not finite becomes null).
+) -> RunReport:
+    """The report. A figure that is not finite becomes None.
 
     If values were tuned, stages and baselines are those of the best values, as soon as these are known. records,
     states: by stage key. A stage without a state is FINISHED if it has a record, else SCHEDULING.
@@ -53,24 +65,23 @@ def build_report(
     overall = _joint_state([_state(stage, records, states) for stage in stages])
     savings = measure_savings(plan, records, given_up.stages)
     best = compared(plan, records)
-    return _strict(
-        {
-            "name": plan.name,
-            "state": "FINISHED" if overall in DONE else overall,
-            "stages": [_stage_row(best.staged, stage, records, states) for stage in best.staged.stages],
-            "attempts": [asdict(one) for one in given_up.tried],
-            "given_up": [_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages],
-            "baseline": {"runs": [_baseline_row(run, records, states) for run in best.baselines]},
-            "tuning": tuning_rows(plan, records),
-            "seeds": _seed_rows(plan, records),
-            "tokens_per_parameter": tokens_per_parameter(plan.staged),
-            "savings": _savings(savings, measure_seeds(plan, records)),
-            "ledger": asdict(measure_ledger(plan, records, states, given_up.stages)),
-            "warnings": list(doubts(plan, records, savings, given_up.stages)),
-            "data": data_json(best.staged, records),
-            "environment": {**(environment or {}), **_trained_on(records)} if environment else {},
-        }
+    report = RunReport(
+        name=plan.name,
+        state="FINISHED" if overall in DONE else overall,
+        stages=tuple(_stage_row(best.staged, stage, records, states) for stage in best.staged.stages),
+        attempts=given_up.tried,
+        given_up=tuple(_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages),
+        baseline=BaselinePart(tuple(_budget_row(run, records, states) for run in best.baselines)),
+        tuning=measure_tuning(plan, records),
+        seeds=_seed_rows(plan, records),
+        tokens_per_parameter=tokens_per_parameter(plan.staged),
+        savings=_savings(savings, measure_seeds(plan, records)),
+        ledger=measure_ledger(plan, records, states, given_up.stages),
+        warnings=doubts(plan, records, savings, given_up.stages),
+        data=data_rows(best.staged, records),
+        environment={**environment, **_trained_on(records)} if environment else {},
     )
+    return finite(report)
 
 
 def _trained_on(records: Mapping[str, StageRecord]) -> dict[str, list[str]]:
@@ -80,11 +91,9 @@ def _trained_on(records: Mapping[str, StageRecord]) -> dict[str, list[str]]:
     return {"trained_on": sorted(places)} if places else {}
 
 
-def _savings(savings: Savings, over: OverSeeds | None) -> dict[str, Any]:
-    """The savings of the schedule's own seed. With several seeds, also those over all seeds, and their verdict."""
-    if over is None:
-        return asdict(savings)
-    return {**asdict(savings), "verdict": over.verdict, "seeds": asdict(over)}
+def _savings(savings: Savings, over: OverSeeds | None) -> SavingsPart:
+    own = vars(savings)
+    return SavingsPart(**own) if over is None else SavingsPart(**{**own, "verdict": over.verdict}, seeds=over)
 
 
 def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
@@ -97,49 +106,51 @@ def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation,
 
 def _stage_row(
     run: RunPlan, stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]
-) -> dict[str, Any]:
+) -> StageRow:
     record = records.get(stage.key)
     begun = where_it_begins(stage, records.get(stage.parent_key))
     starts = _start_seconds(run, records)
-    return {
+    return StageRow(
         **_row(RunPlan(stage.name, (stage,)), records, states, starts),
-        "growth": asdict(record.growth) if record and record.growth else None,
-        "start_tokens": begun.start_tokens,
-        "start_flops": begun.start_flops,
-        "start_seconds": starts[stage.key],
-        "stopped_by": record.stopped_by if record else None,
-        "trained_for": record.trained_for if record else None,
-        "donor": asdict(record.prefix) if record and record.prefix else None,
-    }
+        growth=_growth(record.growth) if record and record.growth else None,
+        start_tokens=begun.start_tokens,
+        start_flops=begun.start_flops,
+        start_seconds=starts[stage.key],
+        stopped_by=record.stopped_by if record else None,
+        trained_for=record.trained_for if record else None,
+        prefix=record.prefix if record else None,
+    )
 
 
-def _baseline_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> dict[str, Any]:
-    """One budget. Stages shared with other budgets count in full: each run is what it would cost alone."""
-    return {
+def _growth(growth: GrowthRecord) -> GrowthRow:
+    return GrowthRow(**{**vars(growth), "certificate": CertificateRow(**vars(growth.certificate))})
+
+
+def _budget_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> BudgetRow:
+    return BudgetRow(
         **_row(run, records, states, _start_seconds(run, records)),
-        "growth": None,
-        "budget_tokens": run.tokens,
-        "tokens_per_parameter": tokens_per_parameter(run),
-    }
+        growth=None,
+        budget_tokens=run.tokens,
+        tokens_per_parameter=tokens_per_parameter(run),
+    )
 
 
-def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> list[dict[str, Any]]:
-    """A row for each of several seeds, with the savings of that seed alone."""
+def _seed_rows(plan: Plan, records: Mapping[str, StageRecord]) -> tuple[SeedRow, ...]:
     if not plan.further_seeds:
-        return []
+        return ()
     rows = []
     for pair in seed_pairs(plan, records):
         is_whole = is_staged(plan) and pair.staged is not None and len(pair.baselines) == len(plan.baselines)
         alone = compare(pair.staged, pair.baselines) if is_whole else None
         rows.append(
-            {
-                "seed": pair.seed,
-                "staged_eval_loss": pair.staged.eval_loss if pair.staged else None,
-                "compute_saved": alone.compute_saved if alone else None,
-                "loss_difference_at_equal_flops": alone.loss_difference_at_equal_flops if alone else None,
-            }
+            SeedRow(
+                seed=pair.seed,
+                staged_eval_loss=pair.staged.eval_loss if pair.staged else None,
+                compute_saved=alone.compute_saved if alone else None,
+                loss_difference_at_equal_flops=alone.loss_difference_at_equal_flops if alone else None,
+            )
         )
-    return rows
+    return tuple(rows)
 
 
 def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, float | None]:
@@ -155,7 +166,7 @@ def _start_seconds(run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str
 def _row(
     run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str], starts: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """The fields that a stage and a chain of stages share. Totals are null until every stage is finished."""
+    """The fields of a `ResultRow` but its growth."""
     last, chain = run.stages[-1], finished(run.stages, records)
     done = len(chain) == len(run.stages)
     end = chain[-1].end if done and chain[-1].evaluations else None
@@ -174,14 +185,21 @@ def _row(
         "perplexity": perplexity(chain[-1].eval_loss) if done else None,
         "accuracy": end.accuracy if end else None,
         "metrics": dict(end.metrics) if end else None,
-        "evaluations": [_point(point, starts[record.key]) for record in chain for point in record.evaluations],
-        "train": [_point(point, starts[record.key]) for record in chain for point in record.train],
+        "evaluations": tuple(
+            EvaluationPoint(**vars(point), run_seconds=_in_run(point.seconds, starts[record.key]))
+            for record in chain
+            for point in record.evaluations
+        ),
+        "train": tuple(
+            TrainingPoint(**vars(point), run_seconds=_in_run(point.seconds, starts[record.key]))
+            for record in chain
+            for point in record.train
+        ),
     }
 
 
-def _point(point: Evaluation | TrainPoint, start_seconds: float | None) -> dict[str, Any]:
-    """run_seconds counts from the start of the run, `seconds` from the start of the stage."""
-    return {**asdict(point), "run_seconds": None if start_seconds is None else start_seconds + point.seconds}
+def _in_run(seconds: float, start_seconds: float | None) -> float | None:
+    return None if start_seconds is None else start_seconds + seconds
 
 
 def _state(stage: StagePlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> str:
@@ -197,12 +215,3 @@ def _joint_state(states: Sequence[str]) -> str:
         if all(one == state for one in states):
             return state
     return "FINISHED" if all(one in DONE for one in states) else "RUNNING"
-
-
-def _strict(value: Any) -> Any:
-    """The same value without NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from raystage.results.report import (
+    BudgetRow,
+    EvaluationPoint,
+    GrowthRow,
+    ResultRow,
+    RunReport,
+    SavingsPart,
+    StageRow,
+    TrainingPoint,
+)
 from raystage.units import format_share
 
 # The first part of a run falls so steeply that it would compress the rest. No axis has to show it.
@@ -45,20 +54,15 @@ class BaselineCurve:
     name: str = ""
 
 
-def stage_curves(report: Mapping[str, Any]) -> tuple[StageCurve, ...]:
-    """The stages of the staged run that have points, in order. `report` is what `build_report` made."""
-    field = _loss_field(report)
-    return tuple(stage for stage in (_stage(row, field) for row in report["stages"]) if stage.points)
+def stage_curves(report: RunReport) -> tuple[StageCurve, ...]:
+    """The stages of the staged run that have points, in order."""
+    on_half = report.savings.is_judged_on_half
+    return tuple(stage for stage in (_stage(row, on_half) for row in report.stages) if stage.points)
 
 
-def baseline_curves(report: Mapping[str, Any]) -> tuple[BaselineCurve, ...]:
-    field = _loss_field(report)
-    return tuple(run for run in (_baseline(row, field) for row in report["baseline"]["runs"]) if run.points)
-
-
-def _loss_field(report: Mapping[str, Any]) -> str:
-    """The field of an evaluation by which the two sides are compared."""
-    return "judging_loss" if report["savings"].get("is_judged_on_half") else "loss"
+def baseline_curves(report: RunReport) -> tuple[BaselineCurve, ...]:
+    on_half = report.savings.is_judged_on_half
+    return tuple(run for run in (_baseline(row, on_half) for row in report.baseline.runs) if run.points)
 
 
 def staged_points(stages: Sequence[StageCurve]) -> tuple[Point, ...]:
@@ -73,55 +77,56 @@ def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
     return lowest - 0.2 * span, highest + 0.06 * span
 
 
-def _stage(row: Mapping[str, Any], field: str) -> StageCurve:
+def _stage(row: StageRow, on_half: bool) -> StageCurve:
     """After a growth, the loss of the certificate is the first point, unless an evaluation is there."""
-    points, growth = _points(row["evaluations"], field), row["growth"]
-    if growth and points and points[0].tokens > row["start_tokens"]:
-        grown = {
-            "tokens": row["start_tokens"],
-            "flops": row["start_flops"],
-            "run_seconds": _end_of_growth(row),
-            "loss": growth["certificate"]["eval_loss_after"],
-        }
-        points = _points([grown]) + points
-    return StageCurve(
-        row["name"], row["num_layers"], points, _points(row["train"]), growth["operator"] if growth else None
-    )
+    points, growth = _evaluated(row, on_half), row.growth
+    if growth and points and points[0].tokens > row.start_tokens:
+        loss = growth.certificate.eval_loss_after
+        grown = () if loss is None else (Point(row.start_tokens, row.start_flops, loss, _end_of_growth(row, growth)),)
+        points = grown + points
+    train = tuple(_point(one, one.loss) for one in row.train if one.loss is not None)
+    return StageCurve(row.name, row.num_layers, points, train, growth.operator if growth else None)
 
 
-def _end_of_growth(row: Mapping[str, Any]) -> float | None:
+def _end_of_growth(row: StageRow, growth: GrowthRow) -> float | None:
     """The seconds of a stage start with its growth."""
-    start = row.get("start_seconds")
-    return None if start is None else start + row["growth"]["seconds"]
+    return None if row.start_seconds is None else row.start_seconds + growth.seconds
 
 
-def _baseline(row: Mapping[str, Any], field: str) -> BaselineCurve:
-    points, end = _points(row["evaluations"], field), None
-    if row["eval_loss"] is not None:
+def _baseline(row: BudgetRow, on_half: bool) -> BaselineCurve:
+    points, end = _evaluated(row, on_half), None
+    if row.eval_loss is not None:
         timed = all(point.seconds is not None for point in points)
-        loss = row["eval_loss"] if field == "loss" else row["evaluations"][-1][field]
-        end = Point(row["tokens"], row["flops"], loss, row["seconds"] if timed else None)
-    return BaselineCurve(points, end, row["name"])
+        loss = row.evaluations[-1].judging_loss if on_half else row.eval_loss
+        end = Point(row.tokens, row.flops, loss, row.seconds if timed else None)
+    return BaselineCurve(points, end, row.name)
 
 
-def _points(rows: Iterable[Mapping[str, Any]], field: str = "loss") -> tuple[Point, ...]:
-    """field: the loss to use, if a row has it. Stages before the last may not evaluate the halves separately."""
-    losses = [(one, one["loss"] if one.get(field) is None else one[field]) for one in rows]
-    return tuple(
-        Point(one["tokens"], one["flops"], loss, one.get("run_seconds")) for one, loss in losses if loss is not None
+def _evaluated(row: ResultRow, on_half: bool) -> tuple[Point, ...]:
+    """on_half: whether the two sides are compared by the loss on the half of the text that chose no value.
+
+    Stages before the last may not evaluate the halves separately: then it is the loss on the whole text.
+    """
+    losses = (
+        (one, one.judging_loss if on_half and one.judging_loss is not None else one.loss) for one in row.evaluations
     )
+    return tuple(_point(one, loss) for one, loss in losses if loss is not None)
 
 
-def saving_words(savings: Mapping[str, Any]) -> tuple[str, str]:
+def _point(one: EvaluationPoint | TrainingPoint, loss: float) -> Point:
+    return Point(one.tokens, one.flops, loss, one.run_seconds)
+
+
+def saving_words(savings: SavingsPart) -> tuple[str, str]:
     """The two lines at the arrow from the baseline's compute to the staged run's.
 
     A curve shows one seed; only the verdict covers several.
     """
-    share, faster = savings["compute_saved"], savings["speedup"]
-    most = savings.get("compute_saved_at_most")
+    share, faster = savings.compute_saved, savings.speedup
+    most = savings.compute_saved_at_most
     if most is not None and share < 0 < most:
         return "no saving shown", f"({format_share(share)} to {format_share(most)})"
     first = f"{format_share(share)} of compute saved" if share >= 0 else f"{format_share(-share)} more compute"
-    seeds = savings.get("seeds")
-    second = f"seed {seeds['seeds'][0]} alone" if seeds else f"{format_share(faster)} speed-up"
+    seeds = savings.seeds
+    second = f"seed {seeds.seeds[0]} alone" if seeds else f"{format_share(faster)} speed-up"
     return first, f"({second})"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from raystage.growth.operators import in_short
 from raystage.reports.curves import (
@@ -35,6 +34,7 @@ from raystage.reports.svg import (
     sheet,
     time_ticks,
 )
+from raystage.results.report import RunReport, SavingsPart
 from raystage.units import format_count, format_flops, format_seconds
 
 # The number of colours for runs in a comparison. With more runs, colours repeat.
@@ -73,34 +73,34 @@ class Panel:
     narrow: str
 
 
-def run_panels(report: Mapping[str, Any], identity: str) -> list[Panel]:
+def run_panels(report: RunReport, identity: str) -> list[Panel]:
     """A run against its baselines. Empty before the first evaluation. identity: unique within the page."""
     stages, baselines = stage_curves(report), baseline_curves(report)
     curves = [staged_points(stages), *(run.points for run in baselines), _ends(baselines)]
 
     def chart(unit: Unit, x: ChartAxis, y: ChartAxis) -> Chart:
         return Chart(
-            f"{_summary(unit, stages, baselines)} {report['savings']['verdict']}.",
+            f"{_summary(unit, stages, baselines)} {report.savings.verdict}.",
             x,
             y,
             _stretches(stages, unit),
-            _levels(report["savings"]),
+            _levels(report.savings),
             (*_baseline_lines(baselines, unit), *_staged_lines(stages, unit)),
-            _arrows(report["savings"], unit),
-            (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report["savings"], unit)),
+            _arrows(report.savings, unit),
+            (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report.savings, unit)),
         )
 
     return _panels(chart, curves, identity)
 
 
-def run_sheet(report: Mapping[str, Any]) -> str:
+def run_sheet(report: RunReport) -> str:
     """The curves of a run over compute and over tokens, with the verdict and the legend, as an SVG file."""
     panels = [panel.wide for panel in run_panels(report, "curves") if panel.unit.field != "seconds"]
-    verdict = f"{report['name']}: {report['savings']['verdict']}" + ("" if panels else "; no evaluation yet")
+    verdict = f"{report.name}: {report.savings.verdict}" + ("" if panels else "; no evaluation yet")
     return sheet(verdict, panels, run_legend(report))
 
 
-def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> list[Panel]:
+def comparison_panels(reports: Sequence[RunReport], identity: str) -> list[Panel]:
     """The staged runs of several reports in one picture, with the ends of their baselines."""
     runs = [(report, staged_points(stage_curves(report))) for report in reports]
     curves = [points for _, points in runs] + [_ends(baseline_curves(report)) for report in reports]
@@ -110,16 +110,16 @@ def comparison_panels(reports: Sequence[Mapping[str, Any]], identity: str) -> li
         for number, (report, points) in enumerate(runs):
             style = colour(number)
             lines.append(Line(_along(points, unit), f"curve {style}"))
-            marks += _squares(baseline_curves(report), unit, f"end {style}", f"{report['name']}, ")
-            marks += _spots(points, unit, report["name"]) + _last(points, unit, f"dot {style}", report["name"])
-            words += [f"{report['name']} ends at {_place(points[-1], unit)}."] if points else []
+            marks += _squares(baseline_curves(report), unit, f"end {style}", f"{report.name}, ")
+            marks += _spots(points, unit, report.name) + _last(points, unit, f"dot {style}", report.name)
+            words += [f"{report.name} ends at {_place(points[-1], unit)}."] if points else []
         summary = f"Held-out loss of {len(runs)} staged runs over {unit.label}. {' '.join(words)}"
         return Chart(summary, x, y, lines=tuple(lines), marks=tuple(marks))
 
     return _panels(chart, curves, identity)
 
 
-def run_legend(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def run_legend(report: RunReport) -> list[tuple[str, str]]:
     """(class, text) of what `run_panels` draws for this report."""
     stages, baselines = stage_curves(report), baseline_curves(report)
     ends = sum(run.end is not None for run in baselines)
@@ -130,13 +130,13 @@ def run_legend(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (bool(baselines), "curve baseline", "baselines from scratch"),
         (ends > 0, "end baseline", "end of each budget's run"),
         (ends > 1, "interpolated", "between them at most: linear in log FLOPs"),
-        (report["savings"]["equal_loss_reached"], "equal", "equal loss"),
+        (report.savings.equal_loss_reached, "equal", "equal loss"),
     ]
     return [(style, words) for is_drawn, style, words in entries if is_drawn]
 
 
-def comparison_legend(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    runs = [(f"curve {colour(number)}", report["name"]) for number, report in enumerate(reports)]
+def comparison_legend(reports: Sequence[RunReport]) -> list[tuple[str, str]]:
+    runs = [(f"curve {colour(number)}", report.name) for number, report in enumerate(reports)]
     ends = any(run.end for report in reports for run in baseline_curves(report))
     return [*runs, *([("end baseline", "its baselines' ends, in its colour")] if ends else [])]
 
@@ -256,24 +256,24 @@ def _stretches(stages: Sequence[StageCurve], unit: Unit) -> tuple[ChartStretch, 
     return tuple(stretches)
 
 
-def _levels(savings: Mapping[str, Any]) -> tuple[Level, ...]:
-    return (Level(savings["at_eval_loss"], "equal"),) if savings["equal_loss_reached"] else ()
+def _levels(savings: SavingsPart) -> tuple[Level, ...]:
+    return (Level(savings.at_eval_loss, "equal"),) if savings.equal_loss_reached else ()
 
 
-def _crossing(savings: Mapping[str, Any], unit: Unit) -> list[Mark]:
+def _crossing(savings: SavingsPart, unit: Unit) -> list[Mark]:
     """The mark where the baseline reaches the equal loss."""
-    if not savings["equal_loss_reached"] or unit.field != "flops":
+    if not savings.equal_loss_reached or unit.field != "flops":
         return []
-    place = f"loss {format_loss(savings['at_eval_loss'])} after {unit.words(savings['flops_baseline'])} at the earliest"
-    return [Mark(savings["flops_baseline"], savings["at_eval_loss"], "saving", f"the baselines: {place}")]
+    place = f"loss {format_loss(savings.at_eval_loss)} after {unit.words(savings.flops_baseline)} at the earliest"
+    return [Mark(savings.flops_baseline, savings.at_eval_loss, "saving", f"the baselines: {place}")]
 
 
-def _arrows(savings: Mapping[str, Any], unit: Unit) -> tuple[Arrow, ...]:
+def _arrows(savings: SavingsPart, unit: Unit) -> tuple[Arrow, ...]:
     """From the baseline's compute to the staged run's, along the line of equal loss."""
-    if not savings["equal_loss_reached"] or unit.field != "flops":
+    if not savings.equal_loss_reached or unit.field != "flops":
         return ()
     words = saving_words(savings)
-    return (Arrow(savings["flops_baseline"], savings["flops_staged"], savings["at_eval_loss"], "saving", words),)
+    return (Arrow(savings.flops_baseline, savings.flops_staged, savings.at_eval_loss, "saving", words),)
 
 
 # --- words ------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raystage.results.report import SavingsPart
+from raystage.results.seeds import Interval
 from raystage.units import format_share
 
 # How many digits of a stage's key are shown.
@@ -41,27 +43,24 @@ def known(value: Any, as_text: Callable[[Any], str]) -> str:
     return "-" if value is None else as_text(value)
 
 
-def format_interval(found: Mapping[str, Any], as_text: Callable[[float], str] = format_share) -> str:
-    """'27.0 % (20.1 % to 33.9 %)'; if the interval contains zero, only the interval. found: an `Interval` as plain
-    values."""
-    if found["low"] is None:
-        return as_text(found["mean"])
-    between = f"{as_text(found['low'])} to {as_text(found['high'])}"
-    return (
-        f"{_NOT_SHOWN} ({between})" if found["low"] <= 0 <= found["high"] else f"{as_text(found['mean'])} ({between})"
-    )
+def format_interval(found: Interval, as_text: Callable[[float], str] = format_share) -> str:
+    """'27.0 % (20.1 % to 33.9 %)'; if the interval contains zero, only the interval."""
+    if found.low is None:
+        return as_text(found.mean)
+    between = f"{as_text(found.low)} to {as_text(found.high)}"
+    return f"{_NOT_SHOWN} ({between})" if found.low <= 0 <= found.high else f"{as_text(found.mean)} ({between})"
 
 
-def over_seeds(savings: Mapping[str, Any], figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
+def over_seeds(savings: SavingsPart, figure: str, as_text: Callable[[float], str] = format_share) -> str | None:
     """A figure of a report's savings as text. Over several seeds, with its interval; for one seed, with the range that
     the baseline's curve allows between its budgets. None if there is no such figure."""
-    over = savings.get("seeds")
-    value = over[figure] if over else savings.get(figure)
+    over = savings.seeds
+    value = getattr(over or savings, figure)
     if value is None:
         return None
     if over:
         return format_interval(value, as_text)
-    most = savings.get(f"{figure}_at_most")
+    most = getattr(savings, f"{figure}_at_most", None)
     if most is None or as_text(value) == as_text(most):
         return as_text(value)
     between = f"{as_text(value)} to {as_text(most)}"
@@ -78,9 +77,9 @@ def format_layers(count: int) -> str:
     return f"{count} layer{'' if count == 1 else 's'}"
 
 
-def speed_up(savings: Mapping[str, Any]) -> str | None:
+def speed_up(savings: SavingsPart) -> str | None:
     """The speed-up of one seed. None where several seeds or the range of the saving show that it is not certain."""
     saved = over_seeds(savings, "compute_saved")
-    if savings.get("seeds") or savings["speedup"] is None or (saved or "").startswith(_NOT_SHOWN):
+    if savings.seeds or savings.speedup is None or (saved or "").startswith(_NOT_SHOWN):
         return None
-    return format_share(savings["speedup"])
+    return format_share(savings.speedup)

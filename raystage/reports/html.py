@@ -20,6 +20,7 @@ from raystage.reports.figures import Panel, comparison_legend, comparison_panels
 from raystage.reports.formats import KEY_DIGITS, Table, format_loss, over_seeds, speed_up
 from raystage.reports.markdown import sentence
 from raystage.reports.svg import symbol
+from raystage.results.report import GrowthRow, RunReport, StageRow
 from raystage.units import format_count, format_flops
 
 # Cells of up to so many characters stay on one line.
@@ -75,10 +76,10 @@ class RunView:
     environment: Sequence[tuple[str, str]]
 
 
-def page(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> str:
+def page(runs: Sequence[tuple[RunReport, Mapping[str, Any] | None]]) -> str:
     """The page of one run, or of several side by side.
 
-    runs: for each run its report (as `build_report` made it) and the content of its run.json, None if that is missing.
+    runs: for each run its report and the content of its run.json, None if that is missing.
     """
     reports = [report for report, _ in runs]
     views = [_view(number, report, run) for number, (report, run) in enumerate(runs, 1)]
@@ -110,34 +111,34 @@ def templates() -> Environment:
     return made
 
 
-def _view(number: int, report: Mapping[str, Any], run: Mapping[str, Any] | None) -> RunView:
+def _view(number: int, report: RunReport, run: Mapping[str, Any] | None) -> RunView:
     identity = f"run-{number}"
     picture = CurvesPicture(identity, "Curves", run_panels(report, identity), run_legend(report))
     schedule = run.get("schedule_as_set") if run else None
     return RunView(
         identity=identity,
-        name=report["name"],
-        state=report["state"],
-        trouble=STATES.get(report["state"]),
-        verdict=sentence(report["savings"]["verdict"]),
+        name=report.name,
+        state=report.state,
+        trouble=STATES.get(report.state),
+        verdict=sentence(report.savings.verdict),
         facts=_facts(report),
-        warnings=report["warnings"],
+        warnings=report.warnings,
         picture=picture,
         tables=report_tables.tables(report),
         origin=_origin(schedule),
-        lineage=lineage(run["stages"], report["stages"]) if run else (),
+        lineage=lineage(run["stages"], report.stages) if run else (),
         configuration=configuration(schedule) if schedule else None,
         environment=report_tables.environment_rows(report),
     )
 
 
-def _comparison_picture(reports: Sequence[Mapping[str, Any]]) -> CurvesPicture:
+def _comparison_picture(reports: Sequence[RunReport]) -> CurvesPicture:
     return CurvesPicture("all", "Curves", comparison_panels(reports, "all"), comparison_legend(reports))
 
 
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(report: RunReport) -> list[tuple[str, str]]:
     """The figures that readers look for first, as far as they are known."""
-    savings, last = report["savings"], report["stages"][-1]
+    savings, last = report.savings, report.stages[-1]
     figures = (
         ("compute saved", over_seeds(savings, "compute_saved"), str),
         ("speed-up in compute", speed_up(savings), str),
@@ -148,11 +149,11 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format),
             str,
         ),
-        ("held-out loss", savings["at_eval_loss"], format_loss),
-        ("FLOPs, staged run", savings["flops_staged"], format_flops),
-        ("FLOPs, baseline", savings["flops_baseline"], format_flops),
-        ("parameters at the end", last["num_params"], format_count),
-        ("tokens per parameter", report["tokens_per_parameter"], "{:.3g}".format),
+        ("held-out loss", savings.at_eval_loss, format_loss),
+        ("FLOPs, staged run", savings.flops_staged, format_flops),
+        ("FLOPs, baseline", savings.flops_baseline, format_flops),
+        ("parameters at the end", last.num_params, format_count),
+        ("tokens per parameter", report.tokens_per_parameter, "{:.3g}".format),
     )
     return [(name, as_text(value)) for name, value, as_text in figures if value is not None]
 
@@ -188,12 +189,12 @@ def _without_empty(sections: Mapping[str, Any]) -> dict[str, Any]:
 # --- lineage ----------------------------------------------------------------------------------
 
 
-def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any]]) -> list[LineageNode]:
+def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[StageRow]) -> list[LineageNode]:
     """The stages of all runs as trees. A stage that several runs share is there once.
 
     stages: as in run.json, in the order of each run. rows: the stages of the report, which say how they were grown.
     """
-    growths = {row["key"]: _how(row["growth"]) for row in rows if row["growth"]}
+    growths = {row.key: _how(row.growth) for row in rows if row.growth}
     roots: list[LineageNode] = []
     last: dict[str, LineageNode] = {}
     for stage in stages:
@@ -209,8 +210,8 @@ def lineage(stages: Iterable[Mapping[str, str]], rows: Iterable[Mapping[str, Any
     return roots
 
 
-def _how(growth: Mapping[str, Any]) -> str:
-    return f"grown by {in_short(growth['operator'])}, moments: {growth['optimizer_state']}"
+def _how(growth: GrowthRow) -> str:
+    return f"grown by {in_short(growth.operator)}, moments: {growth.optimizer_state}"
 
 
 def _origin(schedule: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers
 from raystage.reports.suggestions import Suggestion
-from raystage.results.data_use import data_json, data_lines
+from raystage.results.data_use import data_lines, data_rows
 from raystage.results.rates import rates_of
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
@@ -30,7 +30,7 @@ from raystage.units import format_bytes, format_count, format_flops, format_shar
 def plan_table(plan: Plan) -> RenderableType:
     """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
-    data = data_lines(data_json(plan.staged))
+    data = data_lines(data_rows(plan.staged))
     lines = [_rate_line(plan), *data, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from raystage.growth.operators import in_short
+from raystage.plans.gates import Rejection
 from raystage.reports.cost_tables import cost_table, ledger_table, seed_table, tuning_table
 from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds, speed_up
-from raystage.results.data_use import format_number_of_passes
+from raystage.results.data_use import DataRow, format_number_of_passes
+from raystage.results.report import BudgetRow, CertificateRow, ResultRow, RunReport, StageRow, TaskResult
 from raystage.units import format_bytes, format_count, format_flops, format_seconds, format_share
 
 _QUALITY = ("eval loss", "perplexity", "accuracy")
 
 
-def tables(report: Mapping[str, Any]) -> list[Table]:
-    """All tables that have rows. `report` is what `build_report` made, in this or an older version."""
+def tables(report: RunReport) -> list[Table]:
+    """All tables that have rows. A report of an older version has fewer."""
     return [table for table in (make(report) for make in _TABLES) if table.rows]
 
 
-def stage_table(report: Mapping[str, Any]) -> Table:
+def stage_table(report: RunReport) -> Table:
     columns = (
         "stage", "state", "layers", "parameters", "tokens", "FLOPs", "time", *_QUALITY, "loss at growth",
     )  # fmt: skip
@@ -28,117 +29,117 @@ def stage_table(report: Mapping[str, Any]) -> Table:
         "Loss is held out, in nats per token; perplexity is e to it, accuracy the share of tokens that got the most "
         "probability."
     )
-    return Table("Stages", columns, [_stage_cells(row) for row in report["stages"]], note)
+    return Table("Stages", columns, [_stage_cells(row) for row in report.stages], note)
 
 
-def data_table(report: Mapping[str, Any]) -> Table:
-    """Empty for versions that did not count data."""
+def data_table(report: RunReport) -> Table:
+    """Empty for reports of versions that did not count data."""
     columns = ("text", "stages", "documents", "tokens", "held out", "of it also trained on", "tokens read", "passes")
     note = (
         "Documents and tokens are of the training text. Held-out text counts as trained on, too, where 64 tokens of it "
         "in a row stand word for word in the training text."
     )
-    return Table("Data", columns, [_data_cells(one) for one in report.get("data", ())], note)
+    return Table("Data", columns, [_data_cells(one) for one in report.data], note)
 
 
-def _data_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
-    about = "about " if one["tokens_are_estimated"] else ""
+def _data_cells(one: DataRow) -> tuple[str, ...]:
+    about = "about " if one.tokens_are_estimated else ""
     return (
-        ", ".join(one["path"]) or one["source"],
-        ", ".join(one["stages"]),
-        format_count(one["documents"]),
-        f"{about}{format_count(one['tokens'])}",
-        f"{about}{format_count(one['held_out_tokens'])}",
-        "-" if one["repeated_share"] is None else format_share(one["repeated_share"]),
-        format_count(one["read_tokens"]),
-        format_number_of_passes(one["passes"]),
+        ", ".join(one.path) or one.source,
+        ", ".join(one.stages),
+        format_count(one.documents),
+        f"{about}{format_count(one.tokens)}",
+        f"{about}{format_count(one.held_out_tokens)}",
+        "-" if one.repeated_share is None else format_share(one.repeated_share),
+        format_count(one.read_tokens),
+        format_number_of_passes(one.passes),
     )
 
 
-def layout_table(report: Mapping[str, Any]) -> Table:
+def layout_table(report: RunReport) -> Table:
     """How the stages ran: what does not fit beside the figures of the stages."""
     columns = ("stage", "steps", "workers", "ZeRO", "memory of a worker", "grown by")
     note = "Memory is the most that a worker held."
-    return Table("How the stages ran", columns, [_layout_cells(row) for row in report["stages"]], note)
+    return Table("How the stages ran", columns, [_layout_cells(row) for row in report.stages], note)
 
 
-def environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """When, where and with what the report was made, a row for each fact. Older reports have fewer."""
+def environment_rows(report: RunReport) -> list[tuple[str, str]]:
+    """When, where and with what the report was made, a row for each fact."""
     as_text = {"memory_bytes": format_bytes, "gpus": lambda names: ", ".join(names) or "none", "trained_on": ", ".join}
     names = {
         "memory_bytes": "memory", "cpu_cores": "CPU cores", "cpu": "CPU", "gpus": "GPUs", "trained_on": "trained on",
     }  # fmt: skip
     return [
         (names.get(name, name), as_text.get(name, str)(value))
-        for name, value in report["environment"].items()
+        for name, value in report.environment.items()
         if value is not None
     ]
 
 
-def growth_table(report: Mapping[str, Any]) -> Table:
+def growth_table(report: RunReport) -> Table:
     columns = (
         "stage", "grown by", "exact", "loss before", "loss after", "logits differ by (mean)", "gradient error",
         "duplicates' distance", "time",
     )  # fmt: skip
     note = "Certificates: the grown model against the one it grew from, on held-out text and on fixed inputs."
-    rows = [_growth_cells(row) for row in report["stages"] if row["growth"]]
+    rows = [_growth_cells(row) for row in report.stages if row.growth]
     return Table("What growing did", columns, rows, note)
 
 
-def attempts_table(report: Mapping[str, Any]) -> Table:
+def attempts_table(report: RunReport) -> Table:
     """Rejected attempts. Empty for versions without gates."""
-    spent = {row["key"]: row for row in report.get("given_up", ())}
-    rows = [_attempt_cells(one, spent.get(one["key"])) for one in report.get("attempts", ())]
+    spent = {row.key: row for row in report.given_up}
+    rows = [_attempt_cells(one, spent.get(one.key)) for one in report.attempts]
     note = "What was given up was spent all the same: the saving counts it."
     return Table("Not accepted", ("stage", "why", "answer", "eval loss", "FLOPs"), rows, note)
 
 
-def ends_table(report: Mapping[str, Any]) -> Table:
+def ends_table(report: RunReport) -> Table:
     """The stages that ended by something other than their length."""
     rows = [
-        (row["name"], row["stopped_by"])
-        for row in report["stages"]
-        if row.get("stopped_by") and not row["stopped_by"].startswith("steps: ")
+        (row.name, row.stopped_by)
+        for row in report.stages
+        if row.stopped_by and not row.stopped_by.startswith("steps: ")
     ]
     return Table("Why stages ended", ("stage", "ended by"), rows)
 
 
-def baseline_table(report: Mapping[str, Any]) -> Table:
+def baseline_table(report: RunReport) -> Table:
     columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
-    rows = [_baseline_cells(row) for row in report["baseline"]["runs"]]
+    rows = [_baseline_cells(row) for row in report.baseline.runs]
     note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
     return Table("Baseline: the last stage's model from scratch", columns, rows, note)
 
 
-def metric_table(report: Mapping[str, Any]) -> Table:
-    """The schedule's own metrics at the end of every stage and baseline. Older reports have none."""
-    rows = [row for row in (*report["stages"], *report["baseline"]["runs"]) if row.get("metrics")]
-    names = sorted({name for row in rows for name in row["metrics"]})
-    cells = [[name, *(known(row["metrics"].get(name), "{:.4g}".format) for row in rows)] for name in names]
+def metric_table(report: RunReport) -> Table:
+    """The schedule's own metrics at the end of every stage and baseline."""
+    rows = [row for row in (*report.stages, *report.baseline.runs) if row.metrics]
+    names = sorted({name for row in rows for name in row.metrics})
+    cells = [[name, *(known(row.metrics.get(name), "{:.4g}".format) for row in rows)] for name in names]
     note = "On held-out text, where a stage or a baseline ends; - where it was not measured, or nothing was counted."
-    return Table("Metrics", ("metric", *(row["name"] for row in rows)), cells, note)
+    return Table("Metrics", ("metric", *(row.name for row in rows)), cells, note)
 
 
-def downstream_table(report: Mapping[str, Any]) -> Table:
+def downstream_table(report: RunReport) -> Table:
     """What `raystage evaluate` found, stage by stage. The report that a run writes has none yet."""
-    found = report.get("downstream", {})
-    rows = sorted({(task, metric) for one in found.values() for task, its in one["tasks"].items()
-                   for metric in its["metrics"]})  # fmt: skip
-    cells = [[f"{task}: {metric}", *(_task_cell(one["tasks"].get(task), metric) for one in found.values())]
+    found = report.downstream
+    rows = sorted({(task, metric) for one in found.values() for task, its in one.tasks.items()
+                   for metric in its.metrics})  # fmt: skip
+    cells = [[f"{task}: {metric}", *(_task_cell(one.tasks.get(task), metric) for one in found.values())]
              for task, metric in rows]  # fmt: skip
     note = "By lm-eval, each with its standard error and the number of examples."
     return Table("Downstream tasks", ("task", *found), cells, note)
 
 
-def _task_cell(task: Mapping[str, Any] | None, metric: str) -> str:
-    if task is None or metric not in task["metrics"]:
+def _task_cell(task: TaskResult | None, metric: str) -> str:
+    if task is None or metric not in task.metrics:
         return "-"
-    figure = task["metrics"][metric]
-    error = "" if figure["stderr"] is None else f" ± {figure['stderr']:.2g}"
-    return f"{figure['value']:.4g}{error} ({task['num_examples']})"
+    figure = task.metrics[metric]
+    error = "" if figure.stderr is None else f" ± {figure.stderr:.2g}"
+    return f"{figure.value:.4g}{error} ({task.num_examples})"
 
 
-def comparison_table(reports: Sequence[Mapping[str, Any]]) -> Table:
+def comparison_table(reports: Sequence[RunReport]) -> Table:
     """Several runs, one row each."""
     columns = (
         "run", "state", "compute saved", "speed-up", "time saved", "tokens saved", "at eval loss", "FLOPs",
@@ -158,102 +159,101 @@ _TABLES = (
 )  # fmt: skip
 
 
-def _stage_cells(row: Mapping[str, Any]) -> list[str]:
+def _stage_cells(row: StageRow) -> list[str]:
     return [
-        row["name"],
-        row["state"],
-        str(row["num_layers"]),
-        format_count(row["num_params"]),
-        known(row["tokens"], format_count),
-        known(row["flops"], format_flops),
-        known(row["seconds"], format_seconds),
+        row.name,
+        row.state,
+        str(row.num_layers),
+        format_count(row.num_params),
+        known(row.tokens, format_count),
+        known(row.flops, format_flops),
+        known(row.seconds, format_seconds),
         *_quality_cells(row),
-        known(row["growth"], lambda growth: _jump_cell(growth["certificate"])),
+        known(row.growth, lambda growth: _jump_cell(growth.certificate)),
     ]
 
 
-def _layout_cells(row: Mapping[str, Any]) -> list[str]:
+def _layout_cells(row: StageRow) -> list[str]:
     return [
-        row["name"],
-        known(row["steps"], str),
-        str(row["num_workers"]),
-        str(row["zero_stage"]),
-        known(row["peak_memory_bytes"], format_bytes),
-        known(row["growth"], lambda growth: f"{in_short(growth['operator'])}, moments: {growth['optimizer_state']}"),
+        row.name,
+        known(row.steps, str),
+        str(row.num_workers),
+        str(row.zero_stage),
+        known(row.peak_memory_bytes, format_bytes),
+        known(row.growth, lambda growth: f"{in_short(growth.operator)}, moments: {growth.optimizer_state}"),
     ]
 
 
-def _growth_cells(row: Mapping[str, Any]) -> list[str]:
-    growth, certificate = row["growth"], row["growth"]["certificate"]
+def _growth_cells(row: StageRow) -> list[str]:
+    growth, certificate = row.growth, row.growth.certificate
     return [
-        row["name"],
-        in_short(growth["operator"]),
-        known(certificate["exact"], lambda exact: "yes" if exact else "no"),
-        known(certificate["eval_loss_before"], format_loss),
-        known(certificate["eval_loss_after"], format_loss),
-        f"{known(certificate['max_logit_difference'], _figure)} "
-        f"({known(certificate['mean_logit_difference'], _figure)})",
+        row.name,
+        in_short(growth.operator),
+        known(certificate.exact, lambda exact: "yes" if exact else "no"),
+        known(certificate.eval_loss_before, format_loss),
+        known(certificate.eval_loss_after, format_loss),
+        f"{known(certificate.max_logit_difference, _figure)} ({known(certificate.mean_logit_difference, _figure)})",
         _gradient_cell(certificate),
-        known(certificate["twin_distance"], lambda distance: f"{distance:.2g} at {certificate['twin_steps']} steps"),
-        f"{growth['seconds']:.1f} s",
+        known(certificate.twin_distance, lambda distance: f"{distance:.2g} at {certificate.twin_steps} steps"),
+        f"{growth.seconds:.1f} s",
     ]
 
 
-def _attempt_cells(one: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
-    changes = ", ".join(f"{key} {value}" for key, value in one["changes"])
-    where = f" to {one['target']}" if one["action"] == "rewind" else ""
-    number = f" {one['number']} of {one['of']}" if one["number"] else ""
+def _attempt_cells(one: Rejection, row: StageRow | None) -> list[str]:
+    changes = ", ".join(f"{key} {value}" for key, value in one.changes)
+    where = f" to {one.target}" if one.action == "rewind" else ""
+    number = f" {one.number} of {one.of}" if one.number else ""
     return [
-        one["stage"],
-        "; ".join(one["reasons"]),
-        one["action"] + where + number + (f": {changes}" if changes else ""),
-        known(row["eval_loss"] if row else None, format_loss),
-        known(row["flops"] if row else None, format_flops),
+        one.stage,
+        "; ".join(one.reasons),
+        one.action + where + number + (f": {changes}" if changes else ""),
+        known(row.eval_loss if row else None, format_loss),
+        known(row.flops if row else None, format_flops),
     ]
 
 
-def _gradient_cell(certificate: Mapping[str, Any]) -> str:
+def _gradient_cell(certificate: CertificateRow) -> str:
     """The error of the predictions that claim to be exact; if there are none, that of the estimates."""
-    if certificate["gradient_error"] is not None:
-        return _figure(certificate["gradient_error"])
-    return known(certificate["gradient_error_estimated"], lambda error: f"{error:.2g} (estimated)")
+    if certificate.gradient_error is not None:
+        return _figure(certificate.gradient_error)
+    return known(certificate.gradient_error_estimated, lambda error: f"{error:.2g} (estimated)")
 
 
-def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
+def _baseline_cells(row: BudgetRow) -> list[str]:
     return [
-        format_count(row["budget_tokens"]),
-        row["state"],
-        f"{row['tokens_per_parameter']:.3g}",
-        known(row["steps"], str),
-        known(row["flops"], format_flops),
-        known(row["seconds"], format_seconds),
+        format_count(row.budget_tokens),
+        row.state,
+        f"{row.tokens_per_parameter:.3g}",
+        known(row.steps, str),
+        known(row.flops, format_flops),
+        known(row.seconds, format_seconds),
         *_quality_cells(row),
     ]
 
 
-def _quality_cells(row: Mapping[str, Any]) -> list[str]:
-    """The quality of the model at the end of a row. Older reports have only the loss."""
+def _quality_cells(row: ResultRow) -> list[str]:
+    """The quality of the model at the end of a row."""
     return [
-        known(row["eval_loss"], format_loss),
-        known(row.get("perplexity"), format_perplexity),
-        known(row.get("accuracy"), format_share),
+        known(row.eval_loss, format_loss),
+        known(row.perplexity, format_perplexity),
+        known(row.accuracy, format_share),
     ]
 
 
-def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
-    savings = report["savings"]
+def _comparison_cells(report: RunReport) -> list[str]:
+    savings = report.savings
     return [
-        report["name"],
-        report["state"],
+        report.name,
+        report.state,
         over_seeds(savings, "compute_saved") or "-",
         speed_up(savings) or "-",
         over_seeds(savings, "time_saved") or "-",
         over_seeds(savings, "tokens_saved") or "-",
-        known(savings["at_eval_loss"], format_loss),
-        known(savings["flops_staged"], format_flops),
-        known(savings["flops_baseline"], format_flops),
+        known(savings.at_eval_loss, format_loss),
+        known(savings.flops_staged, format_flops),
+        known(savings.flops_baseline, format_flops),
         over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format) or "-",
-        f"{report['tokens_per_parameter']:.3g}",
+        f"{report.tokens_per_parameter:.3g}",
     ]
 
 
@@ -261,7 +261,7 @@ def _figure(value: float) -> str:
     return f"{value:.2g}"
 
 
-def _jump_cell(certificate: Mapping[str, Any]) -> str:
-    before, after = certificate["eval_loss_before"], certificate["eval_loss_after"]
+def _jump_cell(certificate: CertificateRow) -> str:
+    before, after = certificate.eval_loss_before, certificate.eval_loss_after
     difference = "" if before is None or after is None else f" ({after - before:+.3f})"
     return format_jump(before, after) + difference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from raystage.reports.cost_tables import seed_table, tuning_table
 from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known
 from raystage.reports.tables import downstream_table, environment_rows, metric_table
 from raystage.results.data_use import data_lines
+from raystage.results.report import ResultRow, RunReport
 from raystage.safe_text import visible
 from raystage.units import format_count, format_flops, format_seconds, format_share
 
@@ -33,22 +34,19 @@ class SafeConsole(Console):
 # --- the end of a run -------------------------------------------------------------------------
 
 
-def _growth_cell(row: Mapping[str, Any]) -> str:
+def _growth_cell(row: ResultRow) -> str:
     """The loss before and after the growth at the start of a stage."""
-    if row["growth"] is None:
+    if row.growth is None:
         return "-"
-    certificate = row["growth"]["certificate"]
-    return format_jump(certificate["eval_loss_before"], certificate["eval_loss_after"])
+    certificate = row.growth.certificate
+    return format_jump(certificate.eval_loss_before, certificate.eval_loss_after)
 
 
-def final_table(report: Mapping[str, Any]) -> RenderableType:
-    """The stages, the baselines, the doubts about the figure and, as the last line, the verdict.
-
-    `report` is what `build_report` returns.
-    """
-    parts = [_report_table("stage", report["name"], report["stages"]), ""]
-    if report["baseline"]["runs"]:
-        parts += [_report_table("baseline", None, report["baseline"]["runs"]), ""]
+def final_table(report: RunReport) -> RenderableType:
+    """The stages, the baselines, the doubts about the figure and, as the last line, the verdict."""
+    parts = [_report_table("stage", report.name, report.stages), ""]
+    if report.baseline.runs:
+        parts += [_report_table("baseline", None, report.baseline.runs), ""]
     more = (
         metric_table,
         downstream_table,
@@ -58,14 +56,14 @@ def final_table(report: Mapping[str, Any]) -> RenderableType:
     for table in more:
         if (written := table(report)).rows:
             parts += [_as_written(written), ""]
-    if report.get("data"):  # older versions have none
-        parts += [*map(Text, data_lines(report["data"])), ""]
-    if report["savings"]["equal_loss_reached"]:
-        parts += [Text(f"- {warning}", style="dim") for warning in report["warnings"]]
-    return Group(*parts, *_environment(report), Text(report["savings"]["verdict"], style="bold"))
+    if report.data:
+        parts += [*map(Text, data_lines(report.data)), ""]
+    if report.savings.equal_loss_reached:
+        parts += [Text(f"- {warning}", style="dim") for warning in report.warnings]
+    return Group(*parts, *_environment(report), Text(report.savings.verdict, style="bold"))
 
 
-def _environment(report: Mapping[str, Any]) -> list[RenderableType]:
+def _environment(report: RunReport) -> list[RenderableType]:
     """When, where and with what the run was made, in one paragraph."""
     rows = environment_rows(report)
     facts = "; ".join(f"{name} {value}" for name, value in rows)
@@ -81,26 +79,26 @@ def _as_written(written: Table) -> WholeTable:
 @dataclass(frozen=True)
 class _ReportColumn:
     header: str
-    cell: Callable[[Mapping[str, Any]], str | Text]
+    cell: Callable[[ResultRow], str | Text]
     is_number: bool = True
 
 
 _WHAT = (
-    _ReportColumn("layers", lambda row: str(row["num_layers"])),
-    _ReportColumn("params", lambda row: format_count(row["num_params"])),
-    _ReportColumn("tokens", lambda row: known(row["tokens"], format_count)),
+    _ReportColumn("layers", lambda row: str(row.num_layers)),
+    _ReportColumn("params", lambda row: format_count(row.num_params)),
+    _ReportColumn("tokens", lambda row: known(row.tokens, format_count)),
 )
 
 
 _OUTCOME = (
-    _ReportColumn("FLOPs", lambda row: known(row["flops"], format_flops)),
-    _ReportColumn("eval\nloss", lambda row: known(row["eval_loss"], format_loss)),
+    _ReportColumn("FLOPs", lambda row: known(row.flops, format_flops)),
+    _ReportColumn("eval\nloss", lambda row: known(row.eval_loss, format_loss)),
 )
 
 
 _QUALITY = (
-    _ReportColumn("perplexity", lambda row: known(row.get("perplexity"), format_perplexity)),
-    _ReportColumn("accuracy", lambda row: known(row.get("accuracy"), format_share)),
+    _ReportColumn("perplexity", lambda row: known(row.perplexity, format_perplexity)),
+    _ReportColumn("accuracy", lambda row: known(row.accuracy, format_share)),
 )
 
 
@@ -108,14 +106,14 @@ _GROWTH = (_ReportColumn("loss at growth", _growth_cell, is_number=False),)
 
 
 _END = (
-    _ReportColumn("time", lambda row: known(row["seconds"], format_seconds)),
-    _ReportColumn("state", lambda row: Text(row["state"], style=STATE_STYLES.get(row["state"], "")), is_number=False),
+    _ReportColumn("time", lambda row: known(row.seconds, format_seconds)),
+    _ReportColumn("state", lambda row: Text(row.state, style=STATE_STYLES.get(row.state, "")), is_number=False),
 )
 
 
-def _report_table(what: str, title: str | None, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    name = (_ReportColumn(what, lambda row: row["name"], is_number=False),)
-    growth = _GROWTH if any(row["growth"] for row in rows) else ()
+def _report_table(what: str, title: str | None, rows: Sequence[ResultRow]) -> RenderableType:
+    name = (_ReportColumn(what, lambda row: row.name, is_number=False),)
+    growth = _GROWTH if any(row.growth for row in rows) else ()
     columns = (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END)
     headers = tuple(number_column(one.header) if one.is_number else name_column(one.header) for one in columns)
     return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])

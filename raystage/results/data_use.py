@@ -6,9 +6,8 @@ the text before. Otherwise it estimates a quarter of the bytes. A finished stage
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
@@ -100,49 +99,73 @@ def _use(stages: list[StagePlan], records: Mapping[str, StageRecord]) -> DataUse
     return DataUse(stages[0].data, tuple(stage.name for stage in stages), tokens, counted)
 
 
-def data_json(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[dict[str, Any]]:
-    """What a run reads, as plain values."""
-    return [
-        {
-            "source": use.data.source,
-            "path": list(use.data.path),
-            "tokenizer": use.data.tokenizer,
-            "fingerprint": use.data.fingerprint,
-            "stages": list(use.stages),
-            "documents": use.data.train.documents,
-            "bytes": use.data.train.num_bytes,
-            "tokens": use.counted.train_tokens,
-            "held_out_documents": use.data.held_out.documents,
-            "held_out_bytes": use.data.held_out.num_bytes,
-            "held_out_tokens": use.counted.held_out_tokens,
-            "tokens_are_estimated": use.counted.is_estimate,
-            "read_tokens": use.read_tokens,
-            "passes": use.passes,
-            "repeated_share": use.counted.repeated_share,
-        }
-        for use in uses(run, records)
-    ]
+@dataclass(frozen=True)
+class DataRow:
+    """A text and what a run reads of it, as a report holds it. documents, bytes, tokens: of the training text.
+
+    repeated_share: how much of the held-out text stands word for word in the training text; None where nobody searched.
+    """
+
+    source: str
+    path: tuple[str, ...]
+    tokenizer: str
+    fingerprint: str
+    stages: tuple[str, ...]
+    documents: int
+    bytes: int
+    tokens: int
+    held_out_documents: int
+    held_out_bytes: int
+    held_out_tokens: int
+    tokens_are_estimated: bool
+    read_tokens: int
+    passes: float
+    repeated_share: float | None
 
 
-def data_lines(described: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One or two sentences for each text of `data_json`."""
-    described = list(described)
-    return [_line(one, is_alone=len(described) == 1) for one in described]
+def data_rows(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> tuple[DataRow, ...]:
+    """What a run reads, a row for each text."""
+    return tuple(map(_row, uses(run, records)))
 
 
-def _line(one: Mapping[str, Any], is_alone: bool) -> str:
-    about = "about " if one["tokens_are_estimated"] else ""
-    held_share = one["held_out_tokens"] / max(1, one["tokens"] + one["held_out_tokens"])
-    of = "" if is_alone else f" of {', '.join(one['stages'])}"
+def _row(use: DataUse) -> DataRow:
+    return DataRow(
+        source=use.data.source,
+        path=tuple(use.data.path),
+        tokenizer=use.data.tokenizer,
+        fingerprint=use.data.fingerprint,
+        stages=use.stages,
+        documents=use.data.train.documents,
+        bytes=use.data.train.num_bytes,
+        tokens=use.counted.train_tokens,
+        held_out_documents=use.data.held_out.documents,
+        held_out_bytes=use.data.held_out.num_bytes,
+        held_out_tokens=use.counted.held_out_tokens,
+        tokens_are_estimated=use.counted.is_estimate,
+        read_tokens=use.read_tokens,
+        passes=use.passes,
+        repeated_share=use.counted.repeated_share,
+    )
+
+
+def data_lines(rows: Sequence[DataRow]) -> list[str]:
+    """One or two sentences for each text."""
+    return [_line(one, is_alone=len(rows) == 1) for one in rows]
+
+
+def _line(one: DataRow, is_alone: bool) -> str:
+    about = "about " if one.tokens_are_estimated else ""
+    held_share = one.held_out_tokens / max(1, one.tokens + one.held_out_tokens)
+    of = "" if is_alone else f" of {', '.join(one.stages)}"
     repeated = ""
-    if one["repeated_share"] is not None:
-        share = _share(one["repeated_share"]).capitalize()
+    if one.repeated_share is not None:
+        share = _share(one.repeated_share).capitalize()
         repeated = f" {share} of the held-out text stands word for word in the training text."
     return (
-        f"Data{of}: {_documents(one['documents'])}, {about}{format_count(one['tokens'])} tokens to train on; "
-        f"{_documents(one['held_out_documents'])}, {about}{format_count(one['held_out_tokens'])} tokens "
-        f"({_share(held_share)}) held out. {format_count(one['read_tokens'])} tokens are read: "
-        f"{about}{format_passes(one['passes'])}.{repeated}"
+        f"Data{of}: {_documents(one.documents)}, {about}{format_count(one.tokens)} tokens to train on; "
+        f"{_documents(one.held_out_documents)}, {about}{format_count(one.held_out_tokens)} tokens "
+        f"({_share(held_share)}) held out. {format_count(one.read_tokens)} tokens are read: "
+        f"{about}{format_passes(one.passes)}.{repeated}"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.config.variants import Values
@@ -110,35 +110,64 @@ def _rank(loss: float) -> float:
 # --- for the report ---------------------------------------------------------------------------
 
 
-def tuning_rows(plan: Plan, records: Records) -> dict[str, Any] | None:
-    """What was tried, by side: values, held-out loss at the end (for every budget), which is best, and whether that
-    lies at an edge of what was tried. None where nothing is tuned. plan: as the schedule has it, not a `compared` one.
-    """
+@dataclass(frozen=True)
+class TunedLoss:
+    """The held-out loss at the end of a run of some values. is_best: whether these are the best values at this budget;
+    None until that is known."""
+
+    budget_tokens: int
+    eval_loss: float | None
+    is_best: bool | None
+
+
+@dataclass(frozen=True)
+class TunedValues:
+    """Values that were tried, by path. is_best: whether they are the best at any budget."""
+
+    values: Mapping[str, Any]
+    eval_losses: tuple[TunedLoss, ...]
+    is_best: bool | None
+
+
+@dataclass(frozen=True)
+class TunedSide:
+    """at_edge: whether a best value is the smallest or the largest one that was tried."""
+
+    rows: tuple[TunedValues, ...]
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried, by side. chosen_on_half: whether one half of the held-out text chose the values."""
+
+    staged: TunedSide
+    baseline: TunedSide
+    chosen_on_half: bool = False
+
+
+def measure_tuning(plan: Plan, records: Records) -> Tuning | None:
+    """None where nothing is tuned. plan: as the schedule has it, not a `compared` one."""
     if not plan.variants:
         return None
     choice = choose(plan, records)
     ordered = sorted(plan.candidates, key=lambda one: _in_order(one.staged_values))
     staged = [_row(one, [one.staged], choice and (choice.staged,), records) for one in ordered]
     baseline = [_row(one, one.baselines, choice and choice.baseline, records) for one in ordered]
-    return {
-        "staged": {"rows": staged, "at_edge": bool(choice and edges(plan, choice.staged))},
-        "baseline": {
-            "rows": baseline,
-            "at_edge": bool(choice and any(edges(plan, values) for values in choice.baseline)),
-        },
-        "chosen_on_half": _tell_halves(plan.pilots(), records),
-    }
+    at_edge = bool(choice and any(edges(plan, values) for values in choice.baseline))
+    return Tuning(
+        TunedSide(tuple(staged), bool(choice and edges(plan, choice.staged))),
+        TunedSide(tuple(baseline), at_edge),
+        _tell_halves(plan.pilots(), records),
+    )
 
 
-def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | None, records: Records) -> dict[str, Any]:
-    """best: the best values by budget. is_best: whether these values are the best at any budget."""
+def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | None, records: Records) -> TunedValues:
+    """best: the best values by budget."""
     values = variant.staged_values
     marks = [None if best is None else one == values for one in best or [None] * len(runs)]
-    losses = [
-        {"budget_tokens": run.tokens, "eval_loss": final_loss(run, records), "is_best": mark}
-        for run, mark in zip(runs, marks, strict=True)
-    ]
-    return {"values": dict(values), "eval_losses": losses, "is_best": None if best is None else any(marks)}
+    losses = (TunedLoss(run.tokens, final_loss(run, records), mark) for run, mark in zip(runs, marks, strict=True))
+    return TunedValues(dict(values), tuple(losses), None if best is None else any(marks))
 
 
 def _in_order(values: Values) -> list[tuple[bool, Any]]:

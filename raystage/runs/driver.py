@@ -10,13 +10,14 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raystage.cluster import launch
 from raystage.config.schedule import Schedule
 from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
+from raystage.files.typed_json import to_json
 from raystage.plans.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
 from raystage.plans.plan import Job, Plan, StagePlan, jobs
@@ -27,6 +28,7 @@ from raystage.reports.image import write_image
 from raystage.reports.markdown import markdown
 from raystage.results.acceptance import check_growth, judge
 from raystage.results.record import StageRecord
+from raystage.results.report import RunReport
 from raystage.results.tuning import choose, tried_with
 from raystage.runs.events import EventReplay, RunCallback
 from raystage.runs.surroundings import surroundings
@@ -79,7 +81,7 @@ class Driver:
                 self.records[key] = record
         self.claims = self.claims or Claims(self.store, Leases(self.store.folder / "stages"))
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunReport:
         """Carry out the whole plan; returns the report. Raises RaystageError, after writing down the state."""
         self._began = time.time()
         self._surroundings = surroundings(self._began, self.command)
@@ -253,11 +255,12 @@ class Driver:
 
     # --- files --------------------------------------------------------------------------------
 
-    def _note(self, state: str) -> dict[str, Any]:
+    def _note(self, state: str) -> RunReport:
         """Write down the state of the run, for `raystage status` and `raystage report`."""
         given_up = GivenUp(self.tried, tuple(self.discarded.values()))
-        report = {**build_report(self.plan, self.records, self.states, self._surroundings, given_up), "state": state}
-        self.store.write_run(self.plan.name, REPORT_FILE, report)
+        report = build_report(self.plan, self.records, self.states, self._surroundings, given_up)
+        report = replace(report, state=state)
+        self.store.write_run(self.plan.name, REPORT_FILE, to_json(report))
         self.store.write_run(
             self.plan.name,
             RUN_FILE,
@@ -279,7 +282,7 @@ class Driver:
         )
         return report
 
-    def _write_report_files(self, report: dict[str, Any]) -> None:
+    def _write_report_files(self, report: RunReport) -> None:
         """Write the report as a page, as Markdown and as figures, beside report.json."""
         folder = self.store.run_folder(self.plan.name)
         folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())

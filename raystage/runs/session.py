@@ -14,6 +14,7 @@ from raystage.cluster.ray_private import logs_folder
 from raystage.config.schedule import Schedule
 from raystage.plans.plan import Plan
 from raystage.results.record import StageRecord
+from raystage.results.report import RunReport
 from raystage.runs.driver import Driver
 from raystage.runs.events import RunCallback
 from raystage.runs.log import Invocation, LogFile, RunLog, next_steps
@@ -97,7 +98,7 @@ class RunSession:
             for line in next_steps(self.invocation, error):
                 error.add_note(line)
 
-    def run(self, callbacks: Sequence[RunCallback] = ()) -> dict[str, Any]:
+    def run(self, callbacks: Sequence[RunCallback] = ()) -> RunReport:
         """Carry out the schedule; returns the report. callbacks: are told how it goes, besides W&B, log and status.
 
         Raises RaystageError; KeyboardInterrupt after the workers have saved.
@@ -105,7 +106,7 @@ class RunSession:
         tracker, *files = self._callbacks
         self._callbacks = self._driver.callbacks = [tracker, *callbacks, *files]
         report = self._driver.run()
-        self._tracker.savings(report["savings"])
+        self._tracker.savings(report.savings)
         return report
 
 

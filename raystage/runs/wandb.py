@@ -30,6 +30,7 @@ import wandb
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.report import SavingsPart
 from raystage.runs.events import RunCallback
 from raystage.runs.wandb_rows import (
     Row,
@@ -134,7 +135,7 @@ class WandbTracker(RunCallback):
         if run.name != self._plan.staged.name:
             self._finish(run.name, exit_code=0)
 
-    def savings(self, savings: Mapping[str, Any]) -> None:
+    def savings(self, savings: SavingsPart) -> None:
         """Put every field that has a value into the staged run's summary."""
         opened = self._open.get(self._plan.staged.name)
         if opened:

@@ -9,6 +9,8 @@ from typing import Any
 
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.report import SavingsPart
+from raystage.results.seeds import Interval
 
 Row = dict[str, Any]
 
@@ -116,13 +118,13 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
     }
 
 
-def savings_summary(savings: Mapping[str, Any]) -> dict[str, Any]:
+def savings_summary(savings: SavingsPart) -> Row:
     """Every field that has a value; of an interval over seeds its mean and its ends."""
-    row = {f"savings/{field}": value for field, value in savings.items() if value is not None and field != "seeds"}
-    for field, found in savings.get("seeds", {}).items():
-        if isinstance(found, Mapping):
-            row |= {f"savings/{field}_{part}": value for part, value in found.items() if value is not None}
-    return row
+    row = {f"savings/{field}": value for field, value in vars(savings).items() if field != "seeds"}
+    for field, found in vars(savings.seeds).items() if savings.seeds else ():
+        if isinstance(found, Interval):
+            row |= {f"savings/{field}_{part}": value for part, value in vars(found).items()}
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def artifact_name(schedule: str, run: RunPlan, stage: StagePlan) -> str:

@@ -6,6 +6,7 @@ A name only serves to find a key; files contain keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from raystage.errors import InputError
@@ -27,10 +28,22 @@ def known_run(store: Store, name: str, argument: str) -> str:
     raise InputError(visible(f"no run {name!r} in {store.folder.uri}; known runs: {known}"), key=argument)
 
 
-def stages_of(report: Mapping[str, Any]) -> dict[str, str]:
-    """By name the keys of a run's stages, and of the last stages of its baselines; nothing for a sweep."""
-    rows = [*report.get("stages", ()), *report.get("baseline", {}).get("runs", ())]
-    return {row["name"]: row["key"] for row in rows}
+@dataclass(frozen=True)
+class KnownStages:
+    """By name the keys of a run's stages, and of the last stages of its baselines, by the names of their runs."""
+
+    stages: Mapping[str, str]
+    baselines: Mapping[str, str]
+
+    @property
+    def all(self) -> Mapping[str, str]:
+        return {**self.stages, **self.baselines}
+
+
+def known_stages(report: Mapping[str, Any]) -> KnownStages:
+    """The stages that report.json names, also where the rest of it is damaged; none for a sweep."""
+    stages, baselines = report.get("stages", ()), report.get("baseline", {}).get("runs", ())
+    return KnownStages(*({row["name"]: row["key"] for row in rows} for rows in (stages, baselines)))
 
 
 def stage_key(store: Store, name: str, argument: str) -> str | None:
@@ -45,7 +58,7 @@ def stage_key(store: Store, name: str, argument: str) -> str | None:
     if first not in store.run_names() or (run != first and run not in store.earlier_runs(first)):
         return None
     report = store.read_run(run, REPORT_FILE)
-    known = stages_of(report) if report else {}
+    known = known_stages(report or {}).all
     if stage in known:
         return known[stage]
     found = f"no stage {stage!r} in run {run!r}" if stage else f"found run {run!r}, not one of its stages"

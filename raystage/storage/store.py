@@ -22,16 +22,19 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from raystage.errors import CheckpointError, DamagedFile, RaystageError, StorageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import LARGEST_BYTES, unsealed, written
 from raystage.results.record import Evaluation, StageRecord
+from raystage.results.report import RunReport
 from raystage.storage import checkpoint
-from raystage.storage.stored_files import check_file, record_from
+from raystage.storage.stored_files import REPORT_FILE, check_file, record_from, report_from
+
+Content = TypeVar("Content")
 
 STAGES, RUNS, TRUNKS = "stages", "runs", "trunks"
 EARLIER = "earlier"
@@ -215,16 +218,29 @@ class Store:
         """A JSON file of a run, or None where there is none. Raises DamagedFile where it is damaged, StorageError."""
         return read_file(self.run_folder(name), file, file)
 
+    def run_report(self, name: str) -> RunReport | None:
+        """The report of a run, or None where there is none. Raises DamagedFile, StorageError."""
+        content = self.read_run(name, REPORT_FILE)
+        return None if content is None else report_from(content, (self.run_folder(name) / REPORT_FILE).uri)
+
 
 def read_file(folder: Folder, name: str, kind: str) -> dict[str, Any] | None:
     """A JSON file of a store, checked against the content of its kind; None where there is none.
 
     Raises DamagedFile, which says what to do about it; StorageError.
     """
-    try:
-        content = unsealed(folder.read(name, LARGEST_BYTES))
+
+    def checked(content: dict[str, Any]) -> dict[str, Any]:
         check_file(kind, content)
         return content
+
+    return read_as(folder, name, checked)
+
+
+def read_as(folder: Folder, name: str, read: Callable[[dict[str, Any]], Content]) -> Content | None:
+    """The same, as the value that `read` makes of the content. read: may raise ValueError."""
+    try:
+        return read(unsealed(folder.read(name, LARGEST_BYTES)))
     except FileNotFoundError:
         return None
     except ValueError as error:

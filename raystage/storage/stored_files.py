@@ -13,8 +13,10 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from raystage.errors import DamagedFile
 from raystage.models.manifest import check_model
 from raystage.results.record import StageRecord
+from raystage.results.report import RunReport, report_from_json
 from raystage.safe_text import visible
 from raystage.units import shown
 
@@ -140,95 +142,6 @@ class ReportFile(TypedDict):
     baseline: NotRequired[NamedRuns]
 
 
-class GrowthRow(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    operator: str
-    optimizer_state: str
-    seconds: Number
-    certificate: dict[str, Any]
-
-
-class StoredPoint(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    tokens: Number
-    steps: Number
-    flops: Number
-    seconds: Number
-    loss: MaybeNumber
-    run_seconds: NotRequired[MaybeNumber]
-
-
-class ReportRow(TypedDict):
-    """A stage, or a chain of stages of a baseline."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    name: str
-    key: str
-    state: str
-    num_params: Count
-    num_layers: Count
-    num_workers: Count
-    zero_stage: Count
-    tokens: MaybeNumber
-    steps: MaybeCount
-    flops: MaybeNumber
-    seconds: MaybeNumber
-    worker_seconds: MaybeNumber
-    peak_memory_bytes: MaybeNumber
-    eval_loss: MaybeNumber
-    growth: GrowthRow | None
-    evaluations: list[StoredPoint]
-    train: list[StoredPoint]
-    perplexity: NotRequired[MaybeNumber]
-    accuracy: NotRequired[MaybeNumber]
-    metrics: NotRequired[dict[str, MaybeNumber] | None]
-    stopped_by: NotRequired[str | None]
-
-
-class BudgetRow(ReportRow):
-    budget_tokens: Number
-    tokens_per_parameter: Number
-
-
-class BaselineRows(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    runs: list[BudgetRow]
-
-
-class SavingsPart(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    verdict: Annotated[str, Field(min_length=1)]
-    equal_loss_reached: bool | None
-    at_eval_loss: MaybeNumber
-    compute_saved: MaybeNumber
-    speedup: MaybeNumber
-    time_saved: MaybeNumber
-    flops_staged: MaybeNumber
-    flops_baseline: MaybeNumber
-    tokens_saved: NotRequired[MaybeNumber]
-    at_equal_flops: NotRequired[str | None]
-    seeds: NotRequired[dict[str, Any] | None]
-
-
-class RunReport(TypedDict):
-    """report.json of a run, as far as it is shown."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    name: str
-    state: str
-    stages: Annotated[list[ReportRow], Field(min_length=1)]
-    baseline: BaselineRows
-    tokens_per_parameter: Number
-    savings: SavingsPart
-    warnings: list[str]
-    attempts: NotRequired[list[dict[str, Any]]]
-    given_up: NotRequired[list[ReportRow]]
-    environment: NotRequired[dict[str, Any]]
-    ledger: NotRequired[dict[str, Any] | None]
-    seeds: NotRequired[list[dict[str, Any]]]
-    tuning: NotRequired[dict[str, Any] | None]
-
-
 class TrialRow(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     number: Count
@@ -267,31 +180,11 @@ class SweepReport(TypedDict):
     pays_for_itself_after: MaybeNumber
 
 
-class Figure(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    value: Number
-    stderr: MaybeNumber
-
-
-class TaskRow(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    metrics: dict[str, Figure]
-    num_examples: Count
-
-
-class EvaluationFile(TypedDict):
-    """evaluations/<stage>.json: the results of downstream tasks."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    key: str
-    tasks: dict[str, TaskRow]
-
-
 # --- checks -------------------------------------------------------------------------------------
 
 _KINDS = {
     RUN_FILE: RunFile, REPORT_FILE: ReportFile, STATUS_FILE: StatusFile, SWEEP_FILE: SweepNote,
-    "evaluation": EvaluationFile, "run": RunReport, "sweep": SweepReport,
+    "sweep": SweepReport,
 }  # fmt: skip
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
@@ -299,11 +192,23 @@ _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 def check_file(kind: str, content: Mapping[str, Any]) -> None:
     """Raises ValueError where `content` is not what a file of this kind holds; it says what was found and expected.
 
-    kind: the name of the file, or `evaluation`; `run`, `sweep`: a report with everything that is shown of it. A kind
-    that is not known here may hold anything.
+    kind: the name of the file; `sweep`: a sweep's report with everything that is shown of it. A kind that is not known
+    here may hold anything.
     """
     if kind in _KINDS:
         _check(_KINDS[kind], content)
+
+
+def report_from(content: Mapping[str, Any], place: str) -> RunReport:
+    """The report of a run that `content` of `place` is. Raises DamagedFile."""
+    try:
+        return report_from_json(content)
+    except ValueError as error:
+        raise DamagedFile(damaged_report(place, error)) from None
+
+
+def damaged_report(place: str, error: object) -> str:
+    return f"{place}: damaged ({error}), or by another version of raystage; the run's own command writes it anew"
 
 
 def record_from(content: dict[str, Any], key: str) -> StageRecord:

@@ -9,18 +9,40 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from raystage.errors import RaystageError
-from raystage.results.record import StageRecord
+from raystage.files.typed_json import json_key, to_json
+from raystage.results.record import Prefix, StageRecord
+from raystage.results.report import RunReport, SavingsPart
 from raystage.storage.store import Store
-from raystage.storage.stored_files import REPORT_FILE
 from raystage.sweeps.config import METRICS, Objective
 from raystage.sweeps.space import Config
 from raystage.sweeps.trials import SweepPlan
 
-_STAGE_FIELDS = ("name", "key", "state", "tokens", "flops", "seconds", "eval_loss", "trained_for", "donor")
+
+@dataclass(frozen=True)
+class TrialStage:
+    """A stage of a trial, as the report of its run has it."""
+
+    name: str
+    key: str
+    state: str
+    tokens: int | None
+    flops: int | None
+    seconds: float | None
+    eval_loss: float | None
+    trained_for: str | None = None
+    prefix: Prefix | None = field(default=None, metadata=json_key("donor"))
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What a sweep's report takes from the report of a trial's run: its stages without their curves, its savings."""
+
+    stages: tuple[TrialStage, ...]
+    savings: SavingsPart
 
 
 @dataclass(frozen=True)
@@ -52,20 +74,20 @@ class TrialOutcome:
 def build_sweep_report(
     plan: SweepPlan,
     outcomes: Sequence[TrialOutcome],
-    reports: Mapping[int, Mapping[str, Any]],
+    runs: Mapping[int, TrialRun],
     records: Mapping[str, StageRecord],
     state: str,
     seconds: float,
 ) -> dict[str, Any]:
     """The report: plain values, strictly JSON.
 
-    reports: the report of each trial's run, by number, as far as it came. records: the finished stages of all trials,
-    and those that they continued, by key. seconds: wall-clock since the sweep was first started.
+    runs: by number what the report of a trial's run says, as far as it came. records: the finished stages of all
+    trials, and those that they continued, by key. seconds: wall-clock since the sweep was first started.
     """
     names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
-    rows = [_trial_row(plan, one, reports.get(one.number, {})) for one in sorted(outcomes, key=lambda one: one.number)]
+    rows = [_trial_row(plan, one, runs.get(one.number)) for one in sorted(outcomes, key=lambda one: one.number)]
     _rank(rows, plan.sweep.objective)
-    search = measure_search(rows, reports, records, names)
+    search = measure_search(rows, runs, records, names)
     best = next((row for row in rows if row["rank"] == 1), None)
     return {
         "name": plan.sweep.name,
@@ -75,29 +97,28 @@ def build_sweep_report(
         "trials": rows,
         "search": {**search, "trials": len(rows), "seconds": seconds},
         "best": None if best is None else {key: best[key] for key in ("number", "name", "config", "objectives")},
-        "pays_for_itself_after": _pays_after(best, reports, search),
+        "pays_for_itself_after": _pays_after(best, runs, search),
     }
 
 
-def needed_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep's report takes from the report of a trial: its stages without their curves, and its savings."""
-    stages = [{name: row.get(name) for name in _STAGE_FIELDS} for row in report.get("stages", ())]
-    return {"stages": stages, "savings": report.get("savings")}
+def needed_of(report: RunReport) -> TrialRun:
+    names = [one.name for one in fields(TrialStage)]
+    stages = (TrialStage(**{name: getattr(row, name) for name in names}) for row in report.stages)
+    return TrialRun(tuple(stages), report.savings)
 
 
-def _trial_row(plan: SweepPlan, outcome: TrialOutcome, report: Mapping[str, Any]) -> dict[str, Any]:
-    needed = needed_of(report)
+def _trial_row(plan: SweepPlan, outcome: TrialOutcome, run: TrialRun | None) -> dict[str, Any]:
     return {
         "number": outcome.number,
         "name": f"{plan.sweep.name}-{outcome.number}",
         "state": outcome.state,
         "error": outcome.error,
         "config": dict(outcome.config),
-        "stages": needed["stages"],
+        "stages": to_json(run.stages) if run else [],
         "eval_loss": outcome.eval_loss,
         "flops": outcome.flops,
         "objectives": {metric: _finite(value) for metric, value in outcome.objectives.items()},
-        "compute_saved": (needed["savings"] or {}).get("compute_saved"),
+        "compute_saved": run.savings.compute_saved if run else None,
         "rank": None,
         "is_pareto": False,
     }
@@ -138,7 +159,7 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 def measure_search(
     rows: Sequence[Mapping[str, Any]],
-    reports: Mapping[int, Mapping[str, Any]],
+    runs: Mapping[int, TrialRun],
     records: Mapping[str, StageRecord],
     names: Collection[str],
 ) -> dict[str, Any]:
@@ -150,11 +171,11 @@ def measure_search(
     """
     claimed, unfinished = 0, 0
     for row in rows:
-        stages = reports.get(row["number"], {}).get("stages", ())
-        finished, rest = _finished(row["name"], stages, records)
+        run = runs.get(row["number"])
+        finished, rest = _finished(row["name"], run.stages if run else (), records)
         under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
         claimed += finished + under_way
-        unfinished += 0 if rest and rest[0]["key"] in records else under_way
+        unfinished += 0 if rest and rest[0].key in records else under_way
     trained = [record for record in records.values() if record.trained_for in names]
     spent = sum(record.flops_spent for record in trained) + unfinished
     return {
@@ -167,30 +188,30 @@ def measure_search(
 
 
 def _finished(
-    name: str, stages: Sequence[Mapping[str, Any]], records: Mapping[str, StageRecord]
-) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    name: str, stages: Sequence[TrialStage], records: Mapping[str, StageRecord]
+) -> tuple[int, Sequence[TrialStage]]:
     """The FLOPs of a trial's stages up to the last one whose end it reported, or that was trained for it, and the
     stages after that one. Workers may have finished a stage after their trial was stopped."""
     flops, counted, whole = 0, 0, 0
     for place, stage in enumerate(stages, start=1):
-        record = records.get(stage["key"])
-        if stage["flops"] is None and record is None:
+        record = records.get(stage.key)
+        if stage.flops is None and record is None:
             break
-        whole += record.flops if stage["flops"] is None else stage["flops"]
-        if stage["flops"] is not None or record.trained_for == name:
+        whole += record.flops if stage.flops is None else stage.flops
+        if stage.flops is not None or record.trained_for == name:
             flops, counted = whole, place
     return flops, stages[counted:]
 
 
 def _pays_after(
-    best: Mapping[str, Any] | None, reports: Mapping[int, Mapping[str, Any]], search: Mapping[str, Any]
+    best: Mapping[str, Any] | None, runs: Mapping[int, TrialRun], search: Mapping[str, Any]
 ) -> float | None:
     """The number of runs of the best schedule after which it has saved what the search cost. None if no saving is
     known."""
-    savings = reports.get(best["number"], {}).get("savings") if best else None
-    if not savings or not savings.get("compute_saved") or savings["compute_saved"] <= 0:
+    run = runs.get(best["number"]) if best else None
+    if run is None or not run.savings.compute_saved or run.savings.compute_saved <= 0:
         return None
-    return search["flops_spent"] / (savings["flops_baseline"] - savings["flops_staged"])
+    return search["flops_spent"] / (run.savings.flops_baseline - run.savings.flops_staged)
 
 
 _logger = logging.getLogger(__name__)
@@ -205,32 +226,32 @@ class TrialReports:
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
-        self._reports: dict[int, dict[str, Any]] = {}
+        self._runs: dict[int, TrialRun] = {}
         self._records: dict[str, StageRecord] = {}
 
-    def reports(self, outcomes: Sequence[TrialOutcome]) -> dict[int, dict[str, Any]]:
-        """The report of each trial's run, by number, if it exists. The report of a finished trial is read once."""
-        read = {one.number: self._report(one.number) for one in outcomes}
-        found = {number: report for number, report in read.items() if report is not None}
+    def runs(self, outcomes: Sequence[TrialOutcome]) -> dict[int, TrialRun]:
+        """What the reports of the trials' runs say, by number. That of a finished trial is read once."""
+        read = {one.number: self._run(one.number) for one in outcomes}
+        found = {number: run for number, run in read.items() if run is not None}
         ended = {one.number for one in outcomes if one.state == "FINISHED"}
-        self._reports = {number: report for number, report in found.items() if number in ended}
+        self._runs = {number: run for number, run in found.items() if number in ended}
         return found
 
-    def _report(self, number: int) -> dict[str, Any] | None:
-        if number in self._reports:
-            return self._reports[number]
+    def _run(self, number: int) -> TrialRun | None:
+        if number in self._runs:
+            return self._runs[number]
         try:
-            report = self._store.read_run(f"{self._name}-{number}", REPORT_FILE)
+            report = self._store.run_report(f"{self._name}-{number}")
         except RaystageError as error:
             _logger.warning("left out: %s", error)
             return None
         return None if report is None else needed_of(report)
 
-    def records(self, reports: Iterable[Mapping[str, Any]]) -> dict[str, StageRecord]:
+    def records(self, runs: Iterable[TrialRun]) -> dict[str, StageRecord]:
         """The finished stages of all trials, by key, without their curves, and the stages that they continued. With
         LAG, those are in no report."""
         found: dict[str, StageRecord] = {}
-        waiting = [stage["key"] for report in reports for stage in report["stages"]]
+        waiting = [stage.key for run in runs for stage in run.stages]
         while waiting:
             key = waiting.pop()
             if key not in found and (record := self._record(key)):

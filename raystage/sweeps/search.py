@@ -174,9 +174,9 @@ class SweepRunner:
     def _note(self, state: str, began: float) -> dict[str, Any]:
         is_running = state == "RUNNING"
         outcomes = [replace(one, is_running=one.is_running and is_running) for one in self._outcomes.of_trials()]
-        reports = self._known.reports(outcomes)
-        records = self._known.records(reports.values())
-        report = build_sweep_report(self.plan, outcomes, reports, records, state, time.time() - began)
+        runs = self._known.runs(outcomes)
+        records = self._known.records(runs.values())
+        report = build_sweep_report(self.plan, outcomes, runs, records, state, time.time() - began)
         report["importance"] = importance(
             report["trials"], report["objective"][0]["metric"], self.plan.sweep.points.dimensions
         )

@@ -7,9 +7,10 @@ what is finished. Tune hears of every evaluation and of every finished stage, an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from raystage.files.filesystem import open_folder
 from raystage.plans.keys import ended_after
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Evaluation, StageRecord
+from raystage.results.report import EvaluationPoint, RunReport
 from raystage.runs.earlier import make_way
 from raystage.runs.events import RunCallback
 from raystage.runs.session import RunSession, Tracking
@@ -63,7 +65,7 @@ def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
     tune.report({**last_metrics(report), **figures, "is_final": True})
 
 
-def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> dict[str, Any]:
+def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunReport:
     schedule = parse(trial.content, task.sweep.schedule_file.parent)
     tracking = Tracking(
         task.wandb_mode,
@@ -95,11 +97,10 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
 
 
-def last_metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+def last_metrics(report: RunReport) -> dict[str, Any]:
     """The metrics at the end of a staged run, under the names that evaluations are reported under."""
-    last = report["stages"][-1]
-    end = last["evaluations"][-1]
-    return {"eval_loss": end["loss"], "tokens": end["tokens"], "flops": end["flops"]}
+    end = report.stages[-1].evaluations[-1]
+    return {"eval_loss": end.loss, "tokens": end.tokens, "flops": end.flops}
 
 
 def _for_tune(metric: str, value: float | None) -> float:
@@ -134,40 +135,42 @@ class ToTune(RunCallback):
         tune.report({**self._unknown, **metrics, **more})
 
 
-def measure(objective: Objective, report: Mapping[str, Any]) -> float | None:
+def measure(objective: Objective, report: RunReport) -> float | None:
     """The objective of a finished trial; None if the trial never reached it. Losses are in nats per token. Only the
     staged run counts; FLOPs and seconds are counted from its start, with growth and without evaluation."""
-    points = [point for row in report["stages"] for point in row["evaluations"] if point["loss"] is not None]
+    points = [point for row in report.stages for point in row.evaluations if point.loss is not None]
     match objective.metric:
         case "eval_loss":
-            return report["stages"][-1]["eval_loss"]
+            return report.stages[-1].eval_loss
         case "compute_saved":
-            return report["savings"]["compute_saved"]
+            return report.savings.compute_saved
         case "flops_to_loss":
-            return first_at(points, objective.target, "flops")
+            return first_at(points, objective.target, attrgetter("flops"))
         case "seconds_to_loss":
-            return first_at(points, objective.target, "run_seconds")
+            return first_at(points, objective.target, attrgetter("run_seconds"))
         case "eval_loss_at_flops":
             return loss_at(points, objective.at)
     raise ValueError(f"found {objective.metric}; expected a metric that a sweep knows")
 
 
-def first_at(points: Sequence[Mapping[str, Any]], target: float, axis: str) -> float | None:
+def first_at(
+    points: Sequence[EvaluationPoint], target: float, place: Callable[[EvaluationPoint], float | None]
+) -> float | None:
     """Where a curve is first at or below `target`: at an evaluation, not between two."""
-    return next((point[axis] for point in points if point["loss"] <= target), None)
+    return next((place(point) for point in points if point.loss <= target), None)
 
 
-def loss_at(points: Sequence[Mapping[str, Any]], flops: int) -> float | None:
+def loss_at(points: Sequence[EvaluationPoint], flops: int) -> float | None:
     """The loss at a number of FLOPs, interpolated linearly over log FLOPs between two evaluations. None outside of
     them.
 
     At a growth the loss may jump: two evaluations then have the same FLOPs, and the later one counts.
     """
-    exact = [point["loss"] for point in points if point["flops"] == flops]
+    exact = [point.loss for point in points if point.flops == flops]
     if exact:
         return exact[-1]
     for before, after in pairwise(points):
-        if 0 < before["flops"] < flops < after["flops"]:
-            share = math.log(flops / before["flops"]) / math.log(after["flops"] / before["flops"])
-            return before["loss"] + share * (after["loss"] - before["loss"])
+        if 0 < before.flops < flops < after.flops:
+            share = math.log(flops / before.flops) / math.log(after.flops / before.flops)
+            return before.loss + share * (after.loss - before.loss)
     return None

@@ -19,6 +19,7 @@ from typing import Any
 
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
+from raystage.results.report import StageTasks, TaskFigure, TaskResult
 from raystage.storage.store import Store
 from raystage.tools.evaluations import find_stage, keep, tasks_before
 from raystage.tools.export import ExportOptions, export
@@ -40,29 +41,28 @@ class Asked:
     include_path: Path | None = None
 
 
-def evaluate(store: Store, run: str, stage: str | None, asked: Asked) -> dict[str, Any]:
+def evaluate(store: Store, run: str, stage: str | None, asked: Asked) -> StageTasks:
     """Run the tasks on a stage (the run's last unless named; a baseline by its run's name), keep what came of it.
 
     Tasks that were run before on the same stage stay beside the new ones.
     Raises InputError, RaystageError where lm-eval fails.
     """
     harness = _lm_eval()
-    row = find_stage(store, run, stage)
-    run = row["run"]
+    found_stage = find_stage(store, run, stage)
     manager = _tasks(harness, asked)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         target = open_folder(f"{folder}/model")
-        export(open_source(row["key"], store), target, ExportOptions())
+        export(open_source(found_stage.key, store), target, ExportOptions())
         found = _carry_out(harness, manager, target.path, asked)
-    made = {
-        "stage": row["name"],
-        "key": row["key"],
-        "seconds": time.monotonic() - began,
-        "lm_eval": harness.__version__,
-        "tasks": {**tasks_before(store, run, row), **tasks_of(found, asked)},
-    }
-    keep(store, run, made)
+    made = StageTasks(
+        stage=found_stage.name,
+        key=found_stage.key,
+        seconds=time.monotonic() - began,
+        lm_eval=harness.__version__,
+        tasks={**tasks_before(store, found_stage), **tasks_of(found, asked)},
+    )
+    keep(store, found_stage.run, made)
     return made
 
 
@@ -111,17 +111,17 @@ def _carry_out(harness: ModuleType, manager: Any, model: str, asked: Asked) -> d
         raise RaystageError(f"lm-eval failed on {', '.join(asked.tasks)} ({said}); is their data there?") from error
 
 
-def tasks_of(found: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+def tasks_of(found: Mapping[str, Any], asked: Asked) -> dict[str, TaskResult]:
     """By task its metrics, each a value and its standard error, and how many examples these are of."""
     tasks = {}
     for task, results in found["results"].items():
         metrics = {
-            _metric_name(key): {"value": value, "stderr": _number(results.get(_stderr_key(key)))}
+            _metric_name(key): TaskFigure(value, _number(results.get(_stderr_key(key))))
             for key, value in results.items()
             if _number(value) is not None and "," in key and not _is_stderr(key)
         }
         samples = found.get("n-samples", {}).get(task, {})
-        tasks[task] = {"metrics": metrics, "num_examples": samples.get("effective"), "num_fewshot": asked.num_fewshot}
+        tasks[task] = TaskResult(metrics, samples.get("effective"), asked.num_fewshot)
     return tasks
 
 
@@ -144,12 +144,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def downstream_lines(made: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+def downstream_lines(made: StageTasks, tasks: Sequence[str]) -> list[str]:
     """What came of some tasks, a line for each metric."""
     return [
-        f"{task}: {name} {metric['value']:.4g}"
-        + (f" ± {metric['stderr']:.2g}" if metric["stderr"] is not None else "")
-        + f", {made['tasks'][task]['num_examples']} examples"
+        f"{task}: {name} {metric.value:.4g}"
+        + (f" ± {metric.stderr:.2g}" if metric.stderr is not None else "")
+        + f", {made.tasks[task].num_examples} examples"
         for task in tasks
-        for name, metric in made["tasks"].get(task, {"metrics": {}})["metrics"].items()
+        if task in made.tasks
+        for name, metric in made.tasks[task].metrics.items()
     ]

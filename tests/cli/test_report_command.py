@@ -95,7 +95,7 @@ def test_html_writes_one_page_of_all_runs(report, tmp_path: Path) -> None:
 
 def test_markdown_is_the_page_of_each_run(report, store: Store) -> None:
     done = report("mine", "other", "--markdown")
-    pages = [markdown(store.read_run(name, "report.json")) for name in ("mine", "other")]
+    pages = [markdown(store.run_report(name)) for name in ("mine", "other")]
     assert done.stdout == "\n".join(pages)
 
 

@@ -15,12 +15,13 @@ from raystage.config.types import check_name
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import unsealed
+from raystage.files.typed_json import from_json
 from raystage.plans.build import make_plan
 from raystage.reports.terminal import SafeConsole
+from raystage.results.report import StageTasks
 from raystage.runs.driver import Driver
 from raystage.safe_text import in_markdown, visible
 from raystage.storage.store import Store
-from raystage.storage.stored_files import check_file
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x1b[0m\r\x9b2J\u202eabc [red]x[/red] [link=http://evil]y[/link] <img src=x> | `z`"
 
@@ -160,4 +161,4 @@ def test_a_long_name_is_refused_when_it_is_read(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_file_steers_nothing_where_it_is_logged() -> None:
     with pytest.raises(ValueError, match=r"tasks\.\\x1b\]0;title\\x07"):
-        check_file("evaluation", {"key": "k", "tasks": {"\x1b]0;title\x07": 5}})
+        from_json(StageTasks, {"key": "k", "tasks": {"\x1b]0;title\x07": 5}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def file(tmp_path: Path) -> Path:
     run = {"stages": stages, "schedule_as_set": schedule.model_dump(mode="json", by_alias=True, exclude_unset=True)}
     reports = [build_report(plan, make_curves(plan, offset=offset), {}, {"python": "3.11"}) for offset in (0.0, 2.0)]
     path = tmp_path / "page.html"
-    path.write_text(page([(reports[0], run), (reports[1] | {"name": "a-run-with-a-name" * 5}, run)]), encoding="utf-8")
+    path.write_text(
+        page([(reports[0], run), (replace(reports[1], name="a-run-with-a-name" * 5), run)]), encoding="utf-8"
+    )
     return path
 
 

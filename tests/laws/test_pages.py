@@ -135,7 +135,7 @@ def test_the_page_of_the_python_interface_names_all_of_it() -> None:
         for parameter in inspect.signature(found).parameters:
             assert re.search(rf"\b{parameter}\b", page), f"{name}: {parameter}"
     rows = "\n".join(re.findall(r"^\| `.*", page.partition("## Reports")[2], re.M))
-    public = {name for name in dir(raystage.Report) if not name.startswith("_")} | {"content"}
+    public = {name for name in dir(raystage.Report) if not name.startswith("_")} | {"found"}
     assert set(re.findall(r"`(\w+)(?:\(\))?`", " ".join(row.split("|")[1] for row in rows.splitlines()))) == public
 
 

@@ -135,11 +135,11 @@ def test_the_driver_goes_on_with_what_is_accepted_and_counts_what_was_not(tmp_pa
     small, rejected, _ = found.commit(found.plan, 2.5, 2.2, 1.0)
     _, full, last = found.commit(found.after(1), 2.5, 1.9, 1.8)
     report = found.driver().run()
-    assert [row["key"] for row in report["stages"]] == [small.key, full.key, last.key]
-    assert [row["key"] for row in report["given_up"]] == [rejected.key]
-    (attempt,) = report["attempts"]
-    assert (attempt["stage"], attempt["action"], attempt["number"]) == ("full", "retry", 1)
-    assert report["savings"]["flops_staged"] == small.flops + full.flops + last.flops + rejected.flops
+    assert [row.key for row in report.stages] == [small.key, full.key, last.key]
+    assert [row.key for row in report.given_up] == [rejected.key]
+    (attempt,) = report.attempts
+    assert (attempt.stage, attempt.action, attempt.number) == ("full", "retry", 1)
+    assert report.savings.flops_staged == small.flops + full.flops + last.flops + rejected.flops
     assert found.callback.calls.count("rejected full") == 1
     assert found.callback.calls.count("stage_finished full") == 2
     assert found.callback.calls.count("stage_finished small") == 1
@@ -150,8 +150,8 @@ def test_after_a_rewind_all_that_it_threw_away_counts(tmp_path: Path) -> None:
     before = found.commit(found.plan, 2.5, 2.2)
     after = found.commit(found.after(1), 2.4, 1.9, 1.8)
     report = found.driver().run()
-    assert [row["key"] for row in report["given_up"]] == [record.key for record in before]
-    assert report["savings"]["flops_staged"] == sum(record.flops for record in (*before, *after))
+    assert [row.key for row in report.given_up] == [record.key for record in before]
+    assert report.savings.flops_staged == sum(record.flops for record in (*before, *after))
 
 
 def test_what_an_extension_took_over_counts_once(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_an_extension_took_over_counts_once(tmp_path: Path) -> None:
     prefix = Prefix(rejected.key, rejected.tokens, rejected.flops, rejected.seconds)
     _, full, last = found.commit(found.after(1), 2.5, 1.9, 1.8, prefixes={1: prefix})
     report = found.driver().run()
-    assert report["savings"]["flops_staged"] == small.flops + full.flops + last.flops
+    assert report.savings.flops_staged == small.flops + full.flops + last.flops
 
 
 def test_when_nothing_is_left_to_try_the_run_ends_and_says_why(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,12 +13,14 @@ import yaml
 from factories import make_curves, make_records, make_schedule
 from outline import Outline
 from raystage.config.schedule import parse
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.curves import baseline_curves, loss_range, stage_curves, staged_points
 from raystage.reports.figures import run_panels
 from raystage.reports.html import configuration, lineage, page
 from raystage.reports.tables import tables
+from raystage.results.report import report_from_json
 
 BIG = {
     "model": {"hidden_size": 64, "num_heads": 4, "ffn_size": 192, "context_length": 64},
@@ -70,7 +73,7 @@ def outline(report, run):
 
 
 def test_the_first_words_are_the_verdict(outline, report):
-    verdict = report["savings"]["verdict"]
+    verdict = report.savings.verdict
     assert outline.headings[0] == (1, f"S{verdict[1:]}.")
     assert outline.text.startswith(f"S{verdict[1:]}.")
 
@@ -90,9 +93,9 @@ def test_every_figure_of_the_report_is_there(outline, report):
         for row in table.rows:
             for cell in row:
                 assert " ".join(cell.split()) in outline.text
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         assert warning in outline.text
-    for name, value in report["environment"].items():
+    for name, value in report.environment.items():
         assert f"{name} {value}" in outline.text
 
 
@@ -138,9 +141,10 @@ def test_the_axis_is_picked_without_script(outline):
 
 def test_texts_are_escaped(report, run):
     nasty = "<b onload=alert(1)>\"&'"
-    report = json.loads(json.dumps(report).replace('"small"', json.dumps(nasty)))
-    report |= {"name": nasty, "warnings": [nasty], "environment": {nasty: nasty}}
-    report["savings"]["verdict"] = nasty
+    content = json.loads(json.dumps(to_json(report)).replace('"small"', json.dumps(nasty)))
+    content |= {"name": nasty, "warnings": [nasty], "environment": {nasty: nasty}}
+    content["savings"]["verdict"] = nasty
+    report = report_from_json(content)
     run = json.loads(json.dumps(run).replace('"small"', json.dumps(nasty)))
     outline = Outline(page([(report, run), (report, run)]))
     assert not [tag for tag, attributes in outline.tags if tag == "b" or "onload" in attributes]
@@ -178,12 +182,12 @@ def test_points_stand_where_the_data_says(plan, report):
 def test_time_goes_on_from_stage_to_stage(plan, report):
     """Seconds of a point count from its stage's beginning, those on the axis from the run's."""
     small, full = stage_curves(report)
-    assert full.points[0].seconds == report["stages"][0]["seconds"] + report["stages"][1]["growth"]["seconds"]
-    assert report["stages"][1]["start_seconds"] == report["stages"][0]["seconds"]
-    assert small.points[0].seconds == report["stages"][0]["evaluations"][0]["seconds"]
-    last = report["baseline"]["runs"][2]["evaluations"][-1]
+    assert full.points[0].seconds == report.stages[0].seconds + report.stages[1].growth.seconds
+    assert report.stages[1].start_seconds == report.stages[0].seconds
+    assert small.points[0].seconds == report.stages[0].evaluations[0].seconds
+    last = report.baseline.runs[2].evaluations[-1]
     trunk = sum(make_curves(plan)[stage.key].seconds for stage in plan.baselines[2].stages[:-1])
-    assert last["run_seconds"] == pytest.approx(trunk + last["seconds"])
+    assert last.run_seconds == pytest.approx(trunk + last.seconds)
 
 
 def test_every_growth_border_and_budget_is_marked(outline):
@@ -216,7 +220,7 @@ def test_the_configuration_is_the_schedule_again(tmp_path, changes):
 
 
 def test_shared_stages_stand_once_in_the_lineage(plan, run, report):
-    roots = lineage(run["stages"], report["stages"])
+    roots = lineage(run["stages"], report.stages)
     staged, trunk = roots
     assert (staged.name, staged.growth, staged.ends) == ("small", None, [])
     (full,) = staged.children
@@ -258,12 +262,13 @@ def test_a_run_without_a_baseline(tmp_path):
 
 def test_a_report_of_an_older_version_is_shown_with_what_it_has(report):
     """Without ledger and without seconds from the run's start; its run.json without the schedule as set, or lost."""
-    old = json.loads(json.dumps(report))
+    old = json.loads(json.dumps(to_json(report)))
     del old["ledger"]
     for row in old["stages"] + old["baseline"]["runs"]:
         row.pop("start_seconds", None)
         for point in row["evaluations"] + row["train"]:
             del point["run_seconds"]
+    old = report_from_json(old)
     outline = Outline(page([(old, None)]))
     assert not {"Compute", "Lineage", "Configuration"} & {text for _, text in outline.headings}
     assert outline.count("svg", "chart") == 4
@@ -282,11 +287,11 @@ def test_a_tiny_report_with_a_single_evaluation(tmp_path):
 
 
 def test_several_runs_stand_side_by_side(plan, report, run):
-    worse = build_report(plan, make_curves(plan, offset=0.3), {}) | {"name": "worse"}
+    worse = replace(build_report(plan, make_curves(plan, offset=0.3), {}), name="worse")
     outline = Outline(page([(report, run), (worse, run)]))
     assert outline.headings[0] == (1, "2 runs side by side")
     assert [text for level, text in outline.headings if level == 2] == ["Side by side", "Curves", "tiny", "worse"]
-    assert outline.text.startswith(f"2 runs side by side tiny : S{report['savings']['verdict'][1:]}.")
+    assert outline.text.startswith(f"2 runs side by side tiny : S{report.savings.verdict[1:]}.")
     assert "more compute" in outline.text
     assert outline.count("polyline", "run-1") == outline.count("polyline", "run-2") == 6
     assert outline.count("svg", "chart") == 18

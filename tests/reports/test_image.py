@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,6 +19,7 @@ from raystage.reports.build import build_report
 from raystage.reports.figures import run_sheet
 from raystage.reports.image import as_png, write_image
 from raystage.reports.svg import sheet
+from raystage.results.report import RunReport
 
 BIG = {
     "model": {"hidden_size": 64, "num_heads": 4, "ffn_size": 192, "context_length": 64},
@@ -36,9 +38,9 @@ def plan(tmp_path) -> Plan:
 
 
 @pytest.fixture
-def report(plan: Plan) -> dict[str, Any]:
+def report(plan: Plan) -> RunReport:
     report = build_report(plan, make_curves(plan, offset=0.05), {})
-    assert report["savings"]["equal_loss_reached"]
+    assert report.savings.equal_loss_reached
     return report
 
 
@@ -77,7 +79,7 @@ def test_the_file_has_both_units_the_verdict_and_the_legend(report) -> None:
     assert outline.count("line", "border") == 2
     assert outline.count("rect", "end") == 2 * 3 + 1  # and one in the legend
     assert outline.count("polygon", "saving") == 1
-    assert outline.text.startswith(f"tiny: {report['savings']['verdict'].split(' of ')[0]}")
+    assert outline.text.startswith(f"tiny: {report.savings.verdict.split(' of ')[0]}")
     assert "training compute (FLOPs)" in outline.text
     assert "training tokens" in outline.text
     assert "end of each budget's run" in outline.text
@@ -93,7 +95,7 @@ def test_a_file_is_never_dark_and_fetches_nothing(report) -> None:
 
 
 def test_a_file_shows_control_characters_and_markup_as_text(report) -> None:
-    report["name"] = "a\x07<b>&$x$"
+    report = replace(report, name="a\x07<b>&$x$")
     (title,) = (one for one in ElementTree.fromstring(run_sheet(report)).iter() if "a\\x07<b>&$x$" in (one.text or ""))
     assert title.get("class") == "title"
     as_png(run_sheet(report))

@@ -144,9 +144,9 @@ def test_every_number_of_the_report_stands_whole_at_every_width(plan, width):
     lines = render(final_table(report), width)
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
-    for row in (*report["stages"], *report["baseline"]["runs"]):
-        cells = [row["name"], format_count(row["num_params"]), format_count(row["tokens"]), format_flops(row["flops"]),
-                 f"{row['eval_loss']:.3f}", f"{row['perplexity']:.4g}", row["state"]]  # fmt: skip
+    for row in (*report.stages, *report.baseline.runs):
+        cells = [row.name, format_count(row.num_params), format_count(row.tokens), format_flops(row.flops),
+                 f"{row.eval_loss:.3f}", f"{row.perplexity:.4g}", row.state]  # fmt: skip
         assert all(cell in text.split() for cell in cells)
     assert "2.000 -> 2.500" in text
     assert "loss at growth" in text
@@ -158,13 +158,13 @@ def test_the_final_table_ends_with_the_verdict(plan, width):
     lines = render(final_table(report), width)
     text = " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= width
-    assert report["savings"]["compute_saved"] > 0
-    assert text.endswith(report["savings"]["verdict"])
-    assert all(warning in text for warning in report["warnings"])
+    assert report.savings.compute_saved > 0
+    assert text.endswith(report.savings.verdict)
+    assert all(warning in text for warning in report.warnings)
     assert "2.000 -> 2.500" in text
     assert "…" not in text
-    for row in [*report["stages"], *report["baseline"]["runs"]]:
-        assert row["name"] in text
+    for row in [*report.stages, *report.baseline.runs]:
+        assert row.name in text
 
 
 def test_a_row_of_the_final_table(plan):

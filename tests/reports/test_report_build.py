@@ -1,4 +1,4 @@
-"""The report: one object of plain values for a run at any time, and its page of Markdown."""
+"""The report of a run at any time, as JSON and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from factories import make_record, make_records, make_schedule
 from raystage.errors import InputError
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
 from raystage.plans.initial import InitPlan
 from raystage.reports.build import GivenUp, build_report, curve
@@ -18,6 +19,7 @@ from raystage.reports.tables import metric_table
 from raystage.results.comparison import measure_savings, tokens_per_parameter
 from raystage.results.data_use import Counted
 from raystage.results.record import Certificate, Prefix, StageRecord, perplexity
+from raystage.results.report import report_from_json
 
 BASELINE_LOSSES = (2.4, 2.2, 2.1)
 STAGE_FIELDS = {
@@ -54,25 +56,27 @@ def report(plan, records):
 # --- a finished run ---------------------------------------------------------------------------
 
 
-def test_it_is_strict_json(report):
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+def test_it_is_strict_json_and_the_same_from_json(report):
+    text = json.dumps(to_json(report), allow_nan=False)
+    assert report_from_json(json.loads(text)) == report
+    assert json.dumps(to_json(report_from_json(json.loads(text)))) == text
 
 
 def test_stages_stand_in_order_with_all_their_fields(report):
-    assert [row["name"] for row in report["stages"]] == ["small", "full"]
-    assert all(row.keys() >= STAGE_FIELDS for row in report["stages"])
-    assert report["name"] == "tiny"
-    assert report["state"] == "FINISHED"
-    assert report["environment"] == {"python": "3.11"}
+    assert [row.name for row in report.stages] == ["small", "full"]
+    assert all(row.keys() >= STAGE_FIELDS for row in to_json(report.stages))
+    assert report.name == "tiny"
+    assert report.state == "FINISHED"
+    assert report.environment == {"python": "3.11"}
 
 
 def test_a_stages_figures_are_its_own(plan, report):
-    row, stage = report["stages"][1], plan.staged.stages[1]
-    assert (row["tokens"], row["steps"], row["flops"]) == (1200, 12, stage.flops)
-    assert (row["num_layers"], row["num_params"], row["num_workers"], row["zero_stage"]) == (4, stage.num_params, 2, 1)
-    assert row["worker_seconds"] == 2 * row["seconds"]
-    assert (row["start_tokens"], row["start_flops"]) == (800, plan.staged.stages[0].flops)
-    assert row["eval_loss"] == 2.2
+    row, stage = report.stages[1], plan.staged.stages[1]
+    assert (row.tokens, row.steps, row.flops) == (1200, 12, stage.flops)
+    assert (row.num_layers, row.num_params, row.num_workers, row.zero_stage) == (4, stage.num_params, 2, 1)
+    assert row.worker_seconds == 2 * row.seconds
+    assert (row.start_tokens, row.start_flops) == (800, plan.staged.stages[0].flops)
+    assert row.eval_loss == 2.2
 
 
 def test_a_row_says_how_good_its_model_was_at_its_end(plan, records):
@@ -81,10 +85,10 @@ def test_a_row_says_how_good_its_model_was_at_its_end(plan, records):
         early = replace(records[key].end, accuracy=0.1)
         records[key] = replace(records[key], evaluations=(early, replace(early, accuracy=accuracy)))
     report = build_report(plan, records, {})
-    rows = report["stages"][1], report["baseline"]["runs"][0]
-    assert [row["perplexity"] for row in rows] == [pytest.approx(math.exp(loss)) for loss in (2.2, 2.4)]
-    assert [row["accuracy"] for row in rows] == [0.25, 0.5]
-    assert report["stages"][0]["accuracy"] is None
+    rows = report.stages[1], report.baseline.runs[0]
+    assert [row.perplexity for row in rows] == [pytest.approx(math.exp(loss)) for loss in (2.2, 2.4)]
+    assert [row.accuracy for row in rows] == [0.25, 0.5]
+    assert report.stages[0].accuracy is None
     assert "| 2.200 | 9.025 | 25.0 % |" in markdown(report)
     assert "| 2.400 | 11.02 | 50.0 % |" in markdown(report)
 
@@ -94,7 +98,7 @@ def test_metrics_of_the_schedule_have_a_table_of_their_own(plan, records):
     for key, metrics in ((full, {"exact_match": 0.25, "f1/10": 0.5}), (baseline, {"exact_match": 0.125})):
         records[key] = replace(records[key], evaluations=(replace(records[key].end, metrics=metrics),))
     report = build_report(plan, records, {})
-    assert report["stages"][1]["metrics"] == {"exact_match": 0.25, "f1/10": 0.5}
+    assert report.stages[1].metrics == {"exact_match": 0.25, "f1/10": 0.5}
     table = metric_table(report)
     assert table.columns == ("metric", "full", "baseline-1000")
     assert table.rows == [["exact_match", "0.25", "0.125"], ["f1/10", "0.5", "-"]]
@@ -108,9 +112,9 @@ def test_perplexity_of_any_loss():
 
 
 def test_a_grown_stage_has_its_certificate(report):
-    first, second = report["stages"]
-    assert first["growth"] is None
-    assert second["growth"] == {
+    first, second = report.stages
+    assert first.growth is None
+    assert to_json(second.growth) == {
         "operator": "stack",
         "optimizer_state": "grow",
         "seconds": 0.5,
@@ -167,25 +171,25 @@ def test_a_record_survives_json(plan, records):
 
 
 def test_curves_are_part_of_a_row(report):
-    assert [point["loss"] for point in report["stages"][0]["evaluations"]] == [3.0]
-    assert [point["lr"] for point in report["stages"][0]["train"]] == [2e-3]
+    assert [point.loss for point in report.stages[0].evaluations] == [3.0]
+    assert [point.lr for point in report.stages[0].train] == [2e-3]
 
 
 def test_a_baseline_run_sums_over_its_chain(plan, records, report):
     """Trunk pieces shared with smaller budgets count in full: it is what the budget would have cost alone."""
-    row, run = report["baseline"]["runs"][2], plan.baselines[2]
+    row, run = report.baseline.runs[2], plan.baselines[2]
     chain = [records[stage.key] for stage in run.stages]
     assert len(chain) > 1
-    assert (row["budget_tokens"], row["tokens"], row["steps"]) == (2000, 2000, 20)
-    assert row["flops"] == run.flops
-    assert row["seconds"] == pytest.approx(sum(record.seconds for record in chain))
-    assert row["worker_seconds"] == pytest.approx(2 * row["seconds"])
-    assert row["evaluation_seconds"] == 0.25 * len(chain)
-    assert row["peak_memory_bytes"] == max(record.peak_memory_bytes for record in chain)
-    assert row["eval_loss"] == 2.1
-    assert row["key"] == run.stages[-1].key
-    assert row["tokens_per_parameter"] == 2000 / run.stages[-1].num_params
-    assert row.keys() >= STAGE_FIELDS
+    assert (row.budget_tokens, row.tokens, row.steps) == (2000, 2000, 20)
+    assert row.flops == run.flops
+    assert row.seconds == pytest.approx(sum(record.seconds for record in chain))
+    assert row.worker_seconds == pytest.approx(2 * row.seconds)
+    assert row.evaluation_seconds == 0.25 * len(chain)
+    assert row.peak_memory_bytes == max(record.peak_memory_bytes for record in chain)
+    assert row.eval_loss == 2.1
+    assert row.key == run.stages[-1].key
+    assert row.tokens_per_parameter == 2000 / run.stages[-1].num_params
+    assert to_json(row).keys() >= STAGE_FIELDS
 
 
 def test_the_curve_of_a_chain_joins_its_stages(plan, records):
@@ -198,17 +202,17 @@ def test_the_curve_of_a_chain_joins_its_stages(plan, records):
 
 
 def test_savings_stand_beside_the_tokens_per_parameter(plan, report):
-    savings = report["savings"]
+    savings = report.savings
     baseline, staged = plan.baselines[1].flops, plan.staged.flops  # 2.2 is the loss of the second budget
-    assert savings.keys() == SAVINGS_FIELDS
-    assert savings["compute_saved"] == 1 - staged / baseline
-    assert savings["speedup"] == baseline / staged - 1
-    assert (savings["flops_staged"], savings["flops_baseline"]) == (staged, baseline)
-    assert savings["at_eval_loss"] == 2.2
-    assert savings["equal_loss_reached"] is True
+    assert to_json(savings).keys() == SAVINGS_FIELDS
+    assert savings.compute_saved == 1 - staged / baseline
+    assert savings.speedup == baseline / staged - 1
+    assert (savings.flops_staged, savings.flops_baseline) == (staged, baseline)
+    assert savings.at_eval_loss == 2.2
+    assert savings.equal_loss_reached is True
     ratio = 2000 / plan.staged.stages[-1].num_params
-    assert report["tokens_per_parameter"] == tokens_per_parameter(plan.staged) == ratio
-    assert savings["verdict"].endswith(f"FLOPs, at {ratio:.3g} tokens per parameter")
+    assert report.tokens_per_parameter == tokens_per_parameter(plan.staged) == ratio
+    assert savings.verdict.endswith(f"FLOPs, at {ratio:.3g} tokens per parameter")
 
 
 def test_every_stage_of_the_staged_run_counts(plan, records):
@@ -226,9 +230,9 @@ def test_a_loss_reached_in_an_early_stage_counts_for_nothing(plan, records):
 
 def test_tokens_and_the_loss_at_equal_flops_stand_beside_the_figure(plan, report):
     """2.2 is reached after 1,500 tokens; the staged run's FLOPs lie between those of 2.2 and of 2.1."""
-    savings = report["savings"]
-    assert savings["tokens_saved"] == 1 - 2000 / 1500
-    assert 2.1 - 2.2 < savings["loss_difference_at_equal_flops"] < 0
+    savings = report.savings
+    assert savings.tokens_saved == 1 - 2000 / 1500
+    assert 2.1 - 2.2 < savings.loss_difference_at_equal_flops < 0
     page = markdown(report).split("\n\n")
     assert "Tokens saved: -33.3 %. At equal FLOPs (" in page[1]
     assert "higher than the baseline's: 2.200 against 2.1" in page[1]
@@ -245,21 +249,21 @@ def test_what_was_given_up_counts_in_tokens_too(plan, records):
 
 
 def test_equal_loss_never_reached_is_said(plan):
-    savings = build_report(plan, make_records(plan, 2.9, BASELINE_LOSSES), {})["savings"]
-    assert savings["compute_saved"] is None
-    assert savings["equal_loss_reached"] is False
-    assert "never reached" in savings["verdict"]
-    assert "tokens per parameter" not in savings["verdict"]
+    savings = build_report(plan, make_records(plan, 2.9, BASELINE_LOSSES), {}).savings
+    assert savings.compute_saved is None
+    assert savings.equal_loss_reached is False
+    assert "never reached" in savings.verdict
+    assert "tokens per parameter" not in savings.verdict
 
 
 def test_a_loss_that_is_not_finite_becomes_null(plan, records):
     last = plan.staged.stages[-1]
     growth = replace(records[last.key].growth, certificate=Certificate(2.0, math.inf, math.nan))
     report = build_report(plan, {**records, last.key: make_record(last, math.nan, growth=growth)}, {})
-    assert report["stages"][1]["eval_loss"] is None
-    assert report["stages"][1]["growth"]["certificate"]["eval_loss_after"] is None
-    assert report["savings"]["at_eval_loss"] is None
-    assert "held-out loss is nan" in report["savings"]["verdict"]
+    assert report.stages[1].eval_loss is None
+    assert report.stages[1].growth.certificate.eval_loss_after is None
+    assert report.savings.at_eval_loss is None
+    assert "held-out loss is nan" in report.savings.verdict
     assert "2.000 -> -" in markdown(report)
 
 
@@ -268,46 +272,46 @@ def test_a_loss_that_is_not_finite_becomes_null(plan, records):
 
 def test_before_it_starts_all_is_planned_and_nothing_measured(plan):
     report = build_report(plan, {}, {})
-    assert report["state"] == "SCHEDULING"
-    for row in report["stages"] + report["baseline"]["runs"]:
-        assert row["state"] == "SCHEDULING"
-        assert {row[field] for field in MEASURED} == {None}
-        assert row["growth"] is None
-        assert row["evaluations"] == row["train"] == []
-    assert [row["num_layers"] for row in report["stages"]] == [2, 4]
-    assert report["savings"]["compute_saved"] is None
-    assert "no saving to report yet: 4 of 4 runs not finished" in report["savings"]["verdict"]
+    assert report.state == "SCHEDULING"
+    for row in report.stages + report.baseline.runs:
+        assert row.state == "SCHEDULING"
+        assert {getattr(row, field) for field in MEASURED} == {None}
+        assert row.growth is None
+        assert row.evaluations == row.train == ()
+    assert [row.num_layers for row in report.stages] == [2, 4]
+    assert report.savings.compute_saved is None
+    assert "no saving to report yet: 4 of 4 runs not finished" in report.savings.verdict
 
 
 def test_halfway_the_finished_stages_have_their_figures(plan, records):
     small, full = plan.staged.stages
     report = build_report(plan, {small.key: records[small.key]}, {full.key: "RUNNING"})
-    assert report["state"] == "RUNNING"
-    assert [row["state"] for row in report["stages"]] == ["FINISHED", "RUNNING"]
-    assert report["stages"][0]["eval_loss"] == 3.0
-    assert report["stages"][1]["eval_loss"] is None
+    assert report.state == "RUNNING"
+    assert [row.state for row in report.stages] == ["FINISHED", "RUNNING"]
+    assert report.stages[0].eval_loss == 3.0
+    assert report.stages[1].eval_loss is None
 
 
 def test_the_staged_run_may_be_finished_before_its_baseline(plan, records):
     staged = {stage.key: records[stage.key] for stage in plan.staged.stages}
-    savings = build_report(plan, staged, {})["savings"]
-    assert (savings["at_eval_loss"], savings["flops_staged"]) == (2.2, plan.staged.flops)
-    assert savings["flops_baseline"] is None
-    assert "3 of 4 runs not finished (baseline-1000, baseline-1500, baseline-2000)" in savings["verdict"]
+    savings = build_report(plan, staged, {}).savings
+    assert (savings.at_eval_loss, savings.flops_staged) == (2.2, plan.staged.flops)
+    assert savings.flops_baseline is None
+    assert "3 of 4 runs not finished (baseline-1000, baseline-1500, baseline-2000)" in savings.verdict
 
 
 def test_a_baseline_run_is_reused_only_if_all_of_it_is(plan, records):
     run = plan.baselines[2]
     states = dict.fromkeys((stage.key for stage in run.stages), "REUSED")
-    assert build_report(plan, records, states)["baseline"]["runs"][2]["state"] == "REUSED"
+    assert build_report(plan, records, states).baseline.runs[2].state == "REUSED"
     states[run.stages[-1].key] = "FINISHED"
-    assert build_report(plan, records, states)["baseline"]["runs"][2]["state"] == "FINISHED"
+    assert build_report(plan, records, states).baseline.runs[2].state == "FINISHED"
 
 
 def test_a_run_that_reused_everything_is_finished(plan, records):
     report = build_report(plan, records, dict.fromkeys(records, "REUSED"))
-    assert report["state"] == "FINISHED"
-    assert {row["state"] for row in report["stages"] + report["baseline"]["runs"]} == {"REUSED"}
+    assert report.state == "FINISHED"
+    assert {row.state for row in report.stages + report.baseline.runs} == {"REUSED"}
 
 
 @pytest.mark.parametrize("state", ["ERRORED", "ABORTED", "RESTARTING"])
@@ -315,17 +319,17 @@ def test_trouble_in_one_stage_is_the_runs_state(plan, records, state):
     last = plan.baselines[-1].stages[-1].key
     known = {key: record for key, record in records.items() if key != last}
     report = build_report(plan, known, {last: state})
-    assert report["state"] == report["baseline"]["runs"][-1]["state"] == state
-    assert report["stages"][0]["state"] == "FINISHED"
+    assert report.state == report.baseline.runs[-1].state == state
+    assert report.stages[0].state == "FINISHED"
 
 
 def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path):
     plan = make_plan(make_schedule(tmp_path, baseline=None))
     report = build_report(plan, make_records(plan, 2.2, ()), {})
-    assert report["baseline"] == {"runs": []}
-    assert report["savings"]["compute_saved"] is None
-    assert report["savings"]["verdict"] == "no saving to report: the schedule has no baseline to compare with"
-    assert report["warnings"] == []
+    assert report.baseline.runs == ()
+    assert report.savings.compute_saved is None
+    assert report.savings.verdict == "no saving to report: the schedule has no baseline to compare with"
+    assert report.warnings == ()
     assert "## Baseline" not in markdown(report)
 
 
@@ -334,7 +338,7 @@ def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path):
 
 def warnings(folder, losses=BASELINE_LOSSES, **changes) -> str:
     plan = make_plan(make_schedule(folder, **changes))
-    return "\n".join(build_report(plan, make_records(plan, 2.2, losses), {})["warnings"])
+    return "\n".join(build_report(plan, make_records(plan, 2.2, losses), {}).warnings)
 
 
 def test_one_seed_and_one_rate_are_always_said(tmp_path):
@@ -370,16 +374,16 @@ def test_counted_text_that_is_shorter_than_what_it_is_asked_for_is_little(tmp_pa
     plan = make_plan(make_schedule(tmp_path))
     records, last = make_records(plan, 2.2, BASELINE_LOSSES), plan.staged.stages[-1].key
     records[last] = replace(records[last], data=asdict(Counted(9000, 300)))
-    assert any("losses are of 300 tokens" in one for one in build_report(plan, records, {})["warnings"])
+    assert any("losses are of 300 tokens" in one for one in build_report(plan, records, {}).warnings)
 
 
 def test_a_stage_that_ended_early_may_be_judged_on_less_text(tmp_path):
     last = {**stages(1_000_000)[-1], "until": {"tokens": 1_000_000, "eval_loss": 1.0}}
     plan = make_plan(make_schedule(tmp_path, stages=[stages(1_000_000)[0], last]))
     records, last = make_records(plan, 2.2, BASELINE_LOSSES), plan.staged.stages[-1]
-    assert "Not judged on" not in str(build_report(plan, records, {})["warnings"])
+    assert "Not judged on" not in str(build_report(plan, records, {}).warnings)
     records[last.key] = make_record(last, 2.2, steps=1)
-    assert "Not judged on as much held-out text: " in str(build_report(plan, records, {})["warnings"])
+    assert "Not judged on as much held-out text: " in str(build_report(plan, records, {}).warnings)
 
 
 def test_a_decayed_run_of_enough_tokens_and_budgets_has_no_other_doubt(tmp_path):
@@ -445,8 +449,8 @@ def test_a_staged_run_that_was_tried_at_more_rates_is_said(plan, records):
     slower = replace(first, key="slower", training=first.training.model_copy(update={"optimizer": optimizer}))
     known = {**records, "slower": replace(records[first.key], key="slower")}
     said = "The baseline is tuned less than the staged run, which was tried at 2 learning rates"
-    assert said in "\n".join(build_report(plan, known, {}, given_up=GivenUp(stages=(slower,)))["warnings"])
-    assert said not in "\n".join(build_report(plan, known, {})["warnings"])
+    assert said in "\n".join(build_report(plan, known, {}, given_up=GivenUp(stages=(slower,))).warnings)
+    assert said not in "\n".join(build_report(plan, known, {}).warnings)
 
 
 def stages(last_tokens: int) -> list[dict]:

@@ -128,7 +128,7 @@ def test_a_reused_stage_is_held_to_what_is_asked_now(tmp_path: Path) -> None:
     assert store.record(full.key) is not None  # nothing in the store is touched
 
     kept = with_limits(tmp_path, loss_increase_below=0.6)
-    assert Driver(make_plan(kept), kept, store, []).run()["state"] == "FINISHED"
+    assert Driver(make_plan(kept), kept, store, []).run().state == "FINISHED"
 
 
 def test_the_certificate_lies_beside_the_record(tmp_path: Path) -> None:

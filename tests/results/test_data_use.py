@@ -10,13 +10,14 @@ import pytest
 from factories import make_record, make_records, make_schedule, save_words
 from raystage.cli.plan_json import plan_json
 from raystage.data.tokens import open_streams
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.results import data_use
-from raystage.results.data_use import Counted, data_json, data_lines
+from raystage.results.data_use import Counted, data_lines, data_rows
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +34,13 @@ def texts(tmp_path: Path) -> Path:
 
 def test_the_counts_are_those_of_the_streams(texts: Path) -> None:
     plan = make_plan(make_schedule(texts))
-    (one,) = plan_json(plan)["data"]
+    (one,) = data_rows(plan.staged)
+    assert to_json([one]) == plan_json(plan)["data"]
     streams = open_streams(plan.staged.stages[0].data, 257)
-    assert (one["tokens"], one["held_out_tokens"]) == (len(streams.train), len(streams.held_out))
-    assert one["documents"] + one["held_out_documents"] == 12
-    assert one["passes"] == pytest.approx(2000 / len(streams.train))
-    assert not one["tokens_are_estimated"]
+    assert (one.tokens, one.held_out_tokens) == (len(streams.train), len(streams.held_out))
+    assert one.documents + one.held_out_documents == 12
+    assert one.passes == pytest.approx(2000 / len(streams.train))
+    assert not one.tokens_are_estimated
     (line,) = data_lines([one])
     assert line.startswith(f"Data: 5 documents, {len(streams.train)} tokens to train on; 7 documents, ")
     assert "held out. 2K tokens are read: " in line
@@ -47,12 +49,12 @@ def test_the_counts_are_those_of_the_streams(texts: Path) -> None:
 def test_of_a_tokenizer_tokens_are_estimated_until_the_text_was_tokenized(texts: Path, tmp_path: Path) -> None:
     schedule = make_schedule(texts, data={"tokenizer": str(save_words(tmp_path / "tokenizer", "document"))})
     plan = make_plan(schedule)
-    (one,) = data_json(plan.staged)
-    assert one["tokens_are_estimated"]
+    (one,) = data_rows(plan.staged)
+    assert one.tokens_are_estimated
     assert ", about " in data_lines([one])[0]
     streams = open_streams(plan.staged.stages[0].data, 16)
-    (one,) = data_json(plan.staged)
-    assert (one["tokens"], one["tokens_are_estimated"]) == (len(streams.train), False)
+    (one,) = data_rows(plan.staged)
+    assert (one.tokens, one.tokens_are_estimated) == (len(streams.train), False)
 
 
 def test_each_text_has_a_line_of_its_own(texts: Path, tmp_path: Path) -> None:
@@ -66,9 +68,9 @@ def test_each_text_has_a_line_of_its_own(texts: Path, tmp_path: Path) -> None:
         {"name": "full", "until": {"tokens": 1200}, "data": {"path": str(other), "validation_fraction": 0.6}},
     ]
     plan = make_plan(make_schedule(texts, stages=stages, model={"num_layers": 2}))
-    first, second = data_json(plan.staged)
-    assert (first["stages"], first["read_tokens"]) == (["small"], 800)
-    assert (second["stages"], second["read_tokens"]) == (["full"], 1200)
+    first, second = data_rows(plan.staged)
+    assert (first.stages, first.read_tokens) == (("small",), 800)
+    assert (second.stages, second.read_tokens) == (("full",), 1200)
     assert [line.split(":")[0] for line in data_lines([first, second])] == ["Data of small", "Data of full"]
 
 
@@ -110,10 +112,10 @@ def test_held_out_text_that_was_trained_on_is_a_doubt(repeated: int, doubted: bo
     records = make_records(plan, 2.0, (2.4, 2.2, 2.1))
     records = {key: replace(record, data=counted(repeated)) for key, record in records.items()}
     report = build_report(plan, records, {})
-    (one,) = report["data"]
-    assert (one["tokens"], one["repeated_share"]) == (4000, repeated / 200)
+    (one,) = report.data
+    assert (one.tokens, one.repeated_share) == (4000, repeated / 200)
     said = "Text that was trained on is held out: the data has held-out text of which 10.0 % stands word for word"
-    assert any(said in warning for warning in report["warnings"]) is doubted
+    assert any(said in warning for warning in report.warnings) is doubted
     assert "## Data" in markdown(report)
     assert f"{repeated / 2:.1f} %" in markdown(report)
 
@@ -121,7 +123,7 @@ def test_held_out_text_that_was_trained_on_is_a_doubt(repeated: int, doubted: bo
 def test_without_a_comparison_the_losses_are_doubted(texts: Path) -> None:
     plan = make_plan(make_schedule(texts, baseline=None))
     records = {stage.key: make_record(stage, 2.0, data=counted(20)) for stage in plan.staged.stages}
-    (said,) = build_report(plan, records, {})["warnings"]
+    (said,) = build_report(plan, records, {}).warnings
     assert said.startswith("Text that was trained on is held out")
 
 
@@ -136,7 +138,7 @@ def test_records_that_counted_nothing_are_no_matter(data: dict, texts: Path) -> 
     plan = make_plan(make_schedule(texts))
     stage = plan.staged.stages[0]
     report = build_report(plan, {stage.key: make_record(stage, 3.0, data=data)}, {})
-    assert report["data"][0]["repeated_share"] is None
+    assert report.data[0].repeated_share is None
 
 
 @pytest.mark.parametrize(("passes", "said"), [(0.094, "0.094"), (98.4, "98"), (391, "391"), (1234, "1.23K")])
@@ -145,5 +147,5 @@ def test_passes_are_written_out(passes: float, said: str) -> None:
 
 
 def test_what_is_said_of_repeated_text_is_a_sentence(texts: Path) -> None:
-    (said,) = data_lines([data_json(make_plan(make_schedule(texts)).staged)[0] | {"repeated_share": 0.0}])
+    (said,) = data_lines([replace(data_rows(make_plan(make_schedule(texts)).staged)[0], repeated_share=0.0)])
     assert said.endswith(". None of the held-out text stands word for word in the training text.")

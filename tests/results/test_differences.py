@@ -49,18 +49,18 @@ def test_one_model_in_two_stages_saves_nothing_and_it_is_said_what_differs(
     """The staged run's loss is the best baseline's, at far less compute than that."""
     plan = planned(tmp_path, first, last, baseline={"budgets": [6000, 7000, 8000]})
     report = build_report(plan, make_records(plan, 2.2, (2.4, 2.2, 2.1)), {})
-    savings = report["savings"]
+    savings = report.savings
     assert not is_staged(plan)
-    assert (savings["compute_saved"], savings["time_saved"], savings["loss_difference_at_equal_flops"]) == (None,) * 3
-    assert savings["verdict"].startswith("no saving to report: nothing is staged, all stages train one model")
-    assert " at equal held-out loss 2.200 it is " in savings["verdict"]
+    assert (savings.compute_saved, savings.time_saved, savings.loss_difference_at_equal_flops) == (None,) * 3
+    assert savings.verdict.startswith("no saving to report: nothing is staged, all stages train one model")
+    assert " at equal held-out loss 2.200 it is " in savings.verdict
     assert "saved" not in markdown(report).split("##")[0]
     if said is None:
-        assert savings["verdict"].endswith("and the two sides are trained alike")
-        assert not any("Not trained alike" in warning for warning in report["warnings"])
+        assert savings.verdict.endswith("and the two sides are trained alike")
+        assert not any("Not trained alike" in warning for warning in report.warnings)
     else:
-        assert savings["verdict"].endswith(f"and the two sides differ in {said}")
-        assert f"Not trained alike: {said}. Part of the difference may come from that." in report["warnings"]
+        assert savings.verdict.endswith(f"and the two sides differ in {said}")
+        assert f"Not trained alike: {said}. Part of the difference may come from that." in report.warnings
 
 
 def test_where_something_grows_the_difference_is_a_doubt_and_the_saving_stays(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_where_something_grows_the_difference_is_a_doubt_and_the_saving_stays(tm
     plan = make_plan(make_schedule(tmp_path, stages=stages))
     report = build_report(plan, make_records(plan, 2.2, (2.7, 2.4, 2.19)), {})
     assert is_staged(plan)
-    assert report["savings"]["compute_saved"] > 0
+    assert report.savings.compute_saved > 0
     said = "Not trained alike: training.global_batch_tokens (100 in the baseline, 50 in a, 100 in b)."
-    assert any(warning.startswith(said) for warning in report["warnings"])
+    assert any(warning.startswith(said) for warning in report.warnings)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_a_ramp_is_a_difference_where_the_batch_that_it_comes_to_is_tuned(tmp_pa
 def test_what_slows_the_baseline_down_is_said(tmp_path: Path, handicap: dict, said: str) -> None:
     plan = make_plan(make_schedule(tmp_path, baseline={"budgets": [1000, 1500, 2000], "training": handicap}))
     report = build_report(plan, make_records(plan, 2.2, (2.7, 2.4, 2.19)), {})
-    assert report["savings"]["time_saved"] > 0
-    assert f"Not run alike: training.{said}. So time_saved is not that of growing alone." in report["warnings"]
+    assert report.savings.time_saved > 0
+    assert f"Not run alike: training.{said}. So time_saved is not that of growing alone." in report.warnings
     assert differences(plan) == []
 
 
@@ -132,7 +132,7 @@ def test_other_devices_of_the_two_sides_are_said(tmp_path: Path) -> None:
         key: replace(one, environment={"device": "fast" if key in ours else "slow"}) for key, one in records.items()
     }
     said = "Not the same machines throughout (fast and slow): time_saved compares them."
-    assert said in build_report(plan, records, {})["warnings"]
+    assert said in build_report(plan, records, {}).warnings
 
 
 # --- the baseline's rate ------------------------------------------------------------------------

@@ -13,15 +13,18 @@ import pytest
 from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan, with_choice
 from raystage.plans.plan import Choice, Plan, RunPlan
 from raystage.reports.build import build_report
+from raystage.reports.cost_tables import cost_table, ledger_table
 from raystage.reports.html import page
 from raystage.reports.markdown import markdown
 from raystage.results.record import StageRecord
+from raystage.results.report import RunReport, SeedRow, report_from_json
 from raystage.results.savings import FinishedRun, compare
 from raystage.results.seeds import interval
-from raystage.results.tuning import choose, compared, edges, final_loss, tried_with
+from raystage.results.tuning import TunedLoss, choose, compared, edges, final_loss, tried_with
 from raystage.runs.driver import Driver
 from raystage.runs.wandb_rows import run_config, savings_summary
 from raystage.storage.store import Store
@@ -100,13 +103,13 @@ def test_values_are_chosen_on_one_half_of_the_text_and_compared_on_the_other(tmp
     lucky = with_halves(plan, records, "staged-lr-0.004")
     assert choose(plan, lucky).staged == ((LR, 4e-3),)
     report = build_report(plan, lucky, {})
-    assert report["savings"]["at_eval_loss"] is not None
-    assert report["savings"]["compute_saved"] is None  # 3.3 on the other half
-    assert "3.300 against 2.100 to 2.500" in report["savings"]["verdict"]
+    assert report.savings.at_eval_loss is not None
+    assert report.savings.compute_saved is None  # 3.3 on the other half
+    assert "3.300 against 2.100 to 2.500" in report.savings.verdict
     plain = build_report(plan, with_halves(plan, records, ""), {})
-    assert plain["savings"]["is_judged_on_half"]
-    assert plain["tuning"]["chosen_on_half"]
-    assert not any("chosen by the text" in warning for warning in plain["warnings"])
+    assert plain.savings.is_judged_on_half
+    assert plain.tuning.chosen_on_half
+    assert not any("chosen by the text" in warning for warning in plain.warnings)
     assert "Losses are those of the half of the held-out text by which no value was chosen." in markdown(plain)
 
 
@@ -118,8 +121,8 @@ def test_records_without_halves_are_chosen_and_compared_on_all_text_and_it_is_sa
     mixed[old] = records[old]
     assert choose(plan, mixed).staged == ((LR, 8e-3),)
     report = build_report(plan, mixed, {})
-    assert not report["savings"]["is_judged_on_half"]
-    assert any(warning.startswith("Values are chosen by the text that they") for warning in report["warnings"])
+    assert not report.savings.is_judged_on_half
+    assert any(warning.startswith("Values are chosen by the text that they") for warning in report.warnings)
 
 
 def test_what_a_further_seed_comes_to_changes_no_choice(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_what_a_further_seed_comes_to_changes_no_choice(tmp_path: Path) -> None:
     chosen = with_choice(plan, schedule, choose(plan, lucky))
     records = lucky | finished(chosen, {"staged-seed-1": 2.25, "baseline-seed-1": (2.6, 2.3, 2.15)})
     assert choose(chosen, records) == choose(plan, lucky)
-    assert not build_report(chosen, records, {})["savings"]["is_judged_on_half"]
+    assert not build_report(chosen, records, {}).savings.is_judged_on_half
 
 
 def test_the_fair_baseline_is_the_best_value_at_each_budget() -> None:
@@ -157,11 +160,11 @@ def test_the_reports_baseline_has_the_best_value_at_each_budget(tmp_path: Path) 
     }  # fmt: skip
     plan = make_plan(tuned(tmp_path, [4e-3]))
     report = build_report(plan, finished(plan, losses), {})
-    assert [row["name"] for row in report["baseline"]["runs"]] == [
+    assert [row.name for row in report.baseline.runs] == [
         "baseline-1000-lr-0.004", "baseline-1500-lr-0.004", "baseline-2000",
     ]  # fmt: skip
     smaller, larger = (run.flops for run in plan.baselines[:2])
-    assert report["savings"]["flops_baseline_at_most"] == pytest.approx(smaller * (larger / smaller) ** (0.25 / 0.3))
+    assert report.savings.flops_baseline_at_most == pytest.approx(smaller * (larger / smaller) ** (0.25 / 0.3))
 
 
 def test_nothing_is_chosen_before_all_values_are_finished(tmp_path: Path) -> None:
@@ -207,42 +210,59 @@ def test_what_is_compared_stands_in_the_schedules_place_and_that_among_the_varia
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> dict:
+def report(tmp_path: Path) -> RunReport:
     plan = make_plan(tuned(tmp_path))
     return build_report(plan, finished(plan), {})
 
 
-def test_best_is_compared_with_best(report: dict, tmp_path: Path) -> None:
+def test_best_is_compared_with_best(report: RunReport, tmp_path: Path) -> None:
     """2.2 lies in the middle of 2.3 and 2.1, which the best baseline has at 1,500 and 2,000 tokens. From 2.5 at 1,000
     tokens on the loss falls 1.41 times less steeply, and counts as so much steeper."""
     plan = make_plan(tuned(tmp_path))
     smaller, larger = (run.flops for run in plan.baselines[1:])
-    assert report["savings"]["at_eval_loss"] == 2.2
+    assert report.savings.at_eval_loss == 2.2
     bent = (0.2 / math.log(2000 / 1500)) / (0.2 / math.log(1500 / 1000))
     earliest = smaller * (larger / smaller) ** (0.5 / bent)
-    assert report["savings"]["flops_baseline_at_most"] == pytest.approx(math.sqrt(smaller * larger))
-    assert report["savings"]["flops_baseline"] == pytest.approx(earliest)
-    assert report["savings"]["compute_saved"] == pytest.approx(1 - plan.staged.flops / earliest)
-    assert "seeds" not in report["savings"]
-    assert [row["eval_loss"] for row in report["stages"]] == [3.0, 2.2]
-    assert [row["eval_loss"] for row in report["baseline"]["runs"]] == [2.5, 2.3, 2.1]
-    json.dumps(report, allow_nan=False)
+    assert report.savings.flops_baseline_at_most == pytest.approx(math.sqrt(smaller * larger))
+    assert report.savings.flops_baseline == pytest.approx(earliest)
+    assert report.savings.compute_saved == pytest.approx(1 - plan.staged.flops / earliest)
+    assert "seeds" not in to_json(report.savings)
+    assert [row.eval_loss for row in report.stages] == [3.0, 2.2]
+    assert [row.eval_loss for row in report.baseline.runs] == [2.5, 2.3, 2.1]
+    assert report_from_json(json.loads(json.dumps(to_json(report), allow_nan=False))) == report
 
 
-def test_all_that_was_tried_stands_in_the_report_by_size(report: dict) -> None:
-    staged, baseline = report["tuning"]["staged"], report["tuning"]["baseline"]
-    assert [row["values"] for row in staged["rows"]] == [{LR: rate} for rate in RATES]
-    assert [row["is_best"] for row in staged["rows"]] == [False, False, False, True]
-    assert [row["is_best"] for row in baseline["rows"]] == [False, False, True, True]
-    assert (staged["at_edge"], baseline["at_edge"]) == (True, True)
-    assert baseline["rows"][2]["eval_losses"] == [
-        {"budget_tokens": 1000, "eval_loss": 2.65, "is_best": False},
-        {"budget_tokens": 1500, "eval_loss": 2.3, "is_best": True},
-        {"budget_tokens": 2000, "eval_loss": 2.1, "is_best": True},
-    ]
+def test_all_that_was_tried_stands_in_the_report_by_size(report: RunReport) -> None:
+    staged, baseline = report.tuning.staged, report.tuning.baseline
+    assert [row.values for row in staged.rows] == [{LR: rate} for rate in RATES]
+    assert [row.is_best for row in staged.rows] == [False, False, False, True]
+    assert [row.is_best for row in baseline.rows] == [False, False, True, True]
+    assert (staged.at_edge, baseline.at_edge) == (True, True)
+    assert baseline.rows[2].eval_losses == (
+        TunedLoss(1000, 2.65, is_best=False), TunedLoss(1500, 2.3, is_best=True), TunedLoss(2000, 2.1, is_best=True),
+    )  # fmt: skip
 
 
-def test_the_tables_mark_the_best_of_each_side(report: dict) -> None:
+def test_a_report_of_before_each_budget_had_its_own_best_value_is_read(report: RunReport) -> None:
+    """Then it was one for all budgets, by the last of them. There were no costs, and no word on what was covered."""
+    old = json.loads(json.dumps(to_json(report)))
+    for side in ("staged", "baseline"):
+        for row in old["tuning"][side]["rows"]:
+            for loss in row["eval_losses"]:
+                del loss["is_best"]
+    for key in ("claimed", "billed", "currency"):
+        del old["ledger"][key]
+    for entry in old["ledger"]["entries"]:
+        for key in ("gpu_hours", "energy_kwh", "co2_kg", "money"):
+            del entry[key]
+    found = report_from_json(old)
+    marks = [[loss.is_best for loss in row.eval_losses] for row in found.tuning.baseline.rows]
+    assert marks == [[False] * 3, [False] * 3, [False, False, True], [False, False, True]]
+    assert cost_table(found).rows == ()
+    assert ledger_table(found) == ledger_table(report)
+
+
+def test_the_tables_mark_the_best_of_each_side(report: RunReport) -> None:
     text = markdown(report)
     assert "| lr 0.004 | 2.300 | 2.650 | 2.300 (best) | 2.100 (best) |" in text
     assert "| lr 0.008 | 2.200 (best) | 2.500 (best) | 2.350 | 2.150 |" in text
@@ -251,26 +271,26 @@ def test_the_tables_mark_the_best_of_each_side(report: dict) -> None:
 
 def test_what_came_out_worse_is_billed_and_not_claimed(tmp_path: Path) -> None:
     plan = make_plan(tuned(tmp_path))
-    ledger = build_report(plan, finished(plan), {})["ledger"]
-    tuning = next(entry for entry in ledger["entries"] if entry["what"] == "tuning")
+    ledger = build_report(plan, finished(plan), {}).ledger
+    tuning = next(entry for entry in ledger.entries if entry.what == "tuning")
     once = plan.staged.flops + plan.baseline_flops_shared()
     best = compared(plan, finished(plan))
     # Of either side one of four values is compared, at each budget; those at 1,500 and 2,000 tokens share a trunk.
-    assert tuning["flops"] == 4 * once - plan.staged.flops - best.baseline_flops_shared()
-    assert not tuning["is_claimed"]
-    assert ledger["flops_claimed"] == plan.staged.flops
-    assert ledger["flops_spent"] == 4 * once + 1000 * len({stage.key for run in plan.runs() for stage in run.stages})
+    assert tuning.flops == 4 * once - plan.staged.flops - best.baseline_flops_shared()
+    assert not tuning.is_claimed
+    assert ledger.flops_claimed == plan.staged.flops
+    assert ledger.flops_spent == 4 * once + 1000 * len({stage.key for run in plan.runs() for stage in run.stages})
 
 
-def test_a_best_value_at_the_edge_and_few_values_are_open_to_doubt(report: dict, tmp_path: Path) -> None:
-    edge = [warning for warning in report["warnings"] if "edge" in warning]
+def test_a_best_value_at_the_edge_and_few_values_are_open_to_doubt(report: RunReport, tmp_path: Path) -> None:
+    edge = [warning for warning in report.warnings if "edge" in warning]
     assert [warning.partition(",")[0] for warning in edge] == [
         "The staged run's best training.optimizer.lr", "The baseline's best training.optimizer.lr",
     ]  # fmt: skip
     assert all("lr, 0.008, lies at the edge" in warning for warning in edge)
-    assert not any("not tuned" in warning for warning in report["warnings"])
+    assert not any("not tuned" in warning for warning in report.warnings)
     plan = make_plan(tuned(tmp_path, [4e-3]))
-    two = build_report(plan, finished(plan), {})["warnings"]
+    two = build_report(plan, finished(plan), {}).warnings
     assert any(warning.startswith("Only 2 values of training.optimizer.lr tried") for warning in two)
     assert not any("edge" in warning for warning in two)
 
@@ -279,7 +299,7 @@ def test_a_rate_that_is_not_among_what_is_tuned_stays_open_to_doubt(tmp_path: Pa
     schedule = make_schedule(
         tmp_path, baseline={"budgets": BUDGETS, "tune": {"training.optimizer.weight_decay": [0.0, 0.1, 0.2]}}
     )
-    warnings = build_report(make_plan(schedule), {}, {})["warnings"]
+    warnings = build_report(make_plan(schedule), {}, {}).warnings
     assert any("rate is not tuned" in warning for warning in warnings)
 
 
@@ -294,18 +314,16 @@ def test_while_it_goes_the_report_waits(tmp_path: Path) -> None:
     plan = make_plan(tuned(tmp_path))
     written = {name: LOSSES[name] for name in ("staged", "baseline")}
     report = build_report(plan, finished(plan, written), {})
-    assert report["savings"]["compute_saved"] is None
-    assert report["savings"]["verdict"].startswith(
-        "no saving to report yet: 12 of 16 runs not finished (baseline-1000-"
-    )
-    assert report["tuning"]["staged"]["rows"][0]["is_best"] is None
+    assert report.savings.compute_saved is None
+    assert report.savings.verdict.startswith("no saving to report yet: 12 of 16 runs not finished (baseline-1000-")
+    assert report.tuning.staged.rows[0].is_best is None
     assert "| lr 0.002 | 2.400 | 2.600 | 2.400 | 2.300 |" in markdown(report)
 
 
 # --- several seeds ----------------------------------------------------------------------------
 
 
-def of_seeds(folder: Path, *staged_losses: float) -> tuple[Plan, dict]:
+def of_seeds(folder: Path, *staged_losses: float) -> tuple[Plan, RunReport]:
     """The plan and the report of as many seeds; every seed's baselines come to the same losses."""
     plan = make_plan(make_schedule(folder, seeds=len(staged_losses)))
     names = ["", *(f"-seed-{seed}" for seed in range(1, len(staged_losses)))]
@@ -316,7 +334,7 @@ def of_seeds(folder: Path, *staged_losses: float) -> tuple[Plan, dict]:
 
 def test_over_seeds_the_verdict_is_the_mean_with_its_interval(tmp_path: Path) -> None:
     plan, report = of_seeds(tmp_path, 2.2, 2.205, 2.21)
-    savings = report["savings"]
+    savings = report.savings
     smaller, larger = (run.flops for run in plan.baselines[1:])
 
     bent = (0.3 / math.log(1500 / 1000)) / (0.21 / math.log(2000 / 1500))  # how much steeper the stretch before is
@@ -327,15 +345,15 @@ def test_over_seeds_the_verdict_is_the_mean_with_its_interval(tmp_path: Path) ->
 
     each = [saved(loss) for loss in (2.2, 2.205, 2.21)]
     expected = interval(each)
-    assert savings["compute_saved"] == pytest.approx(each[0])  # the written seed's, as before
-    assert savings["seeds"]["compute_saved"]["mean"] == pytest.approx(expected.mean)
-    assert savings["seeds"]["compute_saved"]["low"] == pytest.approx(expected.low)
-    assert savings["verdict"].startswith("saved ")
-    assert "mean of 3 seeds, 95 % interval" in savings["verdict"]
-    assert savings["verdict"].endswith("tokens per parameter")
-    assert [row["seed"] for row in report["seeds"]] == [0, 1, 2]
-    assert [row["compute_saved"] for row in report["seeds"]] == pytest.approx(each)
-    assert not any("seed" in warning for warning in report["warnings"])
+    assert savings.compute_saved == pytest.approx(each[0])  # the written seed's, as before
+    assert savings.seeds.compute_saved.mean == pytest.approx(expected.mean)
+    assert savings.seeds.compute_saved.low == pytest.approx(expected.low)
+    assert savings.verdict.startswith("saved ")
+    assert "mean of 3 seeds, 95 % interval" in savings.verdict
+    assert savings.verdict.endswith("tokens per parameter")
+    assert [row.seed for row in report.seeds] == [0, 1, 2]
+    assert [row.compute_saved for row in report.seeds] == pytest.approx(each)
+    assert not any("seed" in warning for warning in report.warnings)
     assert "| 1 | 2.205 | " in markdown(report)
     assert "| mean (95 % interval) | - | " in markdown(report)
 
@@ -343,8 +361,8 @@ def test_over_seeds_the_verdict_is_the_mean_with_its_interval(tmp_path: Path) ->
 def test_where_the_interval_spans_zero_no_figure_is_shown_alone(tmp_path: Path) -> None:
     """One seed saves, one costs more: neither the verdict nor the page claims a saving."""
     _, report = of_seeds(tmp_path, 2.2, 2.45, 2.55)
-    assert report["savings"]["compute_saved"] > 0
-    assert report["savings"]["verdict"].startswith("no saving shown: the interval spans zero")
+    assert report.savings.compute_saved > 0
+    assert report.savings.verdict.startswith("no saving shown: the interval spans zero")
     shown = page([(report, None)])
     facts = shown[shown.index("compute saved") :]
     assert "not shown (" in facts[:300]
@@ -355,25 +373,23 @@ def test_where_the_interval_spans_zero_no_figure_is_shown_alone(tmp_path: Path) 
 
 def test_two_seeds_are_too_few(tmp_path: Path) -> None:
     _, report = of_seeds(tmp_path, 2.2, 2.21)
-    assert "Only 2 seeds: an interval over fewer than 3 says little." in report["warnings"]
+    assert "Only 2 seeds: an interval over fewer than 3 says little." in report.warnings
 
 
 def test_further_seeds_are_billed_and_not_claimed(tmp_path: Path) -> None:
     plan, report = of_seeds(tmp_path, 2.2, 2.21, 2.22)
-    entries = {entry["what"]: entry for entry in report["ledger"]["entries"]}
-    assert entries["further seeds"]["flops"] == 2 * (plan.staged.flops + plan.baseline_flops_shared())
-    assert report["ledger"]["flops_claimed"] == plan.staged.flops
+    entries = {entry.what: entry for entry in report.ledger.entries}
+    assert entries["further seeds"].flops == 2 * (plan.staged.flops + plan.baseline_flops_shared())
+    assert report.ledger.flops_claimed == plan.staged.flops
     assert "tuning" not in entries
 
 
 def test_before_all_seeds_are_finished_there_is_no_figure(tmp_path: Path) -> None:
     plan = make_plan(make_schedule(tmp_path, seeds=2))
     report = build_report(plan, finished(plan, {"staged": 2.2, "baseline": (2.6, 2.4, 2.2)}), {})
-    assert report["savings"]["compute_saved"] is None
-    assert "4 of 8 runs not finished" in report["savings"]["verdict"]
-    assert report["seeds"][1] == {
-        "seed": 1, "staged_eval_loss": None, "compute_saved": None, "loss_difference_at_equal_flops": None,
-    }  # fmt: skip
+    assert report.savings.compute_saved is None
+    assert "4 of 8 runs not finished" in report.savings.verdict
+    assert report.seeds[1] == SeedRow(1, None, None, None)
 
 
 def test_wandb_has_each_runs_own_values_and_the_interval(tmp_path: Path) -> None:
@@ -382,8 +398,8 @@ def test_wandb_has_each_runs_own_values_and_the_interval(tmp_path: Path) -> None
     assert config["variant"] == {"seed": 2}
     tried = make_plan(tuned(tmp_path))
     assert run_config({}, tried, tried.variants[0].baselines[0])["variant"] == {"seed": 0, LR: 1e-3}
-    summary = savings_summary(report["savings"])
-    assert summary["savings/compute_saved_mean"] == report["savings"]["seeds"]["compute_saved"]["mean"]
+    summary = savings_summary(report.savings)
+    assert summary["savings/compute_saved_mean"] == report.savings.seeds.compute_saved.mean
     assert summary["savings/compute_saved_low"] < summary["savings/compute_saved_high"]
     assert all(not isinstance(value, dict) for value in summary.values())
 
@@ -433,7 +449,7 @@ def test_a_driver_that_starts_again_comes_to_the_same_choice(schedule: Schedule,
     driver = Driver(make_plan(schedule), schedule, store, [callback])
     assert driver.is_finished
     report = driver.run()
-    assert [row["staged_eval_loss"] for row in report["seeds"]] == [2.2, 2.25]
+    assert [row.staged_eval_loss for row in report.seeds] == [2.2, 2.25]
     assert callback.began == [run.name for run in plan.runs()]
     assert (callback.rates["staged-seed-1"], callback.rates["baseline-1000-seed-1"]) == (8e-3, 8e-3)
     assert callback.rates["baseline-2000-seed-1"] == 4e-3

@@ -16,7 +16,7 @@ from raystage.plans.plan import Plan, StagePlan
 from raystage.runs.events import RunCallback
 from raystage.runs.session import RunSession, Tracking
 from raystage.storage.store import Store
-from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, STATUS_FILE
+from raystage.storage.stored_files import RUN_FILE, STATUS_FILE
 
 COMMAND = "raystage run tiny.yaml"
 
@@ -72,7 +72,7 @@ def test_all_callbacks_are_told_of_a_run_and_its_end(plan: Plan, schedule: Sched
         assert witness.ends == []
     assert witness.finished == [stage.name for stage in plan.staged.stages]
     assert witness.ends == [None]
-    assert report == finished.read_run(plan.name, REPORT_FILE)
+    assert report == finished.run_report(plan.name)
     state, log = files_of(finished, plan)
     assert state == "FINISHED"
     assert "] finished\n" in log

@@ -16,24 +16,27 @@ import wandb
 
 from factories import make_schedule
 from playback import curved_records, play, play_stage
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.results.record import StageRecord
+from raystage.results.report import SavingsPart
+from raystage.results.savings import no_figure
 from raystage.runs.wandb import WandbTracker
 from raystage.runs.wandb_rows import artifact_name, evaluation_row, result_row, savings_summary, train_row
 from wandb_reader import OfflineRun, read_run, read_runs, run_files
 
 CONFIG = {"seed": 0, "training": {"optimizer": {"lr": 2e-3}}, "stages": [{"name": "small"}, {"name": "full"}]}
-SAVINGS = {
-    "at_eval_loss": 2.31,
-    "compute_saved": 0.353,
-    "speedup": 0.546,
-    "time_saved": None,
-    "flops_staged": 5.05e12,
-    "flops_baseline": 7.8e12,
-    "equal_loss_reached": True,
-    "verdict": "saved 35.3 % of the compute (a 54.6 % speed-up)",
-}
+SAVINGS = SavingsPart(
+    at_eval_loss=2.31,
+    compute_saved=0.353,
+    speedup=0.546,
+    time_saved=None,
+    flops_staged=5.05e12,
+    flops_baseline=7.8e12,
+    equal_loss_reached=True,
+    verdict="saved 35.3 % of the compute (a 54.6 % speed-up)",
+)
 TRAIN_KEYS = {"train/loss", "train/lr", "train/gradient_norm", "train/tokens_per_second"}
 STAGE_KEYS = {"stage/index", "stage/num_layers", "stage/num_params", "stage/num_workers", "stage/zero_stage"}
 RESULT_KEYS = {"stage/eval_loss", "stage/flops", "stage/seconds", "stage/tokens", "stage/steps", "stage/reused"}
@@ -193,7 +196,7 @@ def test_stages_stand_at_their_first_and_last_token(told, plan, records):
 
 def test_summary_of_the_staged_run_holds_the_savings(told):
     summary = told["staged"].summary
-    expected = {f"savings/{field}": value for field, value in SAVINGS.items() if value is not None}
+    expected = {f"savings/{field}": value for field, value in to_json(SAVINGS).items() if value is not None}
     assert {key: value for key, value in summary.items() if key.startswith("savings/")} == expected
     assert not any(key.startswith("savings/") for key in told["baseline-1000"].summary)
 
@@ -341,6 +344,8 @@ from factories import make_schedule
 from playback import curved_records, play
 
 from raystage.plans.build import make_plan
+from raystage.results.report import SavingsPart
+from raystage.results.savings import no_figure
 from raystage.runs.wandb import WandbTracker
 
 folder, next_call = Path(sys.argv[1]), sys.argv[2]
@@ -353,7 +358,7 @@ for service in psutil.Process().children():
 if next_call == "a row":
     tracker.stage_started(plan.staged, plan.staged.stages[0], reused=False)
 play(tracker, plan, curved_records(plan))
-tracker.savings({"compute_saved": 0.3})
+tracker.savings(SavingsPart(**vars(no_figure("none"))))
 tracker.ended(None)
 print("trained on, children:", psutil.Process().children())
 """
@@ -487,8 +492,11 @@ def test_a_result_row_holds_the_stages_own_figures(plan, records):
 
 
 def test_savings_without_a_figure_keep_the_verdict():
-    summary = savings_summary({"compute_saved": None, "equal_loss_reached": False, "verdict": "none"})
-    assert summary == {"savings/equal_loss_reached": False, "savings/verdict": "none"}
+    summary = savings_summary(SavingsPart(**vars(no_figure("none"))))
+    assert summary == {
+        "savings/equal_loss_reached": False, "savings/verdict": "none", "savings/at_equal_flops": "",
+        "savings/is_judged_on_half": False,
+    }  # fmt: skip
 
 
 def test_artifact_names_are_such_as_wandb_takes(plan):

@@ -25,6 +25,7 @@ from factories import make_curves, write_documents
 from golden_schedules import FILE, JOBS, TEXTS
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
@@ -73,7 +74,7 @@ def report() -> dict[str, Any]:
         plan, store = make_plan(schedule), Store(open_folder(f"{folder}/store"))
         for record in make_curves(plan).values():
             store.commit_record(record)
-        return _lasting(json.loads(json.dumps(Driver(plan, schedule, store, []).run()).replace(folder, TEXTS)))
+        return _lasting(json.loads(json.dumps(to_json(Driver(plan, schedule, store, []).run())).replace(folder, TEXTS)))
 
 
 def training() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from factories import make_record
 from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
 from raystage.sweeps.importance import importance
-from raystage.sweeps.report import TrialOutcome, build_sweep_report
+from raystage.sweeps.report import TrialOutcome, build_sweep_report, needed_of
 from raystage.sweeps.trials import SweepPlan
 
 
@@ -33,10 +33,12 @@ def swept(
     records = trained(plan, lambda key: ends.get(key, 2.5))
     reports = {one.number: build_report(plan.trials[one.number].plan, records, {}) for one in outcomes}
     for number, share in (saved or {}).items():
-        reports[number]["savings"] |= {
-            "compute_saved": share, "flops_baseline": 1e9, "flops_staged": 1e9 * (1 - share),
-        }  # fmt: skip
-    report = build_sweep_report(plan, outcomes, reports, records, "FINISHED", 754.0)
+        savings = replace(
+            reports[number].savings, compute_saved=share, flops_baseline=1e9, flops_staged=1e9 * (1 - share)
+        )
+        reports[number] = replace(reports[number], savings=savings)
+    runs = {number: needed_of(report) for number, report in reports.items()}
+    report = build_sweep_report(plan, outcomes, runs, records, "FINISHED", 754.0)
     report["importance"] = importance(report["trials"], report["objective"][0]["metric"], plan.sweep.points.dimensions)
     if report["best"]:
         report["best"]["schedule"] = plan.trials[report["best"]["number"]].content

@@ -13,7 +13,7 @@ from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
 from raystage.runs.surroundings import surroundings
-from raystage.sweeps.report import TrialOutcome, build_sweep_report
+from raystage.sweeps.report import TrialOutcome, TrialRun, build_sweep_report, needed_of
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweeps import make_sweep
 
@@ -39,20 +39,20 @@ def trained(plan: SweepPlan, **trained_for: str) -> dict[str, StageRecord]:
     return found
 
 
-def run_report(plan: Plan, records: dict[str, StageRecord]) -> dict[str, Any]:
-    return build_report(plan, records, {}, surroundings(0.0, "raystage sweep s.yaml"))
+def trial_run(plan: Plan, records: dict[str, StageRecord]) -> TrialRun:
+    return needed_of(build_report(plan, records, {}, surroundings(0.0, "raystage sweep s.yaml")))
 
 
 def reported(
     plan: SweepPlan, outcomes: list[TrialOutcome], records: dict[str, StageRecord], seen: dict[int, int] | None = None
 ) -> dict[str, Any]:
     """The sweep's report. seen: by trial how many of its stages it saw finished; all unless said."""
-    reports = {}
+    runs = {}
     for one in outcomes:
         keys = [stage.key for stage in plan.trials[one.number].plan.staged.stages]
         known = {key: records[key] for key in keys[: (seen or {}).get(one.number, len(keys))] if key in records}
-        reports[one.number] = run_report(plan.trials[one.number].plan, known)
-    return build_sweep_report(plan, outcomes, reports, records, "FINISHED", 12.5)
+        runs[one.number] = trial_run(plan.trials[one.number].plan, known)
+    return build_sweep_report(plan, outcomes, runs, records, "FINISHED", 12.5)
 
 
 def finished(plan: SweepPlan, *losses: float | None) -> list[TrialOutcome]:
@@ -167,10 +167,10 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
 def test_a_search_pays_for_itself_once_the_best_schedule_saved_as_much(tmp_path: Path) -> None:
     plan = plan_sweep(make_sweep(tmp_path, RATES, objective={"metric": "compute_saved"}))
     records, outcome = trained(plan), TrialOutcome(0, {}, objectives={"compute_saved": 0.25})
-    report = {**run_report(plan.trials[0].plan, records),
-              "savings": {"compute_saved": 0.25, "flops_baseline": 4_000, "flops_staged": 3_000}}  # fmt: skip
-    found = build_sweep_report(plan, [outcome], {0: report}, records, "FINISHED", 1.0)
+    run = trial_run(plan.trials[0].plan, records)
+    savings = replace(run.savings, compute_saved=0.25, flops_baseline=4_000, flops_staged=3_000)
+    found = build_sweep_report(plan, [outcome], {0: replace(run, savings=savings)}, records, "FINISHED", 1.0)
     assert found["pays_for_itself_after"] == found["search"]["flops_spent"] / 1_000
-    report["savings"]["compute_saved"] = -0.1
-    found = build_sweep_report(plan, [outcome], {0: report}, records, "FINISHED", 1.0)
+    worse = replace(run, savings=replace(savings, compute_saved=-0.1))
+    found = build_sweep_report(plan, [outcome], {0: worse}, records, "FINISHED", 1.0)
     assert found["pays_for_itself_after"] is None

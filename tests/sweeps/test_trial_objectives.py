@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from raystage.results.report import BaselinePart, EvaluationPoint, RunReport, SavingsPart, StageRow
+from raystage.results.savings import no_figure
 from raystage.sweeps.config import Objective
 from raystage.sweeps.trial import measure
 
 
-def point(flops: int, loss: float | None) -> dict[str, Any]:
-    return {"flops": flops, "loss": loss, "run_seconds": flops / 100}
+def point(flops: int, loss: float | None) -> EvaluationPoint:
+    return EvaluationPoint(tokens=0, steps=0, flops=flops, seconds=0.0, loss=loss, run_seconds=flops / 100)
 
 
-def report(*curves: list[tuple[int, float | None]]) -> dict[str, Any]:
+def stage(curve: list[tuple[int, float | None]]) -> StageRow:
+    return StageRow(
+        name="stage", key="key", state="FINISHED", num_params=1, num_layers=1, num_workers=1, zero_stage=1, tokens=0,
+        steps=0, flops=curve[-1][0], seconds=0.0, worker_seconds=0.0, peak_memory_bytes=0, eval_loss=curve[-1][1],
+        evaluations=tuple(point(*pair) for pair in curve), train=(), growth=None,
+    )  # fmt: skip
+
+
+def report(*curves: list[tuple[int, float | None]]) -> RunReport:
     """A finished staged run of a stage for each curve."""
-    stages = [{"evaluations": [point(*pair) for pair in curve], "eval_loss": curve[-1][1]} for curve in curves]
-    return {"stages": stages, "savings": {"compute_saved": 0.3}}
+    savings = replace(SavingsPart(**vars(no_figure("none"))), compute_saved=0.3)
+    return RunReport(
+        name="run", state="FINISHED", stages=tuple(map(stage, curves)), baseline=BaselinePart(()),
+        tokens_per_parameter=1.0, savings=savings, warnings=(),
+    )  # fmt: skip
 
 
 # At the growth, 1,000 FLOPs in, the loss jumps from 2.0 to 2.6.

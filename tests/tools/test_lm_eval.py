@@ -16,10 +16,12 @@ from exports import make_checkpoint
 from factories import make_records, make_schedule
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import from_json, to_json
 from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
+from raystage.results.report import StageTasks
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.tools.evaluations import keep, kept
@@ -82,13 +84,17 @@ def found(value: float) -> dict:
     return {"arc_easy": task}
 
 
+def tasks_of(stage: str, key: str, value: float) -> StageTasks:
+    return from_json(StageTasks, {"stage": stage, "key": key, "tasks": found(value)})
+
+
 # --- in the report ----------------------------------------------------------------------------
 
 
 def test_what_was_found_is_in_every_report_of_the_run_from_then_on(store: Store, plan: Plan) -> None:
     full, baseline = plan.staged.stages[1], plan.baselines[2]
     for name, key, value in (("full", full.key, 0.31), (baseline.name, baseline.stages[-1].key, 0.29)):
-        keep(store, "tiny", {"stage": name, "key": key, "tasks": found(value)})
+        keep(store, "tiny", tasks_of(name, key, value))
     report = json.loads(invoke(store, "report", "tiny", "--json").stdout)
     assert report["downstream"]["full"]["tasks"] == found(0.31)
     line = "| arc_easy: acc | 0.31 ± 0.05 (200) | 0.29 ± 0.05 (200) |"
@@ -97,10 +103,10 @@ def test_what_was_found_is_in_every_report_of_the_run_from_then_on(store: Store,
 
 
 def test_what_was_found_of_another_stage_of_that_name_is_left_out(store: Store, plan: Plan) -> None:
-    keep(store, "tiny", {"stage": "full", "key": "another", "tasks": found(0.31)})
+    keep(store, "tiny", tasks_of("full", "another", 0.31))
     report = build_report(plan, {}, {})
     assert kept(store, "tiny", report) == {}
-    assert "Downstream" not in markdown(report | {"downstream": {}})
+    assert "Downstream" not in markdown(report)
 
 
 # --- what is wrong ----------------------------------------------------------------------------
@@ -166,13 +172,13 @@ def _log_probability(model: torch.nn.Module, tokenizer: object, question: str, a
 @needs_lm_eval
 def test_a_task_gives_what_transformers_says_and_stays_beside_others(store: Store, tasks: Path, tmp_path: Path) -> None:
     key = store.read_run("tiny", "report.json")["stages"][-1]["key"]
-    keep(store, "tiny", {"stage": "full", "key": key, "tasks": found(0.31)})
+    keep(store, "tiny", tasks_of("full", key, 0.31))
     out = tmp_path / "out.json"
     options = ["--tasks", "animals", "--include-path", tasks, "--out", out, "--json"]
     done = invoke(store, "evaluate", "tiny", *options)
     assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)
-    assert made == json.loads(out.read_text()) == kept(store, "tiny", store.read_run("tiny", "report.json"))["full"]
+    assert made == json.loads(out.read_text()) == to_json(kept(store, "tiny", store.run_report("tiny"))["full"])
     assert invoke(store, "export", key, tmp_path / "model").exit_code == 0
     animals = made["tasks"]["animals"]
     assert animals["num_examples"] == len(DOCUMENTS)
