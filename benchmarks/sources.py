@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from raystage.data.plan import DataPlan
 from raystage.data.token_cache import open_index
 from raystage.data.token_index import cache_folder
+from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.sources.table import read_corpus
 
@@ -116,6 +117,38 @@ def read(source: str, path: str, fingerprint: str, cache: str) -> dict:
     return {"seconds": seconds, "tokens": batches * BATCH * SEQUENCE, "peak": peak()}
 
 
+def make_tokenizer(folder: Path, rows: Path) -> None:
+    """A byte-level BPE of 8,192 tokens, trained on a part of the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    with (rows / "0.jsonl").open() as lines:
+        texts = [json.loads(line)["text"] for _, line in zip(range(2000), lines, strict=False)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=8192, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+
+
+def measure_bpe(rows: Path, folder: Path) -> None:
+    """What a second process saves where tokenizing takes most of the time."""
+    make_tokenizer(folder / "bpe", rows)
+    corpus = read_corpus("jsonl", (str(rows),))
+    name = str(folder / "bpe")
+    data = DataPlan("jsonl", (str(rows),), name, FRACTION, corpus.fingerprint, tokenizer_fingerprint(name))
+    size = sum(side.size.num_bytes for side in corpus.split(FRACTION))
+    print(f"jsonl, a BPE of 8,192 tokens: {len(corpus):,} rows, {size / 1e6:,.0f} MB of text")
+    seconds = {}
+    for workers in (1, 2):
+        start = time.perf_counter()
+        open_index(data, cache_folder(data, folder / f"bpe-{workers}"), workers)
+        seconds[workers] = time.perf_counter() - start
+        print(f"  tokenized by {workers}: {seconds[workers]:.1f} s, {size / seconds[workers] / 1e6:,.1f} MB/s")
+    print(f"  a factor of {seconds[1] / seconds[2]:.2f}")
+
+
 STEPS = {"plan": plan, "tokenize": tokenize, "read": read}
 
 
@@ -147,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--limit-megabytes", type=int, default=512)
+    parser.add_argument("--bpe-megabytes", type=int, default=64)
     parser.add_argument("--sources", default="jsonl,parquet")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -154,6 +188,8 @@ def main() -> None:
         print(json.dumps(STEPS[asked.step[0]](*json.loads(asked.step[1]))))
         return
     with tempfile.TemporaryDirectory() as folder:
+        make_jsonl(Path(folder, "few"), asked.bpe_megabytes * 10**6)
+        measure_bpe(Path(folder, "few"), Path(folder))
         make_jsonl(Path(folder, "jsonl"), int(asked.gigabytes * 1e9))
         if "parquet" in asked.sources:
             make_parquet(Path(folder, "parquet"), Path(folder, "jsonl"))

@@ -6,13 +6,17 @@ from __future__ import annotations
 _BY_KEY: dict[str, tuple[str, str]] = {
     "name": ("", "run_name experiment_name experiment job_name"),
     "seed": ("", "random_seed rng_seed manual_seed data_seed"),
-    "data.path": ("files or folders, with data.source: text",
+    "data.path": ("files or folders, with data.source: text, jsonl, parquet, ...",
                   "dataset datasets dataset_name dataset_path dataset_dir data_path data_dir data_files train_file "
                   "train_files train_data train_path train_dataset text_files corpus"),
     "data.tokenizer": ("bytes, a folder or a hub name",
                        "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_model tokenizer_type"),
+    "data.field": ("of a row", "column text_column text_field text_key text_column_name content_column"),
+    "data.subset": ("of a data set", "config_name dataset_config dataset_config_name"),
+    "data.split": ("of a data set", "train_split dataset_split"),
+    "data.end_token": ("", "eos_token eot_token eos_token_id eod_token"),
     "data.validation_fraction": ("a share of the documents",
-                                 "val_fraction val_split validation_split valid_fraction eval_split eval_fraction "
+                                 "val_fraction val_split valid_fraction eval_split eval_fraction "
                                  "test_size val_ratio validation_ratio"),
     "model.family": ("such as llama", "model_type architecture architectures arch"),
     "model.num_layers": ("", "n_layer n_layers num_hidden_layers num_layer layers depth num_blocks n_blocks"),

@@ -15,7 +15,7 @@ from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
 from raystage.sources.corpus import SourceOptions
 from raystage.sources.table import read_corpus
-from row_files import TEXTS, WRITERS
+from row_files import TEXTS, WRITERS, write_jsonl
 from s3_server import S3Server
 
 
@@ -68,3 +68,21 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     os.unlink(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match=r"^data.path: found no file \*\.jsonl.* in '.*'; expected files"):
         read_corpus("jsonl", (str(tmp_path),))
+
+
+def test_a_stage_holds_out_no_row_that_an_earlier_one_was_trained_on(tmp_path: Path) -> None:
+    """Rows, and then the same text as files: found by its content."""
+    write_jsonl(tmp_path / "rows/a.jsonl")
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(TEXTS[:40]):
+        (tmp_path / f"texts/{number}.txt").write_text(text)
+    content = make_schedule(tmp_path / "rows").content()
+    content["data"] = {"source": "jsonl", "path": str(tmp_path / "rows"), "validation_fraction": 0.2}
+    texts = {"source": "text", "path": str(tmp_path / "texts")}
+    content["stages"][1]["data"] = texts | {"validation_fraction": 0.2}
+    assert make_plan(parse(content)).staged.stages
+    content["stages"][1]["data"] = texts | {"validation_fraction": 0.6}
+    with pytest.raises(
+        InputError, match=r"validation_fraction: found 0.6, which holds out \d+ documents that stage 'small'"
+    ):
+        make_plan(parse(content))
