@@ -140,6 +140,11 @@ CASES = {
         {"stages": stages((2, 800), (4, 1200), training=rate("wsd", decay=0.1))},
         "stages[1].training.lr_schedule", "never decays", "2307.06440",
     ),
+    "decayed in a step is decayed": (
+        {"training": rate("piecewise", points=[{"at": 1, "ratio": 1}])},
+        {"training": rate("piecewise", points=[{"at": 0.8, "ratio": 0.1, "shape": "step"}])},
+        "training.lr_schedule", "never decays", "2307.06440",
+    ),
     "nothing staged": (
         {"stages": stages((4, 800), (4, 1200))},
         {"stages": stages((2, 800), (4, 1200))},

@@ -91,6 +91,22 @@ def test_the_plan_says_what_a_shared_trunk_saves(plan):
     assert f"share a trunk: {format_flops(shared)} FLOPs to train, {less} less than {format_flops(apart)}" in text
 
 
+def test_the_plan_says_the_rates_and_the_positions_that_change(tmp_path):
+    until, long = {"tokens": 800}, {"rope_theta": "2M", "rope_scaling": {"kind": "yarn", "factor": 4}}
+    falls = {"training": {"lr_schedule": {"from": "current", "kind": "linear", "min_lr_ratio": 0.1}}}
+    rises = {"training": {"lr_schedule": {"kind": "wsd", "warmup": 200, "decay": 0.2}}}
+    stages = [
+        {"name": "a", "until": until},
+        {"name": "b", "until": until, "model": long, **falls},
+        {"name": "c", "until": until, **rises},
+    ]
+    training = {"lr_schedule": {"kind": "constant", "warmup": 100}}
+    made = make_schedule(tmp_path, model={"num_layers": 2}, training=training, stages=stages, baseline=None)
+    text = "\n".join(render(plan_table(make_plan(made)), 200))
+    assert "Learning rate: a 0 to 0.002, b 0.002 to 0.0002, c 0 to 0 (at most 0.002)." in text
+    assert [text.count(words) for words in ("rope_theta 2M", "yarn 4x")] == [1, 1]
+
+
 def test_a_plan_without_a_baseline_says_so(schedule):
     plan = make_plan(schedule.model_copy(update={"baseline": None}))
     assert "No baseline: the run will not measure what it saves." in render(plan_table(plan), 100)

@@ -68,6 +68,18 @@ def test_what_was_not_measured_is_within_no_limit(tmp_path: Path) -> None:
     assert "found none (the operator predicts no gradient exactly)" in found
 
 
+def test_other_positions_are_what_to_try_less_of(tmp_path: Path) -> None:
+    """No operator makes up for them."""
+    stages = [
+        {"name": "a", "until": {"tokens": 800}},
+        {"name": "b", "until": {"tokens": 800}, "model": {"rope_theta": "1M"},
+         "grow": {"operator": "identity", "require": {"loss_increase_below": 0.05}}},
+    ]  # fmt: skip
+    stage = make_plan(make_schedule(tmp_path, model={"num_layers": 2}, stages=stages)).staged.stages[1]
+    with pytest.raises(GrowthRejected, match=r"Try a smaller change of model\.rope_theta, or relax grow\.require"):
+        check_growth(stage, make_growth(stage, 2.0, 2.5))
+
+
 def test_the_message_says_where_what_and_what_to_try(tmp_path: Path) -> None:
     stage = make_plan(with_limits(tmp_path, loss_increase_below=0.05, max_logit_difference_below=9)).staged.stages[1]
     with pytest.raises(GrowthRejected) as caught:

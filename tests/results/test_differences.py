@@ -38,6 +38,10 @@ def planned(folder: Path, first: dict, last: dict, **changes: object) -> Plan:
         ({}, {"lr_schedule": {"kind": "linear", "warmup": 0}},
          "training.lr_schedule (wsd, warmup 100, decay 0.2 over the whole run in the baseline, wsd, warmup 100, decay "
          "0.2 over the whole run in a, linear, warmup 0 over its own length in b)"),
+        ({}, {"lr_schedule": {"from": "current", "kind": "piecewise", "points": [{"at": 0.5, "ratio": 0.2}]}},
+         "training.lr_schedule (wsd, warmup 100, decay 0.2 over the whole run in the baseline, wsd, warmup 100, decay "
+         "0.2 over the whole run in a, piecewise, warmup 0, linear to 0.2 at 0.5, from the current rate over its own "
+         "length in b)"),
         ({"precision": "bf16"}, {}, "training.precision (fp32 in the baseline, bf16 in a, fp32 in b)"),
         ({"gradient_clipping": 0}, {}, "training.gradient_clipping (1 in the baseline, 0 in a, 1 in b)"),
         ({"zero_stage": 2, "workers": 2, "checkpoint": {"every": 100}, "hang_seconds": 60}, {}, None),

@@ -108,7 +108,7 @@ def test_plain_lines_of_a_stage_tell_start_growth_evaluations_and_end(plan, reco
     said = [line.removeprefix("[staged 2/2 full] ") for line in lines]
     params = format_count(stage.num_params)
     assert said[0] == f"4 layers, {params} parameters, 12 steps of 100 tokens, 2 workers, ZeRO 1"
-    assert said[1] == "grown by stack in 0.5 s: eval loss 2.000 -> 2.500, logits differ by up to 3"
+    assert said[1] == "grown by stack in 0.5 s: eval loss 2.000 -> 2.500, logits differ by up to 3, not exact"
     assert said[2] == "step 6/12  loss 2.633  eval 2.533  1.23K tok/s  0:00 left"
     assert said[3].startswith("step 12/12")
     assert said[4] == "FINISHED: eval loss 2.373 after 0:00 of training"
@@ -119,7 +119,7 @@ def test_gradients_are_spoken_of_where_an_exact_prediction_was_tested(plan, reco
     growth = records[plan.staged.stages[1].key].growth
     exact = replace(growth, certificate=replace(growth.certificate, gradient_error=2e-6))
     assert "gradients" not in describe_growth(growth)
-    assert describe_growth(exact).endswith("logits differ by up to 3, gradients as predicted (to 2e-06)")
+    assert describe_growth(exact).endswith("logits differ by up to 3, not exact, gradients as predicted (to 2e-06)")
 
 
 def test_train_lines_come_at_most_every_ten_seconds(plan, records):
