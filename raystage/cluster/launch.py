@@ -23,7 +23,7 @@ from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
 from raystage.config.training import Training
 from raystage.errors import ClusterLost, StorageError, WorkersLost
 from raystage.files.filesystem import Folder
-from raystage.plans.plan import Job
+from raystage.storage.jobs import Job
 
 _IDLE_WORKERS = IdleWorkers()
 GROWING_CLUSTER_SECONDS = 60.0

@@ -33,7 +33,7 @@ from raystage.cluster.train_notes import new_notes
 from raystage.cluster.train_run import TrainRun
 from raystage.config.training import Training
 from raystage.errors import ClusterLost
-from raystage.plans.plan import Job
+from raystage.storage.jobs import Job
 from raystage.train.control_actor import ControlActor, Task
 
 POLL_SECONDS = 0.2

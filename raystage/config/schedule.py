@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from raystage.config import yaml_file
 from raystage.config.objective import ObjectiveEntry, ObjectiveSection
 from raystage.config.section import Section, explain
-from raystage.config.stage import Data, Model, Stage
+from raystage.config.stage import Data, Model, Stage, TextSource
 from raystage.config.training import LrSchedule, Optimizer, Training, UserMetric
 from raystage.config.types import (
     MOST_BUDGETS,
@@ -227,7 +227,7 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
         raise explain(error, Schedule) from None
     return schedule.model_copy(
         update={
-            "data": _located(schedule.data, beside, schedule.data.source),
+            "data": _located(schedule.data, beside, schedule.data),
             "init": _located_init(schedule.init, beside),
             **_located_objective(schedule.objective, beside),
             **_located_metrics(schedule.training, beside),
@@ -236,20 +236,34 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
     )
 
 
-def _located(data: Data, beside: Path | None, source: str) -> Data:
-    """The section with absolute paths. A tokenizer, or a data set, is a path where there is such a folder."""
-    changes: dict[str, object] = {}
-    for name in ("path", "validation_path"):
-        if getattr(data, name):
-            changes[name] = tuple(_locate_files(path, beside, source) for path in getattr(data, name))
+def _located(data: Data, beside: Path | None, resolved: Data) -> Data:
+    """The section with absolute paths. A tokenizer, or a data set, is a path where there is such a folder.
+
+    resolved: the section as the stage has it, with its sources.
+    """
+    changes = _located_paths(data, beside, resolved.source)
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
+    if data.mixture is not None:
+        entries = zip(data.mixture, resolved.mixture, strict=True)
+        changes["mixture"] = tuple(
+            entry.model_copy(update=_located_paths(entry, beside, full.source)) for entry, full in entries
+        )
     return data.model_copy(update=changes)
+
+
+def _located_paths(text: TextSource, beside: Path | None, source: str) -> dict[str, object]:
+    """The changes to a section that names texts: their absolute paths."""
+    return {
+        name: tuple(_locate_files(path, beside, source) for path in getattr(text, name))
+        for name in ("path", "validation_path")
+        if getattr(text, name)
+    }
 
 
 def _located_stage(stage: Stage, beside: Path | None, over: Data) -> Stage:
     changes = {
-        "data": _located(stage.data, beside, over.overlaid(stage.data).source),
+        "data": _located(stage.data, beside, over.overlaid(stage.data)),
         **_located_objective(stage.objective, beside),
         **_located_metrics(stage.training, beside),
     }

@@ -29,6 +29,7 @@ from raystage.config.types import (
     Share,
     Text,
     Units,
+    Weight,
     Words,
 )
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
@@ -44,6 +45,8 @@ def _as_list(value: object) -> object:
         raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
     return [value] if isinstance(value, str) else value
 
+
+MOST_SOURCES = 200
 
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
 
@@ -98,8 +101,24 @@ class TextSource(Section):
         return self
 
 
+class MixtureEntry(TextSource):
+    """One source of a mixture. A stage's entry changes single keys of the file's entry of the same name."""
+
+    name: Annotated[Name, Field(examples=["web"])]
+    """The name of the source, unique in the mixture: `plan`, the report and W&B show it."""
+    weight: Weight | None = None
+    """Its share of the text that is read; all shares add up to 1. `rest` is what the others leave, `0` a source that is
+    evaluated and not trained on."""
+    max_repeats: Positive | None = None
+    """How often its text may be read in a run before `raystage plan` warns; 4 unless given (2305.16264)."""
+
+
 class Data(TextSource):
     """The text, and how it is read."""
+
+    mixture: Annotated[tuple[MixtureEntry, ...], Field(min_length=1, max_length=MOST_SOURCES)] | None = None
+    """Several sources with weights, in place of one: `[{name: web, source: text, path: web, weight: 0.7}, ...]`. The
+    tokenizer is the same for all of them."""
 
     tokenizer: Text = BYTE_TOKENIZER
     """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""
@@ -108,6 +127,30 @@ class Data(TextSource):
     id."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
+
+    @model_validator(mode="after")
+    def _has_one_text_or_several(self) -> Self:
+        if self.mixture is None:
+            return self
+        beside = [name for name in TextSource.model_fields if name in self.model_fields_set]
+        if beside:
+            raise ValueError(f"found mixture beside {beside[0]}; expected {beside[0]} in the entries of the mixture")
+        names = [entry.name for entry in self.mixture]
+        again = next((name for index, name in enumerate(names) if name in names[:index]), None)
+        if again is not None:
+            raise ValueError(f"found the source {again!r} twice in the mixture; expected a name of its own for each")
+        return self
+
+    def overlaid(self, other: Self) -> Self:
+        """This section with everything that `other` sets. A mixture takes the place of one text, and one text that of a
+        mixture; entries of a name that this mixture has too are laid over its own."""
+        found, given = super().overlaid(other), other.model_fields_set
+        if other.mixture is not None:
+            known = {entry.name: entry for entry in self.mixture or ()}
+            entries = (known[one.name].overlaid(one) if one.name in known else one for one in other.mixture)
+            single = {name: field.get_default() for name, field in TextSource.model_fields.items()}
+            return found.model_copy(update={**single, "mixture": tuple(entries)})
+        return found.model_copy(update={"mixture": None}) if given.intersection(TextSource.model_fields) else found
 
 
 class Model(Section):

@@ -119,6 +119,22 @@ def _written(workers: Workers) -> int | dict[str, int]:
     return {"min": workers.least, "max": workers.most} if workers.is_elastic else workers.most
 
 
+REST = "rest"  # the weight of the source that gets what the others leave
+
+
+def parse_weight(value: object) -> float | str:
+    """A share of a mixture from 0 to 1, or "rest". Raises ValueError."""
+    if value == REST:
+        return REST
+    try:
+        weight = parse_real(value)
+    except ValueError:
+        raise ValueError(f"found {shown(value)}; expected a share from 0 to 1, or rest") from None
+    if not 0 <= weight <= 1:
+        raise ValueError(f"found {shown(value)}; expected a share from 0 to 1, or rest")
+    return weight
+
+
 # Larger than anything that was ever trained, and small enough to be planned in seconds: a plan has a row for every
 # layer, and a map as long as every axis.
 MOST_LAYERS = 10_000
@@ -170,6 +186,10 @@ Positive = Annotated[float, BeforeValidator(parse_real), Field(gt=0), OrText(_RE
 NotNegative = Annotated[float, BeforeValidator(parse_real), Field(ge=0), OrText(_REAL)]
 Negative = Annotated[float, BeforeValidator(parse_real), Field(lt=0), OrText(_REAL)]
 Fraction = Annotated[float, BeforeValidator(parse_real), Field(ge=0, le=1), OrText(_REAL)]
+_WEIGHT_SCHEMA = {
+    "anyOf": [{"type": ["number", "string"], "minimum": 0, "maximum": 1, "pattern": _REAL}, {"const": REST}]
+}
+Weight = Annotated[float | str, BeforeValidator(parse_weight), WithJsonSchema(_WEIGHT_SCHEMA)]
 Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1), OrText(_REAL)]
 Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1), OrText(_REAL)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0), OrText(_SECONDS)]

@@ -1,10 +1,18 @@
-"""The text that a stage reads, as planned: the documents, the tokenizer and the split, identified by their content."""
+"""The text that a stage reads, as planned: the documents, the tokenizer and the split, identified by their content.
+
+A stage reads one source (`DataPlan`) or a mixture of several (`MixturePlan`). Both have `parts`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
+from raystage.data.reading import Leg, Reading, Shares, reading_after
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SourceOptions, TextSize
@@ -55,6 +63,131 @@ class DataPlan:
         if self.has_controls:
             facts["control_tokens"] = "as text"
         return facts
+
+    @cached_property
+    def content(self) -> str:
+        """What tells sources apart, by content and not by name or place: 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """Itself, as a mixture of one source."""
+        return (MixturePart("", self, Fraction(1)),)
+
+    @property
+    def shares(self) -> Shares:
+        """What it reads of which source."""
+        return ((self.content, Fraction(1)),)
+
+    @property
+    def texts(self) -> tuple[TrainingText, ...]:
+        """What is trained on."""
+        return (self.text,)
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """A source of a mixture. weight: its share of the windows that are read; 0 for one that is only evaluated.
+
+    max_repeats: how often its text may be read in a run before the plan warns.
+    """
+
+    name: str
+    data: DataPlan
+    weight: Fraction
+    max_repeats: float | None = None
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """What a stage with a mixture reads: several sources with one tokenizer, in the order in which they were written.
+
+    The weights add up to 1 to within the rounding of decimals; only their ratios count.
+    """
+
+    parts: tuple[MixturePart, ...]
+
+    @property
+    def read(self) -> tuple[MixturePart, ...]:
+        """The sources that are trained on."""
+        return tuple(part for part in self.parts if part.weight)
+
+    @property
+    def first(self) -> DataPlan:
+        """A source that is trained on: the tokenizer and its options are the same in all of them."""
+        return self.read[0].data
+
+    @property
+    def tokenizer(self) -> str:
+        return self.first.tokenizer
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        return self.first.tokenizer_fingerprint
+
+    @property
+    def tokenizer_size(self) -> int | None:
+        return self.first.tokenizer_size
+
+    @property
+    def largest_token(self) -> LargestToken | None:
+        """Of the sources that give tokens."""
+        found = [part.data.largest_token for part in self.parts if part.data.largest_token is not None]
+        return max(found, key=lambda one: one.token, default=None)
+
+    @property
+    def end_token(self) -> str | None:
+        return self.first.end_token
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what is read and its weights."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def has_controls(self) -> bool:
+        return any(part.data.has_controls for part in self.parts)
+
+    @cached_property
+    def shares(self) -> Shares:
+        """What it reads of which source."""
+        return tuple((part.data.content, part.weight) for part in self.read)
+
+    @property
+    def texts(self) -> tuple[TrainingText, ...]:
+        """What is trained on."""
+        return tuple(part.data.text for part in self.read)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the tokens: the sources by content, in order, with their exact weights.
+
+        What is only evaluated is no part of it, as metrics are not: it changes nothing of the training.
+        """
+        return {"mixture": [{"weight": str(part.weight), **part.data.facts()} for part in self.read]}
+
+
+# What a stage reads.
+StageText = DataPlan | MixturePlan
+
+
+@dataclass(frozen=True)
+class EarlierText:
+    """What an earlier stage of a run read. end_tokens: the position of the run where that stage ends."""
+
+    end_tokens: int
+    data: StageText
+
+    @property
+    def leg(self) -> Leg:
+        return Leg(self.end_tokens, self.data.shares, isinstance(self.data, MixturePlan))
+
+
+def reading_of(data: StageText, earlier: tuple[EarlierText, ...], window: int) -> Reading | None:
+    """Which window of which source a stage reads where, after the stages before it; None without any mixture."""
+    legs, is_mixture = [one.leg for one in earlier], isinstance(data, MixturePlan)
+    if not is_mixture and not any(leg.is_mixture for leg in legs):
+        return None
+    return reading_after(legs, window, data.shares, is_mixture)
 
 
 def vocabulary_problem(vocab_size: int, tokenizer: str, size: int) -> str:

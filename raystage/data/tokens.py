@@ -6,12 +6,14 @@ read before. So resumed, grown and baseline runs read the same tokens at the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from raystage.data.plan import DataPlan, vocabulary_problem
+from raystage.data.reading import Reading
 from raystage.data.token_cache import open_index
 from raystage.data.token_index import HELD_OUT, TRAIN, TokenIndex, cache_folder
 from raystage.errors import InputError
@@ -68,7 +70,7 @@ class TokenWindows:
         length: a divisor of context_length, or all of it. Sequence n begins at token n * length of the run.
         """
         length = length or self.context_length
-        return np.stack([self._piece(number * length, length) for number in range(first, first + count)])
+        return np.stack([self.piece(number * length, length) for number in range(first, first + count)])
 
     def spread(self, count: int) -> np.ndarray:
         """`count` windows spread evenly over the stream, for evaluation: int64 of shape (count, context_length + 1)."""
@@ -76,7 +78,7 @@ class TokenWindows:
         starts = [number * self.windows // count * self.context_length for number in range(count)]
         return np.stack([self._read(start, self.context_length) for start in starts])
 
-    def _piece(self, position: int, length: int) -> np.ndarray:
+    def piece(self, position: int, length: int) -> np.ndarray:
         """The sequence at a token position of the run; it lies within one window."""
         number, inside = divmod(position, self.context_length)
         return self._read(self._place(number) * self.context_length + inside, length)
@@ -89,6 +91,30 @@ class TokenWindows:
 
     def _read(self, start: int, length: int) -> np.ndarray:
         return self.stream[start : start + length + 1].astype(np.int64)
+
+
+class MixedWindows:
+    """Sequences of a run that reads several sources, as `TokenWindows` gives those of one.
+
+    reading: says for every window of the run which window of which source it is. sources: by content those that it
+    names; each has its own order of epochs.
+    """
+
+    def __init__(self, reading: Reading, sources: Mapping[str, TokenWindows], seed: int) -> None:
+        self.reading, self.sources, self.seed = reading, sources, seed
+
+    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
+        """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
+        return {"tokens": self.sequences(first, count, length)}
+
+    def sequences(self, first: int, count: int, length: int) -> np.ndarray:
+        """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1). As in `TokenWindows`."""
+        return np.stack([self._piece(number * length, length) for number in range(first, first + count)])
+
+    def _piece(self, position: int, length: int) -> np.ndarray:
+        number, inside = divmod(position, self.reading.window)
+        content, index = self.reading.at(number)
+        return self.sources[content].piece(index * self.reading.window + inside, length)
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from raystage.config.schedule import Schedule
 from raystage.config.training import Training
@@ -21,7 +22,8 @@ from raystage.config.variants import (
     with_values,
     written_values,
 )
-from raystage.data.trained_on import NOTHING
+from raystage.data.plan import EarlierText
+from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.errors import InputError
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape, flops_per_token
@@ -309,7 +311,9 @@ def _plan_stage(
         freezing=stage.freezing if grows else None,
         objective=stage.objective,
         parent_objective=parent.objective if parent else NEXT_TOKEN,
-        trained_on=seen.and_on(stage.data.text),
+        trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
+        earlier=(*parent.earlier, EarlierText(parent.end_tokens, parent.data)) if parent else (),
+        also_evaluated=stage.also_evaluated if grows else (),
     )
     planned = _with_evaluation(planned, run_tokens, is_baseline=not grows)
     return replace(planned, key=key_at(planned, steps))

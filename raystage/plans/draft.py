@@ -11,7 +11,7 @@ from raystage.config.schedule import Schedule
 from raystage.config.section import Section, field_of
 from raystage.config.stage import Grow, Model, Stage
 from raystage.config.training import Training
-from raystage.data.plan import DataPlan
+from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
@@ -30,13 +30,14 @@ class StageDraft:
     then. steps: the most it takes. until: what may end it before `steps`, None where nothing may; positions in it are
     from the stage's start.
     window_tokens: the text of all stages is read in windows of this length, the longest context of the run.
+    also_evaluated: sources of earlier stages on which the stage is evaluated too.
     """
 
     index: int
     stage: Stage
     seed: int
     own_rate: bool
-    data: DataPlan | None = None
+    data: StageText | None = None
     objective: ObjectivePlan = NEXT_TOKEN
     shape: ModelShape | None = None
     training: Training | None = None
@@ -44,6 +45,7 @@ class StageDraft:
     until: Until | None = None
     freezing: Freezing | None = None
     window_tokens: int = 0
+    also_evaluated: tuple[MixturePart, ...] = ()
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def written_key(schedule: Schedule, index: int, key: str) -> str:
     A key that nobody set is told at the file, unless other stages set it.
     """
     of_stage = f"stages[{index}].{key}"
-    path = key.split(".")
+    path = key.partition("[")[0].split(".")  # an entry of a list stands where the list does
     if path[0] not in Schedule.model_fields or _sets(schedule.stages[index], path):
         return of_stage
     if _sets(schedule, path):

@@ -6,13 +6,16 @@ Identifying a corpus takes reading all of it. So whoever plans many schedules ke
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 from raystage.config.schedule import Init
-from raystage.config.stage import Data
-from raystage.data.plan import DataPlan
+from raystage.config.stage import Data, MixtureEntry, TextSource
+from raystage.config.types import REST
+from raystage.data.plan import DataPlan, MixturePart, MixturePlan, StageText
 from raystage.data.tokenizer_files import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, NO_TOKENIZER, tokenizer_fingerprint
 from raystage.data.trained_on import TrainingText
@@ -35,14 +38,15 @@ class Sources:
     with_code: bool = True
     _corpora: dict[tuple[str, tuple[str, ...], SourceOptions], Corpus] = field(default_factory=dict)
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
-    _data: dict[Data, DataPlan] = field(default_factory=dict)
+    _data: dict[Data, StageText] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
     _pinned: dict[str, str] = field(default_factory=dict)
+    _overlaps: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def data(self, data: Data) -> DataPlan:
+    def data(self, data: Data) -> StageText:
         """The text that a stage reads. Raises InputError, with the stage's own key."""
         if data not in self._data:
-            self._data[data] = self._look_up(data)
+            self._data[data] = self._look_up(data) if data.mixture is None else self._mixture(data)
         return self._data[data]
 
     def corpus(self, source: str, path: tuple[str, ...], options: SourceOptions = DEFAULTS) -> Corpus:
@@ -54,6 +58,13 @@ class Sources:
     def split(self, data: DataPlan) -> tuple[Side, Side]:
         """(training, held-out) documents."""
         return self.corpus(data.source, data.path, data.options).split(data.validation_fraction)
+
+    def overlap(self, held_out: DataPlan, trained: DataPlan) -> int:
+        """How many documents that one text holds out are trained on with the other."""
+        pair = held_out.content, trained.content
+        if pair not in self._overlaps:
+            self._overlaps[pair] = self.split(held_out)[1].count_shared(self.split(trained)[0])
+        return self._overlaps[pair]
 
     def tokenizer(self, name: str) -> TokenizerFacts:
         """What is known about a tokenizer without loading it."""
@@ -73,6 +84,25 @@ class Sources:
         if init not in self._inits:
             self._inits[init] = find_init(init)
         return self._inits[init]
+
+    def _mixture(self, data: Data) -> MixturePlan:
+        weights = _weights(data.mixture)
+        parts: list[MixturePart] = []
+        for index, (entry, weight) in enumerate(zip(data.mixture, weights, strict=True)):
+            try:
+                text = self.data(_text_of(data, entry))
+            except InputError as error:
+                raise InputError(error.problem, key=_entry_key(index, error.key)) from None
+            same = next((part.name for part in parts if part.data.content == text.content), None)
+            if same is not None:
+                problem = f"found the same text as in {same!r}; expected each text once, with the sum of its weights"
+                raise InputError(problem, key=f"data.mixture[{index}]")
+            if parts and text.tokenizer != parts[0].data.tokenizer:
+                problem = f"found tokens beside text that is encoded as {data.tokenizer!r}"
+                expected = "expected data.tokenizer to be the one that made the tokens"
+                raise InputError(f"{problem}; {expected}", key=f"data.mixture[{index}]")
+            parts.append(MixturePart(entry.name, text, weight, entry.max_repeats))
+        return MixturePlan(tuple(parts))
 
     def _look_up(self, data: Data) -> DataPlan:
         _check_source(data)
@@ -122,6 +152,54 @@ _WAYS = {
     "tokens": "data.end_token, the id of the token that ends a document, or data.validation_path",
 }
 _MOST_IDS = 2**32
+
+# --- mixtures -----------------------------------------------------------------------------------
+
+# Decimals such as 0.333333333, three times, count as 1.
+_SUM_TOLERANCE = Fraction(1, 10**9)
+
+
+def _text_of(data: Data, entry: MixtureEntry) -> Data:
+    """An entry as a stage has it that reads nothing else."""
+    own = {name: getattr(entry, name) for name in TextSource.model_fields}
+    shared = {name: getattr(data, name) for name in Data.model_fields if name not in own}
+    return Data.model_construct(**own, **shared | {"mixture": None})
+
+
+def _entry_key(index: int, key: str) -> str:
+    """The key of an entry in place of that of a whole section: 'data.mixture[1].path' for 'data.path'."""
+    name = key.removeprefix("data.")
+    return f"data.mixture[{index}].{name}" if name in TextSource.model_fields else key
+
+
+def _weights(entries: Sequence[MixtureEntry]) -> list[Fraction]:
+    """The exact weights: what the decimals say. Raises InputError where they do not add up to 1."""
+    for index, entry in enumerate(entries):
+        if entry.weight is None:
+            problem = f"missing for the source {entry.name!r}; expected a share from 0 to 1, or rest"
+            raise InputError(problem, key=f"data.mixture[{index}].weight")
+    rest = [entry.name for entry in entries if entry.weight == REST]
+    given = [Fraction(0) if entry.weight == REST else Fraction(repr(entry.weight)) for entry in entries]
+    total = sum(given)
+    if len(rest) > 1:
+        found = f"found weight: rest for {' and '.join(rest)}"
+        raise InputError(f"{found}; expected it for one source at most", key="data.mixture")
+    if rest and total > 1:
+        problem = f"found weights that add up to {_decimal(total)} without that of {rest[0]!r}, which gets the rest"
+        raise InputError(f"{problem}; expected at most 1", key="data.mixture")
+    if not rest and abs(total - 1) > _SUM_TOLERANCE:
+        named = ", ".join(f"{entry.name} {entry.weight:g}" for entry in entries)
+        problem = f"found weights that add up to {_decimal(total)} ({named})"
+        raise InputError(f"{problem}; expected 1, or weight: rest for one of them", key="data.mixture")
+    return [1 - total if entry.weight == REST else weight for entry, weight in zip(entries, given, strict=True)]
+
+
+def _decimal(number: Fraction) -> str:
+    return f"{float(number):.10g}"
+
+
+# --- single texts -------------------------------------------------------------------------------
+
 BYTES = TokenizerFacts(size=BYTE_VOCABULARY, has_end=True)
 
 

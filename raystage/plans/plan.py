@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.schedule import NO_COSTS, Costs
 from raystage.config.stage import NOTHING_REQUIRED, Require
 from raystage.config.training import Training
 from raystage.config.variants import Values
-from raystage.data.plan import DataPlan
+from raystage.data.plan import EarlierText, MixturePart, StageText, reading_of
+from raystage.data.reading import Reading
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
@@ -74,7 +75,8 @@ class StagePlan:
     objective, parent_objective: what it learns, and what the model before was judged by.
 
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
-    text follows from the stage's length.
+    text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
+    stages on which the stage is evaluated too.
     """
 
     name: str
@@ -83,7 +85,7 @@ class StagePlan:
     shape: ModelShape
     parent_shape: ModelShape | None
     growth: Growth | None
-    data: DataPlan
+    data: StageText
     training: Training
     seed: int
     rate: learning_rate.Curve
@@ -103,6 +105,25 @@ class StagePlan:
     parent_objective: ObjectivePlan = NEXT_TOKEN
     evaluation_follows: bool = False
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
+    earlier: tuple[EarlierText, ...] = ()
+    also_evaluated: tuple[MixturePart, ...] = ()
+
+    @cached_property
+    def reading(self) -> Reading | None:
+        """Which window of which source it reads where. None where neither this stage nor one before has a mixture: the
+        windows of the run are then those of the text."""
+        return reading_of(self.data, self.earlier, self.window_tokens)
+
+    @property
+    def evaluated(self) -> tuple[MixturePart, ...]:
+        """The sources that it is evaluated on: its own, then those of earlier stages."""
+        return (*self.data.parts, *self.also_evaluated)
+
+    @property
+    def evaluation_sequences(self) -> int:
+        """The held-out sequences of each source, as far as it has so many. The sources of the stage share the tokens
+        of an evaluation equally, so that a loss of a source with a small weight is of as much text as any other."""
+        return max(1, self.training.evaluate.tokens // self.shape.context_length // len(self.data.parts))
 
     @property
     def step_schedule(self) -> StepSchedule:
@@ -158,7 +179,7 @@ class StagePlan:
     def evaluation_flops(self) -> int:
         """FLOPs of all its evaluations. A forward pass is a third of training. They are not part of `flops`."""
         length = self.shape.context_length
-        tokens = max(1, self.training.evaluate.tokens // length) * length
+        tokens = self.evaluation_sequences * len(self.evaluated) * length
         return self.evaluations * (tokens * self.token_flops(length) // 3)
 
     @property
@@ -299,20 +320,6 @@ class Plan:
         return flops_shared(self.baselines)
 
 
-@dataclass(frozen=True)
-class Job:
-    """Stages to train one after the other with the same workers. store: its address. run: the name of their run."""
-
-    stages: tuple[StagePlan, ...]
-    store: str
-    run: str = ""
-
-    @property
-    def training(self) -> Training:
-        """The training section that decides the workers; it is the same for all of its stages."""
-        return self.stages[0].training
-
-
 def flops_shared(runs: Iterable[RunPlan]) -> int:
     """FLOPs of runs with each stage counted once."""
     return sum({stage.key: stage.flops for run in runs for stage in run.stages}.values())
@@ -334,17 +341,5 @@ def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
     if not by:
         return stage
     rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
-    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate)
-
-
-def continues(first: StagePlan, second: StagePlan) -> bool:
-    """Whether a worker that finished `first` can continue with `second` without being set up again."""
-    same = all(getattr(first, what) == getattr(second, what) for what in ("shape", "data", "training", "objective"))
-    # These part the optimizer's groups in another way; a ramp begins anew.
-    special = first.freezing or second.freezing or first.training.ramp
-    return second.growth is None and second.parent_key == first.key and same and not special
-
-
-def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
-    """The stages in groups, each carried out by one Train run. A change of the workers begins a new group."""
-    return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.layout))
+    earlier = (*stage.earlier[:-1], *(replace(one, end_tokens=tokens) for one in stage.earlier[-1:]))
+    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)

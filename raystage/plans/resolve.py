@@ -10,7 +10,9 @@ import math
 from dataclasses import replace
 
 from raystage.config.schedule import Schedule
+from raystage.data.plan import MixturePart, MixturePlan
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
+from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.gates import check_gates, planned_retries
@@ -71,18 +73,21 @@ def read_data(draft: StageDraft, context: Context) -> StageDraft:
 
 
 def check_held_out(context: Context) -> Context:
-    """Refuse to evaluate a model on documents that an earlier stage was trained on."""
-    seen: list[StageDraft] = []  # for each text the first stage that was trained on it
+    """Refuse to evaluate a model on documents that it was trained on before, or that another source of the same stage
+    is trained on."""
+    trained: dict[str, tuple[StageDraft, MixturePart]] = {}  # by content the first that was trained on
     for stage in context.stages:
-        if any(stage.data.text == earlier.data.text for earlier in seen):
-            continue
-        # Splitting a corpus takes a quarter of a plan's time, and the first text has nothing to be compared with.
-        for earlier in seen:
-            count = context.sources.split(stage.data)[1].count_shared(context.sources.split(earlier.data)[0])
-            if count:
-                by = f"that stage {earlier.name!r} was trained on"
-                raise _held_out_error(context, stage, count, by, earlier.data.text.validation_fraction)
-        seen.append(stage)
+        for part in stage.data.parts:
+            if part.weight:
+                trained.setdefault(part.data.content, (stage, part))
+        for index, part in enumerate((*stage.data.parts, *stage.also_evaluated)):
+            for earlier, other in trained.values():
+                # Splitting a corpus takes a quarter of a plan's time, and one text needs no comparison.
+                count = 0 if part.data.text == other.data.text else context.sources.overlap(part.data, other.data)
+                if count:
+                    by = f"that stage {earlier.name!r} was trained on" if earlier is not stage else "that are read"
+                    source = f" in its source {other.name!r}" if other.name else ""
+                    raise _held_out_error(context, stage, index, count, by + source, other.data.text)
     return context
 
 
@@ -90,24 +95,35 @@ def check_held_out_of_init(context: Context) -> Context:
     """Refuse to evaluate a model on documents that the model in `init` was trained on, as far as that is known."""
     for text in context.init.trained_on.texts if context.init else ():
         for stage in context.stages:
-            count = text.count_in(context.sources.split(stage.data)[1])
-            if count:
-                by = "that the model in init was trained on"
-                raise _held_out_error(context, stage, count, by, text.validation_fraction)
+            for index, part in enumerate(stage.data.parts):
+                count = text.count_in(context.sources.split(part.data)[1])
+                if count:
+                    by = "that the model in init was trained on"
+                    raise _held_out_error(context, stage, index, count, by, text)
     return context
 
 
-def _held_out_error(context: Context, stage: StageDraft, count: int, by: str, fraction: float | None) -> InputError:
-    """fraction: the share that the other text held out; None where it had separate text to hold out."""
+def _held_out_error(
+    context: Context, stage: StageDraft, index: int, count: int, by: str, other: TrainingText
+) -> InputError:
+    """About the held-out documents of a source of a stage; index: among those that it is evaluated on."""
+    part = (*stage.data.parts, *stage.also_evaluated)[index]
     documents = f"{count} document{'s' if count > 1 else ''} {by}"
-    key, problem = "data.validation_fraction", f"found {stage.data.validation_fraction:g}, which holds out {documents}"
+    key, problem = "validation_fraction", f"found {part.data.validation_fraction:g}, which holds out {documents}"
     expected = "expected other text to hold out"
-    if stage.data.options.validation_path:
-        key = "data.validation_split" if stage.data.options.validation_split else "data.validation_path"
+    if part.data.options.validation_path:
+        key = "validation_split" if part.data.options.validation_split else "validation_path"
         problem = f"found {documents}"
-    elif fraction is not None:
-        expected = f"expected at most the {fraction:g} there"
-    return context.error(stage.index, key, f"{problem}; {expected}")
+    elif other.validation_fraction is not None:
+        expected = f"expected at most the {other.validation_fraction:g} there"
+    if index >= len(stage.data.parts):
+        return context.error(stage.index, "accept.forgetting_below", f"{part.name}: {problem}; {expected}")
+    return context.error(stage.index, part_key(stage, index, key), f"{problem}; {expected}")
+
+
+def part_key(stage: StageDraft, index: int, name: str) -> str:
+    """The key of a source of a stage: 'data.path', or 'data.mixture[1].path'."""
+    return f"data.mixture[{index}].{name}" if isinstance(stage.data, MixturePlan) else f"data.{name}"
 
 
 def fix_windows(context: Context) -> Context:
@@ -133,25 +149,54 @@ def _largest_divisor(number: int, most: int) -> int:
     return max(one for one in (*small, *(number // one for one in small)) if one <= most)
 
 
+def check_alignment(context: Context) -> Context:
+    """Refuse, in a run with a mixture, a batch that may end within a sequence of a later step.
+
+    Without this a stage might begin within a sequence, and less than one sequence would be read twice. So every batch
+    is a multiple of the context lengths of all later steps, also where a stage ends early.
+    """
+    if not any(isinstance(stage.data, MixturePlan) for stage in context.stages):
+        return context
+    later = 1  # the least common multiple of the context lengths from here on
+    for stage in reversed(context.stages):
+        for segment in reversed(stage.step_schedule.segments):
+            later = math.lcm(later, segment.context_length)
+            batch = segment.batch_tokens
+            if batch % later:
+                is_final = batch == stage.training.global_batch_tokens
+                key = "training.global_batch_tokens" if is_final else "training.ramp.global_batch_tokens"
+                problem = f"found a batch of {batch} in a run with a mixture, which later reads longer sequences"
+                works = f"expected a multiple of {later}, such as {-(-batch // later) * later}"
+                raise context.error(stage.index, key, f"{problem}; {works}: then no sequence begins within another")
+    return context
+
+
 def check_text(context: Context) -> Context:
     """Refuse text that is shorter than one sequence with any tokenizer: there are hardly more tokens than bytes."""
     for stage in context.stages:
-        own_end = 1 if stage.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and for some its beginning
-        sides = (
-            (stage.data.train, stage.window_tokens, "to train on"),
-            (stage.data.held_out, stage.shape.context_length, "to hold out"),
-        )
-        for text, length, what in sides:
-            tokens = text.num_bytes + own_end * text.documents if text.num_tokens is None else text.num_tokens
-            if tokens <= length:
-                in_bytes = f"{text.num_bytes} bytes {what}, at most {tokens} tokens"
-                found = f"found {in_bytes if text.num_tokens is None else f'{tokens} tokens {what}'}"
-                problem = f"{found}; expected more than a sequence's {length} (context_length)"
-                raise context.error(stage.index, "data.path", problem)
+        for index, part in enumerate(stage.data.parts):
+            problem = _too_short(stage, part)
+            if problem is not None:
+                raise context.error(stage.index, part_key(stage, index, "path"), problem)
     return context
+
+
+def _too_short(stage: StageDraft, part: MixturePart) -> str | None:
+    own_end = 1 if part.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and for some its beginning
+    sides = (
+        (part.data.train, stage.window_tokens if part.weight else 0, "to train on"),
+        (part.data.held_out, stage.shape.context_length, "to hold out"),
+    )
+    for text, length, what in sides:
+        tokens = text.num_bytes + own_end * text.documents if text.num_tokens is None else text.num_tokens
+        if tokens <= length:
+            in_bytes = f"{text.num_bytes} bytes {what}, at most {tokens} tokens"
+            found = f"found {in_bytes if text.num_tokens is None else f'{tokens} tokens {what}'}"
+            return f"{found}; expected more than a sequence's {length} (context_length)"
+    return None
 
 
 # Over each stage in turn, with the stages before it in the context.
 PASSES = (read_data, fix_objective, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
 # Over all stages together.
-RUN_PASSES = (check_held_out, check_held_out_of_init, fix_windows, check_text)
+RUN_PASSES = (check_held_out, check_held_out_of_init, fix_windows, check_alignment, check_text)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from raystage.config.positions import RopeScaling
 from raystage.config.schedule import Schedule
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
-from raystage.data.plan import DataPlan, vocabulary_problem
+from raystage.data.plan import StageText, vocabulary_problem
 from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS, changed_fields, refusal, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
@@ -55,7 +55,7 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
 # --- the shape --------------------------------------------------------------------------------
 
 
-def resolve_shape(model: Model, data: DataPlan, objective: ObjectivePlan) -> ModelShape:
+def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> ModelShape:
     """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
     for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
         if getattr(model, field) is None:
@@ -172,7 +172,7 @@ def _head_size(model: Model) -> int:
     return head_size
 
 
-def _vocab_size(model: Model, data: DataPlan, objective: ObjectivePlan) -> int:
+def _vocab_size(model: Model, data: StageText, objective: ObjectivePlan) -> int:
     """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
     size = objective.num_ids or data.tokenizer_size
     if size is None and data.largest_token is not None:

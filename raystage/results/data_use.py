@@ -7,13 +7,14 @@ the text before. Otherwise it estimates a quarter of the bytes. A finished stage
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.plans.plan import Plan, RunPlan, StagePlan
-from raystage.results.record import StageRecord
+from raystage.results.record import StageRecord, where_it_begins, with_real_ends
 from raystage.units import format_count, format_share
 
 # Of byte-level BPE on English text, roughly. On other text and on code it is less.
@@ -50,9 +51,15 @@ class Counted:
         return cls(index.train_tokens, index.held_out_tokens, False, index.pieces, index.repeated, index.looked_at)
 
     @classmethod
-    def of_record(cls, record: StageRecord | None) -> Counted | None:
-        """None where the stage is not finished, or was trained by a version that counted nothing or other things."""
+    def of_record(cls, record: StageRecord | None, content: str | None = None) -> Counted | None:
+        """None where the stage is not finished, or was trained by a version that counted nothing or other things.
+
+        content: of a source, where the stage may have read several.
+        """
         found = record.data if record else {}
+        by_source = found.get("sources")
+        if isinstance(by_source, dict):
+            found = by_source.get(content, {})
         known = {field.name for field in fields(cls)} == set(found)
         return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
 
@@ -84,19 +91,40 @@ def count(data: DataPlan) -> Counted:
     return Counted(*(side.num_bytes // _BYTES_PER_TOKEN + side.documents for side in sides), is_estimate=True)
 
 
+def counted_json(stage: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Any]:
+    """What a stage's record keeps of the sizes of its sources, which are given by content."""
+    if isinstance(stage.data, DataPlan):
+        return asdict(counted[stage.data.content])
+    return {"sources": {content: asdict(one) for content, one in counted.items()}}
+
+
+def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, int]:
+    """By content the tokens that a stage reads of each source, exactly: as planned, or as its records say."""
+    records = records or {}
+    tokens = records[stage.key].tokens if stage.key in records else stage.tokens
+    if stage.reading is None:
+        return {stage.data.content: tokens}
+    begun = with_real_ends(where_it_begins(stage, records.get(stage.parent_key)), records.get)
+    return begun.reading.tokens(begun.start_tokens, begun.start_tokens + tokens)
+
+
 def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:
     """What a run reads, text by text, in the order in which its stages reach them."""
-    groups: dict[str, list[StagePlan]] = {}
+    records, texts, read = records or {}, {}, {}
+    readers: dict[str, list[StagePlan]] = {}
     for stage in run.stages:
-        groups.setdefault(str(stage.data.facts()), []).append(stage)
-    return [_use(stages, records or {}) for stages in groups.values()]
+        tokens = tokens_read(stage, records)
+        texts |= {part.data.content: part.data for part in stage.data.parts}
+        for content in dict.fromkeys([*(part.data.content for part in stage.data.parts), *tokens]):
+            readers.setdefault(content, []).append(stage)
+            read[content] = read.get(content, 0) + tokens.get(content, 0)
+    return [_use(texts[content], stages, read[content], records) for content, stages in readers.items()]
 
 
-def _use(stages: list[StagePlan], records: Mapping[str, StageRecord]) -> DataUse:
-    found = (Counted.of_record(records.get(stage.key)) for stage in stages)
-    counted = next((one for one in found if one), None) or count(stages[0].data)
-    tokens = sum(records[stage.key].tokens if stage.key in records else stage.tokens for stage in stages)
-    return DataUse(stages[0].data, tuple(stage.name for stage in stages), tokens, counted)
+def _use(data: DataPlan, stages: list[StagePlan], read: int, records: Mapping[str, StageRecord]) -> DataUse:
+    found = (Counted.of_record(records.get(stage.key), data.content) for stage in stages)
+    counted = next((one for one in found if one), None) or count(data)
+    return DataUse(data, tuple(stage.name for stage in stages), read, counted)
 
 
 @dataclass(frozen=True)

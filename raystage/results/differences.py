@@ -63,7 +63,13 @@ def other_text(plan: Plan) -> list[str]:
 
 
 def _text(stage: StagePlan) -> tuple:
-    return stage.data.fingerprint, stage.data.tokenizer_fingerprint, stage.data.validation_fraction
+    """What is read, with the exact weights of a mixture."""
+    texts = (
+        (part.data.fingerprint, part.data.tokenizer_fingerprint, part.data.validation_fraction, part.weight)
+        for part in stage.data.parts
+        if part.weight
+    )
+    return tuple(texts)
 
 
 def _by_stage(values: Sequence[tuple[str, str]]) -> str:

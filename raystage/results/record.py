@@ -7,9 +7,11 @@ start of its run, so that the curves of a chain of stages join up; `seconds` fro
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
 from raystage.models.shape import ModelShape
 from raystage.plans.plan import StagePlan, placed
 
@@ -35,7 +37,8 @@ class Evaluation:
 
     metrics: the schedule's own, by name, as far as they were measured. choosing_loss, judging_loss: the loss on the
     first half of the text, which chooses tuned values, and on the second half, which compares the best of them; None in
-    older records, and for a single sequence.
+    older records, and for a single sequence. sources: of a mixture, by the content of a source (`DataPlan.content`) the
+    loss on it; `loss` is then their mean by the weights of the mixture.
     """
 
     tokens: int
@@ -47,6 +50,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     choosing_loss: float | None = None
     judging_loss: float | None = None
+    sources: dict[str, float] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def perplexity(self) -> float:
@@ -210,7 +214,10 @@ def prefix_from_json(content: dict[str, Any] | None) -> Prefix | None:
 
 
 def _with_older_name(content: dict[str, Any]) -> dict[str, Any]:
-    """Plain values as files have them: there a prefix is called `donor`."""
+    """Plain values as files have them: there a prefix is called `donor`, and only mixtures have losses by source."""
+    for evaluation in content["evaluations"]:
+        if not evaluation["sources"]:
+            del evaluation["sources"]
     return {"donor" if key == "prefix" else key: value for key, value in content.items()}
 
 
@@ -272,3 +279,19 @@ def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
     if before is None or not before.evaluations:
         return stage
     return placed(stage, before.end.tokens, before.end.steps, before.end.flops)
+
+
+def with_real_ends(stage: StagePlan, record_of: Callable[[str], StageRecord | None]) -> StagePlan:
+    """The stage after earlier stages that ended where their records say: what a mixture reads depends on all of them.
+
+    record_of: the record of a finished stage by its key.
+    """
+    if stage.reading is None:
+        return stage
+    earlier, key = list(stage.earlier), stage.parent_key
+    for place in reversed(range(len(earlier))):
+        record = record_of(key) if key else None
+        if record is None or not record.evaluations:
+            break
+        earlier[place], key = replace(earlier[place], end_tokens=record.end.tokens), record.parent_key
+    return replace(stage, earlier=tuple(earlier))

@@ -20,7 +20,7 @@ from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRej
 from raystage.files.typed_json import to_json
 from raystage.plans.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
-from raystage.plans.plan import Job, Plan, StagePlan, jobs
+from raystage.plans.plan import Plan, StagePlan
 from raystage.reports.build import GivenUp, build_report
 from raystage.reports.figures import run_sheet
 from raystage.reports.html import page
@@ -33,6 +33,7 @@ from raystage.results.tuning import choose, tried_with
 from raystage.runs.events import EventReplay, RunCallback
 from raystage.runs.surroundings import surroundings
 from raystage.storage.claims import Claim, Claims
+from raystage.storage.jobs import Job, jobs
 from raystage.storage.lease import Leases
 from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store

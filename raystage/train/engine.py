@@ -73,12 +73,14 @@ def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
 class Scores(NamedTuple):
     """loss: mean over all targets, in nats per token. accuracy: the share of targets that the model finds most
     probable. sums: of the user's metrics, over this worker's targets alone. halves: the loss on the first half of the
-    sequences and on the rest; None if there is only one sequence."""
+    sequences and on the rest; None if there is only one sequence. sources: of a mixture, by content, the loss on each
+    source."""
 
     loss: float
     accuracy: float
     sums: Sums
     halves: tuple[float, float] | None
+    sources: tuple[tuple[str, float], ...] = ()
 
 
 class StageEngine:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from deepspeed import comm
 
-from raystage.data.tokens import TokenWindows
 from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.growth.apply import Grown
@@ -18,6 +17,7 @@ from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
 from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.hf_folder import open_model
+from raystage.objectives.learner import Reader
 from raystage.plans.initial import InitPlan, check_same
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.plan import UNCHANGED, StagePlan
@@ -106,7 +106,7 @@ def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
 # --- filling the partitions -------------------------------------------------------------------
 
 
-def fit_learned(engine: StageEngine, source: Checkpoint, windows: TokenWindows) -> Fitted:
+def fit_learned(engine: StageEngine, source: Checkpoint, windows: Reader) -> Fitted:
     """The grown weights of a `learned` growth, fitted on the first batches of the stage's own training data.
 
     Collective; the same on every worker. Each step takes a global batch, divided between the workers as in training, at

@@ -1,12 +1,11 @@
-"""The held-out sequences of a stage, and how its model scores on them."""
+"""How a stage's model scores on the held-out sequences of its sources."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from raystage.data.tokens import Streams, TokenWindows, open_streams
 from raystage.models.shape import flops_per_token
-from raystage.objectives.learner import HeldOut
 from raystage.objectives.metrics import added, values
 from raystage.objectives.opening import open_judge
 from raystage.plans.plan import StagePlan
@@ -14,20 +13,11 @@ from raystage.results.record import Evaluation, Progress
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import all_gather_objects
 from raystage.train.engine import Scores, StageEngine
-
-
-def evaluation_set(stage: StagePlan, streams: Streams | None = None) -> HeldOut:
-    """The held-out sequences of a stage, of context_length each, fixed by its data alone.
-
-    streams: of the stage's data, if they are open already.
-    """
-    streams = streams or open_streams(stage.data, stage.shape.vocab_size)
-    windows = TokenWindows(streams.held_out, stage.shape.context_length, stage.seed)
-    return HeldOut({"tokens": windows.spread(max(1, stage.training.evaluate.tokens // stage.shape.context_length))})
+from raystage.train.texts import EvaluationSet, WeightedSet
 
 
 class Evaluator:
-    """Evaluates a stage's model on `held_out`, and counts what that takes.
+    """Evaluates a stage's model on its held-out sets, and counts what that takes.
 
     known: the scores of the model as it is now, if a stage before or the growth has computed them already.
     """
@@ -36,7 +26,7 @@ class Evaluator:
         self,
         stage: StagePlan,
         engine: StageEngine,
-        held_out: HeldOut,
+        held_out: Sequence[EvaluationSet],
         accounting: Accounting,
         known: Scores | None = None,
     ) -> None:
@@ -48,12 +38,23 @@ class Evaluator:
     def _progress(self) -> Progress:
         return self._accounting.progress
 
-    def loss_after_growth(self, held_out: HeldOut) -> float:
+    @property
+    def judging(self) -> tuple[WeightedSet, ...]:
+        """The sets that the stage's loss is made of."""
+        return tuple((one.held_out, one.weight) for one in self.held_out if one.weight)
+
+    def loss_after_growth(self, before: Sequence[WeightedSet]) -> float:
         """The loss on the text that the source was evaluated on, by what judged the source. These are usually this
         stage's, too: then the scores are those of its first evaluation."""
-        before = open_judge(self._stage.parent_objective)
-        if not held_out.is_same(self.held_out) or before != self._engine.judge:
-            return self._engine.evaluate(held_out, judge=before).loss
+        judge = open_judge(self._stage.parent_objective)
+        own = self.judging
+        is_own = len(before) == len(own) and all(
+            weight == other and held_out.is_same(mine)
+            for (held_out, weight), (mine, other) in zip(before, own, strict=True)
+        )
+        if not is_own or judge != self._engine.judge:
+            losses = [(self._engine.evaluate(held_out, judge=judge).loss, weight) for held_out, weight in before]
+            return mean(losses)
         self._known = self._score()
         return self._known.loss
 
@@ -68,15 +69,43 @@ class Evaluator:
         self._accounting.count_evaluation_energy()
         progress = self._progress
         reached = progress.tokens, progress.steps, progress.flops, progress.seconds
-        point = Evaluation(*reached, scores.loss, scores.accuracy, metrics, *(scores.halves or ()))
+        point = Evaluation(*reached, scores.loss, scores.accuracy, metrics, *(scores.halves or (None, None)),
+                           dict(scores.sources))  # fmt: skip
         progress.evaluations.append(point)
         return point
 
     def _score(self) -> Scores:
         began = time.monotonic()
-        scores = self._engine.evaluate(self.held_out, self._stage.training.evaluate.metrics)
+        metrics = self._stage.training.evaluate.metrics
+        found = [self._engine.evaluate(one.held_out, metrics if one.weight else ()) for one in self.held_out]
         self._progress.evaluation_seconds += time.monotonic() - began
-        self._progress.evaluation_flops += (
-            self.held_out.count * self.held_out.length * flops_per_token(self._stage.shape) // 3
-        )
-        return scores
+        tokens = sum(one.held_out.count * one.held_out.length for one in self.held_out)
+        self._progress.evaluation_flops += tokens * flops_per_token(self._stage.shape) // 3
+        return found[0] if len(found) == 1 else combined(self.held_out, found)
+
+
+def combined(sets: Sequence[EvaluationSet], found: Sequence[Scores]) -> Scores:
+    """The scores of a stage with several sources: means by the weights of the sources, and the loss of each."""
+    judging = [(one, scores) for one, scores in zip(sets, found, strict=True) if one.weight]
+    halves = None
+    if all(scores.halves for _, scores in judging):
+        halves = tuple(mean([(scores.halves[side], one.weight) for one, scores in judging]) for side in (0, 1))
+    sums = [
+        {name: (value * share, size * share) for name, (value, size) in scores.sums.items()}
+        # A set of a short text has fewer sequences than the others, and counts as much.
+        for share, scores in ((one.weight / one.held_out.count, scores) for one, scores in judging)
+    ]
+    return Scores(
+        loss=mean([(scores.loss, one.weight) for one, scores in judging]),
+        accuracy=mean([(scores.accuracy, one.weight) for one, scores in judging]),
+        sums=added(sums),
+        halves=halves,
+        sources=tuple((one.content, scores.loss) for one, scores in zip(sets, found, strict=True)),
+    )
+
+
+def mean(values: Sequence[tuple[float, float]]) -> float:
+    """The mean of (value, weight) pairs."""
+    if len(values) == 1:
+        return values[0][0]
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)

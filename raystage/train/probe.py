@@ -40,21 +40,22 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.train import partitions
 from raystage.train.engine import StageEngine
 from raystage.train.optimizer import growth_of
+from raystage.train.texts import WeightedSet
 
 PROBE = "probe.safetensors"
 PROBE_TOKENS = 256
 PROBE_LOGITS = 4_000_000
-_MOMENT, _HELD_OUT = "moment_norm/", "held_out"
+_MOMENT, _HELD_OUT, _WEIGHTS = "moment_norm/", "held_out", "held_out_weights"
 
 
-def write_probe(engine: StageEngine, folder: Folder, held_out: HeldOut) -> None:
-    """Collective; the first worker writes."""
+def write_probe(engine: StageEngine, folder: Folder, judged: Sequence[WeightedSet]) -> None:
+    """Collective; the first worker writes. judged: what the stage's loss is made of."""
     count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // engine.stage.shape.vocab_size))
-    inputs = probe_inputs(held_out.tokens, count)
+    inputs = probe_inputs(judged[0][0].tokens, count)
     answers = _answers(engine, inputs, engine.stage.shape.vocab_size, where_large)
     norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moment_norms(engine).items()}
     if engine.rank == 0:
-        tensors = {"input_ids": inputs, **_named(held_out), **answers.to_tensors(), **norms}
+        tensors = {"input_ids": inputs, **_named(judged), **answers.to_tensors(), **norms}
         folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}))
 
 
@@ -63,7 +64,7 @@ def certify(
     rules: GrowthMap,
     source: Checkpoint,
     loss_before: float,
-    loss_after: Callable[[HeldOut], float],
+    loss_after: Callable[[Sequence[WeightedSet]], float],
     seconds: float,
 ) -> Certificate:
     """Measure what the growth did, with the probe beside the source's checkpoint. Collective.
@@ -81,7 +82,7 @@ def certify(
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     return Certificate(
         eval_loss_before=loss_before,
-        eval_loss_after=loss_after(_held_out(probe)),
+        eval_loss_after=loss_after(_judged(probe)),
         max_logit_difference=largest,
         mean_logit_difference=mean,
         activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),
@@ -94,16 +95,27 @@ def certify(
     )
 
 
-def _named(held_out: HeldOut) -> dict[str, np.ndarray]:
-    """Held-out samples as tensors of a probe: "held_out" are the tokens."""
-    return {_HELD_OUT if name == "tokens" else f"{_HELD_OUT}/{name}": one for name, one in held_out.arrays.items()}
+def _named(judged: Sequence[WeightedSet]) -> dict[str, np.ndarray]:
+    """Held-out samples as tensors of a probe: "held_out" are the tokens, those of a second source "held_out.1"."""
+    tensors = {}
+    for index, (held_out, _) in enumerate(judged):
+        place = _place(index)
+        tensors |= {place if name == "tokens" else f"{place}/{name}": one for name, one in held_out.arrays.items()}
+    weights = {_WEIGHTS: np.array([weight for _, weight in judged])} if len(judged) > 1 else {}
+    return tensors | weights
 
 
-def _held_out(probe: dict[str, np.ndarray]) -> HeldOut:
-    further = {
-        name.removeprefix(f"{_HELD_OUT}/"): one for name, one in probe.items() if name.startswith(f"{_HELD_OUT}/")
-    }
-    return HeldOut({"tokens": probe[_HELD_OUT], **further})
+def _judged(probe: dict[str, np.ndarray]) -> list[WeightedSet]:
+    found = []
+    for index, weight in enumerate(probe.get(_WEIGHTS, [1.0])):
+        place = _place(index)
+        further = {name.removeprefix(f"{place}/"): one for name, one in probe.items() if name.startswith(f"{place}/")}
+        found.append((HeldOut({"tokens": probe[place], **further}), float(weight)))
+    return found
+
+
+def _place(index: int) -> str:
+    return f"{_HELD_OUT}.{index}" if index else _HELD_OUT
 
 
 def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:

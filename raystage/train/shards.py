@@ -70,6 +70,8 @@ def make_manifest(
     steps: the optimizer steps of every parameter. head_starts: of the elements that growth made later.
     """
     training = stage.training
+    # The first window that is not begun yet.
+    window = max(-(-progress.tokens // stage.window_tokens), stage.reading.first if stage.reading else 0)
     runs = {name: as_runs(_needed(found, stage, steps[name], progress.tokens)) for name, found in head_starts.items()}
     layout = {"num_workers": comm.get_world_size(), "zero_stage": training.zero_stage, "precision": training.precision}
     return Manifest(
@@ -89,6 +91,7 @@ def make_manifest(
             "tokenizer": stage.data.tokenizer,
             "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
             **({"end_token": stage.data.end_token} if stage.data.end_token else {}),
+            **({"sources": stage.reading.cursors_at(window)} if stage.reading else {}),
             "trained_on": stage.trained_on.to_json(),
         },
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},

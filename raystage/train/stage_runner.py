@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -18,7 +18,6 @@ import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder
 from raystage.growth.apply import grown_steps
@@ -29,7 +28,7 @@ from raystage.plans.length import reads_clock
 from raystage.plans.plan import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
-from raystage.results.data_use import Counted
+from raystage.results.data_use import counted_json
 from raystage.results.record import GrowthRecord, Progress, StageRecord
 from raystage.results.stopping import Seen, fired
 from raystage.storage.store import Store
@@ -39,9 +38,10 @@ from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
 from raystage.train.engine import Scores, StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
-from raystage.train.evaluation import Evaluator, evaluation_set
+from raystage.train.evaluation import Evaluator
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
+from raystage.train.texts import open_texts
 
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
@@ -69,12 +69,10 @@ class StageRunner:
         self.stage, self.context, self.engine = stage, context, engine
         self.store, self.saver, self.heartbeat = context.store, context.saver, context.heartbeat
         self.heartbeat.does("reading the text")
-        streams = open_streams(stage.data, stage.shape.vocab_size)
-        self.counted = Counted.of_index(streams.index)
-        self.windows = TokenWindows(streams.train, stage.window_tokens, stage.seed)
-        held_out = evaluation_set(stage, streams)
+        self.texts = open_texts(stage)
+        self.windows = self.texts.train
         self.accounting = Accounting(stage, engine)
-        self.evaluator = Evaluator(stage, engine, held_out, self.accounting, known)
+        self.evaluator = Evaluator(stage, engine, self.texts.held_out, self.accounting, known)
 
     @property
     def progress(self) -> Progress:
@@ -258,7 +256,7 @@ class StageRunner:
         return self.progress
 
     def _write_probe(self, folder: Folder) -> None:
-        probe.write_probe(self.engine, folder, self.evaluator.held_out)
+        probe.write_probe(self.engine, folder, self.evaluator.judging)
 
     def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""
@@ -273,7 +271,7 @@ class StageRunner:
     def _record(self, peak_bytes: int, ended: str) -> StageRecord:
         stage, progress = self.stage, self.progress
         return StageRecord(
-            data=asdict(self.counted),
+            data=counted_json(stage, self.texts.counted),
             key=stage.key,
             parent_key=stage.parent_key,
             name=stage.name,

@@ -19,9 +19,10 @@ from deepspeed.accelerator import get_accelerator
 
 from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
-from raystage.plans.plan import Job, StagePlan, continues
+from raystage.plans.plan import StagePlan
 from raystage.results.acceptance import judge
-from raystage.results.record import where_it_begins
+from raystage.results.record import where_it_begins, with_real_ends
+from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
 from raystage.train.collectives import broadcast_object
 from raystage.train.control_actor import Task, WorkerStatus
@@ -134,7 +135,7 @@ def train_stages(job: Job, context: JobContext) -> None:
         if is_finished:
             continue
         parent = store.record(planned.parent_key) if planned.parent_key else None
-        stage = broadcast_object(where_it_begins(planned, parent))
+        stage = broadcast_object(with_real_ends(where_it_begins(planned, parent), store.record))
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:

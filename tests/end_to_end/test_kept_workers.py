@@ -14,7 +14,8 @@ from raystage.config.schedule import load
 from raystage.config.types import Workers
 from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
-from raystage.plans.plan import Job, Plan, StagePlan
+from raystage.plans.plan import Plan, StagePlan
+from raystage.storage.jobs import Job
 from raystage.storage.store import Store
 
 pytestmark = pytest.mark.end_to_end

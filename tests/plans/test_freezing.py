@@ -15,7 +15,8 @@ from raystage.growth.operators import layer_origins
 from raystage.models.shape import parameters
 from raystage.plans.build import make_plan
 from raystage.plans.freezing import old_layers
-from raystage.plans.plan import StagePlan, continues
+from raystage.plans.plan import StagePlan
+from raystage.storage.jobs import continues
 
 
 def plan_of(folder: Path, second: dict, **file: object) -> tuple[StagePlan, ...]:

@@ -13,7 +13,8 @@ from raystage.growth.depth import GrowthOptions
 from raystage.models.shape import flops_per_token
 from raystage.plans.build import make_plan
 from raystage.plans.learning_rate import Rewarming, rate_at, stable_end
-from raystage.plans.plan import Plan, RunPlan, continues, jobs
+from raystage.plans.plan import Plan, RunPlan
+from raystage.storage.jobs import continues, jobs
 
 BATCH = 100  # of the schedule in factories
 

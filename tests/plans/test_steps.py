@@ -12,10 +12,11 @@ from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
 from raystage.plans.build import make_plan
 from raystage.plans.keys import key_at
-from raystage.plans.plan import StagePlan, continues
+from raystage.plans.plan import StagePlan
 from raystage.plans.steps import Doubling, StepSchedule, StepSegment, doubling_steps, rate_factor
 from raystage.results.rates import rates_of
 from raystage.runs.progress import describe_stage
+from raystage.storage.jobs import continues
 
 # From 100 to 400 tokens a step over 1,000: 5 steps of 100, then 3 of 200 (the third begins at 900), then 400.
 BATCHES = doubling_steps(Doubling(100, 2, 1000), Doubling(10))

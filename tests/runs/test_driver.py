@@ -12,10 +12,11 @@ from playback import curved_records
 from raystage.cluster.watchdog import OnEvent
 from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
-from raystage.plans.plan import Job, Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.runs.driver import Driver
 from raystage.runs.events import EventReplay, in_order
+from raystage.storage.jobs import Job
 from raystage.storage.store import Store
 
 

@@ -21,7 +21,7 @@ from raystage.plans import learning_rate
 from raystage.plans.plan import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.storage.checkpoint import Checkpoint
-from raystage.train.evaluation import evaluation_set
+from raystage.train.texts import evaluation_set
 
 
 @dataclass(frozen=True)

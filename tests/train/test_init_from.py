@@ -35,7 +35,7 @@ from raystage.storage.store import Store
 from raystage.tools.certify import load
 from raystage.tools.grow import open_source
 from raystage.train.entry import initial_entry
-from raystage.train.evaluation import evaluation_set
+from raystage.train.texts import evaluation_set
 from staged_runs import records_of, train
 from started_models import FOLDERS, make, make_schedule
 

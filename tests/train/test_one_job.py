@@ -11,9 +11,10 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan, jobs
+from raystage.plans.plan import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.jobs import jobs
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job
 

@@ -27,7 +27,7 @@ from raystage.storage.store import Store
 from raystage.train import probe
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
-from raystage.train.evaluation import evaluation_set
+from raystage.train.texts import evaluation_set
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
@@ -103,7 +103,7 @@ def losses(full: StagePlan, store: str | None) -> list[float]:
     found = []
     for step in range(4):
         if store:
-            probe.write_probe(engine, open_folder(store) / "traceless", evaluation_set(full))
+            probe.write_probe(engine, open_folder(store) / "traceless", [(evaluation_set(full), 1.0)])
             probe.with_duplicates(engine, GrowthRecord("duplicate", "grow", 0.0, Certificate(1.0, 1.0, 0.0)), step)
         length = full.shape.context_length
         loss, _ = engine.train_step(reader, 10 * step, 10, length, 1e-2, full.start_steps + step)
