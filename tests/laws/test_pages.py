@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from mixtures import write_texts
 
 import raystage
 import started_models
@@ -150,6 +151,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my/page.txt").write_text("a page of its own\n" * 20)
     write_jsonl(tmp_path / "my/rows/a.jsonl", [text * 10 for text in TEXTS])
     write_saved(tmp_path / "my/dataset", [text * 10 for text in TEXTS])
+    write_texts(tmp_path / "my", ("web", "code", "math"), 60)
     (tmp_path / "my/tokens").mkdir()
     write_nanogpt(
         tmp_path / "my/tokens", [[*range(60), 50256]] * 5 + [[*range(first, 600), 50256] for first in range(60)]

@@ -15,8 +15,9 @@ from raystage.growth.checks import is_exact
 from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape
 from raystage.plans.build import make_plan
-from raystage.plans.plan import Plan, StagePlan, continues
+from raystage.plans.plan import Plan, StagePlan
 from raystage.reports.advice import warnings
+from raystage.storage.jobs import continues
 
 YARN = {"kind": "yarn", "factor": 4}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixtures import NAMES, WINDOW, changing_schedule, place_of, read_by, write_texts
+from mixtures import NAMES, WINDOW, changing_schedule, write_texts
+from reading_log import place_of, read_by
 
 from distributed import run_workers
 from raystage.config.schedule import Schedule
