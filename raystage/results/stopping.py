@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from raystage.config.conditions import Plateau, Slope, Until
 from raystage.results.record import Evaluation
@@ -137,35 +136,3 @@ def _without_spikes(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
         if not kept or point.loss <= kept[-1].loss * (1 + SLOPE_SPIKE):
             kept.append(point)
     return kept
-
-
-def mixing_tokens(grown: Sequence[Evaluation], scratch: Sequence[Evaluation], within: float = 0.005) -> int | None:
-    """How many tokens after its growth a run has caught up with a run from scratch for good: t_mix of Bu (2511.04981).
-
-    grown: the evaluations from the growth on, the first one before the first step of the grown stage. scratch: those of
-    a model of the same size trained from the start; between two of them its loss is interpolated linearly over tokens.
-    Caught up means at most `within` (a share) above; a grown run that is better has caught up too. Evaluations outside
-    of scratch's range are not used. None where the last usable one is above, or where there is none.
-    """
-    mixed: int | None = None
-    for point in grown:
-        loss = _loss_at(scratch, point.tokens)
-        if loss is None:
-            continue
-        if not point.loss <= loss * (1 + within):  # NaN has not caught up
-            mixed = None
-        elif mixed is None:
-            mixed = point.tokens - grown[0].tokens
-    return mixed
-
-
-def _loss_at(curve: Sequence[Evaluation], tokens: int) -> float | None:
-    """On the straight line between the neighbours of a position; None outside of the curve."""
-    for point in curve:
-        if point.tokens == tokens:
-            return point.loss
-    for left, right in pairwise(curve):
-        if left.tokens < tokens < right.tokens:
-            share = (tokens - left.tokens) / (right.tokens - left.tokens)
-            return left.loss + (right.loss - left.loss) * share
-    return None

@@ -8,7 +8,7 @@ import pytest
 
 from raystage.config.conditions import Until
 from raystage.results.record import Evaluation
-from raystage.results.stopping import Seen, fired, loss_slopes, mixing_tokens
+from raystage.results.stopping import Seen, fired, loss_slopes
 
 # quickstart.yaml with stages of 400K and 200K tokens, evaluated every 20K on 16K: (tokens, FLOPs in 10^8, loss).
 SMALL = (
@@ -257,37 +257,3 @@ def test_keys_in_one_mapping_of_all_are_any() -> None:
     rule = until(all=[{"steps": 10, "tokens": 500}, {"seconds": 60}])
     assert fired(rule, seen(steps=3, tokens=500, seconds=60)) is not None
     assert fired(rule, seen(steps=3, tokens=499, seconds=60)) is None
-
-
-# --- pilots -----------------------------------------------------------------------------------
-
-
-def curve(*points: tuple[int, float]) -> tuple[Evaluation, ...]:
-    return tuple(Evaluation(tokens, 0, 0, 0.0, loss) for tokens, loss in points)
-
-
-SCRATCH = curve((0, 5.0), (100, 3.0), (200, 2.0), (400, 1.0))  # on straight lines: 2.5 at 150, 1.5 at 300
-
-
-@pytest.mark.parametrize(
-    ("grown", "mixed"),
-    [
-        ([(100, 4.0), (150, 2.6), (200, 2.009), (300, 1.507), (400, 1.0)], 100),  # 2.01, 1.5075, 1.005 are the limits
-        ([(100, 4.0), (150, 2.512), (200, 2.02), (300, 1.507), (400, 1.0)], 200),  # at 150 not for good
-        ([(100, 4.0), (200, 2.02), (300, 1.6), (400, 1.006)], None),
-        ([(100, 3.0), (200, 1.7), (400, 0.9)], 0),  # better than from scratch is no less
-        ([(100, 4.0), (300, math.nan), (400, 1.0)], 300),
-        ([(100, 4.0), (400, math.nan)], None),
-        ([(100, 4.0), (200, 2.0), (500, 9.0)], 100),  # scratch ends at 400
-        ([(500, 1.0)], None),
-        ([], None),
-    ],
-)  # fmt: skip
-def test_mixing_tokens(grown: list[tuple[int, float]], mixed: int | None) -> None:
-    assert mixing_tokens(curve(*grown), SCRATCH) == mixed
-
-
-def test_how_near_is_mixed_may_be_said() -> None:
-    grown = curve((100, 3.2), (200, 2.1), (400, 1.0))
-    assert mixing_tokens(grown, SCRATCH, within=0.06) == 100
-    assert mixing_tokens(grown, SCRATCH, within=0.1) == 0
