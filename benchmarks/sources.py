@@ -132,6 +132,13 @@ def make_tokenizer(folder: Path, rows: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """Of this process, and of those it started that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, others = (one.ru_utime + one.ru_stime for one in used)
+    return own, others
+
+
 def measure_bpe(rows: Path, folder: Path) -> None:
     """What a second process saves where tokenizing takes most of the time."""
     make_tokenizer(folder / "bpe", rows)
@@ -143,9 +150,12 @@ def measure_bpe(rows: Path, folder: Path) -> None:
     seconds = {}
     for workers in (1, 2):
         start = time.perf_counter()
+        before = cpu_seconds()
         open_index(data, cache_folder(data, folder / f"bpe-{workers}"), workers)
         seconds[workers] = time.perf_counter() - start
-        print(f"  tokenized by {workers}: {seconds[workers]:.1f} s, {size / seconds[workers] / 1e6:,.1f} MB/s")
+        own, of_others = (after - one for after, one in zip(cpu_seconds(), before, strict=True))
+        cpu = f"CPU {own:.1f} s here, {of_others:.1f} s in other processes"
+        print(f"  tokenized by {workers}: {seconds[workers]:.1f} s, {size / seconds[workers] / 1e6:,.1f} MB/s; {cpu}")
     print(f"  a factor of {seconds[1] / seconds[2]:.2f}")
 
 
