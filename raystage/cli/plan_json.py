@@ -11,6 +11,7 @@ from raystage.plans.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_rows
+from raystage.results.mixtures import SourceRead, sources_read
 from raystage.results.rates import rates_of
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
@@ -19,9 +20,10 @@ from raystage.sweeps.trials import SweepPlan, Trial
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Every stage with its values, key, FLOPs and memory; the baselines; the further values and seeds to train; the
     saving that FLOPs alone predict; the warnings."""
+    reads = sources_read(plan.staged)
     return {
         "name": plan.name,
-        "stages": [_stage(stage, plan.staged) for stage in plan.staged.stages],
+        "stages": [_stage(stage, plan.staged) | _sources(reads.get(stage.name, [])) for stage in plan.staged.stages],
         "baseline": {
             "runs": [_baseline(run) for run in plan.baselines],
             "flops_shared": plan.baseline_flops_shared(),
@@ -92,6 +94,11 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),
     }
+
+
+def _sources(reads: list[SourceRead]) -> dict[str, Any]:
+    """Of a stage with a mixture what it reads of each source."""
+    return {"sources": [asdict(one) for one in reads]} if reads else {}
 
 
 def _growth(growth: Growth) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_serializer, model_
 
 from raystage.config import yaml_file
 from raystage.config.section import Section
-from raystage.config.types import Attempts, Count, Negative, NotNegative, Positive, Real, Seconds, Share, Text
+from raystage.config.types import Attempts, Count, Name, Negative, NotNegative, Positive, Real, Seconds, Share, Text
 from raystage.units import kind_of, parse_count, parse_real, shown
 
 
@@ -105,6 +105,15 @@ class Bounds(Section):
         return self
 
 
+class Forgetting(Section):
+    """How much a stage may forget: the loss on a source at its end, against that at its start."""
+
+    source: Annotated[Name, Field(examples=["web"])]
+    """The name of a source of a mixture, of this stage or of an earlier one."""
+    by: Annotated[NotNegative, Field(examples=["0.02"])]
+    """The most that the loss on it may rise, in nats per token."""
+
+
 # The conditions of `Accept` that a growth's certificate decides. `grow.require` has some of them, too.
 OF_GROWTH = ("loss_increase_below", "max_logit_difference_below", "gradient_error_below", "twin_distance_above")
 
@@ -126,6 +135,8 @@ class Accept(Section):
     """The smallest relative distance between copies that the growth made, some steps after it."""
     overfitting: Overfitting | None = None
     """Rejects a stage that overfits."""
+    forgetting_below: Forgetting | None = None
+    """The most that the loss on a source may rise in the stage; a source of an earlier stage is evaluated for it."""
     metrics: dict[str, Bounds] | None = None
     """By name the bounds of metrics of `training.evaluate.metrics` at the end."""
 

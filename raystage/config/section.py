@@ -165,11 +165,13 @@ def _paths(section: type[Section], prefix: str = "", above: tuple[type[Section],
 def check_path(location: tuple | list, root: type[Section]) -> None:
     """Raises InputError where a path such as ['stages', 1, 'until', 'tokens'] is not one that a file of `root` may set.
 
-    Its key is the path up to the first unknown step. Indices are not checked.
+    Its key is the path up to the first unknown step. Indices are not checked, nor are names in their place.
     """
     section: type[Section] | None = root
+    may_be_name = False
     for position, step in enumerate(location):
-        if isinstance(step, int):
+        if isinstance(step, int) or (may_be_name and step not in keys_of(section)):
+            may_be_name = False
             continue
         here = tuple(location[: position + 1])
         if section is None:
@@ -179,6 +181,7 @@ def check_path(location: tuple | list, root: type[Section]) -> None:
             raise InputError(_unknown_key(here, root), key=yaml_file.dotted(here))
         annotation = keys_of(section)[step].annotation
         section = next(_sections_in(annotation), None)
+        may_be_name = section is not None and "name" in section.model_fields
         if section is None and _is_mapping(annotation):
             return  # a mapping of any keys, such as DeepSpeed's
 

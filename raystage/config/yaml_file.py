@@ -176,15 +176,46 @@ def _refuse_secrets(value: object, label: str = "", steps: Iterable = (), file: 
 
 
 def set_value(content: dict, steps: list[str | int], value: object, label: str) -> None:
-    """Set the value at a path in place; missing mappings on the way are created. Raises InputError, naming `label`."""
+    """Set the value at a path in place; missing mappings on the way are created. Raises InputError, naming `label`.
+
+    An entry of a list may be named by its `name` in place of its index: mixture.web.weight.
+    """
     place: dict | list = content
     for position, step in enumerate(steps[:-1]):
+        step = index_of(place, step)
+        steps = [*steps[:position], step, *steps[position + 1 :]]
         _check_step(place, steps, position, label)
         child = place.get(step) if isinstance(place, dict) else place[step]
         place[step] = _copied(child, steps[position + 1])
         place = place[step]
     _check_step(place, steps, len(steps) - 1, label)
     place[steps[-1]] = value
+
+
+def index_of(place: object, step: str | int) -> str | int:
+    """The index of the entry of a list that has the name `step`; any other step as it is."""
+    names = _names_in(place) if isinstance(step, str) else []
+    return names.index(step) if step in names else step
+
+
+def with_stage_index(path: str, content: dict, label: str) -> str:
+    """A path with the index of a stage in place of its name. Raises InputError, naming `label`."""
+    steps = parse_path(path)
+    if len(steps) < 2 or steps[0] != "stages":
+        return path
+    stages = content["stages"]
+    steps[1] = index_of(stages, steps[1])
+    if isinstance(steps[1], str):
+        problem = f"found the stage {steps[1]!r}; expected {' or '.join(_names_in(stages))}"
+        raise InputError(problem, key=label)
+    return dotted(steps)
+
+
+def _names_in(place: object) -> list[str]:
+    """The names of a list's entries, if all have one."""
+    if not isinstance(place, list) or not all(isinstance(one, dict) and "name" in one for one in place):
+        return []
+    return [str(one["name"]) for one in place]
 
 
 def _copied(child: object, following: str | int) -> object:
@@ -199,6 +230,9 @@ def _check_step(place: object, steps: list[str | int], position: int, label: str
     if isinstance(place, dict) if isinstance(step, str) else isinstance(place, list) and step < len(place):
         return
     before = dotted(steps[:position]) or "the file"
+    names = _names_in(place)
+    if isinstance(step, str) and names:
+        raise InputError(f"{before} has no entry of the name {step!r}; expected {' or '.join(names)}", key=label)
     if isinstance(step, str):
         raise InputError(f"{before} is {kind_of(place)}; expected a mapping that {step!r} can be set in", key=label)
     if not isinstance(place, list):

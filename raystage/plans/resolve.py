@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 from raystage.config.schedule import Schedule
 from raystage.data.plan import MixturePart, MixturePlan
@@ -67,6 +68,25 @@ def _check_names(schedule: Schedule) -> None:
 def read_data(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the text that the stage reads."""
     return replace(draft, data=context.sources.data(draft.stage.data))
+
+
+def find_evaluated(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: the source of an earlier stage that `accept.forgetting_below` asks for."""
+    rule = draft.accept.forgetting_below if draft.accept is not None else None
+    own = draft.data.parts
+    if rule is None or any(part.name == rule.source for part in own):
+        return draft
+    earlier = [part for stage in reversed(context.stages) for part in stage.data.parts if part.name]
+    found = next((part for part in earlier if part.name == rule.source), None)
+    if found is None:
+        names = ", ".join(dict.fromkeys(part.name for part in (*own, *earlier) if part.name))
+        expected = (
+            f"a source of a mixture up to here: {names}" if names else "a mixture in this stage or an earlier one"
+        )
+        raise InputError(f"found {rule.source!r}; expected {expected}", key="accept.forgetting_below.source")
+    if any(part.data.content == found.data.content for part in own):
+        return draft  # the same text under another name
+    return replace(draft, also_evaluated=(replace(found, weight=Fraction(0)),))
 
 
 # --- passes over all stages together ------------------------------------------------------------
@@ -197,6 +217,6 @@ def _too_short(stage: StageDraft, part: MixturePart) -> str | None:
 
 
 # Over each stage in turn, with the stages before it in the context.
-PASSES = (read_data, fix_objective, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
+PASSES = (read_data, find_evaluated, fix_objective, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
 # Over all stages together.
 RUN_PASSES = (check_held_out, check_held_out_of_init, fix_windows, check_alignment, check_text)

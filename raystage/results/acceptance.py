@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 from raystage.config.conditions import OF_GROWTH, Accept, Overfitting
 from raystage.config.stage import Require
@@ -18,6 +19,7 @@ from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord, TrainPoint
 
 _NOT_MEASURED = "it was not measured"
+NO_SOURCES: Mapping[str, str] = MappingProxyType({})
 # Why a certificate may lack a figure.
 _WHY_NONE = {
     "gradient_error_below": "the operator predicts no gradient exactly",
@@ -25,9 +27,18 @@ _WHY_NONE = {
 }
 
 
-def judge(accept: Accept, record: StageRecord) -> tuple[str, ...]:
-    """Why a finished stage is rejected: one sentence for each condition that does not hold. Empty: it is accepted."""
-    return tuple(reason for reason in _reasons(accept, record) if reason)
+def judge(accept: Accept, record: StageRecord, sources: Mapping[str, str] = NO_SOURCES) -> tuple[str, ...]:
+    """Why a finished stage is rejected: one sentence for each condition that does not hold. Empty: it is accepted.
+
+    sources: of mixtures, by name their contents (`contents_of`).
+    """
+    return tuple(reason for reason in (*_reasons(accept, record), _forgets(accept, record, sources)) if reason)
+
+
+def contents_of(stage: StagePlan) -> dict[str, str]:
+    """By name the content of every source up to this stage, as the latest stage has it."""
+    texts = (*(one.data for one in stage.earlier), stage.data)
+    return {part.name: part.data.content for data in texts for part in data.parts if part.name}
 
 
 def check_growth(stage: StagePlan, growth: GrowthRecord | None) -> None:
@@ -81,6 +92,23 @@ def _compare(name: str, limit: float | None, found: float | None, why_none: str 
         return None
     figure = f"none ({why_none})" if found is None else f"{found:.5g}"
     return f"{name}: expected {'less' if is_below else 'more'} than {limit:g}, found {figure}"
+
+
+def _forgets(accept: Accept, record: StageRecord, sources: Mapping[str, str]) -> str | None:
+    """Whether the loss on a source rose by more than `forgetting_below` allows, from the stage's start to its end."""
+    rule = accept.forgetting_below
+    if rule is None:
+        return None
+    content = sources.get(rule.source, "")
+    first, last = (record.evaluations[end].sources.get(content) if record.evaluations else None for end in (0, -1))
+    if first is None or last is None:
+        return f"forgetting_below: expected the loss on {rule.source!r}, found none ({_NOT_MEASURED})"
+    if last - first <= rule.by:  # not where one of them is no number
+        return None
+    return (
+        f"forgetting_below: expected the loss on {rule.source!r} to rise by at most {rule.by:g}, found "
+        f"{last - first:.5g} (from {first:.4f} to {last:.4f})"
+    )
 
 
 def _overfits(rule: Overfitting | None, record: StageRecord) -> str | None:

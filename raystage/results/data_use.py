@@ -218,7 +218,13 @@ def format_number_of_passes(passes: float) -> str:
 
 
 def data_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    return [*_rate_warnings(plan), *_passes_warnings(plan), *_control_warnings(plan), *_repeat_warnings(plan)]
+    return [
+        *_rate_warnings(plan),
+        *_passes_warnings(plan),
+        *_seed_warnings(plan),
+        *_control_warnings(plan),
+        *_repeat_warnings(plan),
+    ]
 
 
 def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
@@ -235,25 +241,46 @@ def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """One for each text, about the run that makes the most passes over it."""
+    """One for each text, about the run that makes the most passes over it. max_repeats of a source takes the place of
+    the usual limit."""
+    parts = [part for run in plan.runs() for stage in run.stages for part in stage.data.parts]
+    limits = {part.data.content: part.max_repeats for part in parts if part.max_repeats is not None}
+    names = {part.data.content: part.name for part in parts if part.name}
     most: dict[str, tuple[DataUse, str]] = {}
     for run in plan.runs():
         for use in uses(run):
-            text = str(use.data.facts())
+            text = use.data.content
             if text not in most or use.passes > most[text][0].passes:
                 most[text] = use, run.name
     return [
-        (
-            "data",
-            f"has {'about ' if use.counted.is_estimate else ''}{format_count(use.counted.train_tokens)} tokens to "
-            f"train on, and run {name!r} reads {format_count(use.read_tokens)}: "
-            f"{format_passes(use.passes)}. Beyond {MOST_PASSES} passes, repeated text is worth less and less. Use "
-            f"more text, or fewer tokens",
-            "2305.16264: up to 4 passes are about as good as new text",
-        )
-        for use, name in most.values()
-        if use.passes > MOST_PASSES
+        _passes_warning(use, name, names.get(content), limits.get(content, MOST_PASSES))
+        for content, (use, name) in most.items()
+        if use.passes > limits.get(content, MOST_PASSES)
     ]
+
+
+def _passes_warning(use: DataUse, run: str, source: str | None, limit: float) -> tuple[str, str, str]:
+    about = "about " if use.counted.is_estimate else ""
+    return (
+        f"data.mixture.{source}" if source else "data",
+        f"has {about}{format_count(use.counted.train_tokens)} tokens to "
+        f"train on, and run {run!r} reads {format_count(use.read_tokens)}: "
+        f"{format_passes(use.passes)}. Beyond {limit:g} passes, repeated text is worth less and less. Use "
+        f"more text, or fewer tokens",
+        "2305.16264: up to 4 passes are about as good as new text",
+    )
+
+
+def _seed_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    """A seed decides the order of the windows: with another one a source's cursor leads to other text."""
+    stages = plan.staged.stages
+    others = [stage.name for stage in stages if stage.reading is not None and stage.seed != stages[0].seed]
+    if not others:
+        return []
+    text = (
+        f"of {', '.join(others)} is not that of the first stage, so its sources are read in another order: some text "
+    )
+    return [("stages.seed", f"{text}is read a second time and some is left out", "the order follows from the seed")]
 
 
 def _control_warnings(plan: Plan) -> list[tuple[str, str, str]]:

@@ -218,6 +218,17 @@ def read_space(entries: Mapping[str, SpaceEntry], content: dict, beside: Path | 
     Every listed value, and of ranges the ends and one in between, is laid over the schedule by itself (with what it
     depends on) and must leave it one that can be read.
     """
+    entries = {
+        yaml_file.with_stage_index(path, content, _key(path)): entry.model_copy(
+            update={
+                "when": {
+                    yaml_file.with_stage_index(other, content, _key(path)): values
+                    for other, values in entry.when.items()
+                }
+            }
+        )
+        for path, entry in entries.items()
+    }
     for path in entries:
         _check_entry(path, entries, content)
     space = Space(_ordered([_dimension(path, entries, content) for path in entries]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from raystage.data.plan import DataPlan
 from raystage.models.shape import flops_per_token
 from raystage.objectives.metrics import added, values
 from raystage.objectives.opening import open_judge
@@ -81,7 +82,8 @@ class Evaluator:
         self._progress.evaluation_seconds += time.monotonic() - began
         tokens = sum(one.held_out.count * one.held_out.length for one in self.held_out)
         self._progress.evaluation_flops += tokens * flops_per_token(self._stage.shape) // 3
-        return found[0] if len(found) == 1 else combined(self.held_out, found)
+        is_one = isinstance(self._stage.data, DataPlan) and len(found) == 1
+        return found[0] if is_one else combined(self.held_out, found)
 
 
 def combined(sets: Sequence[EvaluationSet], found: Sequence[Scores]) -> Scores:

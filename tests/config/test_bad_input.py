@@ -240,7 +240,7 @@ CASES = [
     # --- whether it is accepted
     ("change", "stages[0].accept={}", "stages[0].accept: found nothing; expected one or more of eval_loss_below, "
      "accuracy_above, loss_increase_below, max_logit_difference_below, gradient_error_below, twin_distance_above, "
-     "overfitting, metrics"),
+     "overfitting, forgetting_below, metrics"),
     ("change", "stages[0].accept={accuracy_above: 40}",
      "stages[0].accept.accuracy_above: found 40; expected less than 1"),
     ("change", "stages[0].accept={eval_los_below: 2}",
@@ -524,7 +524,7 @@ CASES = [
     ("set", "model..hidden_size=8", f"--set model..hidden_size=8: {KEY_VALUE}"),
     ("set", "stages[2].name=a", "--set stages[2].name=a: found [2], but stages has 2 entries, counted from 0"),
     ("set", "stages.name=a",
-     "--set stages.name=a: stages is a list; expected a mapping that 'name' can be set in"),
+     "--set stages.name=a: stages has no entry of the name 'name'; expected small or full"),
     ("set", "name.first=a",
      "--set name.first=a: name is the value 'tiny'; expected a mapping that 'first' can be set in"),
     ("set", "sweeps[0]=a", "--set sweeps[0]=a: sweeps is nothing; expected a list that has an entry [0]"),

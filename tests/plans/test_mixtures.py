@@ -17,8 +17,11 @@ from raystage.errors import InputError
 from raystage.plans import build, keys
 from raystage.plans.inputs import Sources
 from raystage.plans.plan import StagePlan
-from raystage.results.data_use import tokens_read
+from raystage.results.acceptance import contents_of, judge
+from raystage.results.data_use import data_warnings, tokens_read
+from raystage.results.mixtures import mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
+from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
 
 SOURCES = Sources()
 
@@ -252,3 +255,83 @@ def test_a_plan_reads_and_compares_every_text_once(texts: Path, monkeypatch: pyt
         if tenth == 1:
             first = count
     assert count == first
+
+
+# --- what a plan says -----------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_is_read_of_every_source(texts: Path) -> None:
+    plan = build.make_plan(changing_schedule(texts), sources=SOURCES)
+    lines = mixture_lines(plan.staged)
+    assert lines[0].startswith("Mixture of one: a 0.5 (160 tokens, ")
+    assert "A batch has 1 windows, fewer than there are sources: no batch reads all." in lines[1]
+    reads = sources_read(plan.staged)
+    assert [sum(one.tokens for one in reads[name]) for name in ("one", "two")] == [320, 240]
+
+
+def test_a_plan_warns_of_repeats_beyond_the_limit_of_a_source(texts: Path) -> None:
+    def warned(most: float | None) -> list[str]:
+        data = {"mixture": [entry(texts, "a", 1.0, max_repeats=most)]}
+        plan = build.make_plan(mixed_schedule(texts, [stage("one", data)]), sources=SOURCES)
+        return [text for key, text, _ in data_warnings(plan) if key == "data.mixture.a"]
+
+    assert warned(None) == warned(2) == []
+    assert "Beyond 1 passes" in warned(1)[0]
+
+
+def test_a_seed_of_its_own_is_warned_of(texts: Path) -> None:
+    stages = [stage("one", mixture(texts, a=1)), stage("two", mixture(texts, a=1), seed=1)]
+    plan = build.make_plan(mixed_schedule(texts, stages), sources=SOURCES)
+    assert any(key == "stages.seed" and "of two is not that" in text for key, text, _ in data_warnings(plan))
+
+
+# --- forgetting -----------------------------------------------------------------------------------
+
+
+def forgetting(texts: Path, source: str = "a") -> list[dict[str, Any]]:
+    accept = {"forgetting_below": {"source": source, "by": 0.02}}
+    return [stage("one", mixture(texts, a=0.5, b=0.5)), stage("two", mixture(texts, c=1), accept=accept)]
+
+
+@pytest.mark.parametrize(("rise", "ok"), [(0.01, True), (-1.0, True), (0.03, False), (float("nan"), False)])
+def test_a_stage_that_forgets_an_earlier_source_is_not_accepted(texts: Path, rise: float, ok: bool) -> None:
+    _, two = stages_of(mixed_schedule(texts, forgetting(texts)))
+    old = two.also_evaluated[0]
+    assert (old.name, old.weight) == ("a", 0)
+    end = make_record(two, 3.0).end
+    points = tuple(replace(end, sources={old.data.content: loss}) for loss in (2.0, 2.0 + rise))
+    reasons = judge(two.accept, make_record(two, 3.0, evaluations=points), contents_of(two))
+    assert (reasons == ()) == ok
+    if not ok:
+        assert "forgetting_below: expected the loss on 'a' to rise by at most 0.02, found" in reasons[0]
+
+
+def test_a_loss_that_was_not_measured_is_not_accepted(texts: Path) -> None:
+    _, two = stages_of(mixed_schedule(texts, forgetting(texts)))
+    (reason,) = judge(two.accept, make_record(two, 3.0), contents_of(two))
+    assert reason == "forgetting_below: expected the loss on 'a', found none (it was not measured)"
+
+
+def test_forgetting_an_unknown_source_is_refused(texts: Path) -> None:
+    said = refusal(mixed_schedule(texts, forgetting(texts, "d")))
+    assert said == (
+        "stages[1].accept.forgetting_below.source: found 'd'; expected a source of a mixture up to here: c, a, b"
+    )
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def test_a_space_varies_a_weight_by_the_names_of_stage_and_source(texts: Path) -> None:
+    content = mixed_schedule(texts, [stage("one", mixture(texts, a="rest", b=0.5))]).content()
+    entries = {"stages.one.data.mixture.b.weight": SpaceEntry(grid=(0.25, 0.75))}
+    configs = list(grid_points(read_space(entries, content)))
+    weights = [stages_of(parse(applied(content, config)))[0].data.parts for config in configs]
+    assert [[float(part.weight) for part in parts] for parts in weights] == [[0.75, 0.25], [0.25, 0.75]]
+
+
+@pytest.mark.parametrize("path", ["stages.two.data.mixture.b.weight", "stages.one.data.mixture.x.weight"])
+def test_a_name_that_is_not_there_is_refused(texts: Path, path: str) -> None:
+    content = mixed_schedule(texts, [stage("one", mixture(texts, a="rest", b=0.5))]).content()
+    with pytest.raises(InputError, match=r"space\..*expected (one|a or b)"):
+        read_space({path: SpaceEntry(grid=(0.25, 0.75))}, content)

@@ -53,4 +53,5 @@ def changing_schedule(folder: Path, workers: tuple[int, int, int] = (2, 3, 2)) -
     for stage, count, context, batch in zip(stages, workers, (WINDOW, 16, 8), (64, 48, 40), strict=True):
         stage["model"] = {"context_length": context}
         stage["training"] = {"workers": count, "global_batch_tokens": batch, "checkpoint": {"every": 100}}
+    stages[1]["accept"] = {"forgetting_below": {"source": "a", "by": 100}}
     return mixed_schedule(folder, stages)

@@ -1,0 +1,62 @@
+"""What the stages of a run read of each source of their mixtures, in tokens and in passes over its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raystage.data.plan import MixturePlan
+from raystage.plans.plan import RunPlan
+from raystage.results.data_use import format_number_of_passes, tokens_read, uses
+from raystage.results.record import StageRecord
+from raystage.units import format_count
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """What a stage reads of a source of its mixture. passes: over its text, by the run up to the stage's end."""
+
+    name: str
+    weight: float
+    tokens: int
+    passes: float
+
+
+def sources_read(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, list[SourceRead]]:
+    """By stage what is read of each source of its mixture, and of sources whose window it finds begun."""
+    sizes = {use.data.content: max(1, use.counted.train_tokens) for use in uses(run, records)}
+    total: dict[str, int] = {}
+    found: dict[str, list[SourceRead]] = {}
+    for stage in run.stages:
+        tokens = tokens_read(stage, records)
+        total = {content: total.get(content, 0) + tokens.get(content, 0) for content in {**total, **tokens}}
+        if isinstance(stage.data, MixturePlan):
+            found[stage.name] = [
+                SourceRead(
+                    part.name, float(part.weight), tokens.get(content, 0), total.get(content, 0) / sizes[content]
+                )
+                for part in stage.data.parts
+                for content in (part.data.content,)
+            ]
+    return found
+
+
+def mixture_lines(run: RunPlan) -> list[str]:
+    """One sentence for each stage with a mixture: what it reads of every source."""
+    lines = []
+    for stage in run.stages:
+        reads = sources_read(run).get(stage.name)
+        if reads is None:
+            continue
+        windows = stage.training.global_batch_tokens // stage.window_tokens
+        is_few = windows < sum(1 for one in reads if one.weight)
+        few = f" A batch has {windows} windows, fewer than there are sources: no batch reads all." if is_few else ""
+        lines.append(f"Mixture of {stage.name}: {', '.join(map(_of_source, reads))}.{few}")
+    return lines
+
+
+def _of_source(one: SourceRead) -> str:
+    if not one.weight:
+        return f"{one.name} 0 (evaluated only)"
+    passes = format_number_of_passes(one.passes)
+    return f"{one.name} {one.weight:g} ({format_count(one.tokens)} tokens, {passes} passes so far)"
