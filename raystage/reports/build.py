@@ -18,6 +18,7 @@ from raystage.results.data_use import data_rows
 from raystage.results.differences import is_staged
 from raystage.results.doubts import doubts
 from raystage.results.ledger import measure_ledger
+from raystage.results.mixtures import losses_by_name
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
     BaselinePart,
@@ -186,7 +187,10 @@ def _row(
         "accuracy": end.accuracy if end else None,
         "metrics": dict(end.metrics) if end else None,
         "evaluations": tuple(
-            EvaluationPoint(**vars(point), run_seconds=_in_run(point.seconds, starts[record.key]))
+            EvaluationPoint(
+                **{**vars(point), "sources": losses_by_name(point, run)},
+                run_seconds=_in_run(point.seconds, starts[record.key]),
+            )
             for record in chain
             for point in record.evaluations
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raystage.data.plan import MixturePlan
 from raystage.plans.plan import RunPlan
 from raystage.results.data_use import format_number_of_passes, tokens_read, uses
-from raystage.results.record import StageRecord
+from raystage.results.record import Evaluation, StageRecord
 from raystage.units import format_count
 
 
@@ -39,6 +39,12 @@ def sources_read(run: RunPlan, records: Mapping[str, StageRecord] | None = None)
                 for content in (part.data.content,)
             ]
     return found
+
+
+def losses_by_name(point: Evaluation, run: RunPlan) -> dict[str, float]:
+    """The losses of an evaluation on the sources of a mixture, by their names in the run's plan."""
+    names = {part.data.content: part.name for stage in run.stages for part in stage.data.parts if part.name}
+    return {names[content]: loss for content, loss in point.sources.items() if content in names}
 
 
 def mixture_lines(run: RunPlan) -> list[str]:

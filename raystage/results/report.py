@@ -30,6 +30,7 @@ class EvaluationPoint(Evaluation):
 
     loss: float | None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    sources: Mapping[str, float | None] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
     run_seconds: float | None = None
 
 

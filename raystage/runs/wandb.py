@@ -29,6 +29,7 @@ import wandb
 
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.results.mixtures import losses_by_name
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
 from raystage.runs.events import RunCallback
@@ -114,7 +115,7 @@ class WandbTracker(RunCallback):
         self._log(run, "train", train_row(point))
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        self._log(run, "eval", evaluation_row(point))
+        self._log(run, "eval", evaluation_row(point, losses_by_name(point, run)))
 
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
         """The next attempt covers the same tokens again: the curves go back, and get a number of their own."""

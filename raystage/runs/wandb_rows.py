@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 from raystage.plans.plan import Plan, RunPlan, StagePlan
@@ -15,6 +16,8 @@ from raystage.results.seeds import Interval
 Row = dict[str, Any]
 
 _ARTIFACT_NAME_LENGTH = 128
+
+NO_LOSSES: Mapping[str, float] = MappingProxyType({})
 
 
 def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def train_row(point: TrainPoint) -> Row:
     return row if point.mfu is None else {**row, "train/mfu": point.mfu}
 
 
-def evaluation_row(point: Evaluation) -> Row:
+def evaluation_row(point: Evaluation, by_source: Mapping[str, float] = NO_LOSSES) -> Row:
+    """by_source: of a mixture, by name the loss on each source."""
     row = {
         "tokens": point.tokens,
         "flops": point.flops,
@@ -48,6 +52,7 @@ def evaluation_row(point: Evaluation) -> Row:
         "eval/perplexity": point.perplexity,
     }
     row |= {f"eval/{name}": value for name, value in point.metrics.items()}
+    row |= {f"eval/loss/{name}": loss for name, loss in by_source.items()}
     return row if point.accuracy is None else {**row, "eval/accuracy": point.accuracy}
 
 

@@ -1,0 +1,65 @@
+"""Tokens per second that one worker reads: python benchmarks/reading.py [--tokens 20000000]
+
+Batches of 65,536 tokens from memory-mapped streams of random ids, one source alone and mixtures of 4 and of 56 sources
+(as many as SmolLM3's last stages have), in the order of the seed. A worker needs no more than it trains on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from raystage.data.reading import reading_after
+from raystage.data.tokens import MixedWindows, TokenWindows
+
+BATCH_TOKENS = 65_536
+STREAM_TOKENS = 4_000_000
+CONTEXTS = (128, 1024, 4096)
+SOURCES = (1, 4, 56)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=20_000_000)
+    tokens = parser.parse_args().tokens
+    print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    print("| context | " + " | ".join("one source" if n == 1 else f"mixture of {n}" for n in SOURCES) + " |")
+    print("|---|" + "---|" * len(SOURCES))
+    with tempfile.TemporaryDirectory() as folder:
+        for context in CONTEXTS:
+            speeds = (tokens_per_second(readers(Path(folder), context, count), context, tokens) for count in SOURCES)
+            print(f"| {context} | " + " | ".join(f"{speed / 1e6:.0f}M" for speed in speeds) + " |")
+
+
+def readers(folder: Path, context: int, count: int) -> TokenWindows | MixedWindows:
+    sources = {str(index): TokenWindows(stream(folder / f"{index}.bin"), context, 0) for index in range(count)}
+    if count == 1:
+        return sources["0"]
+    total = count * (count + 1) // 2
+    shares = tuple((name, Fraction(index + 1, total)) for index, name in enumerate(sources))
+    return MixedWindows(reading_after([], context, shares, True), sources, 0)
+
+
+def stream(path: Path) -> np.ndarray:
+    if not path.exists():
+        np.random.default_rng(0).integers(0, 50_000, STREAM_TOKENS).astype(np.uint16).tofile(path)
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+def tokens_per_second(reader: TokenWindows | MixedWindows, context: int, tokens: int) -> float:
+    count = BATCH_TOKENS // context
+    batches = range(max(1, tokens // BATCH_TOKENS))
+    began = time.perf_counter()
+    for batch in batches:
+        reader.read(batch * count, count, context)
+    return len(batches) * BATCH_TOKENS / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
