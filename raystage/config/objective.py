@@ -24,8 +24,8 @@ class ObjectiveSection(Section):
     """What a stage learns. Every option belongs to one objective."""
 
     name: Literal[tuple(OBJECTIVES)] = CAUSAL_LM
-    """`causal_lm` learns the next token, `masked_lm` tokens that are hidden (BERT), `own` what a function of your own
-    says."""
+    """`causal_lm` learns the next token, `masked_lm` tokens that are hidden (BERT), `instruct` the answers of
+    conversations, `own` what a function of your own says."""
     mask_share: Share = 0.15
     """For `masked_lm`: the share of the tokens that are targets."""
     mask_token: Text | None = None

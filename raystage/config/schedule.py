@@ -244,6 +244,8 @@ def _located(data: Data, beside: Path | None, resolved: Data) -> Data:
     changes = _located_paths(data, beside, resolved.source)
     if data.tokenizer != BYTE_TOKENIZER and os.path.isdir(_locate(data.tokenizer, beside)):
         changes["tokenizer"] = _locate(data.tokenizer, beside)
+    if data.chat_template is not None:
+        changes["chat_template"] = _locate(data.chat_template, beside)
     if data.mixture is not None:
         entries = zip(data.mixture, resolved.mixture, strict=True)
         changes["mixture"] = tuple(

@@ -76,8 +76,8 @@ class TextSource(Section):
     document_bytes: DocumentBytes | None = None
     """The length in bytes at which files are split into documents, each at the end of a line."""
     field: Text | None = None
-    """The field of a row that is the document, for `jsonl`, `parquet` and `huggingface`; `text` unless given. Dots lead
-    into nested fields: `meta.body`."""
+    """The field of a row that is the document, for `jsonl`, `parquet` and `huggingface`; `text` unless given, and
+    `messages` for `objective: instruct`. Dots lead into nested fields: `meta.body`."""
     subset: Text | None = None
     """The subset (or configuration) of a data set on the Hub, for `huggingface`."""
     split: Text | None = None
@@ -125,6 +125,9 @@ class Data(TextSource):
     end_token: EndToken | None = None
     """The token that ends a document; the tokenizer's own end-of-text token unless given. For `source: tokens` also its
     id."""
+    chat_template: Text | None = None
+    """For `objective: instruct`: a file with a Jinja template that makes a text of a conversation; the tokenizer's own
+    unless given."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What happens to bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD in their place."""
 

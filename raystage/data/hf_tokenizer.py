@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from raystage.data.tokenizer_files import check_bounds
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
@@ -97,6 +98,34 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
 def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     """One more than the largest id. Ids may have gaps, so the number of tokens is not enough."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def rendered(
+    tokenizer: transformers.PreTrainedTokenizerBase, template: str, messages: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that a chat template makes of a conversation, and where its `generation` blocks begin and end in it.
+
+    The template runs in the sandbox of transformers. Raises what a template raises.
+    """
+    texts, spans = render_jinja_template(
+        conversations=[list(messages)],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    return texts[0], spans[0]
+
+
+def own_template(tokenizer: transformers.PreTrainedTokenizerBase) -> str | None:
+    """The chat template of a tokenizer; None where it has none."""
+    found = tokenizer.chat_template
+    return found.get("default") if isinstance(found, Mapping) else found
+
+
+def control_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]:
+    """Its special tokens, as text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted({*tokenizer.all_special_tokens, *(str(one) for one in added if one.special)} - {""})
 
 
 def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:

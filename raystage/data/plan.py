@@ -26,6 +26,9 @@ class DataPlan:
     tokenizer_size: one more than its largest id, where its files say so. end_token: ends a document, in place of the
     tokenizer's own. has_controls: the text contains what looks like control tokens; it is encoded as text. train,
     held_out: the size of both sides. largest_token: where the source gives tokens. text: what is trained on.
+
+    chat_template: of conversations, which makes a text of each; None for that of the tokenizer, where its files are not
+    known.
     """
 
     source: str
@@ -42,6 +45,7 @@ class DataPlan:
     train: TextSize = NO_TEXT
     held_out: TextSize = NO_TEXT
     largest_token: LargestToken | None = None
+    chat_template: str | None = None
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
@@ -56,6 +60,9 @@ class DataPlan:
         }
         if self.tokenizer in (BYTE_TOKENIZER, NO_TOKENIZER):
             return facts
+        if self.options.are_chats:
+            template = self.chat_template
+            facts["chat_template"] = hashlib.sha256(template.encode()).hexdigest() if template else "the tokenizer's"
         if self.end_token is not None:
             facts["end_token"] = self.end_token
         if self.encoding_errors != "strict":
@@ -138,6 +145,10 @@ class MixturePlan:
     @property
     def end_token(self) -> str | None:
         return self.first.end_token
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.first.chat_template
 
     @property
     def fingerprint(self) -> str:

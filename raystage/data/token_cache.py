@@ -22,8 +22,17 @@ import xxhash
 
 from raystage.data.plan import DataPlan
 from raystage.data.repeats import find_repeats
-from raystage.data.token_index import HELD_OUT, INDEX, TRAIN, StreamFile, TokenIndex, read_index
-from raystage.data.token_shards import SIDES, Progress, encoded, read_shards, write_shards
+from raystage.data.token_index import (
+    HELD_OUT,
+    INDEX,
+    TRAIN,
+    StreamFile,
+    TokenIndex,
+    read_index,
+    stream_file,
+    stream_names,
+)
+from raystage.data.token_shards import Progress, encoded, read_shards, write_shards
 from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
@@ -60,7 +69,7 @@ def open_index(
 
 def _whole_index(folder: Path) -> TokenIndex | None:
     index = read_index(folder)
-    whole = index and _is_whole(folder / TRAIN, index.train) and _is_whole(folder / HELD_OUT, index.held_out)
+    whole = index and all(_is_whole(folder / name, written) for name, written in index.files.items())
     return index if whole else None
 
 
@@ -156,19 +165,19 @@ def _planned_corpus(data: DataPlan) -> Corpus:
 def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, making: Making) -> TokenIndex:
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
     pieces = corpus.pieces(data.validation_fraction)
+    names = stream_names(data.options.are_chats)
     if making.workers_for(data) > 1 and len(pieces) > 1:
         shards = making.shards
         write_shards(pieces, data, dtype, shards, making.workers_for(data), making.progress)
-        files = _join_shards(pieces, shards, work)
+        files = _join_shards(pieces, shards, work, names)
     else:
-        files = _write_streams(pieces, tokenizer, dtype, work)
+        files = _write_streams(pieces, tokenizer, dtype, work, names)
     streams = [np.memmap(work / name, dtype=dtype, mode="r") for name in (TRAIN, HELD_OUT)]
     repeats = find_repeats(*streams)
     index = TokenIndex(
         dtype=dtype.name,
         tokenizer_size=tokenizer.size,
-        train=files[0],
-        held_out=files[1],
+        **files,
         train_tokens=len(streams[0]),
         held_out_tokens=len(streams[1]),
         pieces=repeats.pieces,
@@ -203,20 +212,27 @@ class _Stream:
 
 
 def _write_streams(
-    pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype, work: Path
-) -> tuple[StreamFile, StreamFile]:
-    """The training and the held-out stream, made by this process."""
-    with _Stream(work / TRAIN) as train, _Stream(work / HELD_OUT) as held_out:
+    pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype, work: Path, names: Sequence[str]
+) -> dict[str, StreamFile]:
+    """The streams by name, made by this process."""
+    with _opened(work, names) as streams:
         for piece in pieces:
             for document in piece.read():
-                (held_out if document.is_held_out else train).write(encoded(document, tokenizer, dtype))
-        return train.finish(), held_out.finish()
+                for part, content in enumerate(encoded(document, tokenizer, dtype)):
+                    streams[2 * part + document.is_held_out].write(content)
+        return {name: stream.finish() for name, stream in zip(names, streams, strict=True)}
 
 
-def _join_shards(pieces: Sequence[Piece], shards: Path, work: Path) -> tuple[StreamFile, StreamFile]:
+def _join_shards(pieces: Sequence[Piece], shards: Path, work: Path, names: Sequence[str]) -> dict[str, StreamFile]:
     """The same streams, joined of the shards that several processes made."""
-    with _Stream(work / TRAIN) as train, _Stream(work / HELD_OUT) as held_out:
-        for stream, side in zip((train, held_out), SIDES, strict=True):
-            for chunk in read_shards(pieces, shards, side):
+    with _opened(work, names) as streams:
+        for stream, name in zip(streams, names, strict=True):
+            for chunk in read_shards(pieces, shards, name):
                 stream.write(chunk)
-        return train.finish(), held_out.finish()
+        return {name: stream.finish() for name, stream in zip(names, streams, strict=True)}
+
+
+@contextlib.contextmanager
+def _opened(work: Path, names: Sequence[str]) -> Iterator[list[_Stream]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_Stream(work / stream_file(name))) for name in names]

@@ -14,6 +14,8 @@ from raystage.data.plan import DataPlan
 from raystage.files.local import user_cache
 
 INDEX, TRAIN, HELD_OUT = "index.json", "train.bin", "held_out.bin"
+# A part of both sides after the other: the tokens; of conversations also a byte for each token, 1 in an answer.
+_STREAMS = ("train", "held_out", "train_marks", "held_out_marks")
 _VERSION = 2
 
 
@@ -31,6 +33,7 @@ class TokenIndex:
     """What was made of a text. tokenizer_size: one more than the tokenizer's largest id.
 
     pieces, repeated, looked_at: how much of the held-out text occurs in the training text (`data.repeats`).
+    train_marks, held_out_marks: of conversations; None of other text.
     """
 
     dtype: str
@@ -42,10 +45,26 @@ class TokenIndex:
     pieces: int
     repeated: int
     looked_at: float
+    train_marks: StreamFile | None = None
+    held_out_marks: StreamFile | None = None
+
+    @property
+    def files(self) -> dict[str, StreamFile]:
+        """By name all files of streams."""
+        return {stream_file(name): getattr(self, name) for name in stream_names(self.train_marks is not None)}
 
     def to_bytes(self) -> bytes:
-        content = {"version": _VERSION, **asdict(self)}
+        content = {"version": _VERSION, **{name: one for name, one in asdict(self).items() if one is not None}}
         return json.dumps({**content, "seal": _seal(content)}).encode()
+
+
+def stream_names(are_marked: bool) -> tuple[str, ...]:
+    """The streams of a text: of stream 2 * part + side."""
+    return _STREAMS if are_marked else _STREAMS[:2]
+
+
+def stream_file(name: str) -> str:
+    return f"{name}.bin"
 
 
 def default_cache() -> Path:
@@ -63,7 +82,7 @@ def read_index(folder: Path) -> TokenIndex | None:
         content = json.loads((folder / INDEX).read_bytes())
         if content.pop("seal") != _seal(content) or content.pop("version") != _VERSION:
             return None
-        streams = {name: StreamFile(**content.pop(name)) for name in ("train", "held_out")}
+        streams = {name: StreamFile(**content.pop(name)) for name in stream_names("train_marks" in content)}
         return TokenIndex(**content, **streams)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

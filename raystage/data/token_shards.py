@@ -1,6 +1,6 @@
 """Tokenizing by several processes, in shards that outlive them: a shard for each piece of a corpus.
 
-A shard is two files of tokens, of both sides, and a description with their checksums, which is written last. Where a
+A shard is a file of each stream, of both sides, and a description with their checksums, which is written last. Where a
 process is killed, the finished shards are used the next time. Joined in order they are the bytes that one process
 makes.
 """
@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from raystage.data.chat_tokenizer import Marked
 from raystage.data.plan import DataPlan
+from raystage.data.token_index import stream_names
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
 from raystage.process_pool import in_processes
 from raystage.sources.corpus import Piece, Read
 from raystage.sources.text_files import no_utf8
 
-SIDES = ("train", "held_out")
 _CHUNK_BYTES = 2**20
 # Told after each shard: (documents done, all documents).
 Progress = Callable[[int, int], None]
@@ -33,10 +34,12 @@ Progress = Callable[[int, int], None]
 _tokenizers: dict[str, Tokenizer] = {}
 
 
-def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> bytes:
-    """The tokens of a document, as bytes. Raises InputError."""
+def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> tuple[bytes, ...]:
+    """The tokens of a document, as bytes; of a conversation also their marks. Raises InputError."""
     try:
-        return cast(tokenizer.encode(document.content), tokenizer.size, dtype).tobytes()
+        found = tokenizer.encode(document.content)
+        ids, *marks = found if isinstance(found, Marked) else (found,)
+        return cast(ids, tokenizer.size, dtype).tobytes(), *(one.tobytes() for one in marks)
     except UnicodeDecodeError as error:
         raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
 
@@ -72,11 +75,12 @@ def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: s
     if key not in _tokenizers:
         _tokenizers[key] = make_tokenizer(data)
     own = uuid.uuid4().hex  # on a file system without locks two processes may write one shard
-    work = [Path(folder, f"{number:06}.{side}.{own}") for side in SIDES]
+    names = stream_names(data.options.are_chats)
+    work = [Path(folder, f"{number:06}.{name}.{own}") for name in names]
     try:
         description = _write(piece, _tokenizers[key], np.dtype(dtype), work)
-        for side, path in zip(SIDES, work, strict=True):
-            os.replace(path, Path(folder, f"{number:06}.{side}"))
+        for name, path in zip(names, work, strict=True):
+            os.replace(path, Path(folder, f"{number:06}.{name}"))
         text = Path(folder, f"{number:06}.json.{own}")
         text.write_text(json.dumps(description))
         os.replace(text, Path(folder, f"{number:06}.json"))
@@ -88,13 +92,14 @@ def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: s
 
 
 def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Sequence[Path]) -> dict[str, Any]:
-    checksums = [xxhash.xxh3_128() for _ in SIDES]
+    checksums = [xxhash.xxh3_128() for _ in paths]
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
         for document in piece.read():
-            content = encoded(document, tokenizer, dtype)
-            files[document.is_held_out].write(content)
-            checksums[document.is_held_out].update(content)
+            for part, content in enumerate(encoded(document, tokenizer, dtype)):
+                stream = 2 * part + document.is_held_out
+                files[stream].write(content)
+                checksums[stream].update(content)
         sizes = [file.tell() for file in files]
     return {"piece": piece.identity(), "sizes": sizes, "checksums": [checksum.hexdigest() for checksum in checksums]}
 
@@ -103,22 +108,23 @@ def _described(folder: Path, number: int, piece: Piece) -> dict[str, Any] | None
     """The description of a finished shard of this piece; None where there is none."""
     try:
         found = json.loads((folder / f"{number:06}.json").read_bytes())
-        sizes = [(folder / f"{number:06}.{side}").stat().st_size for side in SIDES]
+        names = stream_names(len(found["sizes"]) > 2)
+        sizes = [(folder / f"{number:06}.{name}").stat().st_size for name in names]
         return found if found["piece"] == piece.identity() and found["sizes"] == sizes else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def read_shards(pieces: Sequence[Piece], folder: Path, side: str) -> Iterator[bytes]:
-    """The tokens of one side, of all shards in order, in chunks. Raises StorageError where a shard is damaged; it is
+def read_shards(pieces: Sequence[Piece], folder: Path, name: str) -> Iterator[bytes]:
+    """One of the streams, of all shards in order, in chunks. Raises StorageError where a shard is damaged; it is
     removed, so that it is made again."""
     for number, piece in enumerate(pieces):
         found, checksum = _described(folder, number, piece), xxhash.xxh3_128()
-        with (folder / f"{number:06}.{side}").open("rb") as file:
+        with (folder / f"{number:06}.{name}").open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 checksum.update(chunk)
                 yield chunk
-        if found is None or checksum.hexdigest() != found["checksums"][SIDES.index(side)]:
+        if found is None or checksum.hexdigest() != found["checksums"][stream_names(True).index(name)]:
             (folder / f"{number:06}.json").unlink(missing_ok=True)
             raise StorageError(
                 f"{folder}: shard {number} was damaged and is removed; expected whole files (start again)"

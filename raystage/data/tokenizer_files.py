@@ -30,7 +30,7 @@ _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast",
 class TokenizerFacts:
     """size: one more than the largest id. has_end: whether it has an end-of-text token. controls: control tokens.
 
-    tokens: all ids by token. mask: its mask token.
+    tokens: all ids by token. mask: its mask token. chat_template: what makes a text of a conversation.
     """
 
     size: int | None = None
@@ -38,6 +38,7 @@ class TokenizerFacts:
     controls: tuple[str, ...] = ()
     tokens: Mapping[str, int] | None = None
     mask: str | None = None
+    chat_template: str | None = None
 
 
 NOTHING_KNOWN = TokenizerFacts()
@@ -58,7 +59,24 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
         controls=tuple(sorted(controls | special)),
         tokens=ids if is_known else None,
         mask=roles["mask_token"],
+        chat_template=_chat_template(folder, config),
     )
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The one that transformers takes: that of the file counts before that of the configuration, where it may be one of
+    several."""
+    file = folder / "chat_template.jinja"
+    try:
+        if file.is_file() and file.stat().st_size <= _LARGEST_BYTES:
+            return file.read_text("utf-8")
+    except (OSError, ValueError):
+        return None
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def check_bounds(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from raystage.data.chat_tokenizer import ChatTokenizer, Marked
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_files import no_end
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY
@@ -22,7 +23,7 @@ class Tokenizer(Protocol):
 
     size: int
 
-    def encode(self, text: bytes) -> np.ndarray: ...
+    def encode(self, text: bytes) -> np.ndarray | Marked: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def make_tokenizer(data: DataPlan) -> Tokenizer:
     """
     if data.largest_token is not None:
         return TokenIds(data.largest_token.token + 1)
+    if data.options.are_chats:
+        return ChatTokenizer(data.tokenizer, data.chat_template)
     if data.tokenizer == BYTE_TOKENIZER:
         return ByteTokenizer()
     return PretrainedTokenizer(data.tokenizer, data.end_token, data.encoding_errors)

@@ -21,11 +21,17 @@ from raystage.errors import InputError
 
 @dataclass(frozen=True)
 class Streams:
-    """The tokens of all training documents in a row, those of all held-out documents, and their index."""
+    """The tokens of all training documents in a row, those of all held-out documents, and their index.
+
+    train_marks, held_out_marks: uint8 of the same shapes, 1 for every token of an answer; None for other text than
+    conversations.
+    """
 
     train: np.ndarray
     held_out: np.ndarray
     index: TokenIndex
+    train_marks: np.ndarray | None = None
+    held_out_marks: np.ndarray | None = None
 
 
 def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> Streams:
@@ -39,7 +45,8 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
     if index.tokenizer_size > vocab_size:
         raise InputError(vocabulary_problem(vocab_size, data.tokenizer, index.tokenizer_size), key="model.vocab_size")
     streams = (np.memmap(folder / name, dtype=index.dtype, mode="r") for name in (TRAIN, HELD_OUT))
-    return Streams(*streams, index)
+    marks = (np.memmap(folder / name, dtype=np.uint8, mode="r") for name in list(index.files)[2:])
+    return Streams(*streams, index, *marks)
 
 
 class TokenWindows:
@@ -115,6 +122,34 @@ class MixedWindows:
         number, inside = divmod(position, self.reading.window)
         content, index = self.reading.at(number)
         return self.sources[content].piece(index * self.reading.window + inside, length)
+
+
+@dataclass(frozen=True)
+class MarkedWindows:
+    """Samples with a mark for each token. tokens, marks: windows of both streams, of one seed, so that they read the
+    same places."""
+
+    tokens: TokenWindows | MixedWindows
+    marks: TokenWindows | MixedWindows
+
+    @property
+    def seed(self) -> int:
+        return self.tokens.seed
+
+    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
+        """Samples of an objective: "tokens" are the sequences, "mask" is uint8 of the same shape, 1 for every token of
+        an answer."""
+        tokens, marks = (one.sequences(first, count, length) for one in (self.tokens, self.marks))
+        return {"tokens": tokens, "mask": marks.astype(np.uint8)}
+
+
+def held_out_samples(streams: Streams, context_length: int, count: int) -> dict[str, np.ndarray]:
+    """`count` samples of the held-out text, spread evenly over it; as `training_windows` reads them."""
+    found = {"tokens": TokenWindows(streams.held_out, context_length, seed=0).spread(count)}
+    if streams.held_out_marks is not None:
+        marks = TokenWindows(streams.held_out_marks, context_length, seed=0).spread(count)
+        found["mask"] = marks.astype(np.uint8)
+    return found
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> np.ndarray:

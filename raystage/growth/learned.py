@@ -165,7 +165,7 @@ class Fitting:
         }
         total = torch.zeros((), device=next(self.maps.parameters()).device)
         for batch, weight in shares:
-            loss = self._loss(partial(_call, self._network, leaves), batch) * (weight / targets)
+            loss = self._loss(partial(_call, self._network, leaves), batch) * (weight / max(1, targets))
             loss.backward()
             total += loss.detach()
         # The whole batch goes back through the maps at once.

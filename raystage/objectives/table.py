@@ -14,7 +14,7 @@ class ObjectiveSpec:
     """learns: what a model learns to say. model: which models can learn it, by `Family.objective`.
 
     judge: the objective whose loss and accuracy held-out text is judged by. module: where its learner is, for workers.
-    options: its keys under `objective` in a schedule, beside the name.
+    options: its keys under `objective` in a schedule, beside the name. reads: what the documents of its source must be.
     """
 
     name: str
@@ -23,6 +23,7 @@ class ObjectiveSpec:
     judge: str
     module: str
     options: tuple[str, ...] = ()
+    reads: str = "text"
 
 
 CAUSAL_LM = "causal_lm"
@@ -34,6 +35,10 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         ObjectiveSpec(
             "masked_lm", "masked tokens", "masked tokens", "masked_lm", "raystage.objectives.masked_lm",
             ("mask_share", "mask_token"),
+        ),
+        ObjectiveSpec(
+            "instruct", "the answers of conversations", "next token", "instruct", "raystage.objectives.instruct",
+            reads="chats",
         ),
         ObjectiveSpec(
             "own", "what a function of the user's own says", "next token", CAUSAL_LM, "raystage.objectives.own",

@@ -15,6 +15,7 @@ from pathlib import Path
 from raystage.config.schedule import Init
 from raystage.config.stage import Data, MixtureEntry, TextSource
 from raystage.config.types import REST
+from raystage.data.chat_template import check_documents, find_template
 from raystage.data.plan import DataPlan, MixturePart, MixturePlan, StageText
 from raystage.data.tokenizer_files import NOTHING_KNOWN, TokenizerFacts, no_end, read_tokenizer
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, NO_TOKENIZER, tokenizer_fingerprint
@@ -38,16 +39,17 @@ class Sources:
     with_code: bool = True
     _corpora: dict[tuple[str, tuple[str, ...], SourceOptions], Corpus] = field(default_factory=dict)
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
-    _data: dict[Data, StageText] = field(default_factory=dict)
+    _data: dict[tuple[Data, bool], StageText] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
     _pinned: dict[str, str] = field(default_factory=dict)
     _overlaps: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def data(self, data: Data) -> StageText:
-        """The text that a stage reads. Raises InputError, with the stage's own key."""
-        if data not in self._data:
-            self._data[data] = self._look_up(data) if data.mixture is None else self._mixture(data)
-        return self._data[data]
+    def data(self, data: Data, are_chats: bool = False) -> StageText:
+        """The text, or the conversations, that a stage reads. Raises InputError, with the stage's own key."""
+        if (data, are_chats) not in self._data:
+            look_up = self._look_up if data.mixture is None else self._mixture
+            self._data[data, are_chats] = look_up(data, are_chats)
+        return self._data[data, are_chats]
 
     def corpus(self, source: str, path: tuple[str, ...], options: SourceOptions = DEFAULTS) -> Corpus:
         """The documents of a source. Raises InputError."""
@@ -85,12 +87,12 @@ class Sources:
             self._inits[init] = find_init(init)
         return self._inits[init]
 
-    def _mixture(self, data: Data) -> MixturePlan:
+    def _mixture(self, data: Data, are_chats: bool) -> MixturePlan:
         weights = _weights(data.mixture)
         parts: list[MixturePart] = []
         for index, (entry, weight) in enumerate(zip(data.mixture, weights, strict=True)):
             try:
-                text = self.data(_text_of(data, entry))
+                text = self.data(_text_of(data, entry), are_chats)
             except InputError as error:
                 raise InputError(error.problem, key=_entry_key(index, error.key)) from None
             same = next((part.name for part in parts if part.data.content == text.content), None)
@@ -104,13 +106,15 @@ class Sources:
             parts.append(MixturePart(entry.name, text, weight, entry.max_repeats))
         return MixturePlan(tuple(parts))
 
-    def _look_up(self, data: Data) -> DataPlan:
+    def _look_up(self, data: Data, are_chats: bool) -> DataPlan:
         _check_source(data)
-        path, options = _pinned(data, _options(data))
+        check_documents(data.source, are_chats, data.chat_template, data.end_token)
+        template = self._template(data) if are_chats else None
+        path, options = _pinned(data, _options(data, are_chats))
         corpus = self.corpus(data.source, path, options)
         _check_split(corpus, data)
         training, held_out = corpus.split(data.validation_fraction)
-        tokenizer, known = self._tokenizer_of(data, corpus)
+        tokenizer, known = self._tokenizer_of(data, corpus, are_chats)
         if tokenizer not in (BYTE_TOKENIZER, NO_TOKENIZER) and data.encoding_errors == "strict":
             corpus.check_utf8()
         return DataPlan(
@@ -128,16 +132,22 @@ class Sources:
             train=training.size,
             held_out=held_out.size,
             largest_token=corpus.largest,
+            chat_template=template,
             text=TrainingText.of(
                 corpus.fingerprint, None if options.validation_path else data.validation_fraction, training
             ),
         )
 
-    def _tokenizer_of(self, data: Data, corpus: Corpus) -> tuple[str, TokenizerFacts]:
+    def _template(self, data: Data) -> str | None:
+        known = NOTHING_KNOWN if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
+        return find_template(data.chat_template, data.tokenizer, known)
+
+    def _tokenizer_of(self, data: Data, corpus: Corpus, are_chats: bool) -> tuple[str, TokenizerFacts]:
         """The tokenizer's name, with its commit, and what is known about it. Of tokens it need not be known."""
         if corpus.largest is None:
             known = BYTES if data.tokenizer == BYTE_TOKENIZER else self.tokenizer(data.tokenizer)
-            _check_end(data, known)
+            if not are_chats:
+                _check_end(data, known)
             return self.pinned(data.tokenizer), known
         if data.tokenizer == BYTE_TOKENIZER:
             return NO_TOKENIZER, NOTHING_KNOWN
@@ -252,7 +262,7 @@ def _end_id(data: Data) -> int | None:
     return int(data.end_token)
 
 
-def _options(data: Data) -> SourceOptions:
+def _options(data: Data, are_chats: bool) -> SourceOptions:
     return SourceOptions(
         files=data.files,
         validation_path=data.path if data.validation_split else data.validation_path,
@@ -264,7 +274,8 @@ def _options(data: Data) -> SourceOptions:
         document_separator=data.document_separator,
         document_bytes=data.document_bytes,
         may_be_any=data.encoding_errors == "replace",
-        field=data.field,
+        field=data.field or ("messages" if are_chats else None),
+        are_chats=are_chats,
     )
 
 

@@ -15,6 +15,7 @@ from raystage.data.plan import MixturePart, MixturePlan
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
+from raystage.objectives.table import OBJECTIVES
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
@@ -67,7 +68,8 @@ def _check_names(schedule: Schedule) -> None:
 
 def read_data(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the text that the stage reads."""
-    return replace(draft, data=context.sources.data(draft.stage.data))
+    reads_chats = OBJECTIVES[draft.stage.objective.name].reads == "chats"
+    return replace(draft, data=context.sources.data(draft.stage.data, reads_chats))
 
 
 def find_evaluated(draft: StageDraft, context: Context) -> StageDraft:

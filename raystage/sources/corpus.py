@@ -22,8 +22,9 @@ class SourceOptions:
 
     files: a pattern of names. validation_path: separate text to hold out, in place of a share. document_separator,
     document_bytes: where files are split into documents. may_be_any: whether bytes that are no UTF-8 are read. field:
-    the part of a row that is the document. subset, split: of a dataset; validation_split: that of `validation_path`.
-    format: of files of tokens. end_id: the token that ends a document there.
+    the part of a row that is the document. are_chats: documents are conversations, and not text. subset, split: of a
+    dataset; validation_split: that of `validation_path`. format: of files of tokens. end_id: the token that ends a
+    document there.
     """
 
     files: str | None = None
@@ -32,6 +33,7 @@ class SourceOptions:
     document_bytes: int | None = None
     may_be_any: bool = False
     field: str | None = None
+    are_chats: bool = False
     subset: str | None = None
     split: str | None = None
     validation_split: str | None = None

@@ -118,7 +118,7 @@ def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
             if number >= block.stop:
                 return
             if number >= block.start:
-                yield from texts(batch, path, place, first, options.may_be_any)
+                yield from texts(batch, path, place, first, options)
             first += len(batch)
 
 

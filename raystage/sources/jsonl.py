@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raystage.errors import InputError
+from raystage.sources.chats import conversation
 from raystage.sources.corpus import SourceOptions
 from raystage.sources.places import Place, refused
 from raystage.sources.rows import Block, RowCorpus, read_rows
@@ -39,14 +40,17 @@ def blocks(place: Place, options: SourceOptions) -> list[Block]:
 
 def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
     """The texts in a part, empty ones included. Raises InputError."""
-    path = tuple((options.field or "text").split("."))
+    field = options.field or "text"
+    path = tuple(field.split("."))
+    read = conversation if options.are_chats else _text
     errors = "replace" if options.may_be_any else "strict"
     for number, line in enumerate(_lines(place, block)):
         if not line.strip():
             yield b""
             continue
         try:
-            yield _text(json.loads(line.decode("utf-8", errors)), options.field or "text", path, errors)
+            value = _value(json.loads(line.decode("utf-8", errors)), field, path)
+            yield _encoded(read(value, field), field, errors)
         except (ValueError, RecursionError) as error:
             where = f"{place}, line {_lines_before(place, block) + number + 1:,}"
             key = "data.field" if isinstance(error, _FieldError) else "data.path"
@@ -57,8 +61,8 @@ class _FieldError(ValueError):
     """The line is JSON, but not what `data.field` says."""
 
 
-def _text(content: Any, field: str, path: tuple[str, ...], errors: str) -> bytes:
-    """The bytes of a field. A name with dots in it counts before a path. Raises ValueError."""
+def _value(content: Any, field: str, path: tuple[str, ...]) -> Any:
+    """What a field holds. A name with dots in it counts before a path. Raises ValueError."""
     if not isinstance(content, dict):
         raise ValueError(f'found {shown(content)}; expected an object such as {{"{field}": "..."}}')
     value: Any = content
@@ -67,15 +71,24 @@ def _text(content: Any, field: str, path: tuple[str, ...], errors: str) -> bytes
             there = ", ".join(map(repr, value)) if isinstance(value, dict) and value else "nothing"
             raise _FieldError(f"found no field {field!r}; it has {there}; expected one of its fields in data.field")
         value = value[step]
+    return value
+
+
+def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         found = "null" if value is None else shown(value)
         raise _FieldError(f"found {found} in the field {field!r}; expected text")
+    return value
+
+
+def _encoded(text: str, field: str, errors: str) -> bytes:
+    """Raises ValueError for what UTF-8 cannot hold."""
     try:
-        return value.encode()
+        return text.encode()
     except UnicodeEncodeError as error:  # half of a pair, written as \ud83d
         if errors == "replace":
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        found = f"found half of a character, \\u{ord(value[error.start]):04x}, in the field {field!r}"
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        found = f"found half of a character, \\u{ord(text[error.start]):04x}, in the field {field!r}"
         raise ValueError(f"{found}; expected valid text, or data.encoding_errors: replace") from None
 
 

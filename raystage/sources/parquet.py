@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystage.errors import InputError
+from raystage.sources.chats import conversation
 from raystage.sources.corpus import SourceOptions
 from raystage.sources.places import Place, refused
 from raystage.sources.rows import Block, RowCorpus, read_rows
@@ -45,7 +46,7 @@ def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
         groups = range(block.start, block.stop)
         count = _batch_rows(file, block.start)
         for batch in file.iter_batches(count, row_groups=groups, columns=[".".join(path)], use_threads=False):
-            yield from texts(batch, path, place, first, options.may_be_any)
+            yield from texts(batch, path, place, first, options)
             first += len(batch)
 
 
@@ -83,7 +84,9 @@ def column_path(schema: pa.Schema, place: Place, options: SourceOptions) -> tupl
             raise InputError(problem, key="data.field")
         kind = columns.field(step).type
         columns = kind if pa.types.is_struct(kind) else ()
-    if not _is_text(kind):
+    if options.are_chats:
+        _check_messages(kind, field, place)
+    elif not _is_text(kind):
         texts = _text_columns(schema)
         where = f"such as {', '.join(map(repr, texts))}" if texts else "of which it has none"
         problem = f"{place}: the column {field!r} has the type {kind}; expected a column of text, {where}"
@@ -91,11 +94,24 @@ def column_path(schema: pa.Schema, place: Place, options: SourceOptions) -> tupl
     return path
 
 
-def texts(batch: pa.RecordBatch, path: tuple[str, ...], place: Place, first: int, replace: bool) -> Iterator[bytes]:
-    """The texts of a column, empty ones included. first: the number of rows before. Raises InputError."""
+def _check_messages(kind: pa.DataType, field: str, place: Place) -> None:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(check(kind) for check in lists) or not pa.types.is_struct(kind.value_type):
+        problem = f"{place}: the column {field!r} has the type {kind}"
+        raise InputError(f"{problem}; expected a column of lists of messages (role, content)", key="data.field")
+
+
+def texts(
+    batch: pa.RecordBatch, path: tuple[str, ...], place: Place, first: int, options: SourceOptions
+) -> Iterator[bytes]:
+    """The texts of a column, or its conversations, empty ones included. first: the number of rows before. Raises
+    InputError."""
     column = batch.column(batch.schema.get_field_index(path[0]))
     for step in path[1:]:
         column = pc.struct_field(column, step)
+    if options.are_chats:
+        yield from _conversations(column, path, place, first)
+        return
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     is_bytes = any(check(column.type) for check in _BYTES_TYPES)
@@ -106,10 +122,21 @@ def texts(batch: pa.RecordBatch, path: tuple[str, ...], place: Place, first: int
         try:
             content.decode()
         except UnicodeDecodeError as error:
-            if not replace:
+            if not options.may_be_any:
                 raise _no_utf8(place, number, path, error, is_bytes) from None
             content = content.decode("utf-8", "replace").encode()
         yield content
+
+
+def _conversations(column: pa.Array, path: tuple[str, ...], place: Place, first: int) -> Iterator[bytes]:
+    for number, value in enumerate(column, first + 1):
+        try:
+            yield conversation(value.as_py(), ".".join(path)).encode()
+        except UnicodeDecodeError:
+            found = f"{place}, row {number:,}: found bytes that are no UTF-8 in a message"
+            raise InputError(f"{found}; expected UTF-8", key="data.path") from None
+        except ValueError as error:
+            raise InputError(f"{place}, row {number:,}: {error}", key="data.path") from None
 
 
 def _no_utf8(place: Place, row: int, path: tuple[str, ...], error: UnicodeDecodeError, is_bytes: bool) -> InputError:

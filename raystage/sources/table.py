@@ -14,13 +14,14 @@ from raystage.sources.corpus import DEFAULTS, Corpus, SourceOptions
 # Of `source: tokens`; `raystage.sources.token_files` says what they are.
 TOKEN_FORMATS = ("llmc", "megatron", "datatrove", "npy", "uint16", "uint32")
 _TEXT = frozenset({"text"})
+_ROWS = frozenset({"text", "chats"})
 _FILES = frozenset({"path", "files", "validation_path"})
 _DATASET = frozenset({"path", "validation_path", "field", "subset", "split", "validation_split"})
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source. gives: the fields of its samples, such as {"text"} or {"tokens"}.
+    """A source. gives: what its documents can be: "text", "tokens", or "chats", which are conversations.
 
     keys: the keys under `data` that it has, besides those that every source has. module: where its function
     `read(paths, options)` is, which returns a `Corpus` and raises InputError; `pinned(path, options)` may
@@ -50,9 +51,9 @@ class DataSource:
 _ENTRIES = (
     DataSource("python-stdlib", _TEXT, frozenset(), "raystage.sources.python_stdlib"),
     DataSource("text", _TEXT, _FILES | {"document_separator", "document_bytes"}, "raystage.sources.text"),
-    DataSource("jsonl", _TEXT, _FILES | {"field"}, "raystage.sources.jsonl"),
-    DataSource("parquet", _TEXT, _FILES | {"field"}, "raystage.sources.parquet"),
-    DataSource("huggingface", _TEXT, _DATASET, "raystage.sources.huggingface"),
+    DataSource("jsonl", _ROWS, _FILES | {"field"}, "raystage.sources.jsonl"),
+    DataSource("parquet", _ROWS, _FILES | {"field"}, "raystage.sources.parquet"),
+    DataSource("huggingface", _ROWS, _DATASET, "raystage.sources.huggingface"),
     DataSource("tokens", frozenset({"tokens"}), _FILES | {"format"}, "raystage.sources.tokens"),
 )
 SOURCES: dict[str, DataSource] = {entry.name: entry for entry in _ENTRIES}

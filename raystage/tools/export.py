@@ -56,7 +56,7 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
     try:
         with as_input_errors("CHECKPOINT"):
             _write_weights(source, target, options)
-            for file, content in ({} if tokenizer is None else tokenizer_files(name, tokenizer)).items():
+            for file, content in _tokenizer_files(source, options, name, tokenizer).items():
                 target.write_whole(file, content)
             if end is not None:
                 generation = transformers.GenerationConfig(eos_token_id=end)
@@ -106,6 +106,15 @@ def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]
         problem = f"{found}; expected them below the model's vocab_size, {source.shape.vocab_size}"
         raise InputError(problem, key="tokenizer", file=source.uri)
     return name, tokenizer
+
+
+def _tokenizer_files(source: Source, options: ExportOptions, name: str | None, tokenizer: Any) -> dict[str, bytes]:
+    """By name the files of the tokenizer, with the chat template of the training."""
+    if tokenizer is None:
+        return {}
+    template = source.model.manifest.data_cursor.get("chat_template")
+    is_own = options.tokenizer is None and isinstance(template, str)
+    return {**tokenizer_files(name, tokenizer), **({"chat_template.jinja": template.encode()} if is_own else {})}
 
 
 def _end(source: Source, options: ExportOptions, tokenizer: Any) -> int | None:

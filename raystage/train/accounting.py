@@ -91,14 +91,15 @@ class Accounting:
         progress.pending_steps += 1
 
     def make_point(self) -> TrainPoint | None:
-        """The point of the curve for the steps since the last one; None if there were none. Collective.
+        """The point of the curve for the steps since the last one; None if there were none, or none with a target.
+        Collective.
 
         Raises NonFiniteLoss, on all workers alike.
         """
         progress = self.progress
         if not progress.pending_steps:
             return None
-        loss = self._engine.sum_over_workers(self._loss) / self._targets
+        loss = self._engine.sum_over_workers(self._loss) / max(1, self._targets)
         seconds = self.tick() + progress.pending_seconds
         self.count_energy()
         if not math.isfinite(loss):
@@ -122,11 +123,13 @@ class Accounting:
             tokens_per_second=tokens_per_second,
             mfu=flops_per_second / (peak * self._engine.world) if peak else None,
         )
-        progress.train.append(point)
+        has_targets = self._targets > 0
+        if has_targets:
+            progress.train.append(point)
         progress.pending_steps, progress.pending_seconds = 0, 0.0
         self._loss.zero_()
         self._tokens = self._targets = self._flops = 0
-        return point
+        return point if has_targets else None
 
     def set_pending_aside(self) -> None:
         """Put what was counted since the last point into the progress, to be continued from a checkpoint. No point is

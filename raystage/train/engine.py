@@ -150,7 +150,7 @@ class StageEngine:
         for batch, weight in self.shares(reader, first, count, length):
             loss = self.learner.loss(self.deepspeed, batch)
             # DeepSpeed divides by the accumulation steps and averages over the workers.
-            self.deepspeed.backward(loss * (weight * accumulation * self.world / targets))
+            self.deepspeed.backward(loss * (weight * accumulation * self.world / max(1, targets)))
             self.deepspeed.step()
             total += loss.detach() * weight
         self._frozen.holds = False
@@ -218,7 +218,8 @@ class StageEngine:
             scores = loss_and_hits(answer)
             total += scores * weight
             if weight:
-                tally.add(answer.outputs, answer.targets)
+                if len(answer.targets):
+                    tally.add(answer.outputs, answer.targets)
                 number = len(next(iter(batch.values())))
                 before = min(max(count // 2 - place, 0), number)
                 parts += halves(answer, scores[0], judge.num_targets(held_out, place, before, length))

@@ -91,6 +91,7 @@ def make_manifest(
             "tokenizer": stage.data.tokenizer,
             "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
             **({"end_token": stage.data.end_token} if stage.data.end_token else {}),
+            **({"chat_template": stage.data.chat_template} if stage.data.chat_template else {}),
             **({"sources": stage.reading.cursors_at(window)} if stage.reading else {}),
             "trained_on": stage.trained_on.to_json(),
         },

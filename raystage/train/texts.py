@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from raystage.data.plan import DataPlan, MixturePart
-from raystage.data.tokens import MixedWindows, Streams, TokenWindows, open_streams
+from raystage.data.tokens import MarkedWindows, MixedWindows, Streams, TokenWindows, held_out_samples, open_streams
+from raystage.errors import InputError
 from raystage.objectives.learner import HeldOut, Reader
+from raystage.objectives.opening import open_judge
 from raystage.plans.plan import StagePlan
 from raystage.results.data_use import Counted
 
@@ -39,13 +43,30 @@ def open_texts(stage: StagePlan) -> StageTexts:
     training = sources_read(stage)
     wanted = training | {part.data.content: part.data for part in stage.evaluated}
     streams = {content: open_streams(data, stage.shape.vocab_size) for content, data in wanted.items()}
-    windows = {content: TokenWindows(streams[content].train, stage.window_tokens, stage.seed) for content in training}
-    train = MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
     return StageTexts(
-        train=train,
+        train=_training_samples(stage, {content: streams[content] for content in training}),
         held_out=tuple(_evaluation_set(stage, part, streams[part.data.content]) for part in stage.evaluated),
         counted={content: Counted.of_index(opened.index) for content, opened in streams.items()},
     )
+
+
+def _training_samples(stage: StagePlan, streams: Mapping[str, Streams]) -> Reader:
+    tokens = _windows(stage, {content: opened.train for content, opened in streams.items()})
+    if all(opened.train_marks is None for opened in streams.values()):
+        return tokens
+    return MarkedWindows(tokens, _windows(stage, {content: _marks(opened) for content, opened in streams.items()}))
+
+
+def _windows(stage: StagePlan, streams: Mapping[str, np.ndarray]) -> TokenWindows | MixedWindows:
+    windows = {content: TokenWindows(one, stage.window_tokens, stage.seed) for content, one in streams.items()}
+    return MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
+
+
+def _marks(opened: Streams) -> np.ndarray:
+    """In text that is no conversation every token is a target. It takes no memory."""
+    if opened.train_marks is not None:
+        return opened.train_marks
+    return np.broadcast_to(np.uint8(1), opened.train.shape)
 
 
 def sources_read(stage: StagePlan) -> dict[str, DataPlan]:
@@ -65,6 +86,8 @@ def evaluation_set(stage: StagePlan) -> HeldOut:
 
 
 def _evaluation_set(stage: StagePlan, part: MixturePart, streams: Streams) -> EvaluationSet:
-    windows = TokenWindows(streams.held_out, stage.shape.context_length, stage.seed)
-    held_out = HeldOut({"tokens": windows.spread(stage.evaluation_sequences)})
+    held_out = HeldOut(held_out_samples(streams, stage.shape.context_length, stage.evaluation_sequences))
+    if not open_judge(stage.objective).num_targets(held_out, 0, held_out.count, held_out.length):
+        problem = f"found no answer in the {held_out.count * held_out.length} held-out tokens that are evaluated"
+        raise InputError(f"{problem}; expected more", key="training.evaluate.tokens")
     return EvaluationSet(part.data.content, float(part.weight), held_out)

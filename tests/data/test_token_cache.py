@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chats import conversations, save_chat_words, write_chats
 from factories import make_schedule
 from raystage.data import token_cache, token_shards
 from raystage.data.plan import DataPlan, vocabulary_problem
@@ -57,6 +58,17 @@ def other_type(folder: Path) -> None:
 
 def older_version(folder: Path) -> None:
     (folder / "index.json").write_text('{"dtype": "uint16", "tokenizer_size": 257}')
+
+
+def flip_mark(folder: Path) -> None:
+    path = folder / "train_marks.bin"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+def missing_marks(folder: Path) -> None:
+    (folder / "held_out_marks.bin").unlink()
 
 
 def missing(folder: Path) -> None:
@@ -182,3 +194,38 @@ def test_what_a_vocabulary_must_hold_is_said_in_ids() -> None:
 def _streams(planned: DataPlan, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     streams = open_streams(planned, SIZE, cache)
     return streams.train, streams.held_out
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> DataPlan:
+    """Conversations in several files, of which each is a shard."""
+    for number in range(3):
+        write_chats(tmp_path / f"chats/{number}.jsonl", conversations(80)[number::3])
+    tokenizer = str(save_chat_words(tmp_path / "words"))
+    data = {"source": "jsonl", "path": str(tmp_path / "chats"), "tokenizer": tokenizer}
+    (tmp_path / "none").mkdir()
+    return make_plan(make_schedule(tmp_path / "none", data=data, objective="instruct")).staged.stages[0].data
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty_index, flip_mark, missing_marks])
+def test_damaged_marks_are_made_anew(damage, chats: DataPlan, tmp_path: Path) -> None:
+    before = open_streams(chats, SIZE, tmp_path / "cache")
+    kept = [np.array(one) for one in (before.train, before.held_out, before.train_marks, before.held_out_marks)]
+    damage(cache_folder(chats, tmp_path / "cache"))
+    after = open_streams(chats, SIZE, tmp_path / "cache")
+    for one, other in zip((after.train, after.held_out, after.train_marks, after.held_out_marks), kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert after.train_marks.shape == after.train.shape
+    assert after.held_out_marks.shape == after.held_out.shape
+    assert set(np.unique(after.train_marks)) == {0, 1}
+
+
+def test_shards_of_conversations_are_joined_to_the_same_streams(chats: DataPlan, tmp_path: Path) -> None:
+    folders = [cache_folder(chats, tmp_path / name) for name in ("alone", "together")]
+    for folder, workers in zip(folders, (1, 2), strict=True):
+        token_cache.open_index(chats, folder, workers)
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == ["held_out.bin", "held_out_marks.bin", "index.json", "train.bin", "train_marks.bin"]
+    for name in names:
+        if name != "index.json":  # it has time stamps
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name

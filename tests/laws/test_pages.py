@@ -18,6 +18,7 @@ from mixtures import write_texts
 
 import raystage
 import started_models
+from chats import conversations, save_chat_words, write_chats
 from factories import save_words, write_documents
 from house import FOLDERS
 from pages import (
@@ -156,6 +157,9 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_nanogpt(
         tmp_path / "my/tokens", [[*range(60), 50256]] * 5 + [[*range(first, 600), 50256] for first in range(60)]
     )
+    write_chats(tmp_path / "my/chats.jsonl", conversations(900))
+    save_chat_words(tmp_path / "my/tokenizer", None)
+    (tmp_path / "my/chat.jinja").write_text(block_with("{% generation %}", "docs/objectives.md").text)
     (tmp_path / "exact.py").write_text(block_with("# exact.py", "docs/savings.md").text)
     (tmp_path / "losses.py").write_text(block_with("def smooth", "docs/objectives.md").text)
     (tmp_path / "my_package").mkdir()

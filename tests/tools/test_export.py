@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from chats import TEMPLATE, save_chat_words
 from exports import byte_shape, exported, invoke, load, logits, make_checkpoint, network_of
 from factories import save_words
 from growths import tiny
@@ -150,3 +151,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, case: str, mon
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_the_chat_template_of_the_training_goes_along(is_own: bool, tmp_path: Path) -> None:
+    """The tokenizer's own, or the one that the schedule named in its place."""
+    words = save_chat_words(tmp_path / "words")
+    config = words / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": "older"}))
+    template = TEMPLATE if is_own else f"{TEMPLATE}w1"
+    saved = make_checkpoint(tmp_path / "saved", byte_shape("llama"), str(words), chat_template=template)
+    exported(saved, tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template
+    exported(saved, tmp_path / "named", "--tokenizer", words)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "named").chat_template == TEMPLATE

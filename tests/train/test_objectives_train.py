@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch.nn import functional
 
 import started_models
+from chats import TEMPLATE, save_chat_words, write_chats
 from distributed import run_workers
 from factories import make_schedule
 from pages import block_with
 from raystage.config.schedule import Schedule
+from raystage.files.filesystem import open_folder
 from raystage.objectives.opening import open_judge
 from raystage.plans.build import make_plan
 from raystage.results.record import StageRecord
-from raystage.train.evaluation import evaluation_set
+from raystage.storage.store import Store
+from raystage.tools.export import ExportOptions, export
+from raystage.tools.grow import open_source
+from raystage.train.texts import evaluation_set
 from staged_runs import carry_out, records_of
 
 pytestmark = pytest.mark.end_to_end
@@ -36,10 +42,14 @@ def counted(model, batch, **options):
 def all_of_them(batch, **options):
     return batch["tokens"][:, 1:].size
 """
+NAMES = ("masked_lm", "own", "instruct")
 LAYERS = [{"num_layers": 1}, {"num_layers": 2}]
 
 
-def schedule_of(folder: Path, workers: int, objectives: tuple[object, object], family: str = "llama") -> Schedule:
+def schedule_of(
+    folder: Path, workers: int, objectives: tuple[object, object], family: str = "llama", chats: str = ""
+) -> Schedule:
+    """chats: "both" stages read conversations, or the "second" one."""
     (folder / "text").mkdir(exist_ok=True)
     (folder / "losses.py").write_text(LOSSES)
     (folder / "shown.py").write_text(block_with("def smooth", "docs/objectives.md").text)
@@ -49,14 +59,21 @@ def schedule_of(folder: Path, workers: int, objectives: tuple[object, object], f
          "grow": {"operator": "identity"}},
     ]  # fmt: skip
     training = {"workers": workers, "optimizer": {"lr": 1e-2}, "checkpoint": {"every": 200}}
-    return make_schedule(folder / "text", model={"family": family}, stages=stages, training=training, baseline=None)
+    data = {}
+    if chats:
+        data = {"tokenizer": str(save_chat_words(folder / "words"))}
+        conversations = {"source": "jsonl", "path": str(write_chats(folder / "chats.jsonl"))}
+        for stage in stages if chats == "both" else stages[1:]:
+            stage["data"] = conversations
+    changes = {"data": data, "stages": stages, "training": training, "baseline": None}
+    return make_schedule(folder / "text", model={"family": family}, **changes)
 
 
 def own(folder: Path, function: str, **more: object) -> dict:
     return {"name": "own", "function": f"{folder / 'losses.py'}:{function}", **more}
 
 
-def cases_of(folder: Path) -> dict[str, tuple[tuple[object, object], str]]:
+def cases_of(folder: Path) -> dict[str, tuple]:
     counted = own(folder, "counted", targets=f"{folder / 'losses.py'}:all_of_them")
     shown = {"name": "own", "function": f"{folder / 'shown.py'}:smooth", "options": {"label_smoothing": 0.1}}
     return {
@@ -64,6 +81,8 @@ def cases_of(folder: Path) -> dict[str, tuple[tuple[object, object], str]]:
         "own": ((own(folder, "plain"), counted), "llama"),
         "smoothed later": (("causal_lm", shown), "llama"),
         "masked_lm": (("masked_lm", {"name": "masked_lm", "mask_share": 0.3}), "bert"),
+        "instruct": (("instruct", "instruct"), "llama", "both"),
+        "instruct later": (("causal_lm", "instruct"), "llama", "second"),
     }
 
 
@@ -75,12 +94,16 @@ def carry_out_all(schedules: dict[str, Schedule], stores: dict[str, str], is_kil
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[StageRecord]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objectives")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> dict[str, list[StageRecord]]:
     """By case and way the records of both stages."""
-    folder = tmp_path_factory.mktemp("objectives")
     found = {}
     for way, workers in (("one", 1), ("killed", 1), ("two", 2), ("three", 3)):
-        names = tuple(cases_of(folder)) if way == "two" else ("masked_lm", "own")
+        names = tuple(cases_of(folder)) if way == "two" else NAMES
         schedules = {name: schedule_of(folder, workers, *cases_of(folder)[name]) for name in names}
         stores = {name: str(folder / f"{way}-{name}") for name in names}
         run_workers(workers, carry_out_all, schedules, stores, way == "killed", folder=folder / f"processes-{way}")
@@ -96,12 +119,12 @@ def test_a_function_that_computes_the_same_trains_the_same_bits(trained: dict[st
     assert losses(trained["own, two"]) == losses(trained["causal_lm, two"])
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "own"])
+@pytest.mark.parametrize("name", NAMES)
 def test_killed_and_resumed_is_the_same(trained: dict[str, list[StageRecord]], name: str) -> None:
     assert losses(trained[f"{name}, killed"]) == losses(trained[f"{name}, one"])
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "own"])
+@pytest.mark.parametrize("name", NAMES)
 def test_three_workers_see_what_two_see(trained: dict[str, list[StageRecord]], name: str) -> None:
     for two, three in zip(losses(trained[f"{name}, two"]), losses(trained[f"{name}, three"]), strict=True):
         assert three == pytest.approx(two, rel=1e-4)
@@ -123,6 +146,36 @@ def test_a_bert_of_hugging_face_s_is_trained_on(tmp_path: Path) -> None:
     first = records_of(schedule, str(tmp_path / "store"))[0]
     assert first.evaluations[0].loss == pytest.approx(loss.item() / targets, rel=1e-5)
     assert first.eval_loss < first.evaluations[0].loss
+
+
+def test_the_loss_of_answers_is_that_of_transformers(trained: dict[str, list[StageRecord]], folder: Path) -> None:
+    """Of the stage's model as it was saved, computed sequence by sequence."""
+    schedule = schedule_of(folder, 2, *cases_of(folder)["instruct"])
+    stage, record = make_plan(schedule).staged.stages[1], trained["instruct, two"][1]
+    source = open_source(stage.key, Store(open_folder(str(folder / "two-instruct"))))
+    export(source, open_folder(str(folder / "exported")), ExportOptions())
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")
+    assert tokenizer.chat_template == TEMPLATE
+    held_out = evaluation_set(stage)
+    total, targets = 0.0, 0
+    for tokens, mask in zip(held_out.arrays["tokens"], held_out.arrays["mask"], strict=True):
+        labels = torch.tensor([token if mark else -100 for token, mark in zip(tokens[1:], mask[1:], strict=True)])
+        with torch.no_grad():
+            logits = network(torch.from_numpy(tokens[None, :-1])).logits[0]
+        total += functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100).item()
+        targets += int((labels >= 0).sum())
+    assert 0 < targets < 0.6 * mask.size * held_out.count
+    assert record.eval_loss == pytest.approx(total / targets, rel=1e-5)
+
+
+def test_fine_tuning_begins_where_the_text_ended(trained: dict[str, list[StageRecord]]) -> None:
+    """The growth is judged on the text, by the next token; the stage itself by the answers."""
+    first, second = trained["instruct later, two"]
+    certificate = second.growth.certificate
+    assert certificate.eval_loss_before == first.eval_loss
+    assert certificate.eval_loss_after == pytest.approx(first.eval_loss, abs=2e-5)
+    assert second.eval_loss < second.evaluations[0].loss - 0.05
 
 
 def test_every_objective_is_learned(trained: dict[str, list[StageRecord]]) -> None:

@@ -1,0 +1,43 @@
+"""`instruct`, supervised fine-tuning on conversations: the next token, where it is part of an answer.
+
+Conversations lie end to end in the stream of tokens, as documents do. How many targets a batch has follows from the
+marks of its tokens; every target has the same weight in the gradient, whichever conversation it is of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystage.objectives.causal_lm import summed_loss
+from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
+
+
+@dataclass(frozen=True)
+class Instruct:
+    """Every token of an answer is a target. In text without marks every token is."""
+
+    def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
+        """ "tokens" is int64, and "mask" uint8, of shape (count, length + 1)."""
+        found = reader.read(first, count, length)
+        return found if "mask" in found else {**found, "mask": np.ones(found["tokens"].shape, dtype=np.uint8)}
+
+    def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int:
+        """It may be 0."""
+        if not count:
+            return 0
+        return int(np.count_nonzero(self.batch(reader, first, count, length)["mask"][:, 1:]))
+
+    def answer(self, model: Model, batch: Batch) -> Answer:
+        sequences, is_target = batch["tokens"], batch["mask"][:, 1:].bool()
+        logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
+        return Answer(logits[is_target].float(), sequences[:, 1:][is_target])
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        return summed_loss(self.answer(model, batch))
+
+
+def open_learner() -> Instruct:
+    return Instruct()
