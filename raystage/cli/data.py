@@ -49,7 +49,8 @@ def prepare_command(schedule: Path, overrides: tuple[str, ...], workers: int | N
     from raystage.units import format_count
 
     plan = make_plan(load(schedule, overrides))
-    texts = {str(stage.data.facts()): stage.data for run in plan.runs() for stage in run.stages}
+    parts = [part.data for run in plan.runs() for stage in run.stages for part in stage.data.parts]
+    texts = {str(data.facts()): data for data in parts}
     rows = []
     for data in texts.values():
         folder, start = cache_folder(data), time.perf_counter()

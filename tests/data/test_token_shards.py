@@ -120,7 +120,12 @@ def test_the_command_prepares_every_text_of_a_schedule(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     schedule = make_schedule(tmp_path / "rows")
     content = schedule.content() | {"data": {"source": "jsonl", "path": planned.path[0], "validation_fraction": 0.3}}
-    content["stages"][1]["data"] = {"source": "text", "files": "*.txt"}
+    entries = [
+        content["data"],
+        {"source": "text", "path": planned.path[0], "files": "*.txt", "validation_fraction": 0.5},
+    ]
+    mixture = [{**entry, "name": name, "weight": 0.5} for name, entry in zip(("rows", "files"), entries, strict=True)]
+    content["stages"][1]["data"] = {"mixture": mixture}
     (tmp_path / "schedule.json").write_text(json.dumps(content))
     done = CliRunner().invoke(main, ["data", "prepare", str(tmp_path / "schedule.json"), "--workers", "1", "--json"])
     assert done.exit_code == 0, done.output
