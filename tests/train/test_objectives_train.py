@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,29 @@ def test_a_growth_is_judged_by_what_judged_the_model_before(trained: dict[str, l
     assert certificate.eval_loss_before == first.eval_loss
     assert certificate.eval_loss_after == pytest.approx(first.eval_loss, abs=1e-3)  # BERT grows nearly exactly
     assert second.evaluations[0].loss != pytest.approx(first.eval_loss, abs=3e-3)
+
+
+def test_steps_without_an_answer_are_steps(tmp_path: Path) -> None:
+    """A step of one sequence, within long questions: it has no point in the curve, and killed it goes on the same."""
+    asked = [f"w{number % 9} " * 45 for number in range(60)]
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": f"w1 {text[:2]}"}] for text in asked]
+    data = {
+        "source": "jsonl",
+        "path": str(write_chats(tmp_path / "chats.jsonl", [*chats, *([one[0], *one] for one in chats)])),
+        "tokenizer": str(save_chat_words(tmp_path / "words")),
+    }
+    (tmp_path / "text").mkdir()
+    training = {"global_batch_tokens": 10, "optimizer": {"lr": 1e-2}, "checkpoint": {"every": 50}}
+    training |= {"lr_schedule": {"kind": "constant", "warmup": 0}}
+    stages = [{"name": "one", "model": LAYERS[0], "until": {"tokens": 200}}]
+    schedule = make_schedule(
+        tmp_path / "text", data=data, objective="instruct", stages=stages, training=training, baseline=None
+    )
+    whole, killed = ({"": str(tmp_path / name)} for name in ("whole", "killed"))
+    run_workers(1, carry_out_all, {"": schedule}, whole, False, folder=tmp_path / "processes")
+    run_workers(1, carry_out_all, {"": schedule}, killed, True, folder=tmp_path / "processes")
+    (record,), (again,) = (records_of(schedule, one[""]) for one in (whole, killed))
+    assert record.steps == 20
+    assert 0 < len(record.train) < 20
+    assert all(math.isfinite(point.loss) for point in record.train)
+    assert losses([again]) == losses([record])
