@@ -67,6 +67,7 @@ FORMS = {
     "parse_span": "fraction below 1, or tokens",
     "parse_position": "fraction up to 1, or tokens",
     "parse_base": "number",
+    "parse_top_k": "whole number, or `none`",
     "parse_workers": "whole number, or `{min: 2, max: 8}`",
     "parse_operator": "operator, or one for each part that grows",
     "_as_layers": "`old`, `new`, or a list of layers",

@@ -92,6 +92,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **({"teacher": _teacher(stage)} if stage.teacher else {}),
         **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),
     }
 
@@ -99,6 +100,13 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
 def _sources(reads: list[SourceRead]) -> dict[str, Any]:
     """Of a stage with a mixture what it reads of each source."""
     return {"sources": [asdict(one) for one in reads]} if reads else {}
+
+
+def _teacher(stage: StagePlan) -> dict[str, Any]:
+    """flops: of its forward passes. They are part of the stage's."""
+    teacher = stage.teacher
+    where = {"name": teacher.name} if teacher.init is None else {"from": teacher.init.hub or teacher.init.path}
+    return {**where, **teacher.facts(), "flops": stage.teacher_flops}
 
 
 def _growth(growth: Growth) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from raystage.config.section import Section
-from raystage.config.types import Share, Text
+from raystage.config.types import COUNT, MOST_WORDS, Positive, PositiveShare, Share, Text
 from raystage.objectives.table import CAUSAL_LM, OBJECTIVES
+from raystage.units import parse_count, shown
 from raystage.user_code import split_reference
 
 
@@ -20,12 +21,38 @@ def _check_reference(reference: str) -> str:
 Reference = Annotated[str, AfterValidator(_check_reference)]
 
 
+ALL_TOKENS = "none"
+
+
+def parse_top_k(value: object) -> int | str:
+    """A number of tokens, or "none" for all. Raises ValueError."""
+    if value == ALL_TOKENS:
+        return ALL_TOKENS
+    try:
+        count = parse_count(value)
+    except ValueError:
+        count = 0
+    if not 0 < count <= MOST_WORDS:
+        problem = f"found {shown(value)}; expected a whole number from 1 to {MOST_WORDS:,}"
+        raise ValueError(f"{problem}, or {ALL_TOKENS} for all tokens")
+    return count
+
+
+_TOP_K_SCHEMA = {
+    "anyOf": [
+        {"type": ["integer", "string"], "minimum": 1, "maximum": MOST_WORDS, "pattern": COUNT},
+        {"const": ALL_TOKENS},
+    ]
+}
+TopK = Annotated[int | str, PlainValidator(parse_top_k), WithJsonSchema(_TOP_K_SCHEMA)]
+
+
 class ObjectiveSection(Section):
     """What a stage learns. Every option belongs to one objective."""
 
     name: Literal[tuple(OBJECTIVES)] = CAUSAL_LM
     """`causal_lm` learns the next token, `masked_lm` tokens that are hidden (BERT), `instruct` the answers of
-    conversations, `own` what a function of your own says."""
+    conversations, `own` what a function of your own says, `distillation` what a teacher finds probable."""
     mask_share: Share = 0.15
     """For `masked_lm`: the share of the tokens that are targets."""
     mask_token: Text | None = None
@@ -37,6 +64,16 @@ class ObjectiveSection(Section):
     """For `own`: a function that counts the targets of a batch; every token is one unless given."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For `own`: keyword arguments that both functions are called with."""
+    teacher: Annotated[Text | None, Field(examples=["small"])] = None
+    """For `distillation`: the model to learn from. An earlier stage by its name, a Hugging Face folder or name, a
+    checkpoint, or a stage's folder in a store."""
+    temperature: Positive = 1.0
+    """For `distillation`: what the scores of teacher and student are divided by before they are compared."""
+    alpha: PositiveShare = 0.5
+    """For `distillation`: the weight of the teacher in the loss. The next token has the rest."""
+    top_k: TopK = 64
+    """For `distillation`: how many of the teacher's most probable tokens are compared one by one; the others are
+    compared as one. `none` compares all one by one."""
 
     def overlaid(self, other: ObjectiveSection) -> ObjectiveSection:
         """A stage that names an objective says all of it; the file's options do not reach into another objective."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,13 +226,14 @@ def parse(content: dict, beside: Path | None = None) -> Schedule:
         schedule = Schedule.model_validate(content)
     except ValidationError as error:
         raise explain(error, Schedule) from None
+    names = {stage.name for stage in schedule.stages}
     return schedule.model_copy(
         update={
             "data": _located(schedule.data, beside, schedule.data),
             "init": _located_init(schedule.init, beside),
-            **_located_objective(schedule.objective, beside),
+            **_located_objective(schedule.objective, beside, names),
             **_located_metrics(schedule.training, beside),
-            "stages": tuple(_located_stage(stage, beside, schedule.data) for stage in schedule.stages),
+            "stages": tuple(_located_stage(stage, beside, schedule.data, names) for stage in schedule.stages),
         }
     )
 
@@ -263,10 +265,10 @@ def _located_paths(text: TextSource, beside: Path | None, source: str) -> dict[s
     }
 
 
-def _located_stage(stage: Stage, beside: Path | None, over: Data) -> Stage:
+def _located_stage(stage: Stage, beside: Path | None, over: Data, names: Collection[str]) -> Stage:
     changes = {
         "data": _located(stage.data, beside, over.overlaid(stage.data)),
-        **_located_objective(stage.objective, beside),
+        **_located_objective(stage.objective, beside, names),
         **_located_metrics(stage.training, beside),
     }
     return stage.model_copy(update=changes)
@@ -285,10 +287,18 @@ def _located_metric(metric: UserMetric, beside: Path | None) -> UserMetric:
     return metric.model_copy(update={"function": _located_reference(metric.function, beside)})
 
 
-def _located_objective(objective: ObjectiveSection, beside: Path | None) -> dict[str, ObjectiveSection]:
-    """The changes to an objective that names functions: absolute paths of their files."""
+def _located_objective(
+    objective: ObjectiveSection, beside: Path | None, names: Collection[str]
+) -> dict[str, ObjectiveSection]:
+    """The changes to an objective that names functions or a teacher: absolute paths of their files and folders.
+
+    names: of all stages. A teacher of such a name is that stage.
+    """
     named = {name: getattr(objective, name) for name in ("function", "targets")}
     found = {name: _located_reference(one, beside) for name, one in named.items() if one}
+    teacher = objective.teacher
+    if teacher and teacher not in names and os.path.isdir(_locate(teacher, beside)):
+        found["teacher"] = _locate(teacher, beside)
     return {"objective": objective.model_copy(update=found)} if found else {}
 
 

@@ -191,6 +191,7 @@ _WEIGHT_SCHEMA = {
 }
 Weight = Annotated[float | str, BeforeValidator(parse_weight), WithJsonSchema(_WEIGHT_SCHEMA)]
 Share = Annotated[float, BeforeValidator(parse_real), Field(gt=0, lt=1), OrText(_REAL)]
+PositiveShare = Annotated[float, BeforeValidator(parse_real), Field(gt=0, le=1), OrText(_REAL)]
 Beta = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1), OrText(_REAL)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0), OrText(_SECONDS)]
 Position = Annotated[float, BeforeValidator(parse_position), Field(ge=0), OrText(COUNT)]

@@ -53,6 +53,11 @@ class TrainedOn:
     def and_on(self, text: TrainingText) -> TrainedOn:
         return self if text in self.texts else TrainedOn((*self.texts, text), self.is_whole)
 
+    def and_of(self, other: TrainedOn) -> TrainedOn:
+        """With everything that another model was trained on."""
+        further = tuple(text for text in other.texts if text not in self.texts)
+        return TrainedOn((*self.texts, *further), self.is_whole and other.is_whole)
+
     def to_json(self) -> dict[str, Any]:
         texts = [{**vars(text), "sample": sorted(text.sample)} for text in self.texts]
         return {"is_whole": self.is_whole, "texts": texts}

@@ -11,7 +11,7 @@ from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
 from raystage.growth.operators import OPERATORS, PARTS, each_operator, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, Rule
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, flops_per_token, parameters
+from raystage.models.shape import ModelShape, parameters
 
 # The part of a model that has the number of units of a kind.
 _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}
@@ -105,12 +105,10 @@ def fitted_map(target: ModelShape) -> GrowthMap:
     return tuple(Rule(p.name, p.shape, weights="fitted", moments="zeros", init=p.spec.init) for p in parameters(target))
 
 
-def fit_flops(target: ModelShape, operator: str, options: GrowthOptions, batch_tokens: int) -> int:
-    """FLOPs of the fit: its steps, each of a global batch, at the FLOPs of the target; 0 for other operators.
+def fit_steps(operator: str, options: GrowthOptions) -> int:
+    """The steps of the fit; 0 for other operators. Each costs as much as a step of the target's training.
 
     options: complete. The maps themselves, matrix products once per step, are not counted: like an optimizer's step
     they are small compared with a batch.
     """
-    if not is_learned(operator):
-        return 0
-    return options.fit_steps * batch_tokens * flops_per_token(target)
+    return options.fit_steps if is_learned(operator) else 0

@@ -65,6 +65,16 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Models:
+    """Frozen models beside the one that is trained, on a worker's device, for objectives that need them.
+
+    teacher: of `distillation`.
+    """
+
+    teacher: Model | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """A model's answer to a batch.
 

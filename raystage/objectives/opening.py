@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from raystage.objectives.learner import Judge, Learner
+from raystage.objectives.learner import Judge, Learner, Models
 from raystage.objectives.plan import ObjectivePlan
 from raystage.objectives.table import OBJECTIVES
 
+NO_MODELS = Models()
 
-def open_learner(objective: ObjectivePlan) -> Learner:
-    """Raises InputError where it cannot be opened."""
-    return _open(objective.name, objective.options)
+
+def open_learner(objective: ObjectivePlan, models: Models = NO_MODELS) -> Learner:
+    """models: those that the objective needs. Raises InputError where it cannot be opened."""
+    needed = {name: getattr(models, name) for name in objective.entry.needs}
+    return _open(objective.name, {**objective.options, **needed})
 
 
 def open_judge(objective: ObjectivePlan) -> Judge:

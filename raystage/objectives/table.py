@@ -15,6 +15,7 @@ class ObjectiveSpec:
 
     judge: the objective whose loss and accuracy held-out text is judged by. module: where its learner is, for workers.
     options: its keys under `objective` in a schedule, beside the name. reads: what the documents of its source must be.
+    needs: further models that its learner is opened with, by their names in `Models`.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ObjectiveSpec:
     module: str
     options: tuple[str, ...] = ()
     reads: str = "text"
+    needs: tuple[str, ...] = ()
 
 
 CAUSAL_LM = "causal_lm"
@@ -43,6 +45,10 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         ObjectiveSpec(
             "own", "what a function of the user's own says", "next token", CAUSAL_LM, "raystage.objectives.own",
             ("function", "targets", "options"),
+        ),
+        ObjectiveSpec(
+            "distillation", "what a teacher finds probable", "next token", CAUSAL_LM,
+            "raystage.objectives.distillation", ("teacher", "temperature", "alpha", "top_k"), needs=("teacher",),
         ),
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ from raystage.data.plan import EarlierText
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.errors import InputError
 from raystage.growth.operators import complete_options
-from raystage.models.shape import ModelShape, flops_per_token
+from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans import cadence, learning_rate
 from raystage.plans.draft import StageDraft
@@ -35,6 +35,7 @@ from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.keys import evaluated_after, key_at
 from raystage.plans.length import waits_for_evaluations
+from raystage.plans.objective import alone, with_key
 from raystage.plans.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
 from raystage.plans.resolve import resolve
 from raystage.plans.steps import step_schedule
@@ -102,7 +103,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         name=name,
         staged=side.staged,
         baselines=_baselines(side),
-        scratch_flops=side.tokens * flops_per_token(side.stages[-1].shape),
+        scratch_flops=side.tokens * alone(side.stages[-1]).flops_per_token,
         costs=schedule.costs,
         seed=schedule.seed,
         values=written_values(schedule),
@@ -173,7 +174,8 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
         rate = _own_rate(stage, index, before) if stage.own_rate else _run_rate(stage.training, run_tokens)
         chain.append(
             _plan_stage(
-                stage, stage.name, before, rate, stage.seed, stage.steps, run_tokens, init=None if chain else init,
+                with_key(stage, chain), stage.name, before, rate, stage.seed, stage.steps, run_tokens,
+                init=None if chain else init,
             )
         )  # fmt: skip
     _check_open_ends(chain)
@@ -223,7 +225,7 @@ def _baselines(side: _Side) -> tuple[RunPlan, ...]:
     schedule = side.schedule
     if schedule.baseline is None:
         return ()
-    last = baseline_stage(schedule, side.stages)
+    last = alone(baseline_stage(schedule, side.stages))
     # Evaluated on exactly the text that the last stage is evaluated on.
     training = last.training.model_copy(update={"evaluate": side.staged.stages[-1].training.evaluate})
     last = replace(last, training=training)
@@ -286,6 +288,7 @@ def _plan_stage(
     tokens = step_schedule(stage.training, stage.shape.context_length).tokens(steps)
     before = parent or init
     seen = before.trained_on if before else NOTHING
+    seen = seen.and_of(stage.teacher.trained_on) if stage.teacher else seen
     planned = StagePlan(
         name=name,
         key="",
@@ -311,6 +314,7 @@ def _plan_stage(
         freezing=stage.freezing if grows else None,
         objective=stage.objective,
         parent_objective=parent.objective if parent else NEXT_TOKEN,
+        teacher=stage.teacher,
         trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
         earlier=(*parent.earlier, EarlierText(parent.end_tokens, parent.data)) if parent else (),
         also_evaluated=stage.also_evaluated if grows else (),
@@ -331,7 +335,7 @@ def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> St
     is_open = not is_baseline and "tokens" not in written.model_fields_set
     stage = evaluated_after(replace(stage, evaluation_follows=is_open), stage.steps)
     every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
-                                  stage.token_flops(stage.shape.context_length), not waits)  # fmt: skip
+                                  stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
     return replace(stage, evaluate_every_tokens=written.every or every)
 
 

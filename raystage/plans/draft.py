@@ -14,10 +14,10 @@ from raystage.config.training import Training
 from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, token_flops
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan
+from raystage.plans.initial import InitPlan, TeacherPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.steps import StepSchedule, step_schedule
 
@@ -39,6 +39,7 @@ class StageDraft:
     own_rate: bool
     data: StageText | None = None
     objective: ObjectivePlan = NEXT_TOKEN
+    teacher: TeacherPlan | None = None
     shape: ModelShape | None = None
     training: Training | None = None
     steps: int = 0
@@ -66,6 +67,16 @@ class StageDraft:
     @property
     def tokens(self) -> int:
         return self.step_schedule.tokens(self.steps)
+
+    def token_flops(self, context_length: int) -> int:
+        """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+        taught = self.teacher.token_flops(context_length) if self.teacher else 0
+        return token_flops(self.shape, context_length) + taught
+
+    @property
+    def flops_per_token(self) -> int:
+        """The same at its full context."""
+        return self.token_flops(self.shape.context_length)
 
 
 @dataclass(frozen=True)

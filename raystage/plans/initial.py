@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from raystage.config.schedule import Init
-from raystage.data.trained_on import NOT_KNOWN, TrainedOn
+from raystage.data.trained_on import NOT_KNOWN, NOTHING, TrainedOn
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
 from raystage.models.families import TRAINED
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.models.manifest import check_manifest
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, token_flops
 from raystage.units import shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"
@@ -29,6 +29,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CHECKPOINT = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # within its stage's folder
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _KEY = "init.from"
+TEACHER_KEY = "objective.teacher"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class InitPlan:
 
     is_checkpoint: a raystage checkpoint, else a Hugging Face folder. keeps_optimizer_state: whether its optimizer state
     is used, if it has any. trained_on: the text it was trained on, as far as its manifest says. hub: its name on the
-    Hugging Face Hub with its commit, for nodes that have it in another place or not yet.
+    Hugging Face Hub with its commit, for nodes that have it in another place or not yet. tokenizer: the fingerprint of
+    the one that a checkpoint was trained with, as far as its manifest says.
     """
 
     path: str
@@ -47,10 +49,37 @@ class InitPlan:
     keeps_optimizer_state: bool
     trained_on: TrainedOn = field(default=NOT_KNOWN, compare=False, repr=False)
     hub: str | None = field(default=None, compare=False)
+    tokenizer: str | None = field(default=None, compare=False)
 
     def facts(self) -> dict[str, object]:
         """The part of it that can change a stage's result."""
         return {"fingerprint": self.fingerprint, "keeps_optimizer_state": self.keeps_optimizer_state}
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """The model that a stage learns from (`distillation`): an earlier stage of its run, or a model as `init` may be.
+
+    name: as written. key: of that stage, None for a model from elsewhere and until keys are known. init: that model.
+    """
+
+    name: str
+    shape: ModelShape
+    key: str | None = None
+    init: InitPlan | None = None
+
+    def facts(self) -> dict[str, object]:
+        """What identifies its weights, in any place."""
+        return {"stage": self.key} if self.init is None else {"fingerprint": self.init.fingerprint}
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The text that it was trained on outside of the run, as far as that is known."""
+        return self.init.trained_on if self.init else NOTHING
+
+    def token_flops(self, context_length: int) -> int:
+        """FLOPs of its forward pass for one token in a context of this length: a third of training."""
+        return token_flops(self.shape, context_length) // 3
 
 
 def find_init(init: Init) -> InitPlan:
@@ -71,22 +100,24 @@ def find_init(init: Init) -> InitPlan:
     shape = _checkpoint_shape(folder) if is_checkpoint else open_trainable(LocalFiles(folder)).shape
     keeps = is_checkpoint and init.optimizer_state != "reset"
     seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN
-    return InitPlan(str(folder), is_checkpoint, fingerprint(folder, is_checkpoint), shape, keeps, seen, at_hub)
+    tokenizer = _manifest(folder)["data_cursor"].get("tokenizer_fingerprint") if is_checkpoint else None
+    found = fingerprint(folder, is_checkpoint)
+    return InitPlan(str(folder), is_checkpoint, found, shape, keeps, seen, at_hub, tokenizer)
 
 
-def check_same(init: InitPlan) -> Path:
+def check_same(init: InitPlan, key: str = _KEY) -> Path:
     """The folder on this machine of the model that was planned with. Raises InputError where it is missing or another
-    one."""
+    one. key: that names the model in a schedule."""
     folder = Path(init.path)
     if not folder.is_dir() and init.hub is not None:
-        folder = hub.snapshot(init.hub, _HUB_FILES, _KEY)
+        folder = hub.snapshot(init.hub, _HUB_FILES, key)
     if not folder.is_dir():
         problem = "no such folder on this worker; expected one that all workers see"
-        raise InputError(problem, key=_KEY, file=init.path)
+        raise InputError(problem, key=key, file=init.path)
     found = fingerprint(folder, init.is_checkpoint)
     if found != init.fingerprint:
         problem = f"found another model ({found[:12]}) than was planned with ({init.fingerprint[:12]})"
-        raise InputError(f"{problem}; expected the same files on every worker", key=_KEY, file=str(folder))
+        raise InputError(f"{problem}; expected the same files on every worker", key=key, file=str(folder))
     return folder
 
 

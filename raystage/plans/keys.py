@@ -66,11 +66,25 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     """
     if not stage.evaluation_follows:
         return stage
-    token_flops = stage.token_flops(stage.shape.context_length)
+    token_flops = stage.model_flops(stage.shape.context_length)
     flops = stage.step_schedule.flops(steps, stage.token_flops)
     tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
     evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
     return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
+
+
+def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
+    """The stage at its real start in the run, after earlier stages that ended before their caps.
+
+    A rate of its own moves with it. The rate of the run gets a shorter constant part, so that it still decays at its
+    end.
+    """
+    by = stage.start_tokens - tokens
+    if not by:
+        return stage
+    rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
+    earlier = (*stage.earlier[:-1], *(replace(one, end_tokens=tokens) for one in stage.earlier[-1:]))
+    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)
 
 
 def _leaves_counts(stage: StagePlan, steps: int) -> bool:
@@ -110,6 +124,7 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
         "data": stage.data.facts(),
         "training": training | {"optimizer": stage.training.optimizer.used()},
         **stage.objective.facts(),
+        **({"teacher": stage.teacher.facts()} if stage.teacher else {}),
         "seed": stage.seed,
         "start_tokens": stage.start_tokens,
         **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),

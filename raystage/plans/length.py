@@ -13,7 +13,6 @@ from functools import partial
 
 from raystage.config.conditions import Accept, Mixing, Until
 from raystage.errors import InputError
-from raystage.models.shape import token_flops
 from raystage.plans import learning_rate
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.steps import StepSchedule, TokenCost, check_ramp_fits
@@ -32,7 +31,7 @@ def fix_length(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the number of steps at which the stage ends at the latest, and what may end it before."""
     until, start = draft.stage.until, context.tokens_before
     decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
-    steps = cap_steps(until, draft.step_schedule, partial(token_flops, draft.shape), start, decay)
+    steps = cap_steps(until, draft.step_schedule, draft.token_flops, start, decay)
     draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
     check_ramp_fits(draft.training, draft.tokens)
     return draft

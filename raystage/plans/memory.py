@@ -22,16 +22,18 @@ class MemoryEstimate:
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
+    teacher_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        trained = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        return trained + self.teacher_bytes
 
     def as_dict(self) -> dict:
         return {**asdict(self), "total_bytes": self.total_bytes}
 
 
-def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
+def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None = None) -> MemoryEstimate:
     """Weights, gradients and optimizer state as ZeRO partitions them (1910.02054, figure 1), and activations.
 
     fp32: 4 bytes for a weight and for a gradient. bf16: 2 bytes, but ZeRO 1 to 3 sums gradients in fp32. Optimizer: its
@@ -39,6 +41,9 @@ def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
     ZeRO optimizers keep beside fp32 weights too; only fp32 with zero_stage 0 has none. Not counted: host memory for the
     copy of weights and moments that a worker saves from in the background. An offloaded optimizer is counted too: it
     needs the worker's host memory in place of its device's. training: complete, with its micro_batch_size.
+
+    teacher: of `distillation`. Every worker has all of its weights, in the precision of the training, and its scores of
+    a micro batch: in fp32, as they are and as the logarithms of probabilities.
     """
     params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
     low = 4 if training.precision == "fp32" else 2
@@ -50,11 +55,16 @@ def estimate(shape: ModelShape, training: Training) -> MemoryEstimate:
         gradients_bytes=_cut(params * gradient, workers, stage >= 2),
         optimizer_bytes=_cut(params * optimizer, workers, stage >= 1),
         activations_bytes=_activations(shape, training, low),
+        teacher_bytes=_teacher(teacher, training.micro_batch_size * shape.context_length, low) if teacher else 0,
     )
 
 
 def _cut(total: int, workers: int, partitioned: bool) -> int:
     return -(-total // workers) if partitioned else total
+
+
+def _teacher(teacher: ModelShape, tokens: int, element_bytes: int) -> int:
+    return num_params(teacher) * element_bytes + 2 * tokens * teacher.vocab_size * 4
 
 
 def _activations(shape: ModelShape, training: Training, element_bytes: int) -> int:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from raystage.config.objective import ObjectiveSection
-from raystage.data.plan import DataPlan
+from raystage.config.objective import ALL_TOKENS, ObjectiveSection
+from raystage.config.schedule import Init
+from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
+from raystage.models import hub
 from raystage.models.families import FAMILIES
-from raystage.objectives.plan import ObjectivePlan
+from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.objectives.table import OBJECTIVES
 from raystage.plans.draft import Context, StageDraft
+from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.inputs import Sources
+from raystage.plans.plan import StagePlan
 from raystage.units import shown
 from raystage.user_code import check_call, file_of, split_reference
 
 
 def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
-    """Pass: the objective, whether the model can learn it, and the ids that it adds to the tokenizer's."""
+    """Pass: the objective, whether the model can learn it, the ids that it adds to the tokenizer's, and the teacher."""
     written = draft.stage.objective
     _check_options(written)
     _check_family(written, draft.stage.model.family)
     find = _FINDERS.get(written.name)
     plan = find(written, draft.data, context.sources) if find else ObjectivePlan(written.name)
-    return replace(draft, objective=plan)
+    teacher = _find_teacher(written.teacher, draft, context) if "teacher" in plan.entry.needs else None
+    return replace(draft, objective=plan, teacher=teacher)
 
 
 # What the models of a family learn, in a sentence.
@@ -125,4 +132,86 @@ def _module_file(module: str, key: str) -> str:
     return spec.origin
 
 
-_FINDERS = {"masked_lm": _masked_lm, "own": _own}
+# --- distillation -------------------------------------------------------------------------------
+
+
+def check_teacher(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: whether the teacher can read what the model reads, and says the same of it."""
+    if draft.teacher is None:
+        return draft
+    teacher, shape, name = draft.teacher.shape, draft.shape, draft.teacher.name
+    if FAMILIES[teacher.family].objective != draft.objective.entry.model:
+        problem = f"found {name!r}, a {teacher.family}; expected a model that learns the next token"
+        raise InputError(problem, key=TEACHER_KEY)
+    if teacher.context_length < shape.context_length:
+        problem = f"found {name!r}, whose context has {teacher.context_length} tokens"
+        raise InputError(f"{problem}; expected at least the model's {shape.context_length}", key=TEACHER_KEY)
+    ids = draft.data.tokenizer_size or shape.vocab_size
+    if teacher.vocab_size < ids:
+        problem = vocabulary_problem(teacher.vocab_size, draft.data.tokenizer, ids)
+        raise InputError(f"{name!r}, its vocabulary: {problem}", key=TEACHER_KEY)
+    _check_tokenizer(draft, context)
+    return draft
+
+
+def _check_tokenizer(draft: StageDraft, context: Context) -> None:
+    """Refuse a teacher that was trained with another tokenizer, as far as that is known."""
+    init, data = draft.teacher.init, draft.data
+    if init is None:
+        known = next(stage.data.tokenizer_fingerprint for stage in context.stages if stage.name == draft.teacher.name)
+    else:
+        known = init.tokenizer
+    differs = known not in (None, data.tokenizer_fingerprint)
+    if init is not None and not init.is_checkpoint and data.tokenizer != BYTE_TOKENIZER:
+        its, ours = context.sources.tokenizer(init.path).tokens, context.sources.tokenizer(data.tokenizer).tokens
+        differs = its is not None and ours is not None and any(its.get(token) != ours[token] for token in ours)
+    if differs:
+        problem = f"found {draft.teacher.name!r}, which was trained with another tokenizer than {data.tokenizer!r}"
+        raise InputError(f"{problem}; expected the same, for they are compared token by token", key=TEACHER_KEY)
+
+
+def with_key(draft: StageDraft, chain: Sequence[StagePlan]) -> StageDraft:
+    """The stage with the key of its teacher, where that is one of the stages before it."""
+    teacher = draft.teacher
+    if teacher is None or teacher.init is not None:
+        return draft
+    key = next(stage.key for stage in chain if stage.name == teacher.name)
+    return replace(draft, teacher=replace(teacher, key=key))
+
+
+def alone(draft: StageDraft) -> StageDraft:
+    """The stage as a baseline has it: without a teacher that only the staged run has trained."""
+    if draft.teacher is None or draft.teacher.init is not None:
+        return draft
+    return replace(draft, objective=NEXT_TOKEN, teacher=None)
+
+
+def _distillation(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
+    if written.teacher is None:
+        problem = "missing; expected the model to learn from: an earlier stage, a folder or a hub name"
+        raise InputError(problem, key=TEACHER_KEY)
+    top_k = None if written.top_k == ALL_TOKENS else written.top_k
+    options = {"temperature": written.temperature, "alpha": written.alpha, "top_k": top_k}
+    return ObjectivePlan(written.name, options, options)
+
+
+def _find_teacher(name: str, draft: StageDraft, context: Context) -> TeacherPlan:
+    earlier = {stage.name: stage for stage in context.stages}
+    if name in earlier:
+        return TeacherPlan(name, earlier[name].shape)
+    is_stage = any(stage.name == name for stage in context.schedule.stages)
+    if is_stage or not (os.path.isdir(name) or ("/" in name and hub.is_name(name))):
+        found = "which is no stage and no folder here"
+        if is_stage:
+            found = "the stage itself" if name == draft.name else "a later stage"
+        stages = f"an earlier stage ({', '.join(earlier)}), " if earlier else ""
+        raise InputError(f"found {name!r}, {found}; expected {stages}a folder or a hub name", key=TEACHER_KEY)
+    try:
+        init = context.sources.init(Init.model_validate({"from": name}))
+    except InputError as error:
+        where = None if error.key == "init.from" else error.key
+        raise InputError(str(InputError(error.problem, key=where, file=error.file)), key=TEACHER_KEY) from None
+    return TeacherPlan(name, init.shape, init=init)
+
+
+_FINDERS = {"masked_lm": _masked_lm, "own": _own, "distillation": _distillation}

@@ -8,7 +8,7 @@ once. `plan.build` makes them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
@@ -21,12 +21,12 @@ from raystage.data.reading import Reading
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
-from raystage.growth.trained import fit_flops
+from raystage.growth.trained import fit_steps
 from raystage.models.shape import ModelShape, num_params, token_flops
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan
+from raystage.plans.initial import InitPlan, TeacherPlan
 from raystage.plans.steps import StepSchedule, step_schedule
 
 
@@ -72,7 +72,7 @@ class StagePlan:
     first stage of a run starts from instead; parent_shape is then its shape. window_tokens: the text is read in windows
     of this length, the longest context of the run. freezing: the parameters that are not trained.
 
-    objective, parent_objective: what it learns, and what the model before was judged by.
+    objective, parent_objective: what it learns, and what the model before was judged by. teacher: whom it learns from.
 
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
@@ -103,6 +103,7 @@ class StagePlan:
     freezing: Freezing | None = None
     objective: ObjectivePlan = NEXT_TOKEN
     parent_objective: ObjectivePlan = NEXT_TOKEN
+    teacher: TeacherPlan | None = None
     evaluation_follows: bool = False
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
     earlier: tuple[EarlierText, ...] = ()
@@ -157,8 +158,8 @@ class StagePlan:
         """FLOPs of the growth: 0, except for operators that fit something."""
         if self.growth is None:
             return 0
-        batch = self.training.global_batch_tokens
-        return fit_flops(self.shape, self.growth.operator, self.growth.options, batch)
+        tokens = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch_tokens
+        return tokens * self.token_flops(self.shape.context_length)
 
     @property
     def training_flops(self) -> int:
@@ -168,6 +169,11 @@ class StagePlan:
     @property
     def flops(self) -> int:
         return self.growth_flops + self.training_flops
+
+    @property
+    def teacher_flops(self) -> int:
+        """FLOPs of the teacher's forward passes; part of `training_flops`."""
+        return self.training_flops - self.step_schedule.flops(self.steps, self.model_flops)
 
     @property
     def evaluations(self) -> int:
@@ -180,20 +186,25 @@ class StagePlan:
         """FLOPs of all its evaluations. A forward pass is a third of training. They are not part of `flops`."""
         length = self.shape.context_length
         tokens = self.evaluation_sequences * len(self.evaluated) * length
-        return self.evaluations * (tokens * self.token_flops(length) // 3)
+        return self.evaluations * (tokens * self.model_flops(length) // 3)
 
     @property
     def evaluation_share(self) -> float:
         """`evaluation_flops` as a share of the training's FLOPs."""
         return self.evaluation_flops / self.training_flops
 
-    def token_flops(self, context_length: int) -> int:
-        """Training FLOPs of one token in a context of this length."""
+    def model_flops(self, context_length: int) -> int:
+        """FLOPs of one token in a context of this length for training the model, without its teacher."""
         return token_flops(self.shape, context_length)
+
+    def token_flops(self, context_length: int) -> int:
+        """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+        taught = self.teacher.token_flops(context_length) if self.teacher else 0
+        return self.model_flops(context_length) + taught
 
     @property
     def memory(self) -> memory.MemoryEstimate:
-        return memory.estimate(self.shape, self.training)
+        return memory.estimate(self.shape, self.training, self.teacher and self.teacher.shape)
 
     @property
     def frozen_steps(self) -> int:
@@ -329,17 +340,3 @@ def _runs_of(variants: Sequence[Variant]) -> tuple[RunPlan, ...]:
     """Baselines first: they all need the same workers, which are those of the run before."""
     baselines = tuple(run for one in variants for run in one.baselines)
     return (*baselines, *(one.staged for one in variants))
-
-
-def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
-    """The stage at its real start in the run, after earlier stages that ended before their caps.
-
-    A rate of its own moves with it. The rate of the run gets a shorter constant part, so that it still decays at its
-    end.
-    """
-    by = stage.start_tokens - tokens
-    if not by:
-        return stage
-    rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
-    earlier = (*stage.earlier[:-1], *(replace(one, end_tokens=tokens) for one in stage.earlier[-1:]))
-    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)

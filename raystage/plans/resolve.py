@@ -21,7 +21,7 @@ from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.length import fix_length
-from raystage.plans.objective import fix_objective
+from raystage.plans.objective import check_teacher, fix_objective
 from raystage.plans.shapes import check_growth, fix_freezing, fix_shape
 from raystage.plans.training import check_optimizer, check_run_rate, fix_training
 
@@ -113,15 +113,24 @@ def check_held_out(context: Context) -> Context:
     return context
 
 
-def check_held_out_of_init(context: Context) -> Context:
-    """Refuse to evaluate a model on documents that the model in `init` was trained on, as far as that is known."""
-    for text in context.init.trained_on.texts if context.init else ():
-        for stage in context.stages:
-            for index, part in enumerate(stage.data.parts):
-                count = text.count_in(context.sources.split(part.data)[1])
-                if count:
-                    by = "that the model in init was trained on"
-                    raise _held_out_error(context, stage, index, count, by, text)
+def _check_not_in(text: TrainingText, by: str, stage: StageDraft, context: Context) -> None:
+    """by: who was trained on the text, in words."""
+    for index, part in enumerate(stage.data.parts):
+        count = text.count_in(context.sources.split(part.data)[1])
+        if count:
+            raise _held_out_error(context, stage, index, count, by, text)
+
+
+def check_held_out_of_others(context: Context) -> Context:
+    """Refuse to evaluate a model on documents that the model in `init` or a teacher was trained on, as far as that is
+    known."""
+    others = [(0, "the model in init", context.init)] if context.init else []
+    taught = [stage for stage in context.stages if stage.teacher and stage.teacher.init]
+    others += [(stage.index, f"the teacher of {stage.name!r}", stage.teacher.init) for stage in taught]
+    for first, who, init in others:
+        for text in init.trained_on.texts:
+            for stage in context.stages[first:]:
+                _check_not_in(text, f"that {who} was trained on", stage, context)
     return context
 
 
@@ -219,6 +228,16 @@ def _too_short(stage: StageDraft, part: MixturePart) -> str | None:
 
 
 # Over each stage in turn, with the stages before it in the context.
-PASSES = (read_data, find_evaluated, fix_objective, fix_shape, fix_training, fix_length, check_growth, fix_freezing)
+PASSES = (
+    read_data,
+    find_evaluated,
+    fix_objective,
+    fix_shape,
+    check_teacher,
+    fix_training,
+    fix_length,
+    check_growth,
+    fix_freezing,
+)
 # Over all stages together.
-RUN_PASSES = (check_held_out, check_held_out_of_init, fix_windows, check_alignment, check_text)
+RUN_PASSES = (check_held_out, check_held_out_of_others, fix_windows, check_alignment, check_text)

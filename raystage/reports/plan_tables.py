@@ -32,7 +32,8 @@ def plan_table(plan: Plan) -> RenderableType:
     """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
-    lines = [_rate_line(plan), *data, *mixture_lines(plan.staged), *_baseline_lines(plan), *_variant_lines(plan)]
+    lines = [_rate_line(plan), *data, *mixture_lines(plan.staged), *_teacher_lines(plan), *_baseline_lines(plan)]
+    lines += _variant_lines(plan)
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
@@ -129,6 +130,17 @@ def left_line(plan: Plan, finished: Collection[str]) -> str:
     left, whole = format_flops(plan.flops_left(finished)), format_flops(plan.flops_left(()))
     count = len(plan.stages_by_key())
     return f"The store has {len(finished)} of its {count} stages: {left} of {whole} FLOPs are left to train."
+
+
+def _teacher_lines(plan: Plan) -> list[str]:
+    """Whom stages learn from, and what that costs."""
+    return [
+        f"{stage.name} learns from {stage.teacher.name}: the teacher's forward passes are "
+        f"{format_share(stage.teacher_flops / stage.flops)} of its FLOPs, and its copy on every worker takes "
+        f"{format_bytes(stage.memory.teacher_bytes)} of the memory."
+        for stage in plan.staged.stages
+        if stage.teacher
+    ]
 
 
 def _baseline_lines(plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raystage.models.shape import flops_per_token, num_body_params
+from raystage.models.shape import num_body_params
 from raystage.plans.plan import Plan, StagePlan
 from raystage.reports.advice import G_STACK, grows
 from raystage.reports.formats import format_layers
@@ -145,10 +145,10 @@ def _suggestion(
         for tokens in _in_proportion(size, [stage.tokens for stage in phase])
     ]
     tokens = _whole_steps(plan.staged.stages, spread)
-    per_token = [flops_per_token(stage.shape) for stage in plan.staged.stages]
+    per_token = [stage.token_flops(stage.shape.context_length) for stage in plan.staged.stages]
     flops = sum(count * each for count, each in zip(tokens, per_token, strict=True))
     # With different batch sizes, whole steps may not add up to the exact total.
-    scratch_flops = sum(tokens) * per_token[-1]
+    scratch_flops = sum(tokens) * (plan.scratch_flops // plan.staged.tokens)
     return Suggestion(
         rule=rule,
         tokens=tokens,

@@ -13,7 +13,8 @@ from typing import Any
 
 from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
 from raystage.models.shape import ModelShape
-from raystage.plans.plan import StagePlan, placed
+from raystage.plans.keys import placed
+from raystage.plans.plan import StagePlan
 
 
 @dataclass(frozen=True)

@@ -38,4 +38,4 @@ def jobs(stages: Iterable[StagePlan]) -> tuple[tuple[StagePlan, ...], ...]:
 
 
 def _same_of(stage: StagePlan) -> tuple:
-    return stage.shape, stage.data, stage.also_evaluated, stage.training, stage.objective
+    return stage.shape, stage.data, stage.also_evaluated, stage.training, stage.objective, stage.teacher

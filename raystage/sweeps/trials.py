@@ -12,7 +12,6 @@ from typing import Any
 from raystage.config import yaml_file
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
-from raystage.models.shape import flops_per_token
 from raystage.plans.build import make_plan
 from raystage.plans.inputs import Sources
 from raystage.plans.plan import Plan, RunPlan
@@ -140,7 +139,8 @@ class Planner:
         run = self._plan(content).staged
         taker = run.stages[index]
         others = run.flops - taker.flops + taker.growth_flops
-        steps = (self._flops - others) // (taker.training.global_batch_tokens * flops_per_token(taker.shape))
+        per_step = taker.training.global_batch_tokens * taker.token_flops(taker.shape.context_length)
+        steps = (self._flops - others) // per_step
         if steps < 1:
             problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"
             raise InputError(f"{problem}; expected some left for it", key="constraints.equal_flops")

@@ -25,9 +25,9 @@ from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
 from raystage.objectives.causal_lm import halves, loss_and_hits
-from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Reader
+from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, Reader
 from raystage.objectives.metrics import MetricSums, Sums
-from raystage.objectives.opening import open_judge, open_learner
+from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.plan import StagePlan
 from raystage.train import optimizer, partitions
 
@@ -86,14 +86,15 @@ class Scores(NamedTuple):
 class StageEngine:
     """The model of a stage under DeepSpeed. Its weights are still to be filled.
 
-    steps: the optimizer steps of each parameter after `done` steps of the stage.
+    steps: the optimizer steps of each parameter after `done` steps of the stage. models: those that its objective needs
+    beside.
     """
 
-    def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0) -> None:
+    def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0, models: Models = NO_MODELS) -> None:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
-        self.learner, self.judge = open_learner(stage.objective), open_judge(stage.objective)
+        self.learner, self.judge = open_learner(stage.objective, models), open_judge(stage.objective)
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
         self.growth = optimizer.growth_of(stage)

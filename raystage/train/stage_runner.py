@@ -41,6 +41,7 @@ from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
+from raystage.train.teacher import models_of
 from raystage.train.texts import open_texts
 
 POINT_EVERY_STEPS = 10
@@ -88,7 +89,7 @@ class StageRunner:
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
         done = entry.source.manifest.step - stage.start_steps if entry.resumed else 0
-        runner = cls(stage, context, StageEngine(stage, steps, done))
+        runner = cls(stage, context, StageEngine(stage, steps, done, models_of(stage, context.store)))
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:

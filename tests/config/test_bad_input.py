@@ -152,9 +152,17 @@ CASES = [
      "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm, or a family that learns "
      "it (llama, mistral, qwen2, qwen3, gpt2, mixtral)"),
     ("change", "objective=masked_lm",
-     "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or own, or a family that "
-     "learns it (bert)"),
-    ("change", "objective=span", "objective.name: found 'span'; expected 'causal_lm', 'masked_lm' or 'own'"),
+     "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or instruct or own or "
+     "distillation, or a family that learns it (bert)"),
+    ("change", "objective=span", "objective.name: found 'span'; expected 'causal_lm', 'masked_lm', "
+     "'instruct', 'own' or 'distillation'"),
+    ("change", "objective=distillation",
+     "objective.teacher: missing; expected the model to learn from: an earlier stage, a folder or a hub name"),
+    ("change", "objective={name: distillation, teacher: small, alpha: 0}",
+     "objective.alpha: found 0; expected more than 0"),
+    ("change", "objective={name: distillation, teacher: small, top_k: some}",
+     "objective.top_k: found 'some'; expected a whole number from 1 to 16,777,216, or none for all "
+     "tokens"),
     ("change", "objective=own",
      "objective.function: missing; expected the loss of own, for example function: my.losses:smooth"),
     ("change", "objective.mask_share=0.3",

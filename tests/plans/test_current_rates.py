@@ -9,9 +9,9 @@ import pytest
 from factories import make_schedule
 from raystage.errors import InputError
 from raystage.plans.build import make_plan
-from raystage.plans.keys import key_at
+from raystage.plans.keys import key_at, placed
 from raystage.plans.learning_rate import rate_at
-from raystage.plans.plan import Plan, StagePlan, placed
+from raystage.plans.plan import Plan, StagePlan
 from raystage.results.rates import rates_of
 
 LR = 2e-3

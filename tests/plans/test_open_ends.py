@@ -14,7 +14,8 @@ from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.plans import learning_rate
 from raystage.plans.build import make_plan
-from raystage.plans.plan import Growth, StagePlan, placed
+from raystage.plans.keys import placed
+from raystage.plans.plan import Growth, StagePlan
 from raystage.results.record import StageRecord, where_it_begins
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

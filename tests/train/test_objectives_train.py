@@ -43,7 +43,8 @@ def counted(model, batch, **options):
 def all_of_them(batch, **options):
     return batch["tokens"][:, 1:].size
 """
-NAMES = ("masked_lm", "own", "instruct")
+NAMES = ("masked_lm", "own", "instruct", "distillation")
+TAUGHT = {"temperature": 2, "alpha": 0.7, "top_k": 8}
 LAYERS = [{"num_layers": 1}, {"num_layers": 2}]
 
 
@@ -81,6 +82,7 @@ def cases_of(folder: Path) -> dict[str, tuple]:
         "causal_lm": (("causal_lm", "causal_lm"), "llama"),
         "own": ((own(folder, "plain"), counted), "llama"),
         "smoothed later": (("causal_lm", shown), "llama"),
+        "distillation": (("causal_lm", {"name": "distillation", **TAUGHT, "teacher": "first"}), "llama"),
         "masked_lm": (("masked_lm", {"name": "masked_lm", "mask_share": 0.3}), "bert"),
         "instruct": (("instruct", "instruct"), "llama", "both"),
         "instruct later": (("causal_lm", "instruct"), "llama", "second"),
@@ -177,6 +179,33 @@ def test_fine_tuning_begins_where_the_text_ended(trained: dict[str, list[StageRe
     assert certificate.eval_loss_before == first.eval_loss
     assert certificate.eval_loss_after == pytest.approx(first.eval_loss, abs=2e-5)
     assert second.eval_loss < second.evaluations[0].loss - 0.05
+
+
+def test_the_teacher_of_a_stage_may_be_in_a_folder(
+    tmp_path: Path, folder: Path, trained: dict[str, list[StageRecord]]
+) -> None:
+    """The checkpoint of the first stage, as a folder, teaches the same bits."""
+    first, second = trained["distillation, one"]
+    teacher = str(folder / f"one-distillation/stages/{first.key}")
+    schedule = schedule_of(tmp_path, 1, ("causal_lm", {"name": "distillation", **TAUGHT, "teacher": teacher}))
+    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
+    again = records_of(schedule, str(tmp_path / "store"))
+    assert losses(again) == losses([first, second])
+    assert (again[1].flops, again[1].key == second.key) == (second.flops, False)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_who_starts_as_the_teacher_has_nothing_to_learn_from_it(tmp_path: Path, zero_stage: int) -> None:
+    model = started_models.make(tmp_path / "llama", "llama")
+    (tmp_path / "text").mkdir()
+    objective = {"name": "distillation", "teacher": str(model), "alpha": 1, "top_k": "none"}
+    schedule = started_models.make_schedule(
+        tmp_path / "text", model, objective=objective, training={"zero_stage": zero_stage}
+    )
+    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
+    (record,) = records_of(schedule, str(tmp_path / "store"))
+    assert record.train[0].loss == pytest.approx(0, abs=1e-3)
+    assert record.evaluations[0].loss > 1  # held-out text is judged by the next token
 
 
 def test_every_objective_is_learned(trained: dict[str, list[StageRecord]]) -> None:

@@ -1,0 +1,52 @@
+"""The teacher of a stage (`distillation`): a whole frozen model on every worker, whatever the ZeRO stage."""
+
+from __future__ import annotations
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from raystage.files.filesystem import open_folder
+from raystage.models.build import build
+from raystage.models.hf_folder import open_model
+from raystage.models.shape import ModelShape
+from raystage.objectives.learner import Models
+from raystage.objectives.opening import NO_MODELS
+from raystage.plans.initial import TEACHER_KEY, TeacherPlan, check_same
+from raystage.plans.plan import StagePlan
+from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.huggingface import FolderWeights
+from raystage.storage.store import Store
+from raystage.train.engine import DTYPES
+
+
+def models_of(stage: StagePlan, store: Store) -> Models:
+    """The models that a stage's objective needs beside the one that is trained, on this worker's device.
+
+    Every worker reads all of the teacher's weights. Raises InputError where this worker finds another teacher than was
+    planned with, CheckpointError where its weights are not whole.
+    """
+    if stage.teacher is None:
+        return NO_MODELS
+    source = _weights(stage.teacher, store)
+    try:
+        teacher = frozen_model(stage.teacher.shape, source, DTYPES[stage.training.precision])
+    finally:
+        source.close()
+    return Models(teacher=teacher.to(torch.device(get_accelerator().current_device_name())))
+
+
+def frozen_model(shape: ModelShape, source: Checkpoint | FolderWeights, dtype: torch.dtype) -> torch.nn.Module:
+    """A model with the weights of `source`, in host memory, for inference alone."""
+    network = build(shape, dtype)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(False)
+        values = source.read(name, "fp32", 0, parameter.numel())
+        parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+    return network.eval()
+
+
+def _weights(teacher: TeacherPlan, store: Store) -> Checkpoint | FolderWeights:
+    if teacher.init is None:
+        return Checkpoint(store.finished_checkpoint(teacher.key).unmapped)
+    folder = open_folder(check_same(teacher.init, TEACHER_KEY))
+    return Checkpoint(folder.unmapped) if teacher.init.is_checkpoint else FolderWeights(open_model(folder))
