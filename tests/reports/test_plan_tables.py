@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
@@ -220,3 +221,14 @@ def test_what_is_not_finished_is_a_dash_with_its_state(plan):
 
 def test_a_jump_of_what_could_not_be_measured():
     assert format_jump(2.0, None) == "2.000 -> -"
+
+
+def test_the_cost_of_a_teacher_is_shown(tmp_path: Path) -> None:
+    stages = [
+        {"name": "small", "model": {"num_layers": 2}, "until": {"tokens": 800}},
+        {"name": "full", "until": {"tokens": 800}, "objective": {"name": "distillation", "teacher": "small"}},
+    ]
+    model = {"num_layers": 2}
+    plan = make_plan(make_schedule(tmp_path, model=model, stages=stages, baseline=None))
+    shown = " ".join(render(plan_table(plan), 200))
+    assert "full learns from small: the teacher's forward passes are 25.0 % of its FLOPs, and its copy on" in shown

@@ -16,6 +16,7 @@ from distributed import run_workers
 from factories import make_schedule
 from pages import block_with
 from raystage.config.schedule import Schedule
+from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.objectives.opening import open_judge
 from raystage.plans.build import make_plan
@@ -192,6 +193,9 @@ def test_the_teacher_of_a_stage_may_be_in_a_folder(
     again = records_of(schedule, str(tmp_path / "store"))
     assert losses(again) == losses([first, second])
     assert (again[1].flops, again[1].key == second.key) == (second.flops, False)
+    data = schedule.data.model_copy(update={"validation_fraction": 0.8})
+    with pytest.raises(InputError, match=r"holds out \d+ documents that the teacher of 'second' was trained on"):
+        make_plan(schedule.model_copy(update={"data": data}))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
