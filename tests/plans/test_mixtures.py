@@ -12,7 +12,7 @@ import pytest
 from mixtures import changing_schedule, entry, mixed_schedule, mixture, write_texts
 
 from factories import make_record
-from raystage.config.schedule import Schedule, parse
+from raystage.config.schedule import Schedule, load, parse
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
 from raystage.files.typed_json import to_json
@@ -28,6 +28,7 @@ from raystage.runs.wandb_rows import evaluation_row
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
 
 SOURCES = Sources()
+SHIPPED = Path(__file__).parents[2] / "jobs/schedules/mixture.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +288,18 @@ def test_a_seed_of_its_own_is_warned_of(texts: Path) -> None:
     stages = [stage("one", mixture(texts, a=1)), stage("two", mixture(texts, a=1), seed=1)]
     plan = build.make_plan(mixed_schedule(texts, stages), sources=SOURCES)
     assert any(key == "stages.seed" and "of two is not that" in text for key, text, _ in data_warnings(plan))
+
+
+def test_the_shipped_mixture_is_planned_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = build.make_plan(load(SHIPPED))
+    reads = sources_read(plan.staged)
+    assert [[(one.name, one.weight) for one in reads[name]] for name in ("broad", "narrow")] == [
+        [("code", 0.7), ("play", 0.3)],
+        [("code", 0.3), ("play", 0.7)],
+    ]
+    assert reads["narrow"][1].passes == pytest.approx(3.8, abs=0.05)
+    assert [key for key, _, _ in data_warnings(plan) if "mixture" in key] == []
 
 
 # --- forgetting -----------------------------------------------------------------------------------
