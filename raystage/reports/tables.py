@@ -120,6 +120,19 @@ def metric_table(report: RunReport) -> Table:
     return Table("Metrics", ("metric", *(row.name for row in rows)), cells, note)
 
 
+def source_table(report: RunReport) -> Table:
+    """The losses on the sources of mixtures at the end of every stage and baseline.
+
+    Empty for runs without a mixture.
+    """
+    ended = [row for row in (*report.stages, *report.baseline.runs) if row.tokens is not None and row.evaluations]
+    ends = [(row.name, sources) for row in ended if (sources := row.evaluations[-1].sources)]
+    names = dict.fromkeys(name for _, sources in ends for name in sources)
+    cells = [[name, *(known(sources.get(name), format_loss) for _, sources in ends)] for name in names]
+    note = "Held out, in nats per token, where a stage or a baseline ends; - where the source was not evaluated."
+    return Table("Loss by source", ("source", *(name for name, _ in ends)), cells, note)
+
+
 def downstream_table(report: RunReport) -> Table:
     """What `raystage evaluate` found, stage by stage. The report that a run writes has none yet."""
     found = report.downstream
@@ -153,9 +166,8 @@ def comparison_table(reports: Sequence[RunReport]) -> Table:
 
 
 _TABLES = (
-    stage_table, layout_table, data_table, metric_table, downstream_table, growth_table, ends_table, attempts_table,
-    baseline_table,
-    tuning_table, seed_table, ledger_table, cost_table,
+    stage_table, layout_table, data_table, source_table, metric_table, downstream_table, growth_table, ends_table,
+    attempts_table, baseline_table, tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, number_column
 from raystage.reports.cost_tables import seed_table, tuning_table
 from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known
-from raystage.reports.tables import downstream_table, environment_rows, metric_table
+from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
 from raystage.results.data_use import data_lines
 from raystage.results.report import ResultRow, RunReport
 from raystage.safe_text import visible
@@ -48,6 +48,7 @@ def final_table(report: RunReport) -> RenderableType:
     if report.baseline.runs:
         parts += [_report_table("baseline", None, report.baseline.runs), ""]
     more = (
+        source_table,
         metric_table,
         downstream_table,
         tuning_table,

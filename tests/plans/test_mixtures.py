@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,16 +14,13 @@ from factories import make_record
 from raystage.config.schedule import Schedule, load, parse
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
-from raystage.files.typed_json import to_json
 from raystage.plans import build, keys
 from raystage.plans.inputs import Sources
 from raystage.plans.plan import StagePlan
-from raystage.reports.build import build_report
 from raystage.results.acceptance import contents_of, judge
 from raystage.results.data_use import data_warnings, tokens_read
-from raystage.results.mixtures import losses_by_name, mixture_lines, sources_read
-from raystage.results.record import StageRecord, where_it_begins, with_real_ends
-from raystage.runs.wandb_rows import evaluation_row
+from raystage.results.mixtures import mixture_lines, sources_read
+from raystage.results.record import where_it_begins, with_real_ends
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
 
 SOURCES = Sources()
@@ -352,19 +348,3 @@ def test_a_name_that_is_not_there_is_refused(texts: Path, path: str) -> None:
     content = mixed_schedule(texts, [stage("one", mixture(texts, a="rest", b=0.5))]).content()
     with pytest.raises(InputError, match=r"space\..*expected (one|a or b)"):
         read_space({path: SpaceEntry(grid=(0.25, 0.75))}, content)
-
-
-# --- losses by source -----------------------------------------------------------------------------
-
-
-def test_the_report_and_wandb_name_the_loss_on_every_source(texts: Path) -> None:
-    schedule = mixed_schedule(texts, [stage("one", mixture(texts, a=0.5, b=0.5))], baseline=None)
-    plan = build.make_plan(schedule, sources=SOURCES)
-    (one,) = plan.staged.stages
-    losses = {part.data.content: loss for part, loss in zip(one.data.parts, (2.0, 3.0), strict=True)}
-    end = replace(make_record(one, 2.5).end, sources=losses)
-    record = StageRecord.from_json(json.loads(json.dumps(make_record(one, 2.5, evaluations=(end,)).to_json())))
-    report = to_json(build_report(plan, {one.key: record}, {}))
-    assert report["stages"][0]["evaluations"][0]["sources"] == {"a": 2.0, "b": 3.0}
-    row = evaluation_row(end, losses_by_name(end, plan.staged))
-    assert (row["eval/loss"], row["eval/loss/a"], row["eval/loss/b"]) == (2.5, 2.0, 3.0)
