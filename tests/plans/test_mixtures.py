@@ -22,6 +22,7 @@ from raystage.results.data_use import data_warnings, tokens_read
 from raystage.results.mixtures import mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
+from token_writers import write_llmc
 
 SOURCES = Sources()
 SHIPPED = Path(__file__).parents[2] / "jobs/schedules/mixture.yaml"
@@ -131,6 +132,14 @@ def test_the_same_text_twice_is_refused(texts: Path) -> None:
     data = {"mixture": [entry(texts, "a", 0.5), entry(texts, "a", 0.5) | {"name": "other"}]}
     said = "data.mixture[1]: found the same text as in 'a'; expected each text once, with the sum of its weights"
     assert said in refusal(mixed_schedule(texts, [stage("one", data)]))
+
+
+def test_tokens_beside_text_need_the_tokenizer_that_made_them(texts: Path, tmp_path: Path) -> None:
+    file = write_llmc(tmp_path, [[*range(first, first + 100), 256] for first in range(20)])
+    tokens = {"name": "t", "weight": 0.5, "source": "tokens", "path": str(file), "validation_fraction": 0.5}
+    data = {"end_token": 256, "mixture": [entry(texts, "a", 0.5), tokens]}
+    said = refusal(mixed_schedule(texts, [stage("one", data)]))
+    assert "stages[0].data.mixture[1]: found tokens beside text that is encoded as 'bytes'; expected data.tok" in said
 
 
 def test_errors_of_a_source_name_its_entry(texts: Path) -> None:

@@ -44,7 +44,7 @@ def mixed_schedule(folder: Path, stages: list[dict], **changes: object) -> Sched
 
 def changing_schedule(folder: Path, workers: tuple[int, int, int] = (2, 3, 2)) -> Schedule:
     """Three stages with other mixtures, contexts, batches and numbers of workers; the second ends within a window. The
-    sources have few windows, so that epochs end on the way."""
+    third grows. The sources have few windows, so that epochs end on the way."""
     stages = [
         {"name": "one", "until": {"tokens": 320}, "data": mixture(folder, a=0.5, b=0.5)},
         {"name": "two", "until": {"tokens": 240}, "data": mixture(folder, b=0.25, c="rest")},
@@ -53,5 +53,7 @@ def changing_schedule(folder: Path, workers: tuple[int, int, int] = (2, 3, 2)) -
     for stage, count, context, batch in zip(stages, workers, (WINDOW, 16, 8), (64, 48, 40), strict=True):
         stage["model"] = {"context_length": context}
         stage["training"] = {"workers": count, "global_batch_tokens": batch, "checkpoint": {"every": 100}}
+    stages[2]["model"]["num_layers"] = 2
+    stages[2]["grow"] = {"operator": "stack"}
     stages[1]["accept"] = {"forgetting_below": {"source": "a", "by": 100}}
     return mixed_schedule(folder, stages)

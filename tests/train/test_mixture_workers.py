@@ -65,8 +65,8 @@ def places(schedule: Schedule, steps: list[list[list[int]]]) -> dict[str, list[t
 
 
 def test_no_sample_is_read_twice_and_none_is_left_out(runs: Runs) -> None:
-    """While mixture, context length, batch and workers all change at once: every source's windows are read in the order
-    of its epochs, each to its end."""
+    """While mixture, context length, batch, workers and model all change at once: every source's windows are read in
+    the order of its epochs, each to its end."""
     plan = make_plan(runs.schedule).staged.stages
     found, total = places(runs.schedule, runs.steps), 0
     assert set(found) == set(NAMES)
@@ -103,6 +103,15 @@ def test_the_record_has_the_loss_on_every_source(runs: Runs) -> None:
             assert point.loss == pytest.approx(mean)
             assert len(set(point.sources.values())) == len(stage.evaluated)
         assert set(record.data["sources"]) >= set(record.end.sources)
+
+
+def test_a_growth_is_judged_on_the_sources_of_the_stage_before(runs: Runs) -> None:
+    """By the mean over the mixture of that stage."""
+    _, two, three = records_of(runs.schedule, str(runs.store))
+    certificate = three.growth.certificate
+    assert (two.shape.num_layers, three.shape.num_layers, three.growth.operator) == (1, 2, "stack")
+    assert certificate.eval_loss_before == pytest.approx(two.end.loss)
+    assert certificate.eval_loss_after != certificate.eval_loss_before
 
 
 # --- killed and resumed ---------------------------------------------------------------------------
