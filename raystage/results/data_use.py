@@ -7,12 +7,13 @@ the text before. Otherwise it estimates a quarter of the bytes. A finished stage
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
+from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
 from raystage.plans.plan import Plan, RunPlan, StagePlan
 from raystage.results.record import StageRecord, where_it_begins, with_real_ends
 from raystage.units import format_count, format_share
@@ -60,18 +61,19 @@ class Counted:
         by_source = found.get("sources")
         if isinstance(by_source, dict):
             found = by_source.get(content, {})
-        known = {field.name for field in fields(cls)} == set(found)
+        known = {one.name for one in fields(cls)} == set(found)
         return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
 
 
 @dataclass(frozen=True)
 class DataUse:
-    """A text, the stages of a run that read it, and the tokens that they read of it together."""
+    """A text, the stages of a run that read it, and the tokens that they read of it together. names: in mixtures."""
 
     data: DataPlan
     stages: tuple[str, ...]
     read_tokens: int
     counted: Counted
+    names: tuple[str, ...] = ()
 
     @property
     def passes(self) -> float:
@@ -110,15 +112,18 @@ def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = No
 
 def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:
     """What a run reads, text by text, in the order in which its stages reach them."""
-    records, texts, read = records or {}, {}, {}
+    records, texts, read, names = records or {}, {}, {}, {}
     readers: dict[str, list[StagePlan]] = {}
     for stage in run.stages:
         tokens = tokens_read(stage, records)
         texts |= {part.data.content: part.data for part in stage.data.parts}
+        for part in stage.data.parts:
+            names.setdefault(part.data.content, {})[part.name] = None
         for content in dict.fromkeys([*(part.data.content for part in stage.data.parts), *tokens]):
             readers.setdefault(content, []).append(stage)
             read[content] = read.get(content, 0) + tokens.get(content, 0)
-    return [_use(texts[content], stages, read[content], records) for content, stages in readers.items()]
+    found = (_use(texts[content], stages, read[content], records) for content, stages in readers.items())
+    return [replace(one, names=tuple(filter(None, names[one.data.content]))) for one in found]
 
 
 def _use(data: DataPlan, stages: list[StagePlan], read: int, records: Mapping[str, StageRecord]) -> DataUse:
@@ -129,7 +134,8 @@ def _use(data: DataPlan, stages: list[StagePlan], read: int, records: Mapping[st
 
 @dataclass(frozen=True)
 class DataRow:
-    """A text and what a run reads of it, as a report holds it. documents, bytes, tokens: of the training text.
+    """A text and what a run reads of it, as a report holds it. documents, bytes, tokens: of the training text. names:
+    of the source in mixtures.
 
     repeated_share: how much of the held-out text stands word for word in the training text; None where nobody searched.
     """
@@ -149,6 +155,7 @@ class DataRow:
     read_tokens: int
     passes: float
     repeated_share: float | None
+    names: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_IF_EMPTY)
 
 
 def data_rows(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> tuple[DataRow, ...]:
@@ -173,6 +180,7 @@ def _row(use: DataUse) -> DataRow:
         read_tokens=use.read_tokens,
         passes=use.passes,
         repeated_share=use.counted.repeated_share,
+        names=use.names,
     )
 
 
@@ -185,12 +193,13 @@ def _line(one: DataRow, is_alone: bool) -> str:
     about = "about " if one.tokens_are_estimated else ""
     held_share = one.held_out_tokens / max(1, one.tokens + one.held_out_tokens)
     of = "" if is_alone else f" of {', '.join(one.stages)}"
+    name = f" {' or '.join(map(repr, one.names))}" if one.names else ""
     repeated = ""
     if one.repeated_share is not None:
         share = _share(one.repeated_share).capitalize()
         repeated = f" {share} of the held-out text stands word for word in the training text."
     return (
-        f"Data{of}: {_documents(one.documents)}, {about}{format_count(one.tokens)} tokens to train on; "
+        f"Data{name}{of}: {_documents(one.documents)}, {about}{format_count(one.tokens)} tokens to train on; "
         f"{_documents(one.held_out_documents)}, {about}{format_count(one.held_out_tokens)} tokens "
         f"({_share(held_share)}) held out. {format_count(one.read_tokens)} tokens are read: "
         f"{about}{format_passes(one.passes)}.{repeated}"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from factories import make_record, make_records, make_schedule, save_words
+from factories import make_record, make_records, make_schedule, save_words, write_documents
 from raystage.cli.plan_json import plan_json
+from raystage.config.schedule import parse
 from raystage.data.tokens import open_streams
 from raystage.files.typed_json import to_json
 from raystage.plans.build import make_plan
@@ -149,3 +150,18 @@ def test_passes_are_written_out(passes: float, said: str) -> None:
 def test_what_is_said_of_repeated_text_is_a_sentence(texts: Path) -> None:
     (said,) = data_lines([replace(data_rows(make_plan(make_schedule(texts)).staged)[0], repeated_share=0.0)])
     assert said.endswith(". None of the held-out text stands word for word in the training text.")
+
+
+def test_texts_of_a_mixture_go_by_their_names(tmp_path: Path) -> None:
+    write_documents(tmp_path, 40)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/one.txt").write_text("".join(f"line {number}\n" for number in range(400)))
+    more = {"source": "text", "path": str(tmp_path / "more"), "document_bytes": 256, "validation_fraction": 0.5}
+    few = {"source": "text", "path": str(tmp_path), "files": "?.txt", "validation_fraction": 0.5}
+    mixture = [{"name": "few", **few, "weight": 0.5}, {"name": "more", **more, "weight": 0.5}]
+    stages = [{"name": name, "until": {"tokens": 400}, "data": {"mixture": mixture}} for name in ("one", "two")]
+    schedule = make_schedule(tmp_path, baseline=None, stages=stages, model={"num_layers": 1})
+    content = {**schedule.content(), "data": {"tokenizer": "bytes"}}
+    rows = data_rows(make_plan(parse(content)).staged)
+    assert [row.names for row in rows] == [("few",), ("more",)]
+    assert [line.split(":")[0] for line in data_lines(rows)] == ["Data 'few' of one, two", "Data 'more' of one, two"]
