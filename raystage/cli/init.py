@@ -19,7 +19,7 @@ DEFAULT_FILE = Path("schedule.yaml")
 
 @click.command("init")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--example", metavar="NAME", help="Copy this example instead; a sweep brings the schedule it varies.")
+@click.option("--example", metavar="NAME", help="Copy this example instead, with the files it reads.")
 @click.option("--list", "listed", is_flag=True, help="List the examples; write nothing.")
 @exits
 def init_command(file: Path | None, example: str | None, listed: bool) -> None:
@@ -111,7 +111,7 @@ def _is_there(path: Path, content: bytes) -> bool:
 def _is_taken(path: Path, target: Path) -> InputError:
     problem = "is there already, and is not overwritten; expected a new file"
     if path != target:
-        problem += f", or another folder for {target}: the schedule that it varies goes beside it"
+        problem += f", or another folder for {target}: what it reads goes beside it"
     return InputError(problem, key="FILE", file=str(path))
 
 
@@ -123,8 +123,8 @@ _PACKAGE = Path(__file__).parents[1]
 STARTER = Path(__file__).parent / "starter.yaml"
 
 
-# The line of a sweep that names the schedule which it varies.
-_SCHEDULE = re.compile(rb"^schedule: *(\S+)", re.M)
+# The lines that name a file which an example reads: the schedule that a sweep varies, a text.
+_READ = re.compile(rb"^ *(?:schedule|path): *(\S+)", re.M)
 
 
 def examples_folder() -> Path:
@@ -146,15 +146,17 @@ def about(example: Path) -> str:
 
 
 def copies(example: Path, target: Path) -> dict[Path, bytes]:
-    """The files for a copy of an example at `target`, by path. A sweep brings the schedule that it varies, which is put
-    beside it. Raises InputError if that schedule has the target's name."""
-    content = example.read_bytes()
-    named = _SCHEDULE.search(content)
-    if named is None:
-        return {target: content}
-    schedule = example.parent / named[1].decode()
-    if schedule.name == target.name:
-        problem = f"found the name of the schedule that {example.name} varies; expected another one"
-        raise InputError(problem, key="FILE", file=str(target))
-    beside = content[: named.start(1)] + schedule.name.encode() + content[named.end(1) :]
-    return {target.with_name(schedule.name): schedule.read_bytes(), target: beside}
+    """The files for a copy of an example at `target`, by path. A file that it reads is put beside it: the schedule that
+    a sweep varies, a text. Raises InputError if such a file has the target's name."""
+    content, brought = example.read_bytes(), {}
+    for named in reversed(list(_READ.finditer(content))):
+        read = example.parent / named[1].decode()
+        if not read.is_file():
+            continue
+        if read.name == target.name:
+            problem = f"found the name of a file that {example.name} reads; expected another one"
+            raise InputError(problem, key="FILE", file=str(target))
+        beside = target.with_name(read.name)
+        brought |= copies(read, beside) if read.suffix == ".yaml" else {beside: read.read_bytes()}
+        content = content[: named.start(1)] + read.name.encode() + content[named.end(1) :]
+    return brought | {target: content}

@@ -119,7 +119,7 @@ def test_what_is_listed_can_be_copied() -> None:
         (["--example", "quickstrat"], "--example: found 'quickstrat'; did you mean 'quickstart'?"),
         (["--example", "../secret"], f"--example: found '../secret'; expected one of {', '.join(EXAMPLES)}"),
         (["--example", "sweeps/quickstart", "growth.yaml"],
-         "growth.yaml: FILE: found the name of the schedule that quickstart.yaml varies; expected another one"),
+         "growth.yaml: FILE: found the name of a file that quickstart.yaml reads; expected another one"),
         (["--list", "mine.yaml"], "--list: found FILE 'mine.yaml' too; expected it alone"),
     ],
 )  # fmt: skip
