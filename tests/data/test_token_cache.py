@@ -125,7 +125,7 @@ def test_a_document_that_is_edited_in_between_is_no_part_of_the_cache(
 
 def test_many_processes_make_one_cache(planned: DataPlan, tmp_path: Path) -> None:
     """Only one of them does; the others wait for it and read the same."""
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         found = pool.starmap(_made_by, [(planned, tmp_path)] * 4)
     assert len({total for _, total in found}) == 1
     assert sum(made for made, _ in found) == 1
@@ -140,7 +140,7 @@ def _made_by(planned: DataPlan, cache: Path) -> tuple[bool, int]:
 
 def test_one_that_is_killed_leaves_nothing_that_counts(planned: DataPlan, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    process = multiprocessing.get_context("fork").Process(target=_stop_halfway, args=(planned, cache))
+    process = multiprocessing.get_context("forkserver").Process(target=_stop_halfway, args=(planned, cache))
     process.start()
     while not list(cache.glob("*.part-*/train.bin")):
         time.sleep(0.01)
