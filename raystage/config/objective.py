@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from raystage.config.section import Section
-from raystage.config.types import COUNT, MOST_WORDS, Positive, PositiveShare, Share, Text
+from raystage.config.types import COUNT, MOST_WORDS, Positive, PositiveShare, Reference, Share, Text
 from raystage.objectives.table import CAUSAL_LM, OBJECTIVES
 from raystage.units import parse_count, shown
-from raystage.user_code import split_reference
-
-
-def _check_reference(reference: str) -> str:
-    split_reference(reference)
-    return reference
-
-
-Reference = Annotated[str, AfterValidator(_check_reference)]
-
 
 ALL_TOKENS = "none"
 

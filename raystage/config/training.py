@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from raystage.config.section import Section
 from raystage.config.types import (
@@ -17,13 +17,13 @@ from raystage.config.types import (
     NotNegative,
     Position,
     Positive,
+    Reference,
     Seconds,
     Span,
     WorkerCount,
     Workers,
     ZeroStage,
 )
-from raystage.user_code import split_reference
 
 
 class Optimizer(Section):
@@ -100,11 +100,6 @@ class LrSchedule(Section):
         return self
 
 
-def _check_reference(reference: str) -> str:
-    split_reference(reference)
-    return reference
-
-
 def _as_metric(value: object) -> object:
     return {"function": value} if isinstance(value, str) else value
 
@@ -112,7 +107,7 @@ def _as_metric(value: object) -> object:
 class UserMetric(Section):
     """A function of the user's own over the model's answers to held-out text."""
 
-    function: Annotated[str, AfterValidator(_check_reference), Field(examples=["my.metrics:exact_match"])]
+    function: Annotated[Reference, Field(examples=["my.metrics:exact_match"])]
     """Where the function is: `module:function` or `file.py:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments that the function is called with."""

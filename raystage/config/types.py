@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
+from raystage.user_code import split_reference
 
 # As `units` reads them: 500000, 500K, 1.5B, 4e5; 0.1, 3e-4; 90, 30m.
 _DIGITS = r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][+-]?[0-9]{1,3})?"
@@ -214,3 +215,12 @@ def check_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+
+
+def check_reference(reference: str) -> str:
+    """The place of a function of the user's own. Raises ValueError."""
+    split_reference(reference)
+    return reference
+
+
+Reference = Annotated[str, AfterValidator(check_reference)]
