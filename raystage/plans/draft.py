@@ -14,10 +14,10 @@ from raystage.config.training import Training
 from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS
-from raystage.models.shape import ModelShape, token_flops
+from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan, TeacherPlan
+from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
 from raystage.plans.inputs import Sources
 from raystage.plans.steps import StepSchedule, step_schedule
 
@@ -70,8 +70,7 @@ class StageDraft:
 
     def token_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
-        taught = self.teacher.token_flops(context_length) if self.teacher else 0
-        return token_flops(self.shape, context_length) + taught
+        return taught_flops(self.shape, self.teacher, context_length)
 
     @property
     def flops_per_token(self) -> int:

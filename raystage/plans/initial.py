@@ -28,7 +28,7 @@ MANIFEST, RECORD = "manifest.json", "record.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CHECKPOINT = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # within its stage's folder
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_KEY = "init.from"
+INIT_KEY = "init.from"
 TEACHER_KEY = "objective.teacher"
 
 
@@ -82,6 +82,11 @@ class TeacherPlan:
         return token_flops(self.shape, context_length) // 3
 
 
+def taught_flops(shape: ModelShape, teacher: TeacherPlan | None, context_length: int) -> int:
+    """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+    return token_flops(shape, context_length) + (teacher.token_flops(context_length) if teacher else 0)
+
+
 def find_init(init: Init) -> InitPlan:
     """The checkpoint, stage or Hugging Face model that `init` names. Raises InputError."""
     folder = _folder(init.source)
@@ -93,7 +98,7 @@ def find_init(init: Init) -> InitPlan:
         problem = (
             f"found no {CONFIG}, {MANIFEST} or {RECORD} in it; expected a Hugging Face model, a checkpoint or a stage"
         )
-        raise InputError(problem, key=_KEY, file=str(folder))
+        raise InputError(problem, key=INIT_KEY, file=str(folder))
     if not is_checkpoint and init.optimizer_state == "grow":
         problem = "found grow, but a Hugging Face folder has no optimizer state; expected reset"
         raise InputError(problem, key="init.optimizer_state")
@@ -105,7 +110,7 @@ def find_init(init: Init) -> InitPlan:
     return InitPlan(str(folder), is_checkpoint, found, shape, keeps, seen, at_hub, tokenizer)
 
 
-def check_same(init: InitPlan, key: str = _KEY) -> Path:
+def check_same(init: InitPlan, key: str = INIT_KEY) -> Path:
     """The folder on this machine of the model that was planned with. Raises InputError where it is missing or another
     one. key: that names the model in a schedule."""
     folder = Path(init.path)
@@ -136,20 +141,24 @@ def fingerprint(folder: Path, is_checkpoint: bool) -> str:
 
 def _folder(source: str) -> Path:
     if "://" in source:
-        raise InputError(f"found the URI {source!r}; expected a folder that every worker sees, or a hub name", key=_KEY)
+        raise InputError(
+            f"found the URI {source!r}; expected a folder that every worker sees, or a hub name", key=INIT_KEY
+        )
     if os.path.isdir(source):
         return Path(source)
     if not _HUB_NAME.fullmatch(source):
-        raise InputError(f"found {source!r}, which is no folder here; expected a folder or a hub name", key=_KEY)
-    return hub.snapshot(source, _HUB_FILES, _KEY)
+        raise InputError(f"found {source!r}, which is no folder here; expected a folder or a hub name", key=INIT_KEY)
+    return hub.snapshot(source, _HUB_FILES, INIT_KEY)
 
 
 def _stage_checkpoint(folder: Path) -> Path:
     """The final checkpoint of a stage in a store."""
-    name = read_json(LocalFiles(folder), RECORD, _KEY).get("checkpoint")
+    name = read_json(LocalFiles(folder), RECORD, INIT_KEY).get("checkpoint")
     is_inside = isinstance(name, str) and _CHECKPOINT.fullmatch(name)
     if not is_inside or LocalFiles(folder / name).size_of(MANIFEST) is None:
-        raise InputError("damaged; expected the checkpoint of a finished stage", key=_KEY, file=str(folder / RECORD))
+        raise InputError(
+            "damaged; expected the checkpoint of a finished stage", key=INIT_KEY, file=str(folder / RECORD)
+        )
     return folder / name
 
 
@@ -160,10 +169,10 @@ def _checkpoint_shape(folder: Path) -> ModelShape:
     try:
         shape = ModelShape(**_manifest(folder)["model"])
     except TypeError as error:
-        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+        raise InputError(f"damaged ({error}); expected a manifest", key=INIT_KEY, file=str(folder / MANIFEST)) from None
     if shape.family not in TRAINED:
         problem = f"found the family {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
-        raise InputError(problem, key=_KEY, file=str(folder / MANIFEST))
+        raise InputError(problem, key=INIT_KEY, file=str(folder / MANIFEST))
     return shape
 
 
@@ -171,15 +180,15 @@ def _trained_on(folder: Path) -> TrainedOn:
     try:
         return TrainedOn.from_json(_manifest(folder)["data_cursor"].get("trained_on"))
     except ValueError as error:
-        raise InputError(f"damaged ({error})", key=_KEY, file=str(folder / MANIFEST)) from None
+        raise InputError(f"damaged ({error})", key=INIT_KEY, file=str(folder / MANIFEST)) from None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    content = read_json(LocalFiles(folder), MANIFEST, _KEY)
+    content = read_json(LocalFiles(folder), MANIFEST, INIT_KEY)
     try:
         check_manifest(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged ({error}); expected a manifest", key=_KEY, file=str(folder / MANIFEST)) from None
+        raise InputError(f"damaged ({error}); expected a manifest", key=INIT_KEY, file=str(folder / MANIFEST)) from None
     return content
 
 
@@ -189,4 +198,4 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); expected a whole model"
-        raise InputError(problem, key=_KEY, file=str(path)) from None
+        raise InputError(problem, key=INIT_KEY, file=str(path)) from None

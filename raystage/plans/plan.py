@@ -26,7 +26,7 @@ from raystage.models.shape import ModelShape, num_params, token_flops
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan, TeacherPlan
+from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
 from raystage.plans.steps import StepSchedule, step_schedule
 
 
@@ -199,8 +199,7 @@ class StagePlan:
 
     def token_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
-        taught = self.teacher.token_flops(context_length) if self.teacher else 0
-        return self.model_flops(context_length) + taught
+        return taught_flops(self.shape, self.teacher, context_length)
 
     @property
     def memory(self) -> memory.MemoryEstimate:

@@ -18,7 +18,7 @@ from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.hf_folder import open_model
 from raystage.objectives.learner import Reader
-from raystage.plans.initial import InitPlan, check_same
+from raystage.plans.initial import INIT_KEY, InitPlan, check_same
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.plan import UNCHANGED, StagePlan
 from raystage.results.record import StageRecord
@@ -96,11 +96,16 @@ def find_prefix(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageR
 
 def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
     """From what the schedule's `init` names. Raises InputError if this worker finds it changed since it was planned."""
-    folder, growth = open_folder(check_same(init)), stage.growth or UNCHANGED
-    source = Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
+    source, growth = open_planned(init), stage.growth or UNCHANGED
     keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
     policy = growth.optimizer_state if keeps else "reset"
     return Entry(growth_map(init.shape, stage.shape, growth.operator, policy, growth.options), source, resumed=False)
+
+
+def open_planned(init: InitPlan, key: str = INIT_KEY) -> Checkpoint | FolderWeights:
+    """The weights of a model from outside of the run. key: that names it in a schedule. Raises InputError as above."""
+    folder = open_folder(check_same(init, key))
+    return Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
 
 
 # --- filling the partitions -------------------------------------------------------------------

@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from raystage.files.filesystem import open_folder
 from raystage.models.build import build
-from raystage.models.hf_folder import open_model
 from raystage.models.shape import ModelShape
 from raystage.objectives.learner import Models
 from raystage.objectives.opening import NO_MODELS
-from raystage.plans.initial import TEACHER_KEY, TeacherPlan, check_same
+from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.plan import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store
 from raystage.train.engine import DTYPES
+from raystage.train.entry import open_planned
 
 
 def models_of(stage: StagePlan, store: Store) -> Models:
@@ -48,5 +47,4 @@ def frozen_model(shape: ModelShape, source: Checkpoint | FolderWeights, dtype: t
 def _weights(teacher: TeacherPlan, store: Store) -> Checkpoint | FolderWeights:
     if teacher.init is None:
         return Checkpoint(store.finished_checkpoint(teacher.key).unmapped)
-    folder = open_folder(check_same(teacher.init, TEACHER_KEY))
-    return Checkpoint(folder.unmapped) if teacher.init.is_checkpoint else FolderWeights(open_model(folder))
+    return open_planned(teacher.init, TEACHER_KEY)
