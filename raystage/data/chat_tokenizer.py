@@ -34,11 +34,7 @@ class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template: `template`, or its own where that is None."""
 
     def __init__(self, name: str, template: str | None) -> None:
-        try:
-            self._tokenizer = hf_tokenizer.pretrained(name)
-        except InputError as error:
-            problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
-            raise InputError(problem, key="data.tokenizer") from None
+        self._tokenizer = hf_tokenizer.for_training(name)
         if not self._tokenizer.is_fast:
             problem = f"found {name!r}, which does not say which token stands for which part of a text"
             raise InputError(f"{problem}; expected a fast tokenizer (tokenizer.json)", key="data.tokenizer")

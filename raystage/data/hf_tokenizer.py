@@ -95,6 +95,15 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
         raise InputError(reason, key="data.tokenizer") from None
 
 
+def for_training(name: str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a stage. Raises InputError, which names it."""
+    try:
+        return pretrained(name)
+    except InputError as error:
+        problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
+        raise InputError(problem, key="data.tokenizer") from None
+
+
 def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     """One more than the largest id. Ids may have gaps, so the number of tokens is not enough."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)

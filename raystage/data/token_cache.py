@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +31,8 @@ from raystage.data.token_index import (
     stream_file,
     stream_names,
 )
-from raystage.data.token_shards import Progress, encoded, read_shards, write_shards
+from raystage.data.token_shards import Progress, read_shards, write_shards
+from raystage.data.token_streams import opened, write_documents
 from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
@@ -188,51 +188,19 @@ def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, mak
     return index
 
 
-class _Stream:
-    """A stream of tokens that is being written."""
-
-    def __init__(self, path: Path) -> None:
-        self._file, self._checksum = path.open("wb"), xxhash.xxh3_128()
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, content: bytes) -> None:
-        self._checksum.update(content)
-        self._file.write(content)
-
-    def finish(self) -> StreamFile:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        status = os.fstat(self._file.fileno())
-        return StreamFile(status.st_size, self._checksum.hexdigest(), status.st_mtime_ns)
-
-
 def _write_streams(
     pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype, work: Path, names: Sequence[str]
 ) -> dict[str, StreamFile]:
     """The streams by name, made by this process."""
-    with _opened(work, names) as streams:
-        for piece in pieces:
-            for document in piece.read():
-                for part, content in enumerate(encoded(document, tokenizer, dtype)):
-                    streams[2 * part + document.is_held_out].write(content)
-        return {name: stream.finish() for name, stream in zip(names, streams, strict=True)}
+    with opened(work / stream_file(name) for name in names) as streams:
+        write_documents(pieces, tokenizer, dtype, streams)
+        return {name: stream.written() for name, stream in zip(names, streams, strict=True)}
 
 
 def _join_shards(pieces: Sequence[Piece], shards: Path, work: Path, names: Sequence[str]) -> dict[str, StreamFile]:
     """The same streams, joined of the shards that several processes made."""
-    with _opened(work, names) as streams:
+    with opened(work / stream_file(name) for name in names) as streams:
         for stream, name in zip(streams, names, strict=True):
             for chunk in read_shards(pieces, shards, name):
                 stream.write(chunk)
-        return {name: stream.finish() for name, stream in zip(names, streams, strict=True)}
-
-
-@contextlib.contextmanager
-def _opened(work: Path, names: Sequence[str]) -> Iterator[list[_Stream]]:
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(_Stream(work / stream_file(name))) for name in names]
+        return {name: stream.written() for name, stream in zip(names, streams, strict=True)}

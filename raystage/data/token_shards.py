@@ -7,7 +7,6 @@ makes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import uuid
@@ -18,38 +17,19 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from raystage.data.chat_tokenizer import Marked
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import stream_names
+from raystage.data.token_streams import opened, write_documents
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
-from raystage.errors import InputError, StorageError
+from raystage.errors import StorageError
 from raystage.process_pool import in_processes
-from raystage.sources.corpus import Piece, Read
-from raystage.sources.text_files import no_utf8
+from raystage.sources.corpus import Piece
 
 _CHUNK_BYTES = 2**20
 # Told after each shard: (documents done, all documents).
 Progress = Callable[[int, int], None]
 
 _tokenizers: dict[str, Tokenizer] = {}
-
-
-def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> tuple[bytes, ...]:
-    """The tokens of a document, as bytes; of a conversation also their marks. Raises InputError."""
-    try:
-        found = tokenizer.encode(document.content)
-        ids, *marks = found if isinstance(found, Marked) else (found,)
-        return cast(ids, tokenizer.size, dtype).tobytes(), *(one.tobytes() for one in marks)
-    except UnicodeDecodeError as error:
-        raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
-
-
-def cast(ids: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
-    """The ids in as few bytes as the largest id allows. Raises InputError for an id beyond the tokenizer's."""
-    if ids.min() < 0 or ids.max() >= size:
-        found = f"found the id {ids.max() if ids.max() >= size else ids.min()} in encoded text"
-        raise InputError(f"{found}; expected ids up to the tokenizer's largest, {size - 1}", key="data.tokenizer")
-    return ids.astype(dtype)
 
 
 def write_shards(
@@ -92,16 +72,11 @@ def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: s
 
 
 def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Sequence[Path]) -> dict[str, Any]:
-    checksums = [xxhash.xxh3_128() for _ in paths]
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in paths]
-        for document in piece.read():
-            for part, content in enumerate(encoded(document, tokenizer, dtype)):
-                stream = 2 * part + document.is_held_out
-                files[stream].write(content)
-                checksums[stream].update(content)
-        sizes = [file.tell() for file in files]
-    return {"piece": piece.identity(), "sizes": sizes, "checksums": [checksum.hexdigest() for checksum in checksums]}
+    with opened(paths) as streams:
+        write_documents([piece], tokenizer, dtype, streams)
+        found = [stream.written() for stream in streams]
+    sizes, checksums = [one.num_bytes for one in found], [one.checksum for one in found]
+    return {"piece": piece.identity(), "sizes": sizes, "checksums": checksums}
 
 
 def _described(folder: Path, number: int, piece: Piece) -> dict[str, Any] | None:

@@ -54,11 +54,7 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str, end_token: str | None = None, errors: str = "strict") -> None:
-        try:
-            self._tokenizer = hf_tokenizer.pretrained(name)
-        except InputError as error:
-            problem = f"{name!r} cannot be loaded as a tokenizer ({error.problem})"
-            raise InputError(problem, key=_KEY) from None
+        self._tokenizer = hf_tokenizer.for_training(name)
         self._errors = errors
         self._end = self._end_of(name, end_token)
         self.size = max(hf_tokenizer.num_ids(self._tokenizer), self._end + 1)

@@ -6,6 +6,7 @@ read before. So resumed, grown and baseline runs read the same tokens at the sam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,29 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
     return Streams(*streams, index, *marks)
 
 
-class TokenWindows:
+class Windows(ABC):
+    """Sequences of a run, read by position. context_length: the length of a window."""
+
+    context_length: int
+
+    @abstractmethod
+    def piece(self, position: int, length: int) -> np.ndarray:
+        """The sequence at a token position of the run; it lies within one window."""
+
+    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
+        """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
+        return {"tokens": self.sequences(first, count, length)}
+
+    def sequences(self, first: int, count: int, length: int | None = None) -> np.ndarray:
+        """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1).
+
+        length: a divisor of context_length, or all of it. Sequence n begins at token n * length of the run.
+        """
+        length = length or self.context_length
+        return np.stack([self.piece(number * length, length) for number in range(first, first + count)])
+
+
+class TokenWindows(Windows):
     """Sequences of `length + 1` tokens: the inputs, and the targets one position further on.
 
     The stream is cut into windows of `context_length`, the longest of the run. Every epoch reads all windows in an
@@ -67,18 +90,6 @@ class TokenWindows:
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
-        """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
-        return {"tokens": self.sequences(first, count, length)}
-
-    def sequences(self, first: int, count: int, length: int | None = None) -> np.ndarray:
-        """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1).
-
-        length: a divisor of context_length, or all of it. Sequence n begins at token n * length of the run.
-        """
-        length = length or self.context_length
-        return np.stack([self.piece(number * length, length) for number in range(first, first + count)])
-
     def spread(self, count: int) -> np.ndarray:
         """`count` windows spread evenly over the stream, for evaluation: int64 of shape (count, context_length + 1)."""
         count = min(count, self.windows)
@@ -86,7 +97,6 @@ class TokenWindows:
         return np.stack([self._read(start, self.context_length) for start in starts])
 
     def piece(self, position: int, length: int) -> np.ndarray:
-        """The sequence at a token position of the run; it lies within one window."""
         number, inside = divmod(position, self.context_length)
         return self._read(self._place(number) * self.context_length + inside, length)
 
@@ -100,7 +110,7 @@ class TokenWindows:
         return self.stream[start : start + length + 1].astype(np.int64)
 
 
-class MixedWindows:
+class MixedWindows(Windows):
     """Sequences of a run that reads several sources, as `TokenWindows` gives those of one.
 
     reading: says for every window of the run which window of which source it is. sources: by content those that it
@@ -108,20 +118,12 @@ class MixedWindows:
     """
 
     def __init__(self, reading: Reading, sources: Mapping[str, TokenWindows], seed: int) -> None:
-        self.reading, self.sources, self.seed = reading, sources, seed
+        self.reading, self.sources, self.seed, self.context_length = reading, sources, seed, reading.window
 
-    def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
-        """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
-        return {"tokens": self.sequences(first, count, length)}
-
-    def sequences(self, first: int, count: int, length: int) -> np.ndarray:
-        """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1). As in `TokenWindows`."""
-        return np.stack([self._piece(number * length, length) for number in range(first, first + count)])
-
-    def _piece(self, position: int, length: int) -> np.ndarray:
-        number, inside = divmod(position, self.reading.window)
+    def piece(self, position: int, length: int) -> np.ndarray:
+        number, inside = divmod(position, self.context_length)
         content, index = self.reading.at(number)
-        return self.sources[content].piece(index * self.reading.window + inside, length)
+        return self.sources[content].piece(index * self.context_length + inside, length)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class MarkedWindows:
     """Samples with a mark for each token. tokens, marks: windows of both streams, of one seed, so that they read the
     same places."""
 
-    tokens: TokenWindows | MixedWindows
-    marks: TokenWindows | MixedWindows
+    tokens: Windows
+    marks: Windows
 
     @property
     def seed(self) -> int:

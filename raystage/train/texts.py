@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from raystage.data.plan import DataPlan, MixturePart
-from raystage.data.tokens import MarkedWindows, MixedWindows, Streams, TokenWindows, held_out_samples, open_streams
+from raystage.data.tokens import (
+    MarkedWindows,
+    MixedWindows,
+    Streams,
+    TokenWindows,
+    Windows,
+    held_out_samples,
+    open_streams,
+)
 from raystage.errors import InputError
 from raystage.objectives.learner import HeldOut, Reader
 from raystage.objectives.opening import open_judge
@@ -57,7 +65,7 @@ def _training_samples(stage: StagePlan, streams: Mapping[str, Streams]) -> Reade
     return MarkedWindows(tokens, _windows(stage, {content: _marks(opened) for content, opened in streams.items()}))
 
 
-def _windows(stage: StagePlan, streams: Mapping[str, np.ndarray]) -> TokenWindows | MixedWindows:
+def _windows(stage: StagePlan, streams: Mapping[str, np.ndarray]) -> Windows:
     windows = {content: TokenWindows(one, stage.window_tokens, stage.seed) for content, one in streams.items()}
     return MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
 

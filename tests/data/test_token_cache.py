@@ -14,7 +14,7 @@ import pytest
 
 from chats import conversations, save_chat_words, write_chats
 from factories import make_schedule
-from raystage.data import token_cache, token_shards
+from raystage.data import token_cache, token_streams
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.token_index import cache_folder, read_index
 from raystage.data.tokens import open_streams
@@ -100,10 +100,11 @@ def test_of_long_streams_size_and_time_stamp_are_looked_at(
 
 
 def test_long_streams_are_not_read_whole(planned: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _streams(planned, tmp_path)
+    before = [np.array(stream) for stream in _streams(planned, tmp_path)]
     monkeypatch.setattr(token_cache, "SMALL_BYTES", 0)
     monkeypatch.setattr(token_cache, "_checksum", lambda _: pytest.fail("read"))
-    _streams(planned, tmp_path)
+    for one, other in zip(_streams(planned, tmp_path), before, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_document_that_is_edited_in_between_is_no_part_of_the_cache(
@@ -168,8 +169,8 @@ def test_a_cache_that_cannot_be_written_is_one_message(planned: DataPlan, tmp_pa
 def test_an_id_that_the_tokenizer_does_not_know_is_refused() -> None:
     ids = np.array([3, 70000])
     with pytest.raises(InputError, match=r"found the id 70000 in encoded text; expected ids up to .* largest, 255"):
-        token_shards.cast(ids, 256, np.dtype(np.uint16))
-    assert token_shards.cast(ids, 70001, np.dtype(np.uint32)).tolist() == [3, 70000]
+        token_streams.cast(ids, 256, np.dtype(np.uint16))
+    assert token_streams.cast(ids, 70001, np.dtype(np.uint32)).tolist() == [3, 70000]
 
 
 def test_other_facts_are_another_cache(planned: DataPlan, tmp_path: Path) -> None:
