@@ -5,6 +5,7 @@ Identifying a corpus takes reading all of it. So whoever plans many schedules ke
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ class Sources:
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
     _pinned: dict[str, str] = field(default_factory=dict)
     _overlaps: dict[tuple[str, str], int] = field(default_factory=dict)
+    _code: dict[str, str] = field(default_factory=dict)
 
     def data(self, data: Data, are_chats: bool = False) -> StageText:
         """The text, or the conversations, that a stage reads. Raises InputError, with the stage's own key."""
@@ -80,6 +82,12 @@ class Sources:
             is_hub_s = tokenizer != BYTE_TOKENIZER and hub.is_name(tokenizer)
             self._pinned[tokenizer] = hub.pinned(tokenizer, "data.tokenizer") if is_hub_s else tokenizer
         return self._pinned[tokenizer]
+
+    def code(self, file: str) -> str:
+        """The SHA-256 of a file of the user's code. Raises OSError."""
+        if file not in self._code:
+            self._code[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return self._code[file]
 
     def init(self, init: Init) -> InitPlan:
         """What a run starts from. Raises InputError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -97,7 +96,7 @@ def _own(written: ObjectiveSection, data: DataPlan, sources: Sources) -> Objecti
         if written.targets:
             _check_call(written.targets, 1, written, "targets")
     options = {"function": written.function, "targets": written.targets, "options": written.options}
-    code = {field: _code_of(getattr(written, field), field) for field in ("function", "targets")}
+    code = {field: _code_of(getattr(written, field), field, sources) for field in ("function", "targets")}
     return ObjectivePlan(written.name, options, {"code": code, "options": written.options})
 
 
@@ -108,14 +107,14 @@ def _check_call(reference: str, arguments: int, written: ObjectiveSection, field
         raise InputError(error.problem, key=f"objective.{field}") from None
 
 
-def _code_of(reference: str | None, field: str) -> list[str] | None:
+def _code_of(reference: str | None, field: str, sources: Sources) -> list[str] | None:
     """The name of a function, and the SHA-256 of the file that it is in: a change of the code changes the key."""
     if reference is None:
         return None
     place, name = split_reference(reference)
     path = file_of(reference) or _module_file(place, f"objective.{field}")
     try:
-        return [name, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+        return [name, sources.code(path)]
     except OSError as error:
         problem = f"{path} cannot be read ({error.strerror}); expected the file that {name} is in"
         raise InputError(problem, key=f"objective.{field}") from None

@@ -49,9 +49,9 @@ def losses_by_name(point: Evaluation, run: RunPlan) -> dict[str, float]:
 
 def mixture_lines(run: RunPlan) -> list[str]:
     """One sentence for each stage with a mixture: what it reads of every source."""
-    lines = []
+    lines, of_stages = [], sources_read(run)
     for stage in run.stages:
-        reads = sources_read(run).get(stage.name)
+        reads = of_stages.get(stage.name)
         if reads is None:
             continue
         windows = stage.training.global_batch_tokens // stage.window_tokens

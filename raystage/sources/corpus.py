@@ -6,6 +6,7 @@ and two copies of a document are never on both sides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,12 @@ class Corpus(Protocol):
 
     def check_utf8(self) -> None:
         """Raises InputError for the first byte that is not UTF-8."""
+
+
+def fraction_between(smallest: float, largest: float) -> float | None:
+    """The smallest fraction, in hundredths, above the first place of a document and not above the last one's."""
+    fraction = (math.floor(smallest * 100) + 1) / 100
+    return fraction if fraction <= largest else None
 
 
 def cut(sizes: Iterable[int], most: int) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,6 @@ Files of Python's library that belong together are held out together: see `FileC
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,17 @@ from pathlib import Path
 
 from raystage.errors import InputError
 from raystage.lazy import numpy as np
-from raystage.sources.corpus import BUCKETS, PIECE_BYTES, SHORT_DIGEST, Read, Side, SourceOptions, TextSize, cut
+from raystage.sources.corpus import (
+    BUCKETS,
+    PIECE_BYTES,
+    SHORT_DIGEST,
+    Read,
+    Side,
+    SourceOptions,
+    TextSize,
+    cut,
+    fraction_between,
+)
 from raystage.sources.text_files import check_utf8, holds_any, measured, unreadable
 
 MOST_DOCUMENTS = 4_000_000  # each takes a quarter of a kilobyte while a schedule is planned
@@ -179,9 +188,7 @@ class FileCorpus:
 
     def working_fraction(self) -> float | None:
         """The smallest fraction, in hundredths, that leaves documents on both sides; None where there is none."""
-        positions = sorted(set(self.positions))
-        fraction = (math.floor(positions[0] * 100) + 1) / 100
-        return fraction if fraction <= positions[-1] else None
+        return fraction_between(min(self.positions), max(self.positions))
 
 
 def find_documents(

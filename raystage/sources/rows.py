@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from raystage.sources.corpus import (
     Side,
     SourceOptions,
     TextSize,
+    fraction_between,
 )
 from raystage.sources.places import Place, find_places
 
@@ -183,9 +183,7 @@ class RowCorpus:
 
     def working_fraction(self) -> float | None:
         positions = [_positions(file.digests) for file in self.files if len(file.digests)]
-        smallest, largest = (float(pick(pick(one) for one in positions)) for pick in (min, max))
-        fraction = (math.floor(smallest * 100) + 1) / 100
-        return fraction if fraction <= largest else None
+        return fraction_between(*(float(pick(pick(one) for one in positions)) for pick in (min, max)))
 
     def holds_any(self, marks: Collection[bytes]) -> bool:
         """Not looked at: it would take reading all of the text once more. Control tokens are encoded as text."""
