@@ -50,7 +50,7 @@ def prepare_command(schedule: Path, overrides: tuple[str, ...], workers: int | N
 
     plan = make_plan(load(schedule, overrides))
     parts = [part.data for run in plan.runs() for stage in run.stages for part in stage.data.parts]
-    texts = {str(data.facts()): data for data in parts}
+    texts = {data.content: data for data in parts}
     rows = []
     for data in texts.values():
         folder, start = cache_folder(data), time.perf_counter()

@@ -51,14 +51,13 @@ def write_shards(
 
 def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: str) -> None:
     """Tokenize one piece, in a process that keeps its tokenizer for the next one."""
-    key = str(data.facts())
-    if key not in _tokenizers:
-        _tokenizers[key] = make_tokenizer(data)
+    if data.content not in _tokenizers:
+        _tokenizers[data.content] = make_tokenizer(data)
     own = uuid.uuid4().hex  # on a file system without locks two processes may write one shard
     names = stream_names(data.options.are_chats)
     work = [Path(folder, f"{number:06}.{name}.{own}") for name in names]
     try:
-        description = _write(piece, _tokenizers[key], np.dtype(dtype), work)
+        description = _write(piece, _tokenizers[data.content], np.dtype(dtype), work)
         for name, path in zip(names, work, strict=True):
             os.replace(path, Path(folder, f"{number:06}.{name}"))
         text = Path(folder, f"{number:06}.json.{own}")
