@@ -7,15 +7,27 @@ Adding an objective is one entry here, one file beside this one with its learner
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["tokens", "samples"]
+Reads = Literal["text", "chats", "labels", "images"]
+Head = Literal["", "classes", "pixels"]
+Figure = Literal["perplexity", "accuracy"]
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """learns: what a model learns to say. model: which models can learn it, by `Family.objective`.
+    """learns: what a model learns to say. model: which models can learn it, by `Family.objective`, where it uses a
+    language model's own head.
 
-    judge: the objective whose loss and accuracy held-out text is judged by. module: where its learner is, for workers.
-    options: its keys under `objective` in a schedule, beside the name. reads: what the documents of its source must be.
-    needs: further models that its learner is opened with, by their names in `Models`.
+    judge: the objective whose loss and accuracy held-out data are judged by. module: where its learner is, for workers.
+    options: its keys under `objective` in a schedule, beside the name. reads: what its sources must give: "text",
+    "chats" (conversations), "labels" (samples with a class, texts or images) or "images". needs: further models that
+    its learner is opened with, by their names in `Models`.
+
+    unit: what progress is counted in; a sample of a language model is a window of tokens. head: the head that it needs
+    of a model (`ModelShape.head`): "" for a language model's own, "classes" or "pixels". loss_unit: of the judge's
+    loss. shows: the figures beside the loss that make sense for its judge.
     """
 
     name: str
@@ -24,8 +36,12 @@ class ObjectiveSpec:
     judge: str
     module: str
     options: tuple[str, ...] = ()
-    reads: str = "text"
+    reads: Reads = "text"
     needs: tuple[str, ...] = ()
+    unit: Unit = "tokens"
+    head: Head = ""
+    loss_unit: str = "nats per token"
+    shows: tuple[Figure, ...] = ("perplexity", "accuracy")
 
 
 CAUSAL_LM = "causal_lm"
