@@ -70,6 +70,15 @@ class ObjectiveSection(Section):
         return other if "name" in other.model_fields_set else super().overlaid(other)
 
 
+# One object for all who do not write it: pydantic copies a default with a mapping in it for each of them.
+STANDARD = ObjectiveSection()
+
+
+def standard_objective() -> ObjectiveSection:
+    """What is learned where nobody says it: the next token."""
+    return STANDARD
+
+
 def _as_section(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage.config import yaml_file
-from raystage.config.objective import ObjectiveEntry, ObjectiveSection
+from raystage.config.objective import ObjectiveEntry, ObjectiveSection, standard_objective
 from raystage.config.section import Section, explain
 from raystage.config.stage import Data, Model, Stage, TextSource
 from raystage.config.training import LrSchedule, Optimizer, Training, UserMetric
@@ -147,7 +147,7 @@ class Schedule(Section):
     """The text, for all stages."""
     model: Model = Model()
     """The shape of the model, for all stages."""
-    objective: ObjectiveEntry = ObjectiveSection()
+    objective: ObjectiveEntry = Field(default_factory=standard_objective)
     """What is learned, in all stages."""
     training: Training = Field(default_factory=Training)
     """The training, for all stages."""
@@ -253,7 +253,7 @@ def _located(data: Data, beside: Path | None, resolved: Data) -> Data:
         changes["mixture"] = tuple(
             entry.model_copy(update=_located_paths(entry, beside, full.source)) for entry, full in entries
         )
-    return data.model_copy(update=changes)
+    return data.model_copy(update=changes) if changes else data
 
 
 def _located_paths(text: TextSource, beside: Path | None, source: str) -> dict[str, object]:

@@ -32,7 +32,7 @@ class Section(BaseModel):
     def overlaid(self, other: Self) -> Self:
         """This section with everything that `other` sets, key by key."""
         changes = {name: _overlaid(getattr(self, name), getattr(other, name)) for name in other.model_fields_set}
-        return self.model_copy(update=changes)
+        return self.model_copy(update=changes) if changes else self
 
 
 def _overlaid(mine: object, theirs: object) -> object:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
-from raystage.config.objective import ObjectiveEntry, ObjectiveSection
+from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
 from raystage.config.training import Training
@@ -304,7 +304,7 @@ class Stage(Section):
     """The text, over the file's."""
     model: Model = Model()
     """The shape of the model, over the file's."""
-    objective: ObjectiveEntry = ObjectiveSection()
+    objective: ObjectiveEntry = Field(default_factory=standard_objective)
     """What is learned, in place of the file's."""
     training: Training = Field(default_factory=Training)
     """The training, over the file's."""

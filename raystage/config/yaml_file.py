@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -242,9 +243,15 @@ def _check_step(place: object, steps: list[str | int], position: int, label: str
 
 def parse_path(path: str) -> list[str | int]:
     """'stages[1].until.tokens' -> ['stages', 1, 'until', 'tokens']; [] for what is not a path."""
+    return list(_steps(path))
+
+
+# Cached: ten thousand trials of a sweep set the same few paths.
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str | int, ...]:
     if not _PATH.fullmatch(path):
-        return []
-    return [name or int(index) for name, index in _STEP.findall(path)]
+        return ()
+    return tuple(name or int(index) for name, index in _STEP.findall(path))
 
 
 def dotted(steps: tuple | list) -> str:

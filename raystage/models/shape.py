@@ -153,6 +153,7 @@ def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
     return sum(p.numel * (1 if p.layer is None else shape.num_layers) for p in one_layer)
 
 
+@lru_cache(maxsize=4096)
 def token_flops(shape: ModelShape, context_length: int) -> int:
     """Training FLOPs of one token in a context of this length."""
     return flops_per_token(replace(shape, context_length=context_length))

@@ -33,7 +33,7 @@ from raystage.plans.draft import StageDraft
 from raystage.plans.gates import Rejection, changed
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
-from raystage.plans.keys import evaluated_after, key_at
+from raystage.plans.keys import evaluated_after, with_own_key
 from raystage.plans.length import waits_for_evaluations
 from raystage.plans.objective import alone, with_key
 from raystage.plans.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
@@ -317,13 +317,13 @@ def _plan_stage(
         teacher=stage.teacher,
         trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
         earlier=(*parent.earlier, EarlierText(parent.end_tokens, parent.data)) if parent else (),
+        evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
     )
-    planned = _with_evaluation(planned, run_tokens, is_baseline=not grows)
-    return replace(planned, key=key_at(planned, steps))
+    return with_own_key(_with_evaluation(planned, run_tokens))
 
 
-def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> StagePlan:
+def _with_evaluation(stage: StagePlan, run_tokens: int) -> StagePlan:
     """The stage with the evaluation settings that its schedule leaves open.
 
     A baseline has the text of the last stage. A stage whose end or acceptance depends on evaluations is evaluated as
@@ -332,8 +332,7 @@ def _with_evaluation(stage: StagePlan, run_tokens: int, is_baseline: bool) -> St
     """
     written = stage.training.evaluate
     waits = waits_for_evaluations(stage.until, stage.accept)
-    is_open = not is_baseline and "tokens" not in written.model_fields_set
-    stage = evaluated_after(replace(stage, evaluation_follows=is_open), stage.steps)
+    stage = evaluated_after(stage, stage.steps)
     every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
                                   stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
     return replace(stage, evaluate_every_tokens=written.every or every)

@@ -48,10 +48,11 @@ class Sources:
 
     def data(self, data: Data, are_chats: bool = False) -> StageText:
         """The text, or the conversations, that a stage reads. Raises InputError, with the stage's own key."""
-        if (data, are_chats) not in self._data:
+        found = self._data.get((data, are_chats))
+        if found is None:
             look_up = self._look_up if data.mixture is None else self._mixture
-            self._data[data, are_chats] = look_up(data, are_chats)
-        return self._data[data, are_chats]
+            found = self._data[data, are_chats] = look_up(data, are_chats)
+        return found
 
     def corpus(self, source: str, path: tuple[str, ...], options: SourceOptions = DEFAULTS) -> Corpus:
         """The documents of a source. Raises InputError."""

@@ -42,10 +42,12 @@ def key_at(stage: StagePlan, steps: int) -> str:
 
     Another stage with this key computed exactly what this one computes in its first `steps` steps.
     """
-    tokens = stage.step_schedule.tokens(steps)
-    rate = learning_rate.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
-    counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
-    return _digest({**_facts(evaluated_after(stage, steps)), "rate": rate, "tokens": tokens, **counts})
+    return _key(evaluated_after(stage, steps), steps)
+
+
+def with_own_key(stage: StagePlan) -> StagePlan:
+    """A stage, evaluated as its own length implies, with its key: the one at its last step."""
+    return replace(stage, key=_key(stage, stage.steps))
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -101,6 +103,13 @@ def _leaves_counts(stage: StagePlan, steps: int) -> bool:
     parts = {PART_OF.get(field, field) for field in changed_fields(stage.parent_shape, stage.shape)} - _WHOLLY_NEW
     is_mixed = any(part not in by or by[part].name not in _WITHOUT_STATE for part in parts)
     return is_mixed and not is_settled(1 if stage.until else steps + 1, math.inf, betas)
+
+
+def _key(stage: StagePlan, steps: int) -> str:
+    tokens = stage.step_schedule.tokens(steps)
+    rate = learning_rate.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
+    counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
+    return _digest({**_facts(stage), "rate": rate, "tokens": tokens, **counts})
 
 
 def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, object]:

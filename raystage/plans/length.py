@@ -54,7 +54,7 @@ def reads_clock(until: Until) -> bool:
 
 def _has(until: Until, keys: Sequence[str]) -> bool:
     inside = (*(until.any or ()), *(until.all or ()))
-    return any(key in until.given for key in keys) or any(_has(part, keys) for part in inside)
+    return any(getattr(until, key) is not None for key in keys) or any(_has(part, keys) for part in inside)
 
 
 def cap_steps(until: Until, steps: StepSchedule, cost: TokenCost, start_tokens: int, decay_start: DecayStart) -> int:
@@ -107,7 +107,7 @@ def placed_mixing(until: Until, start_tokens: int, decay_start: DecayStart, key:
                 placed_mixing(part, start_tokens, decay_start, f"{key}.{name}[{index}]")
                 for index, part in enumerate(parts)
             )
-    return until.model_copy(update=changes)
+    return until.model_copy(update=changes) if changes else until
 
 
 def _mixing_position(mixing: Mixing, decay_start: DecayStart, key: str) -> int:

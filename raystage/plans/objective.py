@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from raystage.config.objective import ALL_TOKENS, ObjectiveSection
+from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
 from raystage.config.schedule import Init
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
@@ -42,10 +42,10 @@ _LEARNED = {"next token": "the next token"}
 
 def _check_options(written: ObjectiveSection) -> None:
     """Refuse an option of another objective."""
-    standard, own = ObjectiveSection(), OBJECTIVES[written.name].options
+    own = OBJECTIVES[written.name].options
     for other in OBJECTIVES.values():
         for field in other.options:
-            if field not in own and getattr(written, field) != getattr(standard, field):
+            if field not in own and getattr(written, field) != getattr(STANDARD, field):
                 found = f"found {shown(getattr(written, field))} with {written.name}"
                 raise InputError(f"{found}; expected it with name: {other.name}", key=f"objective.{field}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raystage.config.training import Ramp, RampOf, Training
 from raystage.errors import InputError
@@ -105,7 +106,12 @@ def doubling_steps(batch: Doubling, context: Doubling) -> StepSchedule:
 
 def step_schedule(training: Training, context_length: int) -> StepSchedule:
     """The steps of a stage with this training section, complete with its batch, in this context length (in tokens)."""
-    batch, ramp = training.global_batch_tokens, training.ramp
+    return _ramped(training.ramp, training.global_batch_tokens, context_length)
+
+
+# Cached: the plan of a stage asks twenty times.
+@lru_cache(maxsize=4096)
+def _ramped(ramp: Ramp | None, batch: int, context_length: int) -> StepSchedule:
     return doubling_steps(
         _doubling(ramp.global_batch_tokens if ramp else None, batch),
         _doubling(ramp.context_length if ramp else None, context_length),

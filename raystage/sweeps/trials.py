@@ -63,9 +63,9 @@ def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code:
     planner = Planner(sweep, with_code)
     with _no_collection():
         trials = tuple(planner.trial(number, config) for number, config in enumerate(configs(sweep)))
-    chains = [Chain(trial.plan.staged.stages, _settings(sweep, trial.config)) for trial in trials]
-    baselines = [_bare(run) for trial in trials for run in trial.plan.baselines]
-    return SweepPlan(sweep, trials, build(chains, finished), build(baselines, finished) if baselines else None)
+        chains = [Chain(trial.plan.staged.stages, _settings(sweep, trial.config)) for trial in trials]
+        baselines = [_bare(run) for trial in trials for run in trial.plan.baselines]
+        return SweepPlan(sweep, trials, build(chains, finished), build(baselines, finished) if baselines else None)
 
 
 @contextlib.contextmanager
