@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-EXAMPLES = ("jobs/schedules/*.yaml", "jobs/sweeps/*.yaml", "jobs/text/*.txt")
+EXAMPLES = ("jobs/schedules/*.yaml", "jobs/schedules/recipes/*.yaml", "jobs/sweeps/*.yaml", "jobs/text/*.txt")
 
 
 def examples() -> list[str]:

@@ -134,9 +134,14 @@ def examples_folder() -> Path:
 
 
 def find_examples(folder: Path) -> dict[str, Path]:
-    """The examples by name. The name of a schedule is that of its file; the name of a sweep starts with `sweeps/`."""
-    schedules = {path.stem: path for path in sorted((folder / "schedules").glob("*.yaml"))}
-    return schedules | {f"sweeps/{path.stem}": path for path in sorted((folder / "sweeps").glob("*.yaml"))}
+    """The examples by name. The name of a schedule is that of its file; the name of a published recipe starts with
+    `recipes/`, that of a sweep with `sweeps/`."""
+    kinds = {"": "schedules", "recipes/": "schedules/recipes", "sweeps/": "sweeps"}
+    return {
+        f"{kind}{path.stem}": path
+        for kind, inside in kinds.items()
+        for path in sorted((folder / inside).glob("*.yaml"))
+    }
 
 
 def about(example: Path) -> str:

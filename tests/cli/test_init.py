@@ -23,6 +23,8 @@ from raystage.reports.advice import warnings
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = find_examples(examples_folder())
+# The others read tokens that only their user has: tests/laws/test_recipes.py plans those.
+WITH_TEXT = [name for name, path in EXAMPLES.items() if "source: tokens" not in path.read_text()]
 BUILD = """
 import glob, os, sys, tarfile
 from setuptools import build_meta
@@ -75,7 +77,7 @@ def test_the_starter_plans_without_a_warning_and_costs_less_than_the_quickstart(
     done("plan", "schedule.yaml")
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", WITH_TEXT)
 def test_every_example_that_is_written_can_be_planned(name: str) -> None:
     done("init", "--example", name)
     assert (Path(EXAMPLES[name].name)).is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def test_shipped_files_are_valid_and_name_their_schema(path: Path) -> None:
     content = read_mapping(path)
     assert problems(content) == []
     kind = "sweep" if is_sweep(content) else "schedule"
-    assert f"\n# yaml-language-server: $schema={kind}.schema.json\n" in path.read_text()
+    (named,) = re.findall(r"^# yaml-language-server: \$schema=(.*)$", path.read_text(), re.M)
+    assert Path(named).name == f"{kind}.schema.json"
+    assert (path.parent / named).is_file() or path not in JOBS, named
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("schedule", "schedules"), ("sweep", "sweeps")])
