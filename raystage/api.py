@@ -25,7 +25,7 @@ import pandas
 import ray
 from rich.console import RenderableType
 
-from raystage.cli.options import DebugStream, cluster_address, name_init, plan_schedule, wandb_mode_for
+from raystage.cli.options import DebugStream, cluster_address, name_models, plan_schedule, wandb_mode_for
 from raystage.cli.report import read_report
 from raystage.cluster import launch
 from raystage.cluster.shutdown import SHUTDOWN
@@ -278,7 +278,7 @@ def _planned(schedule: Schedule, name: str | None, store: str) -> tuple[Schedule
 def _found_init(sweep: Sweep, store: str) -> Sweep:
     """A sweep whose schedule has its `init` looked up in the store. The one that was given stays as it is."""
     found = sweep.model_copy(deep=True)
-    name_init(found.base, store)
+    name_models(found.base, store)
     return found
 
 

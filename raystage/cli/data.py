@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from raystage.cli.options import Listed, exits, json_option, print_json, say, set_option
+from raystage.cli.options import Listed, exits, json_option, plan_schedule, print_json, say, set_option, store_option
 
 
 @click.group("data", cls=Listed)
@@ -28,13 +28,17 @@ def data_group() -> None:
 @click.option(
     "--workers", type=click.IntRange(min=1), help="The number of processes; as many as there are cores unless given."
 )
+@store_option
 @json_option
 @exits
-def prepare_command(schedule: Path, overrides: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def prepare_command(
+    schedule: Path, overrides: tuple[str, ...], workers: int | None, store: str | None, as_json: bool
+) -> None:
     """Tokenize all text that a schedule reads, by several processes, into this machine's cache.
 
     A run does the same at its first use of a text, one text after the other. Where this command is killed, the next one
-    continues: finished shards stay. Whatever the number of processes, the tokens are the same.
+    continues: finished shards stay. Whatever the number of processes, the tokens are the same. The store is needed if
+    the schedule starts from one of its stages, or learns from one.
 
     \b
     Example:
@@ -44,11 +48,10 @@ def prepare_command(schedule: Path, overrides: tuple[str, ...], workers: int | N
     from raystage.config.schedule import load
     from raystage.data.token_cache import open_index
     from raystage.data.token_index import cache_folder
-    from raystage.plans.build import make_plan
     from raystage.process_pool import num_cpus
     from raystage.units import format_count
 
-    plan = make_plan(load(schedule, overrides))
+    _, plan = plan_schedule(load(schedule, overrides), schedule, None, store)
     parts = [part.data for run in plan.runs() for stage in run.stages for part in stage.data.parts]
     texts = {data.content: data for data in parts}
     rows = []

@@ -102,21 +102,24 @@ def open_store(uri: str | None) -> Any:
     return Store(open_folder(store_uri(uri)))
 
 
-def init_source(source: str, store: str | None) -> str:
-    """The value of `init.from`. A stage's name, mine/full, becomes its folder in the store, which contains the key. So
-    the plan does not change if the name gets another stage later. Raises InputError."""
+def model_source(source: str, store: str | None, key: str) -> str:
+    """The value of `init.from` or of a teacher. A stage's name, mine/full, becomes its folder in the store, which
+    contains the stage's key. So the plan does not change if the name gets another stage later. Raises InputError.
+
+    key: in the schedule.
+    """
     if "://" in source or "/" not in source or os.path.isdir(source):
         return source
     from raystage.storage.naming import stage_key
 
     opened = open_store(store)
-    key = stage_key(opened, source, "init.from")
-    if key is None:
+    found = stage_key(opened, source, key)
+    if found is None:
         return source
     if not opened.folder.is_local:
         problem = f"found stage {source!r} of {opened.folder.uri}; expected a store on disks that every worker sees"
-        raise InputError(problem, key="init.from")
-    return opened.stage_folder(key).path
+        raise InputError(problem, key=key)
+    return opened.stage_folder(found).path
 
 
 def finished_in(store: str | None, keys: Collection[str]) -> set[str] | None:
@@ -191,7 +194,7 @@ set_option = click.option(
 def plan_schedule(
     schedule: Any, path: Path | str, name: str | None, store: str | None, with_code: bool = True
 ) -> tuple[Any, Any]:
-    """The schedule that was read from `path`, with its `init` looked up in the store, and its plan.
+    """The schedule that was read from `path`, with its `init` and its teachers looked up in the store, and its plan.
 
     name: of the run, if not the schedule's own. with_code: whether functions that the schedule names are imported.
     Raises InputError.
@@ -200,19 +203,42 @@ def plan_schedule(
     from raystage.plans.inputs import Sources
 
     try:
-        if schedule.init is not None:
-            init = schedule.init.model_copy(update={"source": init_source(schedule.init.source, store)})
-            schedule = schedule.model_copy(update={"init": init})
+        schedule = _with_models(schedule, store)
         return schedule, make_plan(schedule, name, Sources(with_code=with_code))
     except InputError as error:
         raise error.inside(str(path)) from None
 
 
-def name_init(base: dict[str, Any], store: str | None) -> None:
-    """Replace a stage's name in the schedule's `init` by its folder in the store."""
-    init = base.get("init")
-    if isinstance(init, dict) and isinstance(init.get("from"), str):
-        init["from"] = init_source(init["from"], store)
+def _with_models(schedule: Any, store: str | None) -> Any:
+    """The schedule with a folder in place of every name of a stage in the store."""
+    stages = {stage.name for stage in schedule.stages}
+
+    def taught(section: Any, place: str) -> Any:
+        teacher = section.objective.teacher
+        if teacher is None or teacher in stages:
+            return section
+        found = model_source(teacher, store, f"{place}objective.teacher")
+        return section.model_copy(update={"objective": section.objective.model_copy(update={"teacher": found})})
+
+    if schedule.init is not None:
+        init = schedule.init.model_copy(update={"source": model_source(schedule.init.source, store, "init.from")})
+        schedule = schedule.model_copy(update={"init": init})
+    found = tuple(taught(stage, f"stages[{index}].") for index, stage in enumerate(schedule.stages))
+    return taught(schedule, "").model_copy(update={"stages": found})
+
+
+def name_models(base: dict[str, Any], store: str | None) -> None:
+    """Replace the names of stages in the `init` and in the teachers of a sweep's schedule by folders in the store."""
+    stages = [stage for stage in base.get("stages") or () if isinstance(stage, dict)]
+    names = {stage.get("name") for stage in stages}
+    places = [(base.get("init"), "from", "init.from"), (base.get("objective"), "teacher", "objective.teacher")]
+    places += [
+        (stage.get("objective"), "teacher", f"stages[{number}].objective.teacher")
+        for number, stage in enumerate(stages)
+    ]
+    for section, key, path in places:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in names:
+            section[key] = model_source(section[key], store, path)
 
 
 def register_family(path: str) -> None:

@@ -11,7 +11,7 @@ from raystage.cli.options import (
     exits,
     finished_in,
     json_option,
-    name_init,
+    name_models,
     open_store,
     plan_schedule,
     print_json,
@@ -112,7 +112,7 @@ def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: b
     from raystage.sweeps.terminal import sweep_table
     from raystage.sweeps.trials import plan_sweep
 
-    name_init(sweep.base, store)
+    name_models(sweep.base, store)
     made = plan_sweep(sweep, with_code=with_code)
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"

@@ -15,7 +15,7 @@ from raystage.cli.options import (
     exits,
     in_job_copy,
     json_option,
-    name_init,
+    name_models,
     open_store,
     print_result,
     say,
@@ -72,7 +72,7 @@ def sweep(
 
     overrides = (*overrides, f"name={name}") if name else overrides
     loaded = load(sweep, overrides)
-    name_init(loaded.base, store)
+    name_models(loaded.base, store)
     opened = open_store(store)
     made = plan_with_store(loaded, opened)
     SafeConsole(stderr=True).print(sweep_table(made))

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from factories import make_curves, make_schedule
 from raystage.cli.main import main
-from raystage.cli.options import init_source
+from raystage.cli.options import model_source
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.plans.build import make_plan
@@ -203,22 +203,77 @@ def test_a_folder_that_is_named_like_a_stage_has_to_be_told_apart(
 
 def test_init_takes_a_stages_name_and_writes_down_its_key(store: Store, texts: Path, tmp_path: Path) -> None:
     full = run(store, texts).staged.stages[-1].key
-    assert init_source("mine/full", store.folder.uri) == store.stage_folder(full).path
+    assert model_source("mine/full", store.folder.uri, "init.from") == store.stage_folder(full).path
     with pytest.raises(InputError, match=r"init.from: no stage 'x' in run 'mine'; expected one of mine/small"):
-        init_source("mine/x", store.folder.uri)
+        model_source("mine/x", store.folder.uri, "init.from")
     for other in ("org/model", "s3://mine/full", str(tmp_path)):
-        assert init_source(other, store.folder.uri) == other
+        assert model_source(other, store.folder.uri, "init.from") == other
 
 
-def test_a_schedule_that_begins_from_a_named_stage_is_planned(store: Store, texts: Path, tmp_path: Path) -> None:
-    """Its keys are those of the schedule that says the stage's folder."""
-    plan = run(store, texts)
-    full = plan.staged.stages[-1]
-    write(store.stage_folder(full.key) / "checkpoint", flat_cuts(1))
+@pytest.fixture
+def full(store: Store, texts: Path) -> str:
+    """The folder of the stage mine/full, which is finished in the store."""
+    stage = run(store, texts).staged.stages[-1]
+    write(store.stage_folder(stage.key) / "checkpoint", flat_cuts(1), shape=stage.shape)
+    return store.stage_folder(stage.key).path
+
+
+def distilled(teacher: str) -> dict[str, Any]:
+    return {"name": "distillation", "teacher": teacher}
+
+
+def planned_json(store: Store, file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What `raystage plan` says of a schedule or a sweep with this content."""
+    file.write_text(yaml.safe_dump(content))
+    done = call(store, "plan", str(file), "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("place", ["init", "objective", "stages"])
+def test_a_schedule_that_names_a_stage_plans_as_with_its_folder(
+    place: str, store: Store, texts: Path, tmp_path: Path, full: str
+) -> None:
     planned = []
-    for source in ("mine/full", store.stage_folder(full.key).path):
-        content = make_schedule(texts, name="next").content() | {"init": {"from": source}}
-        (tmp_path / "next.yaml").write_text(yaml.safe_dump(content))
-        done = call(store, "plan", str(tmp_path / "next.yaml"), "--json")
-        planned.append((done.exit_code, done.output.replace(source, "")))
+    for source in ("mine/full", full):
+        content = make_schedule(texts, name="next").content()
+        if place == "init":
+            content |= {"init": {"from": source}, "stages": [content["stages"][1] | {"grow": None}]}
+        else:
+            (content if place == "objective" else content["stages"][1])["objective"] = distilled(source)
+        planned.append(planned_json(store, tmp_path / "next.yaml", content))
     assert planned[0] == planned[1]
+
+
+def test_a_sweep_may_learn_from_a_named_stage(store: Store, texts: Path, tmp_path: Path, full: str) -> None:
+    planned = []
+    for source in ("mine/full", full):
+        content = make_schedule(texts, name="next").content()
+        content["stages"][1]["objective"] = distilled(source)
+        (tmp_path / "next.yaml").write_text(yaml.safe_dump(content))
+        sweep = {"name": "rates", "schedule": "next.yaml", "space": {"training.optimizer.lr": {"grid": [1e-3, 2e-3]}}}
+        planned.append(planned_json(store, tmp_path / "sweep.yaml", sweep))
+    assert planned[0] == planned[1]
+
+
+def test_a_teacher_that_the_run_does_not_have_is_told_at_its_place(
+    store: Store, texts: Path, tmp_path: Path, full: str
+) -> None:
+    content = make_schedule(texts, name="next").content()
+    content["stages"][1]["objective"] = distilled("mine/other")
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(content))
+    done = call(store, "plan", str(tmp_path / "next.yaml"))
+    assert done.exit_code == 2
+    assert "stages[1].objective.teacher: no stage 'other' in run 'mine'; expected one of mine/small" in done.output
+
+
+def test_the_text_of_a_schedule_that_names_stages_is_prepared(
+    store: Store, texts: Path, tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    content = make_schedule(texts, name="next").content()
+    content["stages"][1]["objective"] = distilled("mine/full")
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(content))
+    done = call(store, "data", "prepare", str(tmp_path / "next.yaml"), "--workers", "1", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["texts"][0]["tokens"] > 0

@@ -54,15 +54,21 @@ def parameter_cuts(workers: int) -> list[list[tuple[str, int, int]]]:
     return cuts
 
 
-def write(folder: Folder, cuts: list[list[tuple[str, int, int]]], seed: int = 0, tokens: int = 300) -> Manifest:
-    """A checkpoint of `make_values(seed)` with a shard for each list of slices."""
+def write(
+    folder: Folder,
+    cuts: list[list[tuple[str, int, int]]],
+    seed: int = 0,
+    tokens: int = 300,
+    shape: ModelShape = SHAPE,
+) -> Manifest:
+    """A checkpoint of `make_values(seed)` with a shard for each list of slices. shape: what its manifest says."""
     values = make_values(seed)
     shards = tuple(
         checkpoint.write_shard(folder, checkpoint.shard_name(rank, len(cuts)), _pieces(values, own))
         for rank, own in enumerate(cuts)
     )
     entries = tuple(ParameterEntry(name, shape, "float32", 3) for name, shape in SHAPES.items())
-    manifest = Manifest(SHAPE, entries, shards, "key", 3, tokens, {}, {"seed": seed}, {"name": "adamw"}, {"steps": 3})
+    manifest = Manifest(shape, entries, shards, "key", 3, tokens, {}, {"seed": seed}, {"name": "adamw"}, {"steps": 3})
     checkpoint.commit(folder, manifest)
     return manifest
 
