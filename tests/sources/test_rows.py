@@ -13,7 +13,7 @@ import pytest
 
 import raystage.sources.jsonl
 from raystage.errors import InputError
-from raystage.sources import row_cache, rows
+from raystage.sources import row_cache, row_index
 from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.table import read_corpus
 from row_files import TEXTS, WRITERS, write_jsonl
@@ -174,8 +174,8 @@ def test_several_processes_hash_what_one_does(tmp_path: Path, monkeypatch: pytes
     for name, part in (("a", TEXTS[:20]), ("b", TEXTS[20:50]), ("c", TEXTS[50:])):
         write_jsonl(tmp_path / f"{name}.jsonl", part)
     alone = read_corpus("jsonl", (str(tmp_path),))
-    monkeypatch.setattr(rows, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(rows, "num_cpus", lambda: 2)
+    monkeypatch.setattr(row_index, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(row_index, "num_cpus", lambda: 2)
     together = read_corpus("jsonl", (str(tmp_path),))
     assert together.fingerprint == alone.fingerprint
     assert texts_of(together) == texts_of(alone)
@@ -199,7 +199,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_second_plan_does_not_read_again(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_hashed", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(row_index, "_hashed", lambda *_: pytest.fail("read again"))
     corpus = read_corpus("jsonl", (str(kept),), SourceOptions(validation_path=(str(kept),)))
     assert len(corpus) == 60
     assert sorted(texts_of(read_corpus("jsonl", (str(kept),)))[0])

@@ -9,11 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from labelled_files import png
+
 ROWS, ROW_BYTES = 12_000, 10_000
+SIDE = 100  # of an image in pixels
 LIMIT_MIB = 56  # of 114 MiB of text
 
 SCRIPT = """
@@ -21,6 +25,8 @@ import resource, sys
 import pyarrow.parquet
 from pathlib import Path
 from raystage.sources import jsonl, parquet
+from raystage.sources.corpus import Sample, SourceOptions
+from raystage.sources.labelled import arrays
 from raystage.sources.table import read_corpus
 
 def has():
@@ -34,8 +40,10 @@ if mebibytes:
 if source == "all at once":
     print(len([document.content for piece in read_corpus("jsonl", (path,)).pieces(0.1) for document in piece.read()]))
 else:
-    corpus = read_corpus(source, (path,))
-    print(sum(len(document.content) for piece in corpus.pieces(0.1) for document in piece.read()))
+    options = SourceOptions(label="label", image="image") if path.endswith("images.parquet") else SourceOptions()
+    corpus = read_corpus(source, (path,), options)
+    contents = (document.content for piece in corpus.pieces(0.1) for document in piece.read())
+    print(sum(one.content.nbytes if isinstance(one, Sample) else len(one) for one in contents))
 """
 
 
@@ -47,6 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gzip.open(folder / "a.jsonl.gz", "wt", compresslevel=1) as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=500)
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE), dtype=np.uint8)
+    np.savez(folder / "a.npz", images=pixels, labels=np.arange(ROWS) % 3)
+    bytes_ = [png(one) for one in pixels]
+    pq.write_table(
+        pa.table({"image": bytes_, "label": np.arange(ROWS) % 3}), folder / "images.parquet", row_group_size=500
+    )
     return folder
 
 
@@ -63,6 +77,14 @@ def test_rows_are_streamed(source: str, name: str, folder: Path) -> None:
     done = read(source, folder / name)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == ROWS * (8 + 22 * (ROW_BYTES // 22))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts all private memory on Linux only")
+@pytest.mark.parametrize(("source", "name"), [("arrays", "a.npz"), ("parquet", "images.parquet")])
+def test_samples_are_streamed(source: str, name: str, folder: Path) -> None:
+    done = read(source, folder / name)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == ROWS * SIDE * SIDE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts all private memory on Linux only")
