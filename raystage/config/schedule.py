@@ -33,6 +33,7 @@ from raystage.config.types import (
 )
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
+from raystage.sources.table import SOURCES
 from raystage.units import shown
 from raystage.user_code import file_of, split_reference
 
@@ -319,8 +320,12 @@ def _located_init(init: Init | None, beside: Path | None) -> Init | None:
 
 
 def _locate_files(path: str, beside: Path | None, source: str) -> str:
-    """The same for a file, a folder or a glob; a place in an object store, or a Hub name, stays as it is."""
-    if "://" in path or (source == "huggingface" and not os.path.isdir(_locate(path, beside))):
+    """The same for a file, a folder or a glob; a place in an object store, or a name, stays as it is."""
+    if (
+        "://" in path
+        or path in SOURCES[source].names
+        or (source == "huggingface" and not os.path.isdir(_locate(path, beside)))
+    ):
         return path
     first, second = (os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in ("", beside or ""))
     if glob.has_magic(path) and not os.path.exists(first) and not glob.glob(first) and glob.glob(second):

@@ -47,6 +47,7 @@ def _as_list(value: object) -> object:
 
 
 MOST_SOURCES = 200
+MOST_PIXELS = 4096
 
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
 
@@ -55,6 +56,13 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_classes(value: object) -> object:
+    if not isinstance(value, (list, tuple)) or (value and len(value) < 2) or len(set(map(str, value))) < len(value):
+        raise ValueError(f"found {shown(value)}; expected a list of two or more different names of classes")
+    return [_as_text(one) for one in value]
+
+
+Classes = Annotated[tuple[Text, ...], BeforeValidator(_as_classes, json_schema_input_type=list[Text | int])]
 EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
 
 
@@ -64,7 +72,8 @@ class TextSource(Section):
     source: Literal[tuple(SOURCES)] = "python-stdlib"
     """Where documents come from. `python-stdlib` is the source code of Python's standard library: nothing to download.
     The others read `path`: `text` plain text, `jsonl` JSON lines, `parquet` Parquet files, `huggingface` data sets,
-    `tokens` text that another program tokenized."""
+    `tokens` text that another program tokenized, `images` image files, `arrays` images that packages ship, or those in
+    NumPy's files."""
     path: Paths = ()
     """Files or folders to read. A relative path starts at the working directory or at the schedule's folder. For
     sources with rows also globs, and places such as `s3://bucket/prefix`."""
@@ -84,6 +93,17 @@ class TextSource(Section):
     """The split of a data set that is read, for `huggingface`; `train` unless given."""
     validation_split: Text | None = None
     """The split of the same data set that is held out, in place of `validation_fraction`."""
+    label: Text | None = None
+    """The field of a row that is the class of a sample, for `jsonl`, `parquet` and `huggingface`: whole numbers or
+    text. The folders of `images` are its classes, and `arrays` has `labels` beside its `images`."""
+    image: Text | None = None
+    """The column with images, in place of text, for `parquet` and `huggingface`."""
+    classes: Classes = ()
+    """The names of the classes in order, where they should not follow from the labels; whole numbers count from 0."""
+    resize: Annotated[Count | None, Field(le=MOST_PIXELS)] = None
+    """The height and width of images in pixels: the middle of each is scaled. Without it all must have one size."""
+    channels: Literal[1, 3] | None = None
+    """The colours of images: 1 for grey, 3 for red, green and blue. Without it all must have one number."""
     format: Literal[TOKEN_FORMATS] | None = None
     """The format of files of tokens, for `tokens`; recognised unless given."""
     validation_fraction: Share = 0.05
@@ -98,6 +118,8 @@ class TextSource(Section):
             given = ["validation_fraction", *given]
         if len(given) > 1:
             raise ValueError(f"found both {' and '.join(given[:2])}; expected one of them")
+        if self.image and self.field:
+            raise ValueError("found both image and field; expected one of them: what a sample is")
         return self
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from raystage.data.reading import Leg, Reading, Shares, reading_after
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.data.trained_on import TrainingText
-from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SourceOptions, TextSize
+from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SampleFacts, SourceOptions, TextSize
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DataPlan:
     held_out: the size of both sides. largest_token: where the source gives tokens. text: what is trained on.
 
     chat_template: of conversations, which makes a text of each; None for that of the tokenizer, where its files are not
-    known.
+    known. samples: where documents are samples, which are read as a whole.
     """
 
     source: str
@@ -46,6 +46,7 @@ class DataPlan:
     held_out: TextSize = NO_TEXT
     largest_token: LargestToken | None = None
     chat_template: str | None = None
+    samples: SampleFacts | None = None
     text: TrainingText | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
@@ -149,6 +150,11 @@ class MixturePlan:
     @property
     def chat_template(self) -> str | None:
         return self.first.chat_template
+
+    @property
+    def samples(self) -> SampleFacts | None:
+        """Of the first source: classes and the size of images are the same in all of them."""
+        return self.first.samples
 
     @property
     def fingerprint(self) -> str:

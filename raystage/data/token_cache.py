@@ -20,13 +20,14 @@ import numpy as np
 import xxhash
 
 from raystage.data.plan import DataPlan
-from raystage.data.repeats import find_repeats
+from raystage.data.repeats import Repeats, find_repeats
 from raystage.data.token_index import (
     HELD_OUT,
     INDEX,
     TRAIN,
     StreamFile,
     TokenIndex,
+    parts_of,
     read_index,
     stream_file,
     stream_names,
@@ -34,7 +35,7 @@ from raystage.data.token_index import (
 from raystage.data.token_shards import Progress, read_shards, write_shards
 from raystage.data.token_streams import opened, write_documents
 from raystage.data.tokenizer_names import tokenizer_fingerprint
-from raystage.data.tokenizers import Tokenizer, make_tokenizer
+from raystage.data.tokenizers import LABEL, Tokenizer, make_tokenizer
 from raystage.errors import InputError, StorageError
 from raystage.process_pool import num_cpus
 from raystage.sources.corpus import Corpus, Piece
@@ -163,9 +164,9 @@ def _planned_corpus(data: DataPlan) -> Corpus:
 
 
 def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, making: Making) -> TokenIndex:
-    dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
+    dtype = _dtype(data, tokenizer)
     pieces = corpus.pieces(data.validation_fraction)
-    names = stream_names(data.options.are_chats)
+    names = stream_names(parts_of(data))
     if making.workers_for(data) > 1 and len(pieces) > 1:
         shards = making.shards
         write_shards(pieces, data, dtype, shards, making.workers_for(data), making.progress)
@@ -173,19 +174,30 @@ def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, mak
     else:
         files = _write_streams(pieces, tokenizer, dtype, work, names)
     streams = [np.memmap(work / name, dtype=dtype, mode="r") for name in (TRAIN, HELD_OUT)]
-    repeats = find_repeats(*streams)
+    # Equal samples are never on both sides, and pieces of neighbours mean nothing.
+    repeats = find_repeats(*streams) if data.samples is None else Repeats(0, 0, 1.0)
     index = TokenIndex(
         dtype=dtype.name,
         tokenizer_size=tokenizer.size,
-        **files,
+        train=files["train"],
+        held_out=files["held_out"],
         train_tokens=len(streams[0]),
         held_out_tokens=len(streams[1]),
         pieces=repeats.pieces,
         repeated=repeats.repeated,
         looked_at=repeats.looked_at,
+        train_samples=data.samples and files["train_labels"].num_bytes // LABEL.itemsize,
+        held_out_samples=data.samples and files["held_out_labels"].num_bytes // LABEL.itemsize,
+        further={name: files[name] for name in names[2:]},
     )
     (work / INDEX).write_bytes(index.to_bytes())
     return index
+
+
+def _dtype(data: DataPlan, tokenizer: Tokenizer) -> np.dtype:
+    if data.samples is not None and data.samples.image:
+        return np.dtype(np.uint8)
+    return np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
 
 
 def _write_streams(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raystage.data.plan import DataPlan
 from raystage.files.local import user_cache
 
 INDEX, TRAIN, HELD_OUT = "index.json", "train.bin", "held_out.bin"
-# A part of both sides after the other: the tokens; of conversations also a byte for each token, 1 in an answer.
-_STREAMS = ("train", "held_out", "train_marks", "held_out_marks")
+_SIDES = ("train", "held_out")
+# What is kept beside the tokens. marks: of conversations, a byte for each token, 1 in an answer. labels: of samples,
+# the number of the class of each. lengths: of samples that are text, their tokens.
+PARTS = ("marks", "labels", "lengths")
 _VERSION = 2
 
 
@@ -32,8 +35,9 @@ class StreamFile:
 class TokenIndex:
     """What was made of a text. tokenizer_size: one more than the tokenizer's largest id.
 
-    pieces, repeated, looked_at: how much of the held-out text occurs in the training text (`data.repeats`).
-    train_marks, held_out_marks: of conversations; None of other text.
+    train_tokens, held_out_tokens: of samples that are images their pixels. pieces, repeated, looked_at: how much of the
+    held-out text occurs in the training text (`data.repeats`). train_samples, held_out_samples: where a document is a
+    sample. further: by name the streams beside the tokens.
     """
 
     dtype: str
@@ -45,22 +49,34 @@ class TokenIndex:
     pieces: int
     repeated: int
     looked_at: float
-    train_marks: StreamFile | None = None
-    held_out_marks: StreamFile | None = None
+    train_samples: int | None = None
+    held_out_samples: int | None = None
+    further: Mapping[str, StreamFile] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, StreamFile]:
         """By name all files of streams."""
-        return {stream_file(name): getattr(self, name) for name in stream_names(self.train_marks is not None)}
+        streams = {"train": self.train, "held_out": self.held_out, **self.further}
+        return {stream_file(name): one for name, one in streams.items()}
 
     def to_bytes(self) -> bytes:
-        content = {"version": _VERSION, **{name: one for name, one in asdict(self).items() if one is not None}}
+        known = {name: one for name, one in asdict(self).items() if one is not None and name != "further"}
+        content = {"version": _VERSION, **known, **{name: asdict(one) for name, one in self.further.items()}}
         return json.dumps({**content, "seal": _seal(content)}).encode()
 
 
-def stream_names(are_marked: bool) -> tuple[str, ...]:
+def parts_of(data: DataPlan) -> tuple[str, ...]:
+    """What is kept beside the tokens."""
+    if data.options.are_chats:
+        return ("marks",)
+    if data.samples is None:
+        return ()
+    return ("labels",) if data.samples.image else ("labels", "lengths")
+
+
+def stream_names(parts: Sequence[str]) -> tuple[str, ...]:
     """The streams of a text: of stream 2 * part + side."""
-    return _STREAMS if are_marked else _STREAMS[:2]
+    return (*_SIDES, *(f"{side}_{part}" for part in parts for side in _SIDES))
 
 
 def stream_file(name: str) -> str:
@@ -82,8 +98,10 @@ def read_index(folder: Path) -> TokenIndex | None:
         content = json.loads((folder / INDEX).read_bytes())
         if content.pop("seal") != _seal(content) or content.pop("version") != _VERSION:
             return None
-        streams = {name: StreamFile(**content.pop(name)) for name in stream_names("train_marks" in content)}
-        return TokenIndex(**content, **streams)
+        names = stream_names([part for part in PARTS if f"train_{part}" in content])
+        train, held_out, *further = (StreamFile(**content.pop(name)) for name in names)
+        beside = dict(zip(names[2:], further, strict=True))
+        return TokenIndex(train=train, held_out=held_out, further=beside, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from raystage.data.plan import DataPlan
-from raystage.data.token_index import stream_names
+from raystage.data.token_index import parts_of, stream_names
 from raystage.data.token_streams import opened, write_documents
 from raystage.data.tokenizers import Tokenizer, make_tokenizer
 from raystage.errors import StorageError
@@ -54,11 +54,11 @@ def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: s
     if data.content not in _tokenizers:
         _tokenizers[data.content] = make_tokenizer(data)
     own = uuid.uuid4().hex  # on a file system without locks two processes may write one shard
-    names = stream_names(data.options.are_chats)
-    work = [Path(folder, f"{number:06}.{name}.{own}") for name in names]
+    names = stream_names(parts_of(data))
+    work = {name: Path(folder, f"{number:06}.{name}.{own}") for name in names}
     try:
         description = _write(piece, _tokenizers[data.content], np.dtype(dtype), work)
-        for name, path in zip(names, work, strict=True):
+        for name, path in work.items():
             os.replace(path, Path(folder, f"{number:06}.{name}"))
         text = Path(folder, f"{number:06}.json.{own}")
         text.write_text(json.dumps(description))
@@ -66,15 +66,17 @@ def write_shard(piece: Piece, number: int, data: DataPlan, dtype: str, folder: s
     except OSError as error:
         raise StorageError(f"{folder}: tokens cannot be kept there ({error.strerror}); expected room") from None
     finally:
-        for path in work:
+        for path in work.values():
             path.unlink(missing_ok=True)
 
 
-def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Sequence[Path]) -> dict[str, Any]:
-    with opened(paths) as streams:
+def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """paths: of the streams by name, in their order."""
+    with opened(paths.values()) as streams:
         write_documents([piece], tokenizer, dtype, streams)
-        found = [stream.written() for stream in streams]
-    sizes, checksums = [one.num_bytes for one in found], [one.checksum for one in found]
+        found = {name: stream.written() for name, stream in zip(paths, streams, strict=True)}
+    sizes = {name: one.num_bytes for name, one in found.items()}
+    checksums = {name: one.checksum for name, one in found.items()}
     return {"piece": piece.identity(), "sizes": sizes, "checksums": checksums}
 
 
@@ -82,8 +84,7 @@ def _described(folder: Path, number: int, piece: Piece) -> dict[str, Any] | None
     """The description of a finished shard of this piece; None where there is none."""
     try:
         found = json.loads((folder / f"{number:06}.json").read_bytes())
-        names = stream_names(len(found["sizes"]) > 2)
-        sizes = [(folder / f"{number:06}.{name}").stat().st_size for name in names]
+        sizes = {name: (folder / f"{number:06}.{name}").stat().st_size for name in found["sizes"]}
         return found if found["piece"] == piece.identity() and found["sizes"] == sizes else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -98,7 +99,7 @@ def read_shards(pieces: Sequence[Piece], folder: Path, name: str) -> Iterator[by
             while chunk := file.read(_CHUNK_BYTES):
                 checksum.update(chunk)
                 yield chunk
-        if found is None or checksum.hexdigest() != found["checksums"][stream_names(True).index(name)]:
+        if found is None or checksum.hexdigest() != found["checksums"][name]:
             (folder / f"{number:06}.json").unlink(missing_ok=True)
             raise StorageError(
                 f"{folder}: shard {number} was damaged and is removed; expected whole files (start again)"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from raystage.data.chat_tokenizer import Marked
 from raystage.data.token_index import StreamFile
 from raystage.data.tokenizers import Tokenizer
 from raystage.errors import InputError
@@ -57,11 +56,11 @@ def write_documents(
 
 
 def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> tuple[bytes, ...]:
-    """The tokens of a document, as bytes; of a conversation also their marks. Raises InputError."""
+    """The tokens of a document, as bytes, and what belongs to them (`token_index.PARTS`). Raises InputError."""
     try:
         found = tokenizer.encode(document.content)
-        ids, *marks = found if isinstance(found, Marked) else (found,)
-        return cast(ids, tokenizer.size, dtype).tobytes(), *(one.tobytes() for one in marks)
+        ids, *further = found if isinstance(found, tuple) else (found,)
+        return cast(ids, tokenizer.size, dtype).tobytes(), *(one.tobytes() for one in further)
     except UnicodeDecodeError as error:
         raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None
 

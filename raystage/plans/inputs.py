@@ -24,8 +24,10 @@ from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.lazy import huggingface_hub
 from raystage.models import hub
+from raystage.objectives.table import Reads
 from raystage.plans.initial import InitPlan, find_init
 from raystage.sources.corpus import DEFAULTS, Corpus, LargestToken, Side, SourceOptions
+from raystage.sources.labelled.asked import check_agreement, check_classes, check_pixels, columns_asked
 from raystage.sources.table import SOURCES, read_corpus, sources_with
 from raystage.units import shown
 
@@ -40,18 +42,18 @@ class Sources:
     with_code: bool = True
     _corpora: dict[tuple[str, tuple[str, ...], SourceOptions], Corpus] = field(default_factory=dict)
     _tokenizers: dict[str, TokenizerFacts] = field(default_factory=dict)
-    _data: dict[tuple[Data, bool], StageText] = field(default_factory=dict)
+    _data: dict[tuple[Data, Reads], StageText] = field(default_factory=dict)
     _inits: dict[Init, InitPlan] = field(default_factory=dict)
     _pinned: dict[str, str] = field(default_factory=dict)
     _overlaps: dict[tuple[str, str], int] = field(default_factory=dict)
     _code: dict[str, str] = field(default_factory=dict)
 
-    def data(self, data: Data, are_chats: bool = False) -> StageText:
-        """The text, or the conversations, that a stage reads. Raises InputError, with the stage's own key."""
-        found = self._data.get((data, are_chats))
+    def data(self, data: Data, reads: Reads = "text") -> StageText:
+        """What a stage reads, as its objective wants it. Raises InputError, with the stage's own key."""
+        found = self._data.get((data, reads))
         if found is None:
             look_up = self._look_up if data.mixture is None else self._mixture
-            found = self._data[data, are_chats] = look_up(data, are_chats)
+            found = self._data[data, reads] = look_up(data, reads)
         return found
 
     def corpus(self, source: str, path: tuple[str, ...], options: SourceOptions = DEFAULTS) -> Corpus:
@@ -96,12 +98,14 @@ class Sources:
             self._inits[init] = find_init(init)
         return self._inits[init]
 
-    def _mixture(self, data: Data, are_chats: bool) -> MixturePlan:
+    def _mixture(self, data: Data, reads: Reads) -> MixturePlan:
         weights = _weights(data.mixture)
         parts: list[MixturePart] = []
         for index, (entry, weight) in enumerate(zip(data.mixture, weights, strict=True)):
             try:
-                text = self.data(_text_of(data, entry), are_chats)
+                text = self.data(_text_of(data, entry), reads)
+                if parts and text.samples is not None:
+                    check_agreement(parts[0].data.samples, text.samples, parts[0].name)
             except InputError as error:
                 raise InputError(error.problem, key=_entry_key(index, error.key)) from None
             same = next((part.name for part in parts if part.data.content == text.content), None)
@@ -115,15 +119,20 @@ class Sources:
             parts.append(MixturePart(entry.name, text, weight, entry.max_repeats))
         return MixturePlan(tuple(parts))
 
-    def _look_up(self, data: Data, are_chats: bool) -> DataPlan:
+    def _look_up(self, data: Data, reads: Reads) -> DataPlan:
         _check_source(data)
+        are_chats = reads == "chats"
         check_documents(data.source, are_chats, data.chat_template, data.end_token)
         template = self._template(data) if are_chats else None
-        path, options = _pinned(data, _options(data, are_chats))
+        path, options = _pinned(data, _options(data, reads))
         corpus = self.corpus(data.source, path, options)
         _check_split(corpus, data)
         training, held_out = corpus.split(data.validation_fraction)
-        tokenizer, known = self._tokenizer_of(data, corpus, are_chats)
+        samples = corpus.samples(data.validation_fraction)
+        if reads == "labels":
+            check_classes(samples)
+        has_text = samples is None or samples.image is None
+        tokenizer, known = self._tokenizer_of(data, corpus, are_chats) if has_text else (NO_TOKENIZER, NOTHING_KNOWN)
         if tokenizer not in (BYTE_TOKENIZER, NO_TOKENIZER) and data.encoding_errors == "strict":
             corpus.check_utf8()
         return DataPlan(
@@ -135,13 +144,14 @@ class Sources:
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             options=options,
             tokenizer_size=known.size,
-            end_token=data.end_token if corpus.largest is None else None,
+            end_token=data.end_token if corpus.largest is None and has_text else None,
             encoding_errors=data.encoding_errors,
             has_controls=corpus.holds_any(_marks(known, options)),
             train=training.size,
             held_out=held_out.size,
             largest_token=corpus.largest,
             chat_template=template,
+            samples=samples,
             text=TrainingText.of(
                 corpus.fingerprint, None if options.validation_path else data.validation_fraction, training
             ),
@@ -171,6 +181,9 @@ _WAYS = {
     "tokens": "data.end_token, the id of the token that ends a document, or data.validation_path",
 }
 _MOST_IDS = 2**32
+# Keys under `data` that are options of the source as they are.
+_AS_WRITTEN = ("files", "validation_split", "subset", "split", "format", "document_separator", "document_bytes",
+               "classes", "resize", "channels")  # fmt: skip
 
 # --- mixtures -----------------------------------------------------------------------------------
 
@@ -271,20 +284,18 @@ def _end_id(data: Data) -> int | None:
     return int(data.end_token)
 
 
-def _options(data: Data, are_chats: bool) -> SourceOptions:
+def _options(data: Data, reads: Reads) -> SourceOptions:
+    are_chats, asked = reads == "chats", columns_asked(data.source, reads, data.label, data.image)
+    check_pixels(data.source, asked, {"data.resize": data.resize, "data.channels": data.channels})
     return SourceOptions(
-        files=data.files,
+        **{name: getattr(data, name) for name in _AS_WRITTEN},
         validation_path=data.path if data.validation_split else data.validation_path,
-        validation_split=data.validation_split,
-        subset=data.subset,
-        split=data.split,
-        format=data.format,
         end_id=_end_id(data),
-        document_separator=data.document_separator,
-        document_bytes=data.document_bytes,
         may_be_any=data.encoding_errors == "replace",
         field=data.field or ("messages" if are_chats else None),
         are_chats=are_chats,
+        label=asked.label,
+        image=asked.image,
     )
 
 

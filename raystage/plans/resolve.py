@@ -68,8 +68,8 @@ def _check_names(schedule: Schedule) -> None:
 
 def read_data(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the text that the stage reads."""
-    reads_chats = OBJECTIVES[draft.stage.objective.name].reads == "chats"
-    return replace(draft, data=context.sources.data(draft.stage.data, reads_chats))
+    reads = OBJECTIVES[draft.stage.objective.name].reads
+    return replace(draft, data=context.sources.data(draft.stage.data, reads))
 
 
 def find_evaluated(draft: StageDraft, context: Context) -> StageDraft:
