@@ -26,17 +26,32 @@ from raystage.units import shown
 
 # Fields that have no parameters, but of which every value makes another function of the same weights.
 POSITIONS = ("rope_theta", "rope_scaling")
+# Fields of the head alone.
+_OF_HEADS = ("head", "num_classes")
+# Fields of what embeds patches, which does not grow.
+_OF_IMAGES = ("image_size", "patch_size", "num_channels")
+# What cannot be asked for without training.
+UNCHANGEABLE = (*_OF_HEADS, *_OF_IMAGES)
 
 
 def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
     """The fields in which two shapes differ and that growth is about.
 
-    Left out are the norms' eps, which growth itself sets, rotary positions, and the context length where it has no
-    parameters.
+    Left out are the norms' eps, which growth itself sets, rotary positions, heads, which are exchanged and do not grow,
+    and the context length where it has no parameters or follows from the size of images.
     """
-    without = {"norm_eps", *POSITIONS} | ({"context_length"} if family_of(target.family).rotary else set())
+    family = family_of(target.family)
+    without = {"norm_eps", *POSITIONS, *_OF_HEADS}
+    without |= {"context_length"} if family.rotary or family.reads_images else set()
+    without |= {"tied_embeddings"} if source.head or target.head else set()
     names = [field.name for field in fields(ModelShape) if field.name not in without]
     return [name for name in names if getattr(source, name) != getattr(target, name)]
+
+
+def exchanges_head(source: ModelShape, target: ModelShape) -> bool:
+    """Whether the target has another head, also one for another number of classes: only their bodies can be compared,
+    and so can the states after each layer, but not what the models say."""
+    return any(getattr(source, name) != getattr(target, name) for name in _OF_HEADS)
 
 
 def changed_positions(source: ModelShape, target: ModelShape) -> list[str]:
@@ -71,6 +86,8 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         problem = f"found heads of {after} after {before}, and heads grow in number, not in size"
         key = "hidden_size" if source.hidden_size != target.hidden_size else field
         return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
+    if field in _OF_IMAGES:
+        return field, f"found {after} after {before}; expected {before}, for what embeds the patches does not grow"
     if field == "tied_embeddings":
         return field, f"found {shown(after)} after {shown(before)}; {_whose(operator)} grows {_grown(operator)} only"
     if part in PARTS and part not in operators_of(operator):
@@ -172,7 +189,7 @@ _BY_ITSELF = ("vocab_size", "context_length")
 
 def stream_of(shape: ModelShape) -> Stream:
     family = FAMILIES[shape.family]
-    return Stream(family.norm, family.post_norm, shape.tied_embeddings)
+    return Stream(family.norm, family.post_norm, shape.ties_head)
 
 
 def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> ModelShape:
@@ -186,8 +203,9 @@ def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> Mode
 
 def is_exact(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> bool:
     """Whether the grown model computes the source's function: the same logits for the tokens that both know, at the
-    positions that both have. For `masked`, at the moment of growth. Other rotary positions make another function."""
-    if changed_positions(source, target):
+    positions that both have. For `masked`, at the moment of growth. Other rotary positions make another function, and
+    so does another head."""
+    if changed_positions(source, target) or exchanges_head(source, target):
         return False
     return all(_is_exact_in(source, target, operator, options, field) for field in changed_fields(source, target)) and (
         layers_stay(source, target, operator, options) or _is_exact_in(source, target, operator, options, "num_layers")

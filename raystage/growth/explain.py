@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raystage.growth.checks import exchanges_head
 from raystage.growth.rules import GrowthMap, Rule
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import Family
@@ -39,7 +40,14 @@ def what_grows(source: ModelShape, target: ModelShape) -> str:
     for field in changed or ["num_layers"]:
         name, sizes = _NAMES[field], f"{getattr(source, field)} -> {getattr(target, field)}"
         parts.append(f"{sizes} {name}" if name in _COUNTED else f"{name} {sizes}")
+    if exchanges_head(source, target):
+        parts.append(f"a new head for {head_in_words(target)}")
     return ", ".join(parts)
+
+
+def head_in_words(shape: ModelShape) -> str:
+    """What a model's head makes: 'tokens', '10 classes', 'pixels'."""
+    return f"{shape.num_classes} classes" if shape.num_classes else shape.head or "tokens"
 
 
 def explain(

@@ -25,8 +25,7 @@ from raystage.growth.apply import STATES
 from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.rules import unit_maps
 from raystage.models.build import build
-from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, parameters
+from raystage.models.shape import ModelShape, parameters, table_of
 from raystage.models.table import Axis, ParameterSpec
 from raystage.objectives.learner import Batch, Model
 
@@ -45,7 +44,7 @@ class LearnedMaps(torch.nn.Module):
     def __init__(self, source: ModelShape, target: ModelShape) -> None:
         super().__init__()
         self.source, self.target = source, target
-        self.family = FAMILIES[target.family]
+        self.family = table_of(target)
         self._at_first = unit_maps(source, target, "learned")
         self.expansions = torch.nn.ParameterDict()
         for unit in ("hidden", "query", "key_value", "ffn"):
@@ -83,7 +82,7 @@ class LearnedMaps(torch.nn.Module):
         if axis.role == "fixed":
             return values
         parts = values.split([self.source.units(unit) for unit in axis.units], dim=place)
-        split = axis.role == "in" or (spec.feeds_head and self.target.tied_embeddings)
+        split = axis.role == "in" or (spec.feeds_head and self.target.ties_head)
         stretched = [self._stretch(unit, part, place, split) for unit, part in zip(axis.units, parts, strict=True)]
         return torch.cat(stretched, dim=place) if len(stretched) > 1 else stretched[0]
 

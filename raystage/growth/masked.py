@@ -46,6 +46,8 @@ def mask_sites(target: ModelShape, kinds: frozenset[str], layers: frozenset[int]
 
 
 def _sites_of(parameter: Parameter, kinds: frozenset[str], layers: frozenset[int]) -> list[Site]:
+    if parameter.spec.acts_on == "patch":  # what embeds patches goes through the output of all embeddings
+        return []
     module, inside = parameter.name.rpartition(".")[0], parameter.layer in layers
     sites = []
     for axis in parameter.spec.axes:

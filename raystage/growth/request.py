@@ -9,7 +9,7 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.growth.axis_maps import AxisMap
-from raystage.growth.checks import changed_positions, is_exact, refusal, with_norm_eps
+from raystage.growth.checks import UNCHANGEABLE, changed_positions, is_exact, refusal, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
@@ -59,8 +59,8 @@ class PlannedGrowth:
     def to_json(self) -> dict[str, Any]:
         """The map as `raystage grow --explain --json` prints it."""
         return {
-            "source": asdict(self.source),
-            "target": asdict(self.target),
+            "source": self.source.to_json(),
+            "target": self.target.to_json(),
             **self.how(),
             **rules_json(self.rules),
         }
@@ -145,7 +145,7 @@ def _check_are_copies(source: ModelShape, origins: tuple[LayerOrigin, ...], oper
 
 def _target_shape(source: ModelShape, request: GrowthRequest) -> ModelShape:
     """The source's shape with KEY=VALUE applied, and what follows from that."""
-    known = [field.name for field in fields(ModelShape)]
+    known = [field.name for field in fields(ModelShape) if field.name not in UNCHANGEABLE]
     changes: dict[str, Any] = {}
     for override in request.overrides:
         name, equals, value = (part.strip() for part in override.partition("="))

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from raystage.growth.axis_maps import AxisMap, end_to_end, unchanged, without_copies
-from raystage.growth.checks import heads_of, is_exact, refusal, stream_of
+from raystage.growth.checks import exchanges_head, heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
 from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
-from raystage.models.table import Axis, Family, ParameterSpec
+from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.transformers_tables import UPCYCLED
+
+_UNITS = tuple(unit for unit in UNITS if unit != "expert")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def growth_map(
     parameter whose shape did not change (with depth, which changes no shape, that is "grow"). families: the tables of
     source and target, where they are not the registered ones. Raises ValueError where the operator cannot grow the
     source to the target.
+
+    Where the two have different heads, what the new head has alone is drawn anew, and what the old one has is dropped.
     """
     if optimizer_state not in OPTIMIZER_STATE_POLICIES:
         policies = ", ".join(OPTIMIZER_STATE_POLICIES)
@@ -117,6 +121,8 @@ class _Growing:
         self.found = {(p.spec.name, p.layer, p.expert): p for p in parameters(source, families[0])}
         self.maps = unit_maps(source, target, operator)
         self.exact = is_exact(source, target, operator, options)
+        # Another head has another loss, so nothing is known of gradients.
+        self.exchanges_head = exchanges_head(source, target)
 
     def rules(self) -> GrowthMap:
         return tuple(self._rule(parameter) for parameter in parameters(self.target, self.family))
@@ -147,12 +153,15 @@ class _Growing:
             beyond=tuple(one.name for one in following) if any(axis.beyond for axis in axes) else (),
             init=parameter.spec.init,
             std=self.family.init_std,
-            gradient="none" if origin.new else "exact" if sure else "estimated",
+            gradient="none" if origin.new or self.exchanges_head else "exact" if sure else "estimated",
         )
 
     def _sources(self, parameter: Parameter, layer: int | None) -> tuple[Parameter, ...]:
         """The source parameters in the source's `layer`: the one with the same name, or the dense rows of an expert; or
-        none."""
+        none. None for the scores of other classes."""
+        is_of_classes = any("class" in axis.units for axis in parameter.spec.axes)
+        if is_of_classes and self.source.num_classes != self.target.num_classes:
+            return ()
         name = parameter.spec.name
         if (name, layer, parameter.expert) in self.found:
             return (self.found[name, layer, parameter.expert],)
@@ -179,12 +188,13 @@ class _Growing:
 def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[tuple[str, str], AxisMap]:
     """The axis map of every role and kind of unit."""
     maps: dict[tuple[str, str], AxisMap] = {}
-    for unit in ("hidden", "query", "key_value", "head", "ffn", "vocab", "position"):
+    for unit in _UNITS:
         for role in ("out", "in", "gain", "shift", "final gain", "final shift"):
             maps[role, unit] = unchanged(target.units(unit))
     if source.hidden_size != target.hidden_size:
         chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
-        grown = chosen.hidden(source.hidden_size, target.hidden_size, stream_of(source))
+        stream = replace(stream_of(source), tied=source.ties_head and target.ties_head)
+        grown = chosen.hidden(source.hidden_size, target.hidden_size, stream)
         maps |= {(role, "hidden"): _named("hidden", one) for role, one in grown.items()}
     if source.ffn_size != target.ffn_size:
         chosen = WIDTH_OPERATORS[width_operator(operator, "ffn_size")]

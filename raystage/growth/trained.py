@@ -6,7 +6,7 @@ Nothing here touches a tensor: `growth.masked` and `growth.learned` carry out wh
 from __future__ import annotations
 
 from raystage.growth.axis_maps import FRESH
-from raystage.growth.checks import changed_fields
+from raystage.growth.checks import changed_fields, exchanges_head
 from raystage.growth.depth import GrowthOptions, LayerOrigin, Refusal
 from raystage.growth.operators import OPERATORS, PARTS, each_operator, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, Rule
@@ -57,6 +57,9 @@ def _ramp_refusal(options: GrowthOptions, tokens: int) -> Refusal | None:
 
 
 def _learned_refusal(source: ModelShape, target: ModelShape, operator: str) -> Refusal | None:
+    if exchanges_head(source, target):
+        found = "found learned in a stage with another head than the one before"
+        return "operator", f"{found}, of which nothing can be learned from the old one; expected another operator"
     others = sorted({one.name for one in each_operator(operator)} - {"learned"})
     if others:
         found = f"found {' and '.join(others)} beside learned"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 import transformers
 from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from raystage.models.families import FAMILIES
 from raystage.models.rope import parameters_of
@@ -17,6 +19,8 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
     """The transformers configuration of a model of `shape`: the family's names for its sizes, and its constants."""
     family = FAMILIES[shape.family]
     sizes = {key: getattr(shape, field) for field, (key, _) in family.fields.items()}
+    if shape.head:
+        sizes |= {key: getattr(shape, field) for key, field in family.heads[shape.head].sets.items()}
     constants = dict(family.constants)
     if family.rotary:
         rope = {**constants["rope_parameters"], **parameters_of(shape.rope_scaling), "rope_theta": shape.rope_theta}
@@ -25,25 +29,29 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
 
 
 def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: object = None) -> torch.nn.Module:
-    """A language model of `shape` with uninitialised weights: causal, or for masked tokens, as its family is.
+    """A model of `shape` with uninitialised weights and the head that it says. Raises ValueError where there is none.
 
-    zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
+    Models of tokens are called with `input_ids`, those of images with `pixel_values`; `Head.output` names the part of
+    their answer that counts. A decoder with a head for classes answers at the last position whose `attention_mask` is
+    not 0. zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
     """
-    auto = transformers.AutoModelForCausalLM if _is_causal(shape) else transformers.AutoModelForMaskedLM
     # Looking the class up imports it. This must happen before `zero_init`, which changes torch.Tensor and every module
     # class that is defined under it (Mixtral's experts would lose their config), and before `no_init_weights`.
-    model_class(shape)
+    made = _pooled(model_class(shape)) if shape.head == "classes" and _is_causal(shape) else model_class(shape)
     with no_init_weights(), zero_init or nullcontext():
-        model = auto.from_config(config(shape), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        model = made._from_config(config(shape), dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()  # skipped together with the initialisation
     return model
 
 
 def model_class(shape: ModelShape) -> type[torch.nn.Module]:
     """The transformers class of such a model. Raises ValueError where there is none."""
+    configuration = type(config(shape))
+    if shape.head:
+        name = configuration.__name__.removesuffix("Config") + FAMILIES[shape.family].heads[shape.head].suffix
+        return getattr(transformers, name)
     causal = _is_causal(shape)
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if causal else transformers.MODEL_FOR_MASKED_LM_MAPPING
-    configuration = type(config(shape))
     found = classes.get(configuration, None)
     if found is None:
         raise ValueError(f"transformers has no language model for {configuration.__name__}")
@@ -52,3 +60,30 @@ def model_class(shape: ModelShape) -> type[torch.nn.Module]:
 
 def _is_causal(shape: ModelShape) -> bool:
     return FAMILIES[shape.family].objective == "next token"
+
+
+@cache
+def _pooled(base: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class of transformers, answering at the last real token of each sample as a mask says where it is.
+
+    transformers' own looks for the last token that is not `pad_token_id`: it needs a token that no text has, and
+    computes the scores of all positions to throw away all but one.
+    """
+
+    def forward(
+        self: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: object
+    ) -> SequenceClassifierOutputWithPast:
+        body = getattr(self, self.base_model_prefix)
+        states = body(input_ids, attention_mask=attention_mask, **others).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=self.score(last_states(states, attention_mask)))
+
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+
+
+def last_states(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Of states (samples, length, hidden) those of the last position whose mask is not 0, of every sample: (samples,
+    hidden). Without a mask, of the last position. A sample whose mask is 0 everywhere has its first."""
+    if mask is None:
+        return states[:, -1]
+    places = torch.arange(mask.shape[1], device=mask.device) * (mask != 0)
+    return states[torch.arange(len(states), device=states.device), places.argmax(-1)]

@@ -10,7 +10,7 @@ from typing import Any
 from raystage.errors import InputError
 from raystage.models import rope
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, image_positions
 from raystage.models.table import Family
 from raystage.units import shown
 
@@ -83,6 +83,8 @@ def with_part(config: Config, part: Config) -> Config:
 
 def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     values = {field: _value(config, field, *family.fields[field], file) for field in family.fields}
+    if family.reads_images:
+        values |= _of_images(values["image_size"], values["patch_size"], file)
     hidden, heads = values["hidden_size"], values["num_heads"]
     following = {"num_kv_heads": heads, "head_size": hidden // heads, "ffn_size": 4 * hidden}
     for field, value in following.items():
@@ -91,7 +93,33 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     if family.rotary:
         values["rope_theta"] = _rope_theta(config, family.name)
         values["rope_scaling"] = rope.scaling_of(rope_of(config), values["context_length"])
-    return ModelShape(family=family.name, **values)
+    return ModelShape(family=family.name, **values, **_head(config, family, file))
+
+
+def _of_images(image: int, patch: int, file: str) -> dict[str, int]:
+    """The vocabulary and the context of a model of images: the patches and the class token."""
+    if patch > image:
+        raise InputError(f"found {patch}; expected at most image_size ({image})", key="patch_size", file=file)
+    return {"vocab_size": 0, "context_length": image_positions(image, patch)}
+
+
+def _head(config: Config, family: Family, file: str) -> dict[str, Any]:
+    """The head that the transformers class of the model has, where it is none of language."""
+    name = architecture_of(config)
+    found = next((key for key, head in family.heads.items() if name.endswith(head.suffix)), "")
+    if not found:
+        return {}
+    has_classes = "num_classes" in family.heads[found].sets.values()
+    return {"head": found, **({"num_classes": _num_classes(config, file)} if has_classes else {})}
+
+
+def _num_classes(config: Config, file: str) -> int:
+    """The number of its labels; transformers' two where it names none."""
+    labels = config.get("id2label")
+    found = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if type(found) is not int or not 1 <= found < _LARGEST_SIZE:
+        raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key="num_labels", file=file)
+    return found
 
 
 def _rope_theta(config: Config, family: str) -> float:

@@ -18,7 +18,7 @@ from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.hf_config import shape_of
 from raystage.models.hf_table import StoredTensorPlace, folder_table, is_buffer, placed, target_table
 from raystage.models.hf_trainable import check_trainable
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, table_of
 from raystage.models.table import Family
 from raystage.units import shown
 
@@ -55,7 +55,7 @@ class HuggingFaceModel:
 
         Raises InputError where one is missing, is left over, or has another size or type.
         """
-        known = FAMILIES[self.shape.family]
+        known = table_of(self.shape)
         # Some folders omit the base's prefix.
         found = [
             one if one.name in self.tensors else replace(one, name=one.name.removeprefix(known.base))
@@ -153,7 +153,7 @@ def _as_tied(shape: ModelShape, tensors: dict[str, StoredTensor], folder: str) -
 
     Raises InputError where a part of a separate head exists and another part is missing.
     """
-    if not shape.tied_embeddings or shape.family not in FAMILIES:
+    if not shape.ties_head or shape.family not in FAMILIES:
         return shape
     pairs = list(_tied_pairs(FAMILIES[shape.family], tensors))
     unlike = next(((own, tied) for own, tied in pairs if _differ(own, tied, tensors)), None)
@@ -194,9 +194,16 @@ def _check_tensors(model: HuggingFaceModel, used: list[StoredTensorPlace]) -> No
             found = "no such tensor" if stored is None else f"found {stored.tensor.dtype} {list(stored.tensor.shape)}"
             expected = f"expected {list(one.shape)} of {', '.join(COMPUTED)}"
             raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
-    head = {FAMILIES[model.shape.family].head} if model.shape.tied_embeddings else set()
-    known = {*head, *(one.name for one in used)}
+    family = table_of(model.shape)
+    head = {family.head} if model.shape.ties_head else set()
+    known = {*head, *(one.name for one in used), *_poolers(family)}
     others = [name for name in model.tensors if name not in known and not is_buffer(name)]
     if others:
         problem = f"found a tensor that a {model.shape.family} has not in training; expected none"
         raise InputError(problem, key=others[0], file=model.folder.uri)
+
+
+def _poolers(family: Family) -> set[str]:
+    """What works on one position for a head that the model in training has not. It is left aside."""
+    names = {row.name for row in family.optional if row.acts_on == "sample"}
+    return names | {name.removeprefix(family.base) for name in names}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from raystage.errors import InputError
 from raystage.models.families import FAMILIES, UNKNOWN
-from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.shape import ModelShape, Parameter, parameters, table_of
 from raystage.models.table import Family, ParameterSpec, fixed
 from raystage.models.transformers_tables import UPCYCLED
 
@@ -32,11 +32,11 @@ def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
     model of `shape`."""
     if shape.family not in FAMILIES:
         return _table_by_name(shape, tensors, folder)
-    known = FAMILIES[shape.family]
+    known = table_of(shape)
     table = _as_stored(known.on_disk or known, tensors)
     found = {parameter.name: parameter.shape for parameter in parameters(shape, table)}
     _check_whole(found, tensors, folder)
-    left_out = {table.head, *table.untied} if shape.tied_embeddings else set()
+    left_out = {table.head, *table.untied} if shape.ties_head else set()
     others = [name for name in tensors if name not in {*found, *left_out} and not _BUFFER.fullmatch(name)]
     _check_no_others_in_layers(table, others, folder)
     return replace(table, after=(*table.after, *(_whole(name, tensors[name]) for name in others)))
@@ -101,7 +101,7 @@ class StoredTensorPlace:
 
 def placed(shape: ModelShape) -> tuple[StoredTensorPlace, ...]:
     """Every tensor that transformers writes for a model of `shape`, in the order of the model's parameters."""
-    family = FAMILIES[shape.family]
+    family = table_of(shape)
     stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
     found: list[StoredTensorPlace] = []
     for parameter in parameters(shape):

@@ -35,6 +35,7 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "is_decoder": (False, None),
         "position_embedding_type": ("absolute", None),
     },
+    "vit": {"hidden_act": ("gelu",), "qkv_bias": (True,)},
 }
 
 # Further keys that transformers reads in any family. Where one is set, the model may be another one. A key that no code
@@ -98,9 +99,18 @@ def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
         raise InputError(problem, key="layer_types", file=file)
 
 
+def _check_stride(config: Config, shape: ModelShape, file: str) -> None:
+    """A head for pixels makes as many of every patch's state as it has."""
+    found = config.get("encoder_stride", 16)
+    if shape.head == "pixels" and found != shape.patch_size:
+        problem = f"found {shown(found)}; expected {shape.patch_size}, as patch_size"
+        raise InputError(problem, key="encoder_stride", file=file)
+
+
 _CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
     "rope_parameters": _check_rope,
     "rope_scaling": _check_rope,
     "sliding_window": _check_window,
     "layer_types": _check_layer_types,
+    "encoder_stride": _check_stride,
 }

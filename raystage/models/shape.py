@@ -10,6 +10,9 @@ from functools import lru_cache
 from raystage.models.families import FAMILIES
 from raystage.models.table import Axis, Family, ParameterSpec
 
+# Fields of heads and images with the values that say: neither.
+_UNUSED = {"head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0}
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -18,6 +21,10 @@ class ModelShape:
     norm_eps: added to the variance in norms; growing the hidden size by zeros scales it, to stay exact. num_experts,
     experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions. rope_scaling: their scaling as JSON
     (`models.rope`); "" without one.
+
+    head: what the model ends in, one of `Family.heads`; "" for its family's own language head. num_classes: of a head
+    for classes. image_size, patch_size: the sides of an image and of a patch, in pixels; num_channels: numbers of a
+    pixel. A model of images has a context of its patches and the class token, and no vocabulary.
     """
 
     family: str
@@ -35,13 +42,27 @@ class ModelShape:
     experts_per_token: int = 0
     rope_theta: float = 10000.0
     rope_scaling: str = ""
+    head: str = ""
+    num_classes: int = 0
+    image_size: int = 0
+    patch_size: int = 0
+    num_channels: int = 0
 
     def with_layers(self, num_layers: int) -> ModelShape:
         return replace(self, num_layers=num_layers)
 
     def facts(self) -> dict[str, object]:
         """Its fields for keys and manifests. Fields that were added later are left out where they are not used."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("rope_scaling", "")}
+        return {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
+
+    def to_json(self) -> dict[str, object]:
+        """Its fields; those of heads and images where it uses them."""
+        return {name: value for name, value in vars(self).items() if name not in _UNUSED or value != _UNUSED[name]}
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding. Only a language head can be."""
+        return self.tied_embeddings and not self.head
 
     def units(self, name: str) -> int:
         """The number of units of a kind: what an axis of a parameter consists of."""
@@ -54,6 +75,10 @@ class ModelShape:
             "vocab": self.vocab_size,
             "position": self.context_length,
             "expert": self.num_experts,
+            "class": self.num_classes,
+            "channel": self.num_channels,
+            "patch": self.patch_size,
+            "pixel": self.num_channels * self.patch_size**2,
         }[name]
 
     def axis_size(self, axis: Axis) -> int:
@@ -75,15 +100,20 @@ class Parameter:
         return math.prod(self.shape)
 
 
+def table_of(shape: ModelShape) -> Family:
+    """The registered table of its family, with its head. Raises KeyError, or ValueError for an unknown head."""
+    return FAMILIES[shape.family].with_head(shape.head)
+
+
 def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
     """Every trainable parameter, in the model's order. A tied head is the same parameter as its embedding.
 
     family: the table to use in place of the registered one of the shape's family.
     """
-    family = family or FAMILIES[shape.family]
+    family = (family or FAMILIES[shape.family]).with_head(shape.head)
     rows = [(spec, None) for spec in family.before]
     rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer if spec.is_in(layer)]
-    left_out = {family.head, *family.untied} if shape.tied_embeddings else set()
+    left_out = {family.head, *family.untied} if shape.ties_head else set()
     rows += [(spec, None) for spec in family.after if spec.name not in left_out]
     return tuple(
         Parameter(
@@ -116,6 +146,29 @@ def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
     return None
 
 
+def image_positions(image_size: int, patch_size: int) -> int:
+    """The context of a model of images: whole patches, and the class token."""
+    return (image_size // patch_size) ** 2 + 1
+
+
+def head_problem(shape: ModelShape) -> tuple[str, str] | None:
+    """A field and what is wrong with it, where head, classes and images do not fit each other or the family; else
+    None."""
+    family = FAMILIES[shape.family]
+    known = [*([""] if family.objective else []), *family.heads]
+    if shape.head not in known:
+        able = " or ".join(repr(one) for one in known)
+        return "head", f"found {shape.head!r}; expected {able}, as a {family.name} can have"
+    if shape.head == "classes" and shape.num_classes < 2:
+        return "num_classes", f"found {shape.num_classes}; expected at least 2"
+    if family.reads_images and not 1 <= shape.patch_size <= shape.image_size:
+        return "patch_size", f"found {shape.patch_size}; expected 1 to {shape.image_size}, the side of an image"
+    if shape.head == "pixels" and shape.image_size % shape.patch_size:
+        found = f"found {shape.patch_size} for images of {shape.image_size}"
+        return "patch_size", f"{found}; expected a divisor of it, so that patches make up the whole image"
+    return None
+
+
 def num_params(shape: ModelShape) -> int:
     """The number of trainable parameters."""
     return _count(shape, frozenset())
@@ -123,7 +176,7 @@ def num_params(shape: ModelShape) -> int:
 
 def num_body_params(shape: ModelShape) -> int:
     """The trainable parameters without embeddings and head: the non-embedding parameters of scaling laws."""
-    return _count(shape, FAMILIES[shape.family].not_body)
+    return _count(shape, table_of(shape).not_body)
 
 
 # Cached: the plan of a large sweep asks ten thousand times, and the table of a family name never changes.
@@ -140,7 +193,11 @@ def flops_per_token(shape: ModelShape) -> int:
     bias: under 1 % from a hidden size of 128 on. Fused attention that computes its scores again in the backward pass
     does 14 instead of 12 per score, and activation checkpointing does another forward pass. Neither is useful work, so
     neither counts.
+
+    With another head than one of language: a position's share of the whole sample, rounded down.
     """
+    if shape.head:
+        return sample_flops(shape, shape.context_length) // shape.context_length
     attention = shape.num_layers * shape.units("query") * shape.context_length
     active = replace(shape, num_experts=shape.experts_per_token)
     router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token)
@@ -157,3 +214,30 @@ def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
 def token_flops(shape: ModelShape, context_length: int) -> int:
     """Training FLOPs of one token in a context of this length."""
     return flops_per_token(replace(shape, context_length=context_length))
+
+
+@lru_cache(maxsize=4096)
+def sample_flops(shape: ModelShape, length: int) -> int:
+    """Training FLOPs of one whole sample of `length` positions, forward and backward.
+
+    Counted as in `flops_per_token`: six for each parameter and each position that it acts on. What embeds patches acts
+    on the patches, a head for classes on one position. length: of an image that of the context.
+    """
+    if not shape.head:
+        return length * token_flops(shape, length)
+    acted_on = {"position": length, "patch": length - 1, "sample": 1}
+    table, active = table_of(shape), replace(shape, num_experts=shape.experts_per_token).with_layers(1)
+    router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token) * length
+    products = sum(
+        one.numel * acted_on[one.spec.acts_on] * (1 if one.layer is None else shape.num_layers)
+        for one in parameters(active)
+        if one.name not in table.embeddings or one.spec.acts_on == "patch"
+    )
+    return 6 * (products + router) + 12 * shape.num_layers * shape.units("query") * length**2
+
+
+def sample_outputs(shape: ModelShape, length: int) -> int:
+    """How many numbers a model says of one sample of `length` positions: scores of tokens or of classes, or pixels."""
+    if shape.head == "classes":
+        return shape.num_classes
+    return (length - 1) * shape.units("pixel") if shape.head else length * shape.vocab_size

@@ -7,10 +7,13 @@ family is one more `Family`, given to `models.families.register`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-# Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on.
-UNITS = ("hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert")
+# Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on. Of images:
+# the channels, the side of a patch in pixels, and all numbers of a patch.
+UNITS = (
+    "hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert", "class", "channel", "patch", "pixel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class ParameterSpec:
 
     init: the initial values: "normal", "ones" or "zeros". writes_residual: the last projection of a block, or its bias;
     with zeros there the block is the identity. feeds_head: a norm whose output only the head reads. layers: the layers
-    that have the parameter, where not all do.
+    that have the parameter, where not all do. acts_on: "position" for what every position of a sample is multiplied by,
+    "patch" for every position but that of the class token, "sample" for one position of each sample.
     """
 
     name: str
@@ -55,9 +59,27 @@ class ParameterSpec:
     writes_residual: bool = False
     feeds_head: bool = False
     layers: frozenset[int] | None = None
+    acts_on: str = "position"
 
     def is_in(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model ends in, in place of its family's own language head. A further head is one more of these.
+
+    suffix: how the names of transformers' classes with such a head end. rows: the parameters behind the body. sets:
+    configuration keys beside the family's, each with the field of the shape that it has. before: the parameters before
+    the layers, where they are not the family's. output: the part of a model's answer that is compared with what is
+    right.
+    """
+
+    suffix: str
+    rows: tuple[ParameterSpec, ...]
+    sets: Mapping[str, str] = field(default_factory=dict)
+    before: tuple[ParameterSpec, ...] = ()
+    output: str = "logits"
 
 
 @dataclass(frozen=True)
@@ -67,14 +89,16 @@ class Family:
     untied: parameters that only a model without tied embeddings has, beside the head. optional: rows that some models
     of the family have (biases, poolers, norms of heads), used where a folder has them. embeddings: lookup tables; the
     first is that of tokens. head: the output embedding, which may be tied. ties: for rows of `untied` the parameter
-    that they are in a tied model. base: the prefix that a model without a head omits.
+    that they are in a tied model. base: the prefix that a model without a head omits. heads: what its models can end in
+    besides, by the name in `ModelShape.head`. head_rows: of a table with such a head, the parameters that it added.
 
     norm: "rms" or "layer". post_norm: the output of the norm is itself the residual stream (BERT). heads_fill_hidden:
     `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the hidden size.
     rotary: positions are rotary and not embedded.
 
-    objective: what such a model learns. name, fields, constants: transformers' name of the family, the configuration
-    key and default of every field of the shape, and further keys of a configuration that is made from a shape.
+    objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
+    transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
+    a configuration that is made from a shape.
 
     on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has. stored_as:
     the rows on disk that lie end to end in one of the model's rows, expert by expert.
@@ -101,11 +125,37 @@ class Family:
     constants: Mapping[str, object] = field(default_factory=dict)
     on_disk: Family | None = None
     stored_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    head_rows: tuple[str, ...] = ()
+
+    def with_head(self, name: str) -> Family:
+        """The table of its models with that head; itself for "", and where it has one already.
+
+        Raises ValueError for an unknown name.
+        """
+        if not name or not self.heads:
+            return self
+        if name not in self.heads:
+            raise ValueError(f"found the head {name!r}; a {self.name} can have {', '.join(self.heads)}")
+        head = self.heads[name]
+        names = tuple(row.name for row in head.rows)
+        return replace(
+            self,
+            before=head.before or self.before,
+            after=(*(row for row in self.after if row.name.startswith(self.base)), *head.rows),
+            optional=tuple(row for row in self.optional if row.name not in names),
+            head="", untied=(), ties={}, heads={}, head_rows=names,
+            on_disk=self.on_disk and self.on_disk.with_head(name),
+        )  # fmt: skip
 
     @property
     def not_body(self) -> frozenset[str]:
         """The embeddings and the head, which scaling laws do not count."""
-        return frozenset({*self.embeddings, self.head})
+        return frozenset({*self.embeddings, self.head, *self.head_rows})
+
+    @property
+    def reads_images(self) -> bool:
+        return "image_size" in self.fields
 
     @property
     def norms_heads(self) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.models.table import Axis, Family, ParameterSpec, fixed, out, reads
+from raystage.models.image_tables import VIT
+from raystage.models.rows import input_first, layer_norm, linear, on
+from raystage.models.table import Axis, Family, Head, ParameterSpec, fixed, out, reads
 
 _LAYER = "model.layers.{layer}."
 
@@ -75,6 +77,16 @@ _NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id"
 _LLAMA_CONSTANTS = {**_NO_SPECIAL_TOKENS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
 
+# The scores of the classes, from the last token of a text.
+_SCORES = {
+    "classes": Head(
+        "ForSequenceClassification",
+        (ParameterSpec("score.weight", (out("class"), reads("hidden")), acts_on="sample"),),
+        {"num_labels": "num_classes"},
+    )
+}
+
+
 LLAMA = Family(
     name="llama",
     before=(ParameterSpec("model.embed_tokens.weight", (out("vocab"), out("hidden"))),),
@@ -90,6 +102,7 @@ LLAMA = Family(
     heads_divide_hidden=True,
     fields=_LLAMA_FIELDS,
     constants=_LLAMA_CONSTANTS,
+    heads=_SCORES,
 )
 
 
@@ -192,28 +205,6 @@ UPCYCLED = {
 }
 
 
-def _layer_norm(name: str, feeds_head: bool = False) -> tuple[ParameterSpec, ParameterSpec]:
-    return (
-        ParameterSpec(name + ".weight", (Axis("gain", ("hidden",)),), "ones", feeds_head=feeds_head),
-        ParameterSpec(name + ".bias", (Axis("shift", ("hidden",)),), "zeros", feeds_head=feeds_head),
-    )
-
-
-def _input_first(name: str, source: str, *targets: str, writes_residual: bool = False) -> tuple[ParameterSpec, ...]:
-    """GPT-2's projections: stored (inputs, outputs), with a bias."""
-    return (
-        ParameterSpec(name + ".weight", (reads(source), out(*targets)), writes_residual=writes_residual),
-        ParameterSpec(name + ".bias", (out(*targets),), "zeros", writes_residual=writes_residual),
-    )
-
-
-def _linear(name: str, source: str, target: str, writes_residual: bool = False) -> tuple[ParameterSpec, ...]:
-    return (
-        ParameterSpec(name + ".weight", (out(target), reads(source)), writes_residual=writes_residual),
-        ParameterSpec(name + ".bias", (out(target),), "zeros", writes_residual=writes_residual),
-    )
-
-
 _H = "transformer.h.{layer}."
 
 
@@ -224,15 +215,15 @@ GPT2 = Family(
         ParameterSpec("transformer.wpe.weight", (out("position"), out("hidden"))),
     ),
     layer=(
-        *_layer_norm(_H + "ln_1"),
-        *_input_first(_H + "attn.c_attn", "hidden", "query", "key_value", "key_value"),
-        *_input_first(_H + "attn.c_proj", "query", "hidden", writes_residual=True),
-        *_layer_norm(_H + "ln_2"),
-        *_input_first(_H + "mlp.c_fc", "hidden", "ffn"),
-        *_input_first(_H + "mlp.c_proj", "ffn", "hidden", writes_residual=True),
+        *layer_norm(_H + "ln_1"),
+        *input_first(_H + "attn.c_attn", "hidden", "query", "key_value", "key_value"),
+        *input_first(_H + "attn.c_proj", "query", "hidden", writes_residual=True),
+        *layer_norm(_H + "ln_2"),
+        *input_first(_H + "mlp.c_fc", "hidden", "ffn"),
+        *input_first(_H + "mlp.c_proj", "ffn", "hidden", writes_residual=True),
     ),
     after=(
-        *_layer_norm("transformer.ln_f", feeds_head=True),
+        *layer_norm("transformer.ln_f", feeds_head=True),
         ParameterSpec("lm_head.weight", (out("vocab"), reads("hidden"))),
     ),
     embeddings=("transformer.wte.weight", "transformer.wpe.weight"),
@@ -254,6 +245,7 @@ GPT2 = Family(
     constants={
         **_NO_SPECIAL_TOKENS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "summary_first_dropout": 0.0,
     },
+    heads=_SCORES,
 )  # fmt: skip
 
 
@@ -266,22 +258,22 @@ BERT = Family(
         ParameterSpec(_E + "word_embeddings.weight", (out("vocab"), out("hidden"))),
         ParameterSpec(_E + "position_embeddings.weight", (out("position"), out("hidden"))),
         ParameterSpec(_E + "token_type_embeddings.weight", (fixed(2), out("hidden"))),
-        *_layer_norm(_E + "LayerNorm"),
+        *layer_norm(_E + "LayerNorm"),
     ),
     layer=(
-        *_linear(_B + "attention.self.query", "hidden", "query"),
-        *_linear(_B + "attention.self.key", "hidden", "key_value"),
-        *_linear(_B + "attention.self.value", "hidden", "key_value"),
-        *_linear(_B + "attention.output.dense", "query", "hidden", writes_residual=True),
-        *_layer_norm(_B + "attention.output.LayerNorm"),
-        *_linear(_B + "intermediate.dense", "hidden", "ffn"),
-        *_linear(_B + "output.dense", "ffn", "hidden", writes_residual=True),
-        *_layer_norm(_B + "output.LayerNorm"),
+        *linear(_B + "attention.self.query", "hidden", "query"),
+        *linear(_B + "attention.self.key", "hidden", "key_value"),
+        *linear(_B + "attention.self.value", "hidden", "key_value"),
+        *linear(_B + "attention.output.dense", "query", "hidden", writes_residual=True),
+        *layer_norm(_B + "attention.output.LayerNorm"),
+        *linear(_B + "intermediate.dense", "hidden", "ffn"),
+        *linear(_B + "output.dense", "ffn", "hidden", writes_residual=True),
+        *layer_norm(_B + "output.LayerNorm"),
     ),
     after=(
         ParameterSpec("cls.predictions.bias", (out("vocab"),), "zeros"),
-        *_linear("cls.predictions.transform.dense", "hidden", "hidden"),
-        *_layer_norm("cls.predictions.transform.LayerNorm", feeds_head=True),
+        *linear("cls.predictions.transform.dense", "hidden", "hidden"),
+        *layer_norm("cls.predictions.transform.LayerNorm", feeds_head=True),
         ParameterSpec("cls.predictions.decoder.weight", (out("vocab"), reads("hidden"))),
         ParameterSpec("cls.predictions.decoder.bias", (out("vocab"),), "zeros"),
     ),
@@ -289,7 +281,7 @@ BERT = Family(
     head="cls.predictions.decoder.weight",
     untied=("cls.predictions.decoder.bias",),
     ties={"cls.predictions.decoder.bias": "cls.predictions.bias"},
-    optional=_linear("bert.pooler.dense", "hidden", "hidden"),
+    optional=on("sample", linear("bert.pooler.dense", "hidden", "hidden")),
     base="bert.",
     norm="layer",
     post_norm=True,
@@ -307,7 +299,17 @@ BERT = Family(
         "norm_eps": ("layer_norm_eps", 1e-12),
     },
     constants={**_NO_SPECIAL_TOKENS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    heads={
+        "classes": Head(
+            "ForSequenceClassification",
+            (
+                *on("sample", linear("bert.pooler.dense", "hidden", "hidden")),
+                *on("sample", linear("classifier", "hidden", "class")),
+            ),
+            {"num_labels": "num_classes"},
+        )
+    },
 )
 
 
-BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL)
+BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT)

@@ -15,8 +15,9 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.models import hub
 from raystage.models.families import FAMILIES
+from raystage.models.table import Family
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
-from raystage.objectives.table import OBJECTIVES
+from raystage.objectives.table import OBJECTIVES, ObjectiveSpec
 from raystage.plans.draft import Context, StageDraft
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.inputs import Sources
@@ -51,13 +52,20 @@ def _check_options(written: ObjectiveSection) -> None:
 
 
 def _check_family(written: ObjectiveSection, family: str) -> None:
-    learns = FAMILIES[family].objective
-    if OBJECTIVES[written.name].model != learns:
-        fitting = [one.name for one in OBJECTIVES.values() if one.model == learns]
-        others = [name for name, one in FAMILIES.items() if one.objective == OBJECTIVES[written.name].model]
-        found = f"found {written.name} for a {family}, which learns {_LEARNED.get(learns, learns)}"
-        problem = f"{found}; expected {' or '.join(fitting)}"
-        raise InputError(f"{problem}, or a family that learns it ({', '.join(others)})", key="objective")
+    entry, table = OBJECTIVES[written.name], FAMILIES[family]
+    if _learns(table, entry):
+        return
+    fitting = [one.name for one in OBJECTIVES.values() if _learns(table, one)]
+    others = [name for name, one in FAMILIES.items() if _learns(one, entry)]
+    what = f"learns {_LEARNED.get(table.objective, table.objective)}" if table.objective else "reads images"
+    expected = f"{' or '.join(fitting)}, or " if fitting else ""
+    problem = f"found {written.name} for a {family}, which {what}; expected {expected}a family that learns it"
+    raise InputError(f"{problem} ({', '.join(others)})", key="objective")
+
+
+def _learns(family: Family, entry: ObjectiveSpec) -> bool:
+    """Whether a family's models can have the head that an objective needs."""
+    return entry.head in family.heads if entry.head else entry.model == family.objective
 
 
 # --- masked_lm ----------------------------------------------------------------------------------

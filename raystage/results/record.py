@@ -187,7 +187,7 @@ class StageRecord:
         return self.seconds * self.num_workers
 
     def to_json(self) -> dict[str, Any]:
-        return _with_older_name(asdict(self))
+        return _with_older_name({**asdict(self), "shape": self.shape.to_json()})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageRecord:

@@ -34,7 +34,7 @@ from raystage.growth.certificate import (
 )
 from raystage.growth.depth import GrowthOptions, interleave
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
-from raystage.growth.explain import Families, layer_sources
+from raystage.growth.explain import Families, head_in_words, layer_sources
 from raystage.growth.operators import OPERATORS, operators_of
 from raystage.growth.rules import GrowthMap, exact_in, growth_map
 from raystage.models.build import build
@@ -146,6 +146,9 @@ def load(source: Source) -> torch.nn.Module:
 
 
 def _from_checkpoint(source: Source) -> torch.nn.Module:
+    if source.shape.head:
+        problem = f"found a model for {head_in_words(source.shape)}; expected a language model"
+        raise InputError(problem, key="model.head", file=source.uri)
     network = build(source.shape)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

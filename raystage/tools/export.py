@@ -86,8 +86,9 @@ def config_of(shape: ModelShape, dtype: str, end: int | None) -> dict[str, Any]:
     config = models.config(shape)
     config.architectures = [models.model_class(shape).__name__]
     config.dtype = dtype
-    config.eos_token_id = end
-    config.use_cache = True
+    if not shape.image_size:
+        config.eos_token_id = end
+        config.use_cache = True
     return json.loads(config.to_json_string())
 
 

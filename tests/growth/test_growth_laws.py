@@ -35,7 +35,7 @@ def difference(case: GrowthCase, dtype: torch.dtype) -> float:
     before = source_logits(case.source, dtype)
     values = weights(case, np.float64 if dtype == torch.float64 else np.float32)
     with torch.no_grad():
-        after = logits_for(built(case.target, values, dtype), case.source.vocab_size)
+        after = logits_for(built(case.target, values, dtype), case.source)
     return ((after - before).abs().max() / max(1.0, before.abs().max().item())).item()
 
 
@@ -101,7 +101,7 @@ def test_predicted_gradients_are_autograds(case: GrowthCase) -> None:
 
 
 def grown_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
-    return gradients(case.target, weights(case), case.source.vocab_size)
+    return gradients(case.target, weights(case), case.source)
 
 
 def predicted_gradients(case: GrowthCase) -> dict[str, np.ndarray]:

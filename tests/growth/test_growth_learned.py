@@ -75,7 +75,7 @@ def test_before_it_is_fitted_the_growth_is_its_map(case: GrowthCase) -> None:
 def test_before_it_is_fitted_whole_factors_of_width_keep_the_function(case: GrowthCase) -> None:
     network = built(case.target, at_first(case), torch.float64)
     with torch.no_grad():
-        found = logits_for(network, case.source.vocab_size)
+        found = logits_for(network, case.source)
     torch.testing.assert_close(found, source_logits(case.source, torch.float64), rtol=0, atol=1e-10)
 
 

@@ -35,6 +35,7 @@ CASES = (
     *(growth("masked", name, OPTIONS, **change)
       for name in ("gpt2", "gpt2 untied")
       for change in (WIDE_GPT2, {"ffn_size": 25}, {**WIDE_GPT2, "num_layers": 5, "context_length": 20})),
+    *(growth("masked", name, OPTIONS, **WIDE_GPT2, num_layers=5) for name in ("vit", "vit pixels", "gpt2 classes")),
     *(deeper("masked", 2, 4, OPTIONS, name) for name in ("llama", "qwen2", "gpt2")),
     deeper("masked", 0, 2, OPTIONS),
     growth("num_layers=identity, hidden_size=masked, ffn_size=duplicate", "llama", OPTIONS,
@@ -59,7 +60,7 @@ def test_behind_a_closed_mask_the_model_computes_the_sources_function(
     network, mask = masked(case, dtype)
     mask.set(0.0)
     with torch.no_grad():
-        found = logits_for(network, case.source.vocab_size)
+        found = logits_for(network, case.source)
     torch.testing.assert_close(found, source_logits(case.source, dtype), rtol=0, atol=tolerance)
 
 
@@ -68,17 +69,17 @@ def test_an_open_mask_leaves_the_plain_model(case: GrowthCase) -> None:
     """Bit for bit, and back again."""
     network, mask = masked(case, torch.float32)
     with torch.no_grad():
-        plain = logits_for(network, case.source.vocab_size)
+        plain = logits_for(network, case.source)
         for value, is_plain in ((0.25, False), (1.0, True), (0.5, False), (1.0, True)):
             mask.set(value)
-            assert torch.equal(logits_for(network, case.source.vocab_size), plain) == is_plain
+            assert torch.equal(logits_for(network, case.source), plain) == is_plain
 
 
 @pytest.mark.parametrize("case", PURE, ids=str)
 def test_behind_a_mask_that_opens_all_that_is_new_learns(case: GrowthCase) -> None:
     network, mask = masked(case, torch.float64)
     mask.set(0.5)
-    logits_for(network, case.source.vocab_size).square().sum().backward()
+    logits_for(network, case.source).square().sum().backward()
     for rule in case.map():
         gradient = network.get_parameter(rule.target).grad.flatten().numpy()
         new = is_new(rule, 0, rule.numel)
@@ -87,12 +88,13 @@ def test_behind_a_mask_that_opens_all_that_is_new_learns(case: GrowthCase) -> No
 
 
 def test_the_function_goes_from_the_sources_to_the_plain_models() -> None:
-    network, mask = masked(growth("masked", "gpt2", OPTIONS, **WIDE_GPT2, num_layers=3), torch.float64)
+    case = growth("masked", "gpt2", OPTIONS, **WIDE_GPT2, num_layers=3)
+    network, mask = masked(case, torch.float64)
     found = []
     with torch.no_grad():
         for value in (0.0, 1e-6, 1 - 1e-6, 1.0):
             mask.set(value)
-            found.append(logits_for(network, 31))
+            found.append(logits_for(network, case.source))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-3)
     torch.testing.assert_close(found[2], found[3], rtol=0, atol=1e-3)
     assert (found[0] - found[3]).abs().max() > 0.1
@@ -101,14 +103,14 @@ def test_the_function_goes_from_the_sources_to_the_plain_models() -> None:
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")  # of transformers 5.x, by name
 def test_the_mask_holds_where_layers_are_computed_a_second_time() -> None:
     """Activation checkpointing runs a layer's forward again in the backward pass."""
-    found = []
+    case, found = growth("masked", "llama", OPTIONS, **WIDE, num_layers=3), []
     for checkpointing in (False, True):
-        network, mask = masked(growth("masked", "llama", OPTIONS, **WIDE, num_layers=3), torch.float32)
+        network, mask = masked(case, torch.float32)
         if checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
             network.train()  # without dropout in any case
         mask.set(0.3)
-        logits_for(network, 31).square().sum().backward()
+        logits_for(network, case.source).square().sum().backward()
         found.append([parameter.grad for parameter in network.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

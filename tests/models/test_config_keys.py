@@ -44,7 +44,8 @@ SHARED = (
 HARMLESS = {
     "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
     "_experts_implementation_internal", "_name_or_path", "_heterogeneity_spec", "classifier_dropout",
-    "hidden_dropout", "num_labels", "summary_last_dropout", "sep_token_id", "name_or_path", "compile_config",
+    "hidden_dropout", "num_labels", "pooler_act", "pooler_output_size", "summary_last_dropout",
+    "sep_token_id", "name_or_path", "compile_config",
     "init_std", "initializer_factor", "gradient_checkpointing", "model_type", "is_heterogeneous",
     "_getattr_without_heterogeneous_validation", "_hasattr_without_heterogeneous_validation",
 }  # fmt: skip
@@ -81,6 +82,8 @@ def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> No
     known = {*sizes, *hf_trainable._AS_BUILT, *hf_trainable._CHECKED, *WITHOUT_EFFECT, *hf_trainable._READ, *HARMLESS}
     known |= set(hf_config.ALIASES.get(family, {}).values()) | set(hf_trainable._AS_BUILT_OF.get(family, {}))
     known |= set() if FAMILIES[family].rotary else {"head_dim"}  # for rotary positions
+    of_tokens = {"max_position_embeddings", "tie_word_embeddings", "vocab_size"}
+    known |= of_tokens if FAMILIES[family].reads_images else set()
     methods = {name for name in read if callable(getattr(type(config), name, None)) or name.startswith("__")}
     assert sorted(read - known - methods - set(dir(dict)) - set(dir(list))) == []
 

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from raystage.models.shape import ModelShape, flops_per_token, heads_problem, num_body_params, num_params, parameters
+from raystage.models.shape import (
+    ModelShape,
+    flops_per_token,
+    head_problem,
+    heads_problem,
+    image_positions,
+    num_body_params,
+    num_params,
+    parameters,
+)
 
 SHAPE = ModelShape("llama", 3, 8, 4, 2, 6, 20, 257, 16)
 EMBEDDING = 257 * 8
@@ -133,3 +142,58 @@ def test_sizes_of_fused_axes() -> None:
 )  # fmt: skip
 def test_heads_that_do_not_fit(shape: ModelShape, field: str | None, said: str | None) -> None:
     assert heads_problem(shape) == (None if field is None else (field, said))
+
+
+# --- heads and images ---------------------------------------------------------------------------
+
+IMAGES = ModelShape(
+    "vit", 2, 8, 2, 2, 4, 16, 0, 10, head="classes", num_classes=3, image_size=12, patch_size=4, num_channels=2
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "field", "said"),
+    [
+        (SHAPE, None, None),
+        (IMAGES, None, None),
+        (replace(IMAGES, head="pixels", num_classes=0), None, None),
+        (replace(SHAPE, head="classes", num_classes=2), None, None),
+        (replace(SHAPE, head="pixels"), "head", "found 'pixels'; expected '' or 'classes', as a llama can have"),
+        (replace(IMAGES, head=""), "head", "found ''; expected 'classes' or 'pixels', as a vit can have"),
+        (replace(IMAGES, num_classes=1), "num_classes", "found 1; expected at least 2"),
+        (replace(IMAGES, patch_size=13), "patch_size", "found 13; expected 1 to 12, the side of an image"),
+        (
+            replace(IMAGES, head="pixels", patch_size=5), "patch_size",
+            "found 5 for images of 12; expected a divisor of it, so that patches make up the whole image",
+        ),
+        (replace(IMAGES, patch_size=5), None, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_heads_and_images_that_do_not_fit(shape: ModelShape, field: str | None, said: str | None) -> None:
+    assert head_problem(shape) == (None if field is None else (field, said))
+
+
+def test_positions_of_an_image() -> None:
+    assert [image_positions(*sizes) for sizes in ((224, 16), (12, 4), (12, 5), (8, 8))] == [197, 10, 5, 2]
+
+
+def test_what_a_shape_does_not_use_is_left_out_of_keys_and_records() -> None:
+    later = {"rope_scaling", "head", "num_classes", "image_size", "patch_size", "num_channels"}
+    assert vars(SHAPE).keys() - SHAPE.facts().keys() == later
+    assert vars(SHAPE).keys() - SHAPE.to_json().keys() == later - {"rope_scaling"}
+    assert vars(IMAGES).keys() - IMAGES.facts().keys() == {"rope_scaling"}
+    assert ModelShape(**IMAGES.facts()) == ModelShape(**IMAGES.to_json()) == IMAGES
+
+
+def test_parameters_of_an_image_model_by_hand() -> None:
+    listed = {parameter.name: parameter.shape for parameter in parameters(IMAGES)}
+    assert listed["vit.embeddings.patch_embeddings.projection.weight"] == (8, 2, 4, 4)
+    assert listed["vit.embeddings.position_embeddings"] == (1, 10, 8)
+    assert listed["classifier.weight"] == (3, 8)
+    assert "vit.embeddings.mask_token" not in listed
+    pixels = {one.name: one.shape for one in parameters(replace(IMAGES, head="pixels", num_classes=0))}
+    assert pixels["decoder.0.weight"] == (32, 8, 1, 1)
+    assert pixels["vit.embeddings.mask_token"] == (1, 1, 8)
+    layers = 2 * (4 * (8 * 8 + 8) + 2 * 8 * 16 + 16 + 8 + 4 * 8)
+    assert num_body_params(IMAGES) == layers + 2 * 8

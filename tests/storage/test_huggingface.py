@@ -254,9 +254,9 @@ def test_old_names_and_buffers_are_understood(tmp_path: Path) -> None:
     assert_same(gpt2, tmp_path / "deeper")
 
 
-def test_a_classifier_is_copied_in_depth_and_named_in_width(tmp_path: Path) -> None:
+def test_an_unknown_head_is_copied_in_depth_and_named_in_width(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, type_vocab_size=3))
+    model = transformers.BertForTokenClassification(transformers.BertConfig(**SIZES, type_vocab_size=3))
     model.save_pretrained(tmp_path / "source")
     grown(tmp_path / "source", tmp_path / "deeper", *DEEP)
     assert torch.equal(load(tmp_path / "deeper").classifier.weight, model.classifier.weight)

@@ -17,7 +17,7 @@ from raystage.models.shape import ModelShape
 
 
 def tiny(family: str, **changes: object) -> ModelShape:
-    """A small model of a family; with grouped queries where it can have them."""
+    """A small model of a family; with grouped queries where it can have them. Of images with a head for classes."""
     table = FAMILIES[family]
     grouped = not table.heads_fill_hidden
     shape = ModelShape(
@@ -30,15 +30,20 @@ def tiny(family: str, **changes: object) -> ModelShape:
         ffn_size=24,
         vocab_size=31,
         context_length=12,
-        tied_embeddings=bool(table.fields["tied_embeddings"][1]),
+        tied_embeddings=bool(table.fields.get("tied_embeddings", ("", False))[1]),
         norm_eps=table.default_norm_eps,
     )
     if "num_experts" in table.fields:
         shape = replace(shape, num_experts=4, experts_per_token=2)
+    if table.reads_images:
+        shape = replace(
+            shape, vocab_size=0, context_length=10, image_size=12, patch_size=4, num_channels=2, head="classes",
+            num_classes=5,
+        )  # fmt: skip
     return replace(shape, **changes)
 
 
-# Every family, tied and untied, with and without grouped queries.
+# Every family, tied and untied, with and without grouped queries, and every head.
 SOURCES = {
     "llama": tiny("llama"),
     "llama tied": tiny("llama", tied_embeddings=True),
@@ -52,6 +57,11 @@ SOURCES = {
     "bert": tiny("bert"),
     "bert untied": tiny("bert", tied_embeddings=False),
     "mixtral": tiny("mixtral"),
+    "vit": tiny("vit"),
+    "vit pixels": tiny("vit", head="pixels", num_classes=0),
+    "llama classes": tiny("llama", head="classes", num_classes=5),
+    "gpt2 classes": tiny("gpt2", head="classes", num_classes=5),
+    "bert classes": tiny("bert", head="classes", num_classes=5),
 }
 LLAMA = SOURCES["llama"]
 
@@ -105,7 +115,8 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
     """Growths of a llama, and the first of them that adds layers for every other family."""
     first = next(case for case in depths if case[1] > case[0] > 0)
     others = [
-        deeper(operator, *first, *([NO_OPTIONS] * (len(first) < 3)), name) for name in ("gpt2", "bert", "mixtral")
+        deeper(operator, *first, *([NO_OPTIONS] * (len(first) < 3)), name)
+        for name in ("gpt2", "bert", "mixtral", "vit")
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
 
@@ -147,12 +158,10 @@ def _hidden(name: str, size: int) -> dict[str, object]:
 
 
 def _all_at_once(name: str) -> dict[str, object]:
-    """Every width at once, none of them by a whole factor, with more tokens and positions."""
+    """Every width at once, none of them by a whole factor, with more tokens and positions where there are tokens."""
     groups = SOURCES[name].num_kv_heads * 3 // 2
-    return {
-        "hidden_size": 24, "num_heads": 6, "num_kv_heads": groups, "ffn_size": 40,
-        "vocab_size": 37, "context_length": 20,
-    }  # fmt: skip
+    longer = {"vocab_size": 37, "context_length": 20} if SOURCES[name].vocab_size else {}
+    return {"hidden_size": 24, "num_heads": 6, "num_kv_heads": groups, "ffn_size": 40, **longer}
 
 
 def _many_widths(operator: str, name: str) -> Iterator[GrowthCase]:
@@ -200,7 +209,7 @@ MIXED = (
     mixture("hidden_size=zero_pad, num_heads=duplicate, num_experts=upcycle", hidden_size=24, num_heads=8),
     *(growth("num_layers=identity, hidden_size=duplicate, ffn_size=zero_pad, num_heads=duplicate", name,
              num_layers=4, **(_all_at_once(name) if name != "bert" else {**_hidden(name, 32), "ffn_size": 40}))
-      for name in ("llama", "qwen2 tied", "gpt2", "bert", "mixtral")),
+      for name in ("llama", "qwen2 tied", "gpt2", "bert", "mixtral", "vit")),
     growth("num_layers=stack, hidden_size=rms, ffn_size=aki, num_heads=zero_pad", num_layers=4,
            **_all_at_once("llama")),
     growth("num_layers=random, ffn_size=duplicate", "gpt2", num_layers=3, ffn_size=40),

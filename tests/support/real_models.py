@@ -13,6 +13,7 @@ from growths import GrowthCase
 from raystage.growth.apply import Grown, Read
 from raystage.growth.rules import GrowthMap
 from raystage.models.build import build
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 
 SEED = 7
@@ -98,17 +99,28 @@ def padded_batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, mask
 
 
-def logits_for(network: torch.nn.Module, vocab_size: int) -> torch.Tensor:
-    """Of the padded batch's real tokens, over the first `vocab_size` tokens: (tokens, vocab_size)."""
-    tokens, mask = padded_batch(vocab_size)
+def images_of(shape: ModelShape) -> dict[str, torch.Tensor]:
+    """Some images as a model of `shape` takes them, a third of their patches hidden where it fills in pixels."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn((BATCH, shape.num_channels, shape.image_size, shape.image_size), generator=generator)
+    hidden = torch.rand((BATCH, shape.context_length - 1), generator=generator) < 1 / 3
+    return {"pixel_values": images, **({"bool_masked_pos": hidden} if shape.head == "pixels" else {})}
+
+
+def logits_for(network: torch.nn.Module, source: ModelShape) -> torch.Tensor:
+    """What a model says of a fixed batch that one of shape `source` can read: the scores of the padded batch's real
+    tokens, over the source's vocabulary, those of classes, or pixels."""
+    if source.image_size:
+        return getattr(network(**images_of(source)), FAMILIES[source.family].heads[source.head].output)
+    tokens, mask = padded_batch(source.vocab_size)
     logits = network(input_ids=tokens, attention_mask=mask).logits
-    return logits[mask.bool()][:, :vocab_size]
+    return logits if source.head else logits[mask.bool()][:, : source.vocab_size]
 
 
-def gradients(shape: ModelShape, values: Values, vocab_size: int) -> dict[str, np.ndarray]:
-    """The flat float64 gradient of a fixed random projection of the logits, for every parameter."""
+def gradients(shape: ModelShape, values: Values, source: ModelShape) -> dict[str, np.ndarray]:
+    """The flat float64 gradient of a fixed random projection of `logits_for`, for every parameter."""
     network = built(shape, values, torch.float64)
-    logits = logits_for(network, vocab_size)
+    logits = logits_for(network, source)
     projection = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (logits * projection).sum().backward()
     return {
@@ -119,10 +131,10 @@ def gradients(shape: ModelShape, values: Values, vocab_size: int) -> dict[str, n
 
 @cache
 def source_gradients(shape: ModelShape) -> Values:
-    return gradients(shape, made_up(shape), shape.vocab_size)
+    return gradients(shape, made_up(shape), shape)
 
 
 @cache
 def source_logits(shape: ModelShape, dtype: torch.dtype) -> torch.Tensor:
     with torch.no_grad():
-        return logits_for(built(shape, made_up(shape), dtype), shape.vocab_size)
+        return logits_for(built(shape, made_up(shape), dtype), shape)
