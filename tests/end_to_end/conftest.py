@@ -128,6 +128,7 @@ def said_until(process: subprocess.Popen, text: str) -> str:
     said = []
     for line in process.stderr:
         said.append(line)
+        print(line, end="")  # a test that waits in vain is ended by pytest, which then shows this
         if text in line:
             return "".join(said)
     raise AssertionError(f"{text!r} was never said:\n{''.join(said)}")

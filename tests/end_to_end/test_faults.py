@@ -114,7 +114,7 @@ def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
     process = raystage.start("run", tiny, *RUN, "--store", "waits")
-    said = said_until(process, "waiting for room")
+    said = said_until(process, "waiting for free resources")
     assert "waiting for free resources for 2 workers with 1 CPU each: 1 of 4 CPUs are free now" in said
     holder.communicate()
     output, errors = process.communicate(timeout=200)
