@@ -82,12 +82,13 @@ class Raystage:
     def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder
         self.environment = os.environ | QUIET | {"RAY_ADDRESS": address}
+        self._started: list[subprocess.Popen] = []
 
     def start(self, *arguments: str | Path) -> subprocess.Popen:
         # A shell that starts the tests in the background has them ignore SIGINT, and all that they start with them.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [BIN / "raystage", *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
@@ -95,6 +96,15 @@ class Raystage:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def kill_all(self) -> None:
+        """What a test left behind that failed: the tests after it need the room on the cluster."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def __call__(self, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess:
         """Run to the end and expect an exit status."""
@@ -149,8 +159,10 @@ def losses_in(report: str) -> dict[str, list[list[float]]]:
 
 
 @pytest.fixture
-def raystage(tmp_path: Path, cluster: RayCluster) -> Raystage:
-    return Raystage(tmp_path, cluster.address)
+def raystage(tmp_path: Path, cluster: RayCluster) -> Iterator[Raystage]:
+    started = Raystage(tmp_path, cluster.address)
+    yield started
+    started.kill_all()
 
 
 def other_ray_processes(cluster: RayCluster) -> set[int]:

@@ -10,6 +10,7 @@ random kills                                       test_chaos.py
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,14 +105,22 @@ sys.stdin.read()
 """
 
 
-def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
-    raystage: Raystage, tiny: Path, cluster: RayCluster, calm: dict
-) -> None:
-    """Three of four CPUs are somebody else's, and two are needed."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, cluster.address], env=raystage.environment,
+@pytest.fixture
+def holder(cluster: RayCluster) -> Iterator[subprocess.Popen]:
+    """Another job, which has three of the cluster's four CPUs until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cluster.address], env=os.environ | QUIET,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    with process:
+        yield process
+        process.kill()
+
+
+def test_who_waits_for_the_room_that_another_job_has_says_so_and_goes_on(
+    raystage: Raystage, tiny: Path, calm: dict, holder: subprocess.Popen
+) -> None:
+    """Three of four CPUs are somebody else's, and two are needed."""
     assert holder.stdout.readline() == "held\n"
     process = raystage.start("run", tiny, *RUN, "--store", "waits")
     said = said_until(process, "waiting for free resources")
