@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from raystage.config.training import Training
-from raystage.models.shape import ModelShape, num_params
+from raystage.models.shape import ModelShape, num_params, sample_outputs
 
 # Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
 # attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without its 5as/h term).
@@ -73,5 +73,5 @@ def _activations(shape: ModelShape, training: Training, element_bytes: int) -> i
     kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
     recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
     layers = shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
-    logits = 2 * tokens * shape.vocab_size * 4  # fp32 logits and their gradient
-    return layers + logits
+    outputs = training.micro_batch_size * sample_outputs(shape, shape.context_length)
+    return layers + 2 * outputs * 4  # fp32 logits and their gradient

@@ -13,6 +13,7 @@ from raystage.config.schedule import Init
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
+from raystage.growth.explain import head_in_words
 from raystage.models import hub
 from raystage.models.families import FAMILIES
 from raystage.models.table import Family
@@ -147,8 +148,9 @@ def check_teacher(draft: StageDraft, context: Context) -> StageDraft:
     if draft.teacher is None:
         return draft
     teacher, shape, name = draft.teacher.shape, draft.shape, draft.teacher.name
-    if FAMILIES[teacher.family].objective != draft.objective.entry.model:
-        problem = f"found {name!r}, a {teacher.family}; expected a model that learns the next token"
+    if teacher.head or FAMILIES[teacher.family].objective != draft.objective.entry.model:
+        what = f"a model for {head_in_words(teacher)}" if teacher.head else f"a {teacher.family}"
+        problem = f"found {name!r}, {what}; expected a model that learns the next token"
         raise InputError(problem, key=TEACHER_KEY)
     if teacher.context_length < shape.context_length:
         problem = f"found {name!r}, whose context has {teacher.context_length} tokens"

@@ -9,7 +9,7 @@ from raystage.config.schedule import Schedule
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import StageText, vocabulary_problem
 from raystage.errors import InputError
-from raystage.growth.checks import POSITIONS, changed_fields, refusal, with_norm_eps
+from raystage.growth.checks import POSITIONS, changed_fields, exchanges_head, refusal, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
 from raystage.models import rope
@@ -217,7 +217,8 @@ def _check_rewarm(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
     operator, tokens = grow.operator, grow.rewarm.tokens
     origins = layer_origins(before, draft.shape, operator, grow.options)
     changed = set(changed_fields(before, draft.shape))
-    if not (changed - {"num_layers"} or any(origin.new for origin in origins) or (changed and is_trained(operator))):
+    has_new = exchanges_head(before, draft.shape) or any(origin.new for origin in origins)
+    if not (changed - {"num_layers"} or has_new or (changed and is_trained(operator))):
         problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
         raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")
     if 2 * tokens > draft.tokens:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import folders
-from exports import exported, make_checkpoint, network_of, weights_of
+from exports import folder_of, make_checkpoint, network_of, weights_of
 from growths import SOURCES, tiny
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
@@ -27,11 +27,6 @@ IMAGES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12,
     "patch_size": 4, "num_channels": 2, "encoder_stride": 4, "num_labels": 5,
 }  # fmt: skip
-
-
-def folder(name: str, path: Path) -> Path:
-    exported(make_checkpoint(path / "saved", SOURCES[name], tokenizer=None), path / "out")
-    return path / "out"
 
 
 def images(path: Path, kind: type = transformers.ViTForImageClassification, **changes: object) -> Path:
@@ -63,7 +58,7 @@ def say(path: Path, **changes: object) -> Path:
 
 @every_head
 def test_transformers_loads_what_was_exported(tmp_path: Path, name: str) -> None:
-    shape, out = SOURCES[name], folder(name, tmp_path)
+    shape, out = SOURCES[name], folder_of(SOURCES[name], tmp_path)
     network = folders.load(out)
     assert type(network).__name__ == json.loads((out / "config.json").read_text())["architectures"][0]
     torch.testing.assert_close(said(network, shape), said(network_of(shape), shape))
@@ -71,7 +66,7 @@ def test_transformers_loads_what_was_exported(tmp_path: Path, name: str) -> None
 
 @every_head
 def test_what_was_exported_is_opened_with_its_head_and_weights(tmp_path: Path, name: str) -> None:
-    model = open_trainable(LocalFiles(folder(name, tmp_path)))
+    model = open_trainable(LocalFiles(folder_of(SOURCES[name], tmp_path)))
     assert model.shape == SOURCES[name]
     weights = FolderWeights(model)
     for parameter, values in weights_of(SOURCES[name]).items():
@@ -120,7 +115,7 @@ def test_a_folder_of_a_vit_grows(tmp_path: Path, kind: type, operator: str) -> N
 
 def test_a_folder_of_a_classifier_grows(tmp_path: Path) -> None:
     """Its head among the rest."""
-    source, target = folder("gpt2 classes", tmp_path), tmp_path / "wide"
+    source, target = folder_of(SOURCES["gpt2 classes"], tmp_path), tmp_path / "wide"
     folders.grown(source, target, "--operator=duplicate", "--set=hidden_size=32", "--set=ffn_size=48")
     shape = SOURCES["gpt2 classes"]
     before, after = (said(folders.load(one), shape) for one in (source, target))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from raystage.config.training import Training
@@ -65,6 +67,14 @@ def test_activations_by_hand(precision: str, checkpointing: bool, layers: int) -
 def test_without_layers_there_are_no_activations_of_any(checkpointing: bool) -> None:
     found = estimate(SHAPE.with_layers(0), training(activation_checkpointing=checkpointing))
     assert found.activations_bytes == 2 * TOKENS * 257 * 4
+
+
+def test_what_a_model_says_is_counted_by_its_head() -> None:
+    """Of a sample the scores of its classes, or its pixels."""
+    classes = estimate(replace(SHAPE, head="classes", num_classes=5).with_layers(0), training())
+    assert classes.activations_bytes == 2 * 2 * 5 * 4
+    image = ModelShape("vit", 0, 8, 2, 2, 4, 16, 0, 10, head="pixels", image_size=12, patch_size=4, num_channels=3)
+    assert estimate(image, training()).activations_bytes == 2 * 2 * (3 * 12 * 12) * 4
 
 
 def test_a_cut_that_does_not_divide_is_rounded_up() -> None:

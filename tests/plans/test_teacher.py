@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import started_models
+from exports import folder_of
 from factories import make_schedule, save_words
+from growths import SOURCES
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token, num_params
 from raystage.objectives.plan import NEXT_TOKEN
@@ -130,6 +132,13 @@ def test_a_teacher_that_cannot_read_the_text_is_refused(
     model = started_models.make(tmp_path / "model", family, **changes)
     (tmp_path / "text").mkdir()
     with pytest.raises(InputError, match=problem):
+        taught(tmp_path / "text", {"teacher": str(model)})
+
+
+def test_a_classifier_teaches_no_tokens(tmp_path: Path) -> None:
+    model = folder_of(SOURCES["llama classes"], tmp_path)
+    (tmp_path / "text").mkdir()
+    with pytest.raises(InputError, match="a model for 5 classes; expected a model that learns the next token"):
         taught(tmp_path / "text", {"teacher": str(model)})
 
 

@@ -63,6 +63,12 @@ def make_checkpoint(
     return path
 
 
+def folder_of(shape: ModelShape, path: Path) -> Path:
+    """A Hugging Face folder of a model of `shape`, without a tokenizer, within `path`."""
+    exported(make_checkpoint(path / "saved", shape, tokenizer=None), path / "exported")
+    return path / "exported"
+
+
 def fingerprint(tokenizer: str) -> str:
     return tokenizer_fingerprint(tokenizer)
 
