@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from raystage.objectives.causal_lm import CausalLm, summed_loss
+from raystage.objectives.causal_lm import CausalLm
+from raystage.objectives.judging import summed_loss
 from raystage.objectives.learner import Batch, Model
 
 

@@ -6,17 +6,19 @@ marks of its tokens; every target has the same weight in the gradient, whichever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from raystage.objectives.causal_lm import summed_loss
+from raystage.objectives.judging import ByScores, summed_loss
 from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
 
 
 @dataclass(frozen=True)
-class Instruct:
+class Instruct(ByScores):
     """Every token of an answer is a target. In text without marks every token is."""
 
     def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
@@ -30,10 +32,13 @@ class Instruct:
             return 0
         return int(np.count_nonzero(self.batch(reader, first, count, length)["mask"][:, 1:]))
 
+    def inputs(self, batch: Batch) -> Mapping[str, Any]:
+        return {"input_ids": batch["tokens"][:, :-1], "use_cache": False}
+
     def answer(self, model: Model, batch: Batch) -> Answer:
-        sequences, is_target = batch["tokens"], batch["mask"][:, 1:].bool()
-        logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
-        return Answer(logits[is_target].float(), sequences[:, 1:][is_target])
+        is_target = batch["mask"][:, 1:].bool()
+        logits = model(**self.inputs(batch)).logits
+        return Answer(logits[is_target].float(), batch["tokens"][:, 1:][is_target])
 
     def loss(self, model: Model, batch: Batch) -> torch.Tensor:
         return summed_loss(self.answer(model, batch))

@@ -6,8 +6,8 @@ learner that needs noise draws it from a reader's seed and a sample's position, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +27,14 @@ class Reader(Protocol):
     seed: int
 
     def read(self, first: int, count: int, length: int) -> Arrays:
-        """Samples `first` to `first + count`, each `length` tokens long.
+        """Samples `first` to `first + count`, each `length` units long: tokens, or 1 where the unit is samples.
 
-        "tokens" is int64 of shape (count, length + 1): the targets of language models lie one token further on.
+        Windows of text: "tokens" is int64 of shape (count, length + 1), for the targets of language models lie one
+        token further on; of conversations also "mask", uint8, 1 for every token of an answer.
+
+        Labelled samples: "label" is int64 of shape (count,), the number of the class. Images: "image" is uint8 of shape
+        (count, channels, height, width). Texts: "tokens" is int64 of shape (count, length of the longest), padded on
+        the right, and "mask" uint8, 1 for every token that is no padding.
         """
 
 
@@ -42,16 +47,18 @@ class HeldOut:
 
     @property
     def tokens(self) -> np.ndarray:
-        """int64 of shape (count, length + 1)."""
+        """Of windows of text: int64 of shape (count, length + 1)."""
         return self.arrays["tokens"]
 
     @property
     def count(self) -> int:
-        return len(self.tokens)
+        return len(next(iter(self.arrays.values())))
 
     @property
     def length(self) -> int:
-        return self.tokens.shape[1] - 1
+        """Of a sample in units: the tokens of a window of text; 1 where the unit is samples."""
+        is_text = "tokens" in self.arrays and "label" not in self.arrays
+        return self.tokens.shape[1] - 1 if is_text else 1
 
     def read(self, first: int, count: int, length: int) -> Arrays:
         """Samples `first` to `first + count`. length: that of all of them."""
@@ -76,14 +83,23 @@ class Models:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to a batch.
+    """A model's answer to a batch, sample after sample.
 
-    outputs: fp32 of shape (targets, vocabulary), scores of all tokens. targets: int64 of shape (targets,), the right
-    ones, sample after sample.
+    Where something is chosen: outputs are fp32 of shape (targets, choices), the scores of all tokens or classes, and
+    targets int64 of shape (targets,), the right ones. Where an image is made: both are fp32 of shape (samples, pixels).
     """
 
     outputs: torch.Tensor
     targets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a judge finds beside the loss. accuracy: the share of targets that the model finds most probable; None where
+    nothing is right or wrong. metrics: further figures, by name."""
+
+    accuracy: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Learner(Protocol):
@@ -101,11 +117,23 @@ class Learner(Protocol):
 
 
 class Judge(Protocol):
-    """What held-out text is judged by. Most objectives judge by themselves: one class is both."""
+    """What held-out data are judged by. Most objectives judge by themselves: one class is both."""
 
     def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays: ...
 
     def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int: ...
 
+    def inputs(self, batch: Batch) -> Mapping[str, Any]:
+        """The keyword arguments that a model is called with."""
+
     def answer(self, model: Model, batch: Batch) -> Answer:
         """What the model says of a batch, and what would be right."""
+
+    def summed_loss(self, answer: Answer) -> torch.Tensor:
+        """The sum over all targets: fp32 of shape ()."""
+
+    def sums(self, answer: Answer) -> torch.Tensor:
+        """What is added up over all targets: float64 of shape (number of sums,). The first is the loss."""
+
+    def figures(self, means: Sequence[float]) -> Figures:
+        """The figures of some data. means: their sums, divided by the number of targets."""

@@ -9,12 +9,14 @@ and held-out text is hidden in the same places at every evaluation of every run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from raystage.objectives.causal_lm import summed_loss
+from raystage.objectives.judging import ByScores, summed_loss
 from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
 
 _MASKED, _RANDOM = 0.8, 0.1  # of the targets
@@ -23,7 +25,7 @@ _STREAM = 0x6D61736B
 
 
 @dataclass(frozen=True)
-class MaskedLm:
+class MaskedLm(ByScores):
     """mask_share: of the tokens of a sequence, those that are targets. mask_id: of the mask token. num_ids: a random
     token is one of the ids below it."""
 
@@ -58,8 +60,11 @@ class MaskedLm:
     def num_targets(self, reader: Reader, first: int, count: int, length: int) -> int:
         return count * self._targets(length)
 
+    def inputs(self, batch: Batch) -> Mapping[str, Any]:
+        return {"input_ids": batch["tokens"]}
+
     def answer(self, model: Model, batch: Batch) -> Answer:
-        logits = model(input_ids=batch["tokens"]).logits
+        logits = model(**self.inputs(batch)).logits
         places = batch["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return Answer(logits.gather(1, places).float().flatten(0, 1), batch["answers"].flatten())
 

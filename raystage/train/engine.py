@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import deepspeed
 import deepspeed.ops
@@ -24,9 +23,9 @@ from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
-from raystage.objectives.causal_lm import halves, loss_and_hits
+from raystage.objectives.judging import Scores, Tally
 from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, Reader
-from raystage.objectives.metrics import MetricSums, Sums
+from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.plan import StagePlan
 from raystage.train import optimizer, partitions
@@ -68,19 +67,6 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
 def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
     """The number of micro steps for a batch: as many as the worker with the largest share needs."""
     return math.ceil(math.ceil(sequences / world) / stage.training.micro_batch_size)
-
-
-class Scores(NamedTuple):
-    """loss: mean over all targets, in nats per token. accuracy: the share of targets that the model finds most
-    probable. sums: of the user's metrics, over this worker's targets alone. halves: the loss on the first half of the
-    sequences and on the rest; None if there is only one sequence. sources: of a mixture, by content, the loss on each
-    source."""
-
-    loss: float
-    accuracy: float
-    sums: Sums
-    halves: tuple[float, float] | None
-    sources: tuple[tuple[str, float], ...] = ()
 
 
 class StageEngine:
@@ -208,30 +194,15 @@ class StageEngine:
 
         judge: in place of the stage's own.
         """
-        judge = judge or self.judge
+        judge, count = judge or self.judge, held_out.count
+        own = MetricSums((metric.function, metric.options) for metric in metrics)
+        tally = Tally(judge, held_out, self.rank * count // self.world, own)
         self.deepspeed.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        tally = MetricSums((metric.function, metric.options) for metric in metrics)
-        count, length = held_out.count, held_out.length
-        parts, place = torch.zeros_like(total), self.rank * count // self.world
-        for batch, weight in self.shares(held_out, 0, count, length, judge):
-            answer = judge.answer(self.deepspeed.module, batch)
-            scores = loss_and_hits(answer)
-            total += scores * weight
-            if weight:
-                if len(answer.targets):
-                    tally.add(answer.outputs, answer.targets)
-                number = len(next(iter(batch.values())))
-                before = min(max(count // 2 - place, 0), number)
-                parts += halves(answer, scores[0], judge.num_targets(held_out, place, before, length))
-                place += number
-        comm.all_reduce(total)
-        comm.all_reduce(parts)
-        targets = judge.num_targets(held_out, 0, count, length)
-        first = judge.num_targets(held_out, 0, count // 2, length)
-        sizes = torch.tensor([first, targets - first], dtype=torch.float64, device=self.device)
-        apart = tuple((parts / sizes).tolist()) if 0 < first < targets else None
-        return Scores(*(total / targets).tolist(), tally.sums, apart)
+        for batch, weight in self.shares(held_out, 0, count, held_out.length, judge):
+            tally.add(batch, judge.answer(self.deepspeed.module, batch), weight)
+        comm.all_reduce(tally.total)
+        comm.all_reduce(tally.parts)
+        return tally.scores()
 
     def sum_over_workers(self, value: torch.Tensor) -> float:
         total = value.double()

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from raystage.data.plan import DataPlan
 from raystage.models.shape import flops_per_token
+from raystage.objectives.judging import Scores, combined_means, mean
+from raystage.objectives.learner import Judge
 from raystage.objectives.metrics import added, values
 from raystage.objectives.opening import open_judge
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Evaluation, Progress
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import all_gather_objects
-from raystage.train.engine import Scores, StageEngine
+from raystage.train.engine import StageEngine
 from raystage.train.texts import EvaluationSet, WeightedSet
 
 
@@ -65,12 +67,12 @@ class Evaluator:
         self._accounting.count_energy()
         scores, self._known = self._known or self._score(), None
         self.last = scores
-        metrics = values(added(all_gather_objects(scores.sums)))
+        metrics = {**scores.figures.metrics, **values(added(all_gather_objects(scores.sums)))}
         self._accounting.skip_time()
         self._accounting.count_evaluation_energy()
         progress = self._progress
         reached = progress.tokens, progress.steps, progress.flops, progress.seconds
-        point = Evaluation(*reached, scores.loss, scores.accuracy, metrics, *(scores.halves or (None, None)),
+        point = Evaluation(*reached, scores.loss, scores.figures.accuracy, metrics, *(scores.halves or (None, None)),
                            dict(scores.sources))  # fmt: skip
         progress.evaluations.append(point)
         return point
@@ -83,10 +85,10 @@ class Evaluator:
         tokens = sum(one.held_out.count * one.held_out.length for one in self.held_out)
         self._progress.evaluation_flops += tokens * flops_per_token(self._stage.shape) // 3
         is_one = isinstance(self._stage.data, DataPlan) and len(found) == 1
-        return found[0] if is_one else combined(self.held_out, found)
+        return found[0] if is_one else combined(self._engine.judge, self.held_out, found)
 
 
-def combined(sets: Sequence[EvaluationSet], found: Sequence[Scores]) -> Scores:
+def combined(judge: Judge, sets: Sequence[EvaluationSet], found: Sequence[Scores]) -> Scores:
     """The scores of a stage with several sources: means by the weights of the sources, and the loss of each."""
     judging = [(one, scores) for one, scores in zip(sets, found, strict=True) if one.weight]
     halves = None
@@ -97,17 +99,6 @@ def combined(sets: Sequence[EvaluationSet], found: Sequence[Scores]) -> Scores:
         # A set of a short text has fewer sequences than the others, and counts as much.
         for share, scores in ((one.weight / one.held_out.count, scores) for one, scores in judging)
     ]
-    return Scores(
-        loss=mean([(scores.loss, one.weight) for one, scores in judging]),
-        accuracy=mean([(scores.accuracy, one.weight) for one, scores in judging]),
-        sums=added(sums),
-        halves=halves,
-        sources=tuple((one.content, scores.loss) for one, scores in zip(sets, found, strict=True)),
-    )
-
-
-def mean(values: Sequence[tuple[float, float]]) -> float:
-    """The mean of (value, weight) pairs."""
-    if len(values) == 1:
-        return values[0][0]
-    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+    means = combined_means([(scores, one.weight) for one, scores in judging])
+    sources = tuple((one.content, scores.loss) for one, scores in zip(sets, found, strict=True))
+    return Scores(means, judge.figures(means), added(sums), halves, sources)

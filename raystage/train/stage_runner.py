@@ -22,6 +22,7 @@ from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.trained import is_learned
+from raystage.objectives.judging import Scores
 from raystage.plans import learning_rate
 from raystage.plans.keys import trunk_key
 from raystage.plans.length import reads_clock
@@ -36,7 +37,7 @@ from raystage.train import partitions, probe
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
-from raystage.train.engine import Scores, StageEngine
+from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
 from raystage.train.heartbeat import Heartbeat

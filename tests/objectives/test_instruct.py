@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raystage.data.tokens import MarkedWindows, TokenWindows
-from raystage.objectives.causal_lm import CausalLm, halves, loss_and_hits
+from raystage.objectives.causal_lm import CausalLm
 from raystage.objectives.instruct import Instruct
+from raystage.objectives.judging import halves, loss_and_hits
 from raystage.objectives.learner import Batch, HeldOut
 
 LENGTH, WORDS = 20, 50
@@ -71,7 +72,7 @@ def test_a_batch_without_answers_has_no_loss_and_no_gradient(network: LlamaForCa
     assert all(not one.grad.any() for one in network.parameters() if one.grad is not None)
     answer = LEARNER.answer(network, batch)
     assert loss_and_hits(answer).tolist() == [0.0, 0.0]
-    assert halves(answer, loss.double(), 0).tolist() == [0.0, 0.0]
+    assert halves(LEARNER, answer, loss.double(), 0).tolist() == [0.0, 0.0]
 
 
 def test_text_without_marks_is_learned_as_by_causal_lm(network: LlamaForCausalLM) -> None:

@@ -14,7 +14,8 @@ from factories import make_schedule
 from raystage import user_code as hooks
 from raystage.config.schedule import Schedule, load
 from raystage.errors import InputError
-from raystage.objectives.causal_lm import halves, loss_and_hits
+from raystage.objectives.causal_lm import CausalLm
+from raystage.objectives.judging import halves, loss_and_hits
 from raystage.objectives.learner import Answer
 from raystage.objectives.metrics import MetricSums, added, per_class, values
 from raystage.plans.build import make_plan
@@ -232,7 +233,7 @@ def test_the_halves_by_hand() -> None:
     for border, first in ((-3, 0), (0, 0), (2, 2), (6, 6), (9, 6)):
         expected = [torch.nn.functional.cross_entropy(logits[a:b], targets[a:b], reduction="sum").item() if a < b else 0
                     for a, b in ((0, first), (first, 6))]  # fmt: skip
-        assert halves(answer, loss, border).tolist() == pytest.approx(expected)
+        assert halves(CausalLm(), answer, loss, border).tolist() == pytest.approx(expected)
 
 
 def message_of(schedule: Schedule, store: str) -> str:
