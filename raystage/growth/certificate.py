@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ _NO_GRADIENT = 1e-3
 # The prefix of a parameter's name in a file.
 _PREFIX = "gradient/"
 
+# Asks a model, and returns what it says, as fp32, and the mean loss whose gradients are sampled.
+Question = Callable[[torch.nn.Module], tuple[torch.Tensor, torch.Tensor]]
 # A parameter's gradient as (rows, columns) -> which of them to keep
 Where = Callable[[str, torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
@@ -60,8 +62,8 @@ class Sketch:
 class Answers:
     """A model's answers to fixed inputs.
 
-    logits: fp32, (batch, length, vocabulary). activation_rms: of the residual stream after each layer. gradients: by
-    parameter, of the mean loss on the inputs; empty where none were asked for.
+    logits: what the model says, fp32; of a language model (batch, length, vocabulary). activation_rms: of the residual
+    stream after each layer. gradients: by parameter, of the mean loss on the inputs; empty where none were asked for.
     """
 
     logits: np.ndarray
@@ -142,16 +144,41 @@ def ask(
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
     valid = torch.ones_like(ids) if mask is None else torch.from_numpy(mask).to(device)
+
+    def question(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(input_ids=ids, **({} if mask is None else {"attention_mask": valid})).logits.float()
+        return logits, masked_loss(logits[..., :vocab_size], ids, valid, shifted)
+
+    return answers(model, question, num_layers, valid, where)
+
+
+def answers(
+    model: torch.nn.Module,
+    question: Question,
+    num_layers: int,
+    valid: torch.Tensor | None,
+    where: Where | None = where_large,
+) -> Answers:
+    """The answers of a model in evaluation mode to a question of any kind. Collective as `ask` is.
+
+    valid: (batch, length), 0 where a position of the residual stream does not count; None where all count.
+    """
     heard: dict[int, float] = {}
-    with ExitStack() as hooks, torch.set_grad_enabled(where is not None):
-        for layer, module in enumerate(_layers(model, num_layers)):
-            handle = module.register_forward_hook(partial(_hear, heard, layer, valid))
-            hooks.callback(handle.remove)
-        logits = model(input_ids=ids, **({} if mask is None else {"attention_mask": valid})).logits.float()
-    loss = masked_loss(logits[..., :vocab_size], ids, valid, shifted)
+    with torch.set_grad_enabled(where is not None), hearing(model, num_layers, valid, heard):
+        said, loss = question(model)
     gradients = {} if where is None else _sketches(loss, model, where)
-    rms = tuple(heard[layer] for layer in sorted(heard))
-    return Answers(logits.detach().cpu().numpy(), rms, gradients)
+    return Answers(said.detach().cpu().numpy(), tuple(heard[layer] for layer in sorted(heard)), gradients)
+
+
+@contextmanager
+def hearing(
+    model: torch.nn.Module, num_layers: int, valid: torch.Tensor | None, heard: dict[int, float]
+) -> Iterator[None]:
+    """While it lasts, what the model computes is heard: by layer the RMS of the residual stream, without padding."""
+    with ExitStack() as hooks:
+        for layer, module in enumerate(_layers(model, num_layers)):
+            hooks.callback(module.register_forward_hook(partial(_hear, heard, layer, valid)).remove)
+        yield
 
 
 def mean_loss(logits: np.ndarray, inputs: np.ndarray, mask: np.ndarray, shifted: bool = True) -> float:
@@ -174,10 +201,11 @@ def _layers(model: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList | tu
 
 
 def _hear(
-    heard: dict[int, float], layer: int, valid: torch.Tensor, module: torch.nn.Module, inputs: Any, output: Any
+    heard: dict[int, float], layer: int, valid: torch.Tensor | None, module: torch.nn.Module, inputs: Any, output: Any
 ) -> None:
     states = (output[0] if isinstance(output, tuple) else output).detach().float()
     squares = states.pow(2).mean(dim=-1)
+    valid = torch.ones_like(squares) if valid is None else valid
     heard[layer] = math.sqrt(((squares * valid).sum() / valid.sum()).item())
 
 

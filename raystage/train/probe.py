@@ -21,19 +21,22 @@ from raystage.files.filesystem import Folder
 from raystage.growth.certificate import (
     Answers,
     Where,
+    answers,
     ask,
     gradient_errors,
+    hearing,
     logit_differences,
     rms_ratios,
     where_large,
     where_predicted,
 )
-from raystage.growth.checks import is_exact
+from raystage.growth.checks import exchanges_head, is_exact
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
 from raystage.models.families import FAMILIES
-from raystage.objectives.learner import HeldOut
+from raystage.objectives.learner import Batch, HeldOut, Judge
+from raystage.objectives.opening import open_judge
 from raystage.plans.plan import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint
@@ -45,17 +48,24 @@ from raystage.train.texts import WeightedSet
 PROBE = "probe.safetensors"
 PROBE_TOKENS = 256
 PROBE_LOGITS = 4_000_000
+PROBE_SAMPLES = 16
 _MOMENT, _HELD_OUT, _WEIGHTS = "moment_norm/", "held_out", "held_out_weights"
+_INPUTS = "input_ids"
 
 
 def write_probe(engine: StageEngine, folder: Folder, judged: Sequence[WeightedSet]) -> None:
     """Collective; the first worker writes. judged: what the stage's loss is made of."""
-    count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // engine.stage.shape.vocab_size))
-    inputs = probe_inputs(judged[0][0].tokens, count)
-    answers = _answers(engine, inputs, engine.stage.shape.vocab_size, where_large)
+    held_out, stage = judged[0][0], engine.stage
+    inputs: dict[str, np.ndarray] = {}
+    if stage.objective.entry.unit == "tokens":
+        count = min(PROBE_TOKENS, max(1, PROBE_LOGITS // stage.shape.vocab_size))
+        inputs = {_INPUTS: probe_inputs(held_out.tokens, count)}
+        found = _answers(engine, inputs[_INPUTS], stage.shape.vocab_size, where_large)
+    else:
+        found = _judged_answers(engine, engine.judge, held_out, where_large)
     norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moment_norms(engine).items()}
     if engine.rank == 0:
-        tensors = {"input_ids": inputs, **_named(judged), **answers.to_tensors(), **norms}
+        tensors = {**inputs, **_named(judged), **found.to_tensors(), **norms}
         folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}))
 
 
@@ -69,20 +79,21 @@ def certify(
 ) -> Certificate:
     """Measure what the growth did, with the probe beside the source's checkpoint. Collective.
 
-    loss_after: the loss of the grown model on the text of `loss_before`. seconds: of growing. The distance of
-    duplicates is measured later, because they have not been trained yet.
+    loss_after: the loss of the grown model on the data of `loss_before`. seconds: of growing. The distance of
+    duplicates is measured later, because they have not been trained yet. Where the head was exchanged, the two models
+    say different things: what is compared is the residual stream alone.
     """
     stage, probe = engine.stage, load_tensors(source.folder.read(PROBE))
-    before = Answers.from_tensors(probe)
-    where = where_predicted(rules, before.gradients)
-    after = _answers(engine, probe["input_ids"], before.logits.shape[-1], where)
-    largest, mean = logit_differences(before.logits, after.logits)
+    before, judged = Answers.from_tensors(probe), _judged(probe)
+    is_exchanged = exchanges_head(stage.parent_shape, stage.shape)
+    after = _after(engine, rules, before, probe) if not is_exchanged else _heard(engine, probe)
+    largest, mean = (None, None) if is_exchanged else logit_differences(before.logits, after.logits)
     growth = stage.growth.operator, stage.growth.options
     layers = tuple(origin.source for origin in layer_origins(stage.parent_shape, stage.shape, *growth))
     exact, estimated = gradient_errors(rules, before.gradients, after.gradients)
     return Certificate(
         eval_loss_before=loss_before,
-        eval_loss_after=loss_after(_judged(probe)),
+        eval_loss_after=None if is_exchanged else loss_after(judged),
         max_logit_difference=largest,
         mean_logit_difference=mean,
         activation_rms_ratio=rms_ratios(before.activation_rms, after.activation_rms, layers),
@@ -96,11 +107,15 @@ def certify(
 
 
 def _named(judged: Sequence[WeightedSet]) -> dict[str, np.ndarray]:
-    """Held-out samples as tensors of a probe: "held_out" are the tokens, those of a second source "held_out.1"."""
+    """Held-out samples as tensors of a probe: "held_out" are the tokens of windows of text, those of a second source
+    "held_out.1"; other arrays are "held_out/image" and the like."""
     tensors = {}
     for index, (held_out, _) in enumerate(judged):
         place = _place(index)
-        tensors |= {place if name == "tokens" else f"{place}/{name}": one for name, one in held_out.arrays.items()}
+        tensors |= {
+            place if name == "tokens" and "label" not in held_out.arrays else f"{place}/{name}": one
+            for name, one in held_out.arrays.items()
+        }
     weights = {_WEIGHTS: np.array([weight for _, weight in judged])} if len(judged) > 1 else {}
     return tensors | weights
 
@@ -110,7 +125,8 @@ def _judged(probe: dict[str, np.ndarray]) -> list[WeightedSet]:
     for index, weight in enumerate(probe.get(_WEIGHTS, [1.0])):
         place = _place(index)
         further = {name.removeprefix(f"{place}/"): one for name, one in probe.items() if name.startswith(f"{place}/")}
-        found.append((HeldOut({"tokens": probe[place], **further}), float(weight)))
+        tokens = {"tokens": probe[place]} if place in probe else {}
+        found.append((HeldOut({**tokens, **further}), float(weight)))
     return found
 
 
@@ -125,16 +141,62 @@ def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def _answers(engine: StageEngine, inputs: np.ndarray, vocab_size: int, where: Where) -> Answers:
-    """The model's answers to `inputs`; without gradients for a mixture of experts under ZeRO 3.
+    """A language model's answers to `inputs`."""
+    shape = engine.stage.shape
+    shifted = FAMILIES[shape.family].objective == "next token"
+    where = _possible(engine, where)
+    engine.deepspeed.eval()
+    return ask(engine.deepspeed.module, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
+
+
+def _judged_answers(engine: StageEngine, judge: Judge, held_out: HeldOut, where: Where) -> Answers:
+    """A model's answers to the first held-out samples, and the gradients of what it is judged by."""
+    batch = _first_samples(engine, judge, held_out)
+
+    def question(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        answer = judge.answer(network, batch)
+        return answer.outputs, judge.summed_loss(answer) / len(answer.outputs)
+
+    engine.deepspeed.eval()
+    valid, where = judge.inputs(batch).get("attention_mask"), _possible(engine, where)
+    return answers(engine.deepspeed.module, question, engine.stage.shape.num_layers, valid, where)
+
+
+def _first_samples(engine: StageEngine, judge: Judge, held_out: HeldOut) -> Batch:
+    batch = judge.batch(held_out, 0, min(PROBE_SAMPLES, held_out.count), held_out.length)
+    return {name: torch.from_numpy(values).to(engine.device) for name, values in batch.items()}
+
+
+def _after(engine: StageEngine, rules: GrowthMap, before: Answers, probe: dict[str, np.ndarray]) -> Answers:
+    """The grown model's answers to what the source was asked."""
+    where = where_predicted(rules, before.gradients)
+    if _INPUTS in probe:
+        return _answers(engine, probe[_INPUTS], before.logits.shape[-1], where)
+    return _judged_answers(engine, open_judge(engine.stage.parent_objective), _judged(probe)[0][0], where)
+
+
+def _heard(engine: StageEngine, probe: dict[str, np.ndarray]) -> Answers:
+    """The residual stream of a model with another head than the source's, on what the source was asked."""
+    judge, held_out = open_judge(engine.stage.parent_objective), _judged(probe)[0][0]
+    if _INPUTS in probe:
+        inputs = {_INPUTS: torch.from_numpy(probe[_INPUTS]).to(engine.device)}
+    else:
+        inputs = judge.inputs(_first_samples(engine, judge, held_out))
+    heard: dict[int, float] = {}
+    engine.deepspeed.eval()
+    layers, valid = engine.stage.shape.num_layers, inputs.get("attention_mask")
+    with torch.no_grad(), hearing(engine.deepspeed.module, layers, valid, heard):
+        engine.deepspeed.module(**inputs)
+    return Answers(np.zeros(0, dtype=np.float32), tuple(heard[layer] for layer in sorted(heard)), {})
+
+
+def _possible(engine: StageEngine, where: Where) -> Where | None:
+    """None, for no gradients, for a mixture of experts under ZeRO 3.
 
     There DeepSpeed computes those of all experts of a layer at once, inside a backward pass of its own.
     """
-    shape = engine.stage.shape
-    shifted = FAMILIES[shape.family].objective == "next token"
-    if engine.deepspeed.zero_optimization_stage() == 3 and any(map(z3_leaf_module, engine.deepspeed.module.modules())):
-        where = None
-    engine.deepspeed.eval()
-    return ask(engine.deepspeed.module, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
+    is_whole = engine.deepspeed.zero_optimization_stage() == 3
+    return None if is_whole and any(map(z3_leaf_module, engine.deepspeed.module.modules())) else where
 
 
 def moment_norms(engine: StageEngine) -> dict[str, float]:
