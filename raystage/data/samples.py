@@ -40,31 +40,33 @@ class StoredSamples:
     def __len__(self) -> int:
         return len(self.contents if self.ends is None else self.ends)
 
-    def sample(self, index: int, length: int) -> Arrays:
-        """One sample. length: of a text in tokens, with padding; of an image it does not matter.
+    def samples(self, indices: Sequence[int], length: int) -> Arrays:
+        """Some samples. length: of a text in tokens, with padding; of an image it does not matter.
 
-        "image" is uint8 of shape (channels, height, width). "tokens" is int64 and "mask" uint8 of shape (length,): 1
-        for a token, 0 for padding, which lies behind. "label" is int64 of shape (); without classes it is left out.
+        "image" is uint8 of shape (samples, channels, height, width). "tokens" is int64 and "mask" uint8 of shape
+        (samples, length): 1 for a token, 0 for padding, which lies behind. "label" is int64 of shape (samples,);
+        without classes it is left out.
 
         A text that is longer loses its end; its last token stays the one that ends a document.
         """
-        label = {} if self.labels is None else {"label": np.int64(self.labels[index])}
-        if self.ends is None:
-            return {"image": np.asarray(self.contents[index]), **label}
-        found, tokens, mask = self._text(index), np.zeros(length, np.int64), np.zeros(length, np.uint8)
-        count = min(len(found), length)
-        tokens[:count] = found[:count]
-        tokens[count - 1] = found[-1]
-        mask[:count] = 1
-        return {"tokens": tokens, "mask": mask, **label}
+        places = np.asarray(indices, np.int64)
+        found = {"image": self.contents[places]} if self.ends is None else self._texts(places, length)
+        return found if self.labels is None else found | {"label": self.labels[places].astype(np.int64)}
 
-    def _text(self, index: int) -> np.ndarray:
-        return self.contents[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
+    def _texts(self, places: np.ndarray, length: int) -> Arrays:
+        tokens = np.zeros((len(places), length), np.int64)
+        ends = self.ends[places]
+        starts = np.where(places > 0, self.ends[places - 1], 0)
+        counts = np.minimum(ends - starts, length)
+        for row, start, end, count in zip(tokens, starts.tolist(), ends.tolist(), counts.tolist(), strict=True):
+            row[:count] = self.contents[start : start + count]
+            row[count - 1] = self.contents[end - 1]
+        return {"tokens": tokens, "mask": (np.arange(length) < counts[:, None]).astype(np.uint8)}
 
     def spread(self, count: int, length: int) -> Arrays:
         """Up to `count` samples spread evenly over all of them, always the same, for evaluation."""
         count = min(count, len(self))
-        return stacked([self.sample(number * len(self) // count, length) for number in range(count)])
+        return self.samples([number * len(self) // count for number in range(count)], length)
 
     def longer_than(self, length: int) -> int:
         """How many texts have more tokens."""
@@ -106,38 +108,46 @@ def _stored(data: DataPlan, index: TokenIndex, folder: Path, name: str) -> Store
 
 
 class Samples(ABC):
-    """Samples of a run by number (`objectives.learner.Reader`). seed: of their order, and of a learner's noise."""
-
-    seed: int
-
-    @abstractmethod
-    def sample(self, number: int) -> Arrays:
-        """Sample `number` of the run, as `StoredSamples.sample` gives it."""
-
-    def read(self, first: int, count: int, length: int = 1) -> Arrays:
-        """Samples `first` to `first + count`, each array with one more axis in front. length: in samples, always 1."""
-        return stacked([self.sample(number) for number in range(first, first + count)])
-
-
-class SampleReader(Samples):
-    """The samples of one source. Every epoch reads all of them in an order of its own, drawn from (seed, epoch).
+    """Samples of a run by number (`objectives.learner.Reader`). seed: of their order, and of a learner's noise.
 
     context_length: of texts in tokens, with padding.
     """
+
+    seed: int
+    context_length: int
+
+    @abstractmethod
+    def place(self, number: int) -> tuple[StoredSamples, int]:
+        """Which of whose samples is sample `number` of the run."""
+
+    def read(self, first: int, count: int, length: int = 1) -> Arrays:
+        """Samples `first` to `first + count`, as `StoredSamples.samples` gives them. length: in samples, always 1."""
+        places = [self.place(number) for number in range(first, first + count)]
+        by_source: dict[int, list[int]] = {}
+        for row, (stored, _) in enumerate(places):
+            by_source.setdefault(id(stored), []).append(row)
+        parts = []
+        for rows in by_source.values():
+            stored, _ = places[rows[0]]
+            parts.append(stored.samples([places[row][1] for row in rows], self.context_length))
+        if len(parts) == 1:
+            return parts[0]
+        order = np.argsort(np.concatenate([np.array(rows) for rows in by_source.values()]))
+        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+
+class SampleReader(Samples):
+    """The samples of one source. Every epoch reads all of them in an order of its own, drawn from (seed, epoch)."""
 
     def __init__(self, stored: StoredSamples, seed: int, context_length: int = 0) -> None:
         self.stored, self.seed, self.context_length = stored, seed, context_length
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def sample(self, number: int) -> Arrays:
-        return self.stored.sample(self.place(number), self.context_length)
-
-    def place(self, number: int) -> int:
-        """Which of the stored samples is sample `number` of the source."""
+    def place(self, number: int) -> tuple[StoredSamples, int]:
         epoch, index = divmod(number, len(self.stored))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.seed, epoch, len(self.stored))
-        return int(self._order[index])
+        return self.stored, int(self._order[index])
 
 
 class MixedSamples(Samples):
@@ -145,12 +155,8 @@ class MixedSamples(Samples):
 
     def __init__(self, reading: Reading, sources: Mapping[str, SampleReader], seed: int) -> None:
         self.reading, self.sources, self.seed = reading, sources, seed
+        self.context_length = next(iter(sources.values())).context_length
 
-    def sample(self, number: int) -> Arrays:
+    def place(self, number: int) -> tuple[StoredSamples, int]:
         content, index = self.reading.at(number)
-        return self.sources[content].sample(index)
-
-
-def stacked(samples: Sequence[Arrays]) -> Arrays:
-    """By name the arrays of several samples, with a first axis for them."""
-    return {name: np.stack([one[name] for one in samples]) for name in samples[0]}
+        return self.sources[content].place(index)

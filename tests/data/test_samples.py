@@ -66,9 +66,9 @@ def test_sample_n_follows_from_seed_and_n(kind: str, tmp_path: Path) -> None:
     stored = opened(kind, tmp_path).train
     size, whole = len(stored), SampleReader(stored, 5, LENGTH).read(0, 3 * len(stored))
     order = np.concatenate([epoch_order(5, epoch, size) for epoch in range(3)])
-    expected = [stored.sample(int(index), LENGTH) for index in order]
+    expected = [stored.samples([index], LENGTH) for index in order]
     for name, values in whole.items():
-        assert np.array_equal(values, np.stack([one[name] for one in expected]))
+        assert np.array_equal(values, np.concatenate([one[name] for one in expected]))
     for workers in (2, 3):
         for worker in range(workers):
             reader = SampleReader(stored, 5, LENGTH)
@@ -81,7 +81,7 @@ def test_sample_n_follows_from_seed_and_n(kind: str, tmp_path: Path) -> None:
 def test_every_epoch_reads_each_sample_once_in_an_order_of_its_own(kind: str, tmp_path: Path) -> None:
     stored = opened(kind, tmp_path).train
     reader = SampleReader(stored, seed=1)
-    epochs = [[reader.place(epoch * len(stored) + number) for number in range(len(stored))] for epoch in range(3)]
+    epochs = [[reader.place(epoch * len(stored) + number)[1] for number in range(len(stored))] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(len(stored))) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
 
@@ -172,13 +172,16 @@ def test_a_mixture_reads_every_sample_of_a_source_before_it_repeats_one(tmp_path
     found: dict[str, list[int]] = {"a": [], "b": []}
     for stage, number in read:
         content, index = stage.reading.at(number)
-        found[content].append(sources[content].place(index))
+        found[content].append(sources[content].place(index)[1])
         for name, values in stage.read(number, 1).items():
-            assert np.array_equal(values[0], stored[content].sample(found[content][-1], 0)[name])
+            assert np.array_equal(values, stored[content].samples(found[content][-1:], 0)[name])
     for name, places in found.items():
         size = len(stored[name])
         expected = np.concatenate([epoch_order(7, epoch, size) for epoch in range(2)])
         assert places == expected[: len(places)].tolist()
+    for stage, first, count in ((stages[0], 0, 30), (stages[1], 31, 17)):  # many at once, as one by one
+        for name, values in stage.read(first, count).items():
+            assert np.array_equal(values, np.concatenate([stage.read(first + n, 1)[name] for n in range(count)]))
     assert Counter(readings[0].at(number)[0] for number in range(30)) == {"a": 8, "b": 22}
 
 

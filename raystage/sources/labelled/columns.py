@@ -95,8 +95,8 @@ def _read_label(value: Any, columns: Columns, name: str, options: SourceOptions)
 # --- which column -------------------------------------------------------------------------------
 
 
-def _found(schema: pa.Schema, field: str, place: Place, key: str) -> tuple[Path, pa.DataType]:
-    """A column and its type. A name with dots in it counts before a path."""
+def _found(schema: pa.Schema, field: str, place: Place, key: str, hint: str = "") -> tuple[Path, pa.DataType]:
+    """A column and its type. A name with dots in it counts before a path. hint: of what else to do, for messages."""
     path = (field,) if field in schema.names else tuple(field.split("."))
     columns, kind = schema, None
     for step in path:
@@ -104,7 +104,7 @@ def _found(schema: pa.Schema, field: str, place: Place, key: str) -> tuple[Path,
         if step not in names:
             there = ", ".join(map(repr, names)) or "no columns"
             problem = f"{place} has no column {field!r}; found {there}; expected one of its columns"
-            raise InputError(problem, key=key)
+            raise InputError(f"{problem}{hint}", key=key)
         kind = columns.field(step).type
         columns = kind if pa.types.is_struct(kind) else ()
     return path, kind
@@ -112,7 +112,8 @@ def _found(schema: pa.Schema, field: str, place: Place, key: str) -> tuple[Path,
 
 def _text_column(schema: pa.Schema, place: Place, options: SourceOptions) -> Path:
     field = options.field or "text"
-    path, kind = _found(schema, field, place, "data.field")
+    hint = ", or data.image: the column with images" if options.are_samples else ""
+    path, kind = _found(schema, field, place, "data.field", hint)
     if options.are_chats:
         _check_messages(kind, field, place)
     elif not _is_text(kind):
