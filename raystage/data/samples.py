@@ -126,14 +126,15 @@ class Samples(ABC):
         by_source: dict[int, list[int]] = {}
         for row, (stored, _) in enumerate(places):
             by_source.setdefault(id(stored), []).append(row)
-        parts = []
+        found: Arrays = {}
         for rows in by_source.values():
             stored, _ = places[rows[0]]
-            parts.append(stored.samples([places[row][1] for row in rows], self.context_length))
-        if len(parts) == 1:
-            return parts[0]
-        order = np.argsort(np.concatenate([np.array(rows) for rows in by_source.values()]))
-        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+            part = stored.samples([places[row][1] for row in rows], self.context_length)
+            if len(rows) == count:
+                return part
+            for name, values in part.items():
+                found.setdefault(name, np.empty((count, *values.shape[1:]), values.dtype))[rows] = values
+        return found
 
 
 class SampleReader(Samples):

@@ -108,6 +108,10 @@ def corpus_of(path: Path, **content: object) -> Corpus:
         ({"images": PIXELS, "labels": NUMBERS[:5]}, "has 6 images and 5 labels; expected as many of both"),
         ({"images": PIXELS[0]}, r"has images of shape \(8, 8\)"),
         ({"images": np.zeros((6, 8, 8, 4), np.uint8)}, r"has images of shape \(6, 8, 8, 4\)"),
+        (
+            {"images": np.zeros((1, 2**14, 2**13), np.uint8)},
+            r"has images of shape .*; expected at most 67,108,864 pixels in each",
+        ),
         ({"images": PIXELS.astype(np.int32)}, "has images of type int32; expected uint8, or fractions"),
         ({"images": PIXELS.astype(np.float32)}, "has values from .* in image 1; expected uint8, or fractions"),
         ({"images": np.full((6, 8, 8), np.nan)}, "has values from nan to nan in image 1"),
@@ -118,6 +122,19 @@ def corpus_of(path: Path, **content: object) -> Corpus:
 def test_arrays_that_are_no_images_are_named(content: dict[str, np.ndarray], said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^data.path: '.*a.npz' {said}"):
         corpus_of(tmp_path / "a.npz", **content)
+
+
+def test_huge_images_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MOST_PIXELS", 63)
+    with pytest.raises(InputError, match=r"has images of shape \(6, 8, 8\); expected at most 63 pixels in each"):
+        corpus_of(tmp_path / "a.npz", images=PIXELS)
+
+
+def test_images_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = corpus_of(tmp_path / "a.npz", images=PIXELS, labels=NUMBERS).fingerprint
+    for size in (1, 64, 300):
+        monkeypatch.setattr(arrays, "_READ_BYTES", size)
+        assert read_corpus("arrays", (str(tmp_path / "a.npz"),)).fingerprint == whole
 
 
 class Bomb:

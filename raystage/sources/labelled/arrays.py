@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -22,14 +23,15 @@ import numpy as np
 from raystage.errors import InputError
 from raystage.sources.corpus import Sample, SourceOptions
 from raystage.sources.labelled.classes import label_of
-from raystage.sources.labelled.decoding import fitted
+from raystage.sources.labelled.decoding import MOST_PIXELS, fitted
 from raystage.sources.places import Place, find_places, place_of, refused
 from raystage.sources.row_index import Block, FileIndex, index_files
 from raystage.sources.rows import RowCorpus
 
 ENDINGS = (".npz",)
 IMAGES, LABELS = "images.npy", "labels.npy"
-_ROWS = 256  # that are held at a time
+_READ_BYTES = 2**24  # of images that are held at a time
+_LABEL_BYTES = 2**14  # of one
 # What archives raise; RuntimeError for one with a password.
 _BROKEN = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RuntimeError)
 _KEY = "data.path"
@@ -142,28 +144,28 @@ def _of_file(place: Place) -> Iterator[tuple[np.ndarray, Any]]:
         if IMAGES not in archive.namelist():
             there = ", ".join(repr(name.removesuffix(".npy")) for name in archive.namelist()[:8]) or "nothing"
             raise _wrong(place, f"has {there}", "the array 'images', and 'labels' beside it")
-        labels = _labels(archive, place)
         with closing(archive.open(IMAGES)) as file:
             shape, dtype = _header(file, place, "images")
-            if labels is not None and len(labels) != shape[0]:
-                raise _wrong(place, f"has {shape[0]:,} images and {len(labels):,} labels", "as many of both")
-            to_image, size = _layout(place, shape, dtype), int(np.prod(shape[1:]))
-            for start in range(0, shape[0], _ROWS):
-                count = min(_ROWS, shape[0] - start)
-                values = np.frombuffer(_exactly(file, count * size * dtype.itemsize, place), dtype)
+            to_image, size = _layout(place, shape, dtype), math.prod(shape[1:]) * dtype.itemsize
+            labels, rows = _labels(archive, place, shape[0]), max(1, _READ_BYTES // size)
+            for start in range(0, shape[0], rows):
+                count = min(rows, shape[0] - start)
+                values = np.frombuffer(_exactly(file, count * size, place), dtype)
                 for offset, one in enumerate(values.reshape(count, *shape[1:])):
                     label = None if labels is None else labels[start + offset]
                     yield to_image(one, start + offset), label
 
 
-def _labels(archive: zipfile.ZipFile, place: Place) -> np.ndarray | None:
+def _labels(archive: zipfile.ZipFile, place: Place, num_images: int) -> np.ndarray | None:
     """Of any type whose values `label_of` reads, or refuses."""
     if LABELS not in archive.namelist():
         return None
     with closing(archive.open(LABELS)) as file:
         shape, dtype = _header(file, place, "labels")
-        if len(shape) != 1 or dtype.kind not in "iubU":
+        if len(shape) != 1 or dtype.kind not in "iubU" or dtype.itemsize > _LABEL_BYTES:
             raise _wrong(place, f"has labels of type {dtype} and shape {shape}", "one whole number, or text, for each")
+        if shape[0] != num_images:
+            raise _wrong(place, f"has {num_images:,} images and {shape[0]:,} labels", "as many of both")
         return np.frombuffer(_exactly(file, shape[0] * dtype.itemsize, place), dtype)
 
 
@@ -188,6 +190,8 @@ def _layout(place: Place, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[
     if not (len(shape) == 3 or last or first) or 0 in shape[1:]:
         expected = "(images, height, width), with 1 or 3 channels at the end or before the height"
         raise _wrong(place, f"has images of shape {shape}", expected)
+    if math.prod(shape[1:]) > MOST_PIXELS:
+        raise _wrong(place, f"has images of shape {shape}", f"at most {MOST_PIXELS:,} pixels in each")
     if dtype != np.uint8 and dtype.kind not in "fb":
         raise _wrong(place, f"has images of type {dtype}", "uint8, or fractions from 0 to 1")
 
