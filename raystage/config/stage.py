@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.objective import ObjectiveEntry, standard_objective
+from raystage.config.order import Window
 from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
 from raystage.config.training import Training
@@ -141,6 +142,9 @@ class Data(TextSource):
     mixture: Annotated[tuple[MixtureEntry, ...], Field(min_length=1, max_length=MOST_SOURCES)] | None = None
     """Several sources with weights, in place of one: `[{name: web, source: text, path: web, weight: 0.7}, ...]`. The
     tokenizer is the same for all of them."""
+
+    window: Window = Window()
+    """What the windows of text keep apart."""
 
     tokenizer: Text = BYTE_TOKENIZER
     """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""

@@ -16,7 +16,7 @@ import numpy as np
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.reading import Reading
 from raystage.data.token_cache import open_index
-from raystage.data.token_index import HELD_OUT, TRAIN, TokenIndex, cache_folder, stream_file
+from raystage.data.token_index import HELD_OUT, LENGTH, TRAIN, TokenIndex, cache_folder, stream_file
 from raystage.data.tokenizers import LABEL
 from raystage.data.tokens import epoch_order
 from raystage.errors import InputError
@@ -103,7 +103,7 @@ def _stored(data: DataPlan, index: TokenIndex, folder: Path, name: str) -> Store
         labels = np.memmap(folder / stream_file(f"{side}_labels"), dtype=LABEL, mode="r")
     if data.samples.image:
         return StoredSamples(contents.reshape(-1, *data.samples.image), labels)
-    lengths = np.memmap(folder / stream_file(f"{side}_lengths"), dtype=LABEL, mode="r")
+    lengths = np.memmap(folder / stream_file(f"{side}_lengths"), dtype=LENGTH, mode="r")
     return StoredSamples(contents, labels, np.cumsum(lengths, dtype=np.int64))
 
 

@@ -17,9 +17,10 @@ from raystage.files.local import user_cache
 INDEX, TRAIN, HELD_OUT = "index.json", "train.bin", "held_out.bin"
 _SIDES = ("train", "held_out")
 # What is kept beside the tokens. marks: of conversations, a byte for each token, 1 in an answer. labels: of samples,
-# the number of the class of each. lengths: of samples that are text, their tokens.
+# the number of the class of each. lengths: of every document, its tokens; of samples that are images, their pixels.
 PARTS = ("marks", "labels", "lengths")
-_VERSION = 2
+LENGTH = "<i8"
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,8 @@ class TokenIndex:
 def parts_of(data: DataPlan) -> tuple[str, ...]:
     """What is kept beside the tokens."""
     if data.options.are_chats:
-        return ("marks",)
-    if data.samples is None:
-        return ()
-    return ("labels",) if data.samples.image else ("labels", "lengths")
+        return ("marks", "lengths")
+    return ("lengths",) if data.samples is None else ("labels", "lengths")
 
 
 def stream_names(parts: Sequence[str]) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def _write(piece: Piece, tokenizer: Tokenizer, dtype: np.dtype, paths: Mapping[s
 
 
 def _described(folder: Path, number: int, piece: Piece) -> dict[str, Any] | None:
-    """The description of a finished shard of this piece; None where there is none."""
+    """The description of a finished shard of this piece; None where there is none, or one of an older version."""
     try:
         found = json.loads((folder / f"{number:06}.json").read_bytes())
         sizes = {name: (folder / f"{number:06}.{name}").stat().st_size for name in found["sizes"]}

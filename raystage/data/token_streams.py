@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from raystage.data.token_index import StreamFile
+from raystage.data.token_index import LENGTH, StreamFile
 from raystage.data.tokenizers import Tokenizer
 from raystage.errors import InputError
 from raystage.sources.corpus import Piece, Read
@@ -60,6 +60,7 @@ def encoded(document: Read, tokenizer: Tokenizer, dtype: np.dtype) -> tuple[byte
     try:
         found = tokenizer.encode(document.content)
         ids, *further = found if isinstance(found, tuple) else (found,)
+        further.append(np.array([len(ids)], LENGTH))
         return cast(ids, tokenizer.size, dtype).tobytes(), *(one.tobytes() for one in further)
     except UnicodeDecodeError as error:
         raise no_utf8(document.file, document.start + error.start, error.object[error.start]) from None

@@ -17,7 +17,7 @@ from raystage.sources.corpus import Sample
 
 _SEPARATOR_BYTE = BYTE_VOCABULARY - 1
 _KEY = "data.tokenizer"
-LABEL = np.dtype(np.int32)  # of the number of a class, and of the length of a sample
+LABEL = np.dtype(np.int32)  # of the number of a class
 
 
 class Tokenizer(Protocol):
@@ -62,7 +62,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """For texts that are samples: (the tokens, the number of the class, how many tokens there are)."""
+    """For texts that are samples: (the tokens, the number of the class)."""
 
     tokenizer: ByteTokenizer | PretrainedTokenizer
 
@@ -74,7 +74,7 @@ class LabelledTexts:
         tokens = self.tokenizer.encode(text.content)
         if self.tokenizer.start is not None:
             tokens = np.concatenate([np.array([self.tokenizer.start], tokens.dtype), tokens])
-        return tokens, _label(text), np.array([len(tokens)], LABEL)
+        return tokens, _label(text)
 
 
 def _label(sample: Sample) -> np.ndarray:

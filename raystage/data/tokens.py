@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from raystage.data.order.documents import DocumentSpans, Starts
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.reading import Reading
 from raystage.data.token_cache import open_index
-from raystage.data.token_index import HELD_OUT, TRAIN, TokenIndex, cache_folder
+from raystage.data.token_index import LENGTH, TokenIndex, cache_folder, stream_file
 from raystage.errors import InputError
 
 
@@ -24,13 +25,15 @@ from raystage.errors import InputError
 class Streams:
     """The tokens of all training documents in a row, those of all held-out documents, and their index.
 
-    train_marks, held_out_marks: uint8 of the same shapes, 1 for every token of an answer; None for other text than
-    conversations.
+    train_documents, held_out_documents: where they begin. train_marks, held_out_marks: uint8 of the same shapes, 1 for
+    every token of an answer; None for other text than conversations.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     index: TokenIndex
+    train_documents: DocumentSpans
+    held_out_documents: DocumentSpans
     train_marks: np.ndarray | None = None
     held_out_marks: np.ndarray | None = None
 
@@ -45,9 +48,17 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
     index = open_index(data, folder)
     if index.tokenizer_size > vocab_size:
         raise InputError(vocabulary_problem(vocab_size, data.tokenizer, index.tokenizer_size), key="model.vocab_size")
-    streams = (np.memmap(folder / name, dtype=index.dtype, mode="r") for name in (TRAIN, HELD_OUT))
-    marks = (np.memmap(folder / name, dtype=np.uint8, mode="r") for name in list(index.files)[2:])
-    return Streams(*streams, index, *marks)
+
+    def mapped(kind: str, dtype: object) -> list[np.ndarray]:
+        return [np.memmap(folder / stream_file(f"{side}{kind}"), dtype, "r") for side in ("train", "held_out")]
+
+    documents = map(DocumentSpans, mapped("_lengths", LENGTH))
+    marks = mapped("_marks", np.uint8) if "train_marks" in index.further else ()
+    return Streams(*mapped("", index.dtype), index, *documents, *marks)
+
+
+# Something for each token of a text, read in slices: an array, or what is made where it is read.
+Stream = np.ndarray | Starts
 
 
 class Windows(ABC):
@@ -62,6 +73,10 @@ class Windows(ABC):
     def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
         """Samples of an objective (`objectives.learner.Reader`): "tokens" are the sequences."""
         return {"tokens": self.sequences(first, count, length)}
+
+    def field(self, name: str, first: int, count: int, length: int) -> np.ndarray | None:
+        """One of the arrays of `read`; None where there is none of that name."""
+        return self.sequences(first, count, length) if name == "tokens" else None
 
     def sequences(self, first: int, count: int, length: int | None = None) -> np.ndarray:
         """Sequences `first` to `first + count` of the run: int64 of shape (count, length + 1).
@@ -81,7 +96,7 @@ class TokenWindows(Windows):
     after the other, so that a token position holds the same text with any sequence length.
     """
 
-    def __init__(self, stream: np.ndarray, context_length: int, seed: int) -> None:
+    def __init__(self, stream: Stream, context_length: int, seed: int) -> None:
         self.stream, self.context_length, self.seed = stream, context_length, seed
         self.windows = (len(stream) - 1) // context_length
         if self.windows < 1:
@@ -127,30 +142,41 @@ class MixedWindows(Windows):
 
 
 @dataclass(frozen=True)
-class MarkedWindows:
-    """Samples with a mark for each token. tokens, marks: windows of both streams, of one seed, so that they read the
-    same places."""
+class SampleWindows:
+    """Samples with more than their tokens. flags: by name windows of further streams, which say something of each
+    token; all of one seed, so that they read the same places."""
 
     tokens: Windows
-    marks: Windows
+    flags: Mapping[str, Windows]
 
     @property
     def seed(self) -> int:
         return self.tokens.seed
 
     def read(self, first: int, count: int, length: int) -> dict[str, np.ndarray]:
-        """Samples of an objective: "tokens" are the sequences, "mask" is uint8 of the same shape, 1 for every token of
-        an answer."""
-        tokens, marks = (one.sequences(first, count, length) for one in (self.tokens, self.marks))
-        return {"tokens": tokens, "mask": marks.astype(np.uint8)}
+        """Samples of an objective: "tokens" are the sequences. Others are uint8 of the same shape: "mask" is 1 for
+        every token of an answer, "starts" for every token that begins a document."""
+        found = {name: self.field(name, first, count, length) for name in self.flags}
+        return {"tokens": self.tokens.sequences(first, count, length), **found}
+
+    def field(self, name: str, first: int, count: int, length: int) -> np.ndarray | None:
+        if name in self.flags:
+            return self.flags[name].sequences(first, count, length).astype(np.uint8)
+        return self.tokens.field(name, first, count, length)
 
 
-def held_out_samples(streams: Streams, context_length: int, count: int) -> dict[str, np.ndarray]:
-    """`count` samples of the held-out text, spread evenly over it; as `training_windows` reads them."""
+def held_out_samples(
+    streams: Streams, context_length: int, count: int, within_documents: bool = False
+) -> dict[str, np.ndarray]:
+    """`count` samples of the held-out text, spread evenly over it; as `SampleWindows` reads them.
+
+    within_documents: whether they say where documents begin.
+    """
     found = {"tokens": TokenWindows(streams.held_out, context_length, seed=0).spread(count)}
-    if streams.held_out_marks is not None:
-        marks = TokenWindows(streams.held_out_marks, context_length, seed=0).spread(count)
-        found["mask"] = marks.astype(np.uint8)
+    flags = {"mask": streams.held_out_marks, "starts": Starts(streams.held_out_documents) if within_documents else None}
+    for name, stream in flags.items():
+        if stream is not None:
+            found[name] = TokenWindows(stream, context_length, seed=0).spread(count).astype(np.uint8)
     return found
 
 

@@ -10,6 +10,7 @@ import transformers
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from raystage.models.document_attention import ATTENTION
 from raystage.models.families import FAMILIES
 from raystage.models.rope import parameters_of
 from raystage.models.shape import ModelShape
@@ -39,7 +40,7 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
     # class that is defined under it (Mixtral's experts would lose their config), and before `no_init_weights`.
     made = _pooled(model_class(shape)) if shape.head == "classes" and _is_causal(shape) else model_class(shape)
     with no_init_weights(), zero_init or nullcontext():
-        model = made._from_config(config(shape), dtype=dtype, attn_implementation="sdpa")
+        model = made._from_config(config(shape), dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()  # skipped together with the initialisation
     return model
 

@@ -37,6 +37,9 @@ class Reader(Protocol):
         the right, and "mask" uint8, 1 for every token that is no padding.
         """
 
+    def field(self, name: str, first: int, count: int, length: int) -> np.ndarray | None:
+        """One of the arrays of `read`, without reading the others; None where samples have none of that name."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -63,6 +66,9 @@ class HeldOut:
     def read(self, first: int, count: int, length: int) -> Arrays:
         """Samples `first` to `first + count`. length: that of all of them."""
         return {name: values[first : first + count] for name, values in self.arrays.items()}
+
+    def field(self, name: str, first: int, count: int, length: int) -> np.ndarray | None:
+        return self.arrays[name][first : first + count] if name in self.arrays else None
 
     def is_same(self, other: HeldOut) -> bool:
         """Whether both have the same samples."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raystage.objectives.documents import STARTS, told_apart, with_rows
 from raystage.objectives.judging import ByScores, summed_loss
 from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
 
@@ -36,7 +37,8 @@ class MaskedLm(ByScores):
     def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
         """ "tokens": what the model sees, "places": where the targets are, of shape (count, targets), "answers": they.
         All int64."""
-        tokens = reader.read(first, count, length)["tokens"][:, :length].copy()
+        found = reader.read(first, count, length)
+        tokens = found["tokens"][:, :length].copy()
         number = self._targets(length)
         places = np.empty((count, number), dtype=np.int64)
         answers = np.empty_like(places)
@@ -45,7 +47,8 @@ class MaskedLm(ByScores):
             chosen = np.sort(np.argsort(draws[0], kind="stable")[:number])
             places[row], answers[row] = chosen, tokens[row, chosen]
             tokens[row, chosen] = self._seen(answers[row], draws[1, chosen], draws[2, chosen])
-        return {"tokens": tokens, "places": places, "answers": answers}
+        starts = {STARTS: found[STARTS]} if STARTS in found else {}
+        return with_rows({"tokens": tokens, "places": places, "answers": answers, **starts}, length)
 
     def _seen(self, tokens: np.ndarray, kinds: np.ndarray, others: np.ndarray) -> np.ndarray:
         """What stands in the place of the targets. kinds, others: uint64 draws, one for each target."""
@@ -61,7 +64,7 @@ class MaskedLm(ByScores):
         return count * self._targets(length)
 
     def inputs(self, batch: Batch) -> Mapping[str, Any]:
-        return {"input_ids": batch["tokens"]}
+        return {"input_ids": batch["tokens"], **told_apart(batch)}
 
     def answer(self, model: Model, batch: Batch) -> Answer:
         logits = model(**self.inputs(batch)).logits

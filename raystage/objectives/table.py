@@ -27,7 +27,8 @@ class ObjectiveSpec:
 
     unit: what progress is counted in; a sample of a language model is a window of tokens. head: the head that it needs
     of a model (`ModelShape.head`): "" for a language model's own, "classes" or "pixels". loss_unit: of the judge's
-    loss. shows: the figures beside the loss that make sense for its judge.
+    loss. shows: the figures beside the loss that make sense for its judge. keeps_documents: whether its learner can
+    keep the documents of a window apart.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ObjectiveSpec:
     head: Head = ""
     loss_unit: str = "nats per token"
     shows: tuple[Figure, ...] = ("perplexity", "accuracy")
+    keeps_documents: bool = False
 
 
 CAUSAL_LM = "causal_lm"
@@ -49,14 +51,16 @@ CAUSAL_LM = "causal_lm"
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     one.name: one
     for one in (
-        ObjectiveSpec(CAUSAL_LM, "the next token", "next token", CAUSAL_LM, "raystage.objectives.causal_lm"),
+        ObjectiveSpec(
+            CAUSAL_LM, "the next token", "next token", CAUSAL_LM, "raystage.objectives.causal_lm", keeps_documents=True
+        ),
         ObjectiveSpec(
             "masked_lm", "masked tokens", "masked tokens", "masked_lm", "raystage.objectives.masked_lm",
-            ("mask_share", "mask_token"),
+            ("mask_share", "mask_token"), keeps_documents=True,
         ),
         ObjectiveSpec(
             "instruct", "the answers of conversations", "next token", "instruct", "raystage.objectives.instruct",
-            reads="chats",
+            reads="chats", keeps_documents=True,
         ),
         ObjectiveSpec(
             "own", "what a function of the user's own says", "next token", CAUSAL_LM, "raystage.objectives.own",
@@ -65,6 +69,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         ObjectiveSpec(
             "distillation", "what a teacher finds probable", "next token", CAUSAL_LM,
             "raystage.objectives.distillation", ("teacher", "temperature", "alpha", "top_k"), needs=("teacher",),
+            keeps_documents=True,
         ),
     )
 }  # fmt: skip

@@ -319,6 +319,7 @@ def _plan_stage(
         earlier=(*parent.earlier, EarlierText(parent.end_tokens, parent.data)) if parent else (),
         evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
+        within_documents=stage.within_documents,
     )
     return with_own_key(_with_evaluation(planned, run_tokens))
 

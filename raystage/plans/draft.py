@@ -57,6 +57,11 @@ class StageDraft:
         return self.stage.grow
 
     @property
+    def within_documents(self) -> bool:
+        """Whether attention and loss stay within documents."""
+        return self.stage.data.window.mask == "document"
+
+    @property
     def accept(self) -> Accept | None:
         return self.stage.accept
 

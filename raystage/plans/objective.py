@@ -23,6 +23,7 @@ from raystage.plans.draft import Context, StageDraft
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.plan import StagePlan
+from raystage.sources.table import SOURCES
 from raystage.units import shown
 from raystage.user_code import check_call, file_of, split_reference
 
@@ -38,6 +39,7 @@ def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
     return replace(draft, objective=plan, teacher=teacher)
 
 
+_MASK = "data.window.mask"
 # What the models of a family learn, in a sentence.
 _LEARNED = {"next token": "the next token"}
 
@@ -67,6 +69,23 @@ def _check_family(written: ObjectiveSection, family: str) -> None:
 def _learns(family: Family, entry: ObjectiveSpec) -> bool:
     """Whether a family's models can have the head that an objective needs."""
     return entry.head in family.heads if entry.head else entry.model == family.objective
+
+
+def check_documents(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: whether documents can be kept apart, where the stage asks for it."""
+    if not draft.within_documents:
+        return draft
+    if not draft.objective.entry.keeps_documents:
+        able = [one.name for one in OBJECTIVES.values() if one.keeps_documents]
+        problem = f"found document with the objective {draft.objective.name}"
+        raise InputError(f"{problem}; expected one that keeps documents apart ({', '.join(able)})", key=_MASK)
+    for part in draft.data.parts:
+        data = part.data
+        file = SOURCES[data.source].without_ends(context.sources.corpus(data.source, data.path, data.options))
+        if file is not None:
+            problem = f"found document, but nothing says where the documents in {file} end"
+            raise InputError(f"{problem}; expected data.end_token, or an index beside the file", key=_MASK)
+    return draft
 
 
 # --- masked_lm ----------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class StagePlan:
 
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
-    stages on which the stage is evaluated too.
+    stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
     """
 
     name: str
@@ -108,6 +108,7 @@ class StagePlan:
     trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
     earlier: tuple[EarlierText, ...] = ()
     also_evaluated: tuple[MixturePart, ...] = ()
+    within_documents: bool = False
 
     @cached_property
     def reading(self) -> Reading | None:

@@ -21,7 +21,7 @@ from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
 from raystage.plans.inputs import Sources
 from raystage.plans.length import fix_length
-from raystage.plans.objective import check_teacher, fix_objective
+from raystage.plans.objective import check_documents, check_teacher, fix_objective
 from raystage.plans.shapes import check_growth, fix_freezing, fix_shape
 from raystage.plans.training import check_optimizer, check_run_rate, fix_training
 
@@ -232,6 +232,7 @@ PASSES = (
     read_data,
     find_evaluated,
     fix_objective,
+    check_documents,
     fix_shape,
     check_teacher,
     fix_training,

@@ -32,8 +32,8 @@ class DataSource:
     whether they can have "labels", which are their classes. names: what `path` may also be, which is no file.
 
     keys: the keys under `data` that it has, besides those that every source has. module: where its function
-    `read(paths, options)` is, which returns a `Corpus` and raises InputError; `pinned(path, options)` may
-    be there, too.
+    `read(paths, options)` is, which returns a `Corpus` and raises InputError; `pinned(path, options)` and
+    `without_ends(corpus)` may be there, too.
     """
 
     name: str
@@ -50,6 +50,11 @@ class DataSource:
         """A path that means the same from now on everywhere; for most sources the path itself. Raises InputError."""
         pin = getattr(importlib.import_module(self.module), "pinned", None)
         return pin(path, options) if pin else path
+
+    def without_ends(self, corpus: Corpus) -> str | None:
+        """A file of which nothing says where its documents end; None where all is known, as of every text."""
+        find = getattr(importlib.import_module(self.module), "without_ends", None)
+        return find(corpus) if find else None
 
     def read(self, paths: tuple[str, ...], options: SourceOptions) -> Corpus:
         """Its documents. Raises InputError."""

@@ -31,6 +31,14 @@ def read(paths: tuple[str, ...], options: SourceOptions) -> RowCorpus:
     return read_rows(__name__, ENDINGS, paths, options, are_tokens=True)
 
 
+def without_ends(corpus: RowCorpus) -> str | None:
+    """A file whose documents are stretches of tokens, because it does not say where they end; None without one."""
+    if corpus.options.end_id is not None:
+        return None
+    places = (file.place for file in (*corpus.files, *(corpus.held_out or ())))
+    return next((place.uri for place in places if open_tokens(place, corpus.options.format).ends is None), None)
+
+
 def blocks(place: Place, options: SourceOptions) -> list[Block]:
     """Ranges of documents where there is an index, else of tokens: a document belongs to that in which it begins."""
     file = open_tokens(place, options.format)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raystage.data.order.documents import Starts
 from raystage.data.plan import DataPlan, MixturePart
 from raystage.data.tokens import (
-    MarkedWindows,
     MixedWindows,
+    SampleWindows,
+    Stream,
     Streams,
     TokenWindows,
     Windows,
@@ -59,13 +61,16 @@ def open_texts(stage: StagePlan) -> StageTexts:
 
 
 def _training_samples(stage: StagePlan, streams: Mapping[str, Streams]) -> Reader:
-    tokens = _windows(stage, {content: opened.train for content, opened in streams.items()})
-    if all(opened.train_marks is None for opened in streams.values()):
-        return tokens
-    return MarkedWindows(tokens, _windows(stage, {content: _marks(opened) for content, opened in streams.items()}))
+    tokens, flags = _windows(stage, {content: opened.train for content, opened in streams.items()}), {}
+    if any(opened.train_marks is not None for opened in streams.values()):
+        flags["mask"] = _windows(stage, {content: _marks(opened) for content, opened in streams.items()})
+    if stage.within_documents:
+        starts = {content: Starts(opened.train_documents) for content, opened in streams.items()}
+        flags["starts"] = _windows(stage, starts)
+    return SampleWindows(tokens, flags) if flags else tokens
 
 
-def _windows(stage: StagePlan, streams: Mapping[str, np.ndarray]) -> Windows:
+def _windows(stage: StagePlan, streams: Mapping[str, Stream]) -> Windows:
     windows = {content: TokenWindows(one, stage.window_tokens, stage.seed) for content, one in streams.items()}
     return MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
 
@@ -94,7 +99,8 @@ def evaluation_set(stage: StagePlan) -> HeldOut:
 
 
 def _evaluation_set(stage: StagePlan, part: MixturePart, streams: Streams) -> EvaluationSet:
-    held_out = HeldOut(held_out_samples(streams, stage.shape.context_length, stage.evaluation_sequences))
+    length, count = stage.shape.context_length, stage.evaluation_sequences
+    held_out = HeldOut(held_out_samples(streams, length, count, stage.within_documents))
     if not open_judge(stage.objective).num_targets(held_out, 0, held_out.count, held_out.length):
         problem = f"found no answer in the {held_out.count * held_out.length} held-out tokens that are evaluated"
         raise InputError(f"{problem}; expected more", key="training.evaluate.tokens")

@@ -199,7 +199,7 @@ def test_several_processes_keep_the_bytes_that_one_does(kind: str, tmp_path: Pat
     for workers, folder in enumerate(folders, 1):
         open_index(data, folder, workers)
     assert files_of(folders[0]) == files_of(folders[1])
-    sides = ["labels"] if data.samples.image else ["labels", "lengths"]
+    sides = ["labels", "lengths"]
     expected = {f"{side}{part}.bin" for side in ("train", "held_out") for part in ("", *(f"_{one}" for one in sides))}
     assert files_of(folders[0]).keys() == expected
 

@@ -84,7 +84,7 @@ def test_a_damaged_cache_is_made_anew(damage, planned: DataPlan, tmp_path: Path)
         np.testing.assert_array_equal(one, other)
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
     assert sorted(path.name for path in cache_folder(planned, cache).iterdir()) == [
-        "held_out.bin", "index.json", "train.bin",
+        "held_out.bin", "held_out_lengths.bin", "index.json", "train.bin", "train_lengths.bin",
     ]  # fmt: skip
 
 
@@ -226,7 +226,8 @@ def test_shards_of_conversations_are_joined_to_the_same_streams(chats: DataPlan,
     for folder, workers in zip(folders, (1, 2), strict=True):
         token_cache.open_index(chats, folder, workers)
     names = sorted(path.name for path in folders[0].iterdir())
-    assert names == ["held_out.bin", "held_out_marks.bin", "index.json", "train.bin", "train_marks.bin"]
+    sides = [f"{side}{kind}.bin" for side in ("held_out", "train") for kind in ("", "_lengths", "_marks")]
+    assert names == sorted([*sides, "index.json"])
     for name in names:
         if name != "index.json":  # it has time stamps
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name

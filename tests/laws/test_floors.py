@@ -46,6 +46,7 @@ FURTHER: dict[str, set[str]] = {
     API: {"pandas", "ray", "rich"},
     "data.hf_tokenizer": {"tokenizers", "transformers"},
     "models.build": {"torch", "transformers"},
+    "models.document_attention": {"torch", "transformers"},
     "models.hf_layers": {"torch", "transformers"},
     "reports.image": {"matplotlib"},
     "sources.hub_files": {"yaml"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raystage.data.tokens import MarkedWindows, TokenWindows
+from raystage.data.tokens import SampleWindows, TokenWindows
 from raystage.objectives.causal_lm import CausalLm
 from raystage.objectives.instruct import Instruct
 from raystage.objectives.judging import halves, loss_and_hits
@@ -18,12 +18,12 @@ LEARNER = Instruct()
 CONFIG = LlamaConfig(vocab_size=WORDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
 
-def reader(share: float = 0.3) -> MarkedWindows:
+def reader(share: float = 0.3) -> SampleWindows:
     """share: of the tokens, those that are part of an answer."""
     random = np.random.default_rng(0)
     tokens = random.integers(0, WORDS, 4001).astype(np.uint16)
     marks = (random.random(4001) < share).astype(np.uint8)
-    return MarkedWindows(TokenWindows(tokens, LENGTH, 3), TokenWindows(marks, LENGTH, 3))
+    return SampleWindows(TokenWindows(tokens, LENGTH, 3), {"mask": TokenWindows(marks, LENGTH, 3)})
 
 
 def batch_of(share: float, count: int = 6) -> Batch:
@@ -48,7 +48,7 @@ def test_any_reading_in_parts_has_the_same_marks() -> None:
 
 def test_every_mark_is_a_target_once_in_an_epoch() -> None:
     """At the end of a sequence, too, and with sequences that are shorter than windows."""
-    marks = np.count_nonzero(reader().marks.stream[1:])
+    marks = np.count_nonzero(reader().flags["mask"].stream[1:])
     assert LEARNER.num_targets(reader(), 0, 200, LENGTH) == LEARNER.num_targets(reader(), 0, 800, 5) == marks
 
 
