@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
 # Types of the weights, as torch names them, and safetensors' names for them.
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _GENERATION_CONFIG = "generation_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
             _write_weights(source, target, options)
             for file, content in _tokenizer_files(source, options, name, tokenizer).items():
                 target.write_whole(file, content)
-            if end is not None:
+            if end is not None and not source.shape.head:
                 generation = transformers.GenerationConfig(eos_token_id=end)
                 target.write_whole(_GENERATION_CONFIG, generation.to_json_string().encode())
-            target.write_whole(CONFIG, as_json(config_of(source.shape, options.dtype, end)))
+            if source.shape.image_size:
+                target.write_whole(_PREPROCESSOR, as_json(_preprocessor(source.shape)))
+            target.write_whole(CONFIG, as_json(config_of(source.shape, options.dtype, end, _classes(source))))
     except BaseException:
         target.delete()
         raise
@@ -81,15 +84,41 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
     }
 
 
-def config_of(shape: ModelShape, dtype: str, end: int | None) -> dict[str, Any]:
-    """`config.json` of a model of `shape`, as `save_pretrained` writes it. end: the token that ends a document."""
+def config_of(shape: ModelShape, dtype: str, end: int | None, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """`config.json` of a model of `shape`, as `save_pretrained` writes it. end: the token that ends a document.
+    classes: their names, in the order of their numbers."""
     config = models.config(shape)
     config.architectures = [models.model_class(shape).__name__]
     config.dtype = dtype
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
     if not shape.image_size:
         config.eos_token_id = end
         config.use_cache = True
     return json.loads(config.to_json_string())
+
+
+def _classes(source: Source) -> tuple[str, ...]:
+    """The names of the classes that the model was trained on, as far as its manifest says."""
+    found = source.model.manifest.data_cursor.get("classes", [])
+    fits = isinstance(found, list) and len(found) == source.shape.num_classes
+    return tuple(found) if fits and all(isinstance(one, str) for one in found) else ()
+
+
+def _preprocessor(shape: ModelShape) -> dict[str, Any]:
+    """What makes of an image what the model was trained on: its size, and values from -1 to 1 (`objectives.images`)."""
+    each = [0.5] * shape.num_channels
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": shape.image_size, "width": shape.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": each,
+        "image_std": each,
+    }
 
 
 def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]:

@@ -92,6 +92,7 @@ def make_manifest(
             "tokenizer_fingerprint": stage.data.tokenizer_fingerprint,
             **({"end_token": stage.data.end_token} if stage.data.end_token else {}),
             **({"chat_template": stage.data.chat_template} if stage.data.chat_template else {}),
+            **_classes(stage),
             **({"sources": stage.reading.cursors_at(window)} if stage.reading else {}),
             "trained_on": stage.trained_on.to_json(),
         },
@@ -99,6 +100,12 @@ def make_manifest(
         optimizer={**training.optimizer.used(), **layout},
         progress=progress.to_json(),
     )
+
+
+def _classes(stage: StagePlan) -> dict[str, object]:
+    """The names of the classes that the model tells apart."""
+    samples = stage.data.samples if stage.shape.head == "classes" else None
+    return {"classes": list(samples.classes)} if samples else {}
 
 
 def _needed(starts: HeadStarts, stage: StagePlan, step: int, tokens: int) -> HeadStarts:

@@ -12,12 +12,13 @@ import torch
 import transformers
 
 import folders
-from exports import folder_of, make_checkpoint, network_of, weights_of
+from exports import exported, folder_of, make_checkpoint, network_of, weights_of
 from growths import SOURCES, tiny
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
 from raystage.models.hf_folder import open_model, open_trainable
 from raystage.models.shape import ModelShape
+from raystage.objectives.images import pixels_of
 from raystage.storage.huggingface import FolderWeights
 from real_models import images_of
 
@@ -146,6 +147,27 @@ def test_a_label_too_few_is_refused(tmp_path: Path) -> None:
         open_trainable(LocalFiles(say(source, id2label={str(one): f"L{one}" for one in range(4)})))
     with pytest.raises(InputError, match="num_labels: found 0; expected a whole number from 1 on"):
         open_trainable(LocalFiles(say(source, id2label={})))
+
+
+def test_the_names_of_the_classes_go_along(tmp_path: Path) -> None:
+    names = ["zero", "one", "two", "three", "four"]
+    saved = make_checkpoint(tmp_path / "saved", SOURCES["bert classes"], tokenizer=None, classes=names)
+    exported(saved, tmp_path / "out")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.id2label == dict(enumerate(names))
+    assert config.label2id == {name: number for number, name in enumerate(names)}
+    other = make_checkpoint(tmp_path / "other", SOURCES["bert classes"], tokenizer=None, classes=[1, 2])
+    exported(other, tmp_path / "plain")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "plain").id2label[4] == "LABEL_4"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_prepared_as_in_training(tmp_path: Path, channels: int) -> None:
+    out = folder_of(replace(SOURCES["vit"], num_channels=channels), tmp_path)
+    prepare = transformers.AutoImageProcessor.from_pretrained(out)
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, channels), dtype=np.uint8)
+    found = prepare(images=image, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    np.testing.assert_allclose(found[0], pixels_of(image).transpose(2, 0, 1), atol=1e-6)
 
 
 def test_a_classifier_has_no_certificate_of_language(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def weights_of(shape: ModelShape) -> dict[str, np.ndarray]:
 
 
 def make_checkpoint(
-    path: Path, shape: ModelShape, tokenizer: str | None = "bytes", scale: float = 1.0, **cursor: str
+    path: Path, shape: ModelShape, tokenizer: str | None = "bytes", scale: float = 1.0, **cursor: object
 ) -> Path:
     """A checkpoint in two shards, each of whose parameters is cut in two."""
     folder, weights = open_folder(path), weights_of(shape)
