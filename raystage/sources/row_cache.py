@@ -25,6 +25,8 @@ from raystage.sources.corpus import SourceOptions
 from raystage.sources.places import Place
 
 SMALL_BYTES = 2**24  # a smaller file is hashed in a tenth of a second
+_SMALL_IMAGES = 2**20  # images take longer: they are decoded
+_IMAGES = "raystage.sources.labelled."  # what the formats of images alone begin with
 _FRESH_SECONDS = 2.0  # a file that changed just now may change again under the same time stamp
 _VERSION = 1
 _TYPES = np.uint64, np.uint32, np.uint32  # digests, lengths, and of samples their labels
@@ -32,13 +34,13 @@ _TYPES = np.uint64, np.uint32, np.uint32  # digests, lengths, and of samples the
 
 def has(format: str, place: Place, options: SourceOptions) -> bool:
     """Whether something is kept of a file; `load` says whether it is whole."""
-    return place.num_bytes >= SMALL_BYTES and _path(format, place, options).is_file()
+    return not _is_small(format, place, options) and _path(format, place, options).is_file()
 
 
 def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, Any], list[np.ndarray]] | None:
     """(what was kept, [digests, lengths]) of a file, of samples also their labels; None where nothing is, or something
     damaged."""
-    if place.num_bytes < SMALL_BYTES:
+    if _is_small(format, place, options):
         return None
     path = _path(format, place, options)
     try:
@@ -62,7 +64,7 @@ def save(
 ) -> None:
     """Keep an index; where that is not possible, nothing. arrays: as `load` gives them."""
     count = len(arrays[0])
-    if place.num_bytes < SMALL_BYTES or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not count:
+    if _is_small(format, place, options) or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not count:
         return
     path = _path(format, place, options)
     work = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
@@ -83,6 +85,12 @@ def forget(format: str, place: Place, options: SourceOptions) -> None:
     """Remove the index of a file, if there is one."""
     with contextlib.suppress(OSError):
         _path(format, place, options).unlink()
+
+
+def _is_small(format: str, place: Place, options: SourceOptions) -> bool:
+    """Whether reading it again takes no longer than a look at the cache."""
+    has_images = options.image is not None or format.startswith(_IMAGES)
+    return place.num_bytes < (min(SMALL_BYTES, _SMALL_IMAGES) if has_images else SMALL_BYTES)
 
 
 def _path(format: str, place: Place, options: SourceOptions) -> Path:
