@@ -6,10 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raystage.cli.options import Listed, exits, json_option, plan_schedule, print_json, say, set_option, store_option
+
+if TYPE_CHECKING:
+    from raystage.data.token_index import TokenIndex
 
 
 @click.group("data", cls=Listed)
@@ -64,16 +68,23 @@ def prepare_command(
                 "source": data.source,
                 "path": list(data.path),
                 "folder": str(folder),
-                "tokens": index.train_tokens,
-                "held_out_tokens": index.held_out_tokens,
+                **_counted(index),
                 "seconds": time.perf_counter() - start,
             }
         )
         if not as_json:
-            counts = f"{format_count(index.train_tokens)} tokens, {format_count(index.held_out_tokens)} held out"
+            (unit, train), (_, held_out) = _counted(index).items()
+            counts = f"{format_count(train)} {unit}, {format_count(held_out)} held out"
             say(f"{data.source} {', '.join(data.path)}: {counts}, {rows[-1]['seconds']:.1f} s, in {folder}")
     if as_json:
         print_json({"texts": rows})
+
+
+def _counted(index: TokenIndex) -> dict[str, int]:
+    """By name how much there is on both sides: tokens, or samples where documents are samples."""
+    if index.train_samples is not None:
+        return {"samples": index.train_samples, "held_out_samples": index.held_out_samples}
+    return {"tokens": index.train_tokens, "held_out_tokens": index.held_out_tokens}
 
 
 @contextlib.contextmanager
