@@ -10,7 +10,13 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-EXAMPLES = ("jobs/schedules/*.yaml", "jobs/schedules/recipes/*.yaml", "jobs/sweeps/*.yaml", "jobs/text/*.txt")
+EXAMPLES = (
+    "jobs/schedules/*.yaml",
+    "jobs/schedules/recipes/*.yaml",
+    "jobs/sweeps/*.yaml",
+    "jobs/text/*.*",
+    "jobs/text/characters/*",
+)
 
 
 def examples() -> list[str]:

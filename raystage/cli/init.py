@@ -86,16 +86,22 @@ def _write(files: dict[Path, bytes], target: Path) -> None:
         problem = "expected a name that ends in .yaml (an example is named by --example)"
         raise InputError(problem, key="FILE", file=str(target))
     written: list[Path] = []
+    made: list[Path] = []
     try:
         for path, content in files.items():
             if path != target and _is_there(path, content):
                 continue
+            if not path.parent.is_dir():
+                path.parent.mkdir()
+                made.append(path.parent)
             if os.path.lexists(path) or not write_new(os.path.abspath(path), content):
                 raise _is_taken(path, target)
             written.append(path)
     except (InputError, OSError) as error:
         for path in written:
             path.unlink()
+        for folder in made:
+            folder.rmdir()
         if isinstance(error, InputError):
             raise
         problem = f"cannot be written ({error.strerror}); expected a folder that can be written to"
@@ -123,8 +129,8 @@ _PACKAGE = Path(__file__).parents[1]
 STARTER = Path(__file__).parent / "starter.yaml"
 
 
-# The lines that name a file which an example reads: the schedule that a sweep varies, a text.
-_READ = re.compile(rb"^ *(?:schedule|path): *(\S+)", re.M)
+# The lines that name what an example reads: the schedule that a sweep varies, a text, the folder of a tokenizer.
+_READ = re.compile(rb"^ *(?:schedule|path|tokenizer): *(\S+)", re.M)
 
 
 def examples_folder() -> Path:
@@ -151,17 +157,24 @@ def about(example: Path) -> str:
 
 
 def copies(example: Path, target: Path) -> dict[Path, bytes]:
-    """The files for a copy of an example at `target`, by path. A file that it reads is put beside it: the schedule that
-    a sweep varies, a text. Raises InputError if such a file has the target's name."""
+    """The files for a copy of an example at `target`, by path. What it reads is put beside it: the schedule that a
+    sweep varies, a text, the folder of a tokenizer. Raises InputError if such a file has the target's name."""
     content, brought = example.read_bytes(), {}
     for named in reversed(list(_READ.finditer(content))):
         read = example.parent / named[1].decode()
-        if not read.is_file():
+        if not read.exists():
             continue
         if read.name == target.name:
             problem = f"found the name of a file that {example.name} reads; expected another one"
             raise InputError(problem, key="FILE", file=str(target))
         beside = target.with_name(read.name)
-        brought |= copies(read, beside) if read.suffix == ".yaml" else {beside: read.read_bytes()}
+        brought |= copies(read, beside) if read.suffix == ".yaml" else _contents(read, beside)
         content = content[: named.start(1)] + read.name.encode() + content[named.end(1) :]
     return brought | {target: content}
+
+
+def _contents(read: Path, beside: Path) -> dict[Path, bytes]:
+    """Of a file, or of the files in a folder."""
+    if read.is_file():
+        return {beside: read.read_bytes()}
+    return {beside / file.name: file.read_bytes() for file in sorted(read.iterdir())}

@@ -148,7 +148,8 @@ def test_a_wheel_has_the_examples_and_so_has_what_it_is_built_from(tmp_path: Pat
         archive.extractall(tmp_path / "installed")
     (sdist,) = (source / "made").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("/jobs/sweeps/quickstart.yaml") for name in archive.getnames())
+        for shipped in ("sweeps/quickstart.yaml", "text/chats.jsonl", "text/characters/tokenizer.json"):
+            assert any(name.endswith(f"/jobs/{shipped}") for name in archive.getnames())
     script = (
         "import sys; from raystage.cli.main import main; from raystage.cli.init import examples_folder\n"
         "print(examples_folder(), flush=True); main(sys.argv[1:])"
