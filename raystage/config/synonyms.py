@@ -13,8 +13,8 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                        "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_model tokenizer_type"),
     "data.field": ("of a row", "column text_column text_field text_key text_column_name content_column"),
     "data.window.mask": ("document keeps the documents of a window apart",
-                         "reset_attention_mask reset_position_ids eod_mask_loss document_mask document_masking doc_mask "
-                         "intra_document_masking"),
+                         "reset_attention_mask reset_position_ids eod_mask_loss document_mask document_masking "
+                         "doc_mask intra_document_masking"),
     "data.subset": ("of a data set", "config_name dataset_config dataset_config_name"),
     "data.split": ("of a data set", "train_split dataset_split"),
     "data.end_token": ("", "eos_token eot_token eos_token_id eod_token"),

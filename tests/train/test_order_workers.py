@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_the_loss_is_that_of_transformers_document_by_document(
     held_out, total, targets = evaluation_set(stage), 0.0, 0
     for tokens, starts in zip(held_out.arrays["tokens"], held_out.arrays["starts"], strict=True):
         begins = [0, *(starts[1:].nonzero()[0] + 1).tolist(), len(tokens)]
-        for first, last in zip(begins, begins[1:], strict=False):
+        for first, last in pairwise(begins):
             document = torch.from_numpy(tokens[first:last])
             if len(document) > 1:
                 with torch.no_grad():
