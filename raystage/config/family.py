@@ -27,7 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raystage.config import yaml_file
 from raystage.errors import InputError
-from raystage.models.table import UNITS, Axis, Family, ParameterSpec
+from raystage.models.table import TEXT_UNITS, Axis, Family, ParameterSpec
 from raystage.units import parse_bool, parse_real, shown
 
 _ROLES = ("out", "in", "gain", "shift", "each", "fixed")
@@ -49,8 +49,8 @@ def _axis(value: object) -> Axis:
         return Axis("fixed", fixed=units)
     units = units if isinstance(units, list) else [units]
     for unit in units:
-        if unit not in UNITS:
-            raise ValueError(f"found the unit {shown(unit)}; expected one of {', '.join(UNITS)}")
+        if unit not in TEXT_UNITS:
+            raise ValueError(f"found the unit {shown(unit)}; expected one of {', '.join(TEXT_UNITS)}")
     return Axis(role, tuple(units))
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-# Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on. Of images:
-# the channels, the side of a patch in pixels, and all numbers of a patch.
-UNITS = (
-    "hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert", "class", "channel", "patch", "pixel",
-)  # fmt: skip
+# Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on.
+TEXT_UNITS = ("hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert")
+# Of classifiers and of images: classes, channels, the side of a patch in pixels, and all numbers of a patch.
+UNITS = (*TEXT_UNITS, "class", "channel", "patch", "pixel")
 
 
 @dataclass(frozen=True)

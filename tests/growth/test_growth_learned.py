@@ -46,6 +46,8 @@ CASES = (
     growth("learned", "qwen2", num_layers=5),
 )
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+# Of images and classes, which are no sequences to fit on.
+HEADED = tuple(growth("learned", name, **TWICE_GPT2) for name in ("vit", "vit pixels", "gpt2 classes"))
 
 
 def of_source(case: GrowthCase, dtype: type = np.float64) -> dict[str, torch.Tensor]:
@@ -59,7 +61,7 @@ def at_first(case: GrowthCase) -> dict[str, np.ndarray]:
     return {name: values.flatten().numpy() for name, values in grown.items()}
 
 
-@every_case
+@pytest.mark.parametrize("case", [*CASES, *HEADED, growth("learned", "vit", **ODD_GPT2)], ids=str)
 def test_before_it_is_fitted_the_growth_is_its_map(case: GrowthCase) -> None:
     """Even copies in width, `interleave` in depth: what the growth map of `learned` says."""
     rules = growth_map(case.source, case.target, "learned", "grow")
@@ -71,7 +73,7 @@ def test_before_it_is_fitted_the_growth_is_its_map(case: GrowthCase) -> None:
         np.testing.assert_allclose(found[rule.target], values, atol=1e-12, err_msg=rule.target)
 
 
-@pytest.mark.parametrize("case", WHOLE, ids=str)
+@pytest.mark.parametrize("case", [*WHOLE, *HEADED], ids=str)
 def test_before_it_is_fitted_whole_factors_of_width_keep_the_function(case: GrowthCase) -> None:
     network = built(case.target, at_first(case), torch.float64)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from growths import SOURCES, tiny
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
 from raystage.models.hf_folder import open_model, open_trainable
+from raystage.models.manifest import check_model
 from raystage.models.shape import ModelShape
 from raystage.objectives.images import pixels_of
 from raystage.storage.huggingface import FolderWeights
@@ -168,6 +169,13 @@ def test_images_are_prepared_as_in_training(tmp_path: Path, channels: int) -> No
     image = np.random.default_rng(0).integers(0, 256, (12, 12, channels), dtype=np.uint8)
     found = prepare(images=image, return_tensors="np", input_data_format="channels_last")["pixel_values"]
     np.testing.assert_allclose(found[0], pixels_of(image).transpose(2, 0, 1), atol=1e-6)
+
+
+def test_a_manifest_with_a_head_that_its_family_has_not_is_refused() -> None:
+    check_model(SOURCES["vit pixels"].facts())
+    for name, head, able in (("vit", "other", ", classes, pixels"), ("llama", "pixels", ", classes")):
+        with pytest.raises(ValueError, match=f"^model.head: found '{head}'; expected one of {able}$"):
+            check_model(replace(SOURCES[name], head=head).facts())
 
 
 def test_a_classifier_has_no_certificate_of_language(tmp_path: Path) -> None:
