@@ -25,7 +25,7 @@ from raystage.sources.corpus import SourceOptions
 from raystage.sources.places import Place
 
 SMALL_BYTES = 2**24  # a smaller file is hashed in a tenth of a second
-_SMALL_IMAGES = 2**20  # images take longer: they are decoded
+_SMALL_IMAGES = 2**15  # images take longer: they are decoded, and many are small
 _IMAGES = "raystage.sources.labelled."  # what the formats of images alone begin with
 _FRESH_SECONDS = 2.0  # a file that changed just now may change again under the same time stamp
 _VERSION = 1
