@@ -34,8 +34,8 @@ from raystage.data.tokens import TokenWindows, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import initial_map
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage.store import Store
 from raystage.train import collectives, partitions
@@ -114,7 +114,7 @@ class Trainer:
         count = self.stage.training.global_batch_tokens // length
         self.engine.train_step(self.reader, done * count, count, length, 1e-4, done)
         self.progress.steps += 1
-        self.progress.tokens += self.stage.training.global_batch_tokens
+        self.progress.position += self.stage.training.global_batch_tokens
         comm.barrier()
         return clock.read()
 

@@ -45,8 +45,8 @@ from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
 from raystage.models.shape import num_params
 from raystage.objectives.learner import HeldOut
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint

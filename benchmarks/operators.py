@@ -22,7 +22,7 @@ from typing import Any
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import flops_per_token
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.storage.store import Store
 

@@ -40,7 +40,7 @@ def main() -> None:
     print("|---|" + "---|" * len(SOURCES))
     with tempfile.TemporaryDirectory() as folder:
         for context in CONTEXTS:
-            speeds = (tokens_per_second(readers(Path(folder), context, count), context, tokens) for count in SOURCES)
+            speeds = (speed(readers(Path(folder), context, count), context, tokens) for count in SOURCES)
             print(f"| {context} | " + " | ".join(f"{speed / 1e6:.0f}M" for speed in speeds) + " |")
     print("\n| samples | " + " | ".join("one source" if n == 1 else f"mixture of {n}" for n in SOURCES) + " |")
     print("|---|" + "---|" * len(SOURCES))
@@ -97,7 +97,7 @@ def stream(path: Path) -> np.ndarray:
     return np.memmap(path, dtype=np.uint16, mode="r")
 
 
-def tokens_per_second(reader: TokenWindows | MixedWindows, context: int, tokens: int) -> float:
+def speed(reader: TokenWindows | MixedWindows, context: int, tokens: int) -> float:
     count = BATCH_TOKENS // context
     batches = range(max(1, tokens // BATCH_TOKENS))
     began = time.perf_counter()

@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 
 from raystage.files.filesystem import open_folder
 from raystage.plans.keys import trunk_key
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, Prefix, StageRecord
 from raystage.runs.driver import Driver
 from raystage.storage.claims import Claim, Claims, OnWaiting
@@ -187,7 +187,7 @@ class Sleeper(Driver):
 
 def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageRecord:
     """What a stage leaves behind, without a model."""
-    end = Evaluation(stage.end_tokens, stage.start_steps + stage.steps, stage.end_flops, 0.0, 0.0)
+    end = Evaluation(stage.end, stage.start_steps + stage.steps, stage.end_flops, 0.0, 0.0)
     return StageRecord(
         key=stage.key,
         parent_key=stage.parent_key,
@@ -196,7 +196,7 @@ def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageReco
         num_params=stage.num_params,
         num_workers=stage.training.workers.most,
         zero_stage=stage.training.zero_stage,
-        tokens=stage.tokens,
+        tokens=stage.duration,
         steps=stage.steps,
         flops=stage.flops,
         seconds=0.0,
@@ -206,7 +206,7 @@ def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageReco
         eval_loss=0.0,
         checkpoint="checkpoints/none",
         evaluations=(end,),
-        prefix=Prefix(prefix.key, prefix.tokens, prefix.flops, 0.0) if prefix else None,
+        prefix=Prefix(prefix.key, prefix.duration, prefix.flops, 0.0) if prefix else None,
         trained_for=run,
     )
 

@@ -23,8 +23,9 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
 
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import RunPlan, StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.plan import RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 

@@ -212,7 +212,7 @@ class Report:
         rows += [(one.name, None, point) for one in baseline_curves(self.found) for point in one.points]
         columns = ["run", "stage", "tokens", "flops", "seconds", "loss"]
         return pandas.DataFrame(
-            [(run, stage, at.tokens, at.flops, at.seconds, at.loss) for run, stage, at in rows], columns=columns
+            [(run, stage, at.position, at.flops, at.seconds, at.loss) for run, stage, at in rows], columns=columns
         )
 
     def trials(self) -> pandas.DataFrame:

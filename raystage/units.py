@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 import numbers
 import re
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Literal, get_args
 
 from raystage.safe_text import without_secrets
+
+# What a stage counts its progress in.
+Unit = Literal["tokens", "samples"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+TOKENS: Unit = "tokens"
+SAMPLES: Unit = "samples"
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 LARGEST_COUNT = 10**27  # all digits of a count up to here fit into the 28 that Decimal keeps
@@ -119,6 +127,16 @@ def format_count(number: float) -> str:
         if abs(number) >= 0.9995 * size:  # below, three figures do not round up to the next suffix
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def format_speed(per_second: float, unit: Unit) -> str:
+    """1200 -> '1.2K tok/s'."""
+    return f"{format_count(per_second)} {'tok' if unit == TOKENS else unit}/s"
+
+
+def unit_of(facts: Mapping[str, object]) -> Unit:
+    """The unit that the keys of an object from a file count in."""
+    return SAMPLES if SAMPLES in facts or f"{SAMPLES}_per_second" in facts else TOKENS
 
 
 def format_bytes(number: float) -> str:

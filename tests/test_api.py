@@ -17,7 +17,7 @@ from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.schedule import Schedule
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.sweeps.config import Sweep
@@ -121,7 +121,7 @@ def test_a_report_has_its_curves_as_a_frame(done: api.Report) -> None:
     assert list(frame) == ["run", "stage", "tokens", "flops", "seconds", "loss"]
     staged = frame[frame.run == "staged"]
     assert list(dict.fromkeys(staged.stage)) == ["small", "full"]
-    assert staged.tokens.is_monotonic_increasing
+    assert staged.duration.is_monotonic_increasing
     assert staged.loss.iloc[-1] == done.content["stages"][-1]["eval_loss"]
     assert len(set(frame.run)) == 1 + len(done.content["baseline"]["runs"])
     with pytest.raises(InputError, match=r"found a run \('tiny'\); expected a sweep, or curves\(\)"):

@@ -199,8 +199,8 @@ def plan_schedule(
     name: of the run, if not the schedule's own. with_code: whether functions that the schedule names are imported.
     Raises InputError.
     """
-    from raystage.plans.build import make_plan
-    from raystage.plans.inputs import Sources
+    from raystage.planning.build import make_plan
+    from raystage.planning.inputs import Sources
 
     try:
         schedule = _with_models(schedule, store)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.files.typed_json import to_json
-from raystage.plans.plan import Growth, Plan, RunPlan, StagePlan, Variant, flops_shared
+from raystage.plans.plan import Plan, RunPlan, Variant, flops_shared
+from raystage.plans.stage import Growth, StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_rows
@@ -75,9 +76,9 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "parent_key": stage.parent_key,
         **stage.shape.facts(),
         "num_params": stage.num_params,
-        "tokens": stage.tokens,
+        stage.unit: stage.duration,
         "steps": stage.steps,
-        "start_tokens": stage.start_tokens,
+        f"start_{stage.unit}": stage.start,
         **({"until": stage.until.model_dump(exclude_none=True)} if stage.until else {}),
         "lr": dict(zip(("start", "peak", "end"), rates_of(stage), strict=True)),
         "flops": stage.flops,
@@ -116,16 +117,16 @@ def _growth(growth: Growth) -> dict[str, Any]:
 
 def _baseline(run: RunPlan) -> dict[str, Any]:
     """A budget in whole steps, with its stages. Stages with equal keys are trained once."""
-    return {"budget_tokens": run.tokens, **_chain(run)}
+    return {f"budget_{run.unit}": run.duration, **_chain(run)}
 
 
 def _chain(run: RunPlan) -> dict[str, Any]:
     return {
         "name": run.name,
-        "tokens": run.tokens,
+        run.unit: run.duration,
         "flops": run.flops,
         "stages": [
-            {"name": stage.name, "key": stage.key, "tokens": stage.tokens, "flops": stage.flops} for stage in run.stages
+            {"name": one.name, "key": one.key, one.unit: one.duration, "flops": one.flops} for one in run.stages
         ],
     }
 
@@ -166,7 +167,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "config": trial.config,
         "stages": [stage.key for stage in staged.stages],
-        "tokens": staged.tokens,
+        staged.unit: staged.duration,
         "flops": staged.flops,
     }
 
@@ -178,7 +179,7 @@ def _node(node: Node) -> dict[str, Any]:
         "key": node.stage.key,
         "parent_key": node.stage.parent_key,
         "donor_key": node.prefix_key,
-        "tokens": node.stage.tokens,
+        node.stage.unit: node.stage.duration,
         "flops": node.stage.flops,
         "own_flops": node.own_flops,
         "is_finished": node.is_finished,

@@ -20,7 +20,7 @@ from raystage.storage.processes import is_gone
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE, STATUS_FILE, TRIAL_FILE
 from raystage.sweeps.status import INTERRUPTED
-from raystage.units import format_count, format_seconds
+from raystage.units import TOKENS, Unit, format_count, format_seconds, format_speed, unit_of
 
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")
 _GOING = ("RUNNING", "RESTARTING")
@@ -28,9 +28,13 @@ _ENDED = ("FINISHED", "ERRORED", "ABORTED", INTERRUPTED)
 # The state of a stage that had not started when its run ended.
 NOT_STARTED = "NOT_STARTED"
 _STAGE_FIELDS = (
-    "step", "steps", "tokens", "loss", "eval_loss", "lr", "tokens_per_second", "seconds_left", "attempts", "restarts",
+    "step", "steps", "{unit}", "loss", "eval_loss", "lr", "{unit}_per_second", "seconds_left", "attempts", "restarts",
     "checkpoints", "last_checkpoint", "waiting_for",
 )  # fmt: skip
+
+
+def _empty_stage(unit: Unit) -> dict[str, None]:
+    return dict.fromkeys(field.format(unit=unit) for field in _STAGE_FIELDS)
 
 
 def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def _read(store: Store, name: str, file: str) -> dict[str, Any] | None:
     content = store.read_run(name, file)
     if content is None:
         return None
-    stages = [{**dict.fromkeys(_STAGE_FIELDS), **row} for row in content.get("stages", ())]
+    stages = [{**_empty_stage(unit_of(row)), **row} for row in content.get("stages", ())]
     return {**dict.fromkeys(_RUN_FIELDS), "wandb_run_ids": {}, **content, "name": name, "stages": stages}
 
 
@@ -141,7 +145,9 @@ def run_table(status: Mapping[str, Any], now: float) -> RenderableType:
     """Every stage of one run, every trial of a sweep."""
     if is_sweep(status):
         return Group(_title(status, now), "", trial_table(status))
-    names = ("stage", "run", "state", "step", "loss", "eval", "left", "restarts", "tokens", "rate", "tok/s", "attempts",
+    units = {unit_of(row) for row in status["stages"]}
+    done, speed = ("tokens", "tok/s") if units <= {TOKENS} else ("done", "speed")
+    names = ("stage", "run", "state", "step", "loss", "eval", "left", "restarts", done, "rate", speed, "attempts",
              "key")  # fmt: skip
     rows = [_stage_row(row, names) for row in status["stages"]]
     left = [Text(line) for line in _time_left(status)]
@@ -185,6 +191,8 @@ def _stage_row(row: Mapping[str, Any], names: Sequence[str]) -> list[str | Text]
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    unit = unit_of(row)
+
     def known(name: str, as_text: Any) -> str:
         return "-" if row[name] is None else as_text(row[name])
 
@@ -192,11 +200,13 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "run": row["run"],
         "stage": row["name"],
         "step": f"{row['step']}/{row['steps']}" if row["steps"] is not None else "-",
-        "tokens": known("tokens", format_count),
+        "tokens": known(unit, format_count),
+        "done": known(unit, lambda done: f"{format_count(done)} {unit}"),
         "loss": known("loss", lambda loss: f"{loss:.3f}"),
         "eval": known("eval_loss", lambda loss: f"{loss:.3f}"),
         "rate": known("lr", lambda lr: f"{lr:.2g}"),
-        "tok/s": known("tokens_per_second", format_count),
+        "tok/s": known(f"{unit}_per_second", format_count),
+        "speed": known(f"{unit}_per_second", lambda speed: format_speed(speed, unit)),
         "left": known("seconds_left", format_seconds),
         "attempts": known("attempts", str),
         "restarts": known("restarts", str),

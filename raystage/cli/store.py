@@ -46,6 +46,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     Example:
       raystage store list --store s3://my-bucket/runs
     """
+    from raystage.files.typed_json import to_json
     from raystage.reports.terminal import SafeConsole
     from raystage.storage.maintenance import survey
 
@@ -56,7 +57,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     if not as_json:
         SafeConsole().print(_store_table(listing))
         return
-    stages = [asdict(stage) | {"state": stage.state, "runs": listing.runs_of(stage.key)} for stage in listing.stages]
+    stages = [to_json(stage) | {"state": stage.state, "runs": listing.runs_of(stage.key)} for stage in listing.stages]
     runs = [_run_row(run) for run in listing.runs]
     print_json({"store": opened.folder.uri, "stages": stages, "runs": runs})
 
@@ -173,6 +174,15 @@ def _run_row(run: Any) -> dict[str, Any]:
     return {"name": run.name, "state": run.state, "stage_keys": sorted(run.stage_keys), **problem}
 
 
+def _length(duration: int | None, unit: str) -> str:
+    """Of a stage; in tokens where no other unit is named."""
+    from raystage.units import TOKENS, format_count
+
+    if duration is None:
+        return "-"
+    return format_count(duration) if unit == TOKENS else f"{format_count(duration)} {unit}"
+
+
 def _store_table(listing: Any) -> Any:
     """A line for each stage and each run. listing: of `raystage.storage.maintenance.survey`."""
     from rich.console import Group
@@ -180,7 +190,7 @@ def _store_table(listing: Any) -> Any:
 
     from raystage.reports.columns import WholeTable, name_column, number_column, table
     from raystage.reports.formats import KEY_DIGITS, known
-    from raystage.units import format_bytes, format_count
+    from raystage.units import format_bytes
 
     columns = (
         *map(name_column, ("key", "name", "state")),
@@ -192,7 +202,7 @@ def _store_table(listing: Any) -> Any:
             stage.key[:KEY_DIGITS],
             stage.name or "-",
             stage.state,
-            known(stage.tokens, format_count),
+            _length(stage.duration, stage.unit),
             known(stage.eval_loss, "{:.4f}".format),
             str(len(stage.checkpoints)),
             format_bytes(stage.bytes),

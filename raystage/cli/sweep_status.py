@@ -14,7 +14,7 @@ from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, SWEEP_FILE
 from raystage.sweeps.space import describe
 from raystage.sweeps.status import WAITING, interrupted
-from raystage.units import format_count, format_seconds
+from raystage.units import TOKENS, format_count, format_seconds, format_speed, unit_of
 
 
 def is_sweep(status: Mapping[str, Any]) -> bool:
@@ -84,6 +84,8 @@ def _lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def _cells(trial: Mapping[str, Any]) -> list[str]:
+    unit = unit_of(trial)
+
     def known(name: str, as_text: Any) -> str:
         return "-" if trial.get(name) is None else as_text(trial[name])
 
@@ -94,7 +96,7 @@ def _cells(trial: Mapping[str, Any]) -> list[str]:
         known("stage", str),
         known("step", lambda step: f"{step}/{trial['steps']}"),
         known("loss", "{:.3f}".format),
-        known("tokens_per_second", format_count),
+        known(f"{unit}_per_second", lambda speed: format_speed(speed, unit) if unit != TOKENS else format_count(speed)),
         describe(trial.get("config") or {}),
     ]
 

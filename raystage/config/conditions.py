@@ -1,6 +1,7 @@
 """Conditions as written in a stage: when it ends, whether it is accepted, what happens if not.
 
-`plan.length` and `results.stopping` decide when a stage ends; `results.acceptance` and `plan.gates` handle the gates.
+`planning.length` and `results.stopping` decide when a stage ends; `results.acceptance` and `plans.gates` handle the
+gates.
 """
 
 from __future__ import annotations

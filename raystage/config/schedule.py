@@ -1,8 +1,8 @@
 """What the user writes: a schedule, typed and frozen.
 
 A stage is the file's defaults plus what it overrides. Sections are read as they stand in the file, where nearly every
-key is optional. `plan.resolve` then applies a stage's sections to the file's and asks for what is missing. Errors name
-the file, the key, what was found and what would be right.
+key is optional. `planning.resolve` then applies a stage's sections to the file's and asks for what is missing. Errors
+name the file, the key, what was found and what would be right.
 """
 
 from __future__ import annotations

@@ -189,14 +189,14 @@ StageText = DataPlan | MixturePlan
 
 @dataclass(frozen=True)
 class EarlierText:
-    """What an earlier stage of a run read. end_tokens: the position of the run where that stage ends."""
+    """What an earlier stage of a run read. end: the position of the run where that stage ends."""
 
-    end_tokens: int
+    end: int
     data: StageText
 
     @property
     def leg(self) -> Leg:
-        return Leg(self.end_tokens, self.data.shares, isinstance(self.data, MixturePlan))
+        return Leg(self.end, self.data.shares, isinstance(self.data, MixturePlan))
 
 
 def reading_of(data: StageText, earlier: tuple[EarlierText, ...], window: int) -> Reading | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["tokens", "samples"]
+from raystage.units import Unit
+
 Reads = Literal["text", "chats", "labels", "images"]
 Head = Literal["", "classes", "pixels"]
 Figure = Literal["perplexity", "accuracy"]

@@ -37,7 +37,7 @@ def _affordable(training_flops: int, token_flops: int) -> int:
 
 
 def default_every(
-    stage_tokens: int, run_tokens: int, training_flops: int, tokens: int, token_flops: int, is_held_to_cost: bool
+    stage_duration: int, run_duration: int, training_flops: int, tokens: int, token_flops: int, is_held_to_cost: bool
 ) -> int:
     """Training tokens from one evaluation to the next: EVALUATIONS_PER_RUN in a run, or as many as the stage can
     afford.
@@ -45,11 +45,11 @@ def default_every(
     Multiples are counted from the start of the run, so a stage contains as many of them as it can afford, or one less.
     A stage that can afford none within it gets a distance that is longer than the run.
     """
-    wanted = max(1, run_tokens // EVALUATIONS_PER_RUN)
+    wanted = max(1, run_duration // EVALUATIONS_PER_RUN)
     affordable = int(MOST_SHARE * training_flops / _flops(tokens, token_flops)) - LEAST_EVALUATIONS
     if not is_held_to_cost:
         return wanted
-    return max(wanted, -(-stage_tokens // affordable) if affordable > 0 else run_tokens + 1)
+    return max(wanted, -(-stage_duration // affordable) if affordable > 0 else run_duration + 1)
 
 
 def _flops(tokens: int, token_flops: int) -> int:

@@ -8,7 +8,7 @@ not count in the gradient's norm. So a stage with frozen parameters takes the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from raystage.config.stage import Freeze, Grow
 from raystage.errors import InputError
@@ -24,15 +24,15 @@ _GROWABLE = {"num_layers", "vocab_size", "context_length"}
 
 @dataclass(frozen=True)
 class Freezing:
-    """layers: indices of the stage's own layers. tokens: how long they are frozen, from the stage's start; None: all of
-    it."""
+    """layers: indices of the stage's own layers. duration: how long they are frozen, from the stage's start; None: all
+    of it."""
 
     layers: tuple[int, ...]
     embeddings: bool
-    tokens: int | None
+    duration: int | None
 
     def facts(self) -> dict[str, object]:
-        return asdict(self)
+        return {"layers": self.layers, "embeddings": self.embeddings, "tokens": self.duration}
 
     def names(self, shape: ModelShape) -> frozenset[str]:
         """The names of the frozen parameters. Embeddings are lookup tables; where they are tied, the head is among
@@ -54,9 +54,9 @@ def old_layers(origins: Sequence[LayerOrigin]) -> tuple[int, ...]:
 
 
 def find_freezing(
-    freeze: Freeze | None, before: ModelShape | None, shape: ModelShape, grow: Grow | None, stage_tokens: int
+    freeze: Freeze | None, before: ModelShape | None, shape: ModelShape, grow: Grow | None, stage_duration: int
 ) -> Freezing | None:
-    """What a stage of `stage_tokens` tokens freezes. before: the shape of the model that it starts from.
+    """What a stage of this duration freezes. before: the shape of the model that it starts from.
 
     Raises InputError, with the stage's own key, for what does not fit.
     """
@@ -67,11 +67,11 @@ def find_freezing(
         raise InputError(problem, key="freeze")
     if grow is not None:
         _check_growth(freeze, before, shape, grow)
-    tokens = freeze.lasts.tokens if freeze.lasts else None
-    if tokens is not None and tokens > stage_tokens:
-        problem = f"found {tokens} in a stage of {stage_tokens}; expected at most as many, or no for: all of the stage"
+    lasts = freeze.lasts.tokens if freeze.lasts else None
+    if lasts is not None and lasts > stage_duration:
+        problem = f"found {lasts} in a stage of {stage_duration}; expected at most as many, or no for: all of the stage"
         raise InputError(problem, key="freeze.for.tokens")
-    return Freezing(_layers(freeze, before, shape, grow), freeze.embeddings, tokens)
+    return Freezing(_layers(freeze, before, shape, grow), freeze.embeddings, lasts)
 
 
 def _check_growth(freeze: Freeze, before: ModelShape, shape: ModelShape, grow: Grow) -> None:

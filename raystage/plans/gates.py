@@ -24,7 +24,7 @@ from raystage.config.section import Section
 from raystage.config.stage import NOTHING_REQUIRED, Stage
 from raystage.config.types import Workers
 from raystage.errors import InputError
-from raystage.plans.length import is_open
+from raystage.plans.open_ends import is_open
 from raystage.plans.plan import Plan
 from raystage.units import shown
 
@@ -100,7 +100,7 @@ def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Sched
     for one in sorted(latest.values(), key=lambda one: one.index):
         if one.action == "extend":
             more = schedule.stages[one.index].on_reject.extend.tokens * one.number
-            tokens = plan.staged.stages[one.index].tokens + more
+            tokens = plan.staged.stages[one.index].duration + more
             content["stages"][one.index]["until"] = {"tokens": tokens}
         else:
             target = [stage.name for stage in schedule.stages].index(one.target)

@@ -77,14 +77,14 @@ class TeacherPlan:
         """The text that it was trained on outside of the run, as far as that is known."""
         return self.init.trained_on if self.init else NOTHING
 
-    def token_flops(self, context_length: int) -> int:
+    def unit_flops(self, context_length: int) -> int:
         """FLOPs of its forward pass for one token in a context of this length: a third of training."""
         return token_flops(self.shape, context_length) // 3
 
 
 def taught_flops(shape: ModelShape, teacher: TeacherPlan | None, context_length: int) -> int:
     """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
-    return token_flops(shape, context_length) + (teacher.token_flops(context_length) if teacher else 0)
+    return token_flops(shape, context_length) + (teacher.unit_flops(context_length) if teacher else 0)
 
 
 def find_init(init: Init) -> InitPlan:

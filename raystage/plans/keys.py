@@ -16,7 +16,7 @@ from raystage.growth.checks import changed_fields
 from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
 from raystage.plans import cadence, learning_rate
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 
 # Raise this when the code changes what a stage computes. Every key then changes, and no old result is reused.
 CODE_EPOCH = 2
@@ -69,24 +69,24 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     if not stage.evaluation_follows:
         return stage
     token_flops = stage.model_flops(stage.shape.context_length)
-    flops = stage.step_schedule.flops(steps, stage.token_flops)
+    flops = stage.step_schedule.flops(steps, stage.unit_flops)
     tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
     evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
     return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
 
 
-def placed(stage: StagePlan, tokens: int, steps: int, flops: int) -> StagePlan:
+def placed(stage: StagePlan, position: int, steps: int, flops: int) -> StagePlan:
     """The stage at its real start in the run, after earlier stages that ended before their caps.
 
     A rate of its own moves with it. The rate of the run gets a shorter constant part, so that it still decays at its
     end.
     """
-    by = stage.start_tokens - tokens
+    by = stage.start - position
     if not by:
         return stage
     rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
-    earlier = (*stage.earlier[:-1], *(replace(one, end_tokens=tokens) for one in stage.earlier[-1:]))
-    return replace(stage, start_tokens=tokens, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)
+    earlier = (*stage.earlier[:-1], *(replace(one, end=position) for one in stage.earlier[-1:]))
+    return replace(stage, start=position, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)
 
 
 def _leaves_counts(stage: StagePlan, steps: int) -> bool:
@@ -106,8 +106,8 @@ def _leaves_counts(stage: StagePlan, steps: int) -> bool:
 
 
 def _key(stage: StagePlan, steps: int) -> str:
-    tokens = stage.step_schedule.tokens(steps)
-    rate = learning_rate.signature(stage.rate, stage.start_tokens, stage.start_tokens + tokens)
+    tokens = stage.step_schedule.duration(steps)
+    rate = learning_rate.signature(stage.rate, stage.start, stage.start + tokens)
     counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
     return _digest({**_facts(stage), "rate": rate, "tokens": tokens, **counts})
 
@@ -135,8 +135,8 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
         **stage.objective.facts(),
         **({"teacher": stage.teacher.facts()} if stage.teacher else {}),
         "seed": stage.seed,
-        "start_tokens": stage.start_tokens,
-        **({"window_tokens": stage.window_tokens} if stage.window_tokens != stage.shape.context_length else {}),
+        "start_tokens": stage.start,
+        **({"window_tokens": stage.window} if stage.window != stage.shape.context_length else {}),
         **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
@@ -145,8 +145,8 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
 
 
 def _until_facts(stage: StagePlan, until: Until) -> dict[str, object]:
-    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every_tokens}
-    earliest = stage.growth.tokens if stage.growth else 0
+    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every}
+    earliest = stage.growth.duration if stage.growth else 0
     return facts | ({"not_before_tokens": earliest} if earliest else {})
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from raystage.config.training import LrSchedule
 from raystage.errors import InputError
 
-# By form of a segment: from the share of its tokens that is done to the share of its change that is done.
+# By form of a segment: from the share of its length that is done to the share of its change that is done.
 FORMS: Mapping[str, Callable[[float], float]] = {
     "line": lambda done: done,
     "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
@@ -29,8 +29,8 @@ FORM_OF = {"linear": "line", "cosine": "cosine", "1-sqrt": "1-sqrt"}
 class RateSegment:
     """The rate between two token positions, in one of `FORMS`."""
 
-    start_tokens: int
-    end_tokens: int
+    start: int
+    end: int
     start_lr: float
     end_lr: float
     form: str = "line"
@@ -39,10 +39,10 @@ class RateSegment:
     def is_flat(self) -> bool:
         return self.start_lr == self.end_lr
 
-    def at(self, tokens: float) -> float:
+    def at(self, position: float) -> float:
         if self.is_flat:
             return self.start_lr
-        done = (tokens - self.start_tokens) / (self.end_tokens - self.start_tokens)
+        done = (position - self.start) / (self.end - self.start)
         return self.start_lr + (self.end_lr - self.start_lr) * FORMS[self.form](done)
 
 
@@ -56,7 +56,7 @@ class Reached:
     form: how it comes there from the position before; "step" keeps that rate up to the position, and then changes.
     """
 
-    tokens: int
+    position: int
     ratio: float
     form: str = "line"
 
@@ -64,9 +64,9 @@ class Reached:
 def build(
     kind: str, lr: float, start: int, total: int, warmup: int, decay: int, min_ratio: float, decay_form: str = "line"
 ) -> Curve:
-    """The curve over `total` tokens from position `start`.
+    """The curve over a length of `total` from position `start`.
 
-    wsd: warm-up, constant, then in `decay_form` to `min_ratio * lr` over the last `decay` tokens (MiniCPM, 2404.06395).
+    wsd: warm-up, constant, then in `decay_form` to `min_ratio * lr` over the last `decay` (MiniCPM, 2404.06395).
     cosine, linear, 1-sqrt: warm-up, then in this form to `min_ratio * lr`. constant: warm-up, then constant. `decay`
     and `decay_form` are for wsd only. The caller makes sure that total > 0 and warmup + decay <= total.
     """
@@ -83,17 +83,17 @@ def build(
 
 
 def build_piecewise(lr: float, start: int, total: int, warmup: int, points: Sequence[Reached]) -> Curve:
-    """The curve through `points` over `total` tokens from position `start`; after the last point it is constant.
+    """The curve through `points` over a length of `total` from position `start`; after the last point it is constant.
 
     It begins at `lr`, or at the ratio of a point at 0; a warm-up leads there from 0. The caller makes sure that the
     others lie after the warm-up, in order, and not beyond the total.
     """
-    rate = lr * points[0].ratio if points[0].tokens == 0 else lr
+    rate = lr * points[0].ratio if points[0].position == 0 else lr
     position = start + warmup
     segments = [RateSegment(start, position, 0.0, rate)]
     for point in points:
-        if point.tokens:
-            reached, there = lr * point.ratio, start + point.tokens
+        if point.position:
+            reached, there = lr * point.ratio, start + point.position
             is_step = point.form == "step"
             way = RateSegment(position, there, rate, rate if is_step else reached, "line" if is_step else point.form)
             segments.append(way)
@@ -106,21 +106,21 @@ def _joined(segments: Iterable[RateSegment]) -> Curve:
     rate is no decay."""
     curve: list[RateSegment] = []
     for segment in segments:
-        if segment.end_tokens <= segment.start_tokens:
+        if segment.end <= segment.start:
             continue
         if segment.is_flat:
             segment = replace(segment, form="line")
             if curve and curve[-1].is_flat and curve[-1].end_lr == segment.start_lr:
-                segment = replace(segment, start_tokens=curve.pop().start_tokens)
+                segment = replace(segment, start=curve.pop().start)
         curve.append(segment)
     return tuple(curve)
 
 
-def rate_at(curve: Curve, tokens: float) -> float:
-    """The rate at a token position; outside of the curve that of its nearest end."""
+def rate_at(curve: Curve, position: float) -> float:
+    """The rate at a position of the run; outside of the curve that of its nearest end."""
     for segment in curve:
-        if tokens < segment.end_tokens:
-            return segment.at(max(tokens, segment.start_tokens))
+        if position < segment.end:
+            return segment.at(max(position, segment.start))
     return curve[-1].end_lr
 
 
@@ -128,21 +128,21 @@ def rate_at(curve: Curve, tokens: float) -> float:
 class Rewarming:
     """A factor on the learning rate of new parameters after a growth; the rate of the others does not change.
 
-    It rises from 0 in a straight line to `factor` over `tokens` tokens, then falls in a straight line to 1 over as many
+    It rises from 0 in a straight line to `factor` over `rise`, then falls in a straight line to 1 over as much
     (SPARKLING, 2602.02472, which rises to 1.3 over 250 steps).
     """
 
     factor: float
-    tokens: int
+    rise: int
 
-    def at(self, tokens: float) -> float:
-        """The factor `tokens` tokens after the growth."""
-        if tokens <= self.tokens:
-            return self.factor * max(tokens, 0.0) / self.tokens
-        return self.factor + (1 - self.factor) * min(tokens / self.tokens - 1, 1.0)
+    def at(self, position: float) -> float:
+        """The factor at a distance from the growth."""
+        if position <= self.rise:
+            return self.factor * max(position, 0.0) / self.rise
+        return self.factor + (1 - self.factor) * min(position / self.rise - 1, 1.0)
 
-    def is_over(self, tokens: float) -> bool:
-        return tokens >= 2 * self.tokens
+    def is_over(self, position: float) -> bool:
+        return position >= 2 * self.rise
 
 
 def signature(curve: Curve, start: int, end: int) -> list[list]:
@@ -153,39 +153,36 @@ def signature(curve: Curve, start: int, end: int) -> list[list]:
     """
     described = []
     for segment in curve:
-        if segment.end_tokens <= start or segment.start_tokens >= end:
+        if segment.end <= start or segment.start >= end:
             continue
         if segment.is_flat:
-            first, last = max(segment.start_tokens, start), min(segment.end_tokens, end)
+            first, last = max(segment.start, start), min(segment.end, end)
             described.append(["constant", first, last, segment.start_lr])
         else:
-            described.append([segment.form, segment.start_tokens, segment.end_tokens, segment.start_lr, segment.end_lr])
+            described.append([segment.form, segment.start, segment.end, segment.start_lr, segment.end_lr])
     return described
 
 
 def moved(curve: Curve, by: int) -> Curve:
-    """The same curve `by` tokens earlier."""
-    return tuple(
-        replace(segment, start_tokens=segment.start_tokens - by, end_tokens=segment.end_tokens - by)
-        for segment in curve
-    )
+    """The same curve earlier by `by`."""
+    return tuple(replace(segment, start=segment.start - by, end=segment.end - by) for segment in curve)
 
 
 def shortened(curve: Curve, by: int) -> Curve:
-    """The same curve with its last constant segment shorter by `by` tokens; everything after it comes earlier.
+    """The same curve with its last constant segment shorter by `by`; everything after it comes earlier.
 
     The caller makes sure that there is such a segment and that it is long enough.
     """
     index = max(index for index, segment in enumerate(curve) if segment.is_flat)
-    flat = replace(curve[index], end_tokens=curve[index].end_tokens - by)
-    kept = (flat,) if flat.end_tokens > flat.start_tokens else ()
+    flat = replace(curve[index], end=curve[index].end - by)
+    kept = (flat,) if flat.end > flat.start else ()
     return (*curve[:index], *kept, *moved(curve[index + 1 :], by))
 
 
 def warmup_end(curve: Curve) -> int:
     """The position where the rate reaches its peak."""
     first = curve[0]
-    return first.end_tokens if first.end_lr > first.start_lr else first.start_tokens
+    return first.end if first.end_lr > first.start_lr else first.start
 
 
 def stable_end(curve: Curve) -> int | None:
@@ -199,16 +196,16 @@ def stable_end(curve: Curve) -> int | None:
     if not after_warmup or not after_warmup[0].is_flat or len(after_warmup) > 2:
         return None
     is_decay = len(after_warmup) == 2 and not after_warmup[1].is_flat
-    return after_warmup[0].end_tokens if is_decay or len(after_warmup) == 1 else None
+    return after_warmup[0].end if is_decay or len(after_warmup) == 1 else None
 
 
 def extremes(curve: Curve, start: int, end: int) -> tuple[float, float, float]:
     """The rates at the start, at the highest point and at the end of a stretch. At a step the end has the rate before
     it."""
-    parts = [piece for piece in curve if piece.end_tokens > start and piece.start_tokens < end]
+    parts = [piece for piece in curve if piece.end > start and piece.start < end]
     if not parts:
         return (rate_at(curve, start),) * 3
-    ends = [(piece.at(max(piece.start_tokens, start)), piece.at(min(piece.end_tokens, end))) for piece in parts]
+    ends = [(piece.at(max(piece.start, start)), piece.at(min(piece.end, end))) for piece in parts]
     return ends[0][0], max(max(pair) for pair in ends), ends[-1][1]
 
 
@@ -224,54 +221,54 @@ def prefix_signature(curve: Curve, start: int, end: int) -> tuple:
 # --- of a schedule's section ------------------------------------------------------------------
 
 
-def span_tokens(span: float, total: int) -> int:
-    """A span of a run in tokens: below 1 it is a fraction of the whole."""
+def span_length(span: float, total: int) -> int:
+    """A span of a run in its unit: below 1 it is a fraction of the whole."""
     return round(span * total) if span < 1 else round(span)
 
 
 def decay_start(schedule: LrSchedule, total: int) -> int | None:
-    """The position where the rate of a run of `total` tokens begins to fall; None where it falls right after the
+    """The position where the rate of a run of length `total` begins to fall; None where it falls right after the
     warm-up, or is piecewise."""
     if schedule.kind == "constant":
         return total
-    return total - span_tokens(schedule.decay, total) if schedule.kind == "wsd" else None
+    return total - span_length(schedule.decay, total) if schedule.kind == "wsd" else None
 
 
 def curve_of(schedule: LrSchedule, lr: float, start: int, total: int, key: str) -> Curve:
-    """The curve of a schedule's section over `total` tokens from position `start`.
+    """The curve of a schedule's section over a length of `total` from position `start`.
 
     lr: the highest rate: `optimizer.lr`, or where it begins for `from: current`. Raises InputError, with `key`, where
     the parts do not fit into the total.
     """
-    warmup = span_tokens(schedule.warmup, total)
+    warmup = span_length(schedule.warmup, total)
     if schedule.kind == "piecewise":
         return build_piecewise(lr, start, total, warmup, _reached(schedule, warmup, total, key))
-    decay = span_tokens(schedule.decay, total) if schedule.kind == "wsd" else 0
+    decay = span_length(schedule.decay, total) if schedule.kind == "wsd" else 0
     if warmup + decay > total:
         stretches = f"a warm-up of {warmup}" + (f" and a decay of {decay}" if decay else "")
-        raise InputError(f"found {stretches} tokens in a run of {total}; expected them to fit into it", key=key)
+        raise InputError(f"found {stretches} in a run of {total}; expected them to fit into it", key=key)
     form = FORM_OF[schedule.decay_shape]
     return build(schedule.kind, lr, start, total, warmup, decay, schedule.min_lr_ratio, form)
 
 
 def _reached(schedule: LrSchedule, warmup: int, total: int, key: str) -> tuple[Reached, ...]:
-    """The points of a piecewise rate in tokens, checked."""
+    """The points of a piecewise rate as positions, checked."""
     if not schedule.points:
         example = "points: [{at: 0.8, ratio: 1}, {at: 1, ratio: 0.1, shape: cosine}]"
         raise InputError(f"found kind: piecewise without points; expected for example {example}", key=key)
     if warmup > total:
-        problem = f"found a warm-up of {warmup} tokens in a run of {total}; expected it to fit into it"
+        problem = f"found a warm-up of {warmup} in a run of {total}; expected it to fit into it"
         raise InputError(problem, key=key)
     found: list[Reached] = []
     for number, point in enumerate(schedule.points):
-        tokens = round(point.at * total) if point.at <= 1 else round(point.at)
+        position = round(point.at * total) if point.at <= 1 else round(point.at)
         form = FORM_OF.get(point.shape, point.shape)
-        before = max(found[-1].tokens if found else 0, warmup)
+        before = max(found[-1].position if found else 0, warmup)
         what = "the end of the warm-up" if before == warmup else "the point before"
-        problem = f"found points[{number}] at {tokens} tokens"
-        if tokens > total:
+        problem = f"found points[{number}] at {position}"
+        if position > total:
             raise InputError(f"{problem} in a run of {total}; expected at most as many, or a fraction of it", key=key)
-        if tokens <= before and (number or tokens):
+        if position <= before and (number or position):
             raise InputError(f"{problem}, and {what} at {before}; expected it later", key=key)
-        found.append(Reached(tokens, point.ratio, form))
+        found.append(Reached(position, point.ratio, form))
     return tuple(found)

@@ -1,7 +1,7 @@
 """The steps of a stage: how large each one is, also while the batch or the context grows.
 
-A ramp doubles a value step by step over a number of tokens. With n doublings over T tokens, each smaller value is used
-for T / n tokens. The position where a step begins decides its values: a step is never split.
+A ramp doubles a value step by step over a part of the stage. With n doublings over a length T, each smaller value is
+used for T / n. The position where a step begins decides its values: a step is never split.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from functools import lru_cache
 from raystage.config.training import Ramp, RampOf, Training
 from raystage.errors import InputError
 
-# From a context length to the training FLOPs of one token in it.
-TokenCost = Callable[[int], int]
+# From a context length to the training FLOPs of one unit of progress in it.
+UnitCost = Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Doubling:
-    """A value that begins at `first`, has doubled `times` times after `over_tokens`, and then stays."""
+    """A value that begins at `first`, has doubled `times` times after `over`, and then stays."""
 
     first: int
     times: int = 0
-    over_tokens: int = 0
+    over: int = 0
 
-    def at(self, tokens: int) -> int:
-        done = self.times if tokens >= self.over_tokens else tokens * self.times // self.over_tokens
+    def at(self, position: int) -> int:
+        done = self.times if position >= self.over else position * self.times // self.over
         return self.first * 2**done
 
     def changes(self) -> tuple[int, ...]:
-        """The first whole token of each value except the first."""
-        return tuple(-(-number * self.over_tokens // self.times) for number in range(1, self.times + 1))
+        """The first whole position of each value except the first."""
+        return tuple(-(-number * self.over // self.times) for number in range(1, self.times + 1))
 
 
 @dataclass(frozen=True)
 class StepSegment:
-    """Equal steps, up to the next segment. start_steps, start_tokens: counted from the stage's start."""
+    """Equal steps, up to the next segment. start_steps, start: counted from the stage's start."""
 
     start_steps: int
-    start_tokens: int
-    batch_tokens: int
+    start: int
+    batch: int
     context_length: int
 
 
@@ -55,27 +55,27 @@ class StepSchedule:
         """The segment of step number `step` of the stage, from 0."""
         return next(segment for segment in reversed(self.segments) if segment.start_steps <= step)
 
-    def tokens(self, steps: float) -> float:
-        """Tokens of the first `steps` steps; a whole number for whole steps."""
+    def duration(self, steps: float) -> float:
+        """How far the first `steps` steps come; a whole number for whole steps."""
         segment = self.at(steps)
-        return segment.start_tokens + (steps - segment.start_steps) * segment.batch_tokens
+        return segment.start + (steps - segment.start_steps) * segment.batch
 
-    def steps_for(self, tokens: int) -> int:
-        """The fewest whole steps with at least `tokens` tokens."""
-        segment = next((one for one in reversed(self.segments) if one.start_tokens < tokens), self.segments[0])
-        return segment.start_steps + -(-(tokens - segment.start_tokens) // segment.batch_tokens)
+    def steps_for(self, duration: int) -> int:
+        """The fewest whole steps that come as far as `duration`."""
+        segment = next((one for one in reversed(self.segments) if one.start < duration), self.segments[0])
+        return segment.start_steps + -(-(duration - segment.start) // segment.batch)
 
-    def flops(self, steps: int, cost: TokenCost) -> int:
+    def flops(self, steps: int, cost: UnitCost) -> int:
         """Training FLOPs of the first `steps` steps."""
-        return sum(count * one.batch_tokens * cost(one.context_length) for one, count in self._counted(steps))
+        return sum(count * one.batch * cost(one.context_length) for one, count in self._counted(steps))
 
-    def steps_for_flops(self, flops: int, cost: TokenCost) -> int:
+    def steps_for_flops(self, flops: int, cost: UnitCost) -> int:
         """The fewest whole steps that take at least `flops` training FLOPs."""
         segment = next(
             (one for one in reversed(self.segments) if self.flops(one.start_steps, cost) < flops), self.segments[0]
         )
         left = flops - self.flops(segment.start_steps, cost)
-        return segment.start_steps + -(-left // (segment.batch_tokens * cost(segment.context_length)))
+        return segment.start_steps + -(-left // (segment.batch * cost(segment.context_length)))
 
     def _counted(self, steps: int) -> list[tuple[StepSegment, int]]:
         """Each segment that begins within the first `steps` steps, with its number of steps among them."""
@@ -90,14 +90,14 @@ class StepSchedule:
 def doubling_steps(batch: Doubling, context: Doubling) -> StepSchedule:
     """The steps of a stage whose batch (in tokens) and context length double as given."""
     segments: list[StepSegment] = []
-    steps = tokens = 0
+    steps = position = 0
     for change in sorted({0, *batch.changes(), *context.changes()}):
         if segments:
-            taken = max(0, -(-(change - tokens) // segments[-1].batch_tokens))
-            steps, tokens = steps + taken, tokens + taken * segments[-1].batch_tokens
+            taken = max(0, -(-(change - position) // segments[-1].batch))
+            steps, position = steps + taken, position + taken * segments[-1].batch
             if not taken:  # one long step passed two changes
                 continue
-        segments.append(StepSegment(steps, tokens, batch.at(tokens), context.at(tokens)))
+        segments.append(StepSegment(steps, position, batch.at(position), context.at(position)))
     return StepSchedule(tuple(segments))
 
 
@@ -124,13 +124,13 @@ def _doubling(ramp: RampOf | None, value: int) -> Doubling:
     return Doubling(ramp.start, (value // ramp.start).bit_length() - 1, ramp.over.tokens)
 
 
-def rate_factor(training: Training, batch_tokens: int) -> float:
-    """What the learning rate of a step of `batch_tokens` tokens is multiplied by: 1 in a step of the stage's own batch.
+def rate_factor(training: Training, batch: int) -> float:
+    """What the learning rate of a step of size `batch` is multiplied by: 1 in a step of the stage's own batch.
 
     linear: Goyal et al. (1706.02677). sqrt: the noise of Adam's update stays the same (Malladi et al., 2205.10287).
     """
     how = training.ramp.scale_lr if training.ramp else "none"
-    share = batch_tokens / training.global_batch_tokens
+    share = batch / training.global_batch_tokens
     return {"none": 1.0, "linear": share, "sqrt": math.sqrt(share)}[how]
 
 
@@ -149,8 +149,8 @@ def check_ramp(training: Training, context_length: int) -> None:
         if ramp is not None:
             _check_doubles(ramp, values[name], f"training.ramp.{name}")
     for segment in step_schedule(training, context_length).segments:
-        sequences, left = divmod(segment.batch_tokens, segment.context_length)
-        step = f"steps of {segment.batch_tokens} tokens in a context of {segment.context_length}"
+        sequences, left = divmod(segment.batch, segment.context_length)
+        step = f"steps of {segment.batch} tokens in a context of {segment.context_length}"
         if left:
             problem = f"found {step} on the way; expected whole sequences"
             raise InputError(f"{problem}, as with a larger batch or a ramp of context_length", key="training.ramp")
@@ -168,11 +168,11 @@ def _check_doubles(ramp: RampOf, value: int, key: str) -> None:
         raise InputError(f"found {ramp.start}; {expected}", key=f"{key}.from")
 
 
-def check_ramp_fits(training: Training, stage_tokens: int) -> None:
-    """Refuse a ramp that is longer than its stage of `stage_tokens` tokens: it must reach the stage's own values."""
+def check_ramp_fits(training: Training, stage_duration: int) -> None:
+    """Refuse a ramp that is longer than its stage of `stage_duration` tokens: it must reach the stage's own values."""
     ramp = training.ramp
     for name in Ramp.OVER if ramp else ():
         one = getattr(ramp, name)
-        if one is not None and one.over.tokens > stage_tokens:
-            problem = f"found {one.over.tokens} in a stage of {stage_tokens} tokens; expected at most as many"
+        if one is not None and one.over.tokens > stage_duration:
+            problem = f"found {one.over.tokens} in a stage of {stage_duration} tokens; expected at most as many"
             raise InputError(problem, key=f"training.ramp.{name}.over.tokens")

@@ -15,8 +15,9 @@ from raystage.models import rope
 from raystage.models.shape import num_params
 from raystage.plans.cadence import MOST_SHARE
 from raystage.plans.learning_rate import Curve, rate_at
-from raystage.plans.length import waits_for_evaluations
-from raystage.plans.plan import Plan, StagePlan
+from raystage.plans.open_ends import waits_for_evaluations
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_layers
 from raystage.results.data_use import data_warnings
 from raystage.results.differences import is_staged
@@ -69,10 +70,10 @@ def grows(stage: StagePlan) -> bool:
 
 
 def _late_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
-    share = _share_done(stage.rate, stage.start_tokens)
+    share = _share_done(stage.rate, stage.start)
     if stage.training.lr_schedule.kind != "cosine" or share < LATE_COSINE_SHARE:
         return None
-    left = rate_at(stage.rate, stage.start_tokens) / stage.training.optimizer.lr
+    left = rate_at(stage.rate, stage.start) / stage.training.optimizer.lr
     return Advice(
         f"stages[{index}].grow",
         f"grows at {format_share(share)} of a cosine, where the rate is down to {format_share(left)}; late growth "
@@ -82,7 +83,7 @@ def _late_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | Non
 
 
 def _one_layer_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
-    begins_anew = _share_done(stage.rate, stage.start_tokens) == 0
+    begins_anew = _share_done(stage.rate, stage.start) == 0
     if stage.training.lr_schedule.kind != "cosine" or begins_anew or stage.parent_shape.num_layers != 1:
         return None
     return Advice(
@@ -136,19 +137,19 @@ def _locked_duplicates(plan: Plan, index: int, stage: StagePlan) -> Advice | Non
 
 def _inside_decay(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
     decay_start = _decay_start(stage.rate)
-    begins_anew = _share_done(stage.rate, stage.start_tokens) == 0
-    if stage.training.lr_schedule.kind != "wsd" or begins_anew or stage.start_tokens < decay_start:
+    begins_anew = _share_done(stage.rate, stage.start) == 0
+    if stage.training.lr_schedule.kind != "wsd" or begins_anew or stage.start < decay_start:
         return None
     return Advice(
         f"stages[{index}].grow",
-        f"grows at {format_count(stage.start_tokens)} tokens, though the rate decays from "
-        f"{format_count(decay_start)} tokens on; the grown model needs some of the stable phase to catch up",
+        f"grows at {format_count(stage.start)} {stage.unit}, though the rate decays from "
+        f"{format_count(decay_start)} {stage.unit} on; the grown model needs some of the stable phase to catch up",
         f"{BU}: grow before the end of the stable phase, by the steps that catching up takes",
     )
 
 
 def _beyond_cap(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
-    share = stage.start_tokens / plan.staged.tokens
+    share = stage.start / plan.staged.duration
     if share <= LATEST_GROWTH_SHARE:
         return None
     return Advice(
@@ -160,13 +161,13 @@ def _beyond_cap(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
 
 
 def _short_stage(plan: Plan, index: int, stage: StagePlan) -> Advice | None:
-    warmup = _warmup_tokens(stage.rate)
-    if stage.tokens > warmup:
+    warmup = _warmup_length(stage.rate)
+    if stage.duration > warmup:
         return None
     return Advice(
         f"stages[{index}].until",
-        f"ends after {format_count(stage.tokens)} tokens, and the warm-up of its rate takes {format_count(warmup)}; "
-        f"a stage that short can hardly matter",
+        f"ends after {format_count(stage.duration)} {stage.unit}, and the warm-up of its rate takes "
+        f"{format_count(warmup)}; a stage that short can hardly matter",
         "raystage's own rule of thumb",
     )
 
@@ -279,25 +280,25 @@ _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
 )  # fmt: skip
 
 
-def _share_done(curve: Curve, tokens: int) -> float:
+def _share_done(curve: Curve, position: int) -> float:
     """The share of a learning-rate schedule before a position; 0 if the stage starts a schedule of its own."""
-    start, end = curve[0].start_tokens, curve[-1].end_tokens
-    return (tokens - start) / (end - start)
+    start, end = curve[0].start, curve[-1].end
+    return (position - start) / (end - start)
 
 
 def _decay_start(curve: Curve) -> float:
     """Where the learning rate first falls, also in a step; infinite if it never does."""
-    falls = [piece.start_tokens for piece in curve if piece.end_lr < piece.start_lr]
-    steps = [after.start_tokens for before, after in pairwise(curve) if after.start_lr < before.end_lr]
+    falls = [piece.start for piece in curve if piece.end_lr < piece.start_lr]
+    steps = [after.start for before, after in pairwise(curve) if after.start_lr < before.end_lr]
     return min((*falls, *steps), default=math.inf)
 
 
-def _warmup_tokens(curve: Curve) -> int:
+def _warmup_length(curve: Curve) -> int:
     first = curve[0]
-    return first.end_tokens - first.start_tokens if first.start_lr < first.end_lr else 0
+    return first.end - first.start if first.start_lr < first.end_lr else 0
 
 
 def _rate_key(plan: Plan, last: StagePlan) -> str:
     """The key of the schedule for the learning rate. One that does not span the whole run belongs to the stage."""
-    spans_run = last.rate[0].start_tokens == 0 and last.rate[-1].end_tokens == plan.staged.tokens
+    spans_run = last.rate[0].start == 0 and last.rate[-1].end == plan.staged.duration
     return "training.lr_schedule" if spans_run else f"stages[{len(plan.staged.stages) - 1}].training.lr_schedule"

@@ -12,7 +12,8 @@ from typing import Any
 
 from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_rows
 from raystage.results.differences import is_staged
@@ -39,7 +40,7 @@ from raystage.results.tuning import compared, measure_tuning
 DONE = ("FINISHED", "REUSED")
 
 # Fields that add up along a chain of stages.
-_SUMMED = ("tokens", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops")
+_SUMMED = ("duration", "steps", "flops", "seconds", "worker_seconds", "evaluation_seconds", "evaluation_flops")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def build_report(
         warnings=doubts(plan, records, savings, given_up.stages),
         data=data_rows(best.staged, records),
         environment={**environment, **_trained_on(records)} if environment else {},
+        unit=plan.staged.unit,
     )
     return finite(report)
 
@@ -98,7 +100,7 @@ def _savings(savings: Savings, over: OverSeeds | None) -> SavingsPart:
 
 
 def curve(run: RunPlan, records: Mapping[str, StageRecord]) -> tuple[Evaluation, ...]:
-    """The evaluations of the finished stages of a chain; tokens and FLOPs are counted from the start of the run."""
+    """The evaluations of the finished stages of a chain; positions and FLOPs are counted from the start of the run."""
     return tuple(point for record in finished(run.stages, records) for point in record.evaluations)
 
 
@@ -114,7 +116,7 @@ def _stage_row(
     return StageRow(
         **_row(RunPlan(stage.name, (stage,)), records, states, starts),
         growth=_growth(record.growth) if record and record.growth else None,
-        start_tokens=begun.start_tokens,
+        start=begun.start,
         start_flops=begun.start_flops,
         start_seconds=starts[stage.key],
         stopped_by=record.stopped_by if record else None,
@@ -131,7 +133,7 @@ def _budget_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mappin
     return BudgetRow(
         **_row(run, records, states, _start_seconds(run, records)),
         growth=None,
-        budget_tokens=run.tokens,
+        budget=run.duration,
         tokens_per_parameter=tokens_per_parameter(run),
     )
 
@@ -186,6 +188,7 @@ def _row(
         "perplexity": perplexity(chain[-1].eval_loss) if done else None,
         "accuracy": end.accuracy if end else None,
         "metrics": dict(end.metrics) if end else None,
+        "unit": last.unit,
         "evaluations": tuple(
             EvaluationPoint(
                 **{**vars(point), "sources": losses_by_name(point, run)},

@@ -19,7 +19,7 @@ def tuning_table(report: RunReport) -> Table:
     tuning = report.tuning
     if not tuning:
         return Table("Tuning", (), ())
-    budgets = [loss.budget_tokens for loss in tuning.baseline.rows[0].eval_losses]
+    budgets = [loss.budget for loss in tuning.baseline.rows[0].eval_losses]
     columns = ("value", "staged run", *(f"baseline, {format_count(budget)} tokens" for budget in budgets))
     sides = zip(tuning.staged.rows, tuning.baseline.rows, strict=True)
     note = (

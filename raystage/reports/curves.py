@@ -1,4 +1,4 @@
-"""The curves of a report: held-out and training loss over tokens, FLOPs and time. Every picture of a run uses them."""
+"""The curves of a report: held-out and training loss over progress, FLOPs and time. Every picture uses them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Point:
     seconds: wall-clock without evaluation; None in reports of older versions.
     """
 
-    tokens: float
+    position: float
     flops: float
     loss: float
     seconds: float | None = None
@@ -72,7 +72,8 @@ def staged_points(stages: Sequence[StageCurve]) -> tuple[Point, ...]:
 def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
     """The range of losses to show: all but the steep first part of each curve, with room below for text."""
     lowest = min(point.loss for curve in curves for point in curve)
-    highest = max(point.loss for curve in curves for point in curve if point.tokens >= _STEEP_PART * curve[-1].tokens)
+    late = [point for curve in curves for point in curve if point.position >= _STEEP_PART * curve[-1].position]
+    highest = max(point.loss for point in late)
     span = (highest - lowest) or 0.1
     return lowest - 0.2 * span, highest + 0.06 * span
 
@@ -80,9 +81,9 @@ def loss_range(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
 def _stage(row: StageRow, on_half: bool) -> StageCurve:
     """After a growth, the loss of the certificate is the first point, unless an evaluation is there."""
     points, growth = _evaluated(row, on_half), row.growth
-    if growth and points and points[0].tokens > row.start_tokens:
+    if growth and points and points[0].position > row.start:
         loss = growth.certificate.eval_loss_after
-        grown = () if loss is None else (Point(row.start_tokens, row.start_flops, loss, _end_of_growth(row, growth)),)
+        grown = () if loss is None else (Point(row.start, row.start_flops, loss, _end_of_growth(row, growth)),)
         points = grown + points
     train = tuple(_point(one, one.loss) for one in row.train if one.loss is not None)
     return StageCurve(row.name, row.num_layers, points, train, growth.operator if growth else None)
@@ -98,7 +99,7 @@ def _baseline(row: BudgetRow, on_half: bool) -> BaselineCurve:
     if row.eval_loss is not None:
         timed = all(point.seconds is not None for point in points)
         loss = row.evaluations[-1].judging_loss if on_half else row.eval_loss
-        end = Point(row.tokens, row.flops, loss, row.seconds if timed else None)
+        end = Point(row.duration, row.flops, loss, row.seconds if timed else None)
     return BaselineCurve(points, end, row.name)
 
 
@@ -114,7 +115,7 @@ def _evaluated(row: ResultRow, on_half: bool) -> tuple[Point, ...]:
 
 
 def _point(one: EvaluationPoint | TrainingPoint, loss: float) -> Point:
-    return Point(one.tokens, one.flops, loss, one.run_seconds)
+    return Point(one.position, one.flops, loss, one.run_seconds)
 
 
 def saving_words(savings: SavingsPart) -> tuple[str, str]:

@@ -44,7 +44,7 @@ _LOSS_LABEL = "held-out loss (nats per token)"
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of the x axis. field: of a point. words: makes text of a value for a sentence."""
+    """A unit of the x axis, not only of progress. field: of a point. words: makes text of a value for a sentence."""
 
     field: str
     name: str
@@ -55,13 +55,21 @@ class Unit:
     is_log: bool = False
 
 
-UNITS = (
-    Unit("flops", "FLOPs", "training compute (FLOPs)", format_flops, lambda value: f"{format_flops(value)} FLOPs",
-         log_ticks, is_log=True),
-    Unit("tokens", "tokens", "training tokens", format_count, lambda value: f"{format_count(value)} tokens",
-         linear_ticks),
-    Unit("seconds", "time", "training time (h:mm:ss)", format_seconds, format_seconds, time_ticks),
-)  # fmt: skip
+_FLOPS = Unit("flops", "FLOPs", "training compute (FLOPs)", format_flops, lambda value: f"{format_flops(value)} FLOPs",
+              log_ticks, is_log=True)  # fmt: skip
+_SECONDS = Unit("seconds", "time", "training time (h:mm:ss)", format_seconds, format_seconds, time_ticks)
+
+
+def _units(reports: Sequence[RunReport]) -> tuple[Unit, ...]:
+    """Progress is an axis where all stages count in one unit."""
+    counted = {row.unit for report in reports for row in (*report.stages, *report.baseline.runs)}
+    if len(counted) != 1:
+        return _FLOPS, _SECONDS
+    (name,) = counted
+    progress = Unit(
+        "position", name, f"training {name}", format_count, lambda value: f"{format_count(value)} {name}", linear_ticks
+    )
+    return _FLOPS, progress, _SECONDS
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,11 @@ def run_panels(report: RunReport, identity: str) -> list[Panel]:
             (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report.savings, unit)),
         )
 
-    return _panels(chart, curves, identity)
+    return _panels(chart, curves, identity, _units([report]))
 
 
 def run_sheet(report: RunReport) -> str:
-    """The curves of a run over compute and over tokens, with the verdict and the legend, as an SVG file."""
+    """The curves of a run over compute and over progress, with the verdict and the legend, as an SVG file."""
     panels = [panel.wide for panel in run_panels(report, "curves") if panel.unit.field != "seconds"]
     verdict = f"{report.name}: {report.savings.verdict}" + ("" if panels else "; no evaluation yet")
     return sheet(verdict, panels, run_legend(report))
@@ -116,7 +124,7 @@ def comparison_panels(reports: Sequence[RunReport], identity: str) -> list[Panel
         summary = f"Held-out loss of {len(runs)} staged runs over {unit.label}. {' '.join(words)}"
         return Chart(summary, x, y, lines=tuple(lines), marks=tuple(marks))
 
-    return _panels(chart, curves, identity)
+    return _panels(chart, curves, identity, _units(reports))
 
 
 def run_legend(report: RunReport) -> list[tuple[str, str]]:
@@ -150,7 +158,10 @@ def colour(number: int) -> str:
 
 
 def _panels(
-    chart: Callable[[Unit, ChartAxis, ChartAxis], Chart], curves: Sequence[Sequence[Point]], identity: str
+    chart: Callable[[Unit, ChartAxis, ChartAxis], Chart],
+    curves: Sequence[Sequence[Point]],
+    identity: str,
+    units: Sequence[Unit],
 ) -> list[Panel]:
     """A panel for each unit that the points have. All points of `curves` are inside the axes."""
     curves = [curve for curve in curves if curve]
@@ -158,7 +169,7 @@ def _panels(
         return []
     low, high = loss_range(curves)
     panels = []
-    for unit in UNITS:
+    for unit in units:
         extent = _extent(unit, curves, high)
         if extent is None:
             continue

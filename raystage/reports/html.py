@@ -143,7 +143,7 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
         ("compute saved", over_seeds(savings, "compute_saved"), str),
         ("speed-up in compute", speed_up(savings), str),
         ("time saved", over_seeds(savings, "time_saved"), str),
-        ("tokens saved", over_seeds(savings, "tokens_saved"), str),
+        (f"{report.unit} saved", over_seeds(savings, "duration_saved"), str),
         (
             "loss difference at equal FLOPs",
             over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format),

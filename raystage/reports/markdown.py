@@ -44,14 +44,14 @@ def beside_the_verdict(savings: SavingsPart) -> list[str]:
     judged = [half] if savings.is_judged_on_half else []
     if savings.seeds:
         return [*_over_seeds(savings.seeds), *judged]
-    shares = (("Wall-clock time", savings.time_saved), ("Tokens", savings.tokens_saved))
+    shares = (("Wall-clock time", savings.time_saved), ("Tokens", savings.duration_saved))
     said = [f"{what} saved: {format_share(share)}." for what, share in shares if share is not None]
     at_equal_flops = savings.at_equal_flops
     return [*said, *([sentence(at_equal_flops)] if at_equal_flops else []), *judged]
 
 
 def _over_seeds(over: OverSeeds) -> list[str]:
-    shares = (("Wall-clock time", over.time_saved), ("Tokens", over.tokens_saved))
+    shares = (("Wall-clock time", over.time_saved), ("Tokens", over.duration_saved))
     said = [f"{what} saved: {format_interval(found)}." for what, found in shares if found]
     difference = over.loss_difference_at_equal_flops
     between = format_interval(difference, "{:+.3f}".format) if difference else None

@@ -12,7 +12,8 @@ from rich.text import Text
 from raystage.growth.checks import changed_positions
 from raystage.models import rope
 from raystage.plans.memory import MemoryEstimate
-from raystage.plans.plan import Plan, StagePlan, flops_shared
+from raystage.plans.plan import Plan, flops_shared
+from raystage.plans.stage import StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.columns import WholeTable
 from raystage.reports.columns import name_column as _name
@@ -55,8 +56,8 @@ _STAGE = _PlanColumn("stage", lambda plan, stage: stage.name, lambda plan: "tota
 _SIZES = (
     _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
     _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
-    _PlanColumn("tokens", lambda plan, stage: _most([stage]) + format_count(stage.tokens),
-                lambda plan: _most(plan.staged.stages) + format_count(plan.staged.tokens)),
+    _PlanColumn("tokens", lambda plan, stage: _most([stage]) + format_count(stage.duration),
+                lambda plan: _most(plan.staged.stages) + format_count(plan.staged.duration)),
     _PlanColumn("steps", lambda plan, stage: str(stage.steps),
                 lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
     _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
@@ -147,7 +148,7 @@ def _baseline_lines(plan: Plan) -> list[str]:
     if not plan.baselines:
         return ["No baseline: the run will not measure what it saves."]
     budgets = ", ".join(
-        f"{format_count(run.tokens)} tokens ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
+        f"{format_count(run.duration)} {run.unit} ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
     )
     lines = [f"Baseline: {format_layers(plan.staged.stages[-1].shape.num_layers)} from scratch for {budgets}."]
     apart, shared = sum(run.flops for run in plan.baselines), plan.baseline_flops_shared()
@@ -207,7 +208,7 @@ def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
                                          *(_number(one.rule) for one in suggestions)])  # fmt: skip
     for index, stage in enumerate(stages):
         suggested = (format_count(one.tokens[index]) for one in suggestions)
-        table.add_row(stage.name, str(stage.shape.num_layers), format_count(stage.tokens), *suggested)
+        table.add_row(stage.name, str(stage.shape.num_layers), format_count(stage.duration), *suggested)
     table.add_section()
     table.add_row("FLOPs", "", format_flops(plan.staged.flops), *(format_flops(one.flops) for one in suggestions))
     table.add_row("predicted saving", "", format_share(plan.predicted_saving),

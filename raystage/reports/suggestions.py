@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raystage.models.shape import num_body_params
-from raystage.plans.plan import Plan, StagePlan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.reports.advice import G_STACK, grows
 from raystage.reports.formats import format_layers
 from raystage.units import format_count, format_share
@@ -90,7 +91,7 @@ def _phases(stages: Sequence[StagePlan]) -> tuple[Phase, ...]:
 
 def _by_prop_alpha(plan: Plan, phases: Sequence[Phase]) -> Suggestion:
     count, layers = len(phases), [phase[0].shape.num_layers for phase in phases]
-    wanted = prop_alpha_tokens(plan.staged.tokens, count)
+    wanted = prop_alpha_tokens(plan.staged.duration, count)
     notes = [f"the exponent is {PROP_ALPHA:g}, raystage's choice: tokens in proportion to the stage's number"]
     if any(depth * count != layers[-1] * number for number, depth in enumerate(layers, 1)):
         shown = ", ".join(map(str, layers))
@@ -100,7 +101,7 @@ def _by_prop_alpha(plan: Plan, phases: Sequence[Phase]) -> Suggestion:
 
 def _by_g_stack(plan: Plan, phases: Sequence[Phase]) -> Suggestion:
     """The tokens before the last growth, shared among the earlier sizes in their present proportions."""
-    total, params = plan.staged.tokens, num_body_params(phases[-1][0].shape)
+    total, params = plan.staged.duration, num_body_params(phases[-1][0].shape)
     formula = g_stack_tokens(params, plan.scratch_flops)
     low, high = (share * total for share in G_STACK_SHARES)
     before = min(max(formula, low), high)
@@ -142,13 +143,13 @@ def _suggestion(
     spread = [
         tokens
         for phase, size in zip(phases, wanted, strict=True)
-        for tokens in _in_proportion(size, [stage.tokens for stage in phase])
+        for tokens in _in_proportion(size, [stage.duration for stage in phase])
     ]
     tokens = _whole_steps(plan.staged.stages, spread)
-    per_token = [stage.token_flops(stage.shape.context_length) for stage in plan.staged.stages]
+    per_token = [stage.unit_flops(stage.shape.context_length) for stage in plan.staged.stages]
     flops = sum(count * each for count, each in zip(tokens, per_token, strict=True))
     # With different batch sizes, whole steps may not add up to the exact total.
-    scratch_flops = sum(tokens) * (plan.scratch_flops // plan.staged.tokens)
+    scratch_flops = sum(tokens) * (plan.scratch_flops // plan.staged.duration)
     return Suggestion(
         rule=rule,
         tokens=tokens,
@@ -164,7 +165,7 @@ def _whole_steps(stages: Sequence[StagePlan], wanted: Sequence[float]) -> tuple[
     """The nearest whole steps of each stage, at least one. The last stage gets the rest of the total."""
     sizes = [stage.training.global_batch_tokens for stage in stages]
     tokens = [size * max(1, round(each / size)) for size, each in zip(sizes[:-1], wanted[:-1], strict=True)]
-    left = sum(stage.tokens for stage in stages) - sum(tokens)
+    left = sum(stage.duration for stage in stages) - sum(tokens)
     return (*tokens, sizes[-1] * max(1, round(left / sizes[-1])))
 
 
@@ -173,4 +174,4 @@ def _in_proportion(total: float, parts: Sequence[int]) -> list[float]:
 
 
 def _tokens(phase: Phase) -> int:
-    return sum(stage.tokens for stage in phase)
+    return sum(stage.duration for stage in phase)

@@ -125,7 +125,7 @@ def source_table(report: RunReport) -> Table:
 
     Empty for runs without a mixture.
     """
-    ended = [row for row in (*report.stages, *report.baseline.runs) if row.tokens is not None and row.evaluations]
+    ended = [row for row in (*report.stages, *report.baseline.runs) if row.duration is not None and row.evaluations]
     ends = [(row.name, sources) for row in ended if (sources := row.evaluations[-1].sources)]
     names = dict.fromkeys(name for _, sources in ends for name in sources)
     cells = [[name, *(known(sources.get(name), format_loss) for _, sources in ends)] for name in names]
@@ -177,7 +177,7 @@ def _stage_cells(row: StageRow) -> list[str]:
         row.state,
         str(row.num_layers),
         format_count(row.num_params),
-        known(row.tokens, format_count),
+        known(row.duration, format_count),
         known(row.flops, format_flops),
         known(row.seconds, format_seconds),
         *_quality_cells(row),
@@ -233,7 +233,7 @@ def _gradient_cell(certificate: CertificateRow) -> str:
 
 def _baseline_cells(row: BudgetRow) -> list[str]:
     return [
-        format_count(row.budget_tokens),
+        format_count(row.budget),
         row.state,
         f"{row.tokens_per_parameter:.3g}",
         known(row.steps, str),
@@ -260,7 +260,7 @@ def _comparison_cells(report: RunReport) -> list[str]:
         over_seeds(savings, "compute_saved") or "-",
         speed_up(savings) or "-",
         over_seeds(savings, "time_saved") or "-",
-        over_seeds(savings, "tokens_saved") or "-",
+        over_seeds(savings, "duration_saved") or "-",
         known(savings.at_eval_loss, format_loss),
         known(savings.flops_staged, format_flops),
         known(savings.flops_baseline, format_flops),

@@ -87,7 +87,7 @@ class _ReportColumn:
 _WHAT = (
     _ReportColumn("layers", lambda row: str(row.num_layers)),
     _ReportColumn("params", lambda row: format_count(row.num_params)),
-    _ReportColumn("tokens", lambda row: known(row.tokens, format_count)),
+    _ReportColumn("tokens", lambda row: known(row.duration, format_count)),
 )
 
 

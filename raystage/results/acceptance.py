@@ -15,7 +15,7 @@ from raystage.config.conditions import OF_GROWTH, Accept, Overfitting
 from raystage.config.stage import Require
 from raystage.errors import GrowthRejected
 from raystage.growth.checks import changed_positions
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord, TrainPoint
 
 _NOT_MEASURED = "it was not measured"
@@ -124,7 +124,7 @@ def _overfits(rule: Overfitting | None, record: StageRecord) -> str | None:
         problem = f"expected at least {times + 2} evaluations, found {len(held_out)}"
         return f"overfitting: {problem}; evaluate more often, or remove it"
     losses = [point.loss for point in held_out[1:]]
-    borders, start = [point.tokens for point in held_out], record.evaluations[0].tokens
+    borders, start = [point.position for point in held_out], record.evaluations[0].position
     training = [_mean_between(record.train, start, *pair) for pair in pairwise(borders)]
     if not (_rises(losses) and _rises(training[::-1])):
         return None
@@ -139,11 +139,11 @@ def _mean_between(train: Sequence[TrainPoint], start: int, left: int, right: int
 
     Training makes a point at every evaluation, so every point lies wholly on one side of an evaluation.
     """
-    begins = [start, *(point.tokens for point in train)]
+    begins = [start, *(point.position for point in train)]
     inside = [
-        (point.tokens - begin, point.loss)
+        (point.position - begin, point.loss)
         for begin, point in zip(begins, train, strict=False)
-        if left < point.tokens <= right
+        if left < point.position <= right
     ]
     tokens = sum(weight for weight, _ in inside)
     return sum(weight * loss for weight, loss in inside) / tokens if tokens else math.nan

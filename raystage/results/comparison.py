@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.differences import differences, is_staged
 from raystage.results.ledger import net_cost
 from raystage.results.record import StageRecord
@@ -20,7 +21,7 @@ _MOST_NAMES = 4
 
 def tokens_per_parameter(run: RunPlan) -> float:
     """Training tokens of the whole run per parameter of its last model."""
-    return run.tokens / run.stages[-1].num_params
+    return run.duration / run.stages[-1].num_params
 
 
 def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan] = ()) -> Savings:
@@ -101,7 +102,7 @@ def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool
         eval_loss=chain[-1].end.judging_loss if on_half else chain[-1].eval_loss,
         flops=sum(one.flops for one in chain),
         seconds=sum(one.seconds for one in chain),
-        tokens=sum(one.tokens for one in chain),
+        duration=sum(one.duration for one in chain),
     )
 
 

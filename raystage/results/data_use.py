@@ -14,7 +14,8 @@ from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord, where_it_begins, with_real_ends
 from raystage.units import format_count, format_share
 
@@ -103,11 +104,11 @@ def counted_json(stage: StagePlan, counted: Mapping[str, Counted]) -> dict[str, 
 def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, int]:
     """By content the tokens that a stage reads of each source, exactly: as planned, or as its records say."""
     records = records or {}
-    tokens = records[stage.key].tokens if stage.key in records else stage.tokens
+    tokens = records[stage.key].duration if stage.key in records else stage.duration
     if stage.reading is None:
         return {stage.data.content: tokens}
     begun = with_real_ends(where_it_begins(stage, records.get(stage.parent_key)), records.get)
-    return begun.reading.tokens(begun.start_tokens, begun.start_tokens + tokens)
+    return begun.reading.tokens(begun.start, begun.start + tokens)
 
 
 def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:

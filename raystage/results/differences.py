@@ -7,7 +7,8 @@ from itertools import groupby
 
 from raystage.config.deepspeed import ONLY_LOGGED
 from raystage.config.training import LrSchedule, RampOf
-from raystage.plans.plan import Plan, StagePlan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.units import format_count, shown
 
 _RATE = "training.lr_schedule"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from raystage.plans import learning_rate
 from raystage.plans.cadence import FEWEST_TOKENS
 from raystage.plans.keys import ended_after
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.comparison import finished_run, tokens_per_parameter
 from raystage.results.data_use import Counted, repeat_doubts, uses
 from raystage.results.differences import differences, other_text, speed_differences
@@ -139,7 +140,7 @@ def _effort_doubt(plan: Plan, given_up: Sequence[StagePlan]) -> str | None:
 def _decay_doubt(side: str, run: RunPlan) -> str | None:
     last = run.stages[-1]
     peak = max(max(piece.start_lr, piece.end_lr) for piece in last.rate)
-    ratio = learning_rate.rate_at(last.rate, last.end_tokens) / peak
+    ratio = learning_rate.rate_at(last.rate, last.end) / peak
     if ratio <= _DECAYED_RATIO * (1 + 1e-9):
         return None
     return (

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from raystage.config.schedule import Costs
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.costs import Cost, Use, cost_of, minus
 from raystage.results.record import StageRecord
 from raystage.results.tuning import compared
@@ -48,11 +49,11 @@ class Ledger:
 
 
 class NetCost(NamedTuple):
-    """Of several stages together. seconds: wall-clock time. tokens: of training."""
+    """Of several stages together. seconds: wall-clock time. duration: of training, in the unit of the stages."""
 
     flops: int
     seconds: float
-    tokens: int
+    duration: int
 
 
 def net_cost(records: Iterable[StageRecord]) -> NetCost:
@@ -64,7 +65,7 @@ def net_cost(records: Iterable[StageRecord]) -> NetCost:
         spent = sum(getattr(record, field) for record in by_key.values())
         return spent - sum(getattr(prefix, field) for prefix in prefixes)
 
-    return NetCost(net("flops"), net("seconds"), net("tokens"))
+    return NetCost(net("flops"), net("seconds"), net("duration"))
 
 
 class _Work(NamedTuple):

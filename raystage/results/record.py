@@ -1,34 +1,43 @@
 """What is known about the training of a stage: the points of its curves, its growth, its record.
 
-Frozen values that can be written as JSON and read back. `tokens`, `steps` and `flops` of a point are counted from the
-start of its run, so that the curves of a chain of stages join up; `seconds` from the start of the stage.
+Frozen values that can be written as JSON and read back. `position`, `steps` and `flops` of a point are counted from the
+start of its run, so that the curves of a chain of stages join up; `seconds` from the start of the stage. A position
+and a duration are in the unit of the stage, whose name is their key in JSON: `tokens` or `samples`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
+from raystage.files.typed_json import (
+    LEFT_OUT_IF_DEFAULT,
+    LEFT_OUT_IF_EMPTY,
+    json_key,
+    to_json,
+    unit_key,
+    with_field_names,
+)
 from raystage.models.shape import ModelShape
 from raystage.plans.keys import placed
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
+from raystage.units import TOKENS, Unit
 
 
 @dataclass(frozen=True)
 class TrainPoint:
     """Training since the previous point: mean loss (nats per token), the last rate and gradient norm."""
 
-    tokens: int
+    position: int = field(metadata=unit_key())
     steps: int
     flops: int
     seconds: float
     loss: float
     lr: float
     gradient_norm: float
-    tokens_per_second: float
+    speed: float = field(metadata=unit_key("{}_per_second"))
     mfu: float | None = None
 
 
@@ -42,7 +51,7 @@ class Evaluation:
     loss on it; `loss` is then their mean by the weights of the mixture.
     """
 
-    tokens: int
+    position: int = field(metadata=unit_key())
     steps: int
     flops: int
     seconds: float
@@ -129,7 +138,7 @@ class Prefix:
     """The finished stage that a longer version of it continued from, and the training that the longer one saved."""
 
     key: str
-    tokens: int
+    duration: int = field(metadata=unit_key())
     flops: int
     seconds: float
     energy_joules: float | None = None
@@ -139,7 +148,7 @@ class Prefix:
 class StageRecord:
     """A finished stage. seconds: of growing, training and saving; evaluation is listed separately.
 
-    flops and tokens are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
+    flops and duration are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
     energy_joules: measured over `seconds`, of all workers' devices; None where one of them has no meter.
     """
 
@@ -150,7 +159,7 @@ class StageRecord:
     num_params: int
     num_workers: int
     zero_stage: int
-    tokens: int
+    duration: int = field(metadata=unit_key())
     steps: int
     flops: int
     seconds: float
@@ -164,13 +173,14 @@ class StageRecord:
     evaluations: tuple[Evaluation, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     best_checkpoints: tuple[str, ...] = ()  # folders like `checkpoint`, which may be among them; the best first
-    prefix: Prefix | None = None
+    prefix: Prefix | None = field(default=None, metadata=json_key("donor"))
     stopped_by: str = ""  # what ended it, in a sentence
     trained_for: str = ""  # the name of the run that finished it
     resizes: int = 0  # how often the number of workers changed within it; num_workers is that at its end
     energy_joules: float | None = None
     evaluation_energy_joules: float | None = None
     data: dict[str, Any] = field(default_factory=dict)  # the size of its text: `data_use.Counted`
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
     @property
     def end(self) -> Evaluation:
@@ -187,17 +197,17 @@ class StageRecord:
         return self.seconds * self.num_workers
 
     def to_json(self) -> dict[str, Any]:
-        return _with_older_name({**asdict(self), "shape": self.shape.to_json()})
+        return to_json(self) | {"shape": self.shape.to_json()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageRecord:
-        content = dict(content)
+        content = with_field_names(cls, content)
         growth = content.pop("growth")
         return cls(
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),
-            prefix=prefix_from_json(content.pop("donor", None)),
+            prefix=prefix_from_json(content.pop("prefix", None)),
             train=tuple(TrainPoint(**point) for point in content.pop("train")),
             evaluations=tuple(Evaluation(**point) for point in content.pop("evaluations")),
             **content,
@@ -214,14 +224,6 @@ def prefix_from_json(content: dict[str, Any] | None) -> Prefix | None:
     return None if content is None else Prefix(**content)
 
 
-def _with_older_name(content: dict[str, Any]) -> dict[str, Any]:
-    """Plain values as files have them: there a prefix is called `donor`, and only mixtures have losses by source."""
-    for evaluation in content["evaluations"]:
-        if not evaluation["sources"]:
-            del evaluation["sources"]
-    return {"donor" if key == "prefix" else key: value for key, value in content.items()}
-
-
 @dataclass
 class Progress:
     """The state of a stage's training. All of it is in every checkpoint, so that no restart loses any.
@@ -231,7 +233,7 @@ class Progress:
     """
 
     steps: int
-    tokens: int
+    position: int = field(metadata=unit_key())
     flops: int
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -239,36 +241,36 @@ class Progress:
     pending_losses: list[float] = field(default_factory=list)
     pending_steps: int = 0
     pending_seconds: float = 0.0
-    pending_targets: int | None = None  # None where every token is a target
+    # None where every token is a target; older versions do not know it.
+    pending_targets: int | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     num_workers: int = 0
     resizes: int = 0
     growth: GrowthRecord | None = None
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    prefix: Prefix | None = None
+    prefix: Prefix | None = field(default=None, metadata=json_key("donor"))
     energy_joules: float | None = None  # None where some of it was not measured
     evaluation_energy_joules: float | None = None
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
     @classmethod
     def at_start(cls, stage: StagePlan) -> Progress:
-        start = stage.start_steps, stage.start_tokens, stage.start_flops
-        return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0)
+        start = stage.start_steps, stage.start, stage.start_flops
+        return cls(*start, energy_joules=0.0, evaluation_energy_joules=0.0, unit=stage.unit)
 
     def to_json(self) -> dict[str, Any]:
-        content = _with_older_name(asdict(self))
-        if self.pending_targets is None:  # older versions do not know it
-            del content["pending_targets"]
-        return content
+        return to_json(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:
         # pending_loss: of older versions, always 0.
-        known = {key: value for key, value in content.items() if key not in ("pending_loss", "donor")}
+        content = with_field_names(cls, content)
+        known = {key: value for key, value in content.items() if key != "pending_loss"}
         return cls(
             **{
                 **known,
                 "growth": growth_from_json(content["growth"]),
-                "prefix": prefix_from_json(content.get("donor")),
+                "prefix": prefix_from_json(known.get("prefix")),
                 "train": [TrainPoint(**point) for point in content["train"]],
                 "evaluations": [Evaluation(**point) for point in content["evaluations"]],
             }
@@ -279,7 +281,7 @@ def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
     """The stage as it is trained after `before`, its finished parent."""
     if before is None or not before.evaluations:
         return stage
-    return placed(stage, before.end.tokens, before.end.steps, before.end.flops)
+    return placed(stage, before.end.position, before.end.steps, before.end.flops)
 
 
 def with_real_ends(stage: StagePlan, record_of: Callable[[str], StageRecord | None]) -> StagePlan:
@@ -294,5 +296,5 @@ def with_real_ends(stage: StagePlan, record_of: Callable[[str], StageRecord | No
         record = record_of(key) if key else None
         if record is None or not record.evaluations:
             break
-        earlier[place], key = replace(earlier[place], end_tokens=record.end.tokens), record.parent_key
+        earlier[place], key = replace(earlier[place], end=record.end.position), record.parent_key
     return replace(stage, earlier=tuple(earlier))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raystage.config.schedule import Costs
-from raystage.files.typed_json import LEFT_OUT_IF_EMPTY, from_json, json_key, to_json
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, to_json, unit_key
 from raystage.plans.gates import Rejection
 from raystage.results.costs import Use, cost_of
 from raystage.results.data_use import DataRow
@@ -20,6 +20,7 @@ from raystage.results.record import Certificate, Evaluation, GrowthRecord, Prefi
 from raystage.results.savings import Savings
 from raystage.results.seeds import OverSeeds
 from raystage.results.tuning import Tuning
+from raystage.units import TOKENS, Unit
 
 # --- a stage, or a budget of the baseline -----------------------------------------------------
 
@@ -41,7 +42,7 @@ class TrainingPoint(TrainPoint):
     loss: float | None
     lr: float | None = None
     gradient_norm: float | None = None
-    tokens_per_second: float | None = None
+    speed: float | None = field(default=None, metadata=unit_key("{}_per_second"))
     run_seconds: float | None = None
 
 
@@ -62,8 +63,8 @@ class GrowthRow(GrowthRecord):
 class ResultRow:
     """What a stage and a chain of stages have in common. Totals are None until every stage is finished.
 
-    tokens, steps, flops: of the row alone. seconds: of growing, training and saving. metrics: the schedule's own, at
-    the end.
+    duration, steps, flops: of the row alone; the duration is in `unit`. seconds: of growing, training and saving.
+    metrics: the schedule's own, at the end.
     """
 
     name: str
@@ -74,7 +75,7 @@ class ResultRow:
     num_workers: int
     resizes: int | None = None
     zero_stage: int
-    tokens: int | None
+    duration: int | None = field(metadata=unit_key())
     steps: int | None
     flops: int | None
     seconds: float | None
@@ -89,6 +90,7 @@ class ResultRow:
     evaluations: tuple[EvaluationPoint, ...]
     train: tuple[TrainingPoint, ...]
     growth: GrowthRow | None
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class StageRow(ResultRow):
     """A stage. start_...: where it begins, counted from the start of the run. stopped_by: what ended it, in a sentence.
     trained_for: the run that finished it. prefix: the shorter version that it continued."""
 
-    start_tokens: int = 0
+    start: int = field(default=0, metadata=unit_key("start_{}"))
     start_flops: int = 0
     start_seconds: float | None = None
     stopped_by: str | None = None
@@ -108,7 +110,7 @@ class StageRow(ResultRow):
 class BudgetRow(ResultRow):
     """One budget of the baseline. Stages that budgets share count in full: each is what it would cost alone."""
 
-    budget_tokens: int
+    budget: int = field(metadata=unit_key("budget_{}"))
     tokens_per_parameter: float
 
 
@@ -174,7 +176,7 @@ class RunReport:
     stages: of the staged run; if values were tuned, of the best ones. attempts, given_up: what gates rejected, and the
     finished stages that led there. tokens_per_parameter: of the staged run. warnings: what makes the savings open to
     doubt. environment: when, where and with what the run was made, by name. downstream: what `raystage evaluate` found,
-    by stage; kept in files of its own.
+    by stage; kept in files of its own. unit: of the last stage, in which the baselines count.
     """
 
     name: str
@@ -192,6 +194,7 @@ class RunReport:
     data: tuple[DataRow, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     downstream: Mapping[str, StageTasks] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 # --- from a file ------------------------------------------------------------------------------

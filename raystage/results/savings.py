@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from raystage.files.typed_json import unit_key
 from raystage.results.interpolation import Stretch, stretch, too_far_apart
 from raystage.units import format_difference, format_flops, format_share
 
@@ -28,14 +29,14 @@ from raystage.units import format_difference, format_flops, format_share
 class FinishedRun:
     """A run from its start to the end of its decay.
 
-    eval_loss: in nats per token on held-out documents. flops, seconds (wall-clock time) and training tokens: over all
-    its stages and growths, without evaluation. seconds and tokens are 0 where they are not known.
+    eval_loss: in nats per token on held-out documents. flops, seconds (wall-clock time) and duration (training tokens
+    or samples): over all its stages and growths, without evaluation. seconds and duration are 0 where not known.
     """
 
     eval_loss: float
     flops: float
     seconds: float
-    tokens: float = 0
+    duration: float = 0
 
     def __post_init__(self) -> None:
         if not self.flops > 0:
@@ -64,7 +65,7 @@ class Savings:
     flops_baseline: float | None
     equal_loss_reached: bool
     verdict: str
-    tokens_saved: float | None = None
+    duration_saved: float | None = field(default=None, metadata=unit_key("{}_saved"))
     loss_difference_at_equal_flops: float | None = None
     at_equal_flops: str = ""
     compute_saved_at_most: float | None = None
@@ -214,8 +215,8 @@ def _between(before: FinishedRun, after: FinishedRun, place: float) -> FinishedR
         return first * (second / first) ** place if first > 0 and second > 0 else 0.0
 
     loss = before.eval_loss + place * (after.eval_loss - before.eval_loss)
-    seconds, tokens = measure(before.seconds, after.seconds), measure(before.tokens, after.tokens)
-    return FinishedRun(loss, measure(before.flops, after.flops), seconds, tokens)
+    seconds, duration = measure(before.seconds, after.seconds), measure(before.duration, after.duration)
+    return FinishedRun(loss, measure(before.flops, after.flops), seconds, duration)
 
 
 def _figure(staged: FinishedRun, earliest: FinishedRun, latest: FinishedRun) -> Savings:
@@ -229,7 +230,7 @@ def _figure(staged: FinishedRun, earliest: FinishedRun, latest: FinishedRun) -> 
         flops_baseline=earliest.flops,
         equal_loss_reached=True,
         verdict=_verdict(staged, earliest.flops, latest.flops),
-        tokens_saved=_saved_if_known(staged.tokens, earliest.tokens),
+        duration_saved=_saved_if_known(staged.duration, earliest.duration),
         compute_saved_at_most=saved(staged.flops, latest.flops),
         flops_baseline_at_most=latest.flops,
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist, mean, stdev
 
+from raystage.files.typed_json import unit_key
 from raystage.results.savings import FinishedRun, Savings, compare, room
 from raystage.units import format_difference, format_share
 
@@ -67,7 +68,7 @@ class OverSeeds:
     left_out: tuple[str, ...]
     compute_saved: Interval | None
     time_saved: Interval | None
-    tokens_saved: Interval | None
+    duration_saved: Interval | None = field(metadata=unit_key("{}_saved"))
     loss_difference_at_equal_flops: Interval | None
     seeds_needed: int | None
     verdict: str
@@ -91,7 +92,7 @@ def over_seeds(pairs: Sequence[SeedPair]) -> OverSeeds:
         left_out=left_out,
         compute_saved=compute_saved,
         time_saved=_interval(savings, lambda one: one.time_saved),
-        tokens_saved=_interval(savings, lambda one: one.tokens_saved),
+        duration_saved=_interval(savings, lambda one: one.duration_saved),
         loss_difference_at_equal_flops=difference,
         seeds_needed=needed,
         verdict="; ".join((_verdict(savings, compute_saved, most, difference, needed), *left_out)),

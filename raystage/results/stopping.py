@@ -1,7 +1,7 @@
 """When a stage ends on what its training shows: `until`, decided from what was seen so far.
 
-`plan.length` decides what is known before training. Nothing here knows a clock, a file or a model, so every worker and
-every restart reaches the same decision from the same evaluations.
+`planning.length` decides what is known before training. Nothing here knows a clock, a file or a model, so every worker
+and every restart reaches the same decision from the same evaluations.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SLOPE_SPIKE = 0.01  # a loss that is higher than the one before by more than thi
 
 @dataclass(frozen=True)
 class Seen:
-    """The position within a stage, counted from its start. seconds: of training.
+    """The position within a stage, counted from its start. progress: in tokens or samples. seconds: of training.
 
     evaluations: all of the stage's. The first is taken before the first step: it shows the model that the stage was
     given, so it ends no stage. The rest (`own`) show what the stage made of it.
     """
 
-    tokens: int
+    progress: int
     steps: int
     flops: int
     seconds: float
@@ -50,7 +50,7 @@ def fired(until: Until, seen: Seen) -> str | None:
         *(fired(part, seen) for part in until.any or ()),
         _all_fired(until.all, seen),
         _spent("seconds", until.seconds, round(seen.seconds, 1)),
-        _spent("tokens", until.tokens, seen.tokens),
+        _spent("tokens", until.tokens, seen.progress),
         _spent("steps", until.steps, seen.steps),
         _spent("flops", until.flops, seen.flops),
     )

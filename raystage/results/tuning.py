@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raystage.config.variants import Values
+from raystage.files.typed_json import unit_key
 from raystage.plans.plan import Choice, Plan, RunPlan, Variant
 from raystage.results.record import StageRecord
 
@@ -115,7 +116,7 @@ class TunedLoss:
     """The held-out loss at the end of a run of some values. is_best: whether these are the best values at this budget;
     None until that is known."""
 
-    budget_tokens: int
+    budget: int = field(metadata=unit_key("budget_{}"))
     eval_loss: float | None
     is_best: bool | None
 
@@ -166,7 +167,7 @@ def _row(variant: Variant, runs: Sequence[RunPlan], best: Sequence[Values] | Non
     """best: the best values by budget."""
     values = variant.staged_values
     marks = [None if best is None else one == values for one in best or [None] * len(runs)]
-    losses = (TunedLoss(run.tokens, final_loss(run, records), mark) for run, mark in zip(runs, marks, strict=True))
+    losses = (TunedLoss(run.duration, final_loss(run, records), mark) for run, mark in zip(runs, marks, strict=True))
     return TunedValues(dict(values), tuple(losses), None if best is None else any(marks))
 
 

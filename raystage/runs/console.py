@@ -16,7 +16,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.reports.columns import STATE_STYLES, FirstThatFits
 from raystage.reports.formats import format_jump, format_loss
 from raystage.reports.terminal import SafeConsole
@@ -87,7 +88,7 @@ class Display(RunCallback):
     def _paced(self, progress: StageProgress) -> StageProgress:
         if self._pace is None:
             return progress
-        left = self._pace.seconds_left(progress.stage, progress.step, progress.tokens_per_second)
+        left = self._pace.seconds_left(progress.stage, progress.step, progress.speed)
         return replace(progress, run_seconds_left=left)
 
     def _show_unless_past(self, is_evaluation: bool) -> None:
@@ -95,9 +96,7 @@ class Display(RunCallback):
         if self._past_step is None or self._progress.step > self._past_step:
             self._show_progress(self._progress, is_evaluation)
         else:
-            self._progress = replace(
-                self._progress, step=self._past_step, tokens_per_second=None, run_seconds_left=None
-            )
+            self._progress = replace(self._progress, step=self._past_step, speed=None, run_seconds_left=None)
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:

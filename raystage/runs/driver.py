@@ -18,9 +18,10 @@ from raystage.cluster import launch
 from raystage.config.schedule import Schedule
 from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
 from raystage.files.typed_json import to_json
-from raystage.plans.build import replanned, with_choice
+from raystage.planning.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
-from raystage.plans.plan import Plan, StagePlan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.reports.build import GivenUp, build_report
 from raystage.reports.figures import run_sheet
 from raystage.reports.html import page

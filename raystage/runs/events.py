@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import RunPlan, StagePlan
+from raystage.plans.plan import RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
 
 Point = TrainPoint | Evaluation
@@ -197,14 +198,14 @@ class EventReplay:
 
     def _point(self, point: Point) -> None:
         kind = _kind(point)
-        if point.tokens > self._furthest.get((self.stage.key, kind), -1):
-            self._furthest[self.stage.key, kind] = point.tokens
+        if point.position > self._furthest.get((self.stage.key, kind), -1):
+            self._furthest[self.stage.key, kind] = point.position
             self.tell(kind, self.run, self.stage, point)
 
 
 def in_order(train: Sequence[TrainPoint], evaluations: Sequence[Evaluation]) -> list[Point]:
-    """The points of both curves by tokens; after the same number of tokens training comes before evaluation."""
-    return sorted([*train, *evaluations], key=lambda point: (point.tokens, isinstance(point, Evaluation)))
+    """The points of both curves by position; at the same position training comes before evaluation."""
+    return sorted([*train, *evaluations], key=lambda point: (point.position, isinstance(point, Evaluation)))
 
 
 def _kind(point: Point) -> str:

@@ -18,7 +18,8 @@ from importlib import metadata
 from raystage.errors import InputError, StorageError
 from raystage.files.filesystem import Folder
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import RunPlan, StagePlan
+from raystage.plans.plan import RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import GrowthRecord, StageRecord
 from raystage.runs.events import RunCallback
 from raystage.runs.progress import describe_growth, describe_stage
@@ -204,7 +205,7 @@ class RunLog(RunCallback):
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         checkpoint = (self._invocation.store / "stages" / record.key / record.checkpoint).uri
         result = (
-            f"eval loss {record.eval_loss:.4f} after {format_count(record.tokens)} tokens, "
+            f"eval loss {record.eval_loss:.4f} after {format_count(record.duration)} {record.unit}, "
             f"{format_flops(record.flops)} FLOPs, {format_seconds(record.seconds)} of training"
         )
         ended = f", ended by {record.stopped_by}" if record.stopped_by else ""

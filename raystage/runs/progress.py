@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from raystage.growth.operators import in_short
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_jump, format_layers, format_loss
 from raystage.results.record import Evaluation, GrowthRecord, TrainPoint
-from raystage.units import format_count, format_seconds
+from raystage.units import format_count, format_seconds, format_speed
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class StageProgress:
     step: int = 0
     loss: float | None = None
     eval_loss: float | None = None
-    tokens_per_second: float | None = None
+    speed: float | None = None
     run_seconds_left: float | None = None
 
     @property
@@ -41,9 +42,9 @@ class StageProgress:
     @property
     def seconds_left(self) -> float | None:
         """For the rest of the stage, at the speed of the last point of the curve."""
-        if not self.tokens_per_second:
+        if not self.speed:
             return None
-        return (self.stage.tokens - self.stage.step_schedule.tokens(self.step)) / self.tokens_per_second
+        return (self.stage.duration - self.stage.step_schedule.duration(self.step)) / self.speed
 
     def after_training(self, point: TrainPoint) -> StageProgress:
         return replace(
@@ -51,7 +52,7 @@ class StageProgress:
             state="RUNNING",
             step=point.steps - self.stage.start_steps,
             loss=point.loss,
-            tokens_per_second=point.tokens_per_second,
+            speed=point.speed,
         )
 
     def after_evaluation(self, point: Evaluation) -> StageProgress:
@@ -64,8 +65,8 @@ class StageProgress:
             parts.append(f"loss {format_loss(self.loss)}")
         if self.eval_loss is not None:
             parts.append(f"eval {format_loss(self.eval_loss)}")
-        if self.tokens_per_second:
-            parts += [f"{format_count(self.tokens_per_second)} tok/s", f"{format_seconds(self.seconds_left)} left"]
+        if self.speed:
+            parts += [f"{format_speed(self.speed, self.stage.unit)}", f"{format_seconds(self.seconds_left)} left"]
             if self.run_seconds_left is not None:
                 parts.append(f"run: {format_seconds(self.run_seconds_left)} left")
         elif self.state == "RUNNING":
@@ -78,14 +79,14 @@ def describe_stage(stage: StagePlan) -> str:
     training = stage.training
     return (
         f"{format_layers(stage.shape.num_layers)}, {format_count(stage.num_params)} parameters, "
-        f"{stage.steps} steps of {_batches(stage)} tokens, "
+        f"{stage.steps} steps of {_batches(stage)} {stage.unit}, "
         f"{training.workers!s} worker{'s' if training.workers.most > 1 else ''}, ZeRO {training.zero_stage}"
     )
 
 
 def _batches(stage: StagePlan) -> str:
     """'4.1K', or of a ramp '1.0K to 4.1K'."""
-    sizes = (stage.step_schedule.segments[0].batch_tokens, stage.training.global_batch_tokens)
+    sizes = (stage.step_schedule.segments[0].batch, stage.training.global_batch_tokens)
     return " to ".join(dict.fromkeys(map(format_count, sizes)))
 
 
@@ -117,14 +118,14 @@ class Pace:
     def finish(self, stage: StagePlan) -> None:
         self._seen.add(stage.key)
 
-    def seconds_left(self, stage: StagePlan, step: int, tokens_per_second: float | None) -> float | None:
+    def seconds_left(self, stage: StagePlan, step: int, speed: float | None) -> float | None:
         """After `step` steps of `stage`, without the time to start workers. None before a speed was measured."""
-        if not tokens_per_second:
+        if not speed:
             return None
         ended = {*self._finished, *self._seen, stage.key}
         others = sum(flops for key, flops in self._flops.items() if key not in ended)
         left = others + _all_flops(stage) * max(0, stage.steps - step) / stage.steps
-        return left / (tokens_per_second * stage.token_flops(stage.shape.context_length))
+        return left / (speed * stage.unit_flops(stage.shape.context_length))
 
 
 def _all_flops(stage: StagePlan) -> int:

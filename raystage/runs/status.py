@@ -17,7 +17,8 @@ from raystage.errors import RaystageError, StorageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import written
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.reports.build import DONE
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
@@ -40,12 +41,12 @@ _logger = logging.getLogger(__name__)
 class _StageStatus:
     """What is known of a stage so far.
 
-    tokens: trained in it. attempts: how often a driver has begun to train it. restarts: how often its workers were
-    started again. rejections: how often it was not accepted, and tried again under another key.
+    done: how far it was trained, in its unit. attempts: how often a driver has begun to train it. restarts: how often
+    its workers were started again. rejections: how often it was not accepted, and tried again under another key.
     """
 
     progress: StageProgress
-    tokens: int = 0
+    done: int = 0
     lr: float | None = None
     attempts: int = 0
     restarts: int = 0
@@ -62,11 +63,11 @@ class _StageStatus:
             "state": progress.state,
             "step": progress.step,
             "steps": stage.steps,
-            "tokens": self.tokens,
+            stage.unit: self.done,
             "loss": progress.loss,
             "eval_loss": progress.eval_loss,
             "lr": self.lr,
-            "tokens_per_second": progress.tokens_per_second,
+            f"{stage.unit}_per_second": progress.speed,
             "seconds_left": progress.seconds_left if progress.state == "RUNNING" else None,
             "attempts": self.attempts,
             "restarts": self.restarts,
@@ -123,12 +124,12 @@ class RunStatus(RunCallback):
         self._progress(stage, state="REUSED" if reused else "SCHEDULING")
 
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
-        self._change(stage, tokens=point.tokens - stage.start_tokens, lr=point.lr)
+        self._change(stage, done=point.position - stage.start, lr=point.lr)
         self._progress(stage, point=point)
         self._doing = None
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        self._change(stage, tokens=point.tokens - stage.start_tokens)
+        self._change(stage, done=point.position - stage.start)
         self._progress(stage, point=point)
 
     def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
@@ -147,7 +148,7 @@ class RunStatus(RunCallback):
         self._progress(stage)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
-        self._change(stage, tokens=record.tokens, checkpoint=record.checkpoint.rsplit("/", 1)[-1])
+        self._change(stage, done=record.duration, checkpoint=record.checkpoint.rsplit("/", 1)[-1])
         state = "REUSED" if reused else "FINISHED"
         self._pace.finish(stage)
         self._progress(stage, state=state, step=record.steps, eval_loss=record.eval_loss)
@@ -177,7 +178,7 @@ class RunStatus(RunCallback):
                 before = one.progress
                 if (before.run.name, before.stage.name) == (run.name, stage.name) and before.stage != stage:
                     one.progress = StageProgress(run, stage, "SCHEDULING")
-                    one.tokens = 0
+                    one.done = 0
 
     def _change(self, stage: StagePlan, **facts: Any) -> None:
         with self._lock:
@@ -248,7 +249,7 @@ class RunStatus(RunCallback):
         at = next((one.progress for one in self._stages if current and one.progress.stage.key == current.key), None)
         if at is None or self._state != "RUNNING":
             return None
-        return self._pace.seconds_left(at.stage, at.step, at.tokens_per_second)
+        return self._pace.seconds_left(at.stage, at.step, at.speed)
 
 
 def read_status(folder: Folder) -> dict[str, Any]:

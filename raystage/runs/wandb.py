@@ -1,9 +1,9 @@
 """W&B: one W&B run for each run of the schedule, kept by the driver; offline by default.
 
-A `WandbTracker` is a `RunCallback` that turns what it is told into rows. Every row has `tokens` and `flops`, counted
-from the start of its run, so that either can be the axis of a curve:
+A `WandbTracker` is a `RunCallback` that turns what it is told into rows. Every row has `tokens` (or `samples`) and
+`flops`, counted from the start of its run, so that either can be the axis of a curve:
 
-    train/*    loss, lr, gradient_norm, tokens_per_second, mfu
+    train/*    loss, lr, gradient_norm, speed (or samples_per_second), mfu
     eval/*     loss, perplexity, accuracy, and the schedule's own metrics
     growth/*   at the first token of a stage: what its growth did
     stage/*    at the first token of a stage: what it is; at its last token: its results, too
@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,8 @@ from typing import Any, Literal
 import wandb
 
 from raystage.plans.gates import Rejection
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.mixtures import losses_by_name
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
@@ -46,6 +47,7 @@ from raystage.runs.wandb_rows import (
     stage_row,
     train_row,
 )
+from raystage.units import UNITS, Unit, unit_of
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -112,17 +114,17 @@ class WandbTracker(RunCallback):
         self._log(run, "growth", growth_row(stage, growth))
 
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
-        self._log(run, "train", train_row(point))
+        self._log(run, "train", train_row(point, stage.unit))
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        self._log(run, "eval", evaluation_row(point, losses_by_name(point, run)))
+        self._log(run, "eval", evaluation_row(point, stage.unit, losses_by_name(point, run)))
 
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
-        """The next attempt covers the same tokens again: the curves go back, and get a number of their own."""
+        """The next attempt covers the same positions again: the curves go back, and get a number of their own."""
         if run.name in self._open:
             self._attempts += 1
             self._open[run.name].go_back()
-            row = {"tokens": stage.start_tokens, "flops": stage.start_flops, "stage/attempt": self._attempts}
+            row = {stage.unit: stage.start, "flops": stage.start_flops, "stage/attempt": self._attempts}
             self._log(run, "stage", row)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
@@ -140,7 +142,7 @@ class WandbTracker(RunCallback):
         """Put every field that has a value into the staged run's summary."""
         opened = self._open.get(self._plan.staged.name)
         if opened:
-            self._call(partial(opened.run.summary.update, savings_summary(savings)))
+            self._call(partial(opened.run.summary.update, savings_summary(savings, self._plan.staged.unit)))
 
     def ended(self, error: BaseException | None) -> None:
         """Finish the W&B runs that are still open, and stop W&B's service process unless others need it."""
@@ -182,11 +184,11 @@ class WandbTracker(RunCallback):
             settings=settings,
         )
         self._open[run.name] = _OpenRun(opened)
-        _define_metrics(opened)
+        _define_metrics(opened, [stage.unit for stage in run.stages])
 
     def _log(self, run: RunPlan, curve: str, row: Row) -> None:
         opened = self._open.get(run.name)
-        if opened and opened.is_new(curve, row["tokens"]):
+        if opened and opened.is_new(curve, row):
             self._call(partial(opened.run.log, row))
 
     def _log_checkpoint(self, run: RunPlan, stage: StagePlan, record: StageRecord) -> None:
@@ -223,22 +225,24 @@ class _OpenRun:
 
     def __init__(self, run: wandb.Run) -> None:
         self.run = run
-        self._before = int(run.summary.get("tokens") or 0) if run.resumed else 0
-        self._reached: dict[str, int] = {}
+        self._before = {unit: int(run.summary.get(unit) or 0) if run.resumed else 0 for unit in UNITS}
+        self._reached: dict[tuple[str, str], int] = {}
 
     def go_back(self) -> None:
-        """Another attempt begins: its points are new, although they are at lower token counts."""
-        self._before = 0
+        """Another attempt begins: its points are new, although they are at earlier positions."""
+        self._before = dict.fromkeys(UNITS, 0)
         self._reached.clear()
 
-    def is_new(self, curve: str, tokens: int) -> bool:
+    def is_new(self, curve: str, row: Row) -> bool:
         """Whether a row has not been logged yet by an earlier invocation or before the workers were started again.
 
         Steps that are trained again from a checkpoint have the same values. Logged twice they would break the curve.
         """
-        if tokens < self._before or (curve in ("train", "eval") and tokens <= self._reached.get(curve, -1)):
+        unit = unit_of(row)
+        position, place = row[unit], (curve, unit)
+        if position < self._before[unit] or (curve in ("train", "eval") and position <= self._reached.get(place, -1)):
             return False
-        self._reached[curve] = tokens
+        self._reached[place] = position
         return True
 
 
@@ -261,11 +265,13 @@ def _quiet_settings(mode: Mode) -> wandb.Settings:
     )
 
 
-def _define_metrics(run: wandb.Run) -> None:
-    for axis in ("tokens", "flops"):
+def _define_metrics(run: wandb.Run, units: Collection[Unit]) -> None:
+    """The curves are over what the stages count in, and over FLOPs where that changes from stage to stage."""
+    axes = [*dict.fromkeys(units), "flops"]
+    for axis in axes:
         run.define_metric(axis)
     for curves in ("train/*", "eval/*", "stage/*", "growth/*"):
-        run.define_metric(curves, step_metric="tokens")
+        run.define_metric(curves, step_metric=axes[0] if len(axes) == 2 else "flops")
 
 
 def _declare_parent(run: wandb.Run, parent: wandb.Artifact) -> None:

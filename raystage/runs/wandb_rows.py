@@ -8,10 +8,12 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.files.typed_json import to_json
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
-from raystage.results.seeds import Interval
+from raystage.units import TOKENS, Unit
 
 Row = dict[str, Any]
 
@@ -30,23 +32,23 @@ def run_config(config: Mapping[str, Any], plan: Plan, run: RunPlan) -> dict[str,
     return {**config, **keys, "variant": {"seed": plan.variant_of(run.name).seed, **values}}
 
 
-def train_row(point: TrainPoint) -> Row:
+def train_row(point: TrainPoint, unit: Unit) -> Row:
     """One point of the training curves; mfu only if it is known."""
     row = {
-        "tokens": point.tokens,
+        unit: point.position,
         "flops": point.flops,
         "train/loss": point.loss,
         "train/lr": point.lr,
         "train/gradient_norm": point.gradient_norm,
-        "train/tokens_per_second": point.tokens_per_second,
+        f"train/{unit}_per_second": point.speed,
     }
     return row if point.mfu is None else {**row, "train/mfu": point.mfu}
 
 
-def evaluation_row(point: Evaluation, by_source: Mapping[str, float] = NO_LOSSES) -> Row:
+def evaluation_row(point: Evaluation, unit: Unit, by_source: Mapping[str, float] = NO_LOSSES) -> Row:
     """by_source: of a mixture, by name the loss on each source."""
     row = {
-        "tokens": point.tokens,
+        unit: point.position,
         "flops": point.flops,
         "eval/loss": point.loss,
         "eval/perplexity": point.perplexity,
@@ -77,14 +79,14 @@ def growth_row(stage: StagePlan, growth: GrowthRecord) -> Row:
         for when, norm in sides.items()
     }
     known = {f"growth/{name}": figure for name, figure in figures.items() if figure is not None}
-    return {"tokens": stage.start_tokens, "flops": stage.start_flops, **known, **norms}
+    return {stage.unit: stage.start, "flops": stage.start_flops, **known, **norms}
 
 
 def duplicates_row(stage: StagePlan, growth: GrowthRecord) -> Row:
     """How different duplicates have become, some steps into the stage; without a distance if there were none."""
     certificate = growth.certificate
     row = {
-        "tokens": stage.start_tokens + stage.step_schedule.tokens(certificate.twin_steps),
+        stage.unit: stage.start + stage.step_schedule.duration(certificate.twin_steps),
         "flops": stage.start_flops + stage.flops * certificate.twin_steps // stage.steps,
         "growth/twin_steps": certificate.twin_steps,
     }
@@ -94,7 +96,7 @@ def duplicates_row(stage: StagePlan, growth: GrowthRecord) -> Row:
 def stage_row(run: RunPlan, stage: StagePlan) -> Row:
     """What a stage is; index counts from 0, as in the schedule."""
     return {
-        "tokens": stage.start_tokens,
+        stage.unit: stage.start,
         "flops": stage.start_flops,
         "stage/index": [one.key for one in run.stages].index(stage.key),
         "stage/num_layers": stage.shape.num_layers,
@@ -108,10 +110,10 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
     """A stage and its results, at its last token. Tokens, FLOPs and seconds are the stage's own."""
     return {
         **stage_row(run, stage),
-        "tokens": stage.start_tokens + record.tokens,
+        stage.unit: stage.start + record.duration,
         "flops": stage.start_flops + record.flops,
         "stage/eval_loss": record.eval_loss,
-        "stage/tokens": record.tokens,
+        f"stage/{stage.unit}": record.duration,
         "stage/steps": record.steps,
         "stage/flops": record.flops,
         "stage/seconds": record.seconds,
@@ -123,12 +125,14 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
     }
 
 
-def savings_summary(savings: SavingsPart) -> Row:
+def savings_summary(savings: SavingsPart, unit: Unit = TOKENS) -> Row:
     """Every field that has a value; of an interval over seeds its mean and its ends."""
-    row = {f"savings/{field}": value for field, value in vars(savings).items() if field != "seeds"}
-    for field, found in vars(savings.seeds).items() if savings.seeds else ():
-        if isinstance(found, Interval):
-            row |= {f"savings/{field}_{part}": value for part, value in vars(found).items()}
+    content = to_json(savings, unit)
+    seeds = content.pop("seeds", {})
+    row = {f"savings/{field}": value for field, value in content.items()}
+    for field, found in seeds.items():
+        if isinstance(found, dict):
+            row |= {f"savings/{field}_{part}": value for part, value in found.items()}
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -148,7 +152,7 @@ def checkpoint_metadata(record: StageRecord, uri: str, parent_artifact: str | No
         "num_layers": record.shape.num_layers,
         "num_workers": record.num_workers,
         "zero_stage": record.zero_stage,
-        "tokens": record.tokens,
+        record.unit: record.duration,
         "flops": record.flops,
         "eval_loss": record.eval_loss,
         "growth_operator": record.growth.operator if record.growth else None,

@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from raystage.errors import StageFailed
 from raystage.plans.keys import key_at, trunk_key
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.storage.lease import Lease, Leases
 from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store

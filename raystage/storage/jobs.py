@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from raystage.config.training import Training
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 
 
 @dataclass(frozen=True)

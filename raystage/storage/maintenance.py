@@ -160,7 +160,8 @@ def _facts(record: StageRecord | None) -> dict[str, Any]:
         "parent_key": record.parent_key,
         "needed": tuple(place.rsplit("/", 1)[-1] for place in (record.checkpoint, *record.best_checkpoints)),
         "name": record.name,
-        "tokens": record.tokens,
+        "duration": record.duration,
+        "unit": record.unit,
         "eval_loss": record.eval_loss,
     }
 

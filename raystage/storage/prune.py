@@ -7,7 +7,10 @@ its record names. What may be in training now is never removed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, unit_key
+from raystage.units import TOKENS, Unit
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ class StoredStage:
     parent_key: str | None = None
     needed: tuple[str, ...] = ()
     name: str | None = None
-    tokens: int | None = None
+    duration: int | None = field(default=None, metadata=unit_key())
     eval_loss: float | None = None
     problem: str | None = None
     lost: str | None = None
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
     @property
     def state(self) -> str:

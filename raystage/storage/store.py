@@ -2,7 +2,7 @@
 
     stages/<key>/record.json              written last: the stage is finished
     stages/<key>/certificate.json         what its growth did, for people
-    stages/<key>/checkpoints/<tokens>-<attempt>/
+    stages/<key>/checkpoints/<position>-<attempt>/
     trunks/<trunk key>/<steps>-<key>      stages that differ only in their length and rate, a note for each
     runs/<name>/                          plan, report, figures of a run
     runs/<name>/earlier/<number>/         the same of another schedule that had the name before
@@ -123,7 +123,7 @@ class Store:
         last = _name(own.checkpoint)
         for name in _checkpoint_names(folder):
             is_own = attempt_of(name) == attempt_of(last)
-            is_before = stands is own and tokens_of(name) < tokens_of(last)
+            is_before = stands is own and position_of(name) < position_of(last)
             if name not in kept and (is_own or is_before):
                 self.drop(folder / CHECKPOINTS / name)
 
@@ -139,8 +139,8 @@ class Store:
         notes = map(_TRUNK_NOTE.fullmatch, (self.folder / TRUNKS / trunk).file_names())
         return sorted(((int(note[1]), note[2]) for note in notes if note), reverse=True)
 
-    def checkpoint_folder(self, key: str, tokens: int, attempt: str) -> Folder:
-        return self.stage_folder(key) / CHECKPOINTS / f"{tokens:015}-{attempt}"
+    def checkpoint_folder(self, key: str, position: int, attempt: str) -> Folder:
+        return self.stage_folder(key) / CHECKPOINTS / f"{position:015}-{attempt}"
 
     def finished_checkpoint(self, key: str) -> Folder:
         """The final checkpoint of a finished stage. Raises CheckpointError where there is none."""
@@ -156,7 +156,7 @@ class Store:
     def latest_checkpoint(self, key: str, attempt: str | None = None) -> Folder | None:
         """The furthest complete checkpoint within an unfinished stage; of equally far ones that of the attempt."""
         found = self._whole_checkpoints(key)
-        found.sort(key=lambda folder: (tokens_of(folder.name), attempt_of(folder.name) == attempt), reverse=True)
+        found.sort(key=lambda folder: (position_of(folder.name), attempt_of(folder.name) == attempt), reverse=True)
         return next(filter(_is_whole, found), None)
 
     def drop_older_checkpoints(
@@ -170,7 +170,7 @@ class Store:
         whole = {folder.name: folder for folder in self._whole_checkpoints(key)}
         own = attempt_of(last) if last else None
         others = {
-            name for name in whole if last and attempt_of(name) != own and tokens_of(name) >= tokens_of(last)
+            name for name in whole if last and attempt_of(name) != own and position_of(name) >= position_of(last)
         }  # fmt: skip
         kept = retained(list(whole.keys() - others), keep, keep_best, evaluations)
         for name, folder in whole.items():
@@ -290,19 +290,19 @@ def best(names: Sequence[str], count: int, evaluations: Sequence[Evaluation]) ->
 
     The loss of a checkpoint is that of the last evaluation up to it; before the first evaluation it has none.
     """
-    losses = {name: loss_at(tokens_of(name), evaluations) for name in names}
+    losses = {name: loss_at(position_of(name), evaluations) for name in names}
     known = [name for name in sorted(names, reverse=True) if math.isfinite(losses[name])]
     return sorted(known, key=lambda name: losses[name])[:count]
 
 
-def loss_at(tokens: int, evaluations: Sequence[Evaluation]) -> float:
-    """The loss of the last evaluation up to `tokens`; infinite before the first."""
-    so_far = [one for one in evaluations if one.tokens <= tokens]
-    return max(so_far, key=lambda one: one.tokens).loss if so_far else math.inf
+def loss_at(position: int, evaluations: Sequence[Evaluation]) -> float:
+    """The loss of the last evaluation up to a position of the run; infinite before the first."""
+    so_far = [one for one in evaluations if one.position <= position]
+    return max(so_far, key=lambda one: one.position).loss if so_far else math.inf
 
 
-def tokens_of(name: str) -> int:
-    """The position in the run, in tokens, from a checkpoint's folder name: 000000000400000-1f3a9c22."""
+def position_of(name: str) -> int:
+    """The position in the run, in tokens or samples, from a checkpoint's folder name: 000000000400000-1f3a9c22."""
     return int(name.partition("-")[0])
 
 

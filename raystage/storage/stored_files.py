@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from raystage.errors import DamagedFile
+from raystage.files.typed_json import with_field_names
 from raystage.models.manifest import check_model
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport, report_from_json
@@ -62,11 +63,14 @@ class RunFile(TypedDict):
 class StageStatus(StageState):
     step: NotRequired[MaybeCount]
     steps: NotRequired[MaybeCount]
+    unit: NotRequired[str]
     tokens: NotRequired[MaybeNumber]
+    samples: NotRequired[MaybeNumber]
     loss: NotRequired[float | None]
     eval_loss: NotRequired[float | None]
     lr: NotRequired[float | None]
-    tokens_per_second: NotRequired[MaybeNumber]
+    speed: NotRequired[MaybeNumber]
+    samples_per_second: NotRequired[MaybeNumber]
     seconds_left: NotRequired[MaybeNumber]
     attempts: NotRequired[MaybeCount]
     restarts: NotRequired[MaybeCount]
@@ -88,7 +92,8 @@ class TrialStatus(TypedDict):
     step: NotRequired[MaybeCount]
     steps: NotRequired[MaybeCount]
     loss: NotRequired[MaybeNumber]
-    tokens_per_second: NotRequired[MaybeNumber]
+    speed: NotRequired[MaybeNumber]
+    samples_per_second: NotRequired[MaybeNumber]
     error: NotRequired[str | None]
 
 
@@ -213,7 +218,7 @@ def damaged_report(place: str, error: object) -> str:
 
 def record_from(content: dict[str, Any], key: str) -> StageRecord:
     """The record of stage `key`. Raises ValueError, TypeError or KeyError where `content` is none."""
-    _check(StageRecord, content)
+    _check(StageRecord, with_field_names(StageRecord, content))
     check_model(content["shape"])
     record = StageRecord.from_json(content)
     if record.key != key:

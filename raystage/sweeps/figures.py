@@ -156,7 +156,7 @@ def _node(
     words = next((one for one in ("  ".join(figures), figures[0]) if LETTER * size.font * len(one) <= room), "")
     above, below = y - 0.4 * size.font - 1, y + 1.15 * size.font + 1  # clear of the widest line
     parts.append(boxed(words, x + 13, above, f"words {style}" if best in node.ends else "words", "start", size))
-    label = node.label or (f"{format_count(node.tokens)} tokens" if node.tokens else "")
+    label = node.label or (f"{format_count(node.duration)} {node.unit}" if node.duration else "")
     parts.append(boxed(_cut(label, room, size), x + 13, below, "label words", "start", size))
     return parts
 
@@ -172,7 +172,7 @@ def _cut(words: str, room: float, size: Size) -> str:
 
 
 def _in_words(node: StageNode) -> str:
-    facts = [node.label, f"{format_count(node.tokens)} tokens" if node.tokens else "not finished"]
+    facts = [node.label, f"{format_count(node.duration)} {node.unit}" if node.duration else "not finished"]
     facts += [f"held-out loss {node.loss:.4f}"] if node.loss is not None else []
     numbers = ", ".join(map(str, node.trials[:12])) + (", ..." if len(node.trials) > 12 else "")
     facts += [f"trial{'s' if node.is_shared else ''} {numbers}"]

@@ -16,7 +16,7 @@ from typing import Any
 from raystage.reports.svg import linear_ticks, log_ticks
 from raystage.sweeps.space import format_value
 from raystage.sweeps.summary import Metric, better, finished, metric_of, ranked, short_names
-from raystage.units import parse_count, parse_real
+from raystage.units import Unit, parse_count, parse_real, unit_of
 
 MOST_LEAVES = 40
 MOST_LINES = 500
@@ -44,7 +44,8 @@ class StageNode:
     key: str
     name: str
     label: str
-    tokens: int | None
+    duration: int | None
+    unit: Unit
     loss: float | None
     trials: tuple[int, ...]
     ends: tuple[int, ...]
@@ -92,7 +93,8 @@ def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[Stage
                 key=key,
                 name=stage["name"],
                 label=labels[key],
-                tokens=stage["tokens"],
+                duration=stage[unit_of(stage)],
+                unit=unit_of(stage),
                 loss=stage["eval_loss"],
                 trials=tuple(sorted(through[key])),
                 ends=ends,

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from raystage.errors import RaystageError
-from raystage.files.typed_json import json_key, to_json
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, json_key, to_json, unit_key
 from raystage.results.record import Prefix, StageRecord
 from raystage.results.report import RunReport, SavingsPart
 from raystage.storage.store import Store
 from raystage.sweeps.config import METRICS, Objective
 from raystage.sweeps.space import Config
 from raystage.sweeps.trials import SweepPlan
+from raystage.units import TOKENS, Unit
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class TrialStage:
     name: str
     key: str
     state: str
-    tokens: int | None
+    duration: int | None = field(metadata=unit_key())
     flops: int | None
     seconds: float | None
     eval_loss: float | None
     trained_for: str | None = None
     prefix: Prefix | None = field(default=None, metadata=json_key("donor"))
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class SweepRunner:
         return tune.TuneConfig(
             search_alg=searcher,
             scheduler=make_scheduler(
-                self.plan.sweep.scheduler, max(run.flops for run in runs), max(run.tokens for run in runs)
+                self.plan.sweep.scheduler, max(run.flops for run in runs), max(run.duration for run in runs)
             ),
             num_samples=len(runs) if numbers is None else len(numbers),
             max_concurrent_trials=search.max_concurrent,

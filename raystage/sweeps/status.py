@@ -12,10 +12,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raystage.files.sealed_json import written
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, to_json, unit_key
 from raystage.reports.build import DONE
 from raystage.runs.status import HEARTBEAT_SECONDS, WRITE_SECONDS, read_status
 from raystage.storage.processes import this_process
@@ -25,7 +26,7 @@ from raystage.sweeps.report import TrialOutcome
 from raystage.sweeps.space import describe
 from raystage.sweeps.trials import SweepPlan
 from raystage.timers import RepeatingTimer
-from raystage.units import format_count, format_seconds
+from raystage.units import TOKENS, Unit, format_seconds, format_speed, unit_of
 
 WAITING, INTERRUPTED = "WAITING", "INTERRUPTED"
 ENDED = ("FINISHED", "ERRORED", "ABORTED")
@@ -37,7 +38,7 @@ ReadStatus = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class TrialStanding:
-    """stage, step, steps, loss, tokens_per_second, waiting_for: of the stage that it is at."""
+    """stage, step, steps, loss, speed, waiting_for: of the stage that it is at."""
 
     number: int
     name: str
@@ -48,9 +49,10 @@ class TrialStanding:
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
-    tokens_per_second: float | None = None
+    speed: float | None = field(default=None, metadata=unit_key("{}_per_second"))
     waiting_for: str | None = None
     error: str | None = None
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
     @property
     def is_training(self) -> bool:
@@ -64,7 +66,7 @@ class TrialStanding:
             return "is being started"
         parts = [f"{self.stage}  step {self.step}/{self.steps}"]
         parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
-        parts += [f"{format_count(self.tokens_per_second)} tok/s"] if self.tokens_per_second else []
+        parts += [f"{format_speed(self.speed, self.unit)}"] if self.speed else []
         return "  ".join(parts)
 
 
@@ -114,7 +116,7 @@ class SweepStanding:
         return {
             "doing": self.doing,
             "counts": dict(self.counts),
-            "trials": [asdict(one) for one in self.trials],
+            "trials": [to_json(one) for one in self.trials],
             "best": best,
             "flops_done": self.flops_done,
             "flops_total": self.flops_total,
@@ -185,9 +187,10 @@ class Watcher:
             step=at.get("step") if at.get("state") == "RUNNING" else None,
             steps=at.get("steps"),
             loss=at.get("loss"),
-            tokens_per_second=at.get("tokens_per_second"),
+            speed=at.get(f"{unit_of(at)}_per_second"),
             waiting_for=at.get("waiting_for"),
             error=outcome.error,
+            unit=unit_of(at),
         )
 
     def _flops_total(self) -> int | None:

@@ -79,12 +79,12 @@ def _draw(branch: Branches, tree: Tree, keys: Sequence[str], width: int) -> None
 def _line(tree: Tree, node: Node) -> str:
     """'small until.tokens=600K: 201K tokens after 401K, 2.42e11 FLOPs, trials 4 to 7', if 401K are shared."""
     label = f" {node.label}" if node.label else ""
-    tokens = f"{format_count(node.stage.tokens)} tokens"
+    length = f"{format_count(node.stage.duration)} {node.stage.unit}"
     if node.prefix_key is not None:
-        before = tree.nodes[node.prefix_key].stage.tokens
-        tokens = f"{format_count(node.stage.tokens - before)} tokens after {format_count(before)}"
+        before = tree.nodes[node.prefix_key].stage.duration
+        length = f"{format_count(node.stage.duration - before)} {node.stage.unit} after {format_count(before)}"
     cost = "in the store" if node.is_finished else f"{format_flops(node.own_flops)} FLOPs"
-    return f"{node.stage.name}{label}: {tokens}, {cost}, {_numbers(node.trials)}"
+    return f"{node.stage.name}{label}: {length}, {cost}, {_numbers(node.trials)}"
 
 
 def _numbers(trials: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.learning_rate import prefix_signature
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 
 Settings = tuple[str, ...]
 
@@ -125,7 +125,7 @@ def _same_but_for_length(stages: Iterable[StagePlan]) -> list[list[StagePlan]]:
     alike: dict[tuple, list[StagePlan]] = defaultdict(list)
     for stage in stages:
         optimizer, operator = stage.training.optimizer, stage.growth.operator if stage.growth else None
-        facts = stage.parent_key, stage.shape, operator, optimizer.name, optimizer.lr, stage.seed, stage.start_tokens
+        facts = stage.parent_key, stage.shape, operator, optimizer.name, optimizer.lr, stage.seed, stage.start
         alike[facts].append(stage)
     groups: dict[str, list[StagePlan]] = defaultdict(list)
     for candidates in alike.values():
@@ -145,8 +145,8 @@ def _prefixes(group: Sequence[StagePlan]) -> dict[str, str]:
         candidates = [shorter for shorter in _candidates(stage, known) if _gives_to(shorter, stage)]
         if candidates:
             found[stage.key] = max(candidates, key=lambda shorter: shorter.steps).key
-        ends, stages = known[prefix_signature(stage.rate, stage.start_tokens, stage.end_tokens)]
-        ends.append(stage.end_tokens)
+        ends, stages = known[prefix_signature(stage.rate, stage.start, stage.end)]
+        ends.append(stage.end)
         stages.append(stage)
     return found
 
@@ -154,10 +154,10 @@ def _prefixes(group: Sequence[StagePlan]) -> dict[str, str]:
 def _candidates(stage: StagePlan, known: Mapping[tuple, tuple[list[int], list[StagePlan]]]) -> Iterable[StagePlan]:
     """For every piece of the stage's rate the longest stage that ends in it and has its rate up to there."""
     for piece in stage.rate:
-        if piece.end_tokens > stage.start_tokens and piece.start_tokens < stage.end_tokens:
-            reach = min(piece.end_tokens, stage.end_tokens)
-            ends, stages = known.get(prefix_signature(stage.rate, stage.start_tokens, reach), ((), ()))
-            before = bisect_right(ends, min(reach, stage.end_tokens - 1))
+        if piece.end > stage.start and piece.start < stage.end:
+            reach = min(piece.end, stage.end)
+            ends, stages = known.get(prefix_signature(stage.rate, stage.start, reach), ((), ()))
+            before = bisect_right(ends, min(reach, stage.end - 1))
             if before:
                 yield stages[before - 1]
 
@@ -186,8 +186,8 @@ def _why_apart(first: StagePlan, second: StagePlan) -> str:
     kind, other = first.training.lr_schedule.kind, second.training.lr_schedule.kind
     if kind != other:
         return f"one's rate is {kind}, the other's {other}"
-    begins, ends = first.rate[0].start_tokens, first.rate[-1].end_tokens
-    whole = "stage's" if (begins, ends) == (first.start_tokens, first.end_tokens) else "run's"
+    begins, ends = first.rate[0].start, first.rate[-1].end
+    whole = "stage's" if (begins, ends) == (first.start, first.end) else "run's"
     if kind == "piecewise":
         return f"their rates go through different points, or through shares of the {whole} total tokens"
     if kind in ("cosine", "linear", "1-sqrt"):

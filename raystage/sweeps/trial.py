@@ -19,7 +19,8 @@ from ray import tune
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
 from raystage.plans.keys import ended_after
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, StageRecord
 from raystage.results.report import EvaluationPoint, RunReport
 from raystage.runs.earlier import make_way
@@ -100,7 +101,7 @@ def cut_after_growth(plan: Plan, tokens: int) -> Plan:
 def last_metrics(report: RunReport) -> dict[str, Any]:
     """The metrics at the end of a staged run, under the names that evaluations are reported under."""
     end = report.stages[-1].evaluations[-1]
-    return {"eval_loss": end.loss, "tokens": end.tokens, "flops": end.flops}
+    return {"eval_loss": end.loss, report.unit: end.position, "flops": end.flops}
 
 
 def _for_tune(metric: str, value: float | None) -> float:
@@ -122,16 +123,16 @@ class ToTune(RunCallback):
         self._reached = -1
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        if run.name == "staged" and point.tokens > self._reached:
-            self._reached = point.tokens
-            self._report(point)
+        if run.name == "staged" and point.position > self._reached:
+            self._reached = point.position
+            self._report(stage, point)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         if run.name == "staged":
-            self._report(record.evaluations[-1], **{FINISHED_STAGE: record.key})
+            self._report(stage, record.evaluations[-1], **{FINISHED_STAGE: record.key})
 
-    def _report(self, point: Evaluation, **more: str) -> None:
-        metrics = {"eval_loss": point.loss, "tokens": point.tokens, "flops": point.flops}
+    def _report(self, stage: StagePlan, point: Evaluation, **more: str) -> None:
+        metrics = {"eval_loss": point.loss, stage.unit: point.position, "flops": point.flops}
         tune.report({**self._unknown, **metrics, **more})
 
 

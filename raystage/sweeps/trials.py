@@ -12,8 +12,8 @@ from typing import Any
 from raystage.config import yaml_file
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
-from raystage.plans.inputs import Sources
+from raystage.planning.build import make_plan
+from raystage.planning.inputs import Sources
 from raystage.plans.plan import Plan, RunPlan
 from raystage.sweeps.config import Sweep
 from raystage.sweeps.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
@@ -139,7 +139,7 @@ class Planner:
         run = self._plan(content).staged
         taker = run.stages[index]
         others = run.flops - taker.flops + taker.growth_flops
-        per_step = taker.training.global_batch_tokens * taker.token_flops(taker.shape.context_length)
+        per_step = taker.training.global_batch_tokens * taker.unit_flops(taker.shape.context_length)
         steps = (self._flops - others) // per_step
         if steps < 1:
             problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"

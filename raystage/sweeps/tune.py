@@ -25,13 +25,14 @@ from raystage.sweeps.space import Dimension, Space
 from raystage.sweeps.tree import TrialQueue
 from raystage.sweeps.trial import FINISHED_STAGE
 from raystage.sweeps.trials import SweepPlan
+from raystage.units import unit_of
 
 # Tune stops a trial at a rung if it is not among the best 1 / reduction_factor of the trials that reached it before.
 REDUCTION_FACTOR = 3.0
 
 
-def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> TrialScheduler:
-    """most_flops, most_tokens: of the longest trial. Tune does not decide for LAG: its trials are cut by the plan."""
+def make_scheduler(scheduler: Scheduler, most_flops: int, longest: int) -> TrialScheduler:
+    """most_flops, longest: of the longest trial. Tune does not decide for LAG: its trials are cut by the plan."""
     if scheduler.name != "asha":
         return FIFOScheduler()
     axis = "tokens" if scheduler.grace.tokens is not None else "flops"
@@ -40,7 +41,7 @@ def make_scheduler(scheduler: Scheduler, most_flops: int, most_tokens: int) -> T
         metric="eval_loss",
         mode="min",
         grace_period=scheduler.grace.tokens or scheduler.grace.flops,
-        max_t=most_tokens if axis == "tokens" else most_flops,
+        max_t=longest if axis == "tokens" else most_flops,
         reduction_factor=scheduler.reduction_factor or REDUCTION_FACTOR,
         stop_last_trials=False,
     )
@@ -116,10 +117,10 @@ class PlacedSearch(OptunaSearch):
         self._reached: dict[str, int] = {}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        tokens = result["tokens"]
-        if tokens > self._reached.get(trial_id, -1):
-            self._reached[trial_id] = tokens
-            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: tokens})
+        position = result[unit_of(result)]
+        if position > self._reached.get(trial_id, -1):
+            self._reached[trial_id] = position
+            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: position})
 
 
 def make_optuna(sweep: Sweep) -> OptunaSearch:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from raystage.errors import NonFiniteLoss
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.costs import plus
 from raystage.results.record import GrowthRecord, Prefix, Progress, StageRecord, TrainPoint
 from raystage.train.collectives import all_gather_objects
@@ -19,7 +19,7 @@ from raystage.train.engine import StageEngine
 
 
 class Accounting:
-    """Counts seconds, joules, tokens, FLOPs and losses of a stage into its `progress`.
+    """Counts seconds, joules, tokens or samples, FLOPs and losses of a stage into its `progress`.
 
     Seconds are counted from mark to mark, by this worker's clock. Joules are the sum over all workers, which all call
     the methods that count them. The losses since the last point of the curve are summed over this worker's targets.
@@ -29,7 +29,7 @@ class Accounting:
         self.progress = Progress.at_start(stage)
         self._stage, self._engine = stage, engine
         self._loss = torch.zeros((), device=engine.device)
-        self._tokens = self._targets = self._flops = 0  # of the steps whose losses `_loss` has
+        self._trained = self._targets = self._flops = 0  # of the steps whose losses `_loss` has
         self._lr = 0.0
         meter = open_meter()
         self._energy = EnergyCount(meter, all_gather_objects(meter and meter.name), engine.rank, self._sum)
@@ -50,11 +50,11 @@ class Accounting:
         """Every worker takes its own sum of losses; if the number of workers has changed, the first one takes all."""
         done, schedule = self.progress.steps - self._stage.start_steps, self._stage.step_schedule
         before = done - self.progress.pending_steps
-        self._tokens = schedule.tokens(done) - schedule.tokens(before)
-        token_flops = self._stage.token_flops
-        self._flops = schedule.flops(done, token_flops) - schedule.flops(before, token_flops)
+        self._trained = schedule.duration(done) - schedule.duration(before)
+        cost = self._stage.unit_flops
+        self._flops = schedule.flops(done, cost) - schedule.flops(before, cost)
         targets, self.progress.pending_targets = self.progress.pending_targets, None
-        self._targets = self._tokens if targets is None else targets
+        self._targets = self._trained if targets is None else targets
         losses, self.progress.pending_losses = self.progress.pending_losses, []
         if len(losses) == self._engine.world:
             self._loss.fill_(losses[self._engine.rank])
@@ -78,15 +78,15 @@ class Accounting:
 
     # --- steps and points ---------------------------------------------------------------------
 
-    def count_step(self, loss: torch.Tensor, targets: int, tokens: int, flops: int, lr: float) -> None:
+    def count_step(self, loss: torch.Tensor, targets: int, trained: int, flops: int, lr: float) -> None:
         """loss: summed over this worker's targets, on the device. targets: of all workers."""
         self._loss += loss
         self._targets += targets
         self._lr = lr
-        self._tokens, self._flops = self._tokens + tokens, self._flops + flops
+        self._trained, self._flops = self._trained + trained, self._flops + flops
         progress = self.progress
         progress.steps += 1
-        progress.tokens += tokens
+        progress.position += trained
         progress.flops += flops
         progress.pending_steps += 1
 
@@ -105,22 +105,20 @@ class Accounting:
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"stage {self._stage.name}: the training loss is {loss} at step {progress.steps} "
-                f"({progress.tokens} tokens); the last good checkpoint is kept. "
+                f"({progress.position} {progress.unit}); the last good checkpoint is kept. "
                 f"Try a lower training.optimizer.lr (now {self._lr:.3g}) or a longer warm-up"
             )
-        tokens_per_second, flops_per_second = (
-            count / seconds if seconds > 0 else 0.0 for count in (self._tokens, self._flops)
-        )
+        speed, flops_per_second = (count / seconds if seconds > 0 else 0.0 for count in (self._trained, self._flops))
         peak = peak_flops_per_second(self._stage.training.precision)
         point = TrainPoint(
-            tokens=progress.tokens,
+            position=progress.position,
             steps=progress.steps,
             flops=progress.flops,
             seconds=progress.seconds,
             loss=loss,
             lr=self._lr,
             gradient_norm=self._engine.gradient_norm(),
-            tokens_per_second=tokens_per_second,
+            speed=speed,
             mfu=flops_per_second / (peak * self._engine.world) if peak else None,
         )
         has_targets = self._targets > 0
@@ -128,7 +126,7 @@ class Accounting:
             progress.train.append(point)
         progress.pending_steps, progress.pending_seconds = 0, 0.0
         self._loss.zero_()
-        self._tokens = self._targets = self._flops = 0
+        self._trained = self._targets = self._flops = 0
         return point if has_targets else None
 
     def set_pending_aside(self) -> None:
@@ -137,7 +135,7 @@ class Accounting:
         if self.progress.pending_steps:
             self.progress.pending_seconds += self.tick()
             self.count_energy()
-            self.progress.pending_targets = None if self._targets == self._tokens else self._targets
+            self.progress.pending_targets = None if self._targets == self._trained else self._targets
         self.progress.pending_losses = all_gather_objects(self._loss.item())
 
     # --- time and energy ----------------------------------------------------------------------
@@ -177,4 +175,4 @@ class Accounting:
 
 def prefix_of(record: StageRecord) -> Prefix:
     """What a stage takes over from a finished shorter version of it."""
-    return Prefix(record.key, record.tokens, record.flops, record.seconds, record.energy_joules)
+    return Prefix(record.key, record.duration, record.flops, record.seconds, record.energy_joules)

@@ -27,7 +27,7 @@ from raystage.objectives.judging import Scores, Tally
 from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, Reader
 from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.train import optimizer, partitions
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
@@ -157,8 +157,8 @@ class StageEngine:
     def open_mask(self, done: float) -> None:
         """Set the mask of the stage's growth, if it has one, to its value after `done` steps of the stage."""
         if self._mask:
-            tokens = self.stage.step_schedule.tokens(done)
-            self._mask.set(mask_value(self.stage.growth.options.grow_tokens, tokens))
+            trained = self.stage.step_schedule.duration(done)
+            self._mask.set(mask_value(self.stage.growth.options.grow_tokens, trained))
 
     def count_new_apart(self, head_starts: Mapping[str, HeadStarts]) -> None:
         """Let new elements of old parameters count their own steps; those of the stage's own growth also have their own
@@ -176,12 +176,12 @@ class StageEngine:
 
     def _set_rates(self, lr: float, step: int) -> None:
         """`lr` is for old parameters; that of new ones may be warming up. Both are for the middle of the step."""
-        tokens = self.stage.step_schedule.tokens(step - self.stage.start_steps + 0.5)
-        boost = self._rewarm.at(tokens) if self._rewarm else 1.0
+        trained = self.stage.step_schedule.duration(step - self.stage.start_steps + 0.5)
+        boost = self._rewarm.at(trained) if self._rewarm else 1.0
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = lr * boost if group["is_new"] else lr
         if self._new_elements:
-            self._new_elements.set_rate(boost, lasting=self._rewarm is None or self._rewarm.is_over(tokens))
+            self._new_elements.set_rate(boost, lasting=self._rewarm is None or self._rewarm.is_over(trained))
 
     def gradient_norm(self) -> float:
         """The global gradient norm of the last step, before clipping; NaN if DeepSpeed has not computed it."""

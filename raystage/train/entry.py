@@ -20,11 +20,11 @@ from raystage.models.hf_folder import open_model
 from raystage.objectives.learner import Reader
 from raystage.plans.initial import INIT_KEY, InitPlan, check_same
 from raystage.plans.keys import key_at, trunk_key
-from raystage.plans.plan import UNCHANGED, StagePlan
+from raystage.plans.stage import UNCHANGED, StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
-from raystage.storage.store import Store, tokens_of
+from raystage.storage.store import Store, position_of
 from raystage.train import partitions
 from raystage.train.collectives import broadcast_object
 from raystage.train.engine import DTYPES, StageEngine
@@ -77,7 +77,7 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
 def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecord | None]:
     """The furthest checkpoint within the stage, and the record of the prefix that has written it, if one has."""
     own = store.latest_checkpoint(stage.key)
-    done = tokens_of(own.name) - stage.start_tokens if own else 0
+    done = position_of(own.name) - stage.start if own else 0
     prefix = find_prefix(stage, store, stage.step_schedule.steps_for(done))
     if prefix is None:
         return own, None
@@ -129,7 +129,7 @@ def fit_learned(engine: StageEngine, source: Checkpoint, windows: Reader) -> Fit
         DTYPES[stage.training.precision],
     )
     for step in range(stage.growth.options.fit_steps):
-        first = (stage.start_tokens + step * batch) // context
+        first = (stage.start + step * batch) // context
         place = first, batch // context, context
         targets = engine.learner.num_targets(windows, *place)
         fitting.step(engine.shares(windows, *place), targets)

@@ -11,7 +11,7 @@ from raystage.objectives.judging import Scores, combined_means, mean
 from raystage.objectives.learner import Judge
 from raystage.objectives.metrics import added, values
 from raystage.objectives.opening import open_judge
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, Progress
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import all_gather_objects
@@ -71,7 +71,7 @@ class Evaluator:
         self._accounting.skip_time()
         self._accounting.count_evaluation_energy()
         progress = self._progress
-        reached = progress.tokens, progress.steps, progress.flops, progress.seconds
+        reached = progress.position, progress.steps, progress.flops, progress.seconds
         point = Evaluation(*reached, scores.loss, scores.figures.accuracy, metrics, *(scores.halves or (None, None)),
                            dict(scores.sources))  # fmt: skip
         progress.evaluations.append(point)

@@ -19,7 +19,7 @@ from raystage.growth.apply import head_starts_in, is_new
 from raystage.growth.counts import HeadStarts, is_settled
 from raystage.growth.rules import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.train.partitions import Partition
 
 

@@ -37,7 +37,7 @@ from raystage.growth.rules import GrowthMap
 from raystage.models.families import FAMILIES
 from raystage.objectives.learner import Batch, HeldOut, Judge
 from raystage.objectives.opening import open_judge
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Certificate, GrowthRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train import partitions

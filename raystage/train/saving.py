@@ -26,7 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard
@@ -103,7 +103,7 @@ class Saver:
         Collective, like `begin` and `wait`. Raises StorageError on all workers if one of them meets it.
         """
         self.wait()
-        task = self._task(stage, standing().tokens, fragments_of(parts), counts)
+        task = self._task(stage, standing().position, fragments_of(parts), counts)
         written = self._written(task, None)
         if write_beside is not None:
             write_beside(task.folder)
@@ -118,7 +118,7 @@ class Saver:
         self.wait()
         copies = self._copies.of(fragments_of(parts))
         progress = copy.deepcopy(standing())
-        task = self._task(stage, progress.tokens, copies, counts)
+        task = self._task(stage, progress.position, copies, counts)
         self._running = task, self._threads.submit(self._finish, task, progress)
 
     def wait(self) -> None:
@@ -136,8 +136,8 @@ class Saver:
             if future.done() and future.exception() is None:
                 self.wait()
 
-    def _task(self, stage: StagePlan, tokens: int, fragments: list[Fragment], counts: Counts) -> _Save:
-        return _Save(stage, self.store.checkpoint_folder(stage.key, tokens, self.attempt), fragments, counts)
+    def _task(self, stage: StagePlan, position: int, fragments: list[Fragment], counts: Counts) -> _Save:
+        return _Save(stage, self.store.checkpoint_folder(stage.key, position, self.attempt), fragments, counts)
 
     def _say_saved(self, task: _Save) -> None:
         if self._rank == 0:

@@ -12,7 +12,7 @@ from deepspeed import comm
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts, as_runs, unsettled
 from raystage.models.shape import parameters
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Manifest, ParameterEntry, Shard, Span
@@ -71,8 +71,8 @@ def make_manifest(
     """
     training = stage.training
     # The first window that is not begun yet.
-    window = max(-(-progress.tokens // stage.window_tokens), stage.reading.first if stage.reading else 0)
-    runs = {name: as_runs(_needed(found, stage, steps[name], progress.tokens)) for name, found in head_starts.items()}
+    window = max(-(-progress.position // stage.window), stage.reading.first if stage.reading else 0)
+    runs = {name: as_runs(_needed(found, stage, steps[name], progress.position)) for name, found in head_starts.items()}
     layout = {"num_workers": comm.get_world_size(), "zero_stage": training.zero_stage, "precision": training.precision}
     return Manifest(
         model=stage.shape,
@@ -83,9 +83,9 @@ def make_manifest(
         shards=shards,
         stage_key=stage.key,
         step=progress.steps,
-        tokens=progress.tokens,
+        tokens=progress.position,
         data_cursor={
-            "tokens": progress.tokens,
+            "tokens": progress.position,
             "seed": stage.seed,
             "fingerprint": stage.data.fingerprint,
             "tokenizer": stage.data.tokenizer,
@@ -108,10 +108,10 @@ def _classes(stage: StagePlan) -> dict[str, object]:
     return {"classes": list(samples.classes)} if samples else {}
 
 
-def _needed(starts: HeadStarts, stage: StagePlan, step: int, tokens: int) -> HeadStarts:
+def _needed(starts: HeadStarts, stage: StagePlan, step: int, position: int) -> HeadStarts:
     """The head starts of a parameter that training from this checkpoint needs: all of them while new elements have a
     learning rate of their own."""
     rewarm, betas = stage.growth and stage.growth.rewarm, stage.training.optimizer.used().get("betas", ())
-    if betas and rewarm and not rewarm.is_over(tokens - stage.start_tokens):
+    if betas and rewarm and not rewarm.is_over(position - stage.start):
         return starts
     return unsettled(starts, step, betas)

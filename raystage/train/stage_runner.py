@@ -25,8 +25,8 @@ from raystage.growth.trained import is_learned
 from raystage.objectives.judging import Scores
 from raystage.plans import learning_rate
 from raystage.plans.keys import trunk_key
-from raystage.plans.length import reads_clock
-from raystage.plans.plan import StagePlan
+from raystage.plans.open_ends import reads_clock
+from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
 from raystage.results.data_use import counted_json
@@ -152,7 +152,7 @@ class StageRunner:
             self._evaluate()
         ended = self._end()
         while ended is None:
-            before = self.progress.tokens
+            before = self.progress.position
             self._step()
             self.saver.tell()
             self._compare_duplicates()
@@ -160,11 +160,11 @@ class StageRunner:
             if is_pointed:
                 self._point()
             is_over = self._is_at_cap() or (is_pointed and self._is_time_up())
-            if is_over or crossed(self.stage.evaluate_every_tokens, before, self.progress.tokens):
+            if is_over or crossed(self.stage.evaluate_every, before, self.progress.position):
                 self._point()
                 self._evaluate()
                 ended = self._end()
-            is_due = crossed(self.stage.checkpoint_every_tokens, before, self.progress.tokens, self.stage)
+            is_due = crossed(self.stage.checkpoint_every, before, self.progress.position, self.stage)
             if ended or is_due:
                 self._point()
                 self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
@@ -187,7 +187,7 @@ class StageRunner:
         """
         if self._is_at_cap():
             return self._fired() or f"steps: all {self.stage.steps} of them"
-        is_evaluated = self.progress.evaluations[-1].tokens == self.progress.tokens
+        is_evaluated = self.progress.evaluations[-1].position == self.progress.position
         return self._fired() if is_evaluated else None
 
     def _is_time_up(self) -> bool:
@@ -200,11 +200,11 @@ class StageRunner:
         is over, of which the stage after this one knows nothing.
         """
         stage, progress = self.stage, self.progress
-        growth_end = stage.start_tokens + (stage.growth.tokens if stage.growth else 0)
-        if stage.until is None or progress.tokens < max(learning_rate.warmup_end(stage.rate), growth_end):
+        growth_end = stage.start + (stage.growth.duration if stage.growth else 0)
+        if stage.until is None or progress.position < max(learning_rate.warmup_end(stage.rate), growth_end):
             return None
         seen = Seen(
-            tokens=progress.tokens - stage.start_tokens,
+            progress=progress.position - stage.start,
             steps=progress.steps - stage.start_steps,
             flops=progress.flops - stage.start_flops,
             seconds=broadcast_object(progress.seconds) if reads_clock(stage.until) else progress.seconds,
@@ -215,12 +215,12 @@ class StageRunner:
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
         segment = stage.step_schedule.at(progress.steps - stage.start_steps)
-        batch, length = segment.batch_tokens, segment.context_length
-        first, count = progress.tokens // length, batch // length
+        batch, length = segment.batch, segment.context_length
+        first, count = progress.position // length, batch // length
         # The rate in the middle of the step: it is zero neither in the first step nor in the last.
-        lr = learning_rate.rate_at(stage.rate, progress.tokens + batch / 2) * rate_factor(stage.training, batch)
+        lr = learning_rate.rate_at(stage.rate, progress.position + batch / 2) * rate_factor(stage.training, batch)
         loss, targets = self.engine.train_step(self.windows, first, count, length, lr, progress.steps)
-        self.accounting.count_step(loss, targets, batch, batch * stage.token_flops(length), lr)
+        self.accounting.count_step(loss, targets, batch, batch * stage.unit_flops(length), lr)
 
     def _compare_duplicates(self) -> None:
         """Complete the certificate once duplicates have had time to become different."""
@@ -281,7 +281,7 @@ class StageRunner:
             num_params=stage.num_params,
             num_workers=self.engine.world,
             zero_stage=stage.training.zero_stage,
-            tokens=progress.tokens - stage.start_tokens,
+            duration=progress.position - stage.start,
             steps=progress.steps - stage.start_steps,
             flops=progress.flops - stage.start_flops,
             seconds=progress.seconds,
@@ -303,6 +303,7 @@ class StageRunner:
             environment=environment(),
             energy_joules=progress.energy_joules,
             evaluation_energy_joules=progress.evaluation_energy_joules,
+            unit=stage.unit,
         )
 
     def _final_checkpoint(self) -> str:
@@ -319,7 +320,7 @@ class StageRunner:
 
 def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:
     """Whether a multiple of `every` lies in (before, after], counted from the start of the run, or of `stage`."""
-    start = stage.start_tokens if stage else 0
+    start = stage.start if stage else 0
     return (after - start) // every > (before - start) // every
 
 

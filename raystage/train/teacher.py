@@ -10,7 +10,7 @@ from raystage.models.shape import ModelShape
 from raystage.objectives.learner import Models
 from raystage.objectives.opening import NO_MODELS
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store

@@ -22,7 +22,7 @@ from raystage.data.tokens import (
 from raystage.errors import InputError
 from raystage.objectives.learner import HeldOut, Reader
 from raystage.objectives.opening import open_judge
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.data_use import Counted
 
 # Held-out sequences, and the weight of their loss.
@@ -71,7 +71,7 @@ def _training_samples(stage: StagePlan, streams: Mapping[str, Streams]) -> Reade
 
 
 def _windows(stage: StagePlan, streams: Mapping[str, Stream]) -> Windows:
-    windows = {content: TokenWindows(one, stage.window_tokens, stage.seed) for content, one in streams.items()}
+    windows = {content: TokenWindows(one, stage.window, stage.seed) for content, one in streams.items()}
     return MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
 
 

@@ -19,7 +19,7 @@ from deepspeed.accelerator import get_accelerator
 
 from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.storage.jobs import Job, continues

@@ -18,7 +18,7 @@ from raystage.cli.init import examples_folder, find_examples
 from raystage.cli.main import main
 from raystage.config.schedule import load
 from raystage.config.yaml_file import read_mapping
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.advice import warnings
 
 REPOSITORY = Path(__file__).parents[2]

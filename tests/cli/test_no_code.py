@@ -14,7 +14,7 @@ from raystage import user_code as hooks
 from raystage.cli.main import main
 from raystage.config.schedule import Schedule, load
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 

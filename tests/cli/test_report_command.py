@@ -15,7 +15,7 @@ from factories import make_curves, make_schedule
 from raystage.cli.main import main
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.markdown import markdown
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store

@@ -16,7 +16,7 @@ from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import unsealed
 from raystage.files.typed_json import from_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.terminal import SafeConsole
 from raystage.results.report import StageTasks
 from raystage.runs.driver import Driver

@@ -16,8 +16,8 @@ from factories import make_record, make_schedule
 from raystage.cli.main import main
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import MANIFEST, Checkpoint
 from raystage.storage.maintenance import remove, survey
@@ -85,7 +85,7 @@ def test_list_shows_stages_and_runs(store: Store, template: StagePlan) -> None:
     found = json.loads(call(store, "list", "--json").stdout)
     first, second = found["stages"]
     assert (first["key"], first["name"], first["state"], first["tokens"], first["eval_loss"], first["runs"]) == (
-        key(1), template.name, "finished", template.tokens, 1.5, ["mine"])  # fmt: skip
+        key(1), template.name, "finished", template.duration, 1.5, ["mine"])  # fmt: skip
     files = [path for path in Path(store.stage_folder(key(1)).path).rglob("*") if path.is_file()]
     assert first["bytes"] == sum(path.stat().st_size for path in files)
     assert (second["state"], second["tokens"], len(second["checkpoints"]), second["runs"]) == (

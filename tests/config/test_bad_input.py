@@ -12,7 +12,7 @@ from factories import write_documents
 from raystage.config import yaml_file
 from raystage.config.schedule import load
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 
 GOOD = """
 name: tiny
@@ -405,11 +405,11 @@ CASES = [
      "stages[1].training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
     # --- the rate and the baseline
     ("change", "training.lr_schedule.warmup=1200", "training.lr_schedule: found a warm-up of 1200 and a decay of 256 "
-     "tokens in a run of 1280; expected them to fit into it"),
+     "in a run of 1280; expected them to fit into it"),
     ("change", "training.lr_schedule={kind: cosine, warmup: 2K}", "training.lr_schedule: found a warm-up of 2000 "
-     "tokens in a run of 1280; expected them to fit into it"),
+     "in a run of 1280; expected them to fit into it"),
     ("change", "stages[0].training.lr_schedule.warmup=600", "stages[0].training.lr_schedule: found a warm-up of 600 "
-     "and a decay of 128 tokens in a run of 640; expected them to fit into it"),
+     "and a decay of 128 in a run of 640; expected them to fit into it"),
     ("change", "baseline.budgets=[640, 64]", "baseline.budgets[1]: found a warm-up of 64 and a decay of 13 tokens "
      "in a run of 64; expected them to fit into it"),
     ("change", "baseline.budgets=[640, 0]", "baseline.budgets[1]: found 0; expected more than 0"),
@@ -474,7 +474,7 @@ CASES = [
     ("change", "baseline.tune=[1e-3]", f"baseline.tune: found [0.001]; {MAPPING}"),
     ("change", "baseline={budgets: [640], tune: {training.workers: [1, 2]}}", "baseline.tune: found "
      f"'training.workers'; expected one of {TUNABLE}"),
-    ("change", "baseline={budgets: [640], tune: {training.batch_tokens: [64]}}", "baseline.tune: "
+    ("change", "baseline={budgets: [640], tune: {training.batch: [64]}}", "baseline.tune: "
      "found 'training.batch_tokens' (did you mean training.global_batch_tokens?); "
      f"expected one of {TUNABLE}"),
     ("change", "baseline={budgets: [640], tune: {training.global_batch_tokens: [null]}}", "baseline.tune: "

@@ -18,8 +18,8 @@ from raystage.config.training import LrSchedule, Training
 from raystage.config.types import Workers, parse_span
 from raystage.errors import InputError
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES
-from raystage.plans.build import make_plan
-from raystage.plans.resolve import resolve
+from raystage.planning.build import make_plan
+from raystage.planning.resolve import resolve
 
 STAGES = [{"name": "small", "until": {"steps": 1}}, {"name": "full", "until": {"steps": 1}}]
 
@@ -176,7 +176,7 @@ def test_the_quickstart() -> None:
     plan = make_plan(load(Path(__file__).parents[2] / "jobs" / "schedules" / "quickstart.yaml"))
     assert [stage.shape.num_layers for stage in plan.staged.stages] == [3, 6, 12]
     assert [stage.steps for stage in plan.staged.stages] == [500, 500, 1000]
-    assert [run.tokens for run in plan.baselines] == [160000, 220032, 300032]
+    assert [run.duration for run in plan.baselines] == [160000, 220032, 300032]
     assert 0 < plan.predicted_saving < 1
 
 

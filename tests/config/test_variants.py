@@ -10,7 +10,7 @@ from factories import make_schedule
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
-from raystage.plans.build import make_plan, with_choice
+from raystage.planning.build import make_plan, with_choice
 from raystage.plans.plan import Choice, Plan, RunPlan, flops_shared
 from raystage.sweeps.trials import plan_sweep
 from sweeps import SPACE, make_sweep

@@ -14,7 +14,7 @@ from raystage.data.order.documents import DocumentSpans, Starts
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizers import make_tokenizer
 from raystage.data.tokens import SampleWindows, TokenWindows, held_out_samples, open_streams
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sources.table import read_corpus
 from row_files import TEXTS, write_jsonl
 from token_writers import write_megatron

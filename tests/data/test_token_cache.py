@@ -19,7 +19,7 @@ from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.token_index import cache_folder, read_index
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError, StorageError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sources.corpus import Corpus
 from raystage.sources.table import read_corpus
 

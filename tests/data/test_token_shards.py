@@ -20,7 +20,7 @@ from raystage.data.plan import DataPlan
 from raystage.data.token_cache import open_index
 from raystage.data.token_index import cache_folder
 from raystage.errors import InputError, StorageError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.process_pool import ProcessFailed, in_processes
 from row_files import TEXTS, write_jsonl
 

@@ -18,7 +18,7 @@ from raystage.data.tokenizer_files import TokenizerFacts, read_tokenizer
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.sources import text_files
 

@@ -15,7 +15,7 @@ from raystage.data.tokenizer_names import BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 
 
 @pytest.fixture

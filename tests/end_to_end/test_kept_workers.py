@@ -13,8 +13,9 @@ from raystage.cluster import launch
 from raystage.config.schedule import load
 from raystage.config.types import Workers
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import Plan, StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.storage.jobs import Job
 from raystage.storage.store import Store
 

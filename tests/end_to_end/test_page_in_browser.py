@@ -10,7 +10,7 @@ import pytest
 
 from browser import Tab, find_browser, open_tab
 from factories import make_curves, make_schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.html import page
 from raystage.sweeps.html import sweep_page

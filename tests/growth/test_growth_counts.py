@@ -16,7 +16,7 @@ from raystage.growth.apply import Grown, head_starts_in, is_new
 from raystage.growth.counts import HeadStarts, as_runs, from_runs, grown_head_starts, is_settled, unsettled
 from raystage.models.manifest import _check_head_starts
 from raystage.models.shape import ModelShape, parameters
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.storage.checkpoint import ParameterEntry, _plain
 
 STEP = 7

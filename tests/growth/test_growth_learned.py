@@ -20,7 +20,7 @@ from raystage.growth.learned import Fitting, LearnedMaps, stacked
 from raystage.growth.rules import growth_map
 from raystage.models.shape import flops_per_token, parameters
 from raystage.objectives.causal_lm import CausalLm
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.storage.store import Store
 from real_models import SEED, built, logits_for, made_up, reader, source_logits
 from staged_runs import carry_out, records_of, train

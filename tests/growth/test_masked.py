@@ -16,7 +16,7 @@ from raystage.growth.apply import is_new
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.masked import GrowthMask, mask_sites
 from raystage.growth.trained import mask_value
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from real_models import built, logits_for, source_logits, weights
 from staged_runs import carry_out, records_of, train
 

@@ -51,7 +51,7 @@ def test_the_page_names_every_key(tmp_path: Path) -> None:
     for kind in (Manifest, Shard, StoredFragment, ParameterEntry, ModelShape):
         for field in fields(kind):
             assert f"`{field.name}`" in PAGE, f"{kind.__name__}.{field.name}"
-    for key in Progress(steps=0, tokens=0, flops=0).to_json():
+    for key in Progress(steps=0, position=0, flops=0).to_json():
         assert f"`{key}`" in PAGE, f"progress.{key}"
     write(open_folder(tmp_path), flat_cuts(1))
     written = json.loads((tmp_path / "manifest.json").read_text())

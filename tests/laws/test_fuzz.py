@@ -18,7 +18,7 @@ import fuzzing
 from factories import make_curves, make_schedule
 from folders import make
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.runs.driver import Driver
 from raystage.runs.log import Invocation
 from raystage.runs.status import RunStatus
@@ -89,8 +89,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = make_schedule(folder / "texts", name=name)
         plan = make_plan(run)
         for record in make_curves(plan).values():
-            target = store.checkpoint_folder(record.key, record.tokens, "attempt")
-            write(target, flat_cuts(2), tokens=record.tokens)
+            target = store.checkpoint_folder(record.key, record.duration, "attempt")
+            write(target, flat_cuts(2), tokens=record.duration)
             store.commit_record(type(record)(**{**vars(record), "checkpoint": f"checkpoints/{target.name}"}))
         Driver(plan, run, store, []).run()
         invocation = Invocation(name, f"raystage run {name}.yaml", store.run_folder(name), store.folder)

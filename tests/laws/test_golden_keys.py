@@ -10,7 +10,7 @@ from pathlib import Path
 
 from factories import write_documents
 from golden_schedules import FILE, keys_of
-from raystage.plans.inputs import Sources
+from raystage.planning.inputs import Sources
 
 
 def test_every_schedule_has_the_keys_that_it_had(tmp_path: Path) -> None:

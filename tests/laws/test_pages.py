@@ -42,7 +42,7 @@ from raystage.config.section import keys_of
 from raystage.config.stage import Data, Grow, Model, Stage
 from raystage.config.training import Training
 from raystage.growth.operators import OPERATORS
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sweeps.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
 from raystage.sweeps.config import load as load_sweep
 from raystage.sweeps.space import SpaceEntry
@@ -235,8 +235,8 @@ def test_figures_of_the_sweep_are_computed() -> None:
 def test_figures_of_the_demo_are_those_of_its_plan() -> None:
     """All but what only a run knows: its losses."""
     plan = make_plan(load(REPOSITORY / "jobs/schedules/quickstart.yaml"))
-    rows = [(stage.name, stage, stage.flops, stage.tokens) for stage in plan.staged.stages]
-    rows += [(run.name, run.stages[-1], run.stages[-1].end_flops, run.stages[-1].end_tokens) for run in plan.baselines]
+    rows = [(stage.name, stage, stage.flops, stage.duration) for stage in plan.staged.stages]
+    rows += [(run.name, run.stages[-1], run.stages[-1].end_flops, run.stages[-1].end) for run in plan.baselines]
     for name, stage, flops, tokens in rows:
         figures = (stage.shape.num_layers, format_count(stage.num_params), format_count(tokens), format_flops(flops))
         assert re.search(rf"^{name} +{' +'.join(map(re.escape, map(str, figures)))} ", PAGES["README.md"], re.M), name

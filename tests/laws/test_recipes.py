@@ -12,7 +12,7 @@ import yaml
 import recipes
 from pages import PAGES
 from raystage.config.schedule import load
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 
 # Parameters of the published models, in billions, and how far ours may be from them. DeepSeek-V3 has latent attention.

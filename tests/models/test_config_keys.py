@@ -19,7 +19,7 @@ from raystage.files.reading import LocalFiles
 from raystage.models import hf_config, hf_trainable
 from raystage.models.families import FAMILIES
 from raystage.models.hf_folder import open_trainable
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from started_models import make, make_schedule
 
 # What the weights compute without: names, tokens, dropout, which training leaves out, heads of other tasks.

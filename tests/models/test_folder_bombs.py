@@ -15,7 +15,7 @@ import folders
 from exports import byte_shape, make_checkpoint
 from raystage.cli.main import main
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.storage.checkpoint import MANIFEST, sealed
 from started_models import make_schedule
 

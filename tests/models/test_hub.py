@@ -14,7 +14,7 @@ from raystage.config.schedule import Schedule
 from raystage.data.hf_tokenizer import pretrained
 from raystage.errors import InputError
 from raystage.models import hub
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.initial import check_same
 from started_models import make, make_schedule
 

@@ -20,7 +20,7 @@ from raystage.models.build import build
 from raystage.models.hf_folder import open_model, open_trainable
 from raystage.models.manifest import check_model
 from raystage.models.rope import scaling, scaling_of
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.storage.huggingface import FolderWeights
 from started_models import make, make_schedule
 

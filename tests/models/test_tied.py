@@ -17,7 +17,7 @@ from raystage.cli.main import main
 from raystage.files.reading import LocalFiles
 from raystage.models.families import FAMILIES
 from raystage.models.hf_folder import open_model
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.storage.huggingface import FolderWeights
 from started_models import make_schedule
 

@@ -18,7 +18,7 @@ from raystage.objectives.causal_lm import CausalLm
 from raystage.objectives.judging import halves, loss_and_hits
 from raystage.objectives.learner import Answer
 from raystage.objectives.metrics import MetricSums, added, per_class, values
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from staged_runs import carry_out, train
 
 OWN = """

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.cadence import FEWEST_LATE_TOKENS, FEWEST_TOKENS, MOST_SHARE, MOST_TOKENS
 from raystage.plans.keys import ended_after, key_at, trunk_key
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.reports.advice import warnings
 
 
@@ -54,7 +54,7 @@ def test_a_short_last_stage_is_evaluated_on_enough_where_its_run_affords_it(tmp_
 def test_what_is_given_is_kept_and_said_where_it_costs_more(tmp_path: Path) -> None:
     given = {"training": {"evaluate": {"every": 10_000, "tokens": 30_000}}}
     stage = stages_of(tmp_path, 100_000, **given)[0]
-    assert (stage.evaluate_every_tokens, stage.training.evaluate.tokens) == (10_000, 30_000)
+    assert (stage.evaluate_every, stage.training.evaluate.tokens) == (10_000, 30_000)
     found = [one for one in warnings(make_plan(schedule_of(tmp_path, 100_000, **given))) if "evaluat" in one.key]
     assert "11 evaluations of 30K tokens in stage s0, 110.0 %" in found[0].text
     assert not [one for one in warnings(make_plan(schedule_of(tmp_path, 100_000))) if "evaluat" in one.key]

@@ -8,10 +8,11 @@ import pytest
 
 from factories import make_schedule
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.keys import key_at, placed
 from raystage.plans.learning_rate import rate_at
-from raystage.plans.plan import Plan, StagePlan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.results.rates import rates_of
 
 LR = 2e-3
@@ -46,7 +47,7 @@ def test_it_begins_where_the_rate_is(tmp_path: Path, run: dict, own: list, start
     stages = stages_of(tmp_path, run, *own)
     for before, stage, start in zip(stages, stages[1:], starts, strict=False):
         assert rates_of(stage)[0] == pytest.approx(start)
-        assert rate_at(before.rate, before.end_tokens) == pytest.approx(start)
+        assert rate_at(before.rate, before.end) == pytest.approx(start)
 
 
 def test_its_lowest_rate_is_a_share_of_its_first_one(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_its_lowest_rate_is_a_share_of_its_first_one(tmp_path: Path) -> None:
 
 def test_the_warm_up_of_the_file_is_not_its_own(tmp_path: Path) -> None:
     stage = stages_of(tmp_path, {"kind": "constant", "warmup": 200}, FALLS)[1]
-    assert [(piece.start_tokens, piece.end_tokens) for piece in stage.rate] == [(800, 1600)]
+    assert [(piece.start, piece.end) for piece in stage.rate] == [(800, 1600)]
 
 
 def test_the_planned_rate_stays_where_the_stage_before_ends_early(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_the_baseline_has_the_rate_of_the_run(tmp_path: Path, run: dict) -> None
     for baseline in plan.baselines:
         rate = baseline.stages[-1].rate
         assert baseline.stages[-1].training.lr_schedule.start is None
-        assert (max(piece.end_lr for piece in rate), rate_at(rate, baseline.tokens)) == (LR, 0.0)
+        assert (max(piece.end_lr for piece in rate), rate_at(rate, baseline.duration)) == (LR, 0.0)
         assert rate_at(rate, 50) == (LR / 2 if run else LR)
 
 

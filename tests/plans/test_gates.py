@@ -10,8 +10,8 @@ import pytest
 from factories import make_schedule
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
+from raystage.planning.resolve import resolve
 from raystage.plans.gates import check_gates, overridden, planned_retries
-from raystage.plans.resolve import resolve
 
 # --- another attempt --------------------------------------------------------------------------
 

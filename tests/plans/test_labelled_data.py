@@ -16,7 +16,7 @@ from raystage.data.samples import open_samples
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.errors import InputError
 from raystage.objectives.table import Reads
-from raystage.plans.inputs import Sources
+from raystage.planning.inputs import Sources
 
 
 def found(reads: Reads, **keys: Any) -> StageText:

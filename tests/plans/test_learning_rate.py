@@ -52,12 +52,12 @@ def test_rates_by_hand(kind: str, low: float, rates: dict[int, float]) -> None:
 @pytest.mark.parametrize("start", [0, 77])
 def test_laws_of_every_curve(kind: str, warmup: int, decay: int, low: float, start: int) -> None:
     made = curve(kind, 1000, warmup, decay, low, start)
-    assert (made[0].start_tokens, made[-1].end_tokens) == (start, start + 1000)
+    assert (made[0].start, made[-1].end) == (start, start + 1000)
     for first, second in pairwise(made):
-        assert first.end_tokens == second.start_tokens
+        assert first.end == second.start
         assert first.end_lr == second.start_lr
         assert not (first.is_flat and second.is_flat)
-    assert all(piece.start_tokens < piece.end_tokens for piece in made)
+    assert all(piece.start < piece.end for piece in made)
     end = stable_end(made)
     if end is not None:
         assert all(rate_at(made, tokens) == LR for tokens in range(start + warmup, end))
@@ -192,12 +192,12 @@ def test_stable_is_only_what_one_constant_part_says(points: list[dict], end: int
     ("points", "problem"),
     [
         ([], "found kind: piecewise without points; expected for example points: "),
-        ([{"at": 1001, "ratio": 1}], "found points[0] at 1001 tokens in a run of 1000; expected at most as many"),
+        ([{"at": 1001, "ratio": 1}], "found points[0] at 1001 in a run of 1000; expected at most as many"),
         ([{"at": 0.1, "ratio": 1}],
-         "found points[0] at 100 tokens, and the end of the warm-up at 100; expected it later"),
+         "found points[0] at 100, and the end of the warm-up at 100; expected it later"),
         ([{"at": 0.5, "ratio": 1}, {"at": 500, "ratio": 0}],
-         "found points[1] at 500 tokens, and the point before at 500; expected it later"),
-        ([{"at": 0, "ratio": 0.1}, {"at": 50, "ratio": 0}], "found points[1] at 50 tokens, and the end of the warm-up"),
+         "found points[1] at 500, and the point before at 500; expected it later"),
+        ([{"at": 0, "ratio": 0.1}, {"at": 50, "ratio": 0}], "found points[1] at 50, and the end of the warm-up"),
     ],
 )  # fmt: skip
 def test_points_that_do_not_fit_are_refused(points: list[dict], problem: str) -> None:

@@ -11,7 +11,7 @@ from chats import save_chat_words, write_chats
 from factories import make_schedule
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from token_writers import write_megatron, write_nanogpt
 
 APART = {"window": {"mask": "document"}}

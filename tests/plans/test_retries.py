@@ -10,7 +10,7 @@ from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
 from raystage.errors import GrowthRejected, StageRejected
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan, replanned
+from raystage.planning.build import make_plan, replanned
 from raystage.plans.gates import Rejection, answer, changed
 from raystage.plans.plan import Plan
 from raystage.results.record import Prefix, StageRecord
@@ -69,8 +69,8 @@ def test_an_extension_is_the_same_stage_with_more_tokens(tmp_path: Path) -> None
     written = schedule(tmp_path, {"extend": {"tokens": 300, "times": 2}})
     plan = make_plan(written)
     again = replanned(written, plan, rejections(written, 1, 2))
-    assert [stage.tokens for stage in again.staged.stages] == [800, 1400, 400]
-    assert again.staged.stages[2].start_tokens == 2200
+    assert [stage.duration for stage in again.staged.stages] == [800, 1400, 400]
+    assert again.staged.stages[2].start == 2200
 
 
 def test_a_rewind_begins_again_at_the_stage_it_names(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_after_a_rewind_all_that_it_threw_away_counts(tmp_path: Path) -> None:
 def test_what_an_extension_took_over_counts_once(tmp_path: Path) -> None:
     found = Finished(tmp_path, schedule(tmp_path, {"extend": {"tokens": 400}}))
     small, rejected = found.commit(found.plan, 2.5, 2.2)
-    prefix = Prefix(rejected.key, rejected.tokens, rejected.flops, rejected.seconds)
+    prefix = Prefix(rejected.key, rejected.duration, rejected.flops, rejected.seconds)
     _, full, last = found.commit(found.after(1), 2.5, 1.9, 1.8, prefixes={1: prefix})
     report = found.driver().run()
     assert report.savings.flops_staged == small.flops + full.flops + last.flops

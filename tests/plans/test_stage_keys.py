@@ -11,8 +11,8 @@ import yaml
 from factories import write_documents
 from raystage.config import yaml_file
 from raystage.config.schedule import parse
+from raystage.planning.build import make_plan
 from raystage.plans import keys as key_module
-from raystage.plans.build import make_plan
 from raystage.plans.plan import Plan
 
 # FOLDER/tokenizer is a tokenizer, FOLDER/texts text; FOLDER/copy holds the same of both, FOLDER/other something else.

@@ -10,9 +10,9 @@ import pytest
 from factories import make_schedule
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.keys import key_at
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.plans.steps import Doubling, StepSchedule, StepSegment, doubling_steps, rate_factor
 from raystage.results.rates import rates_of
 from raystage.runs.progress import describe_stage
@@ -48,14 +48,14 @@ def test_the_pieces_by_hand(made: StepSchedule, pieces: list[tuple]) -> None:
 
 
 def test_tokens_by_hand() -> None:
-    assert [BATCHES.tokens(steps) for steps in range(11)] == [0, 100, 200, 300, 400, 500, 700, 900, 1100, 1500, 1900]
-    assert [BATCHES.tokens(steps + 0.5) for steps in (0, 4, 5, 8)] == [50, 450, 600, 1300]
+    assert [BATCHES.duration(steps) for steps in range(11)] == [0, 100, 200, 300, 400, 500, 700, 900, 1100, 1500, 1900]
+    assert [BATCHES.duration(steps + 0.5) for steps in (0, 4, 5, 8)] == [50, 450, 600, 1300]
 
 
 def test_the_fewest_steps_with_so_many_tokens() -> None:
     found = [BATCHES.steps_for(tokens) for tokens in (1, 100, 101, 500, 501, 700, 701, 1100, 1101, 1500, 1501)]
     assert found == [1, 1, 2, 5, 6, 6, 7, 8, 9, 9, 10]
-    assert all(BATCHES.steps_for(BATCHES.tokens(steps)) == steps for steps in range(1, 30))
+    assert all(BATCHES.steps_for(BATCHES.duration(steps)) == steps for steps in range(1, 30))
 
 
 def test_flops_are_those_of_the_context_of_the_moment() -> None:
@@ -87,11 +87,11 @@ def plan_of(folder: Path, ramp: dict | None, until: dict | None = None, **traini
 def test_steps_tokens_and_flops_of_a_stage(tmp_path: Path) -> None:
     """8 steps of 50 in a context of 5, then 4 of 100 in one of 10."""
     one, two = plan_of(tmp_path, {"global_batch_tokens": BATCH, "context_length": CONTEXT})
-    assert (one.steps, one.tokens, two.start_tokens, two.start_steps) == (12, 800, 800, 12)
-    assert one.flops == 400 * one.token_flops(5) + 400 * one.token_flops(10)
-    assert one.token_flops(10) == flops_per_token(one.shape) > one.token_flops(5)
+    assert (one.steps, one.duration, two.start, two.start_steps) == (12, 800, 800, 12)
+    assert one.flops == 400 * one.unit_flops(5) + 400 * one.unit_flops(10)
+    assert one.unit_flops(10) == flops_per_token(one.shape) > one.unit_flops(5)
     assert two.start_flops == one.flops
-    assert one.window_tokens == one.shape.context_length == 10
+    assert one.window == one.shape.context_length == 10
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def test_steps_tokens_and_flops_of_a_stage(tmp_path: Path) -> None:
 )
 def test_caps_count_the_steps_as_they_are(until: dict, steps: int, tokens: int, tmp_path: Path) -> None:
     stage = plan_of(tmp_path, {"global_batch_tokens": BATCH}, until, lr_schedule={"kind": "constant"})[0]
-    assert (stage.steps, stage.tokens) == (steps, tokens)
+    assert (stage.steps, stage.duration) == (steps, tokens)
 
 
 def test_a_cap_in_flops(tmp_path: Path) -> None:
     """One more than 400 tokens in the shorter context take."""
     whole = plan_of(tmp_path, {"context_length": CONTEXT})[0]
-    flops = 400 * whole.token_flops(5) + 1
+    flops = 400 * whole.unit_flops(5) + 1
     stage = plan_of(tmp_path, {"context_length": CONTEXT}, {"flops": flops})[0]
-    assert (stage.steps, stage.tokens) == (5, 500)
+    assert (stage.steps, stage.duration) == (5, 500)
 
 
 def test_a_shorter_version_of_a_stage_has_the_key_of_its_beginning(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_rate_follows_the_batch(how: str, factors: list[float], tmp_path: Pa
     training = {"global_batch_tokens": 200, "lr_schedule": {"kind": "constant", "warmup": 0}}
     stage = plan_of(tmp_path, ramp, {"tokens": 1600}, **training)[0]
     segments = stage.step_schedule.segments
-    assert [rate_factor(stage.training, one.batch_tokens) for one in segments] == pytest.approx(factors)
+    assert [rate_factor(stage.training, one.batch) for one in segments] == pytest.approx(factors)
     highest = stage.training.optimizer.lr
     assert rates_of(stage) == pytest.approx((factors[0] * highest, highest, highest))
 

@@ -17,7 +17,7 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import num_body_params
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import g_stack_tokens, prop_alpha_tokens, suggest
@@ -247,7 +247,7 @@ def test_suggestions_for_the_schedules_own_depths_and_total(plan_of):
 
 
 def per_token(plan: Plan, index: int) -> float:
-    return plan.staged.stages[index].flops / plan.staged.stages[index].tokens
+    return plan.staged.stages[index].flops / plan.staged.stages[index].duration
 
 
 def test_stages_of_one_depth_share_its_tokens_as_they_do_now(plan_of):
@@ -278,7 +278,7 @@ def large(plan: Plan, **sizes: int) -> Plan:
         shape = replace(stage.shape, **sizes)
         source = replace(stage.parent_shape, **sizes) if stage.parent_shape else None
         grown.append(replace(stage, shape=shape, parent_shape=source, steps=10**9))
-    tokens, flops = 2 * 10**11, grown[-1].flops // grown[-1].tokens
+    tokens, flops = 2 * 10**11, grown[-1].flops // grown[-1].duration
     return replace(plan, staged=replace(plan.staged, stages=tuple(grown)), scratch_flops=tokens * flops)
 
 

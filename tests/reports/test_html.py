@@ -14,7 +14,7 @@ from factories import make_curves, make_records, make_schedule
 from outline import Outline
 from raystage.config.schedule import parse
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.curves import baseline_curves, loss_range, stage_curves, staged_points
 from raystage.reports.figures import run_panels
@@ -133,7 +133,7 @@ def test_tables_and_pictures_are_told_to_who_cannot_see_them(outline):
 
 def test_the_axis_is_picked_without_script(outline):
     picks = [attributes for tag, attributes in outline.tags if tag == "input"]
-    assert [pick["id"] for pick in picks] == ["run-1-flops", "run-1-tokens", "run-1-seconds"]
+    assert [pick["id"] for pick in picks] == ["run-1-flops", "run-1-position", "run-1-seconds"]
     assert [("checked" in pick, pick["type"], pick["name"]) for pick in picks] == [
         (True, "radio", "run-1-axis"), (False, "radio", "run-1-axis"), (False, "radio", "run-1-axis"),
     ]  # fmt: skip
@@ -162,10 +162,11 @@ def test_points_stand_where_the_data_says(plan, report):
     stages = stage_curves(report)
     points = staged_points(stages)
     low, high = loss_range([points, *(run.points for run in baseline_curves(report))])
-    svg = next(panel.wide for panel in run_panels(report, "id") if panel.unit.field == "tokens")
-    longest = max(run.tokens for run in plan.runs())
+    svg = next(panel.wide for panel in run_panels(report, "id") if panel.unit.field == "position")
+    longest = max(run.duration for run in plan.runs())
     expected = [
-        (52 + 930 * point.tokens / (1.04 * longest), 390 - 340 * (point.loss - low) / (high - low)) for point in points
+        (52 + 930 * point.position / (1.04 * longest), 390 - 340 * (point.loss - low) / (high - low))
+        for point in points
     ]
     line = re.search(r'class="curve staged" points="([^"]+)"', svg)[1].split()
     drawn = [tuple(map(float, place.split(","))) for place in line]

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from factories import make_curves, make_schedule
 from outline import Outline
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.figures import run_sheet

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from factories import make_records, make_schedule
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import Schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.formats import format_jump
@@ -162,7 +162,7 @@ def test_every_number_of_the_report_stands_whole_at_every_width(plan, width):
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
     for row in (*report.stages, *report.baseline.runs):
-        cells = [row.name, format_count(row.num_params), format_count(row.tokens), format_flops(row.flops),
+        cells = [row.name, format_count(row.num_params), format_count(row.duration), format_flops(row.flops),
                  f"{row.eval_loss:.3f}", f"{row.perplexity:.4g}", row.state]  # fmt: skip
         assert all(cell in text.split() for cell in cells)
     assert "2.000 -> 2.500" in text

@@ -11,7 +11,7 @@ import pytest
 from factories import make_record, make_records, make_schedule
 from raystage.errors import InputError
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.initial import InitPlan
 from raystage.reports.build import GivenUp, build_report, curve
 from raystage.reports.markdown import markdown
@@ -72,10 +72,10 @@ def test_stages_stand_in_order_with_all_their_fields(report):
 
 def test_a_stages_figures_are_its_own(plan, report):
     row, stage = report.stages[1], plan.staged.stages[1]
-    assert (row.tokens, row.steps, row.flops) == (1200, 12, stage.flops)
+    assert (row.duration, row.steps, row.flops) == (1200, 12, stage.flops)
     assert (row.num_layers, row.num_params, row.num_workers, row.zero_stage) == (4, stage.num_params, 2, 1)
     assert row.worker_seconds == 2 * row.seconds
-    assert (row.start_tokens, row.start_flops) == (800, plan.staged.stages[0].flops)
+    assert (row.start, row.start_flops) == (800, plan.staged.stages[0].flops)
     assert row.eval_loss == 2.2
 
 
@@ -180,7 +180,7 @@ def test_a_baseline_run_sums_over_its_chain(plan, records, report):
     row, run = report.baseline.runs[2], plan.baselines[2]
     chain = [records[stage.key] for stage in run.stages]
     assert len(chain) > 1
-    assert (row.budget_tokens, row.tokens, row.steps) == (2000, 2000, 20)
+    assert (row.budget, row.duration, row.steps) == (2000, 2000, 20)
     assert row.flops == run.flops
     assert row.seconds == pytest.approx(sum(record.seconds for record in chain))
     assert row.worker_seconds == pytest.approx(2 * row.seconds)
@@ -194,7 +194,7 @@ def test_a_baseline_run_sums_over_its_chain(plan, records, report):
 
 def test_the_curve_of_a_chain_joins_its_stages(plan, records):
     points = curve(plan.staged, records)
-    assert [(point.tokens, point.flops) for point in points] == [
+    assert [(point.position, point.flops) for point in points] == [
         (800, plan.staged.stages[0].flops),
         (2000, plan.staged.flops),
     ]
@@ -231,7 +231,7 @@ def test_a_loss_reached_in_an_early_stage_counts_for_nothing(plan, records):
 def test_tokens_and_the_loss_at_equal_flops_stand_beside_the_figure(plan, report):
     """2.2 is reached after 1,500 tokens; the staged run's FLOPs lie between those of 2.2 and of 2.1."""
     savings = report.savings
-    assert savings.tokens_saved == 1 - 2000 / 1500
+    assert savings.duration_saved == 1 - 2000 / 1500
     assert 2.1 - 2.2 < savings.loss_difference_at_equal_flops < 0
     page = markdown(report).split("\n\n")
     assert "Tokens saved: -33.3 %. At equal FLOPs (" in page[1]
@@ -245,7 +245,7 @@ def test_what_was_given_up_counts_in_tokens_too(plan, records):
     taken = Prefix(small.key, 300, 300, 0.1)
     both = {**records, "other": replace(records[small.key], key="other", prefix=taken)}
     savings = measure_savings(plan, both, (other,))
-    assert savings.tokens_saved == 1 - (2000 + 800 - 300) / 1500
+    assert savings.duration_saved == 1 - (2000 + 800 - 300) / 1500
 
 
 def test_equal_loss_never_reached_is_said(plan):
@@ -275,7 +275,7 @@ def test_before_it_starts_all_is_planned_and_nothing_measured(plan):
     assert report.state == "SCHEDULING"
     for row in report.stages + report.baseline.runs:
         assert row.state == "SCHEDULING"
-        assert {getattr(row, field) for field in MEASURED} == {None}
+        assert {to_json(row)[field] for field in MEASURED} == {None}
         assert row.growth is None
         assert row.evaluations == row.train == ()
     assert [row.num_layers for row in report.stages] == [2, 4]

@@ -10,7 +10,7 @@ import pytest
 
 from factories import make_schedule
 from playback import curved_records
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.figures import run_panels
 from raystage.reports.svg import (

@@ -15,7 +15,7 @@ from raystage.config.schedule import Schedule, parse
 from raystage.config.stage import Require
 from raystage.errors import GrowthRejected, InputError, StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.results.acceptance import check_growth, unmet
 from raystage.runs.driver import Driver

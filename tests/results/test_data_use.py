@@ -12,7 +12,7 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.data.tokens import open_streams
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.reports.build import build_report

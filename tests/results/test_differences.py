@@ -10,7 +10,7 @@ import pytest
 from factories import make_records, make_schedule
 from raystage.config.schedule import load
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown

@@ -9,7 +9,7 @@ import pytest
 
 from factories import make_growth, make_record, make_schedule
 from raystage.config.conditions import Accept
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.acceptance import judge
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
 

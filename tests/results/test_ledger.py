@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from factories import make_records, make_schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.results.ledger import Ledger, measure_ledger

@@ -29,20 +29,20 @@ def difference(eval_loss: float, flops: float, baselines=BASELINES) -> float | N
 
 def test_tokens_are_read_off_where_the_flops_are():
     """1.55 lies between 1e6 and 4e6 tokens, at 2e6."""
-    assert compare(staged(1.55, 1e12, 1.5e6), BASELINES).tokens_saved == pytest.approx(0.25)
+    assert compare(staged(1.55, 1e12, 1.5e6), BASELINES).duration_saved == pytest.approx(0.25)
 
 
 def test_compute_may_be_saved_and_tokens_not():
     """As small models' tokens are cheap: half the compute, and as many tokens again."""
     savings = compare(staged(1.5, 2e12, 8e6), BASELINES)
-    assert (savings.compute_saved, savings.tokens_saved) == pytest.approx((0.5, -1.0))
+    assert (savings.compute_saved, savings.duration_saved) == pytest.approx((0.5, -1.0))
 
 
 @pytest.mark.parametrize(("own", "factor"), [(0, 1), (1e6, 0)])
 def test_without_tokens_on_both_sides_only_they_have_no_figure(own, factor):
-    baselines = [replace(run, tokens=factor * run.tokens) for run in BASELINES]
+    baselines = [replace(run, duration=factor * run.duration) for run in BASELINES]
     savings = compare(staged(1.55, 1e12, own), baselines)
-    assert savings.tokens_saved is None
+    assert savings.duration_saved is None
     assert savings.compute_saved == pytest.approx(0.5)
 
 

@@ -75,7 +75,7 @@ def test_a_saving_that_every_seed_shows_is_given_with_its_interval():
 def test_time_tokens_and_the_loss_at_equal_flops_have_intervals_too():
     found = over_seeds([pair(0, 0.5), pair(1, 0.5)])
     assert found.time_saved == Interval(0.25, 0.25, 0.25, 2)
-    assert found.tokens_saved == Interval(-0.25, -0.25, -0.25, 2)
+    assert found.duration_saved == Interval(-0.25, -0.25, -0.25, 2)
     assert found.loss_difference_at_equal_flops.mean == pytest.approx(0.05)  # 2e12 FLOPs reach 1.55
 
 
@@ -109,7 +109,7 @@ def test_the_order_in_which_seeds_are_given_does_not_matter():
 
 def test_pairing_takes_out_what_a_seed_does_to_both_sides():
     """Seed 1 is harder for everyone by 0.1 nats; against its own baselines its saving is seed 0's."""
-    harder = tuple(FinishedRun(run.eval_loss + 0.1, run.flops, run.seconds, run.tokens) for run in BASELINES)
+    harder = tuple(FinishedRun(run.eval_loss + 0.1, run.flops, run.seconds, run.duration) for run in BASELINES)
     second = SeedPair(1, FinishedRun(1.6, 3e12, 300.0, 5e6), harder)
     saved = over_seeds([pair(0, 0.25), second]).compute_saved
     assert (saved.mean, saved.high - saved.low) == (pytest.approx(0.25), pytest.approx(0, abs=1e-9))
@@ -149,7 +149,7 @@ def test_without_any_pair_there_is_nothing_to_report():
 def test_a_seed_that_never_reached_the_loss_is_not_averaged_away():
     """Its saving is not known, only that it is bad: the mean of the others would flatter the staged run."""
     found = over_seeds([pair(0, 0.3), pair(1, 0.3), pair(2, 0.3, eval_loss=1.7)])
-    assert (found.compute_saved, found.time_saved, found.tokens_saved) == (None, None, None)
+    assert (found.compute_saved, found.time_saved, found.duration_saved) == (None, None, None)
     assert found.verdict.startswith(
         "no saving to report: seed 2 has no figure, and a mean of the others would favour one side "
         "(seed 2: the baseline's loss was never reached"

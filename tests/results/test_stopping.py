@@ -49,9 +49,9 @@ def fires_at(rule: Until, curve: tuple[Evaluation, ...]) -> int | None:
     """The tokens of the run at which a stage with this curve would end."""
     for count in range(1, len(curve) + 1):
         last = curve[count - 1]
-        here = Seen(last.tokens - curve[0].tokens, 0, last.flops - curve[0].flops, last.seconds, curve[:count])
+        here = Seen(last.position - curve[0].position, 0, last.flops - curve[0].flops, last.seconds, curve[:count])
         if fired(rule, here):
-            return last.tokens
+            return last.position
     return None
 
 
@@ -166,7 +166,7 @@ def test_a_slope_takes_six_points() -> None:
 
 def test_log_flops_are_taken_at_the_middles_of_the_windows() -> None:
     """The third and the fourth of six are the middles: between them log10 C goes up by 2, so the slope is halved."""
-    points = [*BENDING[:3], *(Evaluation(p.tokens, p.steps, p.flops * 10, 0.0, p.loss) for p in BENDING[3:6])]
+    points = [*BENDING[:3], *(Evaluation(p.position, p.steps, p.flops * 10, 0.0, p.loss) for p in BENDING[3:6])]
     assert loss_slopes(points) == pytest.approx((-0.05,))
 
 
@@ -217,8 +217,8 @@ def test_the_slope_of_a_recorded_curve() -> None:
     curve = recorded(SMALL)
     slopes = loss_slopes(curve[1:])
     assert [round(slope, 3) for slope in slopes[7:12]] == [-0.248, -0.263, -0.253, -0.243, -0.229]
-    assert fires_at(until(slope={"tau": -0.25}), curve) == curve[17].tokens == 344_064
-    assert fires_at(until(slope={"tau": -0.25, "hits": 1}), curve) == curve[13].tokens
+    assert fires_at(until(slope={"tau": -0.25}), curve) == curve[17].position == 344_064
+    assert fires_at(until(slope={"tau": -0.25, "hits": 1}), curve) == curve[13].position
     assert fires_at(until(slope={"tau": -0.15}), recorded(MEDIUM)) is None  # its last slope alone is above
 
 

@@ -14,7 +14,7 @@ from factories import make_record, make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan, with_choice
+from raystage.planning.build import make_plan, with_choice
 from raystage.plans.plan import Choice, Plan, RunPlan
 from raystage.reports.build import build_report
 from raystage.reports.cost_tables import cost_table, ledger_table

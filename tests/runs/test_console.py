@@ -14,7 +14,7 @@ from rich.console import Console
 
 from factories import make_record, make_schedule
 from playback import curved_records, play, play_stage
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.runs.console import LiveDisplay, PlainDisplay, make_display
@@ -175,13 +175,13 @@ def test_the_time_left_is_the_runs_as_well(plan, records):
     display = PlainDisplay(io.StringIO(), pace=Pace(plan))
     display.stage_started(plan.staged, stage, reused=False)
     display.trained(plan.staged, stage, point)
-    speed = point.tokens_per_second * stage.token_flops(stage.shape.context_length)
+    speed = point.speed * stage.unit_flops(stage.shape.context_length)
     everything = sum(one.flops + one.evaluation_flops for one in plan.stages_by_key().values())
-    whole = Pace(plan).seconds_left(stage, 0, point.tokens_per_second)
+    whole = Pace(plan).seconds_left(stage, 0, point.speed)
     assert whole == pytest.approx(everything / speed)
     assert 0 < display._progress.run_seconds_left < whole
     finished = [one.key for one in plan.staged.stages]
-    assert Pace(plan, finished).seconds_left(stage, 0, point.tokens_per_second) < whole
+    assert Pace(plan, finished).seconds_left(stage, 0, point.speed) < whole
     assert Pace(plan).seconds_left(stage, 0, None) is None
 
 
@@ -205,7 +205,7 @@ def test_progress_says_only_what_is_known(plan):
     stage = plan.staged.stages[0]
     assert StageProgress(plan.staged, stage, "SCHEDULING").text() == "step 0/8"
     assert StageProgress(plan.staged, stage, "SCHEDULING").seconds_left is None
-    running = StageProgress(plan.staged, stage, "RUNNING", step=2, tokens_per_second=5.0)
+    running = StageProgress(plan.staged, stage, "RUNNING", step=2, speed=5.0)
     assert running.text() == "step 2/8  5 tok/s  2:00 left"
 
 

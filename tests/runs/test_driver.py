@@ -11,8 +11,9 @@ from factories import make_schedule
 from playback import curved_records
 from raystage.cluster.watchdog import OnEvent
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.runs.driver import Driver
 from raystage.runs.events import EventReplay, in_order
@@ -36,7 +37,7 @@ class Told:
 
     def _note(self, what: str, run: RunPlan, stage: StagePlan | tuple | None = None, *facts: object) -> None:
         stage = stage if isinstance(stage, StagePlan) else None
-        tokens = getattr(facts[0], "tokens", None) if what in ("trained", "evaluated") else None
+        tokens = getattr(facts[0], "position", None) if what in ("trained", "evaluated") else None
         self.calls.append((what, stage.name if stage else run.name, tokens))
 
     def of(self, what: str) -> list[tuple]:
@@ -56,7 +57,7 @@ def replay_at(plan: Plan, stage_index: int) -> tuple[EventReplay, Told, StageRec
 def say(replay: EventReplay, record: StageRecord, until_tokens: int | None = None) -> None:
     replay.hear("started", record.key, 0)
     for point in in_order(record.train, record.evaluations):
-        if until_tokens is None or point.tokens <= until_tokens:
+        if until_tokens is None or point.position <= until_tokens:
             replay.hear("trained" if hasattr(point, "lr") else "evaluated", record.key, point)
 
 
@@ -67,7 +68,7 @@ def test_a_calm_stage_is_told_from_start_to_end(plan: Plan) -> None:
     replay.hear("finished", record.key, record)
     assert len(told.of("saved")) == 1
     assert told.calls[0] == ("stage_started", "small", None)
-    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
+    assert [call[2] for call in told.of("trained")] == [point.position for point in record.train]
     assert told.calls[-1] == ("stage_finished", "small", None)
     assert not told.of("restarted")
 
@@ -76,12 +77,12 @@ def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
     """They go back to their last checkpoint and train the same points again, with the same bits."""
     replay, told, record = replay_at(plan, 1)
     replay.hear("grown", record.key, record.growth)
-    say(replay, record, until_tokens=record.train[2].tokens)
+    say(replay, record, until_tokens=record.train[2].position)
     replay.hear("grown", record.key, record.growth)
     say(replay, record)
     assert len(told.of("restarted")) == 1
     assert len(told.of("grown")) == 1
-    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
+    assert [call[2] for call in told.of("trained")] == [point.position for point in record.train]
 
 
 def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) -> None:
@@ -95,8 +96,8 @@ def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) ->
     say(replay, record)
     assert [call[0] for call in told.calls[:3]] == ["stage_started", "resumed", "grown"]
     assert len(told.of("grown")) == 1
-    assert [call[2] for call in told.of("trained")] == [point.tokens for point in record.train]
-    assert [call[2] for call in told.of("evaluated")] == [point.tokens for point in record.evaluations]
+    assert [call[2] for call in told.of("trained")] == [point.position for point in record.train]
+    assert [call[2] for call in told.of("evaluated")] == [point.position for point in record.evaluations]
 
 
 def test_messages_of_other_stages_are_passed_over(plan: Plan) -> None:

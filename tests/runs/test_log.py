@@ -13,7 +13,7 @@ from factories import make_schedule
 from playback import curved_records, play
 from raystage.errors import InputError, StageFailed
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.runs.log import Invocation, LogFile, RunLog, next_steps, run_command
 from s3_server import S3Server, answers

@@ -11,8 +11,8 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -81,7 +81,11 @@ def test_a_longer_stage_takes_over_what_a_shorter_one_trained(
     stage, short = trained.stages(*lengths)[index], trained.stages(8, 7)[index]
     record, prefix = trained.record(stage), trained.record(short)
     assert record.prefix is not None
-    assert (record.prefix.key, record.prefix.flops, record.prefix.tokens) == (short.key, prefix.flops, prefix.tokens)
+    assert (record.prefix.key, record.prefix.flops, record.prefix.duration) == (
+        short.key,
+        prefix.flops,
+        prefix.duration,
+    )
     assert record.flops == stage.flops
     assert record.flops_spent == stage.flops - short.flops
 

@@ -11,8 +11,9 @@ from playback import curved_records
 from raystage.config.schedule import Schedule
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import Plan, StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.runs.events import RunCallback
 from raystage.runs.session import RunSession, Tracking
 from raystage.storage.store import Store

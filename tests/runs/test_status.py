@@ -16,7 +16,7 @@ from playback import curved_records, play, play_stage
 from raystage.cli.main import main
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.runs.log import Invocation
 from raystage.runs.status import RunStatus, read_status
@@ -93,7 +93,7 @@ def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Pla
     assert second == {
         "run": "staged", "name": "full", "key": full.key, "state": "RUNNING", "step": 6, "steps": 12, "tokens": 600,
         "loss": point.loss, "eval_loss": record.evaluations[0].loss, "lr": point.lr,
-        "tokens_per_second": point.tokens_per_second, "seconds_left": 600 / point.tokens_per_second, "attempts": 1,
+        "tokens_per_second": point.speed, "seconds_left": 600 / point.speed, "attempts": 1,
         "restarts": 1, "checkpoints": f"{store.folder.uri}/stages/{full.key}/checkpoints",
         "rejections": 0,
         "last_checkpoint": "000000000001000-1c2d", "waiting_for": None,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_records, make_schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.html import page
 from raystage.reports.markdown import markdown

@@ -17,7 +17,7 @@ import wandb
 from factories import make_schedule
 from playback import curved_records, play, play_stage
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.results.report import SavingsPart
@@ -134,16 +134,16 @@ def test_curves_are_the_points_of_all_stages_one_after_the_other(told, plan, rec
         train = [point for record in chain for point in record.train]
         evaluations = [point for record in chain for point in record.evaluations]
         logged = told[run.name]
-        assert logged.curve("train/loss") == [(point.tokens, point.loss) for point in train]
+        assert logged.curve("train/loss") == [(point.position, point.loss) for point in train]
         assert logged.curve("train/loss", "flops") == [(point.flops, point.loss) for point in train]
-        assert logged.curve("train/lr") == [(point.tokens, point.lr) for point in train]
-        assert logged.curve("train/gradient_norm") == [(point.tokens, point.gradient_norm) for point in train]
-        assert logged.curve("train/tokens_per_second") == [(point.tokens, 1234.0) for point in train]
-        assert logged.curve("eval/loss") == [(point.tokens, point.loss) for point in evaluations]
+        assert logged.curve("train/lr") == [(point.position, point.lr) for point in train]
+        assert logged.curve("train/gradient_norm") == [(point.position, point.gradient_norm) for point in train]
+        assert logged.curve("train/tokens_per_second") == [(point.position, 1234.0) for point in train]
+        assert logged.curve("eval/loss") == [(point.position, point.loss) for point in evaluations]
         assert logged.curve("eval/perplexity") == [
-            (one.tokens, pytest.approx(math.exp(one.loss))) for one in evaluations
+            (one.position, pytest.approx(math.exp(one.loss))) for one in evaluations
         ]
-        assert logged.curve("eval/accuracy") == [(one.tokens, one.accuracy) for one in evaluations]
+        assert logged.curve("eval/accuracy") == [(one.position, one.accuracy) for one in evaluations]
         assert not logged.curve("train/mfu")
 
 
@@ -151,18 +151,18 @@ def test_a_reused_stage_has_its_whole_curve_in_every_run_that_shares_it(told, pl
     first, second = plan.baselines[0], plan.baselines[1]
     trunk = first.stages[0]
     assert trunk.key == second.stages[0].key
-    shared = [(point.tokens, point.loss) for point in records[trunk.key].train]
+    shared = [(point.position, point.loss) for point in records[trunk.key].train]
     assert told[first.name].curve("train/loss")[: len(shared)] == shared
     assert told[second.name].curve("train/loss")[: len(shared)] == shared
     assert [value for _, value in told[first.name].curve("stage/reused")] == [0, 0]
-    assert told[second.name].curve("stage/reused")[0] == (trunk.end_tokens, 1)
+    assert told[second.name].curve("stage/reused")[0] == (trunk.end, 1)
 
 
 def test_growth_stands_at_the_first_token_of_its_stage(told, plan, records):
     stage = plan.staged.stages[1]
     growth = records[stage.key].growth
     rows = [row for row in told["staged"].history if "growth/seconds" in row]
-    assert [row["tokens"] for row in rows] == [stage.start_tokens]
+    assert [row["tokens"] for row in rows] == [stage.start]
     assert rows[0]["flops"] == stage.start_flops
     assert {key for key in rows[0] if key.startswith("growth/")} == {f"growth/{key}" for key in GROWTH_KEYS}
     assert rows[0]["growth/eval_loss_before"] == growth.certificate.eval_loss_before
@@ -177,13 +177,13 @@ def test_how_far_copies_have_parted_comes_when_it_is_known(told, plan, records):
     stage = plan.staged.stages[1]
     rows = [row for row in told["staged"].history if "growth/twin_steps" in row]
     steps = records[stage.key].growth.certificate.twin_steps
-    assert [row["tokens"] for row in rows] == [stage.start_tokens + steps * stage.training.global_batch_tokens]
+    assert [row["tokens"] for row in rows] == [stage.start + steps * stage.training.global_batch_tokens]
     assert (rows[0]["growth/twin_steps"], rows[0]["growth/twin_distance"]) == (steps, 0.02)
 
 
 def test_stages_stand_at_their_first_and_last_token(told, plan, records):
     rows = [row for row in told["staged"].history if "stage/index" in row]
-    ends = [tokens for stage in plan.staged.stages for tokens in (stage.start_tokens, stage.end_tokens)]
+    ends = [tokens for stage in plan.staged.stages for tokens in (stage.start, stage.end)]
     assert [row["tokens"] for row in rows] == ends
     assert [row["stage/index"] for row in rows] == [0, 0, 1, 1]
     assert [row["stage/num_layers"] for row in rows] == [2, 2, 4, 4]
@@ -218,7 +218,7 @@ def test_checkpoints_are_artifacts_that_name_their_parent(told, plan, manifest):
     assert (small.metadata["key"], small.metadata["parent_key"]) == (first.key, None)
     assert (full.metadata["key"], full.metadata["parent_key"]) == (second.key, first.key)
     assert full.metadata["parent_artifact"] == "tiny-staged-small"
-    assert (full.metadata["num_params"], full.metadata["tokens"]) == (second.num_params, second.tokens)
+    assert (full.metadata["num_params"], full.metadata["tokens"]) == (second.num_params, second.duration)
     assert [len(run.artifacts) for run in told.values()] == [len(run.config["stage_keys"]) for run in told.values()]
 
 
@@ -289,7 +289,7 @@ def test_what_workers_train_again_after_a_restart_is_logged_once(plan, records, 
         tracker.trained(plan.staged, stage, point)
     tracker.ended(None)
     logged = read_run(run_files(tmp_path)[0]).curve("train/loss")
-    assert logged == [(point.tokens, point.loss) for point in record.train]
+    assert logged == [(point.position, point.loss) for point in record.train]
 
 
 def test_a_run_of_someone_else_in_the_process_stays_alive(plan, records, manifest, tmp_path):
@@ -343,7 +343,7 @@ import psutil
 from factories import make_schedule
 from playback import curved_records, play
 
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.report import SavingsPart
 from raystage.results.savings import no_figure
 from raystage.runs.wandb import WandbTracker
@@ -451,13 +451,13 @@ def test_online_a_parent_that_cannot_be_declared_is_a_warning_and_no_more(
 
 def test_online_a_resumed_run_gets_only_what_it_lacks(plan, records, manifest, fake_wandb):
     stage = plan.staged.stages[1]
-    fake_wandb.tokens = records[stage.key].train[1].tokens
+    fake_wandb.tokens = records[stage.key].train[1].position
     tracker = make_tracker(plan, None, manifest, mode="online", run_ids={"staged": "abc"})
     play(tracker, plan, records, reused={plan.staged.stages[0].key})
     arguments, rows = fake_wandb.arguments["tiny-staged"], fake_wandb.runs["tiny-staged"].rows
     assert (arguments["id"], arguments["resume"]) == ("abc", "allow")
     assert min(row["tokens"] for row in rows) == fake_wandb.tokens
-    assert max(row["tokens"] for row in rows) == stage.end_tokens
+    assert max(row["tokens"] for row in rows) == stage.end
     assert fake_wandb.arguments["tiny-baseline-1000"]["resume"] is None
 
 
@@ -466,27 +466,27 @@ def test_online_a_resumed_run_gets_only_what_it_lacks(plan, records, manifest, f
 
 def test_mfu_is_logged_where_it_is_known(plan, records):
     point = records[plan.staged.stages[0].key].train[0]
-    assert set(train_row(point)) == {"tokens", "flops"} | TRAIN_KEYS
-    assert train_row(replace(point, mfu=0.4))["train/mfu"] == 0.4
+    assert set(train_row(point, "tokens")) == {"tokens", "flops"} | TRAIN_KEYS
+    assert train_row(replace(point, mfu=0.4), "tokens")["train/mfu"] == 0.4
 
 
 def test_metrics_of_the_schedule_stand_beside_the_loss(plan, records):
     point = replace(records[plan.staged.stages[0].key].end, metrics={"exact_match": 0.25, "f1/10": 0.5})
-    row = evaluation_row(point)
+    row = evaluation_row(point, "tokens")
     assert (row["eval/exact_match"], row["eval/f1/10"]) == (0.25, 0.5)
 
 
 def test_accuracy_is_left_out_where_nobody_counted(plan, records):
     point = records[plan.staged.stages[0].key].end
     quality = {"eval/loss", "eval/perplexity"}
-    assert set(evaluation_row(point)) == {"tokens", "flops", "eval/accuracy"} | quality
-    assert set(evaluation_row(replace(point, accuracy=None))) == {"tokens", "flops"} | quality
+    assert set(evaluation_row(point, "tokens")) == {"tokens", "flops", "eval/accuracy"} | quality
+    assert set(evaluation_row(replace(point, accuracy=None), "tokens")) == {"tokens", "flops"} | quality
 
 
 def test_a_result_row_holds_the_stages_own_figures(plan, records):
     stage = plan.staged.stages[1]
     row = result_row(plan.staged, stage, records[stage.key], reused=True)
-    assert (row["tokens"], row["stage/tokens"]) == (stage.end_tokens, stage.tokens)
+    assert (row["tokens"], row["stage/tokens"]) == (stage.end, stage.duration)
     assert (row["flops"], row["stage/flops"]) == (stage.end_flops, stage.flops)
     assert row["stage/reused"] == 1
 

@@ -14,7 +14,7 @@ from raystage.config.schedule import Schedule, parse
 from raystage.data.plan import DataPlan
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sources import hub_files, huggingface
 from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.hub_files import choose

@@ -12,7 +12,7 @@ from raystage.config.schedule import parse
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sources.corpus import SourceOptions
 from raystage.sources.table import read_corpus
 from row_files import TEXTS, WRITERS, write_jsonl

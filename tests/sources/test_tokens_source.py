@@ -12,7 +12,7 @@ from factories import make_schedule, save_words
 from raystage.config.schedule import Schedule, parse
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.data_use import count
 from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.table import read_corpus

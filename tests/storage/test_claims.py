@@ -12,8 +12,8 @@ from claimants import elsewhere
 from factories import make_record, make_schedule
 from raystage.errors import StageFailed
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage.claims import Claim, Claims
 from raystage.storage.lease import Leases
 from raystage.storage.processes import LeaseHolder
@@ -56,8 +56,8 @@ def check_until(claim: Claim, deadline: float) -> None:
 
 
 def finish(store: Store, stage: StagePlan) -> None:
-    folder = store.checkpoint_folder(stage.key, stage.end_tokens, "attempt")
-    write(folder, flat_cuts(2), tokens=stage.end_tokens)
+    folder = store.checkpoint_folder(stage.key, stage.end, "attempt")
+    write(folder, flat_cuts(2), tokens=stage.end)
     store.commit_record(make_record(stage, 1.5, checkpoint=f"checkpoints/{folder.name}"))
 
 

@@ -15,7 +15,7 @@ from raystage.cli.main import main
 from raystage.cli.options import model_source
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.runs.driver import Driver
 from raystage.runs.earlier import make_way

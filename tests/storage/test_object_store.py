@@ -17,8 +17,8 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.files.object_stores import REQUEST_ATTEMPTS
 from raystage.files.retry import Retries, is_transient, retried
 from raystage.models.shape import ModelShape, parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.storage.store import Store

@@ -10,8 +10,8 @@ from pyarrow import fs
 from factories import make_record, make_schedule
 from raystage.errors import CheckpointError, RaystageError
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Manifest

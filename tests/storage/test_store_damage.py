@@ -17,7 +17,7 @@ from raystage.cli.main import main
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import sealed, unsealed, written
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.keys import trunk_key
 from raystage.plans.plan import Plan
 from raystage.runs.driver import Driver

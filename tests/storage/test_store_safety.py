@@ -19,8 +19,8 @@ from raystage.cli.main import main
 from raystage.errors import CheckpointError
 from raystage.files import local as local_files
 from raystage.files.filesystem import Folder, open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.maintenance import remove, survey
 from raystage.storage.prune import removals

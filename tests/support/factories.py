@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from raystage.config.schedule import Schedule, parse
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Certificate, Evaluation, GrowthRecord, StageRecord, TrainPoint
 
 FLOPS_PER_SECOND = 1e10
@@ -59,7 +60,7 @@ def save_words(folder: Path, *words: str, end: str | None = "</s>", end_id: int 
 
 def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageRecord:
     """A finished `stage` with one evaluation, at its end; a grown stage had jumped up by 0.5 from 2.0."""
-    end = Evaluation(stage.end_tokens, stage.start_steps + stage.steps, stage.end_flops, 1.0, eval_loss)
+    end = Evaluation(stage.end, stage.start_steps + stage.steps, stage.end_flops, 1.0, eval_loss)
     facts: dict = {
         "key": stage.key,
         "parent_key": stage.parent_key,
@@ -68,7 +69,7 @@ def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageR
         "num_params": stage.num_params,
         "num_workers": stage.training.workers.most,
         "zero_stage": stage.training.zero_stage,
-        "tokens": stage.tokens,
+        "duration": stage.duration,
         "steps": stage.steps,
         "flops": stage.flops,
         "seconds": stage.flops / FLOPS_PER_SECOND,
@@ -78,7 +79,7 @@ def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageR
         "eval_loss": eval_loss,
         "checkpoint": "checkpoint",
         "growth": make_growth(stage, 2.0, 2.5) if stage.growth else None,
-        "train": (TrainPoint(end.tokens, end.steps, end.flops, 1.0, eval_loss + 0.1, 2e-3, 0.5, 1e4),),
+        "train": (TrainPoint(end.position, end.steps, end.flops, 1.0, eval_loss + 0.1, 2e-3, 0.5, 1e4),),
         "evaluations": (end,),
     }
     return StageRecord(**{**facts, **changes})
@@ -128,7 +129,7 @@ def _curved_run(run: RunPlan, points: int, offset: float) -> list[StageRecord]:
         before = records[-1].eval_loss if records else 5.6
         jump = 0.4 if stage.growth else 0.0
         evaluations = tuple(
-            _evaluation(stage, step, before, jump, offset) for step in _steps(stage, run.tokens // points)
+            _evaluation(stage, step, before, jump, offset) for step in _steps(stage, run.duration // points)
         )
         growth = make_growth(stage, before, before + jump) if stage.growth else None
         records.append(make_record(stage, evaluations[-1].loss, evaluations=evaluations, growth=growth))
@@ -142,7 +143,7 @@ def _steps(stage: StagePlan, every_tokens: int) -> list[int]:
 
 
 def _evaluation(stage: StagePlan, step: int, before: float, jump: float, offset: float) -> Evaluation:
-    tokens = stage.start_tokens + step * stage.training.global_batch_tokens
+    tokens = stage.start + step * stage.training.global_batch_tokens
     flops = stage.start_flops + stage.flops * step // stage.steps
     done = step / stage.steps
     healed = jump * math.exp(-8 * done)
@@ -155,6 +156,6 @@ def _evaluation(stage: StagePlan, step: int, before: float, jump: float, offset:
 def _annealed(stage: StagePlan, tokens: int) -> float:
     """What the decay of the rate has brought so far, at most 0.2 nats."""
     last = stage.rate[-1]
-    if last.end_lr >= last.start_lr or tokens <= last.start_tokens:
+    if last.end_lr >= last.start_lr or tokens <= last.start:
         return 0.0
-    return 0.2 * (tokens - last.start_tokens) / (last.end_tokens - last.start_tokens)
+    return 0.2 * (tokens - last.start) / (last.end - last.start)

@@ -26,7 +26,7 @@ from golden_schedules import FILE, JOBS, TEXTS
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
 from raystage.files.typed_json import to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.sweeps.config import load

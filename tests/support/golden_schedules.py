@@ -18,8 +18,8 @@ import yaml
 from factories import write_documents
 from raystage.config.schedule import parse
 from raystage.errors import InputError
-from raystage.plans import build as plans
-from raystage.plans.inputs import Sources
+from raystage.planning import build as plans
+from raystage.planning.inputs import Sources
 
 FILE = Path(__file__).parents[1] / "golden" / "keys.json"
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -12,7 +12,8 @@ FOLDERS = (
     "objectives",  # what is learned, and its metrics
     "growth",  # operators: maps decided, applied, certified
     "config",  # what the user writes
-    "plans",  # the schedule resolved: values, keys, FLOPs
+    "plans",  # what a plan is: stages, steps, rates, keys, FLOPs, memory
+    "planning",  # a schedule resolved to a plan
     "results",  # what stages and runs came to, as numbers
     "storage",  # checkpoints, finished stages, leases
     "train",  # a stage on its workers

@@ -20,8 +20,8 @@ import killed_writer
 from factories import make_schedule
 from killed_writer import KEPT, KEY, NUMEL, PARAMETER, SHAPE, STATES, values
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage.checkpoint import read_manifest
 from raystage.storage.store import Store

@@ -18,7 +18,7 @@ from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
 from raystage.models.shape import ModelShape, parameters
 from raystage.plans import learning_rate
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.storage.checkpoint import Checkpoint
 from raystage.train.texts import evaluation_set
@@ -82,20 +82,20 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     """The model of `source`, of the stage's shape, after the stage's training."""
     model, training = model_in(source, stage.shape), stage.training
     optimizer = _optimizer(model, training.optimizer, source)
-    reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.window_tokens, stage.seed)
-    tokens = stage.start_tokens
+    reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.window, stage.seed)
+    tokens = stage.start
     new = source.new if isinstance(source, GrownStart) else frozenset()
     frozen = stage.freezing.names(stage.shape) if stage.freezing else ()
     for step in range(stage.steps):
         for name, weight in model.named_parameters():
             weight.requires_grad = not (name in frozen and step < stage.frozen_steps)
         piece = stage.step_schedule.at(step)
-        batch, length = piece.batch_tokens, piece.context_length
+        batch, length = piece.batch, piece.context_length
         rate, rewarm = (
             learning_rate.rate_at(stage.rate, tokens + batch / 2) * rate_factor(training, batch),
             stage.growth.rewarm if stage.growth else None,
         )
-        boost = rewarm.at(tokens + batch / 2 - stage.start_tokens) if rewarm else 1.0
+        boost = rewarm.at(tokens + batch / 2 - stage.start) if rewarm else 1.0
         for group in optimizer.param_groups:
             group["lr"] = rate * boost if group["name"] in new else rate
         optimizer.zero_grad()

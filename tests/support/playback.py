@@ -6,7 +6,8 @@ from collections.abc import Container, Mapping
 from itertools import pairwise
 
 from factories import make_record
-from raystage.plans.plan import Plan, RunPlan, StagePlan
+from raystage.plans.plan import Plan, RunPlan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
 
@@ -37,7 +38,7 @@ def play_stage(
     callback.stage_started(run, stage, reused)
     if record.growth:
         callback.grown(run, stage, record.growth)
-    for point in sorted((*record.train, *record.evaluations), key=lambda point: point.tokens):
+    for point in sorted((*record.train, *record.evaluations), key=lambda point: point.position):
         tell = callback.trained if isinstance(point, TrainPoint) else callback.evaluated
         tell(run, stage, point)
     callback.stage_finished(run, stage, record, reused)
@@ -62,7 +63,7 @@ def _evaluation(stage: StagePlan, step: int) -> Evaluation:
 
 def _reached(stage: StagePlan, step: int) -> tuple[int, int]:
     tokens = step * stage.training.global_batch_tokens
-    return stage.start_tokens + tokens, stage.start_flops + stage.flops * step // stage.steps
+    return stage.start + tokens, stage.start_flops + stage.flops * step // stage.steps
 
 
 def _loss(tokens: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from raystage.config.schedule import Schedule
 from raystage.data.tokens import MixedWindows, TokenWindows
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.train.engine import StageEngine
 from raystage.train.worker import Job, run_job
 

@@ -29,7 +29,7 @@ def row(name: str, plan: object) -> str:
         f"`{name}`",
         ", ".join(stage.name for stage in stages),
         format_count(stages[-1].num_params),
-        format_count(sum(stage.tokens for stage in stages)),
+        format_count(sum(stage.duration for stage in stages)),
         f"{min(contexts):,} to {max(contexts):,}",
         format_flops(plan.staged.flops),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from distributed import run_workers
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job

@@ -21,7 +21,7 @@ def trained(plan: SweepPlan, loss_of: Callable[[str], float]) -> dict[str, Stage
         found[key] = replace(make_record(node.stage, loss_of(key)), trained_for=f"{plan.sweep.name}-{node.trials[0]}")
         if node.prefix_key:
             shorter = plan.tree.nodes[node.prefix_key].stage
-            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.tokens, shorter.flops, 1.0))
+            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.duration, shorter.flops, 1.0))
     return found
 
 

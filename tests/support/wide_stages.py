@@ -17,7 +17,7 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.apply import grown_steps
 from raystage.growth.rules import growth_map, initial_map
 from raystage.plans.learning_rate import Rewarming
-from raystage.plans.plan import Growth, StagePlan
+from raystage.plans.stage import Growth, StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint

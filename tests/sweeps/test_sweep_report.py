@@ -35,7 +35,7 @@ def trained(plan: SweepPlan, **trained_for: str) -> dict[str, StageRecord]:
         found[key] = replace(make_record(node.stage, 2.0), trained_for=runs)
         if node.prefix_key:
             shorter = plan.tree.nodes[node.prefix_key].stage
-            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.tokens, shorter.flops, 1.0))
+            found[key] = replace(found[key], prefix=Prefix(shorter.key, shorter.duration, shorter.flops, 1.0))
     return found
 
 

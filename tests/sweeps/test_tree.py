@@ -106,7 +106,7 @@ def test_a_longer_stage_starts_from_the_longest_that_it_can(tmp_path: Path) -> N
     """900 tokens go on from 500, and these from 300, in whatever order the file has them."""
     space = "stages[0].until.tokens: {grid: [300, 900, 500]}"
     rest = ("stages[1].until.tokens=1000",)
-    lengths = [(node.stage.tokens, node.own_flops) for node in named(planned(tmp_path, space, *rest).tree, "small")]
+    lengths = [(node.stage.duration, node.own_flops) for node in named(planned(tmp_path, space, *rest).tree, "small")]
     unit = lengths[0][1] // 300
     assert lengths == [(300, 300 * unit), (500, 200 * unit), (900, 400 * unit)]
 
@@ -229,7 +229,7 @@ def test_stretches_of_one_stem_agree_as_far_as_both_go(kind: str) -> None:
         curve(kind, lr, start, total, 100, 200, 0.0)
         for lr in (1e-3, 2e-3) for start in (0, 50) for total in (400, 500, 900)
     ]  # fmt: skip
-    stretches = [(one, end) for one in rates for end in range(160, 450, 15) if end <= one[-1].end_tokens]
+    stretches = [(one, end) for one in rates for end in range(160, 450, 15) if end <= one[-1].end]
     for start in (50, 155):  # in the warm-up, and after it
         for one, first in stretches:
             for other, second in stretches:

@@ -29,7 +29,7 @@ def test_a_part_ends_after_the_first_growth_in_whole_steps(whole: Plan, tokens: 
     assert part.name == whole.name
     assert [stage.name for stage in part.staged.stages] == ["small", "middle"]
     assert part.staged.stages[0] == whole.staged.stages[0]
-    assert (part.staged.stages[1].steps, part.staged.tokens) == (steps, 800 + 100 * steps)
+    assert (part.staged.stages[1].steps, part.staged.duration) == (steps, 800 + 100 * steps)
     assert part.baselines == ()
 
 

@@ -9,7 +9,7 @@ import pytest
 from raystage.config.schedule import parse
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweeps import SPACE, make_sweep
 

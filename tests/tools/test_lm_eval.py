@@ -17,7 +17,7 @@ from factories import make_records, make_schedule
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
 from raystage.files.typed_json import from_json, to_json
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown

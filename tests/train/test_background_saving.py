@@ -23,8 +23,8 @@ from raystage.config.training import Checkpointing, Training
 from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress, StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

@@ -14,8 +14,8 @@ from plain_training import evaluated, model_in, trained
 from raystage.data.tokens import TokenWindows, open_streams
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -127,7 +127,7 @@ def test_a_stage_begins_with_the_model_that_the_one_before_ended_with(runs: Runs
     first, second = runs.plans[name]
     model = model_in(runs.checkpoint(name, 0), second.shape)
     begun = runs.record(name, 1).evaluations[0]
-    assert begun.tokens == first.end_tokens
+    assert begun.position == first.end
     assert begun.loss == pytest.approx(evaluated(model, second), rel=runs.tolerance(name))
     certificate = runs.record(name, 1).growth.certificate
     assert certificate.eval_loss_before == runs.record(name, 0).eval_loss
@@ -140,7 +140,7 @@ def test_a_stage_begins_with_the_model_that_the_one_before_ended_with(runs: Runs
 def test_and_trains_as_a_plain_loop_does(runs: Runs, name: str) -> None:
     stage = runs.plans[name][1]
     record, source = runs.record(name, 1), runs.checkpoint(name, 0)
-    assert (record.tokens, record.steps, record.flops) == (stage.tokens, stage.steps, stage.flops)
+    assert (record.duration, record.steps, record.flops) == (stage.duration, stage.steps, stage.flops)
     plain = evaluated(trained(stage, source), stage)
     assert record.eval_loss == pytest.approx(plain, rel=runs.tolerance(name))
     # What the stage changed is more than what the comparison lets pass.
@@ -157,10 +157,10 @@ def test_another_context_goes_on_where_the_last_one_stopped(lengths: tuple[int, 
     before, after = lengths
     first, second = two_stages(tmp_path, {"model": {"context_length": after}, "training": {"global_batch_tokens": 80}},
                                model={"context_length": before}, training={"global_batch_tokens": 40})  # fmt: skip
-    assert first.window_tokens == second.window_tokens == max(lengths)
+    assert first.window == second.window == max(lengths)
     stream = open_streams(first.data, first.shape.vocab_size, tmp_path / "cache").train
-    reader = TokenWindows(stream, first.window_tokens, first.seed)
-    middle = first.end_tokens // 2 // max(lengths) * max(lengths)
+    reader = TokenWindows(stream, first.window, first.seed)
+    middle = first.end // 2 // max(lengths) * max(lengths)
     assert 0 < middle < reader.windows * max(lengths)
     read = np.concatenate(
         [
@@ -184,7 +184,7 @@ def test_a_position_within_a_longer_sequence_goes_back_to_its_beginning() -> Non
 
 def test_in_one_context_the_windows_are_the_sequences(tmp_path: Path) -> None:
     first, second = two_stages(tmp_path, {"training": {"zero_stage": 3}})
-    assert first.window_tokens == second.window_tokens == first.shape.context_length
+    assert first.window == second.window == first.shape.context_length
 
 
 def test_the_longest_context_of_a_run_is_part_of_the_keys_of_shorter_ones(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from distributed import run_workers
 from factories import make_schedule
 from memory_peaks import Peaks, watched
 from raystage.models.shape import num_params, parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 
 pytestmark = [
     pytest.mark.end_to_end,

@@ -10,9 +10,9 @@ from deepspeed.accelerator import get_accelerator
 
 from distributed import run_workers
 from raystage.config.schedule import Init, Schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.initial import find_init
-from raystage.plans.plan import UNCHANGED, StagePlan
+from raystage.plans.stage import UNCHANGED, StagePlan
 from raystage.train.entry import initial_entry
 from wide_stages import WORKERS, Case, differences, entered, entered_by, furthest, opened, save, second_wider, train
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from factories import make_record, make_schedule
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.costs import minus, plus
 from raystage.results.record import Progress, StageRecord
 from raystage.train.devices import (

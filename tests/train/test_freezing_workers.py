@@ -15,8 +15,8 @@ from plain_training import GrownStart, evaluated, trained
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job

@@ -14,9 +14,9 @@ from distributed import run_workers
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown, grown_steps, is_new
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.learning_rate import Rewarming
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
 from raystage.train.worker import Job, run_job
@@ -227,7 +227,7 @@ def halves(whole: StagePlan) -> tuple[StagePlan, StagePlan]:
     first = replace(plain, key="first half", steps=3)
     second = replace(
         plain, key="second half", parent_key=first.key, parent_shape=whole.shape, growth=None, steps=whole.steps - 3,
-        start_steps=first.start_steps + 3, start_tokens=first.end_tokens, start_flops=first.end_flops,
+        start_steps=first.start_steps + 3, start=first.end, start_flops=first.end_flops,
     )  # fmt: skip
     return first, second
 

@@ -10,8 +10,8 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.cluster.watchdog import describe_late
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.storage.store import Store
 from raystage.train.control_actor import ControlActor, WorkerStatus
 from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Heartbeat

@@ -21,7 +21,7 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown
 from raystage.models.hf_folder import open_model
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.initial import find_init
 from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
@@ -152,7 +152,7 @@ def test_a_checkpoint_brings_its_steps(
     assert record.evaluations[0].loss == pytest.approx(before, rel=1e-6)
     source = Checkpoint(Store(open_folder(tmp_path / "store")).finished_checkpoint(record.key))
     assert set(source.steps.values()) == {steps}
-    assert (record.tokens, record.parent_key) == (192, None)
+    assert (record.duration, record.parent_key) == (192, None)
 
 
 def test_a_checkpoint_brings_its_moments(trained: tuple[Path, Path]) -> None:

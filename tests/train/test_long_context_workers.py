@@ -18,8 +18,8 @@ from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.files.reading import LocalFiles
 from raystage.models.hf_folder import open_trainable
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store

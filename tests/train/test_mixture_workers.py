@@ -17,7 +17,7 @@ from raystage.config.schedule import Schedule
 from raystage.data.tokens import epoch_order, open_streams
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -78,7 +78,7 @@ def test_no_sample_is_read_twice_and_none_is_left_out(runs: Runs) -> None:
         expected = (order[:, None] * WINDOW + np.arange(WINDOW)).flatten()
         assert tokens == expected[: len(tokens)].tolist()
         total += len(tokens)
-    assert total == sum(stage.tokens for stage in plan) == 1360
+    assert total == sum(stage.duration for stage in plan) == 1360
     assert len(found["a"]) * 8 > windows  # and an epoch ended on the way
 
 
@@ -139,8 +139,8 @@ def test_a_run_that_was_killed_has_the_same_bits(tmp_path: Path) -> None:
 
 
 def told(record: StageRecord) -> tuple:
-    losses = [(point.tokens, point.loss, point.sources) for point in record.evaluations]
-    return losses, [(point.tokens, point.loss) for point in record.train]
+    losses = [(point.position, point.loss, point.sources) for point in record.evaluations]
+    return losses, [(point.position, point.loss) for point in record.train]
 
 
 def _end(schedule: Schedule, store: str) -> Checkpoint:

@@ -19,7 +19,7 @@ from raystage.config.schedule import Schedule
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.objectives.opening import open_judge
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export

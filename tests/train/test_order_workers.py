@@ -14,7 +14,7 @@ from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export

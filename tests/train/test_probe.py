@@ -20,8 +20,8 @@ from raystage.growth.certificate import Answers
 from raystage.growth.duplicates import DUPLICATE_STEPS
 from raystage.growth.rules import initial_map
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import Certificate, GrowthRecord, StageRecord
 from raystage.storage.store import Store
 from raystage.train import probe

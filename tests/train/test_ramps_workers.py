@@ -14,8 +14,8 @@ from plain_training import GrownStart, evaluated, trained
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import TrainPoint
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -122,8 +122,8 @@ def test_a_ramp_has_the_bits_of_a_stage_for_each_piece(runs: Runs, case: tuple[s
 def test_and_the_same_curve_in_tokens_steps_and_flops(runs: Runs, case: tuple[str, str]) -> None:
     (whole,), parts = runs.plans[case]
     record, last = runs.store.record(whole.key), runs.store.record(parts[-1].key)
-    assert (record.tokens, record.steps, record.flops) == (whole.tokens, whole.steps, whole.flops)
-    assert record.end.tokens == last.end.tokens == 1600
+    assert (record.duration, record.steps, record.flops) == (whole.duration, whole.steps, whole.flops)
+    assert record.end.position == last.end.position == 1600
     assert (record.end.steps, record.end.flops) == (last.end.steps, last.end.flops)
     assert record.eval_loss == last.eval_loss
     of_parts = [runs.store.record(part.key) for part in parts]
@@ -133,7 +133,7 @@ def test_and_the_same_curve_in_tokens_steps_and_flops(runs: Runs, case: tuple[st
 
 def told(point: TrainPoint) -> tuple:
     """All of a point but the time it took."""
-    return point.tokens, point.steps, point.flops, point.loss, point.lr, point.gradient_norm
+    return point.position, point.steps, point.flops, point.loss, point.lr, point.gradient_norm
 
 
 # --- with what else counts tokens, and started again ---------------------------------------------

@@ -13,7 +13,7 @@ from chats import conversations, save_chat_words, write_chats
 from raystage.config.schedule import Schedule
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.train.texts import open_texts
 
 LENGTH = 16
@@ -54,7 +54,7 @@ def several(folder: Path) -> dict:
 def test_a_window_that_is_begun_is_all_targets_and_then_only_answers_are(chats, tmp_path: Path) -> None:
     stage = make_plan(chat_schedule(tmp_path, chats(tmp_path))).staged.stages[2]
     texts = open_texts(stage)
-    first = stage.start_tokens // LENGTH  # in the middle of a window
+    first = stage.start // LENGTH  # in the middle of a window
     read = texts.train.read(first, 15, LENGTH)
     assert read["mask"].shape == read["tokens"].shape == (15, LENGTH + 1)
     assert read["mask"][0].all()

@@ -17,11 +17,11 @@ from raystage.config.schedule import Schedule
 from raystage.config.training import Checkpointing, Training
 from raystage.errors import NonFiniteLoss
 from raystage.files.filesystem import open_folder
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
-from raystage.storage.store import Store, loss_at, tokens_of
+from raystage.storage.store import Store, loss_at, position_of
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
@@ -82,7 +82,7 @@ def halves(whole: StagePlan) -> tuple[StagePlan, StagePlan]:
         parent_shape=whole.shape,
         steps=whole.steps - 3,
         start_steps=3,
-        start_tokens=first.tokens,
+        start=first.duration,
         start_flops=first.flops,
     )
     return first, second
@@ -96,9 +96,9 @@ def keeping(stage: StagePlan) -> StagePlan:
 
 def exploding(stage: StagePlan) -> StagePlan:
     """A sound first half, then a rate that makes every weight NaN."""
-    piece, half = stage.rate[0], stage.start_tokens + stage.tokens // 2
-    sound = replace(piece, start_lr=1e-3, end_lr=1e-3, end_tokens=half)
-    mad = replace(piece, start_lr=math.nan, end_lr=math.nan, start_tokens=half, end_tokens=stage.end_tokens)
+    piece, half = stage.rate[0], stage.start + stage.duration // 2
+    sound = replace(piece, start_lr=1e-3, end_lr=1e-3, end=half)
+    mad = replace(piece, start_lr=math.nan, end_lr=math.nan, start=half, end=stage.end)
     return replace(stage, key="exploding", rate=(sound, mad))
 
 
@@ -126,9 +126,9 @@ def test_no_compiler_is_needed_on_a_cpu() -> None:
 def test_a_job_counts_what_it_did(schedule: Schedule, stores: tuple[str, str]) -> None:
     calm = records(schedule, f"{stores[0]}/calm")
     for stage, record in zip(plans(schedule), calm, strict=True):
-        assert (record.tokens, record.steps, record.flops) == (stage.tokens, stage.steps, stage.flops)
-        assert record.train[-1].tokens == record.evaluations[-1].tokens == stage.end_tokens
-        assert record.evaluations[0].tokens == stage.start_tokens
+        assert (record.duration, record.steps, record.flops) == (stage.duration, stage.steps, stage.flops)
+        assert record.train[-1].position == record.evaluations[-1].position == stage.end
+        assert record.evaluations[0].position == stage.start
         assert record.eval_loss == record.evaluations[-1].loss < record.evaluations[0].loss
         assert record.peak_memory_bytes > 10**7
     certificate = calm[1].growth.certificate
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_last_good_checkp
     stage, store = plans(schedule)[0], Store(open_folder(f"{stores[0]}/exploding"))
     assert "stage small: the training loss is nan at step" in stores[1]
     assert store.record("exploding") is None
-    assert store.latest_checkpoint("exploding").name.startswith(f"{stage.tokens // 2:015}")
+    assert store.latest_checkpoint("exploding").name.startswith(f"{stage.duration // 2:015}")
 
 
 def test_a_stage_keeps_its_best_checkpoints_where_asked_and_its_bits(
@@ -174,7 +174,7 @@ def test_a_stage_keeps_its_best_checkpoints_where_asked_and_its_bits(
     assert record.eval_loss == calm.eval_loss
     names = (store.stage_folder("keeping") / "checkpoints").names()
     assert {f"checkpoints/{name}" for name in names} == {record.checkpoint, *record.best_checkpoints}
-    losses = [loss_at(tokens_of(place.rpartition("/")[2]), record.evaluations) for place in record.best_checkpoints]
+    losses = [loss_at(position_of(place.rpartition("/")[2]), record.evaluations) for place in record.best_checkpoints]
     assert len(losses) == 2
     assert losses == sorted(losses)
     for name in names:

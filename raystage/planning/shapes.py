@@ -16,7 +16,7 @@ from raystage.models import rope
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, heads_problem
 from raystage.objectives.plan import ObjectivePlan
-from raystage.plans.draft import Context, StageDraft
+from raystage.planning.draft import Context, StageDraft
 from raystage.plans.freezing import find_freezing
 from raystage.sources.corpus import LargestToken
 
@@ -46,7 +46,7 @@ def check_growth(draft: StageDraft, context: Context) -> StageDraft:
 def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the frozen parameters. For a growth from `init` also what only a stage before it would allow."""
     freeze = context.schedule.stages[draft.index].freeze
-    freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.tokens)
+    freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.duration)
     if draft.index == 0 and context.init is not None:
         _check_first_growth(draft.grow)
     return replace(draft, freezing=freezing)
@@ -203,7 +203,7 @@ def _check_tokens(vocab_size: int | None, largest: LargestToken) -> None:
 
 def _check_grow(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
     growth = before, draft.shape, grow.operator, grow.options
-    found = refusal(*growth) or stage_refusal(*growth, draft.tokens)
+    found = refusal(*growth) or stage_refusal(*growth, draft.duration)
     if found:
         field, problem = found
         section = "grow" if field in Grow.model_fields else "model"
@@ -221,9 +221,9 @@ def _check_rewarm(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
     if not (changed - {"num_layers"} or has_new or (changed and is_trained(operator))):
         problem = f"found a rewarm, but {operator} makes no new parameters here, only copies with their state"
         raise InputError(f"{problem}; expected none, or another operator", key="grow.rewarm")
-    if 2 * tokens > draft.tokens:
-        problem = f"found {tokens}, which rise and fall over {2 * tokens} tokens in a stage of {draft.tokens}"
-        raise InputError(f"{problem}; expected at most {draft.tokens // 2}", key="grow.rewarm.tokens")
+    if 2 * tokens > draft.duration:
+        problem = f"found {tokens}, which rise and fall over {2 * tokens} tokens in a stage of {draft.duration}"
+        raise InputError(f"{problem}; expected at most {draft.duration // 2}", key="grow.rewarm.tokens")
 
 
 def _check_first_growth(grow: Grow | None) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.plans import inputs
-from raystage.plans.build import make_plan
-from raystage.plans.inputs import Sources
+from raystage.planning import inputs
+from raystage.planning.build import make_plan
+from raystage.planning.inputs import Sources
 
 
 def test_a_corpus_is_read_once_for_all_stages_and_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from raystage.config.schedule import Schedule
 from raystage.config.training import LrSchedule, Optimizer, Training
 from raystage.errors import InputError
 from raystage.models.shape import ModelShape
-from raystage.plans.draft import Context, StageDraft
-from raystage.plans.learning_rate import span_tokens
+from raystage.planning.draft import Context, StageDraft
+from raystage.plans.learning_rate import span_length
 from raystage.plans.steps import check_ramp
 from raystage.units import shown
 from raystage.user_code import check_call
@@ -150,7 +150,7 @@ def whole_run_rate(schedule: Schedule, stages: Sequence[StageDraft]) -> LrSchedu
     decays, own = is_set and of_file.kind != "constant", own.model_copy(update={"start": None})
     if decays and of_file.warmup:
         return of_file
-    total = first.tokens if first.own_rate else sum(stage.tokens for stage in stages)
-    warmup = span_tokens(first.training.lr_schedule.warmup, total)
+    total = first.duration if first.own_rate else sum(stage.duration for stage in stages)
+    warmup = span_length(first.training.lr_schedule.warmup, total)
     rate = of_file if decays else own
     return rate.model_copy(update={"warmup": float(warmup)}) if warmup else rate

@@ -28,18 +28,19 @@ from raystage.errors import InputError
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN
+from raystage.planning.draft import StageDraft
+from raystage.planning.inputs import Sources
+from raystage.planning.objective import alone, with_key
+from raystage.planning.resolve import resolve
+from raystage.planning.training import baseline_stage
 from raystage.plans import cadence, learning_rate
-from raystage.plans.draft import StageDraft
 from raystage.plans.gates import Rejection, changed
 from raystage.plans.initial import InitPlan
-from raystage.plans.inputs import Sources
 from raystage.plans.keys import evaluated_after, with_own_key
-from raystage.plans.length import waits_for_evaluations
-from raystage.plans.objective import alone, with_key
-from raystage.plans.plan import UNCHANGED, Choice, Growth, Plan, RunPlan, StagePlan, Variant
-from raystage.plans.resolve import resolve
+from raystage.plans.open_ends import waits_for_evaluations
+from raystage.plans.plan import Choice, Plan, RunPlan, Variant
+from raystage.plans.stage import UNCHANGED, Growth, StagePlan
 from raystage.plans.steps import step_schedule
-from raystage.plans.training import baseline_stage
 
 CHECKPOINTS_PER_STAGE = 4
 
@@ -53,8 +54,8 @@ class _Side:
     staged: RunPlan
 
     @property
-    def tokens(self) -> int:
-        return sum(stage.tokens for stage in self.stages)
+    def duration(self) -> int:
+        return sum(stage.duration for stage in self.stages)
 
 
 def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
@@ -103,7 +104,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         name=name,
         staged=side.staged,
         baselines=_baselines(side),
-        scratch_flops=side.tokens * alone(side.stages[-1]).flops_per_token,
+        scratch_flops=side.duration * alone(side.stages[-1]).flops_per_unit,
         costs=schedule.costs,
         seed=schedule.seed,
         values=written_values(schedule),
@@ -167,14 +168,14 @@ def _named(run: RunPlan, what: str) -> RunPlan:
 
 
 def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tuple[StagePlan, ...]:
-    run_tokens = sum(stage.tokens for stage in stages)
+    run_duration = sum(stage.duration for stage in stages)
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
         before = chain[-1] if chain else None
-        rate = _own_rate(stage, index, before) if stage.own_rate else _run_rate(stage.training, run_tokens)
+        rate = _own_rate(stage, index, before) if stage.own_rate else _run_rate(stage.training, run_duration)
         chain.append(
             _plan_stage(
-                with_key(stage, chain), stage.name, before, rate, stage.seed, stage.steps, run_tokens,
+                with_key(stage, chain), stage.name, before, rate, stage.seed, stage.steps, run_duration,
                 init=None if chain else init,
             )
         )  # fmt: skip
@@ -182,20 +183,20 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
     return tuple(chain)
 
 
-def _run_rate(training: Training, run_tokens: int, key: str = "training.lr_schedule") -> learning_rate.Curve:
-    return learning_rate.curve_of(training.lr_schedule, training.optimizer.lr, 0, run_tokens, key)
+def _run_rate(training: Training, run_duration: int, key: str = "training.lr_schedule") -> learning_rate.Curve:
+    return learning_rate.curve_of(training.lr_schedule, training.optimizer.lr, 0, run_duration, key)
 
 
 def _own_rate(stage: StageDraft, index: int, before: StagePlan | None) -> learning_rate.Curve:
     """The rate of a stage that has an `lr_schedule` of its own, from the planned position on where it begins."""
     schedule, lr = stage.training.lr_schedule, stage.training.optimizer.lr
-    key, start = f"stages[{index}].training.lr_schedule", before.end_tokens if before else 0
+    key, start = f"stages[{index}].training.lr_schedule", before.end if before else 0
     if schedule.start == "current":
         lr = learning_rate.rate_at(before.rate, start)
         if not lr:
             problem = f"found current, but the rate is 0 where stage {before.name} ends"
             raise InputError(f"{problem}; expected a rate above 0 there, as with a min_lr_ratio", key=f"{key}.from")
-    return learning_rate.curve_of(schedule, lr, start, stage.tokens, key)
+    return learning_rate.curve_of(schedule, lr, start, stage.duration, key)
 
 
 def _check_open_ends(chain: list[StagePlan]) -> None:
@@ -210,8 +211,8 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
         problem = None
         if None in ends:
             problem = "found under a rate over the whole run that depends on its length from the start"
-        elif min(ends) < stage.end_tokens:
-            problem = f"found a cap at {stage.end_tokens} tokens of the run, whose rate decays from {min(ends)} on"
+        elif min(ends) < stage.end:
+            problem = f"found a cap at {stage.end} tokens of the run, whose rate decays from {min(ends)} on"
         if problem:
             expected = "expected lr_schedule wsd or constant, the decay after this stage, or a lr_schedule of their own"
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
@@ -264,11 +265,10 @@ def _trunk_borders(curve: learning_rate.Curve, earlier: list[RunPlan], batch: in
     if trunk_end is None:
         return []
     ends = {
-        stage.end_tokens
+        stage.end
         for run in earlier
         for stage in run.stages
-        if learning_rate.signature(stage.rate, 0, stage.end_tokens)
-        == learning_rate.signature(curve, 0, stage.end_tokens)
+        if learning_rate.signature(stage.rate, 0, stage.end) == learning_rate.signature(curve, 0, stage.end)
     }
     cuts = {end // batch for end in ends | {trunk_end}}
     return sorted(cut for cut in cuts if 0 < cut < steps)
@@ -281,11 +281,11 @@ def _plan_stage(
     rate: learning_rate.Curve,
     seed: int,
     steps: int,
-    run_tokens: int,
+    run_duration: int,
     grows: bool = True,
     init: InitPlan | None = None,
 ) -> StagePlan:
-    tokens = step_schedule(stage.training, stage.shape.context_length).tokens(steps)
+    tokens = step_schedule(stage.training, stage.shape.context_length).duration(steps)
     before = parent or init
     seen = before.trained_on if before else NOTHING
     seen = seen.and_of(stage.teacher.trained_on) if stage.teacher else seen
@@ -300,13 +300,13 @@ def _plan_stage(
         training=stage.training,
         seed=seed,
         rate=rate,
-        start_tokens=parent.end_tokens if parent else 0,
+        start=parent.end if parent else 0,
         start_steps=parent.start_steps + parent.steps if parent else 0,
         start_flops=parent.end_flops if parent else 0,
         steps=steps,
-        evaluate_every_tokens=0,
-        checkpoint_every_tokens=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
-        window_tokens=stage.window_tokens,
+        evaluate_every=0,
+        checkpoint_every=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        window=stage.window,
         init=init,
         until=stage.until if grows else None,
         own_rate=grows and stage.own_rate,
@@ -316,15 +316,15 @@ def _plan_stage(
         parent_objective=parent.objective if parent else NEXT_TOKEN,
         teacher=stage.teacher,
         trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
-        earlier=(*parent.earlier, EarlierText(parent.end_tokens, parent.data)) if parent else (),
+        earlier=(*parent.earlier, EarlierText(parent.end, parent.data)) if parent else (),
         evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
     )
-    return with_own_key(_with_evaluation(planned, run_tokens))
+    return with_own_key(_with_evaluation(planned, run_duration))
 
 
-def _with_evaluation(stage: StagePlan, run_tokens: int) -> StagePlan:
+def _with_evaluation(stage: StagePlan, run_duration: int) -> StagePlan:
     """The stage with the evaluation settings that its schedule leaves open.
 
     A baseline has the text of the last stage. A stage whose end or acceptance depends on evaluations is evaluated as
@@ -334,9 +334,9 @@ def _with_evaluation(stage: StagePlan, run_tokens: int) -> StagePlan:
     written = stage.training.evaluate
     waits = waits_for_evaluations(stage.until, stage.accept)
     stage = evaluated_after(stage, stage.steps)
-    every = cadence.default_every(stage.tokens, run_tokens, stage.training_flops, stage.training.evaluate.tokens,
+    every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.tokens,
                                   stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
-    return replace(stage, evaluate_every_tokens=written.every or every)
+    return replace(stage, evaluate_every=written.every or every)
 
 
 def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:

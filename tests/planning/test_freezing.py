@@ -13,9 +13,9 @@ from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import layer_origins
 from raystage.models.shape import parameters
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.freezing import old_layers
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.storage.jobs import continues
 
 

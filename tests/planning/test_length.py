@@ -9,8 +9,9 @@ import pytest
 from factories import make_schedule
 from raystage.config.conditions import Until
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
-from raystage.plans.length import cap_steps, is_open, placed_mixing, reads_clock
+from raystage.planning.build import make_plan
+from raystage.planning.length import cap_steps, placed_mixing
+from raystage.plans.open_ends import is_open, reads_clock
 from raystage.plans.steps import Doubling, doubling_steps
 from raystage.results.record import Evaluation
 from raystage.results.stopping import Seen, fired

@@ -1,4 +1,4 @@
-"""A stage while it is resolved. `plan.resolve` has the passes, each of which fills in or checks some of a draft."""
+"""A stage while it is resolved. `planning.resolve` has the passes, each of which fills in or checks some of a draft."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
+from raystage.planning.inputs import Sources
 from raystage.plans.freezing import Freezing
 from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
-from raystage.plans.inputs import Sources
 from raystage.plans.steps import StepSchedule, step_schedule
 
 
@@ -29,7 +29,7 @@ class StageDraft:
     index: of the stage in the schedule. data, shape, training: None until their pass; objective: the next token until
     then. steps: the most it takes. until: what may end it before `steps`, None where nothing may; positions in it are
     from the stage's start.
-    window_tokens: the text of all stages is read in windows of this length, the longest context of the run.
+    window: the text of all stages is read in windows of this length, the longest context of the run.
     also_evaluated: sources of earlier stages on which the stage is evaluated too.
     """
 
@@ -45,7 +45,7 @@ class StageDraft:
     steps: int = 0
     until: Until | None = None
     freezing: Freezing | None = None
-    window_tokens: int = 0
+    window: int = 0
     also_evaluated: tuple[MixturePart, ...] = ()
 
     @property
@@ -70,17 +70,17 @@ class StageDraft:
         return step_schedule(self.training, self.shape.context_length)
 
     @property
-    def tokens(self) -> int:
-        return self.step_schedule.tokens(self.steps)
+    def duration(self) -> int:
+        return self.step_schedule.duration(self.steps)
 
-    def token_flops(self, context_length: int) -> int:
+    def unit_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
         return taught_flops(self.shape, self.teacher, context_length)
 
     @property
-    def flops_per_token(self) -> int:
+    def flops_per_unit(self) -> int:
         """The same at its full context."""
-        return self.token_flops(self.shape.context_length)
+        return self.unit_flops(self.shape.context_length)
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Context:
         return self.init.shape if self.init else None
 
     @property
-    def tokens_before(self) -> int:
+    def start_of_next(self) -> int:
         """Where the next stage begins in the run, in tokens."""
-        return sum(stage.tokens for stage in self.stages)
+        return sum(stage.duration for stage in self.stages)
 
     def draft(self, index: int) -> StageDraft:
         """Stage `index` before the first pass. What no stage says of its model is as in `init`."""

@@ -14,8 +14,9 @@ from raystage.errors import InputError
 from raystage.growth.checks import is_exact
 from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape
-from raystage.plans.build import make_plan
-from raystage.plans.plan import Plan, StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.reports.advice import warnings
 from raystage.storage.jobs import continues
 

@@ -15,8 +15,8 @@ from growths import SOURCES
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token, num_params
 from raystage.objectives.plan import NEXT_TOKEN
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 from raystage.results.differences import differences
 
 TWO = [

@@ -7,19 +7,18 @@ end before that on what its training shows; `results.stopping` decides that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from raystage.config.conditions import Accept, Mixing, Until
+from raystage.config.conditions import Mixing, Until
 from raystage.errors import InputError
+from raystage.planning.draft import Context, StageDraft
 from raystage.plans import learning_rate
-from raystage.plans.draft import Context, StageDraft
-from raystage.plans.steps import StepSchedule, TokenCost, check_ramp_fits
+from raystage.plans.open_ends import is_open
+from raystage.plans.steps import StepSchedule, UnitCost, check_ramp_fits
 
 FIXED = ("tokens", "steps", "flops", "mixing")
-CLOCK = "seconds"
-ON_TRAINING = ("eval_loss", "plateau", "slope", CLOCK)
 
 LATEST_MIXING_SHARE = (4, 5)  # of the run: after a later growth too few tokens are left
 
@@ -29,49 +28,29 @@ DecayStart = Callable[[int], int | None]
 
 def fix_length(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the number of steps at which the stage ends at the latest, and what may end it before."""
-    until, start = draft.stage.until, context.tokens_before
+    until, start = draft.stage.until, context.start_of_next
     decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
-    steps = cap_steps(until, draft.step_schedule, draft.token_flops, start, decay)
+    steps = cap_steps(until, draft.step_schedule, draft.unit_flops, start, decay)
     draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
-    check_ramp_fits(draft.training, draft.tokens)
+    check_ramp_fits(draft.training, draft.duration)
     return draft
 
 
-def is_open(until: Until) -> bool:
-    """Whether the stage may end before its cap, on what is known only while it trains."""
-    return _has(until, ON_TRAINING)
-
-
-def waits_for_evaluations(until: Until | None, accept: Accept | None) -> bool:
-    """Whether several evaluations in a row decide when the stage ends, or whether it is accepted."""
-    return (until is not None and is_open(until)) or (accept is not None and accept.overfitting is not None)
-
-
-def reads_clock(until: Until) -> bool:
-    """Whether the end depends on training time, which differs from run to run."""
-    return _has(until, (CLOCK,))
-
-
-def _has(until: Until, keys: Sequence[str]) -> bool:
-    inside = (*(until.any or ()), *(until.all or ()))
-    return any(getattr(until, key) is not None for key in keys) or any(_has(part, keys) for part in inside)
-
-
-def cap_steps(until: Until, steps: StepSchedule, cost: TokenCost, start_tokens: int, decay_start: DecayStart) -> int:
+def cap_steps(until: Until, steps: StepSchedule, cost: UnitCost, start: int, decay_start: DecayStart) -> int:
     """The number of whole optimizer steps after which the stage ends at the latest.
 
     The stage ends with the first step that reaches a fixed limit. Of several limits the smallest counts; inside `all`
-    the largest. cost: training FLOPs of a token. start_tokens: where the stage begins in its run. Raises InputError,
+    the largest. cost: training FLOPs of a token. start: where the stage begins in its run. Raises InputError,
     with `until` or a key below it, where the stage has no cap although it may never end, or where a mixing time leaves
     it no tokens.
     """
     if is_open(until) and not any(key in until.given for key in FIXED):
         beside = " and ".join(key for key in until.given)
         raise InputError(f"missing a cap; expected tokens, steps or flops beside {beside}", key="until")
-    return _cap(placed_mixing(until, start_tokens, decay_start), steps, cost)
+    return _cap(placed_mixing(until, start, decay_start), steps, cost)
 
 
-def _cap(until: Until, steps: StepSchedule, cost: TokenCost) -> float:
+def _cap(until: Until, steps: StepSchedule, cost: UnitCost) -> float:
     """A whole number of steps; infinite where nothing fixed ends the stage."""
     ends: list[float] = [math.inf]
     if until.tokens is not None:
@@ -86,7 +65,7 @@ def _cap(until: Until, steps: StepSchedule, cost: TokenCost) -> float:
     return min(ends)
 
 
-def placed_mixing(until: Until, start_tokens: int, decay_start: DecayStart, key: str = "until") -> Until:
+def placed_mixing(until: Until, start: int, decay_start: DecayStart, key: str = "until") -> Until:
     """The same `until` with every mixing time replaced by tokens from the stage's start.
 
     Raises InputError, at `key` or below, where a mixing time leaves the stage no tokens.
@@ -94,9 +73,9 @@ def placed_mixing(until: Until, start_tokens: int, decay_start: DecayStart, key:
     changes: dict[str, object] = {}
     if until.mixing is not None:
         position = _mixing_position(until.mixing, decay_start, f"{key}.mixing")
-        tokens = position - start_tokens
+        tokens = position - start
         if tokens <= 0:
-            found = f"found a growth at {position} tokens of the run, where the stage begins at {start_tokens}"
+            found = f"found a growth at {position} tokens of the run, where the stage begins at {start}"
             problem = f"{found}; expected a later one: a shorter mixing time, or shorter stages before"
             raise InputError(problem, key=f"{key}.mixing")
         changes = {"mixing": None, "tokens": min(tokens, until.tokens or tokens)}
@@ -104,8 +83,7 @@ def placed_mixing(until: Until, start_tokens: int, decay_start: DecayStart, key:
         parts = getattr(until, name)
         if parts is not None:
             changes[name] = tuple(
-                placed_mixing(part, start_tokens, decay_start, f"{key}.{name}[{index}]")
-                for index, part in enumerate(parts)
+                placed_mixing(part, start, decay_start, f"{key}.{name}[{index}]") for index, part in enumerate(parts)
             )
     return until.model_copy(update=changes) if changes else until
 

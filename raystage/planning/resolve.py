@@ -16,14 +16,14 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.objectives.table import OBJECTIVES
-from raystage.plans.draft import Context, StageDraft
+from raystage.planning.draft import Context, StageDraft
+from raystage.planning.inputs import Sources
+from raystage.planning.length import fix_length
+from raystage.planning.objective import check_documents, check_teacher, fix_objective
+from raystage.planning.shapes import check_growth, fix_freezing, fix_shape
+from raystage.planning.training import check_optimizer, check_run_rate, fix_training
 from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
-from raystage.plans.inputs import Sources
-from raystage.plans.length import fix_length
-from raystage.plans.objective import check_documents, check_teacher, fix_objective
-from raystage.plans.shapes import check_growth, fix_freezing, fix_shape
-from raystage.plans.training import check_optimizer, check_run_rate, fix_training
 
 
 def resolve(schedule: Schedule, init: InitPlan | None = None, sources: Sources | None = None) -> tuple[StageDraft, ...]:
@@ -171,7 +171,7 @@ def fix_windows(context: Context) -> Context:
             expected = f"expected a divisor of that, such as {_largest_divisor(longest, length)}"
             problem = f"{found}; {expected}: all stages read the same windows of text"
             raise context.error(stage.index, "model.context_length", problem)
-    return context.with_stages(tuple(replace(stage, window_tokens=longest) for stage in context.stages))
+    return context.with_stages(tuple(replace(stage, window=longest) for stage in context.stages))
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -192,7 +192,7 @@ def check_alignment(context: Context) -> Context:
     for stage in reversed(context.stages):
         for segment in reversed(stage.step_schedule.segments):
             later = math.lcm(later, segment.context_length)
-            batch = segment.batch_tokens
+            batch = segment.batch
             if batch % later:
                 is_final = batch == stage.training.global_batch_tokens
                 key = "training.global_batch_tokens" if is_final else "training.ramp.global_batch_tokens"
@@ -215,7 +215,7 @@ def check_text(context: Context) -> Context:
 def _too_short(stage: StageDraft, part: MixturePart) -> str | None:
     own_end = 1 if part.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and for some its beginning
     sides = (
-        (part.data.train, stage.window_tokens if part.weight else 0, "to train on"),
+        (part.data.train, stage.window if part.weight else 0, "to train on"),
         (part.data.held_out, stage.shape.context_length, "to hold out"),
     )
     for text, length, what in sides:

@@ -19,10 +19,10 @@ from raystage.models.families import FAMILIES
 from raystage.models.table import Family
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.objectives.table import OBJECTIVES, ObjectiveSpec
-from raystage.plans.draft import Context, StageDraft
+from raystage.planning.draft import Context, StageDraft
+from raystage.planning.inputs import Sources
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
-from raystage.plans.inputs import Sources
-from raystage.plans.plan import StagePlan
+from raystage.plans.stage import StagePlan
 from raystage.sources.table import SOURCES
 from raystage.units import shown
 from raystage.user_code import check_call, file_of, split_reference

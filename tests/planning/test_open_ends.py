@@ -12,10 +12,10 @@ from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
+from raystage.planning.build import make_plan
 from raystage.plans import learning_rate
-from raystage.plans.build import make_plan
 from raystage.plans.keys import placed
-from raystage.plans.plan import Growth, StagePlan
+from raystage.plans.stage import Growth, StagePlan
 from raystage.results.record import StageRecord, where_it_begins
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -85,7 +85,7 @@ def test_the_key_says_how_long_a_growth_holds_the_end_back(tmp_path: Path, monke
         return [grown_until(tmp_path, grow, until)[1].key for grow in grows for until in untils]
 
     now = keys()
-    monkeypatch.setattr(Growth, "tokens", 0)
+    monkeypatch.setattr(Growth, "duration", 0)
     assert [one == other for one, other in zip(now, keys(), strict=True)] == [True, False, True, True]
 
 
@@ -93,17 +93,17 @@ def test_the_run_decays_as_long_and_at_its_end_wherever_the_stage_ended(tmp_path
     """Planned: a warm-up of 100, constant to 2,560, decay to 3,200. The open stage ends 900 tokens early."""
     _, full, _ = stages_of(tmp_path, {"eval_loss": 2.0})
     moved = placed(full, CAP - 900, 7, 12345)
-    assert (moved.start_tokens, moved.start_steps, moved.start_flops) == (700, 7, 12345)
+    assert (moved.start, moved.start_steps, moved.start_flops) == (700, 7, 12345)
     assert moved.key == full.key
-    assert [(piece.start_tokens, piece.end_tokens) for piece in moved.rate] == [(0, 100), (100, 1660), (1660, 2300)]
+    assert [(piece.start, piece.end) for piece in moved.rate] == [(0, 100), (100, 1660), (1660, 2300)]
     assert learning_rate.rate_at(moved.rate, 2300 - 320) == pytest.approx(learning_rate.rate_at(full.rate, 3200 - 320))
 
 
 def test_a_rate_of_its_own_moves_as_it_is(tmp_path: Path) -> None:
     own = {"training": {"lr_schedule": {"kind": "cosine", "warmup": 100}}}
     last = stages_of(tmp_path, {"eval_loss": 2.0}, own)[2]
-    moved = placed(last, last.start_tokens - 900, last.start_steps - 9, 0)
-    assert [(piece.start_tokens, piece.end_tokens) for piece in moved.rate] == [(1900, 2000), (2000, 2300)]
+    moved = placed(last, last.start - 900, last.start_steps - 9, 0)
+    assert [(piece.start, piece.end) for piece in moved.rate] == [(1900, 2000), (2000, 2300)]
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("rule", ["target", "plateau", "clock", "both"])
 def test_a_stage_ends_where_its_rule_fires_and_the_record_says_why(trained: Trained, rule: str) -> None:
     record = trained.records(rule)[0]
-    assert 100 < record.tokens < CAP
-    assert record.tokens == record.steps * 100 == record.end.tokens
+    assert 100 < record.duration < CAP
+    assert record.duration == record.steps * 100 == record.end.position
     assert record.eval_loss == record.end.loss
     began = {"target": "eval_loss: ", "plateau": "plateau: ", "clock": "seconds: ", "both": "tokens: "}[rule]
     assert record.stopped_by.startswith(began), record.stopped_by
@@ -204,7 +204,7 @@ def test_a_stage_ends_where_its_rule_fires_and_the_record_says_why(trained: Trai
 @pytest.mark.end_to_end
 def test_a_rule_that_never_fires_leaves_the_stage_to_its_cap(trained: Trained) -> None:
     record = trained.records("never")[0]
-    assert record.tokens == CAP
+    assert record.duration == CAP
     assert record.stopped_by == "tokens: the stage has had 1,600 of 1,600"
 
 
@@ -213,13 +213,13 @@ def test_a_rule_that_never_fires_leaves_the_stage_to_its_cap(trained: Trained) -
 def test_the_next_stages_begin_where_it_ended(trained: Trained, rule: str) -> None:
     """Their first evaluation is there, they are as long as planned, and the run ends with its rate decayed."""
     first, full, last = trained.records(rule)
-    assert full.evaluations[0].tokens == first.end.tokens
+    assert full.evaluations[0].position == first.end.position
     assert full.evaluations[0].flops == first.end.flops
-    assert (full.tokens, last.tokens) == (1200, 400)
+    assert (full.duration, last.position) == (1200, 400)
     stage = where_it_begins(trained.stages(rule)[2], full)
-    assert stage.end_tokens == last.end.tokens == first.tokens + 1600
-    assert learning_rate.rate_at(stage.rate, stage.end_tokens) == 0
-    assert last.train[-1].lr == pytest.approx(learning_rate.rate_at(stage.rate, stage.end_tokens - 50))
+    assert stage.end == last.end.position == first.duration + 1600
+    assert learning_rate.rate_at(stage.rate, stage.end) == 0
+    assert last.train[-1].lr == pytest.approx(learning_rate.rate_at(stage.rate, stage.end - 50))
 
 
 @pytest.mark.end_to_end
@@ -227,7 +227,7 @@ def test_the_next_stages_begin_where_it_ended(trained: Trained, rule: str) -> No
 def test_stopped_and_started_again_it_ends_in_the_same_place_with_the_same_bits(trained: Trained, count: int) -> None:
     calm, again = trained.records("target"), trained.records("target", str(count))
     assert [record.stopped_by for record in again] == [record.stopped_by for record in calm]
-    assert [record.end.tokens for record in again] == [record.end.tokens for record in calm]
+    assert [record.end.position for record in again] == [record.end.position for record in calm]
     assert trained.sums("target", str(count)) == trained.sums("target", "calm")
 
 
@@ -238,4 +238,4 @@ def test_a_stage_does_not_end_before_its_growth_is_over(trained: Trained, name: 
     stage = grown_until(trained.text, LASTING[name], {"eval_loss": 100.0})[1]
     record = Store(open_folder(trained.folder / name)).record(stage.key)
     assert record.stopped_by.startswith("eval_loss: ")
-    assert (record.tokens, record.evaluations[0].tokens) == (700, 300)  # evaluated at 400, 600, 800 and 1,000
+    assert (record.duration, record.evaluations[0].position) == (700, 300)  # evaluated at 400, 600, 800 and 1,000

@@ -14,9 +14,10 @@ from factories import make_record
 from raystage.config.schedule import Schedule, load, parse
 from raystage.data.plan import DataPlan
 from raystage.errors import InputError
-from raystage.plans import build, keys
-from raystage.plans.inputs import Sources
-from raystage.plans.plan import StagePlan
+from raystage.planning import build
+from raystage.planning.inputs import Sources
+from raystage.plans import keys
+from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
 from raystage.results.data_use import data_warnings, tokens_read
 from raystage.results.mixtures import mixture_lines, sources_read
@@ -183,7 +184,7 @@ def test_no_sequence_begins_within_another(texts: Path, batch: int, ok: bool) ->
 def test_every_token_of_a_stage_is_of_one_source(texts: Path) -> None:
     plan = stages_of(changing_schedule(texts))
     for one in plan:
-        assert sum(tokens_read(one).values()) == one.tokens
+        assert sum(tokens_read(one).values()) == one.duration
 
 
 def test_where_an_earlier_stage_ended_early_cursors_follow_from_its_real_end(texts: Path) -> None:
@@ -194,14 +195,14 @@ def test_where_an_earlier_stage_ended_early_cursors_follow_from_its_real_end(tex
     ]
     one, two, three = stages_of(mixed_schedule(texts, stages))
     assert two.reading.cursors == (20,)
-    end = replace(make_record(one, 3.0).end, tokens=128)
-    records = {one.key: make_record(one, 3.0, tokens=128, evaluations=(end,))}
+    end = replace(make_record(one, 3.0).end, position=128)
+    records = {one.key: make_record(one, 3.0, duration=128, evaluations=(end,))}
     begun = with_real_ends(where_it_begins(two, records[one.key]), records.get)
-    assert (begun.start_tokens, begun.reading.cursors) == (128, (4,))
-    end = replace(make_record(two, 3.0).end, tokens=320)
-    records[two.key] = make_record(two, 3.0, tokens=192, evaluations=(end,))
+    assert (begun.start, begun.reading.cursors) == (128, (4,))
+    end = replace(make_record(two, 3.0).end, position=320)
+    records[two.key] = make_record(two, 3.0, duration=192, evaluations=(end,))
     third = with_real_ends(where_it_begins(three, records[two.key]), records.get)
-    assert (third.start_tokens, third.reading.cursors) == (320, (4,))
+    assert (third.start, third.reading.cursors) == (320, (4,))
     assert tokens_read(two, records) == {two.data.parts[0].data.content: 192}
 
 

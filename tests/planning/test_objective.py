@@ -10,8 +10,8 @@ from chats import TEMPLATE, conversations, save_chat_words, write_chats
 from factories import make_schedule, save_words
 from raystage.config.stage import Data
 from raystage.errors import InputError
-from raystage.plans.build import make_plan
-from raystage.plans.plan import StagePlan
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
 
 BERT = {"family": "bert", "num_layers": 1}
 ONE = [{"name": "one", "until": {"tokens": 800}}]

@@ -11,7 +11,7 @@ from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.growth.depth import GrowthOptions
 from raystage.models.shape import flops_per_token
-from raystage.plans.build import make_plan
+from raystage.planning.build import make_plan
 from raystage.plans.learning_rate import Rewarming, rate_at, stable_end
 from raystage.plans.plan import Plan, RunPlan
 from raystage.storage.jobs import continues, jobs
@@ -30,7 +30,7 @@ def keys_of(run: RunPlan) -> list[str]:
 
 
 def ends_of(run: RunPlan) -> list[int]:
-    return [stage.end_tokens for stage in run.stages]
+    return [stage.end for stage in run.stages]
 
 
 # kind, warm-up, decay, lowest rate, budgets, then the ends of every baseline's stages
@@ -61,11 +61,11 @@ def test_baselines_are_cut_where_they_part(
     plan = plan_of(tmp_path, kind, budgets, warmup, decay, low)
     assert [ends_of(run) for run in plan.baselines] == [sorted(set(expected)) for expected in ends]
     for run, budget in zip(plan.baselines, sorted(budgets), strict=True):
-        assert run.tokens == budget
+        assert run.duration == budget
         assert run.name == f"baseline-{budget}"
         assert sum(stage.steps for stage in run.stages) * BATCH == budget
-        assert [stage.start_tokens for stage in run.stages] == [0, *ends_of(run)[:-1]]
-        assert all(stage.end_tokens <= stable_end(stage.rate) for stage in run.stages[:-1])
+        assert [stage.start for stage in run.stages] == [0, *ends_of(run)[:-1]]
+        assert all(stage.end <= stable_end(stage.rate) for stage in run.stages[:-1])
         assert all(stage.growth is None for stage in run.stages)
         assert all(stage.shape == plan.staged.stages[-1].shape for stage in run.stages)
 
@@ -78,8 +78,8 @@ def test_pieces_are_shared_where_and_only_where_their_rates_agree(
     pieces = [stage for run in plan.baselines for stage in run.stages]
     for one in pieces:
         for other in pieces:
-            same_stretch = (one.start_tokens, one.end_tokens) == (other.start_tokens, other.end_tokens)
-            upto = range(0, one.end_tokens, BATCH // 2)
+            same_stretch = (one.start, one.end) == (other.start, other.end)
+            upto = range(0, one.end, BATCH // 2)
             same_rates = same_stretch and all(rate_at(one.rate, t) == rate_at(other.rate, t) for t in upto)
             assert (one.key == other.key) is same_rates
 
@@ -102,7 +102,7 @@ def test_a_shared_piece_costs_once(tmp_path: Path) -> None:
 
 
 def test_budgets_are_rounded_up_to_steps(tmp_path: Path) -> None:
-    assert [run.tokens for run in plan_of(tmp_path, "wsd", [901, 1099]).baselines] == [1000, 1100]
+    assert [run.duration for run in plan_of(tmp_path, "wsd", [901, 1099]).baselines] == [1000, 1100]
 
 
 def test_without_baselines(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_staged_run_by_hand(tmp_path: Path) -> None:
     plan = make_plan(make_schedule(tmp_path), "other")
     small, full = plan.staged.stages
     assert (plan.name, plan.staged.name) == ("other", "staged")
-    assert (small.start_tokens, small.end_tokens, full.start_tokens, full.end_tokens) == (0, 800, 800, 2000)
+    assert (small.start, small.end, full.start, full.end) == (0, 800, 800, 2000)
     assert (small.steps, full.start_steps, full.steps) == (8, 8, 12)
     assert full.start_flops == small.end_flops == small.flops == 800 * flops_per_token(small.shape)
     assert full.end_flops == plan.staged.flops == small.flops + full.flops
@@ -121,7 +121,7 @@ def test_the_staged_run_by_hand(tmp_path: Path) -> None:
     assert (small.parent_shape, full.parent_shape) == (None, small.shape)
     assert plan.scratch_flops == 2000 * flops_per_token(full.shape)
     assert plan.predicted_saving == pytest.approx(1 - plan.staged.flops / plan.scratch_flops)
-    assert (small.checkpoint_every_tokens, full.checkpoint_every_tokens) == (200, 300)
+    assert (small.checkpoint_every, full.checkpoint_every) == (200, 300)
     assert small.rate == full.rate
 
 
@@ -151,7 +151,7 @@ def test_a_split_stage_sees_the_rates_of_a_whole_one(kind: str, tmp_path: Path) 
 
     whole, split = staged(2000), staged(700, 800, 500)
     for stage in split.stages:
-        middles = [stage.start_tokens + BATCH * step + BATCH / 2 for step in range(stage.steps)]
+        middles = [stage.start + BATCH * step + BATCH / 2 for step in range(stage.steps)]
         assert [rate_at(stage.rate, at) for at in middles] == [rate_at(whole.stages[0].rate, at) for at in middles]
 
 
@@ -167,8 +167,8 @@ def test_a_stage_with_a_rate_of_its_own(tmp_path: Path) -> None:
         },
     ]
     small, full = make_plan(make_schedule(tmp_path, stages=stages)).staged.stages
-    assert [(piece.start_tokens, piece.end_tokens) for piece in full.rate] == [(800, 1000), (1000, 1760), (1760, 2000)]
-    assert [(piece.start_tokens, piece.end_tokens) for piece in small.rate] == [(0, 100), (100, 1600), (1600, 2000)]
+    assert [(piece.start, piece.end) for piece in full.rate] == [(800, 1000), (1000, 1760), (1760, 2000)]
+    assert [(piece.start, piece.end) for piece in small.rate] == [(0, 100), (100, 1600), (1600, 2000)]
 
 
 def test_one_job_has_all_that_the_same_workers_can_do(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""A stage as planned: training under one set of values, with everything that follows from them.
+
+`planning.build` makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from raystage.config.conditions import Accept, Until
+from raystage.config.stage import NOTHING_REQUIRED, Require
+from raystage.config.training import Training
+from raystage.data.plan import EarlierText, MixturePart, StageText, reading_of
+from raystage.data.reading import Reading
+from raystage.data.trained_on import NOTHING, TrainedOn
+from raystage.growth.depth import NO_OPTIONS, GrowthOptions
+from raystage.growth.operators import in_short
+from raystage.growth.trained import fit_steps
+from raystage.models.shape import ModelShape, num_params, token_flops
+from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
+from raystage.plans import learning_rate, memory
+from raystage.plans.freezing import Freezing
+from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
+from raystage.plans.steps import StepSchedule, step_schedule
+from raystage.units import Unit
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a stage starts from its parent. options: complete, with defaults filled in.
+
+    require: limits on the certificate. They change no bit of the result, so they are not part of the key.
+    """
+
+    operator: str
+    optimizer_state: str
+    options: GrowthOptions = NO_OPTIONS
+    rewarm: learning_rate.Rewarming | None = None
+    require: Require = NOTHING_REQUIRED
+
+    def facts(self) -> dict[str, object]:
+        """As plain values, for the key. Options that are not given are left out, so that a new option changes no old
+        key."""
+        rewarm = {"rewarm": {"factor": self.rewarm.factor, "tokens": self.rewarm.rise}} if self.rewarm else {}
+        return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
+
+    @property
+    def duration(self) -> int:
+        """For how long from the stage's start new parameters have a rate or a mask of their own."""
+        return max(2 * self.rewarm.rise if self.rewarm else 0, self.options.grow_tokens or 0)
+
+
+# The growth of a stage that keeps the model as it is.
+UNCHANGED = Growth("identity", "grow")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Training under one set of values.
+
+    start, start_steps, start_flops: where it begins within its run; positions in the data and in the rate are
+    counted from the start of the run. until: what may end it before `steps`, None where nothing may; later stages then
+    begin earlier than planned (`placed`). own_rate: its rate is not that of the run. accept: what it must show for the
+    next stage to begin; like `require` it is not part of the key.
+
+    growth: None where the stage continues with the weights of its parent, or starts from random weights. init: what the
+    first stage of a run starts from instead; parent_shape is then its shape. window: the text is read in windows
+    of this length, the longest context of the run. freezing: the parameters that are not trained.
+
+    objective, parent_objective: what it learns, and what the model before was judged by. teacher: whom it learns from.
+
+    trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
+    text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
+    stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
+    """
+
+    name: str
+    key: str
+    parent_key: str | None
+    shape: ModelShape
+    parent_shape: ModelShape | None
+    growth: Growth | None
+    data: StageText
+    training: Training
+    seed: int
+    rate: learning_rate.Curve
+    start: int
+    start_steps: int
+    start_flops: int
+    steps: int
+    evaluate_every: int
+    checkpoint_every: int
+    window: int
+    init: InitPlan | None = None
+    until: Until | None = None
+    own_rate: bool = False
+    accept: Accept | None = None
+    freezing: Freezing | None = None
+    objective: ObjectivePlan = NEXT_TOKEN
+    parent_objective: ObjectivePlan = NEXT_TOKEN
+    teacher: TeacherPlan | None = None
+    evaluation_follows: bool = False
+    trained_on: TrainedOn = field(default=NOTHING, compare=False, repr=False)
+    earlier: tuple[EarlierText, ...] = ()
+    also_evaluated: tuple[MixturePart, ...] = ()
+    within_documents: bool = False
+
+    @cached_property
+    def reading(self) -> Reading | None:
+        """Which window of which source it reads where. None where neither this stage nor one before has a mixture: the
+        windows of the run are then those of the text."""
+        return reading_of(self.data, self.earlier, self.window)
+
+    @property
+    def evaluated(self) -> tuple[MixturePart, ...]:
+        """The sources that it is evaluated on: its own, then those of earlier stages."""
+        return (*self.data.parts, *self.also_evaluated)
+
+    @property
+    def evaluation_sequences(self) -> int:
+        """The held-out sequences of each source, as far as it has so many. The sources of the stage share the tokens
+        of an evaluation equally, so that a loss of a source with a small weight is of as much text as any other."""
+        return max(1, self.training.evaluate.tokens // self.shape.context_length // len(self.data.parts))
+
+    @property
+    def unit(self) -> Unit:
+        """What its progress is counted in."""
+        return self.objective.entry.unit
+
+    @property
+    def step_schedule(self) -> StepSchedule:
+        """Its steps: all equal, except where a ramp changes them."""
+        return step_schedule(self.training, self.shape.context_length)
+
+    @property
+    def duration(self) -> int:
+        return self.step_schedule.duration(self.steps)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.duration
+
+    @property
+    def end_flops(self) -> int:
+        return self.start_flops + self.flops
+
+    @property
+    def num_params(self) -> int:
+        return num_params(self.shape)
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The worker processes that it needs: at most and at least how many, and the CPUs and GPUs of each."""
+        training = self.training
+        return training.workers.most, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
+
+    @property
+    def growth_flops(self) -> int:
+        """FLOPs of the growth: 0, except for operators that fit something."""
+        if self.growth is None:
+            return 0
+        tokens = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch_tokens
+        return tokens * self.unit_flops(self.shape.context_length)
+
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of the training, without the growth."""
+        return self.step_schedule.flops(self.steps, self.unit_flops)
+
+    @property
+    def flops(self) -> int:
+        return self.growth_flops + self.training_flops
+
+    @property
+    def teacher_flops(self) -> int:
+        """FLOPs of the teacher's forward passes; part of `training_flops`."""
+        return self.training_flops - self.step_schedule.flops(self.steps, self.model_flops)
+
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations: at its start, at its end, and at each multiple of the cadence within it."""
+        every, start = self.evaluate_every, self.start
+        return 2 + min((self.end - 1) // every - start // every, self.steps - 1)
+
+    @property
+    def evaluation_flops(self) -> int:
+        """FLOPs of all its evaluations. A forward pass is a third of training. They are not part of `flops`."""
+        length = self.shape.context_length
+        tokens = self.evaluation_sequences * len(self.evaluated) * length
+        return self.evaluations * (tokens * self.model_flops(length) // 3)
+
+    @property
+    def evaluation_share(self) -> float:
+        """`evaluation_flops` as a share of the training's FLOPs."""
+        return self.evaluation_flops / self.training_flops
+
+    def model_flops(self, context_length: int) -> int:
+        """FLOPs of one token in a context of this length for training the model, without its teacher."""
+        return token_flops(self.shape, context_length)
+
+    def unit_flops(self, context_length: int) -> int:
+        """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+        return taught_flops(self.shape, self.teacher, context_length)
+
+    @property
+    def memory(self) -> memory.MemoryEstimate:
+        return memory.estimate(self.shape, self.training, self.teacher and self.teacher.shape)
+
+    @property
+    def frozen_steps(self) -> int:
+        """For how many steps from its start `freezing` holds: all that begin within its duration."""
+        if self.freezing is None:
+            return 0
+        lasts = self.freezing.duration
+        return self.steps if lasts is None else self.step_schedule.steps_for(lasts)
+
+    @property
+    def growth_operator(self) -> str | None:
+        return in_short(self.growth.operator) if self.growth else None
