@@ -215,7 +215,7 @@ def test_the_next_stages_begin_where_it_ended(trained: Trained, rule: str) -> No
     first, full, last = trained.records(rule)
     assert full.evaluations[0].position == first.end.position
     assert full.evaluations[0].flops == first.end.flops
-    assert (full.duration, last.position) == (1200, 400)
+    assert (full.duration, last.duration) == (1200, 400)
     stage = where_it_begins(trained.stages(rule)[2], full)
     assert stage.end == last.end.position == first.duration + 1600
     assert learning_rate.rate_at(stage.rate, stage.end) == 0
