@@ -12,6 +12,7 @@ from raystage.plans.stage import Growth, StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_rows
+from raystage.results.differences import baseline_reads
 from raystage.results.mixtures import SourceRead, sources_read
 from raystage.results.rates import rates_of
 from raystage.sweeps.tree import Node
@@ -27,6 +28,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "stages": [_stage(stage, plan.staged) | _sources(reads.get(stage.name, [])) for stage in plan.staged.stages],
         "baseline": {
             "runs": [_baseline(run) for run in plan.baselines],
+            **({"data": reads} if (reads := baseline_reads(plan)) else {}),
             "flops_shared": plan.baseline_flops_shared(),
             "flops_apart": sum(run.flops for run in plan.baselines),
         },

@@ -100,6 +100,9 @@ class Baseline(Section):
     and `warmup`, `decay` and `min_lr_ratio` of the learning rate."""
     training: Training = Field(default_factory=Training)
     """What the baselines are trained with, over the last stage's training."""
+    data: Literal["last", "staged"] = "last"
+    """What the baselines read: `last` the last stage's text alone; `staged` the texts of all stages, in their order and
+    each over the same share of the run."""
     values_from: Annotated[Text, AfterValidator(_check_words)] | None = None
     """In your own words how the values were found, where `tune` does not find them. The report prints it."""
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 from raystage.config.schedule import Schedule
-from raystage.config.training import Training
 from raystage.config.types import check_name
 from raystage.config.variants import (
     Values,
@@ -22,27 +20,18 @@ from raystage.config.variants import (
     with_values,
     written_values,
 )
-from raystage.data.plan import EarlierText
-from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.errors import InputError
-from raystage.growth.operators import complete_options
-from raystage.models.shape import ModelShape
-from raystage.objectives.plan import NEXT_TOKEN
+from raystage.planning.baselines import plan_baselines
+from raystage.planning.chain import plan_stage, run_rate
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.objective import alone, with_key
 from raystage.planning.resolve import resolve
-from raystage.planning.training import baseline_stage
-from raystage.plans import cadence, learning_rate
+from raystage.plans import learning_rate
 from raystage.plans.gates import Rejection, changed
 from raystage.plans.initial import InitPlan
-from raystage.plans.keys import evaluated_after, with_own_key
-from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.plan import Choice, Plan, RunPlan, Variant
-from raystage.plans.stage import UNCHANGED, Growth, StagePlan
-from raystage.plans.steps import step_schedule
-
-CHECKPOINTS_PER_STAGE = 4
+from raystage.plans.stage import StagePlan
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,10 @@ class _Side:
     @property
     def duration(self) -> int:
         return sum(stage.duration for stage in self.stages)
+
+    def baselines(self) -> tuple[RunPlan, ...]:
+        # Evaluated on exactly the text that the last stage is evaluated on.
+        return plan_baselines(self.schedule, self.stages, self.staged.stages[-1].training.evaluate)
 
 
 def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | None = None) -> Plan:
@@ -103,7 +96,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
     return Plan(
         name=name,
         staged=side.staged,
-        baselines=_baselines(side),
+        baselines=side.baselines(),
         scratch_flops=side.duration * alone(side.stages[-1]).flops_per_unit,
         costs=schedule.costs,
         seed=schedule.seed,
@@ -134,7 +127,7 @@ def _variant(schedule: Schedule, values: Values, sources: Sources) -> Variant:
     tried = label(values)
     try:
         side = _side(with_values(schedule, values), sources)
-        baselines = tuple(_named(run, tried) for run in _baselines(side))
+        baselines = tuple(_named(run, tried) for run in side.baselines())
     except InputError as error:
         raise InputError(f"{tried} cannot be planned: {error}", key="baseline.tune") from None
     return Variant(schedule.seed, values, (values,) * len(baselines), _named(side.staged, tried), baselines)
@@ -149,7 +142,7 @@ def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sour
     for more in range(1, schedule.seeds):
         seeded = with_seed(schedule, more)
         sides = {values: _side(with_values(seeded, values), sources) for values in {choice.staged, *choice.baseline}}
-        runs = {values: _baselines(sides[values]) for values in set(choice.baseline)}
+        runs = {values: sides[values].baselines() for values in set(choice.baseline)}
         name = f"seed-{seeded.seed}"
         baselines = tuple(
             _named(replace(runs[values][index], name=plan.baselines[index].name), name)
@@ -172,19 +165,15 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
         before = chain[-1] if chain else None
-        rate = _own_rate(stage, index, before) if stage.own_rate else _run_rate(stage.training, run_duration)
+        rate = _own_rate(stage, index, before) if stage.own_rate else run_rate(stage.training, run_duration)
         chain.append(
-            _plan_stage(
+            plan_stage(
                 with_key(stage, chain), stage.name, before, rate, stage.seed, stage.steps, run_duration,
                 init=None if chain else init,
             )
         )  # fmt: skip
     _check_open_ends(chain)
     return tuple(chain)
-
-
-def _run_rate(training: Training, run_duration: int, key: str = "training.lr_schedule") -> learning_rate.Curve:
-    return learning_rate.curve_of(training.lr_schedule, training.optimizer.lr, 0, run_duration, key)
 
 
 def _own_rate(stage: StageDraft, index: int, before: StagePlan | None) -> learning_rate.Curve:
@@ -216,135 +205,3 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
         if problem:
             expected = "expected lr_schedule wsd or constant, the decay after this stage, or a lr_schedule of their own"
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")
-
-
-# --- the baselines ------------------------------------------------------------------------------
-
-
-def _baselines(side: _Side) -> tuple[RunPlan, ...]:
-    """The last stage's model from scratch, once for each budget, the smallest first."""
-    schedule = side.schedule
-    if schedule.baseline is None:
-        return ()
-    last = alone(baseline_stage(schedule, side.stages))
-    # Evaluated on exactly the text that the last stage is evaluated on.
-    training = last.training.model_copy(update={"evaluate": side.staged.stages[-1].training.evaluate})
-    last = replace(last, training=training)
-    batch = last.training.global_batch_tokens
-    lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
-    runs: list[RunPlan] = []
-    for index, steps in sorted(enumerate(lengths), key=lambda pair: pair[1]):
-        key = f"baseline.budgets[{index}]"
-        if steps in lengths[:index]:
-            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
-            raise InputError(f"{found}; expected each budget once", key=key)
-        runs.append(_baseline(schedule, last, steps, runs, key))
-    return tuple(runs)
-
-
-def _baseline(schedule: Schedule, last: StageDraft, steps: int, earlier: list[RunPlan], key: str) -> RunPlan:
-    """The last stage's model from scratch for `steps` steps, split where smaller budgets leave the shared trunk."""
-    batch = last.training.global_batch_tokens
-    curve = _run_rate(last.training, steps * batch, key)
-    borders = [*_trunk_borders(curve, earlier, batch, steps), steps]
-    chain: list[StagePlan] = []
-    for border in borders:
-        name = f"scratch-{border * batch}"
-        length = border - (chain[-1].start_steps + chain[-1].steps if chain else 0)
-        chain.append(_plan_stage(last, name, chain[-1] if chain else None, curve, schedule.seed, length,
-                                 steps * batch, grows=False))  # fmt: skip
-    return RunPlan(f"baseline-{steps * batch}", tuple(chain))
-
-
-def _trunk_borders(curve: learning_rate.Curve, earlier: list[RunPlan], batch: int, steps: int) -> list[int]:
-    """The steps at which to split the part whose rate a longer run has too.
-
-    Where smaller budgets were split, as far as their rate was the same up to there; and at its end, for larger budgets.
-    """
-    trunk_end = learning_rate.stable_end(curve)
-    if trunk_end is None:
-        return []
-    ends = {
-        stage.end
-        for run in earlier
-        for stage in run.stages
-        if learning_rate.signature(stage.rate, 0, stage.end) == learning_rate.signature(curve, 0, stage.end)
-    }
-    cuts = {end // batch for end in ends | {trunk_end}}
-    return sorted(cut for cut in cuts if 0 < cut < steps)
-
-
-def _plan_stage(
-    stage: StageDraft,
-    name: str,
-    parent: StagePlan | None,
-    rate: learning_rate.Curve,
-    seed: int,
-    steps: int,
-    run_duration: int,
-    grows: bool = True,
-    init: InitPlan | None = None,
-) -> StagePlan:
-    tokens = step_schedule(stage.training, stage.shape.context_length).duration(steps)
-    before = parent or init
-    seen = before.trained_on if before else NOTHING
-    seen = seen.and_of(stage.teacher.trained_on) if stage.teacher else seen
-    planned = StagePlan(
-        name=name,
-        key="",
-        parent_key=parent.key if parent else None,
-        shape=stage.shape,
-        parent_shape=before.shape if before else None,
-        growth=_growth_of(stage, before.shape if before else None, is_first=parent is None) if grows else None,
-        data=stage.data,
-        training=stage.training,
-        seed=seed,
-        rate=rate,
-        start=parent.end if parent else 0,
-        start_steps=parent.start_steps + parent.steps if parent else 0,
-        start_flops=parent.end_flops if parent else 0,
-        steps=steps,
-        evaluate_every=0,
-        checkpoint_every=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
-        window=stage.window,
-        init=init,
-        until=stage.until if grows else None,
-        own_rate=grows and stage.own_rate,
-        accept=stage.accept if grows else None,
-        freezing=stage.freezing if grows else None,
-        objective=stage.objective,
-        parent_objective=parent.objective if parent else NEXT_TOKEN,
-        teacher=stage.teacher,
-        trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
-        earlier=(*parent.earlier, EarlierText(parent.end, parent.data)) if parent else (),
-        evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
-        also_evaluated=stage.also_evaluated if grows else (),
-        within_documents=stage.within_documents,
-    )
-    return with_own_key(_with_evaluation(planned, run_duration))
-
-
-def _with_evaluation(stage: StagePlan, run_duration: int) -> StagePlan:
-    """The stage with the evaluation settings that its schedule leaves open.
-
-    A baseline has the text of the last stage. A stage whose end or acceptance depends on evaluations is evaluated as
-    often as any other, whatever that costs. The amount of text depends on the length alone, so that neither the cadence
-    nor a gate changes a key.
-    """
-    written = stage.training.evaluate
-    waits = waits_for_evaluations(stage.until, stage.accept)
-    stage = evaluated_after(stage, stage.steps)
-    every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.tokens,
-                                  stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
-    return replace(stage, evaluate_every=written.every or every)
-
-
-def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:
-    if before is None or (is_first and stage.grow is None):
-        return None
-    if stage.grow is None:
-        return UNCHANGED
-    operator = stage.grow.operator
-    options = complete_options(before, stage.shape, operator, stage.grow.options)
-    rewarm = learning_rate.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
-    return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)

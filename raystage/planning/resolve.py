@@ -206,13 +206,14 @@ def check_text(context: Context) -> Context:
     """Refuse text that is shorter than one sequence with any tokenizer: there are hardly more tokens than bytes."""
     for stage in context.stages:
         for index, part in enumerate(stage.data.parts):
-            problem = _too_short(stage, part)
+            problem = text_problem(stage, part)
             if problem is not None:
                 raise context.error(stage.index, part_key(stage, index, "path"), problem)
     return context
 
 
-def _too_short(stage: StageDraft, part: MixturePart) -> str | None:
+def text_problem(stage: StageDraft, part: MixturePart) -> str | None:
+    """What is wrong with a text that is too short for a sequence; None otherwise."""
     own_end = 1 if part.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and for some its beginning
     sides = (
         (part.data.train, stage.window if part.weight else 0, "to train on"),

@@ -16,7 +16,7 @@ from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_rows
-from raystage.results.differences import is_staged
+from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
 from raystage.results.ledger import measure_ledger
 from raystage.results.mixtures import losses_by_name
@@ -73,7 +73,7 @@ def build_report(
         stages=tuple(_stage_row(best.staged, stage, records, states) for stage in best.staged.stages),
         attempts=given_up.tried,
         given_up=tuple(_stage_row(RunPlan("", (stage,)), stage, records, states) for stage in given_up.stages),
-        baseline=BaselinePart(tuple(_budget_row(run, records, states) for run in best.baselines)),
+        baseline=BaselinePart(tuple(_budget_row(run, records, states) for run in best.baselines), baseline_reads(plan)),
         tuning=measure_tuning(plan, records),
         seeds=_seed_rows(plan, records),
         tokens_per_parameter=tokens_per_parameter(plan.staged),

@@ -22,6 +22,7 @@ from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers
 from raystage.reports.suggestions import Suggestion
 from raystage.results.data_use import data_lines, data_rows
+from raystage.results.differences import IN_WORDS, baseline_reads
 from raystage.results.mixtures import mixture_lines
 from raystage.results.rates import rates_of
 from raystage.units import format_bytes, format_count, format_flops, format_share
@@ -150,7 +151,9 @@ def _baseline_lines(plan: Plan) -> list[str]:
     budgets = ", ".join(
         f"{format_count(run.duration)} {run.unit} ({format_flops(run.flops)} FLOPs)" for run in plan.baselines
     )
-    lines = [f"Baseline: {format_layers(plan.staged.stages[-1].shape.num_layers)} from scratch for {budgets}."]
+    reads = IN_WORDS.get(baseline_reads(plan))
+    on = f", on {reads}" if reads else ""
+    lines = [f"Baseline: {format_layers(plan.staged.stages[-1].shape.num_layers)} from scratch for {budgets}{on}."]
     apart, shared = sum(run.flops for run in plan.baselines), plan.baseline_flops_shared()
     if shared < apart:
         less = format_share(1 - shared / apart)

@@ -9,6 +9,7 @@ from raystage.plans.gates import Rejection
 from raystage.reports.cost_tables import cost_table, ledger_table, seed_table, tuning_table
 from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds, speed_up
 from raystage.results.data_use import DataRow, format_number_of_passes
+from raystage.results.differences import IN_WORDS
 from raystage.results.report import BudgetRow, CertificateRow, ResultRow, RunReport, StageRow, TaskResult
 from raystage.units import format_bytes, format_count, format_flops, format_seconds, format_share
 
@@ -108,7 +109,9 @@ def baseline_table(report: RunReport) -> Table:
     columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
     rows = [_baseline_cells(row) for row in report.baseline.runs]
     note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
-    return Table("Baseline: the last stage's model from scratch", columns, rows, note)
+    reads = IN_WORDS.get(report.baseline.data)
+    on = f", on {reads}" if reads else ""
+    return Table(f"Baseline: the last stage's model from scratch{on}", columns, rows, note)
 
 
 def metric_table(report: RunReport) -> Table:

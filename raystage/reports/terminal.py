@@ -15,6 +15,7 @@ from raystage.reports.cost_tables import seed_table, tuning_table
 from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known
 from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
 from raystage.results.data_use import data_lines
+from raystage.results.differences import IN_WORDS
 from raystage.results.report import ResultRow, RunReport
 from raystage.safe_text import visible
 from raystage.units import format_count, format_flops, format_seconds, format_share
@@ -47,6 +48,8 @@ def final_table(report: RunReport) -> RenderableType:
     parts = [_report_table("stage", report.name, report.stages), ""]
     if report.baseline.runs:
         parts += [_report_table("baseline", None, report.baseline.runs), ""]
+    if reads := IN_WORDS.get(report.baseline.data):
+        parts += [Text(f"The baselines read {reads}."), ""]
     more = (
         source_table,
         metric_table,

@@ -7,11 +7,14 @@ from itertools import groupby
 
 from raystage.config.deepspeed import ONLY_LOGGED
 from raystage.config.training import LrSchedule, RampOf
-from raystage.plans.plan import Plan
+from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.units import format_count, shown
 
 _RATE = "training.lr_schedule"
+# What baselines read, as `baseline.data` has it, and in words.
+LAST, STAGED = "last", "staged"
+IN_WORDS = {LAST: "the last stage's text alone", STAGED: "the texts of all stages, each over the same share of the run"}
 
 
 def is_staged(plan: Plan) -> bool:
@@ -19,10 +22,11 @@ def is_staged(plan: Plan) -> bool:
     frozen.
 
     A batch or a rate that changes from stage to stage is no staging, because it could be tuned once for a whole run.
+    Nor is a text that changes for the baselines as well.
     """
     stages = plan.staged.stages
     models = {stage.shape for stage in stages}
-    texts = {_text(stage) for stage in stages}
+    texts = {_text(stage) for stage in stages if baseline_reads(plan) != STAGED}
     ramps = [stage.training.ramp for stage in stages if stage.training.ramp]
     changes = any(stage.freezing for stage in stages) or any(ramp.context_length for ramp in ramps)
     changes = changes or any((one.objective, one.teacher) != (stages[0].objective, stages[0].teacher) for one in stages)
@@ -57,6 +61,17 @@ def _compared(plan: Plan, facts_of: Callable[[StagePlan], Mapping[str, str]]) ->
         if {value for _, value in ours} != set(theirs):
             found.append(f"{path} ({' and '.join(theirs)} in the baseline, {_by_stage(ours)})")
     return found
+
+
+def baseline_reads(plan: Plan) -> str | None:
+    """What the baselines read where the stages read different texts: the last stage's, or all. None elsewhere."""
+    if not plan.baselines or _num_texts(plan.staged) == 1:
+        return None
+    return STAGED if any(_num_texts(run) > 1 for run in plan.baselines) else LAST
+
+
+def _num_texts(run: RunPlan) -> int:
+    return len({_text(stage) for stage in run.stages})
 
 
 def other_text(plan: Plan) -> list[str]:

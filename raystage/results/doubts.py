@@ -189,7 +189,10 @@ def _data_doubt(plan: Plan) -> str | None:
     if not stages:
         return None
     where = f"stage{'s' if len(stages) > 1 else ''} {', '.join(stages)} of the staged run"
-    return f"Not the same text: {where} read other data than the baseline, so more than growing differs."
+    return (
+        f"Not the same text: {where} read other data than the baseline, so more than growing differs. With "
+        f"baseline.data: staged the baseline reads them, too."
+    )
 
 
 def _init_doubt(plan: Plan) -> str | None:

@@ -116,9 +116,10 @@ class BudgetRow(ResultRow):
 
 @dataclass(frozen=True)
 class BaselinePart:
-    """A row for each budget."""
+    """A row for each budget. data: what they read where the stages read different texts, `last` or `staged`."""
 
     runs: tuple[BudgetRow, ...]
+    data: str | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
 
 # --- the other parts --------------------------------------------------------------------------
