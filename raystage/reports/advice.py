@@ -20,7 +20,7 @@ from raystage.plans.plan import Plan
 from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_layers
 from raystage.results.data_use import data_warnings
-from raystage.results.differences import is_staged
+from raystage.results.differences import is_staged, nothing_staged
 from raystage.units import format_count, format_share
 
 # Late growth fails under a cosine (Bu). A summary of that paper says: from half of the run on, for GPT. We chose half
@@ -30,6 +30,8 @@ LATEST_GROWTH_SHARE = 0.8
 # Share of a stage's training FLOPs. Small runs need more evaluation than the default for a good judgement.
 LARGE_EVALUATION_SHARE = 0.25
 LARGEST_FACTOR = 4
+# The share of a rate down to which it is as good as reached.
+STILL_HIGH = 0.9
 FEWEST_BUDGETS = 3
 
 
@@ -216,12 +218,30 @@ def _never_decays(plan: Plan) -> Advice | None:
     )
 
 
+def _cut_decay(plan: Plan) -> Advice | None:
+    """A rate of the run is planned over all stages, also over those that have a rate of their own instead."""
+    for stage, after in pairwise(plan.staged.stages):
+        begins_anew = after.own_rate and after.training.lr_schedule.start is None
+        reached, left = rate_at(stage.rate, stage.end), stage.rate[-1].end_lr
+        has_begun = _decay_start(stage.rate) < stage.end
+        if stage.own_rate or not begins_anew or not has_begun or left >= reached * STILL_HIGH:
+            continue
+        return Advice(
+            "training.lr_schedule",
+            f"falls over the length of the whole run, and stage {after.name} begins with a rate of its own where it is "
+            f"down to {reached:.3g} and not to {left:.3g}; give stage {stage.name} the decay, as lr_schedule "
+            f"{{from: current, kind: linear}}, or use kind: piecewise",
+            "the rates of this plan",
+        )
+    return None
+
+
 def _nothing_staged(plan: Plan) -> Advice | None:
     if not plan.baselines or is_staged(plan):
         return None
     return Advice(
         "stages",
-        "train one model on the same text in the same context: nothing is staged, and the report will give no saving",
+        f"{nothing_staged(plan)}: nothing is staged, and the report will give no saving",
         "only what is staged can save by staging",
     )
 
@@ -276,7 +296,7 @@ _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
     _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_duplicates, _inside_decay, _beyond_cap,
 )  # fmt: skip
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
-    _nothing_staged, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
+    _nothing_staged, _cut_decay, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.differences import differences, is_staged
+from raystage.results.differences import differences, is_staged, nothing_staged
 from raystage.results.ledger import net_cost
 from raystage.results.record import StageRecord
 from raystage.results.savings import FinishedRun, Savings, compare, no_figure
@@ -65,8 +65,8 @@ def _beside(plan: Plan) -> str:
 
 
 def _nothing_staged(plan: Plan, savings: Savings) -> str:
-    """The verdict where all stages train one model on the same text: no saving comes from staging."""
-    why = "no saving to report: nothing is staged, all stages train one model on the same text in the same context"
+    """The verdict where all stages train one model on the text of the baselines: no saving comes from staging."""
+    why = f"no saving to report: nothing is staged, all stages {nothing_staged(plan)}"
     found = differences(plan)
     besides = f"the two sides differ in {'; '.join(found)}" if found else "the two sides are trained alike"
     if savings.flops_baseline is None:

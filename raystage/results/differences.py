@@ -33,6 +33,13 @@ def is_staged(plan: Plan) -> bool:
     return len(models) > 1 or len(texts) > 1 or changes
 
 
+def nothing_staged(plan: Plan) -> str:
+    """Why nothing is staged in a plan, of which `is_staged` says so."""
+    if baseline_reads(plan) == STAGED:
+        return "train one model in the same context, on texts that the baselines read as well"
+    return "train one model on the same text in the same context"
+
+
 def differences(plan: Plan) -> list[str]:
     """What the loss depends on and differs between the two sides, as phrases with the values of both.
 

@@ -62,6 +62,9 @@ def rate(kind: str, **changes: object) -> dict:
 
 COSINE, WSD = rate("cosine"), rate("wsd", decay=0.2)
 LONGER_CONTEXT = {"num_layers": 2, "context_length": 20}
+LAST = {"name": "anneal", "model": {"num_layers": 4}, "until": {"tokens": 200}}
+ANNEAL = LAST | {"training": {"lr_schedule": {"kind": "linear", "warmup": 0}}}
+GOING_ON = LAST | {"training": {"lr_schedule": {"kind": "linear", "from": "current"}}}
 
 # name: what gives the warning, what is just beside it, the warning's key, words of its text, its source
 CASES = {
@@ -72,7 +75,7 @@ CASES = {
     ),
     "late under cosine, not with a rate of its own": (
         {"training": COSINE, "stages": stages((2, 1500), (4, 500))},
-        {"training": COSINE, "stages": stages((2, 1500), (4, 500), training=COSINE)},
+        {"training": rate("constant"), "stages": stages((2, 1500), (4, 500), training=COSINE)},
         "stages[1].grow", "where the rate is down to 16.1 %", "2511.04981",
     ),
     "1 layer under cosine": (
@@ -144,6 +147,16 @@ CASES = {
         {"training": rate("piecewise", points=[{"at": 1, "ratio": 1}])},
         {"training": rate("piecewise", points=[{"at": 0.8, "ratio": 0.1, "shape": "step"}])},
         "training.lr_schedule", "never decays", "2307.06440",
+    ),
+    "a decay that is cut off": (
+        {"training": rate("wsd", decay=0.4), "stages": [*stages((2, 800), (4, 1000)), ANNEAL], "baseline": None},
+        {"training": rate("constant"), "stages": [*stages((2, 800), (4, 1000)), ANNEAL], "baseline": None},
+        "training.lr_schedule", "falls over the length of the whole run, and stage anneal begins", "rates",
+    ),
+    "a decay that goes on elsewhere": (
+        {"training": rate("cosine"), "stages": [*stages((2, 800), (4, 1000)), ANNEAL], "baseline": None},
+        {"training": rate("cosine"), "stages": [*stages((2, 800), (4, 1000)), GOING_ON], "baseline": None},
+        "training.lr_schedule", "use kind: piecewise", "rates",
     ),
     "nothing staged": (
         {"stages": stages((4, 800), (4, 1200))},
