@@ -7,7 +7,7 @@ sensible, and the sizes in a config are compared with the tensors in the folder 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from raystage.files.reading import Files, read_json
 from raystage.files.safetensors import StoredTensor, read_header
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.hf_config import shape_of
-from raystage.models.hf_table import StoredTensorPlace, folder_table, is_buffer, placed, target_table
+from raystage.models.hf_table import StoredTensorPlace, folder_table, is_buffer, old_name, placed, target_table
 from raystage.models.hf_trainable import check_trainable
 from raystage.models.shape import ModelShape, table_of
 from raystage.models.table import Family
@@ -55,12 +55,8 @@ class HuggingFaceModel:
 
         Raises InputError where one is missing, is left over, or has another size or type.
         """
-        known = table_of(self.shape)
-        # Some folders omit the base's prefix.
-        found = [
-            one if one.name in self.tensors else replace(one, name=one.name.removeprefix(known.base))
-            for one in placed(self.shape)
-        ]
+        base = table_of(self.shape).base
+        found = [replace(one, name=_name_in(self.tensors, one.name, base)) for one in placed(self.shape)]
         _check_tensors(self, found)
         return found
 
@@ -187,6 +183,13 @@ def _differ(own: str, tied: str, tensors: dict[str, StoredTensor]) -> bool:
 # --- training -----------------------------------------------------------------------------------
 
 
+def _name_in(tensors: Container[str], name: str, base: str) -> str:
+    """The name of a tensor in a folder, which may omit the base's prefix or have a former name for it; its name where
+    the folder lacks it."""
+    names = (name, name.removeprefix(base))
+    return next((one for one in (*names, *map(old_name, names)) if one in tensors), names[-1])
+
+
 def _check_tensors(model: HuggingFaceModel, used: list[StoredTensorPlace]) -> None:
     for one in used:
         stored = model.tensors.get(one.name)
@@ -196,14 +199,14 @@ def _check_tensors(model: HuggingFaceModel, used: list[StoredTensorPlace]) -> No
             raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
     family = table_of(model.shape)
     head = {family.head} if model.shape.ties_head else set()
-    known = {*head, *(one.name for one in used), *_poolers(family)}
+    known = {*head, *(one.name for one in used), *_left_aside(family)}
     others = [name for name in model.tensors if name not in known and not is_buffer(name)]
     if others:
         problem = f"found a tensor that a {model.shape.family} has not in training; expected none"
         raise InputError(problem, key=others[0], file=model.folder.uri)
 
 
-def _poolers(family: Family) -> set[str]:
-    """What works on one position for a head that the model in training has not. It is left aside."""
+def _left_aside(family: Family) -> set[str]:
+    """What works on one position of a sample, for a head that the model in training has not."""
     names = {row.name for row in family.optional if row.acts_on == "sample"}
     return names | {name.removeprefix(family.base) for name in names}

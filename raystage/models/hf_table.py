@@ -155,10 +155,17 @@ def _naming(table: Family, is_bare: bool, tensors: Shapes) -> Callable[[str], st
     old = any(name.endswith(tuple(_OLD_NAMES.values())) for name in tensors)
 
     def name(row: str) -> str:
-        for new_end, old_end in _OLD_NAMES.items() if old else ():
-            row = row.removesuffix(new_end) + old_end if row.endswith(new_end) else row
+        row = old_name(row) if old else row
         return row.removeprefix(table.base) if is_bare else row
 
+    return name
+
+
+def old_name(name: str) -> str:
+    """The former name of a parameter of BERT's norms; other names as they are."""
+    for new_end, old_end in _OLD_NAMES.items():
+        if name.endswith(new_end):
+            return name.removesuffix(new_end) + old_end
     return name
 
 

@@ -281,7 +281,15 @@ BERT = Family(
     head="cls.predictions.decoder.weight",
     untied=("cls.predictions.decoder.bias",),
     ties={"cls.predictions.decoder.bias": "cls.predictions.bias"},
-    optional=on("sample", linear("bert.pooler.dense", "hidden", "hidden")),
+    # The pooler, and whether two sentences follow each other (BertForPreTraining).
+    optional=on(
+        "sample",
+        (
+            *linear("bert.pooler.dense", "hidden", "hidden"),
+            ParameterSpec("cls.seq_relationship.weight", (fixed(2), reads("hidden"))),
+            ParameterSpec("cls.seq_relationship.bias", (fixed(2),), "zeros"),
+        ),
+    ),
     base="bert.",
     norm="layer",
     post_norm=True,

@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import folders
 from exports import exported, folder_of, make_checkpoint, network_of, weights_of
 from growths import SOURCES, tiny
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
+from raystage.growth.apply import Grown
+from raystage.growth.rules import growth_map
 from raystage.models.hf_folder import open_model, open_trainable
 from raystage.models.manifest import check_model
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, parameters, table_of
 from raystage.objectives.images import pixels_of
 from raystage.storage.huggingface import FolderWeights
-from real_models import images_of
+from real_models import built, images_of
 
 HEADED = [name for name, shape in SOURCES.items() if shape.head]
 every_head = pytest.mark.parametrize("name", HEADED)
@@ -95,6 +98,53 @@ def test_a_vit_of_transformers_own(tmp_path: Path, kind: type, head: str, classe
             found = weights.read(f"vit.{name}", "fp32", 0, parameter.numel())
             np.testing.assert_array_equal(found, parameter.detach().flatten().numpy())
     weights.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "old"), [(transformers.BertForPreTraining, True), (transformers.BertForMaskedLM, False)]
+)
+def test_a_bert_as_the_hub_has_them(tmp_path: Path, kind: type, old: bool) -> None:
+    """With former names of the norms, and with what only other heads use: it is left aside."""
+    torch.manual_seed(3)
+    model = kind(transformers.BertConfig(**folders.SIZES))
+    model.save_pretrained(tmp_path)
+    body = model.base_model.state_dict()
+    if old:
+        tensors = load_file(tmp_path / "model.safetensors")
+        renamed = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): one
+            for name, one in tensors.items()
+        }
+        save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+        assert "cls.seq_relationship.weight" in renamed
+    source = open_trainable(LocalFiles(tmp_path))
+    target = replace(source.shape, head="classes", num_classes=3)
+    weights = FolderWeights(source)
+    found = Grown(growth_map(source.shape, target, "stack", "reset"), weights.read, 0)
+    for one in parameters(target):
+        if one.name not in table_of(target).head_rows:
+            values = found.slice(one.name, "fp32", 0, one.numel)
+            np.testing.assert_array_equal(values, body[one.name.removeprefix("bert.")].flatten().numpy())
+    weights.close()
+
+
+@pytest.mark.parametrize("kind", [transformers.ViTModel, transformers.ViTForMaskedImageModeling])
+def test_a_classifier_starts_from_the_body_of_another_model(tmp_path: Path, kind: type) -> None:
+    """At a larger size, too, whose copies say what the body said."""
+    source = open_trainable(LocalFiles(images(tmp_path / "model", kind)))
+    target = replace(tiny("vit"), hidden_size=32, num_heads=8, num_kv_heads=8, ffn_size=48)
+    weights = FolderWeights(source)
+    found = Grown(growth_map(source.shape, target, "duplicate", "reset"), weights.read, 0)
+    values = {one.name: found.slice(one.name, "fp32", 0, one.numel) for one in parameters(target)}
+    weights.close()
+    body = transformers.ViTModel.from_pretrained(tmp_path / "model", add_pooling_layer=False).eval()
+    pixels = images_of(target)["pixel_values"]
+    with torch.no_grad():
+        before = body.layers[0](body.embeddings(pixels))
+        grown = built(target, values, torch.float32).vit
+        after = grown.layers[0](grown.embeddings(pixels))
+    torch.testing.assert_close(after, torch.cat([before, before], dim=-1), rtol=1e-4, atol=1e-5)
+    assert not found.slice("classifier.bias", "fp32", 0, 5).any()
 
 
 def test_labels_are_counted(tmp_path: Path) -> None:
