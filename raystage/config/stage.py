@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.objective import ObjectiveEntry, standard_objective
-from raystage.config.order import Window
+from raystage.config.order import Curriculum, Window
 from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
 from raystage.config.training import Training
@@ -145,6 +145,8 @@ class Data(TextSource):
 
     window: Window = Window()
     """What the windows of text keep apart."""
+    curriculum: Annotated[Curriculum | None, Field(examples=["{by: length, start: 0.2}"])] = None
+    """The text in the order of a score, from easy to hard; shuffled unless given. Baselines read it shuffled."""
 
     tokenizer: Text = BYTE_TOKENIZER
     """`bytes`, a folder with a tokenizer, or a name on the Hugging Face Hub: `org/model` or `org/model@revision`."""

@@ -12,7 +12,8 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from raystage.data.reading import Leg, Reading, Shares, reading_after
+from raystage.data.order.curriculum import CurriculumPlan, TextPace, TextRead, legs_of, paces_of
+from raystage.data.reading import Reading, Shares, reading_after
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SampleFacts, SourceOptions, TextSize
@@ -193,18 +194,33 @@ class EarlierText:
 
     end: int
     data: StageText
+    curriculum: CurriculumPlan | None = None
 
     @property
-    def leg(self) -> Leg:
-        return Leg(self.end, self.data.shares, isinstance(self.data, MixturePlan))
+    def read(self) -> TextRead:
+        return TextRead(self.data.shares, isinstance(self.data, MixturePlan), self.curriculum, self.end)
 
 
-def reading_of(data: StageText, earlier: tuple[EarlierText, ...], window: int) -> Reading | None:
-    """Which window of which source a stage reads where, after the stages before it; None without any mixture."""
-    legs, is_mixture = [one.leg for one in earlier], isinstance(data, MixturePlan)
-    if not is_mixture and not any(leg.is_mixture for leg in legs):
+def reading_of(
+    data: StageText, earlier: tuple[EarlierText, ...], window: int, curriculum: CurriculumPlan | None = None
+) -> Reading | None:
+    """Which window of which source a stage reads where, after the stages before it; None without any mixture and any
+    curriculum."""
+    *before, own = legs_of(_texts(data, earlier, curriculum))
+    if not any(leg.is_mixture for leg in (*before, own)):
         return None
-    return reading_after(legs, window, data.shares, is_mixture)
+    return reading_after(before, window, own.shares, own.is_mixture)
+
+
+def paces_read(
+    data: StageText, earlier: tuple[EarlierText, ...], window: int, curriculum: CurriculumPlan | None = None
+) -> dict[str, tuple[TextPace, ...]]:
+    """By the names of `Reading` the texts that are sorted, and what of them is read when."""
+    return paces_of(_texts(data, earlier, curriculum), window)
+
+
+def _texts(data: StageText, earlier: tuple[EarlierText, ...], curriculum: CurriculumPlan | None) -> list[TextRead]:
+    return [one.read for one in (*earlier, EarlierText(-1, data, curriculum))]
 
 
 def vocabulary_problem(vocab_size: int, tokenizer: str, size: int) -> str:

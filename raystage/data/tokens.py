@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raystage.data.order.documents import DocumentSpans, Starts
+from raystage.data.order.documents import DocumentSpans, SortedStream, Starts
+from raystage.data.order.pool import PacedOrder
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.reading import Reading
 from raystage.data.token_cache import open_index
@@ -58,7 +59,7 @@ def open_streams(data: DataPlan, vocab_size: int, cache: Path | None = None) -> 
 
 
 # Something for each token of a text, read in slices: an array, or what is made where it is read.
-Stream = np.ndarray | Starts
+Stream = np.ndarray | SortedStream | Starts
 
 
 class Windows(ABC):
@@ -96,14 +97,16 @@ class TokenWindows(Windows):
     after the other, so that a token position holds the same text with any sequence length.
     """
 
-    def __init__(self, stream: Stream, context_length: int, seed: int) -> None:
+    def __init__(self, stream: Stream, context_length: int, seed: int, order: PacedOrder | None = None) -> None:
+        """order: of the windows of a text whose documents are sorted."""
         self.stream, self.context_length, self.seed = stream, context_length, seed
-        self.windows = (len(stream) - 1) // context_length
+        self.windows = num_windows(stream, context_length)
         if self.windows < 1:
             raise InputError(
                 f"found {len(stream)} tokens, fewer than one sequence of context_length {context_length}", key="data"
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._paced = order
 
     def spread(self, count: int) -> np.ndarray:
         """`count` windows spread evenly over the stream, for evaluation: int64 of shape (count, context_length + 1)."""
@@ -116,6 +119,8 @@ class TokenWindows(Windows):
         return self._read(self._place(number) * self.context_length + inside, length)
 
     def _place(self, number: int) -> int:
+        if self._paced is not None:
+            return self._paced.at(number)
         epoch, index = divmod(number, self.windows)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.windows)
@@ -178,6 +183,11 @@ def held_out_samples(
         if stream is not None:
             found[name] = TokenWindows(stream, context_length, seed=0).spread(count).astype(np.uint8)
     return found
+
+
+def num_windows(stream: Stream, length: int) -> int:
+    """How many windows of `length` tokens a stream has, each with a target behind its last token."""
+    return (len(stream) - 1) // length
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> np.ndarray:

@@ -74,10 +74,11 @@ def plan_stage(
         parent_objective=parent.objective if parent else NEXT_TOKEN,
         teacher=stage.teacher,
         trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
-        earlier=(*parent.earlier, EarlierText(parent.end, parent.data)) if parent else (),
+        earlier=(*parent.earlier, EarlierText(parent.end, parent.data, parent.curriculum)) if parent else (),
         evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
+        curriculum=stage.curriculum if grows else None,
     )
     return with_own_key(_with_evaluation(planned, run_duration))
 

@@ -11,6 +11,7 @@ from raystage.config.schedule import Schedule
 from raystage.config.section import Section, field_of
 from raystage.config.stage import Grow, Model, Stage
 from raystage.config.training import Training
+from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
 from raystage.growth.checks import POSITIONS
@@ -30,7 +31,7 @@ class StageDraft:
     then. steps: the most it takes. until: what may end it before `steps`, None where nothing may; positions in it are
     from the stage's start.
     window: the text of all stages is read in windows of this length, the longest context of the run.
-    also_evaluated: sources of earlier stages on which the stage is evaluated too.
+    also_evaluated: sources of earlier stages on which the stage is evaluated too. curriculum: the order of its text.
     """
 
     index: int
@@ -47,6 +48,7 @@ class StageDraft:
     freezing: Freezing | None = None
     window: int = 0
     also_evaluated: tuple[MixturePart, ...] = ()
+    curriculum: CurriculumPlan | None = None
 
     @property
     def name(self) -> str:

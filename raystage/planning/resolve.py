@@ -20,6 +20,7 @@ from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.length import fix_length
 from raystage.planning.objective import check_documents, check_teacher, fix_objective
+from raystage.planning.order import fix_curriculum
 from raystage.planning.shapes import check_growth, fix_freezing, fix_shape
 from raystage.planning.training import check_optimizer, check_run_rate, fix_training
 from raystage.plans.gates import check_gates, planned_retries
@@ -181,12 +182,13 @@ def _largest_divisor(number: int, most: int) -> int:
 
 
 def check_alignment(context: Context) -> Context:
-    """Refuse, in a run with a mixture, a batch that may end within a sequence of a later step.
+    """Refuse, in a run with a mixture or a curriculum, a batch that may end within a sequence of a later step.
 
     Without this a stage might begin within a sequence, and less than one sequence would be read twice. So every batch
     is a multiple of the context lengths of all later steps, also where a stage ends early.
     """
-    if not any(isinstance(stage.data, MixturePlan) for stage in context.stages):
+    what = _reads_by_cursors(context)
+    if what is None:
         return context
     later = 1  # the least common multiple of the context lengths from here on
     for stage in reversed(context.stages):
@@ -196,10 +198,17 @@ def check_alignment(context: Context) -> Context:
             if batch % later:
                 is_final = batch == stage.training.global_batch_tokens
                 key = "training.global_batch_tokens" if is_final else "training.ramp.global_batch_tokens"
-                problem = f"found a batch of {batch} in a run with a mixture, which later reads longer sequences"
+                problem = f"found a batch of {batch} in a run with a {what}, which later reads longer sequences"
                 works = f"expected a multiple of {later}, such as {-(-batch // later) * later}"
                 raise context.error(stage.index, key, f"{problem}; {works}: then no sequence begins within another")
     return context
+
+
+def _reads_by_cursors(context: Context) -> str | None:
+    """Why every text has a cursor; None where all stages read at the run's position."""
+    if any(isinstance(stage.data, MixturePlan) for stage in context.stages):
+        return "mixture"
+    return "curriculum" if any(stage.curriculum for stage in context.stages) else None
 
 
 def check_text(context: Context) -> Context:
@@ -238,6 +247,7 @@ PASSES = (
     check_teacher,
     fix_training,
     fix_length,
+    fix_curriculum,
     check_growth,
     fix_freezing,
 )

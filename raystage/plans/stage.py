@@ -11,7 +11,8 @@ from functools import cached_property
 from raystage.config.conditions import Accept, Until
 from raystage.config.stage import NOTHING_REQUIRED, Require
 from raystage.config.training import Training
-from raystage.data.plan import EarlierText, MixturePart, StageText, reading_of
+from raystage.data.order.curriculum import CurriculumPlan, TextPace
+from raystage.data.plan import EarlierText, MixturePart, StageText, paces_read, reading_of
 from raystage.data.reading import Reading
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
@@ -73,6 +74,7 @@ class StagePlan:
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
     stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
+    curriculum: the order of its text, None where that is shuffled.
     """
 
     name: str
@@ -105,12 +107,18 @@ class StagePlan:
     earlier: tuple[EarlierText, ...] = ()
     also_evaluated: tuple[MixturePart, ...] = ()
     within_documents: bool = False
+    curriculum: CurriculumPlan | None = None
 
     @cached_property
     def reading(self) -> Reading | None:
-        """Which window of which source it reads where. None where neither this stage nor one before has a mixture: the
-        windows of the run are then those of the text."""
-        return reading_of(self.data, self.earlier, self.window)
+        """Which window of which source it reads where. None where neither this stage nor one before has a mixture or a
+        curriculum: the windows of the run are then those of the text."""
+        return reading_of(self.data, self.earlier, self.window, self.curriculum)
+
+    @cached_property
+    def paces(self) -> dict[str, tuple[TextPace, ...]]:
+        """By name in `reading` the texts that a curriculum has sorted, now or before, and what of them is read when."""
+        return paces_read(self.data, self.earlier, self.window, self.curriculum)
 
     @property
     def evaluated(self) -> tuple[MixturePart, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from raystage.data.order.curriculum import text_of
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
@@ -108,7 +109,10 @@ def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = No
     if stage.reading is None:
         return {stage.data.content: tokens}
     begun = with_real_ends(where_it_begins(stage, records.get(stage.parent_key)), records.get)
-    return begun.reading.tokens(begun.start, begun.start + tokens)
+    found: dict[str, int] = {}
+    for name, count in begun.reading.tokens(begun.start, begun.start + tokens).items():
+        found[text_of(name)] = found.get(text_of(name), 0) + count
+    return found
 
 
 def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list[DataUse]:

@@ -18,8 +18,8 @@ IN_WORDS = {LAST: "the last stage's text alone", STAGED: "the texts of all stage
 
 
 def is_staged(plan: Plan) -> bool:
-    """Whether anything is staged: the model grows, the text, the context or the objective changes, or parameters are
-    frozen.
+    """Whether anything is staged: the model grows, the text, its order, the context or the objective changes, or
+    parameters are frozen.
 
     A batch or a rate that changes from stage to stage is no staging, because it could be tuned once for a whole run.
     Nor is a text that changes for the baselines as well.
@@ -28,7 +28,7 @@ def is_staged(plan: Plan) -> bool:
     models = {stage.shape for stage in stages}
     texts = {_text(stage) for stage in stages if baseline_reads(plan) != STAGED}
     ramps = [stage.training.ramp for stage in stages if stage.training.ramp]
-    changes = any(stage.freezing for stage in stages) or any(ramp.context_length for ramp in ramps)
+    changes = any(stage.freezing or stage.curriculum for stage in stages) or any(ramp.context_length for ramp in ramps)
     changes = changes or any((one.objective, one.teacher) != (stages[0].objective, stages[0].teacher) for one in stages)
     return len(models) > 1 or len(texts) > 1 or changes
 
@@ -112,6 +112,7 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
     options = {name: value for name, value in training.deepspeed.items() if name not in ONLY_LOGGED}
     facts = {
         "objective": stage.objective.name,
+        "data.window.mask": "document" if stage.within_documents else "none",
         "training.global_batch_tokens": _ramped(training.global_batch_tokens, ramp and ramp.global_batch_tokens),
         "model.context_length": _ramped(stage.shape.context_length, ramp and ramp.context_length),
         **{f"training.optimizer.{name}": _value(value) for name, value in training.optimizer.used().items()},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from raystage.data.order.documents import Starts
+from raystage.data.order.curriculum import text_of
+from raystage.data.order.documents import SortedDocuments, SortedStream, Starts, order_of
+from raystage.data.order.pool import PacedOrder
 from raystage.data.plan import DataPlan, MixturePart
 from raystage.data.tokens import (
     MixedWindows,
@@ -17,6 +19,7 @@ from raystage.data.tokens import (
     TokenWindows,
     Windows,
     held_out_samples,
+    num_windows,
     open_streams,
 )
 from raystage.errors import InputError
@@ -51,27 +54,53 @@ class StageTexts:
 def open_texts(stage: StagePlan) -> StageTexts:
     """Open the stage's texts, which are tokenized on first use. Raises InputError where they are not as planned."""
     training = sources_read(stage)
-    wanted = training | {part.data.content: part.data for part in stage.evaluated}
+    wanted = {data.content: data for data in (*training.values(), *(part.data for part in stage.evaluated))}
     streams = {content: open_streams(data, stage.shape.vocab_size) for content, data in wanted.items()}
     return StageTexts(
-        train=_training_samples(stage, {content: streams[content] for content in training}),
+        train=_training_samples(stage, {name: _read(stage, name, streams[text_of(name)]) for name in training}),
         held_out=tuple(_evaluation_set(stage, part, streams[part.data.content]) for part in stage.evaluated),
         counted={content: Counted.of_index(opened.index) for content, opened in streams.items()},
     )
 
 
-def _training_samples(stage: StagePlan, streams: Mapping[str, Streams]) -> Reader:
-    tokens, flags = _windows(stage, {content: opened.train for content, opened in streams.items()}), {}
-    if any(opened.train_marks is not None for opened in streams.values()):
-        flags["mask"] = _windows(stage, {content: _marks(opened) for content, opened in streams.items()})
+@dataclass(frozen=True)
+class _TextRead:
+    """A text as a stage reads it. documents, order: where a curriculum has sorted it."""
+
+    streams: Streams
+    documents: SortedDocuments | None = None
+    order: PacedOrder | None = None
+
+    def arranged(self, stream: np.ndarray) -> Stream:
+        return SortedStream(stream, self.documents) if self.documents else stream
+
+    @property
+    def starts(self) -> Starts:
+        return Starts(self.documents.spans if self.documents else self.streams.train_documents)
+
+
+def _read(stage: StagePlan, name: str, streams: Streams) -> _TextRead:
+    paces = stage.paces.get(name)
+    if not paces:
+        return _TextRead(streams)
+    documents = streams.train_documents
+    order = order_of(documents.lengths, paces[0].curriculum.is_hard_first)
+    paced = PacedOrder(stage.seed, num_windows(streams.train, stage.window), paces)
+    return _TextRead(streams, SortedDocuments(documents, order), paced)
+
+
+def _training_samples(stage: StagePlan, texts: Mapping[str, _TextRead]) -> Reader:
+    tokens = _windows(stage, texts, lambda one: one.arranged(one.streams.train))
+    flags = {}
+    if any(one.streams.train_marks is not None for one in texts.values()):
+        flags["mask"] = _windows(stage, texts, lambda one: one.arranged(_marks(one.streams)))
     if stage.within_documents:
-        starts = {content: Starts(opened.train_documents) for content, opened in streams.items()}
-        flags["starts"] = _windows(stage, starts)
+        flags["starts"] = _windows(stage, texts, lambda one: one.starts)
     return SampleWindows(tokens, flags) if flags else tokens
 
 
-def _windows(stage: StagePlan, streams: Mapping[str, Stream]) -> Windows:
-    windows = {content: TokenWindows(one, stage.window, stage.seed) for content, one in streams.items()}
+def _windows(stage: StagePlan, texts: Mapping[str, _TextRead], pick: Callable[[_TextRead], Stream]) -> Windows:
+    windows = {name: TokenWindows(pick(one), stage.window, stage.seed, one.order) for name, one in texts.items()}
     return MixedWindows(stage.reading, windows, stage.seed) if stage.reading else next(iter(windows.values()))
 
 
@@ -83,13 +112,13 @@ def _marks(opened: Streams) -> np.ndarray:
 
 
 def sources_read(stage: StagePlan) -> dict[str, DataPlan]:
-    """By content the sources that the stage trains on, with the one whose window it finds begun."""
-    names = [content for content, _ in stage.data.shares]
+    """By their names in `Reading` the sources that the stage trains on, with the one whose window it finds begun."""
+    names = [name for name, _ in (stage.reading or stage.data).shares]
     if stage.reading is not None and stage.reading.begun is not None:
         names.append(stage.reading.begun[0])
     texts = (stage.data, *(one.data for one in stage.earlier))
     known = {part.data.content: part.data for text in texts for part in text.parts}
-    return {name: known[name] for name in names}
+    return {name: known[text_of(name)] for name in names}
 
 
 def evaluation_set(stage: StagePlan) -> HeldOut:

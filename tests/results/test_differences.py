@@ -84,10 +84,11 @@ def test_where_something_grows_the_difference_is_a_doubt_and_the_saving_stays(tm
         {"data": {"validation_fraction": 0.4}},
         {"training": {"ramp": {"context_length": {"from": 5, "over": {"tokens": 100}}}}},
         {"freeze": {"embeddings": True}},
+        {"data": {"curriculum": {"start": 0.5}}},
     ],
 )
 def test_text_context_and_what_stands_still_are_staging(tmp_path: Path, change: dict) -> None:
-    last = {"data": {"validation_fraction": 0.4}} if "data" in change else {}
+    last = change if "validation_fraction" in change.get("data", {}) else {}
     assert not is_staged(make_plan(make_schedule(tmp_path, stages=[SAME, LAST])))
     if last:
         assert is_staged(make_plan(make_schedule(tmp_path, stages=[SAME, {**LAST, **last}])))

@@ -1,18 +1,24 @@
-"""How a text is read, on real workers: documents kept apart, killed and resumed, on one worker and on three."""
+"""How a text is read, on real workers: documents kept apart, and in the order of a curriculum from stage to stage."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import random
+import string
+from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from reading_log import read_by
 from torch.nn import functional
 
 from distributed import run_workers
 from factories import make_schedule
 from raystage.config.schedule import Schedule
+from raystage.data.order.pool import PacedOrder
+from raystage.data.tokens import open_streams
 from raystage.files.filesystem import open_folder
 from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
@@ -114,3 +120,99 @@ def test_the_loss_is_that_of_transformers_document_by_document(
                 targets += len(document) - 1
     assert 0 < targets < held_out.count * held_out.length
     assert record.eval_loss == pytest.approx(total / targets, rel=1e-5)
+
+
+# --- curricula ----------------------------------------------------------------------------------
+
+# By stage its workers, context, batch and tokens. The second begins within a window, with another pacing; the third
+# reads all of the text, the fourth begins with its long documents.
+SORTED = {
+    "short": (2, 20, 80, 400, {"start": 0.3, "over": 400}),
+    "more": (3, 10, 60, 300, {"start": 0.1, "pacing": "linear", "over": 120}),
+    "all": (2, 20, 40, 600, None),
+    "long": (1, 20, 40, 200, {"from": "hard", "start": 0.2, "over": 0.5}),
+}
+
+
+def sorted_schedule(folder: Path, alone: bool = False) -> Schedule:
+    (folder / "texts").mkdir(exist_ok=True)
+    stages = [
+        {
+            "name": name,
+            "until": {"tokens": tokens},
+            "model": {"num_layers": 1, "context_length": context},
+            "training": {
+                "workers": 1 if alone else workers,
+                "global_batch_tokens": batch,
+                "checkpoint": {"every": 200},
+            },
+            "data": {"curriculum": curriculum},
+        }
+        for name, (workers, context, batch, tokens, curriculum) in SORTED.items()
+    ]
+    schedule = make_schedule(folder / "texts", stages=stages, baseline=None)
+    rng = random.Random(0)
+    for number in range(70):  # of random letters, so that a sequence stands in one place only
+        (folder / "texts" / f"some{number}.txt").write_text(
+            "".join(rng.choices(string.ascii_letters, k=3 + number % 40))
+        )
+    for path in (folder / "texts").glob("[0-9]*.txt"):
+        path.unlink()
+    return schedule
+
+
+@pytest.fixture(scope="module")
+def read(folder: Path) -> dict[str, list[list[list[int]]]]:
+    """By way, stage by stage and step by step, the sequences that all workers trained on."""
+    found = {}
+    for way in ("alone", "changing"):
+        schedule, steps = sorted_schedule(folder, way == "alone"), []
+        for name, (workers, *_) in SORTED.items():
+            count = 1 if way == "alone" else workers
+            own = run_workers(count, read_by, schedule, str(folder / way), [name], folder=folder / f"{way}-{name}")
+            steps += [list(chain.from_iterable(step)) for step in zip(*(one[0] for one in own), strict=True)]
+        found[way] = steps
+    return found
+
+
+def test_sorted_text_is_the_same_for_any_number_of_workers(read: dict[str, list[list[list[int]]]]) -> None:
+    assert read["alone"] == read["changing"]
+
+
+def test_every_sample_of_sorted_text_is_read_as_the_law_says(
+    read: dict[str, list[list[list[int]]]], folder: Path
+) -> None:
+    """While pacing, context, batch and workers change from stage to stage. The first three read one order of documents,
+    window after window as the pool has them; none is read twice before all were, and none is left out."""
+    plan = make_plan(sorted_schedule(folder)).staged.stages
+    streams = open_streams(plan[0].data, plan[0].shape.vocab_size)
+    documents = np.split(np.asarray(streams.train), streams.train_documents.begins[1:-1])
+    easy = np.concatenate(sorted(documents, key=len))  # sorted() keeps equal ones in order
+    hard = np.concatenate(sorted(documents, key=len, reverse=True))
+    windows = (len(easy) - 1) // 20
+    tokens = [token for step in chain.from_iterable(read["changing"]) for token in step[:-1]]
+    (easy_name,), (hard_name,) = ([name for name, _ in plan[place].reading.shares] for place in (2, 3))
+    places = [PacedOrder(0, windows, plan[3].paces[name]) for name in (easy_name, hard_name)]
+    expected = np.concatenate(
+        [easy[20 * place : 20 * place + 20] for place in (places[0].at(number) for number in range(65))]
+        + [hard[20 * place : 20 * place + 20] for place in (places[1].at(number) for number in range(10))]
+    )
+    assert tokens == expected.tolist()
+    order = [places[0].at(number) for number in range(65)]
+    assert sorted(order[:windows]) == list(range(windows))  # which the pool is by then
+    assert max(order[:10]) < 0.75 * windows
+    assert places[1].at(0) < 0.2 * windows + 1
+
+
+def killed(schedule: Schedule, folder: str) -> None:
+    carry_out(schedule, f"{folder}/calm")
+    for stop in (1, 4, 6, 9):
+        carry_out(schedule, f"{folder}/stopped", "saved", stop)
+    carry_out(schedule, f"{folder}/stopped")
+
+
+def test_a_curriculum_that_was_killed_has_the_same_bits(tmp_path: Path) -> None:
+    schedule = sorted_schedule(tmp_path, alone=True)
+    run_workers(1, killed, schedule, str(tmp_path), folder=tmp_path / "processes")
+    calm, stopped = (records_of(schedule, f"{tmp_path}/{name}") for name in ("calm", "stopped"))
+    assert losses(calm) == losses(stopped)
