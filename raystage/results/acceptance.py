@@ -20,8 +20,11 @@ from raystage.results.record import Certificate, GrowthRecord, StageRecord, Trai
 
 _NOT_MEASURED = "it was not measured"
 NO_SOURCES: Mapping[str, str] = MappingProxyType({})
+_OTHER_HEAD = "the model got another head, and what two heads say cannot be compared"
 # Why a certificate may lack a figure.
 _WHY_NONE = {
+    "loss_increase_below": _OTHER_HEAD,
+    "max_logit_difference_below": _OTHER_HEAD,
     "gradient_error_below": "the operator predicts no gradient exactly",
     "twin_distance_above": "the growth made no copies, or the stage ended before they were compared",
 }

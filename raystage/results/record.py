@@ -79,8 +79,8 @@ def perplexity(loss: float) -> float:
 class Certificate:
     """What a growth did to the model, measured. A figure is None where there was nothing to measure it on.
 
-    eval_loss_before, eval_loss_after: on the held-out data of the source, in nats per token. All other figures are from
-    fixed inputs.
+    eval_loss_before, eval_loss_after: on the held-out data of the source, by its objective. All other figures are from
+    fixed inputs. With another head than the source's there is no loss after, no difference of logits and no gradient.
 
     max_logit_difference, mean_logit_difference: absolute, over the tokens that both models know.
 
@@ -100,8 +100,8 @@ class Certificate:
     """
 
     eval_loss_before: float
-    eval_loss_after: float
-    max_logit_difference: float
+    eval_loss_after: float | None
+    max_logit_difference: float | None
     mean_logit_difference: float | None = None
     activation_rms_ratio: tuple[float | None, ...] = ()
     gradient_error: float | None = None
@@ -114,8 +114,8 @@ class Certificate:
     exact: bool | None = None
 
     @property
-    def loss_increase(self) -> float:
-        return self.eval_loss_after - self.eval_loss_before
+    def loss_increase(self) -> float | None:
+        return None if self.eval_loss_after is None else self.eval_loss_after - self.eval_loss_before
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Certificate:

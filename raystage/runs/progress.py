@@ -93,14 +93,16 @@ def _batches(stage: StagePlan) -> str:
 def describe_growth(growth: GrowthRecord) -> str:
     """'grown by duplicate in 1.2 s: eval loss 2.290 -> 2.290, logits differ by up to 3e-06, gradients as predicted
     (to 1e-06)'. Gradients are left out unless an exact prediction of them was tested. What does not claim to keep the
-    function says so."""
+    function says so. Of a model with another head than before only its having one is said."""
     certificate = growth.certificate
+    grown = f"grown by {in_short(growth.operator)} in {growth.seconds:.1f} s"
+    if certificate.max_logit_difference is None:
+        return f"{grown}, with another head"
     error = certificate.gradient_error
     gradients = "" if error is None else f", gradients as predicted (to {error:.1g})"
     inexact = ", not exact" if certificate.exact is False else ""
     return (
-        f"grown by {in_short(growth.operator)} in {growth.seconds:.1f} s: "
-        f"eval loss {format_jump(certificate.eval_loss_before, certificate.eval_loss_after)}, "
+        f"{grown}: eval loss {format_jump(certificate.eval_loss_before, certificate.eval_loss_after)}, "
         f"logits differ by up to {certificate.max_logit_difference:.2g}{inexact}{gradients}"
     )
 

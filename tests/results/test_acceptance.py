@@ -68,6 +68,14 @@ def test_what_was_not_measured_is_within_no_limit(tmp_path: Path) -> None:
     assert "found none (the operator predicts no gradient exactly)" in found
 
 
+@pytest.mark.parametrize("limit", ["loss_increase_below", "max_logit_difference_below"])
+def test_with_another_head_no_difference_can_be_small_enough(tmp_path: Path, limit: str) -> None:
+    growth = make_growth(make_plan(make_schedule(tmp_path)).staged.stages[1], 2.0, 2.0)
+    exchanged = replace(growth.certificate, eval_loss_after=None, max_logit_difference=None)
+    (found,) = unmet(Require(**{limit: 9}), exchanged)
+    assert found.startswith(f"{limit}: expected less than 9, found none (the model got another head")
+
+
 def test_other_positions_are_what_to_try_less_of(tmp_path: Path) -> None:
     """No operator makes up for them."""
     stages = [

@@ -122,6 +122,12 @@ def test_gradients_are_spoken_of_where_an_exact_prediction_was_tested(plan, reco
     assert describe_growth(exact).endswith("logits differ by up to 3, not exact, gradients as predicted (to 2e-06)")
 
 
+def test_of_another_head_no_difference_is_said(plan, records):
+    growth = records[plan.staged.stages[1].key].growth
+    exchanged = replace(growth.certificate, eval_loss_after=None, max_logit_difference=None)
+    assert describe_growth(replace(growth, certificate=exchanged)) == "grown by stack in 0.5 s, with another head"
+
+
 def test_train_lines_come_at_most_every_ten_seconds(plan, records):
     stage = plan.staged.stages[0]
     train_only = replace(records[stage.key], evaluations=())
