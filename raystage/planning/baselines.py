@@ -120,7 +120,7 @@ def _texts(schedule: Schedule, stages: Sequence[StageDraft], last: StageDraft) -
     for stage in stages:
         end += stage.duration
         names = (stage.name,)
-        if found and found[-1].data.facts() == stage.data.facts():
+        if found and _is_same(found[-1].data, stage.data):
             names = (*found.pop().stages, *names)
         found.append(_Text(Fraction(end, total), stage.data, names))
     if len(found) > 1:
@@ -171,6 +171,11 @@ def _reads(legs: Sequence[_Leg], stages: Sequence[StagePlan]) -> bool:
     return all(
         stage.start_steps < legs[-1].end
         and stage.start_steps + stage.steps <= _read_at(legs, stage.start_steps).end
-        and _read_at(legs, stage.start_steps).data.facts() == stage.data.facts()
+        and _is_same(_read_at(legs, stage.start_steps).data, stage.data)
         for stage in stages
     )
+
+
+def _is_same(one: StageText, other: StageText) -> bool:
+    """Whether two stages read the same, by content. Mostly it is one object: a plan looks up every text once."""
+    return one is other or one.facts() == other.facts()
