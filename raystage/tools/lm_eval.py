@@ -19,11 +19,12 @@ from typing import Any
 
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
+from raystage.growth.explain import head_in_words
 from raystage.results.report import StageTasks, TaskFigure, TaskResult
 from raystage.storage.store import Store
 from raystage.tools.evaluations import find_stage, keep, tasks_before
 from raystage.tools.export import ExportOptions, export
-from raystage.tools.grow import open_source
+from raystage.tools.grow import Source, open_source
 
 _PACKAGE = "lm_eval"
 _NO_FILTER = "none"
@@ -51,9 +52,11 @@ def evaluate(store: Store, run: str, stage: str | None, asked: Asked) -> StageTa
     found_stage = find_stage(store, run, stage)
     manager = _tasks(harness, asked)
     began = time.monotonic()
+    source = open_source(found_stage.key, store)
+    check_language_model(source, found_stage.name)
     with tempfile.TemporaryDirectory() as folder:
         target = open_folder(f"{folder}/model")
-        export(open_source(found_stage.key, store), target, ExportOptions())
+        export(source, target, ExportOptions())
         found = _carry_out(harness, manager, target.path, asked)
     made = StageTasks(
         stage=found_stage.name,
@@ -64,6 +67,13 @@ def evaluate(store: Store, run: str, stage: str | None, asked: Asked) -> StageTa
     )
     keep(store, found_stage.run, made)
     return made
+
+
+def check_language_model(source: Source, stage: str) -> None:
+    """Refuse a model with another head: transformers would draw a language head at random. Raises InputError."""
+    if source.shape.head:
+        problem = f"found {stage!r}, a model for {head_in_words(source.shape)}; expected a language model"
+        raise InputError(problem, key="--stage")
 
 
 # --- lm-eval ----------------------------------------------------------------------------------

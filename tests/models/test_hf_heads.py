@@ -16,6 +16,7 @@ import folders
 from exports import exported, folder_of, make_checkpoint, network_of, weights_of
 from growths import SOURCES, tiny
 from raystage.errors import InputError
+from raystage.files.filesystem import open_folder
 from raystage.files.reading import LocalFiles
 from raystage.growth.apply import Grown
 from raystage.growth.rules import growth_map
@@ -24,6 +25,9 @@ from raystage.models.manifest import check_model
 from raystage.models.shape import ModelShape, parameters, table_of
 from raystage.objectives.images import pixels_of
 from raystage.storage.huggingface import FolderWeights
+from raystage.storage.store import Store
+from raystage.tools.grow import open_source
+from raystage.tools.lm_eval import check_language_model
 from real_models import built, images_of
 
 HEADED = [name for name, shape in SOURCES.items() if shape.head]
@@ -226,6 +230,16 @@ def test_a_manifest_with_a_head_that_its_family_has_not_is_refused() -> None:
     for name, head, able in (("vit", "other", ", classes, pixels"), ("llama", "pixels", ", classes")):
         with pytest.raises(ValueError, match=f"^model.head: found '{head}'; expected one of {able}$"):
             check_model(replace(SOURCES[name], head=head).facts())
+
+
+def test_a_classifier_is_asked_no_questions_of_language(tmp_path: Path) -> None:
+    """lm-eval would load it with a language head drawn at random."""
+    store = Store(open_folder(tmp_path / "store"))
+    saved = [make_checkpoint(tmp_path / name, SOURCES[name], tokenizer=None) for name in ("llama", "vit pixels")]
+    speaking, other = (open_source(str(one), store) for one in saved)
+    check_language_model(speaking, "full")
+    with pytest.raises(InputError, match="--stage: found 'full', a model for pixels; expected a language model"):
+        check_language_model(other, "full")
 
 
 def test_a_classifier_has_no_certificate_of_language(tmp_path: Path) -> None:
