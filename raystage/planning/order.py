@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.data.order.curriculum import CurriculumPlan
+from raystage.data.order.curriculum import LENGTH, CurriculumPlan, digest_of_scores
 from raystage.errors import InputError
 from raystage.planning.draft import Context, StageDraft
+from raystage.sources.corpus import SCORE_KEY
+from raystage.sources.table import SOURCES
 
 _STEPS = 4  # of the pacing "step"
 
@@ -22,5 +24,24 @@ def fix_curriculum(draft: StageDraft, context: Context) -> StageDraft:
         raise InputError(f"{found}; expected at most as many, or a fraction up to 1", key="data.curriculum.over")
     steps = (written.steps or _STEPS) if written.pacing == "step" else None
     is_hard_first = written.first == "hard"
-    plan = CurriculumPlan(written.by, is_hard_first, written.start, written.pacing, tokens, steps)
+    column = None if written.by == LENGTH else written.by.column
+    by = LENGTH if column is None else "column"
+    digests = () if column is None else _digests(draft, context, column)
+    plan = CurriculumPlan(by, is_hard_first, written.start, written.pacing, tokens, steps, column, digests)
     return replace(draft, curriculum=plan)
+
+
+def _digests(draft: StageDraft, context: Context, column: str) -> tuple[tuple[str, str], ...]:
+    """By content of the texts that are read those of their numbers. All rows are read once more for that."""
+    found = []
+    for part in draft.data.parts:
+        data = part.data
+        if not part.weight:
+            continue
+        if not SOURCES[data.source].has_scores:
+            able = " or ".join(name for name, source in SOURCES.items() if source.has_scores)
+            problem = f"found a column with source {data.source}, which has none"
+            raise InputError(f"{problem}; expected by: {LENGTH}, or source: {able}", key=SCORE_KEY)
+        scores = context.sources.corpus(data.source, data.path, data.options).scores(column, data.validation_fraction)
+        found.append((data.content, digest_of_scores(scores)))
+    return tuple(found)

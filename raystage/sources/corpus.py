@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 BUCKETS = 2**32  # a document's place in the split is that of the first 32 bits of its digest
 SHORT_DIGEST = 16  # hex digits, 64 bits: enough to find a document again
+SCORE_KEY = "data.curriculum.by.column"
 PIECE_BYTES = 2**25  # of documents that are read, and tokenized, in one go
 
 
@@ -29,7 +30,7 @@ class SourceOptions:
 
     label: the part of a row that is the class of a sample. image: the part of a row that is an image, in place of text.
     classes: their names in order, where they do not follow from the labels. resize: the height and width of all
-    images. channels: of all images, 1 or 3.
+    images. channels: of all images, 1 or 3. score: the part of a row with a number that a text is read together with.
     """
 
     files: str | None = None
@@ -49,6 +50,11 @@ class SourceOptions:
     classes: tuple[str, ...] = ()
     resize: int | None = None
     channels: int | None = None
+    score: str | None = None
+
+    def with_score(self, column: str) -> SourceOptions:
+        """For a reading in which every text comes as `Scored`."""
+        return replace(self, score=column)
 
     @property
     def are_samples(self) -> bool:
@@ -81,6 +87,13 @@ class LargestToken(NamedTuple):
 
 # As a source writes a class.
 Label = str | int
+
+
+class Scored(NamedTuple):
+    """A text, and a number that stands beside it."""
+
+    content: bytes
+    score: float
 
 
 class Sample(NamedTuple):

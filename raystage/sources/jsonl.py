@@ -11,8 +11,8 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.sources.chats import conversation
-from raystage.sources.corpus import Label, Sample, SourceOptions
-from raystage.sources.labelled.classes import label_of
+from raystage.sources.corpus import SCORE_KEY, Label, Sample, Scored, SourceOptions
+from raystage.sources.labelled.classes import label_of, score_of
 from raystage.sources.places import Place, refused
 from raystage.sources.row_index import Block
 from raystage.sources.rows import RowCorpus, read_rows
@@ -41,7 +41,7 @@ def blocks(place: Place, options: SourceOptions) -> list[Block]:
 
 
 def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes | Sample]:
-    """The texts in a part, empty ones included; with their labels where those are asked for. Raises InputError."""
+    """The texts in a part, empty ones included; with labels or scores where those are asked for. Raises InputError."""
     field = options.field or "text"
     path = tuple(field.split("."))
     read = conversation if options.are_chats else _text
@@ -54,7 +54,10 @@ def rows(place: Place, block: Block, options: SourceOptions) -> Iterator[bytes |
         try:
             content = json.loads(line.decode("utf-8", errors))
             text = _encoded(read(_value(content, field, path), field), field, errors)
-            yield Sample(text, _label(content, label, options)) if label and text else text
+            if options.score and text:
+                yield Scored(text, _score(content, options.score))
+            else:
+                yield Sample(text, _label(content, label, options)) if label and text else text
         except (ValueError, RecursionError) as error:
             where = f"{place}, line {_lines_before(place, block) + number + 1:,}"
             key = error.key if isinstance(error, _FieldError) else "data.path"
@@ -76,6 +79,15 @@ def _label(content: Any, field: str, options: SourceOptions) -> Label:
         return label_of(value, options.classes)
     except ValueError as error:
         raise _FieldError(f"{error}, in the field {field!r}", "data.label") from None
+
+
+def _score(content: Any, field: str) -> float:
+    """Raises _FieldError."""
+    value = _value(content, field, tuple(field.split(".")), SCORE_KEY)
+    try:
+        return score_of(value)
+    except ValueError as error:
+        raise _FieldError(f"{error}, in the field {field!r}", SCORE_KEY) from None
 
 
 def _value(content: Any, field: str, path: tuple[str, ...], key: str = "data.field") -> Any:

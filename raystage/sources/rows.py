@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -98,6 +98,20 @@ class RowPiece:
         if number < len(self.digests):
             raise self._changed()
 
+    def scores(self, column: str) -> Iterator[float]:
+        """The numbers of a column beside the documents to train on. Raises InputError."""
+        options, number = self.options.with_score(column), 0
+        for content in importlib.import_module(self.format).rows(self.place, self.block, options):
+            if is_empty(content):
+                continue
+            if number >= len(self.digests) or short(digest_of(content.content)) != int(self.digests[number]):
+                raise self._changed()
+            if self.sides[number] == TRAIN:
+                yield content.score
+            number += 1
+        if number < len(self.digests):
+            raise self._changed()
+
     def identity(self) -> str:
         labels = b"" if self.labels is None else self.labels.tobytes()
         return hashlib.sha256(self.digests.tobytes() + self.sides.tobytes() + labels).hexdigest()
@@ -130,6 +144,7 @@ class RowCorpus:
     files: tuple[FileIndex, ...]
     held_out: tuple[FileIndex, ...] | None = None
     are_tokens: bool = False
+    _scores: dict[tuple[str, float], np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -199,6 +214,12 @@ class RowCorpus:
             return RowPiece(self.format, file.place, block, self.options, digests, sides[where])
         labels = numbered(file, self._classes, where)
         return RowPiece(self.format, file.place, block, self.options, digests, sides[where], self._classes, labels)
+
+    def scores(self, column: str, fraction: float) -> np.ndarray:
+        if (column, fraction) not in self._scores:
+            found = (score for piece in self.pieces(fraction) for score in piece.scores(column))
+            self._scores[column, fraction] = np.fromiter(found, np.float64)
+        return self._scores[column, fraction]
 
     def working_fraction(self) -> float | None:
         positions = [_positions(file.digests) for file in self.files if len(file.digests)]

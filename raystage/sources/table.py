@@ -46,6 +46,11 @@ class DataSource:
     def has_path(self) -> bool:
         return "path" in self.keys
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether numbers may stand beside its texts: `scores(column, fraction)` of its corpus reads them."""
+        return "field" in self.keys
+
     def pinned(self, path: str, options: SourceOptions) -> str:
         """A path that means the same from now on everywhere; for most sources the path itself. Raises InputError."""
         pin = getattr(importlib.import_module(self.module), "pinned", None)

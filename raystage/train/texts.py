@@ -10,6 +10,7 @@ import numpy as np
 from raystage.data.order.curriculum import text_of
 from raystage.data.order.documents import SortedDocuments, SortedStream, Starts, order_of
 from raystage.data.order.pool import PacedOrder
+from raystage.data.order.scores import scores_of
 from raystage.data.plan import DataPlan, MixturePart
 from raystage.data.tokens import (
     MixedWindows,
@@ -57,7 +58,9 @@ def open_texts(stage: StagePlan) -> StageTexts:
     wanted = {data.content: data for data in (*training.values(), *(part.data for part in stage.evaluated))}
     streams = {content: open_streams(data, stage.shape.vocab_size) for content, data in wanted.items()}
     return StageTexts(
-        train=_training_samples(stage, {name: _read(stage, name, streams[text_of(name)]) for name in training}),
+        train=_training_samples(
+            stage, {name: _read(stage, name, data, streams[data.content]) for name, data in training.items()}
+        ),
         held_out=tuple(_evaluation_set(stage, part, streams[part.data.content]) for part in stage.evaluated),
         counted={content: Counted.of_index(opened.index) for content, opened in streams.items()},
     )
@@ -79,12 +82,12 @@ class _TextRead:
         return Starts(self.documents.spans if self.documents else self.streams.train_documents)
 
 
-def _read(stage: StagePlan, name: str, streams: Streams) -> _TextRead:
+def _read(stage: StagePlan, name: str, data: DataPlan, streams: Streams) -> _TextRead:
     paces = stage.paces.get(name)
     if not paces:
         return _TextRead(streams)
-    documents = streams.train_documents
-    order = order_of(documents.lengths, paces[0].curriculum.is_hard_first)
+    documents, curriculum = streams.train_documents, paces[0].curriculum
+    order = order_of(scores_of(data, curriculum, documents), curriculum.is_hard_first)
     paced = PacedOrder(stage.seed, num_windows(streams.train, stage.window), paces)
     return _TextRead(streams, SortedDocuments(documents, order), paced)
 

@@ -22,10 +22,13 @@ LENGTH = "length"
 
 @dataclass(frozen=True)
 class CurriculumPlan:
-    """by: what documents are sorted by: "length", in tokens. is_hard_first: whether the highest score comes first.
+    """by: what documents are sorted by: "length", in tokens, or "column". is_hard_first: whether the highest score
+    comes first.
 
     At the start of a stage windows are drawn from the share `start` of the text that comes first, and after
     `over_tokens` of the stage from all of it. pacing: how the share grows in between. steps: of the pacing "step".
+
+    column: of the numbers to sort by. digests: by content of the text that of its numbers.
     """
 
     by: str
@@ -34,6 +37,12 @@ class CurriculumPlan:
     pacing: str
     over_tokens: int
     steps: int | None = None
+    column: str | None = None
+    digests: tuple[tuple[str, str], ...] = ()
+
+    def digest(self, content: str) -> str:
+        """Of the numbers beside a text."""
+        return dict(self.digests)[content]
 
     def share(self, tokens: float) -> float:
         """The share of the text that is read after so many tokens of the stage.
@@ -52,12 +61,13 @@ class CurriculumPlan:
     def facts(self) -> dict[str, Any]:
         """For a stage's key."""
         facts = {"by": self.by, "start": self.start, "pacing": self.pacing, "over_tokens": self.over_tokens}
+        facts |= {"numbers": dict(self.digests)} if self.digests else {}
         return facts | ({"from": "hard"} if self.is_hard_first else {}) | ({"steps": self.steps} if self.steps else {})
 
     @property
     def order(self) -> str:
         """What tells orders of documents apart: 8 hex digits. Pacings of one order share its cursor."""
-        return hashlib.sha256(json.dumps([self.by, self.is_hard_first]).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps([self.by, self.is_hard_first, *self.digests]).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class TextRead:
     is_mixture: bool
     curriculum: CurriculumPlan | None
     end: int = -1
+
+
+def digest_of_scores(scores: Any) -> str:
+    """scores: an array of float64, one for each document."""
+    return hashlib.sha256(scores.tobytes()).hexdigest()[:32]
 
 
 def text_of(name: str) -> str:

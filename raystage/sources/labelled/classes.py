@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,13 @@ from raystage.sources.row_index import FileIndex, mixed_images
 from raystage.units import shown
 
 _FEW = 8  # of classes that a message names
+
+
+def score_of(value: Any) -> float:
+    """The number that stands beside a document. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"found {'null' if value is None else shown(value)}; expected a number")
+    return float(value)
 
 
 def label_of(value: Any, declared: Sequence[str] = (), names: Sequence[str] = ()) -> Label:

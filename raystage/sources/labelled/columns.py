@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from raystage.errors import InputError
 from raystage.sources.chats import conversation
-from raystage.sources.corpus import Label, Sample, SourceOptions
-from raystage.sources.labelled.classes import label_of
+from raystage.sources.corpus import SCORE_KEY, Label, Sample, Scored, SourceOptions
+from raystage.sources.labelled.classes import label_of, score_of
 from raystage.sources.labelled.decoding import decoded
 from raystage.sources.places import Place
 from raystage.units import shown
@@ -29,22 +29,26 @@ Path = tuple[str, ...]
 @dataclass(frozen=True)
 class Columns:
     """The names that lead to a column: one, or those of nested fields. content: of the documents. label: of their
-    classes, where those are asked for; names: those of the classes, where the schema has them.
+    classes, where those are asked for; names: those of the classes, where the schema has them. score: of numbers beside
+    the documents.
     """
 
     content: Path
     label: Path | None = None
     names: tuple[str, ...] = ()
+    score: Path | None = None
 
     @property
     def wanted(self) -> list[str]:
         """For a reader of Parquet files."""
-        return [".".join(path) for path in (self.content, self.label) if path]
+        return [".".join(path) for path in (self.content, self.label, self.score) if path]
 
 
 def find_columns(schema: pa.Schema, place: Place, options: SourceOptions) -> Columns:
     """Raises InputError where there is no such column, or one of another type."""
     content = _image_column(schema, place, options) if options.image else _text_column(schema, place, options)
+    if options.score is not None:
+        return Columns(content, score=_found(schema, options.score, place, SCORE_KEY)[0])
     if options.label is None:
         return Columns(content)
     label, kind = _found(schema, options.label, place, "data.label")
@@ -59,12 +63,27 @@ def documents(
     batch: pa.RecordBatch, columns: Columns, place: Place, first: int, options: SourceOptions
 ) -> Iterator[bytes | Sample]:
     """The documents in some rows, empty ones included. first: the number of rows before. Raises InputError."""
+    if options.score is not None:
+        yield from _scored(batch, columns, place, first, options)
+        return
     if not options.are_samples:
         yield from _texts(batch, columns.content, place, first, options)
         return
     for start in range(0, len(batch), _LABEL_ROWS):
         part = batch.slice(start, _LABEL_ROWS)
         yield from _samples(part, columns, place, first + start, options)
+
+
+def _scored(
+    batch: pa.RecordBatch, columns: Columns, place: Place, first: int, options: SourceOptions
+) -> Iterator[bytes | Scored]:
+    contents, scores = _texts(batch, columns.content, place, first, options), _column(batch, columns.score).to_pylist()
+    for number, (content, score) in enumerate(zip(contents, scores, strict=True), first + 1):
+        try:
+            yield Scored(content, score_of(score)) if content else content
+        except ValueError as error:
+            where = f"{place}, row {number:,}: {error}, in the column {'.'.join(columns.score)!r}"
+            raise InputError(where, key=SCORE_KEY) from None
 
 
 def _samples(
