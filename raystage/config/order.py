@@ -29,6 +29,9 @@ class Score(Section):
 
 
 def _as_score(value: object) -> object:
+    if isinstance(value, dict) and "loss" in value:
+        problem = "found loss, but this version computes no loss of single documents"
+        raise ValueError(f"{problem}; expected {LENGTH}, or a column, which may hold losses: {{column: loss}}")
     if isinstance(value, (dict, Score)) or value == LENGTH:
         return value
     raise ValueError(f"found {shown(value)}; expected {LENGTH}, or a column of numbers such as {{column: quality}}")

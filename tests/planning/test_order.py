@@ -167,6 +167,7 @@ def test_after_a_stage_that_ended_early_the_text_goes_on_from_its_real_end(text:
     ("written", "said"),
     [
         ({"by": "size"}, r"stages\[0\]\.data\.curriculum\.by: found 'size'; expected length"),
+        ({"by": {"loss": {"stage": "s0"}}}, r"data\.curriculum\.by: found loss, but this version computes no loss"),
         ({"start": 0}, r"stages\[0\]\.data\.curriculum\.start"),
         ({"over": 0}, r"found over: 0; expected a fraction of the stage"),
         ({"over": 900}, r"stages\[0\]\.data\.curriculum\.over: found 900 in a stage of 800 tokens; expected at most"),
