@@ -50,16 +50,16 @@ class Curriculum(Section):
     start: PositiveShare = 0.2
     """The share of the text that is read at the start of the stage."""
     pacing: Literal["linear", "sqrt", "step"] = "sqrt"
-    """How the share grows: in a straight line, with the square root of the progress (1903.09848), or in `steps`."""
-    steps: Count | None = None
-    """The number of equal steps of the pacing `step`; 4 unless given."""
+    """How the share grows: in a straight line, with the square root of the progress (1903.09848), or in `levels`."""
+    levels: Count | None = None
+    """The number of equal steps up to the whole text, for the pacing `step`; 4 unless given."""
     over: Position = 0.5
     """When all of the text is read: up to 1 a fraction of the stage, above 1 a number of tokens from its start."""
 
     @model_validator(mode="after")
-    def _has_steps_for_step(self) -> Self:
-        if self.steps is not None and self.pacing != "step":
-            raise ValueError(f"found steps with pacing: {self.pacing}; expected pacing: step beside them")
+    def _has_levels_for_step(self) -> Self:
+        if self.levels is not None and self.pacing != "step":
+            raise ValueError(f"found levels with pacing: {self.pacing}; expected pacing: step beside them")
         if not self.over:
             raise ValueError("found over: 0; expected a fraction of the stage, such as 0.5, or tokens")
         return self

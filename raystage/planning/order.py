@@ -10,7 +10,7 @@ from raystage.planning.draft import Context, StageDraft
 from raystage.sources.corpus import SCORE_KEY
 from raystage.sources.table import SOURCES
 
-_STEPS = 4  # of the pacing "step"
+_LEVELS = 4  # of the pacing "step"
 
 
 def fix_curriculum(draft: StageDraft, context: Context) -> StageDraft:
@@ -22,12 +22,12 @@ def fix_curriculum(draft: StageDraft, context: Context) -> StageDraft:
     if tokens > draft.duration:
         found = f"found {tokens} in a stage of {draft.duration} tokens"
         raise InputError(f"{found}; expected at most as many, or a fraction up to 1", key="data.curriculum.over")
-    steps = (written.steps or _STEPS) if written.pacing == "step" else None
+    levels = (written.levels or _LEVELS) if written.pacing == "step" else None
     is_hard_first = written.first == "hard"
     column = None if written.by == LENGTH else written.by.column
     by = LENGTH if column is None else "column"
     digests = () if column is None else _digests(draft, context, column)
-    plan = CurriculumPlan(by, is_hard_first, written.start, written.pacing, tokens, steps, column, digests)
+    plan = CurriculumPlan(by, is_hard_first, written.start, written.pacing, tokens, levels, column, digests)
     return replace(draft, curriculum=plan)
 
 

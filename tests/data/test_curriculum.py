@@ -17,7 +17,7 @@ from raystage.data.tokens import TokenWindows, epoch_order
 
 WINDOWS = 40
 LINEAR = CurriculumPlan("length", False, 0.25, "linear", 600)
-SQRT, STEP = replace(LINEAR, pacing="sqrt"), replace(LINEAR, pacing="step", steps=4)
+SQRT, STEP = replace(LINEAR, pacing="sqrt"), replace(LINEAR, pacing="step", levels=4)
 EVERY = {"linear": LINEAR, "sqrt": SQRT, "step": STEP, "slow": replace(LINEAR, start=0.1, over_tokens=4000),
          "at once": replace(LINEAR, over_tokens=1), "whole": replace(LINEAR, start=1.0)}  # fmt: skip
 

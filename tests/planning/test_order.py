@@ -117,7 +117,7 @@ def test_the_key_says_what_the_order_is_and_nothing_of_the_length(text: Path) ->
     stages = [{"name": "s0", "model": {"num_layers": 1}, "until": {"tokens": 800}}]
     assert plain.key == make_plan(make_schedule(text, stages=stages, baseline=None)).staged.stages[0].key
     others = [{}, {"from": "hard"}, {"start": 0.3}, {"pacing": "linear"}, {"pacing": "step"}, {"over": 300}]
-    others += [{"over": 0.75}, {"pacing": "step", "steps": 5}]
+    others += [{"over": 0.75}, {"pacing": "step", "levels": 5}]
     keys = [make_plan(curricula(text, one)).staged.stages[0].key for one in others]
     assert len({plain.key, *keys}) == len(keys) + 1
     short, long = (
@@ -171,7 +171,7 @@ def test_after_a_stage_that_ended_early_the_text_goes_on_from_its_real_end(text:
         ({"start": 0}, r"stages\[0\]\.data\.curriculum\.start"),
         ({"over": 0}, r"found over: 0; expected a fraction of the stage"),
         ({"over": 900}, r"stages\[0\]\.data\.curriculum\.over: found 900 in a stage of 800 tokens; expected at most"),
-        ({"steps": 3}, r"found steps with pacing: sqrt; expected pacing: step beside them"),
+        ({"levels": 3}, r"found levels with pacing: sqrt; expected pacing: step beside them"),
         ({"pacing": "cosine"}, r"stages\[0\]\.data\.curriculum\.pacing"),
         ({"from": "middle"}, r"stages\[0\]\.data\.curriculum\.from"),
     ],

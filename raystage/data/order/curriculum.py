@@ -26,7 +26,7 @@ class CurriculumPlan:
     comes first.
 
     At the start of a stage windows are drawn from the share `start` of the text that comes first, and after
-    `over_tokens` of the stage from all of it. pacing: how the share grows in between. steps: of the pacing "step".
+    `over_tokens` of the stage from all of it. pacing: how the share grows in between. levels: of the pacing "step".
 
     column: of the numbers to sort by. digests: by content of the text that of its numbers.
     """
@@ -36,7 +36,7 @@ class CurriculumPlan:
     start: float
     pacing: str
     over_tokens: int
-    steps: int | None = None
+    levels: int | None = None
     column: str | None = None
     digests: tuple[tuple[str, str], ...] = ()
 
@@ -55,14 +55,16 @@ class CurriculumPlan:
         if self.pacing == "sqrt":
             return (done * (1 - self.start**2) + self.start**2) ** 0.5
         if self.pacing == "step":
-            done = int(done * self.steps) / self.steps
+            done = int(done * self.levels) / self.levels
         return self.start + done * (1 - self.start)
 
     def facts(self) -> dict[str, Any]:
         """For a stage's key."""
         facts = {"by": self.by, "start": self.start, "pacing": self.pacing, "over_tokens": self.over_tokens}
         facts |= {"numbers": dict(self.digests)} if self.digests else {}
-        return facts | ({"from": "hard"} if self.is_hard_first else {}) | ({"steps": self.steps} if self.steps else {})
+        return (
+            facts | ({"from": "hard"} if self.is_hard_first else {}) | ({"levels": self.levels} if self.levels else {})
+        )
 
     @property
     def order(self) -> str:
