@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from raystage.config.schedule import Schedule
 from raystage.config.training import Evaluate
+from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import StageText
 from raystage.errors import InputError
 from raystage.planning.chain import plan_stage, run_rate
@@ -29,11 +30,20 @@ _DATA = "baseline.data"
 
 @dataclass(frozen=True)
 class _Text:
-    """What is read up to a share of the run. stages: whose text it is, in the staged run."""
+    """What is read up to a share of the run. stages: whose text it is, in the staged run. paced: the curriculum, with
+    the share of the stage after which all of the text is read."""
 
     end: Fraction
     data: StageText
     stages: tuple[str, ...]
+    paced: tuple[CurriculumPlan, Fraction] | None = None
+
+    def curriculum(self, length: int) -> CurriculumPlan | None:
+        """The curriculum over a text of so many tokens."""
+        if self.paced is None:
+            return None
+        curriculum, share = self.paced
+        return replace(curriculum, over_tokens=max(1, round(share * length)))
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class _Leg:
 
     end: int
     data: StageText
+    curriculum: CurriculumPlan | None
 
 
 def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: Evaluate) -> tuple[RunPlan, ...]:
@@ -52,7 +63,7 @@ def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: E
     if schedule.baseline is None:
         return ()
     last = alone(baseline_stage(schedule, stages))
-    last = replace(last, training=last.training.model_copy(update={"evaluate": evaluate}))
+    last = replace(last, training=last.training.model_copy(update={"evaluate": evaluate}), curriculum=None)
     texts = _texts(schedule, stages, last)
     batch = last.training.global_batch_tokens
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
@@ -62,7 +73,7 @@ def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: E
         if steps in lengths[:index]:
             found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
             raise InputError(f"{found}; expected each budget once", key=key)
-        runs.append(_baseline(last, _legs(texts, steps, key), schedule.seed, runs, key))
+        runs.append(_baseline(last, _legs(texts, steps, batch, key), schedule.seed, runs, key))
     return tuple(runs)
 
 
@@ -75,7 +86,8 @@ def _baseline(last: StageDraft, legs: Sequence[_Leg], seed: int, earlier: Sequen
     chain: list[StagePlan] = []
     for border in sorted(borders):
         begun = chain[-1].start_steps + chain[-1].steps if chain else 0
-        stage = replace(last, data=_read_at(legs, begun).data)
+        leg = _read_at(legs, begun)
+        stage = replace(last, data=leg.data, curriculum=leg.curriculum)
         chain.append(
             plan_stage(
                 stage, f"scratch-{border * batch}", chain[-1] if chain else None, curve, seed, border - begun,
@@ -91,7 +103,8 @@ def _trunk_borders(
     """The steps at which to split the part that a longer run has in common.
 
     Where smaller budgets were split, as far as rate and text were the same up to there. And where the rate begins to
-    depend on the budget, for larger budgets; they read the same up to there only if the text has not changed yet.
+    depend on the budget, for larger budgets; they read the same up to there only if the text has not changed yet. The
+    pace of a curriculum depends on the budget from its start.
     """
     trunk_end = learning_rate.stable_end(curve)
     if trunk_end is None:
@@ -103,7 +116,7 @@ def _trunk_borders(
         if _reads(legs, run.stages[:number])
         and learning_rate.signature(stage.rate, 0, stage.end) == learning_rate.signature(curve, 0, stage.end)
     }
-    if trunk_end <= legs[0].end * batch:
+    if trunk_end <= legs[0].end * batch and legs[0].curriculum is None:
         ends.add(trunk_end)
     return {cut for cut in (end // batch for end in ends) if 0 < cut < legs[-1].end}
 
@@ -119,10 +132,12 @@ def _texts(schedule: Schedule, stages: Sequence[StageDraft], last: StageDraft) -
     found: list[_Text] = []
     for stage in stages:
         end += stage.duration
-        names = (stage.name,)
-        if found and _is_same(found[-1].data, stage.data):
+        names, paced = (stage.name,), None
+        if stage.curriculum is not None:
+            paced = stage.curriculum, Fraction(stage.curriculum.over_tokens, stage.duration)
+        elif found and found[-1].paced is None and _is_same(found[-1].data, stage.data):
             names = (*found.pop().stages, *names)
-        found.append(_Text(Fraction(end, total), stage.data, names))
+        found.append(_Text(Fraction(end, total), stage.data, names, paced))
     if len(found) > 1:
         for stage in stages:
             _check_readable(stage, last)
@@ -149,16 +164,16 @@ def _check_readable(stage: StageDraft, last: StageDraft) -> None:
         raise InputError(f"found staged with stage {stage.name!r}, {problem}, or data: last", key=_DATA)
 
 
-def _legs(texts: Sequence[_Text], steps: int, key: str) -> tuple[_Leg, ...]:
+def _legs(texts: Sequence[_Text], steps: int, batch: int, key: str) -> tuple[_Leg, ...]:
     """The texts in a run of so many steps: every text ends at the step nearest to its share."""
     legs: list[_Leg] = []
     for text in texts:
-        end = round(text.end * steps)
-        if end <= (legs[-1].end if legs else 0):
+        end, begun = round(text.end * steps), legs[-1].end if legs else 0
+        if end <= begun:
             of = " and ".join(text.stages)
             problem = f"found a budget of {steps} steps, of which the text of {of} gets none (data: staged)"
             raise InputError(f"{problem}; expected a larger budget", key=key)
-        legs.append(_Leg(end, text.data))
+        legs.append(_Leg(end, text.data, text.curriculum((end - begun) * batch)))
     return tuple(legs)
 
 
@@ -169,7 +184,9 @@ def _read_at(legs: Sequence[_Leg], step: int) -> _Leg:
 def _reads(legs: Sequence[_Leg], stages: Sequence[StagePlan]) -> bool:
     """Whether a run with these legs reads the same as stages that begin a run."""
     return all(
-        stage.start_steps < legs[-1].end
+        stage.curriculum is None
+        and stage.start_steps < legs[-1].end
+        and _read_at(legs, stage.start_steps).curriculum is None
         and stage.start_steps + stage.steps <= _read_at(legs, stage.start_steps).end
         and _is_same(_read_at(legs, stage.start_steps).data, stage.data)
         for stage in stages

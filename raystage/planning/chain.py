@@ -78,7 +78,7 @@ def plan_stage(
         evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
-        curriculum=stage.curriculum if grows else None,
+        curriculum=stage.curriculum,
     )
     return with_own_key(_with_evaluation(planned, run_duration))
 

@@ -14,7 +14,10 @@ from raystage.units import format_count, shown
 _RATE = "training.lr_schedule"
 # What baselines read, as `baseline.data` has it, and in words.
 LAST, STAGED = "last", "staged"
-IN_WORDS = {LAST: "the last stage's text alone", STAGED: "the texts of all stages, each over the same share of the run"}
+IN_WORDS = {
+    LAST: "the last stage's text alone, shuffled",
+    STAGED: "the texts of all stages, each over the same share of the run",
+}
 
 
 def is_staged(plan: Plan) -> bool:
@@ -22,15 +25,15 @@ def is_staged(plan: Plan) -> bool:
     parameters are frozen.
 
     A batch or a rate that changes from stage to stage is no staging, because it could be tuned once for a whole run.
-    Nor is a text that changes for the baselines as well.
+    Nor is a text, or an order of it, that changes for the baselines as well.
     """
     stages = plan.staged.stages
     models = {stage.shape for stage in stages}
-    texts = {_text(stage) for stage in stages if baseline_reads(plan) != STAGED}
     ramps = [stage.training.ramp for stage in stages if stage.training.ramp]
-    changes = any(stage.freezing or stage.curriculum for stage in stages) or any(ramp.context_length for ramp in ramps)
+    changes = any(stage.freezing for stage in stages) or any(ramp.context_length for ramp in ramps)
+    changes = changes or (_changes_text(plan.staged) and baseline_reads(plan) != STAGED)
     changes = changes or any((one.objective, one.teacher) != (stages[0].objective, stages[0].teacher) for one in stages)
-    return len(models) > 1 or len(texts) > 1 or changes
+    return len(models) > 1 or changes
 
 
 def nothing_staged(plan: Plan) -> str:
@@ -71,14 +74,16 @@ def _compared(plan: Plan, facts_of: Callable[[StagePlan], Mapping[str, str]]) ->
 
 
 def baseline_reads(plan: Plan) -> str | None:
-    """What the baselines read where the stages read different texts: the last stage's, or all. None elsewhere."""
-    if not plan.baselines or _num_texts(plan.staged) == 1:
+    """What the baselines read where the stages read different texts, or have a curriculum: the last stage's, or all.
+    None elsewhere."""
+    if not plan.baselines or not _changes_text(plan.staged):
         return None
-    return STAGED if any(_num_texts(run) > 1 for run in plan.baselines) else LAST
+    return STAGED if any(_changes_text(run) for run in plan.baselines) else LAST
 
 
-def _num_texts(run: RunPlan) -> int:
-    return len({_text(stage) for stage in run.stages})
+def _changes_text(run: RunPlan) -> bool:
+    """Whether the text changes from stage to stage, or a curriculum within one."""
+    return len({_text(stage) for stage in run.stages}) > 1 or any(stage.curriculum for stage in run.stages)
 
 
 def other_text(plan: Plan) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from factories import make_schedule, write_documents
 from raystage.cli.main import main
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
-from raystage.plans.plan import RunPlan
+from raystage.plans.plan import Plan, RunPlan
 from raystage.results.data_use import tokens_read
 from raystage.results.differences import baseline_reads, is_staged, other_text
 
@@ -99,6 +100,51 @@ def test_a_decay_ends_the_trunk_before_the_text_changes(tmp_path: Path) -> None:
     alone = changing_plan(tmp_path, "staged", training=rate, baseline={"budgets": [1500]}).baselines[0]
     assert alone.stages[-1].key != middle.stages[-1].key, "a key has the stages before it"
     assert [stage.end for stage in alone.stages] == [400, 800, 1500]
+
+
+def paced(folder: Path, data: str, curriculum: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    """Two stages on one text, of 400 and 600 tokens. The second has a curriculum, over half of it unless given."""
+    known = write_named_texts(folder)["a"]
+    stages = [
+        {"name": "one", "data": known, "until": {"tokens": 400}},
+        {"name": "two", "data": {**known, "curriculum": curriculum or {"over": 0.5}}, "until": {"tokens": 600}},
+    ]
+    baseline = {"budgets": [1000, 1500, 2000], "data": data}
+    return make_plan(
+        make_schedule(folder, **{"model": {"num_layers": 2}, "stages": stages, "baseline": baseline, **changes})
+    )
+
+
+def test_a_curriculum_has_its_pace_over_the_same_share_of_a_baseline(tmp_path: Path) -> None:
+    plan = paced(tmp_path, "staged")
+    for run, length in zip(plan.baselines, (600, 900, 1200), strict=True):
+        *shuffled, last = run.stages
+        assert (last.duration, last.curriculum.over_tokens) == (length, length // 2)
+        assert replace(last.curriculum, over_tokens=300) == plan.staged.stages[1].curriculum
+        assert not any(stage.curriculum for stage in shuffled)
+        assert [last.curriculum.share(share * length) for share in (0, 0.1, 0.3, 0.5)] == [
+            plan.staged.stages[1].curriculum.share(share * 600) for share in (0, 0.1, 0.3, 0.5)
+        ]
+    in_tokens = paced(tmp_path, "staged", {"over": 200}).baselines
+    assert [run.stages[-1].curriculum.over_tokens for run in in_tokens] == [200, 300, 400]
+
+
+def test_budgets_share_no_curriculum(tmp_path: Path) -> None:
+    """A trunk within a curriculum would begin it anew where it is split."""
+    rate = {"lr_schedule": {"kind": "constant", "warmup": 100}}
+    small, middle, large = paced(tmp_path, "staged", training=rate).baselines
+    assert [stage.end for stage in small.stages] == [400, 1000]
+    assert [stage.end for stage in middle.stages] == [400, 600, 1500]
+    assert [stage.end for stage in large.stages] == [400, 600, 800, 2000]
+    assert small.stages[0].key == middle.stages[0].key == large.stages[0].key
+    assert middle.stages[1].key == large.stages[1].key
+
+
+def test_a_curriculum_on_one_side_only_is_staging(tmp_path: Path) -> None:
+    last, staged = paced(tmp_path, "last"), paced(tmp_path, "staged")
+    assert (baseline_reads(last), baseline_reads(staged)) == ("last", "staged")
+    assert (is_staged(last), is_staged(staged)) == (True, False)
+    assert not any(stage.curriculum for run in last.baselines for stage in run.stages)
 
 
 def test_sources_of_mixtures_go_on_where_the_baseline_left_them(tmp_path: Path) -> None:
@@ -224,6 +270,6 @@ def test_the_plan_says_what_the_baselines_read(tmp_path: Path) -> None:
         assert shown.exit_code == 0, shown.output
         in_json = json.loads(CliRunner().invoke(main, ["plan", str(file), "--json"]).stdout)["baseline"]
         said[data] = " ".join(shown.output.split()), in_json["data"]
-    assert "FLOPs), on the last stage's text alone." in said["last"][0]
+    assert "FLOPs), on the last stage's text alone, shuffled." in said["last"][0]
     assert "FLOPs), on the texts of all stages, each over the same share of the run." in said["staged"][0]
     assert [kind for _, kind in said.values()] == ["last", "staged"]

@@ -17,7 +17,7 @@ from raystage.reports.terminal import SafeConsole, final_table
 from raystage.results.report import RunReport, report_from_json
 
 IN_WORDS = {
-    "last": "the last stage's text alone",
+    "last": "the last stage's text alone, shuffled",
     "staged": "the texts of all stages, each over the same share of the run",
 }
 
