@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, model_serializer, model_validator
 
 from raystage.config import yaml_file
+from raystage.config.durations import Duration
 from raystage.config.section import Section
 from raystage.config.types import Attempts, Count, Name, Negative, NotNegative, Positive, Real, Seconds, Share, Text
 from raystage.units import kind_of, parse_count, parse_real, shown
@@ -53,6 +54,10 @@ class Until(Section):
 
     tokens: Count | None = None
     """Tokens of training."""
+    samples: Count | None = None
+    """Samples of training, for objectives that count samples."""
+    epochs: Annotated[Positive | None, Field(examples=["3"])] = None
+    """Passes over the training data of the stage. The plan turns them into samples or tokens."""
     steps: Count | None = None
     """Optimizer steps."""
     flops: Count | None = None
@@ -217,11 +222,9 @@ class Rewind(_Again):
     """The name of the stage to go back to."""
 
 
-class Extend(Section):
-    """Continue the stage."""
+class Extend(Duration):
+    """Continue the stage. The length is added each time."""
 
-    tokens: Annotated[Count, Field(examples=["200K"])]
-    """The tokens that are added each time."""
     times: Attempts = 1
     """How many times at most."""
 

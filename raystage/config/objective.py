@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from raystage.config.section import Section
 from raystage.config.types import COUNT, MOST_WORDS, Positive, PositiveShare, Reference, Share, Text
 from raystage.objectives.table import CAUSAL_LM, OBJECTIVES
-from raystage.units import parse_count, shown
+from raystage.units import parse_count, parse_real, shown
 
 ALL_TOKENS = "none"
 
@@ -37,14 +37,24 @@ _TOP_K_SCHEMA = {
 TopK = Annotated[int | str, PlainValidator(parse_top_k), WithJsonSchema(_TOP_K_SCHEMA)]
 
 
+Smoothing = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
+
+
 class ObjectiveSection(Section):
     """What a stage learns. Every option belongs to one objective."""
 
     name: Literal[tuple(OBJECTIVES)] = CAUSAL_LM
     """`causal_lm` learns the next token, `masked_lm` tokens that are hidden (BERT), `instruct` the answers of
-    conversations, `own` what a function of your own says, `distillation` what a teacher finds probable."""
+    conversations, `own` what a function of your own says, `distillation` what a teacher finds probable,
+    `classification` the class of a text or an image, `denoising` images without their noise."""
     mask_share: Share = 0.15
-    """For `masked_lm`: the share of the tokens that are targets."""
+    """For `masked_lm`: the share of the tokens that are targets. For `denoising`: the share of an image's patches that
+    are hidden, in place of `noise`."""
+    noise: Positive | None = None
+    """For `denoising`: the standard deviation of the noise, where 0 is black and 1 is white; 0.3 unless this or
+    `mask_share` is given."""
+    label_smoothing: Smoothing = 0.0
+    """For `classification`: the share of the target that all classes have in common while training (1512.00567)."""
     mask_token: Text | None = None
     """For `masked_lm`: the token that hides others. The tokenizer's own unless given; without one, a new id after its
     largest."""

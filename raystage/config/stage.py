@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.conditions import Accept, OnReject, Until
+from raystage.config.durations import Duration
 from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
 from raystage.config.positions import RopeScaling, RopeTheta
@@ -209,6 +210,9 @@ class Model(Section):
     """Whether the input and output embeddings are one parameter; as transformers does for the family unless given."""
     norm_eps: Positive | None = None
     """The epsilon of the norms; as transformers has it for the family unless given. A growth may change it."""
+    patch_size: Units | None = None
+    """For `family: vit`: the height and width of a patch in pixels; each is one position. The size of the images
+    follows from the data."""
     num_experts: Experts | None = None
     """The number of experts in each layer; for `family: mixtral`."""
     experts_per_token: Experts | None = None
@@ -221,16 +225,15 @@ class Model(Section):
     `init`, else not at all. The file's value is for the first stage."""
 
 
-class Rewarm(Section):
+class Rewarm(Duration):
     """A learning rate of its own for new parameters after a growth.
 
-    It rises in a straight line from 0 to `factor` times the rate of the other parameters, then falls to that rate.
+    It rises in a straight line from 0 to `factor` times the rate of the other parameters, then falls to that rate. The
+    length is that of the rise; the fall takes as long.
     """
 
     factor: Positive = 1.3
     """The highest rate of new parameters, as a multiple of the rate of the others."""
-    tokens: Annotated[Count, Field(examples=["50K"])]
-    """The length of the rise in tokens; the fall takes as many."""
 
 
 class Require(Section):
@@ -274,11 +277,8 @@ class Grow(Section):
         return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
-class FreezeFor(Section):
-    """How long parameters are frozen."""
-
-    tokens: Annotated[Count, Field(examples=["1M"])]
-    """The number of tokens from the stage's start."""
+class FreezeFor(Duration):
+    """How long parameters are frozen, from the stage's start."""
 
 
 def _as_layers(value: object) -> object:

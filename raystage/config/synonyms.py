@@ -82,6 +82,7 @@ _BY_KEY: dict[str, tuple[str, str]] = {
     "training.deepspeed": ("a mapping of its options", "deepspeed_config ds_config zero_optimization deepspeed"),
     "until.steps": ("of a stage", "max_steps num_steps total_steps n_steps train_steps max_iters train_iters "
                     "num_training_steps iterations max_iterations num_iterations"),
+    "until.epochs": ("passes over the data", "num_epochs num_train_epochs max_epochs n_epochs"),
     "until.tokens": ("of a stage, such as 400K", "max_tokens train_tokens total_tokens num_tokens n_tokens "
                      "token_budget training_tokens"),
     "init.from": ("a folder, a stage key or a hub name",
@@ -89,7 +90,6 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                   "init_from checkpoint_path load_checkpoint resume_from load"),
     "grow.operator": ("such as stack", "growth_operator growth expansion"),
 }  # fmt: skip
-_EPOCHS = "the text's tokens (raystage plan says how many) times the epochs"
 _OPTIONS = {
     "raystage run --store": "output_dir out_dir save_dir checkpoint_dir ckpt_dir log_dir logging_dir work_dir",
     "raystage run --wandb": "wandb wandb_project use_wandb wandb_log report_to logger",
@@ -97,7 +97,9 @@ _OPTIONS = {
 }
 _SYNONYMS: dict[str, tuple[str, str]] = {
     **{name: (key, unit) for key, (unit, names) in _BY_KEY.items() for name in names.split()},
-    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "max_epochs", "n_epochs"), ("until.tokens", _EPOCHS)),
+    **dict.fromkeys(
+        ("num_epochs", "num_train_epochs", "max_epochs", "n_epochs"), ("until.epochs", "passes over the data")
+    ),
 }
 _OPTION_OF = {name: option for option, names in _OPTIONS.items() for name in names.split()}
 

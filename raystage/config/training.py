@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from raystage.config.durations import Duration
 from raystage.config.section import Section
 from raystage.config.types import (
     MOST_POINTS,
@@ -120,19 +121,26 @@ class Evaluate(Section):
     """The evaluations of a stage on held-out text."""
 
     every: Count | None = None
-    """The distance between two evaluations in tokens; 20 in a run unless given, and fewer where they would cost more
-    than 10 % of the stage's training."""
+    """The distance between two evaluations in tokens or samples; 20 in a run unless given, and fewer where they would
+    cost more than 10 % of the stage's training."""
     tokens: Count = 65_536
     """The held-out tokens of one evaluation; fewer in a short stage, where this key is not given."""
+    samples: Count | None = None
+    """The held-out samples of one evaluation, for objectives that count samples; up to 8,192 unless given."""
     metrics: tuple[MetricEntry, ...] = ()
     """Further metrics. They change no result of a stage, and so no stage key."""
+
+    @property
+    def amount(self) -> int:
+        """Of one evaluation, in the stage's unit."""
+        return self.tokens if self.samples is None else self.samples
 
 
 class Checkpointing(Section):
     """The checkpoints of a stage while it is trained."""
 
     every: Count | None = None
-    """The distance between two checkpoints in tokens; a quarter of the stage unless given."""
+    """The distance between two checkpoints in tokens or samples; a quarter of the stage unless given."""
     keep_last: Count = 2
     """How many of the latest checkpoints stay."""
     keep_best: CountOrZero = 0
@@ -142,11 +150,8 @@ class Checkpointing(Section):
     same either way."""
 
 
-class RampOver(Section):
-    """The length of a ramp."""
-
-    tokens: Annotated[Count, Field(examples=["200K"])]
-    """The number of tokens from the stage's start to the stage's own value."""
+class RampOver(Duration):
+    """The length of a ramp, from the stage's start to the stage's own value."""
 
 
 class RampOf(Section):
@@ -161,15 +166,22 @@ class RampOf(Section):
 class Ramp(Section):
     """What grows while a stage trains."""
 
-    OVER: ClassVar[tuple[str, ...]] = ("global_batch_tokens", "context_length")
+    OVER: ClassVar[tuple[str, ...]] = ("global_batch_tokens", "global_batch_samples", "context_length")
 
     global_batch_tokens: RampOf | None = None
     """The batch, in tokens."""
+    global_batch_samples: RampOf | None = None
+    """The batch, in samples."""
     context_length: RampOf | None = None
     """The context length, in tokens."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     """How the learning rate follows a growing batch: in steps of a smaller batch than the stage's own it is multiplied
     by the share that the batch is of it (`linear`), or by the root of this share (`sqrt`)."""
+
+    @property
+    def batch(self) -> RampOf | None:
+        """That of the batch, in the stage's unit."""
+        return self.global_batch_tokens or self.global_batch_samples
 
 
 class Training(Section):
@@ -190,9 +202,11 @@ class Training(Section):
     """`cpu` keeps the optimizer and its state in host memory, with ZeRO stage 1, 2 or 3."""
     global_batch_tokens: Count | None = None
     """The tokens of one optimizer step over all workers, a multiple of the context length. Required, in the file or in
-    every stage."""
+    every stage that counts tokens."""
+    global_batch_samples: Count | None = None
+    """The samples of one optimizer step over all workers. Required in stages that count samples."""
     micro_batch_size: Count | None = None
-    """The sequences that a worker computes at a time; up to 8,192 tokens unless given."""
+    """The sequences or samples that a worker computes at a time; up to 8,192 tokens unless given."""
     ramp: Ramp | None = None
     """What grows while the stage trains: the batch, the context length or both."""
     gradient_clipping: NotNegative = 1.0
@@ -213,3 +227,8 @@ class Training(Section):
     """The time without a step after which workers count as hung, in seconds or as `30m`."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed, which are checked and passed on."""
+
+    @property
+    def global_batch(self) -> int | None:
+        """Of one optimizer step, in the stage's unit."""
+        return self.global_batch_tokens if self.global_batch_samples is None else self.global_batch_samples

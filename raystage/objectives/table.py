@@ -72,5 +72,15 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "raystage.objectives.distillation", ("teacher", "temperature", "alpha", "top_k"), needs=("teacher",),
             keeps_documents=True,
         ),
+        ObjectiveSpec(
+            "classification", "the class of a text or an image", "", "classification",
+            "raystage.objectives.classification", ("label_smoothing",), reads="labels", unit="samples", head="classes",
+            loss_unit="nats per sample", shows=("accuracy",),
+        ),
+        ObjectiveSpec(
+            "denoising", "images without their noise", "", "denoising", "raystage.objectives.denoising",
+            ("noise", "mask_share"), reads="images", unit="samples", head="pixels",
+            loss_unit="mean square per pixel", shows=(),
+        ),
     )
 }  # fmt: skip

@@ -65,13 +65,13 @@ def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: E
     last = alone(baseline_stage(schedule, stages))
     last = replace(last, training=last.training.model_copy(update={"evaluate": evaluate}), curriculum=None)
     texts = _texts(schedule, stages, last)
-    batch = last.training.global_batch_tokens
+    batch = last.training.global_batch
     lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
     runs: list[RunPlan] = []
     for index, steps in sorted(enumerate(lengths), key=lambda pair: pair[1]):
         key = f"baseline.budgets[{index}]"
         if steps in lengths[:index]:
-            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} tokens, a second time"
+            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} {last.unit}, a second time"
             raise InputError(f"{found}; expected each budget once", key=key)
         runs.append(_baseline(last, _legs(texts, steps, batch, key), schedule.seed, runs, key))
     return tuple(runs)
@@ -80,7 +80,7 @@ def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: E
 def _baseline(last: StageDraft, legs: Sequence[_Leg], seed: int, earlier: Sequence[RunPlan], key: str) -> RunPlan:
     """The last stage's model from scratch, split where its text changes, and where smaller budgets leave the trunk that
     they share with it."""
-    batch, steps = last.training.global_batch_tokens, legs[-1].end
+    batch, steps = last.training.global_batch, legs[-1].end
     curve = run_rate(last.training, steps * batch, key)
     borders = {leg.end for leg in legs} | _trunk_borders(curve, legs, earlier, batch)
     chain: list[StagePlan] = []

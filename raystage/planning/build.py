@@ -22,7 +22,7 @@ from raystage.config.variants import (
 )
 from raystage.errors import InputError
 from raystage.planning.baselines import plan_baselines
-from raystage.planning.chain import plan_stage, run_rate
+from raystage.planning.chain import plan_stage, run_rate, start_after
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.objective import alone, with_key
@@ -44,7 +44,8 @@ class _Side:
 
     @property
     def duration(self) -> int:
-        return sum(stage.duration for stage in self.stages)
+        """Of the stages that count in the unit of the last one."""
+        return sum(stage.duration for stage in self.stages if stage.unit == self.stages[-1].unit)
 
     def baselines(self) -> tuple[RunPlan, ...]:
         # Evaluated on exactly the text that the last stage is evaluated on.
@@ -161,10 +162,10 @@ def _named(run: RunPlan, what: str) -> RunPlan:
 
 
 def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tuple[StagePlan, ...]:
-    run_duration = sum(stage.duration for stage in stages)
     chain: list[StagePlan] = []
     for index, stage in enumerate(stages):
         before = chain[-1] if chain else None
+        run_duration = sum(one.duration for one in stages if one.unit == stage.unit)
         rate = _own_rate(stage, index, before) if stage.own_rate else run_rate(stage.training, run_duration)
         chain.append(
             plan_stage(
@@ -179,9 +180,9 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
 def _own_rate(stage: StageDraft, index: int, before: StagePlan | None) -> learning_rate.Curve:
     """The rate of a stage that has an `lr_schedule` of its own, from the planned position on where it begins."""
     schedule, lr = stage.training.lr_schedule, stage.training.optimizer.lr
-    key, start = f"stages[{index}].training.lr_schedule", before.end if before else 0
+    key, start = f"stages[{index}].training.lr_schedule", start_after(before, stage.unit)
     if schedule.start == "current":
-        lr = learning_rate.rate_at(before.rate, start)
+        lr = learning_rate.rate_at(before.rate, before.end)
         if not lr:
             problem = f"found current, but the rate is 0 where stage {before.name} ends"
             raise InputError(f"{problem}; expected a rate above 0 there, as with a min_lr_ratio", key=f"{key}.from")
@@ -201,7 +202,7 @@ def _check_open_ends(chain: list[StagePlan]) -> None:
         if None in ends:
             problem = "found under a rate over the whole run that depends on its length from the start"
         elif min(ends) < stage.end:
-            problem = f"found a cap at {stage.end} tokens of the run, whose rate decays from {min(ends)} on"
+            problem = f"found a cap at {stage.end} {stage.unit} of the run, whose rate decays from {min(ends)} on"
         if problem:
             expected = "expected lr_schedule wsd or constant, the decay after this stage, or a lr_schedule of their own"
             raise InputError(f"{problem}; {expected} for all stages after it", key=f"stages[{index}].until")

@@ -8,6 +8,7 @@ from functools import reduce
 from raystage.config.training import Training
 from raystage.data.plan import EarlierText
 from raystage.data.trained_on import NOTHING, TrainedOn
+from raystage.growth.checks import exchanges_head
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN
@@ -18,6 +19,7 @@ from raystage.plans.keys import evaluated_after, with_own_key
 from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.stage import UNCHANGED, Growth, StagePlan
 from raystage.plans.steps import step_schedule
+from raystage.units import Unit
 
 CHECKPOINTS_PER_STAGE = 4
 
@@ -25,6 +27,18 @@ CHECKPOINTS_PER_STAGE = 4
 def run_rate(training: Training, run_duration: int, key: str = "training.lr_schedule") -> learning_rate.Curve:
     """The rate over a whole run. Raises InputError, with `key`, where its parts do not fit into it."""
     return learning_rate.curve_of(training.lr_schedule, training.optimizer.lr, 0, run_duration, key)
+
+
+def start_after(before: StagePlan | None, unit: Unit) -> int:
+    """Where a stage begins in its run. Where the unit changes, positions begin anew."""
+    return before.end if before is not None and before.unit == unit else 0
+
+
+def _earlier(parent: StagePlan | None, unit: Unit) -> tuple[EarlierText, ...]:
+    """What the stages before read, as far as they count in this unit."""
+    if parent is None or parent.unit != unit:
+        return ()
+    return (*parent.earlier, EarlierText(parent.end, parent.data, parent.curriculum))
 
 
 def plan_stage(
@@ -43,7 +57,7 @@ def plan_stage(
     run_duration: of the whole run. grows: False for a stage of a baseline, which has nothing of the staging: no growth,
     no early end, no gate, no frozen parts.
     """
-    tokens = step_schedule(stage.training, stage.shape.context_length).duration(steps)
+    duration = step_schedule(stage.training, stage.shape.context_length).duration(steps)
     before = parent or init
     seen = before.trained_on if before else NOTHING
     seen = seen.and_of(stage.teacher.trained_on) if stage.teacher else seen
@@ -58,12 +72,12 @@ def plan_stage(
         training=stage.training,
         seed=seed,
         rate=rate,
-        start=parent.end if parent else 0,
+        start=start_after(parent, stage.unit),
         start_steps=parent.start_steps + parent.steps if parent else 0,
         start_flops=parent.end_flops if parent else 0,
         steps=steps,
         evaluate_every=0,
-        checkpoint_every=stage.training.checkpoint.every or max(1, tokens // CHECKPOINTS_PER_STAGE),
+        checkpoint_every=stage.training.checkpoint.every or max(1, duration // CHECKPOINTS_PER_STAGE),
         window=stage.window,
         init=init,
         until=stage.until if grows else None,
@@ -74,8 +88,8 @@ def plan_stage(
         parent_objective=parent.objective if parent else NEXT_TOKEN,
         teacher=stage.teacher,
         trained_on=reduce(TrainedOn.and_on, stage.data.texts, seen),
-        earlier=(*parent.earlier, EarlierText(parent.end, parent.data, parent.curriculum)) if parent else (),
-        evaluation_follows=grows and "tokens" not in stage.training.evaluate.model_fields_set,
+        earlier=_earlier(parent, stage.unit),
+        evaluation_follows=grows and stage.unit not in stage.training.evaluate.model_fields_set,
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
         curriculum=stage.curriculum,
@@ -93,7 +107,7 @@ def _with_evaluation(stage: StagePlan, run_duration: int) -> StagePlan:
     written = stage.training.evaluate
     waits = waits_for_evaluations(stage.until, stage.accept)
     stage = evaluated_after(stage, stage.steps)
-    every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.tokens,
+    every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.amount,
                                   stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
     return replace(stage, evaluate_every=written.every or every)
 
@@ -102,8 +116,8 @@ def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> 
     if before is None or (is_first and stage.grow is None):
         return None
     if stage.grow is None:
-        return UNCHANGED
+        return Growth("stack", "grow") if exchanges_head(before, stage.shape) else UNCHANGED
     operator = stage.grow.operator
     options = complete_options(before, stage.shape, operator, stage.grow.options)
-    rewarm = learning_rate.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.tokens) if stage.grow.rewarm else None
+    rewarm = learning_rate.Rewarming(stage.grow.rewarm.factor, stage.grow.rewarm.count) if stage.grow.rewarm else None
     return Growth(operator, stage.grow.optimizer_state, options, rewarm, stage.grow.require)

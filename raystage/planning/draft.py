@@ -19,8 +19,9 @@ from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.planning.inputs import Sources
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
+from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
 from raystage.plans.steps import StepSchedule, step_schedule
+from raystage.units import Unit
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class StageDraft:
         return self.stage.accept
 
     @property
+    def unit(self) -> Unit:
+        """What its progress is counted in."""
+        return self.objective.entry.unit
+
+    @property
     def step_schedule(self) -> StepSchedule:
         return step_schedule(self.training, self.shape.context_length)
 
@@ -77,7 +83,7 @@ class StageDraft:
 
     def unit_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
-        return taught_flops(self.shape, self.teacher, context_length)
+        return unit_flops(self.shape, self.teacher, context_length, self.unit)
 
     @property
     def flops_per_unit(self) -> int:
@@ -101,10 +107,9 @@ class Context:
             return self.stages[-1].shape
         return self.init.shape if self.init else None
 
-    @property
-    def start_of_next(self) -> int:
-        """Where the next stage begins in the run, in tokens."""
-        return sum(stage.duration for stage in self.stages)
+    def start_of_next(self, unit: Unit) -> int:
+        """Where the next stage begins in the run, if it counts in this unit."""
+        return sum(stage.duration for stage in self.stages if stage.unit == unit)
 
     def draft(self, index: int) -> StageDraft:
         """Stage `index` before the first pass. What no stage says of its model is as in `init`."""
@@ -131,11 +136,19 @@ class Context:
         return replace(self, stages=stages)
 
 
+# Sizes that some families do not have.
+_NONE_IF_ZERO = ("num_experts", "experts_per_token", "patch_size", "vocab_size")
+
+
 def _model_of(init: ModelShape, written: Model) -> Model:
     """The sizes of `init`, with a model section applied to them. Norms' eps and positions go from shape to shape."""
     inherited = ("norm_eps", *POSITIONS)
     sizes = {name: getattr(init, name) for name in Model.model_fields if name not in inherited and hasattr(init, name)}
-    given = {name: value for name, value in sizes.items() if value or name not in ("num_experts", "experts_per_token")}
+    given = {
+        name: value
+        for name, value in sizes.items()
+        if value or name not in ("num_experts", "experts_per_token", "patch_size", "vocab_size")
+    }
     return Model(**given).overlaid(written)
 
 

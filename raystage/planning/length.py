@@ -18,7 +18,7 @@ from raystage.plans import learning_rate
 from raystage.plans.open_ends import is_open
 from raystage.plans.steps import StepSchedule, UnitCost, check_ramp_fits
 
-FIXED = ("tokens", "steps", "flops", "mixing")
+FIXED = ("tokens", "samples", "steps", "flops", "mixing")
 
 LATEST_MIXING_SHARE = (4, 5)  # of the run: after a later growth too few tokens are left
 
@@ -28,11 +28,11 @@ DecayStart = Callable[[int], int | None]
 
 def fix_length(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the number of steps at which the stage ends at the latest, and what may end it before."""
-    until, start = draft.stage.until, context.start_of_next
+    until, start = draft.stage.until, context.start_of_next(draft.unit)
     decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
     steps = cap_steps(until, draft.step_schedule, draft.unit_flops, start, decay)
     draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
-    check_ramp_fits(draft.training, draft.duration)
+    check_ramp_fits(draft.training, draft.duration, draft.unit)
     return draft
 
 
@@ -53,8 +53,9 @@ def cap_steps(until: Until, steps: StepSchedule, cost: UnitCost, start: int, dec
 def _cap(until: Until, steps: StepSchedule, cost: UnitCost) -> float:
     """A whole number of steps; infinite where nothing fixed ends the stage."""
     ends: list[float] = [math.inf]
-    if until.tokens is not None:
-        ends.append(steps.steps_for(until.tokens))
+    for amount in (until.tokens, until.samples):
+        if amount is not None:
+            ends.append(steps.steps_for(amount))
     if until.steps is not None:
         ends.append(until.steps)
     if until.flops is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
 from raystage.config.schedule import Init
-from raystage.data.plan import DataPlan, vocabulary_problem
+from raystage.data.plan import DataPlan, StageText, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.growth.explain import head_in_words
@@ -35,6 +35,8 @@ def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
     _check_family(written, draft.stage.model.family)
     find = _FINDERS.get(written.name)
     plan = find(written, draft.data, context.sources) if find else ObjectivePlan(written.name)
+    if plan.entry.head == "pixels":
+        plan = replace(plan, options={**plan.options, "patch_size": draft.stage.model.patch_size})
     teacher = _find_teacher(written.teacher, draft, context) if "teacher" in plan.entry.needs else None
     return replace(draft, objective=plan, teacher=teacher)
 
@@ -242,4 +244,31 @@ def _find_teacher(name: str, draft: StageDraft, context: Context) -> TeacherPlan
     return TeacherPlan(name, init.shape, init=init)
 
 
-_FINDERS = {"masked_lm": _masked_lm, "own": _own, "distillation": _distillation}
+# --- samples ------------------------------------------------------------------------------------
+
+
+def _classification(written: ObjectiveSection, data: StageText, sources: Sources) -> ObjectivePlan:
+    classes = data.samples.classes
+    smoothing = {"label_smoothing": written.label_smoothing} if written.label_smoothing else {}
+    return ObjectivePlan(written.name, {"classes": classes, **smoothing}, {"classes": list(classes), **smoothing})
+
+
+def _denoising(written: ObjectiveSection, data: StageText, sources: Sources) -> ObjectivePlan:
+    is_masked = "mask_share" in written.model_fields_set
+    if is_masked and written.noise is not None:
+        problem = f"found {written.noise:g} beside mask_share {written.mask_share:g}"
+        raise InputError(f"{problem}; expected one of them", key="objective.noise")
+    noise = None if is_masked else written.noise or DEFAULT_NOISE
+    options = {"noise": noise, "mask_share": written.mask_share if is_masked else None}
+    return ObjectivePlan(written.name, options, options)
+
+
+DEFAULT_NOISE = 0.3
+
+_FINDERS = {
+    "masked_lm": _masked_lm,
+    "own": _own,
+    "distillation": _distillation,
+    "classification": _classification,
+    "denoising": _denoising,
+}

@@ -16,6 +16,7 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.objectives.table import OBJECTIVES
+from raystage.planning.counting import fix_units
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.length import fix_length
@@ -25,6 +26,8 @@ from raystage.planning.shapes import check_growth, fix_freezing, fix_shape
 from raystage.planning.training import check_optimizer, check_run_rate, fix_training
 from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
+from raystage.plans.steps import sample_length
+from raystage.units import SAMPLES, TOKENS
 
 
 def resolve(schedule: Schedule, init: InitPlan | None = None, sources: Sources | None = None) -> tuple[StageDraft, ...]:
@@ -164,15 +167,17 @@ def fix_windows(context: Context) -> Context:
     So the text at a token position of the run is the same in every stage. Where the context changes, no text is read
     twice or left out, except for less than one sequence where a longer context begins inside of a shorter one.
     """
-    longest = max(stage.shape.context_length for stage in context.stages)
-    for stage in context.stages:
+    samples = tuple(replace(stage, window=1) if stage.unit == SAMPLES else stage for stage in context.stages)
+    texts = [stage for stage in context.stages if stage.unit == TOKENS]
+    longest = max((stage.shape.context_length for stage in texts), default=1)
+    for stage in texts:
         length = stage.shape.context_length
         if longest % length:
             found = f"found {length} in a run whose longest context is {longest}"
             expected = f"expected a divisor of that, such as {_largest_divisor(longest, length)}"
             problem = f"{found}; {expected}: all stages read the same windows of text"
             raise context.error(stage.index, "model.context_length", problem)
-    return context.with_stages(tuple(replace(stage, window=longest) for stage in context.stages))
+    return context.with_stages(tuple(stage if stage.window else replace(stage, window=longest) for stage in samples))
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -193,11 +198,11 @@ def check_alignment(context: Context) -> Context:
     later = 1  # the least common multiple of the context lengths from here on
     for stage in reversed(context.stages):
         for segment in reversed(stage.step_schedule.segments):
-            later = math.lcm(later, segment.context_length)
+            later = math.lcm(later, sample_length(segment.context_length, stage.unit))
             batch = segment.batch
             if batch % later:
-                is_final = batch == stage.training.global_batch_tokens
-                key = "training.global_batch_tokens" if is_final else "training.ramp.global_batch_tokens"
+                name = f"global_batch_{stage.unit}"
+                key = f"training.{name}" if batch == stage.training.global_batch else f"training.ramp.{name}"
                 problem = f"found a batch of {batch} in a run with a {what}, which later reads longer sequences"
                 works = f"expected a multiple of {later}, such as {-(-batch // later) * later}"
                 raise context.error(stage.index, key, f"{problem}; {works}: then no sequence begins within another")
@@ -223,6 +228,8 @@ def check_text(context: Context) -> Context:
 
 def text_problem(stage: StageDraft, part: MixturePart) -> str | None:
     """What is wrong with a text that is too short for a sequence; None otherwise."""
+    if part.data.samples is not None:
+        return None  # every sample is a row of its own
     own_end = 1 if part.data.tokenizer == BYTE_TOKENIZER else 2  # a document's end, and for some its beginning
     sides = (
         (part.data.train, stage.window if part.weight else 0, "to train on"),
@@ -242,6 +249,7 @@ PASSES = (
     read_data,
     find_evaluated,
     fix_objective,
+    fix_units,
     check_documents,
     fix_shape,
     check_teacher,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from raystage.config.positions import RopeScaling
 from raystage.config.schedule import Schedule
@@ -14,7 +15,7 @@ from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
 from raystage.models import rope
 from raystage.models.families import FAMILIES, TRAINED
-from raystage.models.shape import ModelShape, heads_problem
+from raystage.models.shape import ModelShape, head_problem, heads_problem, image_positions
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans.freezing import find_freezing
@@ -57,12 +58,13 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
 
 def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> ModelShape:
     """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
-    for field in ("num_layers", "hidden_size", "num_heads", "context_length"):
+    family = FAMILIES[model.family]
+    needed = ("num_layers", "hidden_size", "num_heads", "patch_size" if family.reads_images else "context_length")
+    for field in needed:
         if getattr(model, field) is None:
             raise InputError(
                 "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
             )
-    family = FAMILIES[model.family]
     shape = ModelShape(
         family=model.family,
         num_layers=model.num_layers,
@@ -71,16 +73,55 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
         num_kv_heads=model.num_kv_heads or model.num_heads,
         head_size=_head_size(model),
         ffn_size=model.ffn_size or 4 * model.hidden_size,
-        vocab_size=_vocab_size(model, data, objective),
-        context_length=model.context_length,
-        tied_embeddings=family.fields["tied_embeddings"][1] if model.tied_embeddings is None else model.tied_embeddings,
+        **(_of_images(model, data) if family.reads_images else _of_text(model, data, objective)),
+        **_of_head(data, objective),
         norm_eps=model.norm_eps or family.default_norm_eps,
         **_experts(model),
     )
-    problem = heads_problem(shape)
+    problem = heads_problem(shape) or head_problem(shape)
     if problem:
         raise InputError(problem[1], key=f"model.{problem[0]}")
     return shape
+
+
+def _of_text(model: Model, data: StageText, objective: ObjectivePlan) -> dict[str, Any]:
+    """The sizes of a model of tokens."""
+    if model.patch_size is not None:
+        able = ", ".join(name for name in TRAINED if FAMILIES[name].reads_images)
+        problem = f"found {model.patch_size}, but a {model.family} reads text; expected family: {able}"
+        raise InputError(problem, key="model.patch_size")
+    tied = FAMILIES[model.family].fields["tied_embeddings"][1]
+    return {
+        "vocab_size": _vocab_size(model, data, objective),
+        "context_length": model.context_length,
+        "tied_embeddings": tied if model.tied_embeddings is None else model.tied_embeddings,
+    }
+
+
+def _of_images(model: Model, data: StageText) -> dict[str, Any]:
+    """The sizes of a model of images: they follow from the data and the patches."""
+    image = data.samples.image if data.samples else None
+    if image is None:
+        raise InputError(f"found {model.family}, which reads images, with texts; expected a source of images",
+                         key="model.family")  # fmt: skip
+    channels, height, width = image
+    if height != width:
+        problem = f"found images of {height} x {width} pixels; expected square ones, or a resize"
+        raise InputError(problem, key="data.resize")
+    for field in ("context_length", "vocab_size", "tied_embeddings"):
+        if getattr(model, field) is not None:
+            problem = f"found {getattr(model, field)} for a {model.family}; expected none"
+            raise InputError(f"{problem}: it follows from the images and patch_size", key=f"model.{field}")
+    positions = image_positions(height, model.patch_size)
+    return {"vocab_size": 0, "context_length": positions, "tied_embeddings": False, "image_size": height,
+            "patch_size": model.patch_size, "num_channels": channels}  # fmt: skip
+
+
+def _of_head(data: StageText, objective: ObjectivePlan) -> dict[str, Any]:
+    """The head that the objective needs; nothing for a language model's own."""
+    head = objective.entry.head
+    classes = {"num_classes": data.samples.num_classes} if head == "classes" else {}
+    return {"head": head, **classes} if head else {}
 
 
 def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
@@ -214,7 +255,7 @@ def _check_grow(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
 
 def _check_rewarm(before: ModelShape, draft: StageDraft, grow: Grow) -> None:
     """Refuse a rewarm without new parameters, or one that is longer than the stage."""
-    operator, tokens = grow.operator, grow.rewarm.tokens
+    operator, tokens = grow.operator, grow.rewarm.count
     origins = layer_origins(before, draft.shape, operator, grow.options)
     changed = set(changed_fields(before, draft.shape))
     has_new = exchanges_head(before, draft.shape) or any(origin.new for origin in origins)

@@ -13,8 +13,8 @@ from raystage.errors import InputError
 from raystage.models.shape import ModelShape
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans.learning_rate import span_length
-from raystage.plans.steps import check_ramp
-from raystage.units import shown
+from raystage.plans.steps import check_ramp, sample_length
+from raystage.units import TOKENS, Unit, shown
 from raystage.user_code import check_call
 
 DEFAULT_MICRO_BATCH_TOKENS = 8_192
@@ -27,7 +27,8 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the training section complete, its optimizer's keys and its metrics checked."""
     written = context.schedule.stages[draft.index]
     check_optimizer(written.training.optimizer, draft.stage.training.optimizer)
-    training = resolve_training(_from_current(draft.stage.training, written.training, draft.index), draft.shape)
+    begins = _from_current(draft.stage.training, written.training, draft.index)
+    training = resolve_training(begins, draft.shape, draft.unit)
     _check_metrics(training, draft.accept, context.sources.with_code)
     return replace(draft, training=training)
 
@@ -60,19 +61,22 @@ def check_run_rate(rate: LrSchedule, key: str) -> None:
         raise InputError(problem, key=f"{key}.from")
 
 
-def resolve_training(training: Training, shape: ModelShape) -> Training:
+def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Training:
     """The section with its micro batch and its DeepSpeed options. Raises InputError, with the stage's own key."""
-    batch, context = training.global_batch_tokens, shape.context_length
+    batch, length, key = (
+        training.global_batch,
+        sample_length(shape.context_length, unit),
+        f"training.global_batch_{unit}",
+    )
     if batch is None:
-        problem = "missing; expected the tokens of one optimizer step over all workers"
-        raise InputError(problem, key="training.global_batch_tokens")
-    if batch % context:
-        near = max(1, round(batch / context)) * context
-        problem = f"found {batch}; expected a multiple of context_length ({context}), such as {near}"
-        raise InputError(problem, key="training.global_batch_tokens")
-    sequences = batch // context
+        raise InputError(f"missing; expected the {unit} of one optimizer step over all workers", key=key)
+    if batch % length:
+        near = max(1, round(batch / length)) * length
+        raise InputError(f"found {batch}; expected a multiple of context_length ({length}), such as {near}", key=key)
+    sequences = batch // length
     if sequences < training.workers.most:
-        problem = f"found {training.workers}; expected at most one for each of a global batch's {sequences} sequences"
+        batches = f"{sequences} {'sequences' if unit == TOKENS else unit}"
+        problem = f"found {training.workers}; expected at most one for each of a global batch's {batches}"
         raise InputError(problem, key="training.workers")
     if training.workers.is_elastic and not training.max_failures:
         problem = f"found 0 with {training.workers} workers, which start again when they become fewer"
@@ -80,9 +84,9 @@ def resolve_training(training: Training, shape: ModelShape) -> Training:
     if training.offload_optimizer != "none" and training.zero_stage == 0:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
-    check_ramp(training, context)
+    check_ramp(training, shape.context_length, unit)
     share = -(-sequences // training.workers.most)
-    micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // context)
+    micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // shape.context_length)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
 
@@ -130,7 +134,7 @@ def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDra
     training = schedule.resolved(len(stages) - 1).training.model_copy(update=changes).overlaid(written)
     try:
         check_optimizer(written.optimizer, training.optimizer)
-        return replace(last, training=resolve_training(training, last.shape))
+        return replace(last, training=resolve_training(training, last.shape, last.unit))
     except InputError as error:
         raise InputError(error.problem, key=f"baseline.{error.key}") from None
 

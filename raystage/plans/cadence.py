@@ -9,6 +9,10 @@ the whole, so that the losses on both are close.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from raystage.units import SAMPLES, TOKENS, Unit
+
 MOST_SHARE = 0.1
 MOST_TOKENS = 65_536
 FEWEST_TOKENS = 4_096
@@ -19,39 +23,56 @@ EVALUATIONS_PER_RUN = 20
 LEAST_EVALUATIONS = 2
 
 
-def default_tokens(training_flops: int, run_flops: int, token_flops: int) -> int:
-    """Held-out tokens of one evaluation.
+@dataclass(frozen=True)
+class Amounts:
+    """How much held-out data an evaluation has. fewest_late: of a short stage after others."""
 
-    training_flops: of the stage. run_flops: of its run up to the end of the stage. token_flops: of one token at its
-    end.
+    most: int
+    fewest: int
+    fewest_late: int
+
+
+# A token of a text is one of many in its window; a sample is one answer.
+AMOUNTS: dict[Unit, Amounts] = {
+    TOKENS: Amounts(MOST_TOKENS, FEWEST_TOKENS, FEWEST_LATE_TOKENS),
+    SAMPLES: Amounts(8_192, 512, 2_048),
+}
+
+
+def default_amount(training_flops: int, run_flops: int, unit_flops: int, unit: Unit) -> int:
+    """Held-out tokens or samples of one evaluation.
+
+    training_flops: of the stage. run_flops: of its run up to the end of the stage. unit_flops: of one token or sample
+    at its end.
     """
-    own, late = _affordable(training_flops, token_flops), _affordable(run_flops, token_flops)
-    return max(own, min(late, FEWEST_LATE_TOKENS))
+    amounts = AMOUNTS[unit]
+    own, late = (_affordable(flops, unit_flops, amounts) for flops in (training_flops, run_flops))
+    return max(own, min(late, amounts.fewest_late))
 
 
-def _affordable(training_flops: int, token_flops: int) -> int:
-    tokens = MOST_TOKENS
-    while tokens > FEWEST_TOKENS and LEAST_EVALUATIONS * _flops(tokens, token_flops) > MOST_SHARE * training_flops:
-        tokens //= 2
-    return tokens
+def _affordable(training_flops: int, unit_flops: int, amounts: Amounts) -> int:
+    found = amounts.most
+    while found > amounts.fewest and LEAST_EVALUATIONS * _flops(found, unit_flops) > MOST_SHARE * training_flops:
+        found //= 2
+    return found
 
 
 def default_every(
-    stage_duration: int, run_duration: int, training_flops: int, tokens: int, token_flops: int, is_held_to_cost: bool
+    stage_duration: int, run_duration: int, training_flops: int, amount: int, unit_flops: int, is_held_to_cost: bool
 ) -> int:
-    """Training tokens from one evaluation to the next: EVALUATIONS_PER_RUN in a run, or as many as the stage can
-    afford.
+    """Training tokens or samples from one evaluation to the next: EVALUATIONS_PER_RUN in a run, or as many as the stage
+    can afford.
 
     Multiples are counted from the start of the run, so a stage contains as many of them as it can afford, or one less.
     A stage that can afford none within it gets a distance that is longer than the run.
     """
     wanted = max(1, run_duration // EVALUATIONS_PER_RUN)
-    affordable = int(MOST_SHARE * training_flops / _flops(tokens, token_flops)) - LEAST_EVALUATIONS
+    affordable = int(MOST_SHARE * training_flops / _flops(amount, unit_flops)) - LEAST_EVALUATIONS
     if not is_held_to_cost:
         return wanted
     return max(wanted, -(-stage_duration // affordable) if affordable > 0 else run_duration + 1)
 
 
-def _flops(tokens: int, token_flops: int) -> int:
-    """FLOPs of one evaluation: a forward pass, a third of what training on as many tokens takes."""
-    return max(1, tokens * token_flops // 3)
+def _flops(amount: int, unit_flops: int) -> int:
+    """FLOPs of one evaluation: a forward pass, a third of what training on as much takes."""
+    return max(1, amount * unit_flops // 3)

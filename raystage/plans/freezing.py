@@ -67,7 +67,7 @@ def find_freezing(
         raise InputError(problem, key="freeze")
     if grow is not None:
         _check_growth(freeze, before, shape, grow)
-    lasts = freeze.lasts.tokens if freeze.lasts else None
+    lasts = freeze.lasts.count if freeze.lasts else None
     if lasts is not None and lasts > stage_duration:
         problem = f"found {lasts} in a stage of {stage_duration}; expected at most as many, or no for: all of the stage"
         raise InputError(problem, key="freeze.for.tokens")

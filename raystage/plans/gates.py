@@ -26,7 +26,7 @@ from raystage.config.types import Workers
 from raystage.errors import InputError
 from raystage.plans.open_ends import is_open
 from raystage.plans.plan import Plan
-from raystage.units import shown
+from raystage.units import SAMPLES, TOKENS, Unit, shown
 
 MOST_PLANNED_STAGES = 5_000  # of all retries together, each with all stages of the run
 
@@ -73,7 +73,7 @@ def answer(schedule: Schedule, index: int, key: str, reasons: Sequence[str], tri
     found = {"stage": stage.name, "index": index, "key": key, "reasons": tuple(reasons)}
     if rule is None or number > rule.times:
         return Rejection(**found, action=ABORT, of=number - 1)
-    changes = {"until.tokens": f"+{rule.tokens}"} if name == "extend" else rule.set
+    changes = {f"until.{_unit(rule)}": f"+{rule.count}"} if name == "extend" else rule.set
     target = rule.to if name == "rewind" else stage.name
     return Rejection(
         **found, action=name, number=number, of=rule.times, target=target, changes=tuple(sorted(changes.items()))
@@ -89,6 +89,10 @@ def _rule(on_reject: OnReject | None) -> tuple[str, Retry | Extend | Rewind | No
     return ABORT, None
 
 
+def _unit(rule: Extend) -> Unit:
+    return TOKENS if rule.samples is None else SAMPLES
+
+
 def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Schedule:
     """The schedule after everything that was tried: as written, with the latest answer to each stage applied.
 
@@ -99,9 +103,9 @@ def changed(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Sched
     latest = {one.index: one for one in tried}
     for one in sorted(latest.values(), key=lambda one: one.index):
         if one.action == "extend":
-            more = schedule.stages[one.index].on_reject.extend.tokens * one.number
-            tokens = plan.staged.stages[one.index].duration + more
-            content["stages"][one.index]["until"] = {"tokens": tokens}
+            stage = plan.staged.stages[one.index]
+            more = schedule.stages[one.index].on_reject.extend.count * one.number
+            content["stages"][one.index]["until"] = {stage.unit: stage.duration + more}
         else:
             target = [stage.name for stage in schedule.stages].index(one.target)
             content = overridden(content, target, dict(one.changes), one.number)
@@ -237,7 +241,7 @@ def _check_stage(stage: Stage, index: int, earlier: list[str]) -> None:
     if stage.on_reject is not None and stage.accept is None and not requires:
         raise InputError("found without accept or grow.require; expected one beside it, or none", key="on_reject")
     if stage.on_reject is not None and stage.on_reject.extend is not None and is_open(stage.until):
-        problem = f"found for a stage that ends on {', '.join(stage.until.given)}, which more tokens would not move"
+        problem = f"found for a stage that ends on {', '.join(stage.until.given)}, which more training would not move"
         raise InputError(f"{problem}; expected retry or rewind", key="on_reject.extend")
     asked = stage.accept.of_growth if stage.accept is not None else []
     if asked and (stage.grow is None or index == 0):

@@ -21,8 +21,8 @@ from raystage.models import hub
 from raystage.models.families import TRAINED
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.models.manifest import check_manifest
-from raystage.models.shape import ModelShape, token_flops
-from raystage.units import shown
+from raystage.models.shape import ModelShape, sample_flops, token_flops
+from raystage.units import SAMPLES, Unit, shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -82,8 +82,11 @@ class TeacherPlan:
         return token_flops(self.shape, context_length) // 3
 
 
-def taught_flops(shape: ModelShape, teacher: TeacherPlan | None, context_length: int) -> int:
-    """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+def unit_flops(shape: ModelShape, teacher: TeacherPlan | None, context_length: int, unit: Unit) -> int:
+    """Training FLOPs of one token, or of one whole sample, in a context of this length, with the teacher's forward
+    pass."""
+    if unit == SAMPLES:
+        return sample_flops(shape, context_length)
     return token_flops(shape, context_length) + (teacher.unit_flops(context_length) if teacher else 0)
 
 

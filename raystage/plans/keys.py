@@ -17,6 +17,7 @@ from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
 from raystage.plans import cadence, learning_rate
 from raystage.plans.stage import StagePlan
+from raystage.units import SAMPLES, TOKENS, Unit
 
 # Raise this when the code changes what a stage computes. Every key then changes, and no old result is reused.
 CODE_EPOCH = 2
@@ -53,7 +54,7 @@ def with_own_key(stage: StagePlan) -> StagePlan:
 def trunk_key(stage: StagePlan) -> str:
     """A key shared by all stages that differ only in their length, in their learning rate, and in the amount of
     held-out text that follows from the length."""
-    return _digest(_facts(stage, cadence.MOST_TOKENS if stage.evaluation_follows else None))
+    return _digest(_facts(stage, cadence.AMOUNTS[stage.unit].most if stage.evaluation_follows else None))
 
 
 def ended_after(stage: StagePlan, steps: int) -> StagePlan:
@@ -68,10 +69,10 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     """
     if not stage.evaluation_follows:
         return stage
-    token_flops = stage.model_flops(stage.shape.context_length)
+    unit_flops = stage.model_flops(stage.shape.context_length)
     flops = stage.step_schedule.flops(steps, stage.unit_flops)
-    tokens = cadence.default_tokens(flops, stage.start_flops + flops, token_flops)
-    evaluate = stage.training.evaluate.model_copy(update={"tokens": tokens})
+    amount = cadence.default_amount(flops, stage.start_flops + flops, unit_flops, stage.unit)
+    evaluate = stage.training.evaluate.model_copy(update={stage.unit: amount})
     return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
 
 
@@ -106,25 +107,28 @@ def _leaves_counts(stage: StagePlan, steps: int) -> bool:
 
 
 def _key(stage: StagePlan, steps: int) -> str:
-    tokens = stage.step_schedule.duration(steps)
-    rate = learning_rate.signature(stage.rate, stage.start, stage.start + tokens)
+    duration = stage.step_schedule.duration(steps)
+    rate = learning_rate.signature(stage.rate, stage.start, stage.start + duration)
     counts = {"own_counts": True} if _leaves_counts(stage, steps) else {}
-    return _digest({**_facts(stage), "rate": rate, "tokens": tokens, **counts})
+    return _digest({**_facts(stage), "rate": rate, stage.unit: duration, **counts})
 
 
-def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, object]:
+def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, object]:
     """Everything that can change the stage's result, except its length and its learning rate.
 
-    How often the stage is evaluated counts only where an evaluation can end it. evaluation_tokens: used in place of the
+    How often the stage is evaluated counts only where an evaluation can end it. evaluation_amount: used in place of the
     stage's own amount of held-out text.
     """
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
-    training["evaluate"]["tokens"] = evaluation_tokens or stage.training.evaluate.tokens
+    other = SAMPLES if stage.unit == TOKENS else TOKENS
+    training["evaluate"][stage.unit] = evaluation_amount or stage.training.evaluate.amount
+    for section, name in ((training["evaluate"], other), (training, f"global_batch_{other}")):
+        section.pop(name, None)
     for name, without in (("offload_optimizer", "none"), ("ramp", None)):
         if training[name] == without:  # options added later: without them a key stays what it was before
             del training[name]
-    if training.get("ramp", {}).get("scale_lr") == "none":
-        del training["ramp"]["scale_lr"]
+    if "ramp" in training:
+        training["ramp"] = _ramp_facts(training["ramp"], other)
     return {
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,
@@ -135,8 +139,8 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
         **stage.objective.facts(),
         **({"teacher": stage.teacher.facts()} if stage.teacher else {}),
         "seed": stage.seed,
-        "start_tokens": stage.start,
-        **({"window_tokens": stage.window} if stage.window != stage.shape.context_length else {}),
+        f"start_{stage.unit}": stage.start,
+        **({"window_tokens": stage.window} if stage.window != stage.sample_length(stage.shape.context_length) else {}),
         **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"curriculum": stage.curriculum.facts()} if stage.curriculum else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
@@ -145,10 +149,21 @@ def _facts(stage: StagePlan, evaluation_tokens: int | None = None) -> dict[str, 
     }
 
 
+def _ramp_facts(ramp: dict[str, object], other: Unit) -> dict[str, object]:
+    """Options that were added later are left out where they are not used, and so is the other unit."""
+    found = {name: value for name, value in ramp.items() if name != f"global_batch_{other}"}
+    if found["scale_lr"] == "none":
+        del found["scale_lr"]
+    for value in found.values():
+        if isinstance(value, dict):
+            value["over"].pop(other, None)
+    return found
+
+
 def _until_facts(stage: StagePlan, until: Until) -> dict[str, object]:
-    facts = {"until": until.model_dump(exclude_none=True), "evaluate_every_tokens": stage.evaluate_every}
+    facts = {"until": until.model_dump(exclude_none=True), f"evaluate_every_{stage.unit}": stage.evaluate_every}
     earliest = stage.growth.duration if stage.growth else 0
-    return facts | ({"not_before_tokens": earliest} if earliest else {})
+    return facts | ({f"not_before_{stage.unit}": earliest} if earliest else {})
 
 
 def _digest(facts: dict[str, object]) -> str:

@@ -18,12 +18,12 @@ from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
 from raystage.growth.trained import fit_steps
-from raystage.models.shape import ModelShape, num_params, token_flops
+from raystage.models.shape import ModelShape, num_params
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.freezing import Freezing
-from raystage.plans.initial import InitPlan, TeacherPlan, taught_flops
-from raystage.plans.steps import StepSchedule, step_schedule
+from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
+from raystage.plans.steps import StepSchedule, sample_length, step_schedule
 from raystage.units import Unit
 
 
@@ -129,7 +129,10 @@ class StagePlan:
     def evaluation_sequences(self) -> int:
         """The held-out sequences of each source, as far as it has so many. The sources of the stage share the tokens
         of an evaluation equally, so that a loss of a source with a small weight is of as much text as any other."""
-        return max(1, self.training.evaluate.tokens // self.shape.context_length // len(self.data.parts))
+        length = self.sample_length(self.shape.context_length)
+        wanted = max(1, self.training.evaluate.amount // length // len(self.data.parts))
+        samples = (part.data.held_out.documents for part in self.evaluated if part.data.samples is not None)
+        return min(wanted, max(samples, default=wanted))
 
     @property
     def unit(self) -> Unit:
@@ -168,8 +171,8 @@ class StagePlan:
         """FLOPs of the growth: 0, except for operators that fit something."""
         if self.growth is None:
             return 0
-        tokens = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch_tokens
-        return tokens * self.unit_flops(self.shape.context_length)
+        amount = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch
+        return amount * self.unit_flops(self.shape.context_length)
 
     @property
     def training_flops(self) -> int:
@@ -195,21 +198,25 @@ class StagePlan:
     def evaluation_flops(self) -> int:
         """FLOPs of all its evaluations. A forward pass is a third of training. They are not part of `flops`."""
         length = self.shape.context_length
-        tokens = self.evaluation_sequences * len(self.evaluated) * length
-        return self.evaluations * (tokens * self.model_flops(length) // 3)
+        amount = self.evaluation_sequences * len(self.evaluated) * self.sample_length(length)
+        return self.evaluations * (amount * self.model_flops(length) // 3)
 
     @property
     def evaluation_share(self) -> float:
         """`evaluation_flops` as a share of the training's FLOPs."""
         return self.evaluation_flops / self.training_flops
 
+    def sample_length(self, context_length: int) -> int:
+        """The length of a sample in the stage's unit."""
+        return sample_length(context_length, self.unit)
+
     def model_flops(self, context_length: int) -> int:
         """FLOPs of one token in a context of this length for training the model, without its teacher."""
-        return token_flops(self.shape, context_length)
+        return unit_flops(self.shape, None, context_length, self.unit)
 
     def unit_flops(self, context_length: int) -> int:
         """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
-        return taught_flops(self.shape, self.teacher, context_length)
+        return unit_flops(self.shape, self.teacher, context_length, self.unit)
 
     @property
     def memory(self) -> memory.MemoryEstimate:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from raystage.config.training import Ramp, RampOf, Training
 from raystage.errors import InputError
+from raystage.units import SAMPLES, TOKENS, Unit
 
 # From a context length to the training FLOPs of one unit of progress in it.
 UnitCost = Callable[[int], int]
@@ -106,14 +107,14 @@ def doubling_steps(batch: Doubling, context: Doubling) -> StepSchedule:
 
 def step_schedule(training: Training, context_length: int) -> StepSchedule:
     """The steps of a stage with this training section, complete with its batch, in this context length (in tokens)."""
-    return _ramped(training.ramp, training.global_batch_tokens, context_length)
+    return _ramped(training.ramp, training.global_batch, context_length)
 
 
 # Cached: the plan of a stage asks twenty times.
 @lru_cache(maxsize=4096)
 def _ramped(ramp: Ramp | None, batch: int, context_length: int) -> StepSchedule:
     return doubling_steps(
-        _doubling(ramp.global_batch_tokens if ramp else None, batch),
+        _doubling(ramp.batch if ramp else None, batch),
         _doubling(ramp.context_length if ramp else None, context_length),
     )
 
@@ -121,7 +122,12 @@ def _ramped(ramp: Ramp | None, batch: int, context_length: int) -> StepSchedule:
 def _doubling(ramp: RampOf | None, value: int) -> Doubling:
     if ramp is None:
         return Doubling(value)
-    return Doubling(ramp.start, (value // ramp.start).bit_length() - 1, ramp.over.tokens)
+    return Doubling(ramp.start, (value // ramp.start).bit_length() - 1, ramp.over.count)
+
+
+def sample_length(context_length: int, unit: Unit) -> int:
+    """The length of a sample in the unit: a sequence of tokens, or one sample."""
+    return context_length if unit == TOKENS else 1
 
 
 def rate_factor(training: Training, batch: int) -> float:
@@ -130,27 +136,31 @@ def rate_factor(training: Training, batch: int) -> float:
     linear: Goyal et al. (1706.02677). sqrt: the noise of Adam's update stays the same (Malladi et al., 2205.10287).
     """
     how = training.ramp.scale_lr if training.ramp else "none"
-    share = batch / training.global_batch_tokens
+    share = batch / training.global_batch
     return {"none": 1.0, "linear": share, "sqrt": math.sqrt(share)}[how]
 
 
-def check_ramp(training: Training, context_length: int) -> None:
+def check_ramp(training: Training, context_length: int, unit: Unit) -> None:
     """Refuse a ramp that does not end at the stage's own values, or whose steps on the way are impossible."""
     if training.ramp is None:
         return
-    given = {name: getattr(training.ramp, name) for name in Ramp.OVER}
+    batch_key = f"global_batch_{unit}"
+    given = {name: getattr(training.ramp, name) for name in (batch_key, "context_length")}
     if not any(given.values()):
-        raise InputError("found nothing; expected global_batch_tokens, context_length or both", key="training.ramp")
-    if training.ramp.scale_lr != "none" and training.ramp.global_batch_tokens is None:
+        raise InputError(f"found nothing; expected {batch_key}, context_length or both", key="training.ramp")
+    if unit == SAMPLES and training.ramp.context_length is not None:
+        problem = f"found in a stage that counts samples, each as long as the context; expected {batch_key}"
+        raise InputError(problem, key="training.ramp.context_length")
+    if training.ramp.scale_lr != "none" and training.ramp.batch is None:
         problem = f"found {training.ramp.scale_lr} without a ramp of the batch, which the rate would follow"
-        raise InputError(f"{problem}; expected global_batch_tokens beside it", key="training.ramp.scale_lr")
-    values = {"global_batch_tokens": training.global_batch_tokens, "context_length": context_length}
+        raise InputError(f"{problem}; expected {batch_key} beside it", key="training.ramp.scale_lr")
+    values = {batch_key: training.global_batch, "context_length": context_length}
     for name, ramp in given.items():
         if ramp is not None:
             _check_doubles(ramp, values[name], f"training.ramp.{name}")
     for segment in step_schedule(training, context_length).segments:
-        sequences, left = divmod(segment.batch, segment.context_length)
-        step = f"steps of {segment.batch} tokens in a context of {segment.context_length}"
+        sequences, left = divmod(segment.batch, sample_length(segment.context_length, unit))
+        step = f"steps of {segment.batch} {unit} in a context of {segment.context_length}"
         if left:
             problem = f"found {step} on the way; expected whole sequences"
             raise InputError(f"{problem}, as with a larger batch or a ramp of context_length", key="training.ramp")
@@ -168,11 +178,11 @@ def _check_doubles(ramp: RampOf, value: int, key: str) -> None:
         raise InputError(f"found {ramp.start}; {expected}", key=f"{key}.from")
 
 
-def check_ramp_fits(training: Training, stage_duration: int) -> None:
-    """Refuse a ramp that is longer than its stage of `stage_duration` tokens: it must reach the stage's own values."""
+def check_ramp_fits(training: Training, duration: int, unit: Unit) -> None:
+    """Refuse a ramp that is longer than its stage of this duration: it must reach the stage's own values."""
     ramp = training.ramp
     for name in Ramp.OVER if ramp else ():
         one = getattr(ramp, name)
-        if one is not None and one.over.tokens > stage_duration:
-            problem = f"found {one.over.tokens} in a stage of {stage_duration} tokens; expected at most as many"
-            raise InputError(problem, key=f"training.ramp.{name}.over.tokens")
+        if one is not None and one.over.count > duration:
+            problem = f"found {one.over.count} in a stage of {duration} {unit}; expected at most as many"
+            raise InputError(problem, key=f"training.ramp.{name}.over.{unit}")

@@ -163,7 +163,7 @@ def _suggestion(
 
 def _whole_steps(stages: Sequence[StagePlan], wanted: Sequence[float]) -> tuple[int, ...]:
     """The nearest whole steps of each stage, at least one. The last stage gets the rest of the total."""
-    sizes = [stage.training.global_batch_tokens for stage in stages]
+    sizes = [stage.training.global_batch for stage in stages]
     tokens = [size * max(1, round(each / size)) for size, each in zip(sizes[:-1], wanted[:-1], strict=True)]
     left = sum(stage.duration for stage in stages) - sum(tokens)
     return (*tokens, sizes[-1] * max(1, round(left / sizes[-1])))

@@ -30,6 +30,10 @@ MOST_REPEATED = 0.01
 _HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
 
 
+# In records of samples only.
+_OF_SAMPLES = {"train_samples", "held_out_samples"}
+
+
 @dataclass(frozen=True)
 class Counted:
     """The tokens of both sides. is_estimate: from the bytes.
@@ -44,6 +48,17 @@ class Counted:
     pieces: int | None = None
     repeated: int | None = None
     looked_at: float | None = None
+    train_samples: int | None = None
+    held_out_samples: int | None = None
+
+    @property
+    def train_amount(self) -> int:
+        """Of what is trained on: samples where they are counted, else tokens."""
+        return self.train_tokens if self.train_samples is None else self.train_samples
+
+    @property
+    def held_out_amount(self) -> int:
+        return self.held_out_tokens if self.held_out_samples is None else self.held_out_samples
 
     @property
     def repeated_share(self) -> float | None:
@@ -51,7 +66,8 @@ class Counted:
 
     @classmethod
     def of_index(cls, index: TokenIndex) -> Counted:
-        return cls(index.train_tokens, index.held_out_tokens, False, index.pieces, index.repeated, index.looked_at)
+        return cls(index.train_tokens, index.held_out_tokens, False, index.pieces, index.repeated, index.looked_at,
+                   index.train_samples, index.held_out_samples)  # fmt: skip
 
     @classmethod
     def of_record(cls, record: StageRecord | None, content: str | None = None) -> Counted | None:
@@ -63,7 +79,7 @@ class Counted:
         by_source = found.get("sources")
         if isinstance(by_source, dict):
             found = by_source.get(content, {})
-        known = {one.name for one in fields(cls)} == set(found)
+        known = {one.name for one in fields(cls)} - _OF_SAMPLES == set(found) - _OF_SAMPLES
         return cls(**found) if known and all(isinstance(one, int | float | None) for one in found.values()) else None
 
 
@@ -79,7 +95,7 @@ class DataUse:
 
     @property
     def passes(self) -> float:
-        return self.read_tokens / max(1, self.counted.train_tokens)
+        return self.read_tokens / max(1, self.counted.train_amount)
 
 
 def count(data: DataPlan) -> Counted:
@@ -88,6 +104,9 @@ def count(data: DataPlan) -> Counted:
     if index is not None:
         return Counted.of_index(index)
     sides = data.train, data.held_out
+    if data.samples is not None:
+        samples = data.train.documents, data.held_out.documents
+        return Counted(0, 0, train_samples=samples[0], held_out_samples=samples[1])
     if data.train.num_tokens is not None:
         return Counted(data.train.num_tokens, data.held_out.num_tokens)
     if data.tokenizer == BYTE_TOKENIZER:
@@ -98,8 +117,12 @@ def count(data: DataPlan) -> Counted:
 def counted_json(stage: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Any]:
     """What a stage's record keeps of the sizes of its sources, which are given by content."""
     if isinstance(stage.data, DataPlan):
-        return asdict(counted[stage.data.content])
-    return {"sources": {content: asdict(one) for content, one in counted.items()}}
+        return _counted_json(counted[stage.data.content])
+    return {"sources": {content: _counted_json(one) for content, one in counted.items()}}
+
+
+def _counted_json(counted: Counted) -> dict[str, Any]:
+    return {name: value for name, value in asdict(counted).items() if name not in _OF_SAMPLES or value is not None}
 
 
 def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, int]:

@@ -118,7 +118,7 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
     facts = {
         "objective": stage.objective.name,
         "data.window.mask": "document" if stage.within_documents else "none",
-        "training.global_batch_tokens": _ramped(training.global_batch_tokens, ramp and ramp.global_batch_tokens),
+        f"training.global_batch_{stage.unit}": _ramped(training.global_batch, ramp and ramp.batch),
         "model.context_length": _ramped(stage.shape.context_length, ramp and ramp.context_length),
         **{f"training.optimizer.{name}": _value(value) for name, value in training.optimizer.used().items()},
         _RATE: _rate(training.lr_schedule, stage.own_rate, tuned),
@@ -128,15 +128,15 @@ def _facts(stage: StagePlan, tuned: set[str]) -> Mapping[str, str]:
     }
     if ramp and ramp.scale_lr != "none":
         facts["training.ramp.scale_lr"] = ramp.scale_lr
-    if ramp and ramp.global_batch_tokens and "training.global_batch_tokens" in tuned:
+    if ramp and ramp.batch and f"training.global_batch_{stage.unit}" in tuned:
         # The final batch is tuned; the ramp that leads to it is not.
-        facts["training.ramp.global_batch_tokens"] = f"from {ramp.global_batch_tokens.start}"
+        facts[f"training.ramp.global_batch_{stage.unit}"] = f"from {ramp.batch.start}"
     return {path: value for path, value in facts.items() if path not in tuned}
 
 
 def _speed_facts(stage: StagePlan) -> Mapping[str, str]:
     training = stage.training
-    sequences = -(-training.global_batch_tokens // stage.shape.context_length // training.workers.most)
+    sequences = -(-training.global_batch // stage.sample_length(stage.shape.context_length) // training.workers.most)
     is_whole = training.micro_batch_size >= sequences
     return {
         "training.cpus_per_worker": str(training.cpus_per_worker),

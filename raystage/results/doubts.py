@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from raystage.plans import learning_rate
-from raystage.plans.cadence import FEWEST_TOKENS
+from raystage.plans.cadence import AMOUNTS
 from raystage.plans.keys import ended_after
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
@@ -17,6 +17,7 @@ from raystage.results.interpolation import is_convex
 from raystage.results.record import StageRecord
 from raystage.results.savings import Savings
 from raystage.results.tuning import ENOUGH_VALUES, choose, compared, edges, is_judged_on_half, tried
+from raystage.units import TOKENS
 
 # A rate that ends above a tenth of its peak is not decayed; a tenth is Chinchilla's (2203.15556, section 3.1).
 _DECAYED_RATIO = 0.1
@@ -31,7 +32,7 @@ _SAME_TEXT = (
     "Values are chosen by the text that they are compared on, for stages of an older version of raystage, or evaluated "
     "on a single sequence, do not tell its halves apart: the best of several looks better than it is."
 )
-_RATE, _BATCH = "training.optimizer.lr", "training.global_batch_tokens"
+_RATE = "training.optimizer.lr"
 # Below compute-optimal training, growing gains most (Chinchilla's 20; 2605.13405).
 _OPTIMAL_TOKENS_PER_PARAMETER = 20
 
@@ -99,9 +100,10 @@ def _tuning_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
 
 def _untuned_doubts(plan: Plan) -> list[str]:
     """About the rate and the batch, which matter most, with what the schedule says about where they come from."""
-    training, tuned = plan.baselines[-1].stages[-1].training, dict(plan.values)
-    rate, batch = f"{training.optimizer.lr:g}", f"{training.global_batch_tokens} tokens"
-    untuned = [(_RATE, f"learning rate ({rate})"), (_BATCH, f"batch ({batch})")]
+    last, tuned = plan.baselines[-1].stages[-1], dict(plan.values)
+    training = last.training
+    rate, batch = f"{training.optimizer.lr:g}", f"{training.global_batch} {last.unit}"
+    untuned = [(_RATE, f"learning rate ({rate})"), (f"training.global_batch_{last.unit}", f"batch ({batch})")]
     names = [name for path, name in untuned if path not in tuned]
     if plan.values_from and names:
         verb = "were" if len(names) > 1 else "was"
@@ -112,7 +114,7 @@ def _untuned_doubts(plan: Plan) -> list[str]:
         f"and a baseline at the wrong rate makes the saving look larger."
     )
     of_batch = f"One batch ({batch}): with another the baseline may be better, and the saving smaller."
-    return [doubt for path, doubt in ((_RATE, of_rate), (_BATCH, of_batch)) if path not in tuned]
+    return [doubt for path, doubt in ((_RATE, of_rate), (untuned[1][0], of_batch)) if path not in tuned]
 
 
 def _edge_doubt(side: str, path: str, value: float) -> str:
@@ -209,13 +211,14 @@ def _repeat_doubts(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
 
 def _held_out_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
     last = plan.staged.stages[-1]
-    tokens, counted = last.training.evaluate.tokens, Counted.of_record(records.get(last.key))
+    amount, counted = last.training.evaluate.amount, Counted.of_record(records.get(last.key))
+    fewest, what = AMOUNTS[last.unit].fewest, "text" if last.unit == TOKENS else "data"
     if counted is not None:
-        tokens = min(tokens, counted.held_out_tokens)
-    if tokens >= FEWEST_TOKENS:
+        amount = min(amount, counted.held_out_amount)
+    if amount >= fewest:
         return None
     return (
-        f"Little held-out text: losses are of {tokens:,} tokens, and of fewer than {FEWEST_TOKENS:,} their difference "
+        f"Little held-out {what}: losses are of {amount:,} {last.unit}, and of fewer than {fewest:,} their difference "
         f"may be chance."
     )
 
@@ -225,14 +228,14 @@ def _evaluation_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | N
     counts = sorted({_evaluated_on(run.stages[-1], records) for run in (plan.staged, *plan.baselines)})
     if len(counts) == 1:
         return None
-    tokens = " and ".join(f"{count:,}" for count in counts)
-    return f"Not judged on as much held-out text: {tokens} tokens. Set training.evaluate.tokens to have one size."
+    unit, amounts = plan.staged.unit, " and ".join(f"{count:,}" for count in counts)
+    return f"Not judged on as much held-out text: {amounts} {unit}. Set training.evaluate.{unit} to have one size."
 
 
 def _evaluated_on(stage: StagePlan, records: Mapping[str, StageRecord]) -> int:
     record = records.get(stage.key)
     ended = ended_after(stage, record.steps) if record and record.steps < stage.steps else stage
-    return ended.training.evaluate.tokens
+    return ended.training.evaluate.amount
 
 
 def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:

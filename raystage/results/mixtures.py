@@ -54,7 +54,7 @@ def mixture_lines(run: RunPlan) -> list[str]:
         reads = of_stages.get(stage.name)
         if reads is None:
             continue
-        windows = stage.training.global_batch_tokens // stage.window
+        windows = stage.training.global_batch // stage.window
         is_few = windows < sum(1 for one in reads if one.weight)
         few = f" A batch has {windows} windows, fewer than there are sources: no batch reads all." if is_few else ""
         lines.append(f"Mixture of {stage.name}: {', '.join(map(_of_source, reads))}.{few}")

@@ -51,6 +51,7 @@ def fired(until: Until, seen: Seen) -> str | None:
         _all_fired(until.all, seen),
         _spent("seconds", until.seconds, round(seen.seconds, 1)),
         _spent("tokens", until.tokens, seen.progress),
+        _spent("samples", until.samples, seen.progress),
         _spent("steps", until.steps, seen.steps),
         _spent("flops", until.flops, seen.flops),
     )

@@ -86,7 +86,7 @@ def describe_stage(stage: StagePlan) -> str:
 
 def _batches(stage: StagePlan) -> str:
     """'4.1K', or of a ramp '1.0K to 4.1K'."""
-    sizes = (stage.step_schedule.segments[0].batch, stage.training.global_batch_tokens)
+    sizes = (stage.step_schedule.segments[0].batch, stage.training.global_batch)
     return " to ".join(dict.fromkeys(map(format_count, sizes)))
 
 

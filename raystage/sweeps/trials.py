@@ -139,7 +139,7 @@ class Planner:
         run = self._plan(content).staged
         taker = run.stages[index]
         others = run.flops - taker.flops + taker.growth_flops
-        per_step = taker.training.global_batch_tokens * taker.unit_flops(taker.shape.context_length)
+        per_step = taker.training.global_batch * taker.unit_flops(taker.shape.context_length)
         steps = (self._flops - others) // per_step
         if steps < 1:
             problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"

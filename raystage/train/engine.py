@@ -41,7 +41,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def deepspeed_config(stage: StagePlan, world: int) -> dict:
     """DeepSpeed's configuration of a stage: the values that raystage sets override those of the schedule."""
     training = stage.training
-    accumulation = accumulation_steps(stage, world, training.global_batch_tokens // stage.shape.context_length)
+    accumulation = accumulation_steps(
+        stage, world, training.global_batch // stage.sample_length(stage.shape.context_length)
+    )
     zero = dict(training.deepspeed.get("zero_optimization", {}))
     if training.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -119,7 +119,7 @@ def fit_learned(engine: StageEngine, source: Checkpoint, windows: Reader) -> Fit
     target's size in fp32 and its gradients, whatever the ZeRO stage; activations are not recomputed.
     """
     stage = engine.stage
-    batch, context = stage.training.global_batch_tokens, stage.shape.context_length
+    batch, length = stage.training.global_batch, stage.sample_length(stage.shape.context_length)
     fitting = Fitting(
         LearnedMaps(stage.parent_shape, stage.shape),
         stacked(stage.parent_shape, source.read, engine.device),
@@ -129,8 +129,8 @@ def fit_learned(engine: StageEngine, source: Checkpoint, windows: Reader) -> Fit
         DTYPES[stage.training.precision],
     )
     for step in range(stage.growth.options.fit_steps):
-        first = (stage.start + step * batch) // context
-        place = first, batch // context, context
+        first = (stage.start + step * batch) // length
+        place = first, batch // length, length
         targets = engine.learner.num_targets(windows, *place)
         fitting.step(engine.shares(windows, *place), targets)
     return fitting.fitted()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from raystage.data.plan import DataPlan
-from raystage.models.shape import flops_per_token
 from raystage.objectives.judging import Scores, combined_means, mean
 from raystage.objectives.learner import Judge
 from raystage.objectives.metrics import added, values
@@ -82,8 +81,8 @@ class Evaluator:
         metrics = self._stage.training.evaluate.metrics
         found = [self._engine.evaluate(one.held_out, metrics if one.weight else ()) for one in self.held_out]
         self._progress.evaluation_seconds += time.monotonic() - began
-        tokens = sum(one.held_out.count * one.held_out.length for one in self.held_out)
-        self._progress.evaluation_flops += tokens * flops_per_token(self._stage.shape) // 3
+        amount = sum(one.held_out.count * one.held_out.length for one in self.held_out)
+        self._progress.evaluation_flops += amount * self._stage.model_flops(self._stage.shape.context_length) // 3
         is_one = isinstance(self._stage.data, DataPlan) and len(found) == 1
         return found[0] if is_one else combined(self._engine.judge, self.held_out, found)
 

@@ -12,6 +12,7 @@ from raystage.data.order.documents import SortedDocuments, SortedStream, Starts,
 from raystage.data.order.pool import PacedOrder
 from raystage.data.order.scores import scores_of
 from raystage.data.plan import DataPlan, MixturePart
+from raystage.data.samples import MixedSamples, SampleReader, SampleStreams, open_samples
 from raystage.data.tokens import (
     MixedWindows,
     SampleWindows,
@@ -28,6 +29,7 @@ from raystage.objectives.learner import HeldOut, Reader
 from raystage.objectives.opening import open_judge
 from raystage.plans.stage import StagePlan
 from raystage.results.data_use import Counted
+from raystage.units import SAMPLES
 
 # Held-out sequences, and the weight of their loss.
 WeightedSet = tuple[HeldOut, float]
@@ -54,6 +56,8 @@ class StageTexts:
 
 def open_texts(stage: StagePlan) -> StageTexts:
     """Open the stage's texts, which are tokenized on first use. Raises InputError where they are not as planned."""
+    if stage.unit == SAMPLES:
+        return _open_samples(stage)
     training = sources_read(stage)
     wanted = {data.content: data for data in (*training.values(), *(part.data for part in stage.evaluated))}
     streams = {content: open_streams(data, stage.shape.vocab_size) for content, data in wanted.items()}
@@ -64,6 +68,26 @@ def open_texts(stage: StagePlan) -> StageTexts:
         held_out=tuple(_evaluation_set(stage, part, streams[part.data.content]) for part in stage.evaluated),
         counted={content: Counted.of_index(opened.index) for content, opened in streams.items()},
     )
+
+
+def _open_samples(stage: StagePlan) -> StageTexts:
+    """The same of a stage that counts samples."""
+    training, context = sources_read(stage), stage.shape.context_length
+    wanted = training | {part.data.content: part.data for part in stage.evaluated}
+    vocab_size = stage.shape.vocab_size or None
+    opened = {content: open_samples(data, vocab_size) for content, data in wanted.items()}
+    readers = {content: SampleReader(opened[content].train, stage.seed, context) for content in training}
+    train = MixedSamples(stage.reading, readers, stage.seed) if stage.reading else next(iter(readers.values()))
+    return StageTexts(
+        train=train,
+        held_out=tuple(_evaluation_samples(stage, part, opened[part.data.content]) for part in stage.evaluated),
+        counted={content: Counted.of_index(one.index) for content, one in opened.items()},
+    )
+
+
+def _evaluation_samples(stage: StagePlan, part: MixturePart, opened: SampleStreams) -> EvaluationSet:
+    held_out = HeldOut(opened.held_out.spread(stage.evaluation_sequences, stage.shape.context_length))
+    return EvaluationSet(part.data.content, float(part.weight), held_out)
 
 
 @dataclass(frozen=True)
@@ -127,6 +151,8 @@ def sources_read(stage: StagePlan) -> dict[str, DataPlan]:
 def evaluation_set(stage: StagePlan) -> HeldOut:
     """The held-out sequences of a stage that reads one source, of context_length each, fixed by its data alone."""
     (part,) = stage.data.parts
+    if stage.unit == SAMPLES:
+        return _evaluation_samples(stage, part, open_samples(part.data, stage.shape.vocab_size or None)).held_out
     return _evaluation_set(stage, part, open_streams(part.data, stage.shape.vocab_size)).held_out
 
 

@@ -30,7 +30,10 @@ WHOLE = "expected a whole number such as 500000, 500K or 1.5B"
 REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
-TRIGGERS = "expected one or more of tokens, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, all"
+TRIGGERS = (
+    "expected one or more of tokens, samples, epochs, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, "
+    "all"
+)
 KNOWN_TOP = "known here: baseline, costs, data, init, model, name, objective, seed, seeds, stages, training"
 TUNABLE = ", ".join(
     [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
@@ -145,17 +148,17 @@ CASES = [
     ("change", "training.zero_stage=4", "training.zero_stage: found 4; expected at most 3"),
     # --- values that are not on offer
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl', "
-     "'parquet', 'huggingface' or 'tokens'"),
+     "'parquet', 'huggingface', 'tokens', 'images' or 'arrays'"),
     ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama', 'mistral', 'qwen2', 'qwen3', "
-     "'gpt2', 'bert' or 'mixtral'; did you mean 'llama'?"),
+     "'gpt2', 'bert', 'mixtral' or 'vit'; did you mean 'llama'?"),
     ("change", "model.family=bert",
-     "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm, or a family that learns "
-     "it (llama, mistral, qwen2, qwen3, gpt2, mixtral)"),
+     "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm or classification, or a "
+     "family that learns it (llama, mistral, qwen2, qwen3, gpt2, mixtral)"),
     ("change", "objective=masked_lm",
      "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or instruct or own or "
-     "distillation, or a family that learns it (bert)"),
+     "distillation or classification, or a family that learns it (bert)"),
     ("change", "objective=span", "objective.name: found 'span'; expected 'causal_lm', 'masked_lm', "
-     "'instruct', 'own' or 'distillation'"),
+     "'instruct', 'own', 'distillation', 'classification' or 'denoising'"),
     ("change", "objective=distillation",
      "objective.teacher: missing; expected the model to learn from: an earlier stage, a folder or a hub name"),
     ("change", "objective={name: distillation, teacher: small, alpha: 0}",
@@ -262,7 +265,7 @@ CASES = [
     ("reject", "{retyr: {}}", "retyr: unknown key; did you mean 'retry'?"),
     ("reject", "{extend: {tokens: 64}, retry: {set: {seed: 1}}}",
      "found retry and extend; expected one of them"),
-    ("reject", "{extend: {times: 2}}", "extend.tokens: missing; expected for example tokens: 200K"),
+    ("reject", "{extend: {times: 2}}", "extend.tokens: missing; expected for example tokens: 50K"),
     ("reject", "{retry: {times: 2}}", "retry.set: missing, so that another attempt would be the same again; "
      'expected for example {training.optimizer.lr: "*0.5"}'),
     ("reject", "{retry: {times: 101, set: {seed: '+1'}}}", "retry.times: found 101; expected at most 100"),
@@ -410,7 +413,7 @@ CASES = [
      "in a run of 1280; expected them to fit into it"),
     ("change", "stages[0].training.lr_schedule.warmup=600", "stages[0].training.lr_schedule: found a warm-up of 600 "
      "and a decay of 128 in a run of 640; expected them to fit into it"),
-    ("change", "baseline.budgets=[640, 64]", "baseline.budgets[1]: found a warm-up of 64 and a decay of 13 tokens "
+    ("change", "baseline.budgets=[640, 64]", "baseline.budgets[1]: found a warm-up of 64 and a decay of 13 "
      "in a run of 64; expected them to fit into it"),
     ("change", "baseline.budgets=[640, 0]", "baseline.budgets[1]: found 0; expected more than 0"),
     ("change", "baseline.budgets=[640, 640]",
@@ -474,7 +477,7 @@ CASES = [
     ("change", "baseline.tune=[1e-3]", f"baseline.tune: found [0.001]; {MAPPING}"),
     ("change", "baseline={budgets: [640], tune: {training.workers: [1, 2]}}", "baseline.tune: found "
      f"'training.workers'; expected one of {TUNABLE}"),
-    ("change", "baseline={budgets: [640], tune: {training.batch: [64]}}", "baseline.tune: "
+    ("change", "baseline={budgets: [640], tune: {training.batch_tokens: [64]}}", "baseline.tune: "
      "found 'training.batch_tokens' (did you mean training.global_batch_tokens?); "
      f"expected one of {TUNABLE}"),
     ("change", "baseline={budgets: [640], tune: {training.global_batch_tokens: [null]}}", "baseline.tune: "

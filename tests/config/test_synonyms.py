@@ -18,7 +18,7 @@ CASES = {
     "training.gradient_accumulation_steps": BATCH,
     "training.per_device_train_batch_size": "training.micro_batch_size (sequences that a worker takes at a time)",
     "training.max_steps": "until.steps (of a stage)",
-    "epochs": "until.tokens (the text's tokens (raystage plan says how many) times the epochs)",
+    "num_train_epochs": "until.epochs (passes over the data)",
     "model.seq_len": "model.context_length (in tokens)",
     "data.max_seq_len": "model.context_length (in tokens)",
     "block_size": "model.context_length (in tokens)",

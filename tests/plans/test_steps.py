@@ -183,8 +183,8 @@ def test_how_it_is_told(tmp_path: Path) -> None:
 OVER = {"over": {"tokens": 400}}
 REFUSED = [
     ({}, {}, "stages[0].training.ramp: found nothing; expected global_batch_tokens, context_length or both"),
-    ({"batch": 5}, {}, "stages[0].training.ramp.batch: unknown key; known here: context_length, global_batch_tokens, "
-     "scale_lr"),
+    ({"batch": 5}, {}, "stages[0].training.ramp.batch: unknown key; known here: context_length, "
+     "global_batch_samples, global_batch_tokens, scale_lr"),
     ({"scale_lr": "sqrt"}, {},
      "stages[0].training.ramp: found nothing; expected global_batch_tokens, context_length or both"),
     ({"scale_lr": "sqrt", "context_length": {"from": 5, **OVER}}, {}, "stages[0].training.ramp.scale_lr: found sqrt "
