@@ -69,7 +69,7 @@ CASES = [
     ("file", b"\x7fELF\xff\xfe\x00", "is not text (byte 4 is not UTF-8); expected a YAML file"),
     # --- unknown keys
     ("change", "stage=[]", "stage: unknown key; did you mean 'stages'?"),
-    ("change", "steps=5", "steps: unknown key here; it belongs in until"),
+    ("change", "plateau=5", "plateau: unknown key here; it belongs in until"),
     ("change", "colour=5", f"colour: unknown key; {KNOWN_TOP}"),
     ("change", "until={tokens: 5}", "until: unknown key here; it belongs in a stage"),
     ("change", "data.paths=x", "data.paths: unknown key; did you mean 'path'?"),
