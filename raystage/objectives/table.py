@@ -28,8 +28,9 @@ class ObjectiveSpec:
 
     unit: what progress is counted in; a sample of a language model is a window of tokens. head: the head that it needs
     of a model (`ModelShape.head`): "" for a language model's own, "classes" or "pixels". loss_unit: of the judge's
-    loss. shows: the figures beside the loss that make sense for its judge. keeps_documents: whether its learner can
-    keep the documents of a window apart.
+    loss. shows: the figures beside the loss that make sense for its judge. measures: further metrics that its
+    judge finds, without those of single classes. keeps_documents: whether its learner can keep the documents of a
+    window apart.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ObjectiveSpec:
     head: Head = ""
     loss_unit: str = "nats per token"
     shows: tuple[Figure, ...] = ("perplexity", "accuracy")
+    measures: tuple[str, ...] = ()
     keeps_documents: bool = False
 
 
@@ -75,7 +77,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         ObjectiveSpec(
             "classification", "the class of a text or an image", "", "classification",
             "raystage.objectives.classification", ("label_smoothing",), reads="labels", unit="samples", head="classes",
-            loss_unit="nats per sample", shows=("accuracy",),
+            loss_unit="nats per sample", shows=("accuracy",), measures=("macro_precision", "macro_recall", "macro_f1"),
         ),
         ObjectiveSpec(
             "denoising", "images without their noise", "", "denoising", "raystage.objectives.denoising",

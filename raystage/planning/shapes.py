@@ -18,6 +18,7 @@ from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, head_problem, heads_problem, image_positions
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
+from raystage.planning.other_heads import check_limits
 from raystage.plans.freezing import find_freezing
 from raystage.sources.corpus import LargestToken
 
@@ -41,6 +42,8 @@ def check_growth(draft: StageDraft, context: Context) -> StageDraft:
         _check_unchanged(before, draft.shape)
     if before is not None and grow is not None:
         _check_grow(before, draft, grow)
+    if before is not None:
+        check_limits(before, draft)
     return draft
 
 
@@ -86,8 +89,10 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
 
 def _of_text(model: Model, data: StageText, objective: ObjectivePlan) -> dict[str, Any]:
     """The sizes of a model of tokens."""
+    able = ", ".join(name for name in TRAINED if FAMILIES[name].reads_images)
+    if data.samples and data.samples.image:
+        raise InputError(f"found {model.family} for images; expected {able}", key="model.family")
     if model.patch_size is not None:
-        able = ", ".join(name for name in TRAINED if FAMILIES[name].reads_images)
         problem = f"found {model.patch_size}, but a {model.family} reads text; expected family: {able}"
         raise InputError(problem, key="model.patch_size")
     tied = FAMILIES[model.family].fields["tied_embeddings"][1]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raystage.config.conditions import Accept
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule
 from raystage.config.training import LrSchedule, Optimizer, Training
 from raystage.errors import InputError
 from raystage.models.shape import ModelShape
+from raystage.objectives.table import OBJECTIVES
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans.learning_rate import span_length
 from raystage.plans.steps import check_ramp, sample_length
@@ -29,7 +29,7 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     check_optimizer(written.training.optimizer, draft.stage.training.optimizer)
     begins = _from_current(draft.stage.training, written.training, draft.index)
     training = resolve_training(begins, draft.shape, draft.unit)
-    _check_metrics(training, draft.accept, context.sources.with_code)
+    _check_metrics(training, draft, context.sources.with_code)
     return replace(draft, training=training)
 
 
@@ -99,7 +99,7 @@ def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
         raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
 
 
-def _check_metrics(training: Training, accept: Accept | None, with_code: bool) -> None:
+def _check_metrics(training: Training, draft: StageDraft, with_code: bool) -> None:
     """Refuse metrics that cannot be imported or called here: on the workers they would fail after the cluster started.
 
     Importing runs a file that the schedule names.
@@ -109,8 +109,14 @@ def _check_metrics(training: Training, accept: Accept | None, with_code: bool) -
             check_call(metric.function, 2, metric.options)
         except InputError as error:
             raise InputError(error.problem, key="training.evaluate.metrics") from None
-    if accept is not None and accept.metrics and not training.evaluate.metrics:
+    accept, judged_by = draft.accept, OBJECTIVES[draft.objective.entry.judge]
+    if accept is None:
+        return
+    if accept.metrics and not training.evaluate.metrics and not judged_by.measures:
         raise InputError("found without training.evaluate.metrics, which would measure them", key="accept.metrics")
+    if accept.accuracy_above is not None and "accuracy" not in judged_by.shows:
+        problem = f"found {accept.accuracy_above} with {draft.objective.name}, where nothing is right or wrong"
+        raise InputError(f"{problem}; expected eval_loss_below", key="accept.accuracy_above")
 
 
 # --- of the baselines -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 import transformers
 from labelled import CLASSES, CONFIGS, PATCH, WORDS, Samples, image_model, images, text_model, texts
 
-from raystage.data.tokens import MarkedWindows, TokenWindows
+from raystage.data.tokens import SampleWindows, TokenWindows
 from raystage.objectives.judging import Tally
 from raystage.objectives.learner import HeldOut, Models, Reader
 from raystage.objectives.metrics import MetricSums
@@ -46,9 +46,9 @@ def windows() -> TokenWindows:
     return TokenWindows(stream, LENGTH, 3)
 
 
-def chats() -> MarkedWindows:
+def chats() -> SampleWindows:
     marks = (np.random.default_rng(1).random(COUNT * LENGTH + 1) < 0.4).astype(np.uint8)
-    return MarkedWindows(windows(), TokenWindows(marks, LENGTH, 3))
+    return SampleWindows(windows(), {"mask": TokenWindows(marks, LENGTH, 3)})
 
 
 def decoder() -> torch.nn.Module:
