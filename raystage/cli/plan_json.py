@@ -94,6 +94,8 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "zero_stage": training.zero_stage,
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,
+        **({"curriculum": stage.curriculum.facts()} if stage.curriculum else {}),
+        **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **({"teacher": _teacher(stage)} if stage.teacher else {}),
         **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),

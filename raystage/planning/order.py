@@ -18,6 +18,9 @@ def fix_curriculum(draft: StageDraft, context: Context) -> StageDraft:
     written = draft.stage.data.curriculum
     if written is None:
         return draft
+    if draft.objective.entry.unit != "tokens":
+        problem = f"found a curriculum with the objective {draft.objective.name}, which reads samples"
+        raise InputError(f"{problem}; expected an objective that reads text", key="data.curriculum")
     tokens = max(1, round(written.over * draft.duration)) if written.over <= 1 else int(written.over)
     if tokens > draft.duration:
         found = f"found {tokens} in a stage of {draft.duration} tokens"

@@ -23,7 +23,7 @@ from raystage.reports.formats import KEY_DIGITS, format_layers
 from raystage.reports.suggestions import Suggestion
 from raystage.results.data_use import data_lines, data_rows
 from raystage.results.differences import IN_WORDS, baseline_reads
-from raystage.results.mixtures import mixture_lines
+from raystage.results.mixtures import mixture_lines, order_lines
 from raystage.results.rates import rates_of
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
@@ -34,8 +34,8 @@ def plan_table(plan: Plan) -> RenderableType:
     """The stages, the cost of the baselines, the saving that FLOPs alone predict, and the warnings."""
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
-    lines = [_rate_line(plan), *data, *mixture_lines(plan.staged), *_teacher_lines(plan), *_baseline_lines(plan)]
-    lines += _variant_lines(plan)
+    reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
+    lines = [_rate_line(plan), *reads, *_teacher_lines(plan), *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 

@@ -1,15 +1,17 @@
-"""What the stages of a run read of each source of their mixtures, in tokens and in passes over its text."""
+"""What the stages of a run read of each source of their mixtures, in tokens and in passes over its text, and in which
+order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePlan
 from raystage.plans.plan import RunPlan
 from raystage.results.data_use import format_number_of_passes, tokens_read, uses
 from raystage.results.record import Evaluation, StageRecord
-from raystage.units import format_count
+from raystage.units import format_count, format_share
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ def mixture_lines(run: RunPlan) -> list[str]:
         few = f" A batch has {windows} windows, fewer than there are sources: no batch reads all." if is_few else ""
         lines.append(f"Mixture of {stage.name}: {', '.join(map(_of_source, reads))}.{few}")
     return lines
+
+
+def order_lines(run: RunPlan) -> list[str]:
+    """One sentence for each stage with a curriculum, and one about the stages that keep documents apart."""
+    lines = [f"Order of {stage.name}: {_order(stage.curriculum)}." for stage in run.stages if stage.curriculum]
+    apart = [stage.name for stage in run.stages if stage.within_documents]
+    return [*lines, f"Documents are kept apart in {', '.join(apart)}."] if apart else lines
+
+
+def _order(curriculum: CurriculumPlan) -> str:
+    by = "their length" if curriculum.column is None else f"the numbers in {curriculum.column!r}"
+    first = "highest" if curriculum.is_hard_first else "lowest"
+    share, end = format_share(curriculum.start), format_count(curriculum.over_tokens)
+    return f"documents by {by}, the {first} first; {share} of the text at its start, all of it after {end} tokens"
 
 
 def _of_source(one: SourceRead) -> str:

@@ -12,9 +12,15 @@ from factories import make_schedule
 from raystage.config.schedule import Schedule, parse
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.errors import InputError
+from raystage.objectives.plan import ObjectivePlan
+from raystage.objectives.table import OBJECTIVES
 from raystage.planning.build import make_plan
+from raystage.planning.draft import Context, StageDraft
+from raystage.planning.inputs import Sources
+from raystage.planning.order import fix_curriculum
 from raystage.plans.keys import key_at, placed, trunk_key
 from raystage.results.data_use import tokens_read, uses
+from raystage.results.mixtures import order_lines
 from token_writers import write_megatron, write_nanogpt
 
 APART = {"window": {"mask": "document"}}
@@ -189,3 +195,26 @@ def test_no_sequence_begins_within_another_where_there_is_a_curriculum(text: Pat
     said = r"found a batch of 90 in a run with a curriculum, which later reads longer sequences; expected a mult"
     with pytest.raises(InputError, match=said):
         make_plan(parse(schedule))
+
+
+def test_a_plan_says_in_which_order_text_is_read(text: Path) -> None:
+    written = {"start": 0.25, "over": 300}
+    plan = make_plan(curricula(text, None, written, {"from": "hard"}, data=APART))
+    said = "Order of {}: documents by their length, the {} first; {} % of the text at its start, "
+    said += "all of it after {} tokens."
+    assert order_lines(plan.staged) == [
+        said.format("s1", "lowest", "25.0", 300),
+        said.format("s2", "highest", "20.0", 400),
+        "Documents are kept apart in s0, s1, s2.",
+    ]
+    assert order_lines(make_plan(make_schedule(text)).staged) == []
+
+
+def test_samples_have_no_curriculum(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = replace(OBJECTIVES["causal_lm"], name="counted", unit="samples")
+    monkeypatch.setitem(OBJECTIVES, "counted", counted)
+    draft = StageDraft(0, curricula(text, {}).resolved(0), 0, False, objective=ObjectivePlan("counted"))
+    with pytest.raises(
+        InputError, match=r"^data\.curriculum: found a curriculum with the objective counted, which reads"
+    ):
+        fix_curriculum(draft, Context(curricula(text, {}), None, Sources()))
