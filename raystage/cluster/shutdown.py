@@ -20,12 +20,16 @@ class ShutdownSignal:
     saves_first: set while a Train run is being watched. Then the first signal only sets `received_at` (by
     `time.monotonic`) and `signal`: the workers are to save and leave. A second signal, or one at any other time,
     raises KeyboardInterrupt at once, as Ctrl-C does.
+
+    Python drops a KeyboardInterrupt that is raised where an object is freed (a `__del__`, a callback of a weak
+    reference, a reference of Ray), and the process would continue. So `check` raises it again.
     """
 
     def __init__(self) -> None:
         self.saves_first = False
         self.received_at: float | None = None
         self.signal = signal.SIGTERM
+        self._is_interrupted = False
         self._on_terminal: list[int] = []
 
     def install(self) -> None:
@@ -34,6 +38,8 @@ class ShutdownSignal:
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, self._handle)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._on_terminal = [number for number in _TERMINAL if os.isatty(number)] or self._on_terminal
             signal.signal(signal.SIGHUP, self._handle)
@@ -42,7 +48,7 @@ class ShutdownSignal:
     def handled(self) -> Iterator[None]:
         """Within this, SIGINT counts as SIGTERM does, too; afterwards all signals are handled as before. For a process
         that goes on after a run; outside of the main thread nothing changes."""
-        self.received_at = None
+        self.received_at, self._is_interrupted = None, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,14 +60,18 @@ class ShutdownSignal:
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            self.received_at = None
+            self.received_at, self._is_interrupted = None, False
 
     def _handle(self, signum: int, frame: object) -> None:
         if signum == signal.SIGHUP:
             self._leave_terminal()
         if not self.saves_first or self.received_at is not None:
-            raise KeyboardInterrupt
+            self._interrupt(signum, frame)
         self.received_at, self.signal = time.monotonic(), signal.Signals(signum)
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        self._is_interrupted = True
+        raise KeyboardInterrupt
 
     def _leave_terminal(self) -> None:
         """Redirect what was written to the terminal, which is gone: writing to it would fail."""
@@ -71,7 +81,9 @@ class ShutdownSignal:
         os.close(nowhere)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if the time to save is over."""
+        """Raises KeyboardInterrupt if one was raised already, or if the time to save is over."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         if self.received_at is not None and time.monotonic() - self.received_at > LEAVE_SECONDS:
             raise KeyboardInterrupt(f"the workers did not save within {LEAVE_SECONDS:g} s")
 

@@ -216,6 +216,7 @@ class SaveOnShutdown(tune.Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        SHUTDOWN.check()
         if SHUTDOWN.received_at is None:
             return
         asked = f"asked to end ({SHUTDOWN.signal.name})"

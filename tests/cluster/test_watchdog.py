@@ -17,7 +17,8 @@ from raystage.errors import ClusterLost
 
 @pytest.fixture
 def shutdown_signal() -> Iterator[ShutdownSignal]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     shutdown_signal = ShutdownSignal()
     shutdown_signal.install()
@@ -29,6 +30,26 @@ def shutdown_signal() -> Iterator[ShutdownSignal]:
 def test_nobody_listens(shutdown_signal: ShutdownSignal) -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_python_drops_is_raised_again(shutdown_signal: ShutdownSignal, number: int) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    shutdown_signal.check()
+    Freed()  # Python prints the exception, and continues
+    with pytest.raises(KeyboardInterrupt):
+        shutdown_signal.check()
+
+
+def test_who_ignores_ctrl_c_still_does(shutdown_signal: ShutdownSignal) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shutdown_signal.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    shutdown_signal.check()
 
 
 def test_the_second_time_it_is_meant(shutdown_signal: ShutdownSignal) -> None:

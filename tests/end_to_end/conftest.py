@@ -124,12 +124,10 @@ class Raystage:
     ) -> int:
         """Start, send a signal as soon as a line with `text` has appeared and `once` holds; returns the exit status."""
         process = self.start(*arguments)
-        for line in process.stderr:
-            if text in line:
-                wait_until(once, 30, f"{text!r} was said, but that was all")
-                process.send_signal(how)
-                break
-        process.communicate(timeout=60)
+        said_until(process, text)
+        wait_until(once, 30, f"{text!r} was said, but that was all")
+        process.send_signal(how)
+        print(process.communicate(timeout=60)[1])  # shown where the test fails
         return process.returncode
 
 
