@@ -121,7 +121,7 @@ def test_a_report_has_its_curves_as_a_frame(done: api.Report) -> None:
     assert list(frame) == ["run", "stage", "tokens", "flops", "seconds", "loss"]
     staged = frame[frame.run == "staged"]
     assert list(dict.fromkeys(staged.stage)) == ["small", "full"]
-    assert staged.duration.is_monotonic_increasing
+    assert staged.tokens.is_monotonic_increasing
     assert staged.loss.iloc[-1] == done.content["stages"][-1]["eval_loss"]
     assert len(set(frame.run)) == 1 + len(done.content["baseline"]["runs"])
     with pytest.raises(InputError, match=r"found a run \('tiny'\); expected a sweep, or curves\(\)"):
