@@ -56,7 +56,8 @@ def test_a_small_twin_has_the_same_stages(name: str, planned: dict[str, Plan]) -
     assert [stage.name for stage in large] == [stage.name for stage in twin]
     for one, other in zip(large, twin, strict=True):
         assert one.shape.family == other.shape.family
-        assert (one.shape.rope_scaling is None) == (other.shape.rope_scaling is None), one.name
+        assert bool(one.shape.rope_scaling) == bool(other.shape.rope_scaling), one.name
+        assert one.within_documents == other.within_documents, one.name
         assert (one.accept is None) == (other.accept is None), one.name
         assert one.training.lr_schedule.kind == other.training.lr_schedule.kind, one.name
     longer, longer_too = (
