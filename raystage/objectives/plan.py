@@ -26,6 +26,11 @@ class ObjectivePlan:
     def entry(self) -> ObjectiveSpec:
         return OBJECTIVES[self.name]
 
+    @property
+    def judge(self) -> ObjectiveSpec:
+        """Of whose loss and figures held-out data are judged by."""
+        return OBJECTIVES[self.entry.judge]
+
     def facts(self) -> dict[str, Any]:
         """For a stage's key: nothing for `causal_lm`, whose keys are older than other objectives."""
         return {} if self.name == CAUSAL_LM else {"objective": {"name": self.name, **self.decisive}}

@@ -19,7 +19,7 @@ from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.plan import Plan
 from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_layers
-from raystage.results.data_use import data_warnings
+from raystage.results.data_warnings import data_warnings
 from raystage.results.differences import is_staged, nothing_staged
 from raystage.units import format_count, format_share
 
@@ -198,7 +198,7 @@ def _costly_evaluation(plan: Plan) -> Advice | None:
         return None
     return Advice(
         "training.evaluate",
-        f"takes {stage.evaluations} evaluations of {format_count(written.tokens)} tokens in stage {stage.name}, "
+        f"takes {stage.evaluations} evaluations of {format_count(written.amount)} {stage.unit} in stage {stage.name}, "
         f"{format_share(share)} of its training FLOPs; evaluate less often or on less text, or leave both out for at "
         f"most {format_share(MOST_SHARE)}",
         "raystage's own rule of thumb",

@@ -171,6 +171,7 @@ def _row(
 ) -> dict[str, Any]:
     """The fields of a `ResultRow` but its growth."""
     last, chain = run.stages[-1], finished(run.stages, records)
+    judge = last.objective.judge
     done = len(chain) == len(run.stages)
     end = chain[-1].end if done and chain[-1].evaluations else None
     return {
@@ -185,10 +186,11 @@ def _row(
         **{field: sum(getattr(record, field) for record in chain) if done else None for field in _SUMMED},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in chain) if done else None,
         "eval_loss": chain[-1].eval_loss if done else None,
-        "perplexity": perplexity(chain[-1].eval_loss) if done else None,
+        "perplexity": perplexity(chain[-1].eval_loss) if done and "perplexity" in judge.shows else None,
         "accuracy": end.accuracy if end else None,
         "metrics": dict(end.metrics) if end else None,
         "unit": last.unit,
+        "loss_unit": judge.loss_unit,
         "evaluations": tuple(
             EvaluationPoint(
                 **{**vars(point), "sources": losses_by_name(point, run)},

@@ -39,7 +39,6 @@ from raystage.units import format_count, format_flops, format_seconds
 
 # The number of colours for runs in a comparison. With more runs, colours repeat.
 COLOURS = 6
-_LOSS_LABEL = "held-out loss (nats per token)"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def _units(reports: Sequence[RunReport]) -> tuple[Unit, ...]:
     return _FLOPS, progress, _SECONDS
 
 
+def _loss_label(reports: Sequence[RunReport]) -> str:
+    units = {row.loss_unit for report in reports for row in (*report.stages, *report.baseline.runs)}
+    return f"held-out loss ({units.pop()})" if len(units) == 1 else "held-out loss"
+
+
 @dataclass(frozen=True)
 class Panel:
     """The same curves over one unit, as SVG text for wide and for narrow screens."""
@@ -98,7 +102,7 @@ def run_panels(report: RunReport, identity: str) -> list[Panel]:
             (*_baseline_marks(baselines, unit), *_staged_marks(stages, unit), *_crossing(report.savings, unit)),
         )
 
-    return _panels(chart, curves, identity, _units([report]))
+    return _panels(chart, curves, identity, [report])
 
 
 def run_sheet(report: RunReport) -> str:
@@ -124,7 +128,7 @@ def comparison_panels(reports: Sequence[RunReport], identity: str) -> list[Panel
         summary = f"Held-out loss of {len(runs)} staged runs over {unit.label}. {' '.join(words)}"
         return Chart(summary, x, y, lines=tuple(lines), marks=tuple(marks))
 
-    return _panels(chart, curves, identity, _units(reports))
+    return _panels(chart, curves, identity, reports)
 
 
 def run_legend(report: RunReport) -> list[tuple[str, str]]:
@@ -161,7 +165,7 @@ def _panels(
     chart: Callable[[Unit, ChartAxis, ChartAxis], Chart],
     curves: Sequence[Sequence[Point]],
     identity: str,
-    units: Sequence[Unit],
+    reports: Sequence[RunReport],
 ) -> list[Panel]:
     """A panel for each unit that the points have. All points of `curves` are inside the axes."""
     curves = [curve for curve in curves if curve]
@@ -169,16 +173,15 @@ def _panels(
         return []
     low, high = loss_range(curves)
     panels = []
-    for unit in units:
+    label = _loss_label(reports)
+    for unit in _units(reports):
         extent = _extent(unit, curves, high)
         if extent is None:
             continue
         drawn = {}
         for size, x_ticks, y_ticks in ((WIDE, 9, 8), (NARROW, 4, 6)):
             x = _axis(unit, *extent, x_ticks)
-            y = ChartAxis(
-                _LOSS_LABEL, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks))
-            )
+            y = ChartAxis(label, low, high, tuple((tick, f"{tick:.3g}") for tick in linear_ticks(low, high, y_ticks)))
             drawn[size.name] = draw(chart(unit, x, y), size, f"{identity}-{unit.field}-{size.name}")
         panels.append(Panel(unit, **drawn))
     return panels

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raystage.results.report import SavingsPart
 from raystage.results.seeds import Interval
-from raystage.units import format_share
+from raystage.units import format_count, format_share
 
 # How many digits of a stage's key are shown.
 KEY_DIGITS = 12
@@ -36,6 +36,17 @@ def format_loss(loss: float) -> str:
 def format_perplexity(value: float) -> str:
     """Four digits, like the loss."""
     return f"{value:.4g}"
+
+
+def length_name(units: Iterable[str]) -> str:
+    """The title of a column of lengths: their unit, if they all have the same."""
+    names = set(units)
+    return names.pop() if len(names) == 1 else "length"
+
+
+def format_length(duration: int, unit: str, title: str) -> str:
+    """A length in a column of that title."""
+    return format_count(duration) if title == unit else f"{format_count(duration)} {unit}"
 
 
 def known(value: Any, as_text: Callable[[Any], str]) -> str:

@@ -19,7 +19,7 @@ from raystage.reports.columns import WholeTable
 from raystage.reports.columns import name_column as _name
 from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
-from raystage.reports.formats import KEY_DIGITS, format_layers
+from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
 from raystage.reports.suggestions import Suggestion
 from raystage.results.data_use import data_lines, data_rows
 from raystage.results.differences import IN_WORDS, baseline_reads
@@ -53,12 +53,14 @@ def _memory_part(header: str, part: Callable[[MemoryEstimate], int]) -> _PlanCol
     return _PlanColumn(header, lambda plan, stage: format_bytes(part(stage.memory)))
 
 
+# Stands for the unit in the title of a column.
+_LENGTH = "{length}"
 _STAGE = _PlanColumn("stage", lambda plan, stage: stage.name, lambda plan: "total", is_number=False)
 _SIZES = (
     _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
     _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
-    _PlanColumn("tokens", lambda plan, stage: _most([stage]) + format_count(stage.duration),
-                lambda plan: _most(plan.staged.stages) + format_count(plan.staged.duration)),
+    _PlanColumn(_LENGTH, lambda plan, stage: _most([stage]) + _length(plan, stage.duration, stage.unit),
+                lambda plan: _most(plan.staged.stages) + _length(plan, plan.staged.duration, plan.staged.unit)),
     _PlanColumn("steps", lambda plan, stage: str(stage.steps),
                 lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
     _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
@@ -84,6 +86,14 @@ _MEANS = (
 def _evaluation_share(plan: Plan) -> float:
     stages = plan.staged.stages
     return sum(stage.evaluation_flops for stage in stages) / sum(stage.training_flops for stage in stages)
+
+
+def _length_name(plan: Plan) -> str:
+    return length_name(stage.unit for stage in plan.staged.stages)
+
+
+def _length(plan: Plan, duration: int, unit: str) -> str:
+    return format_length(duration, unit, _length_name(plan))
 
 
 def _most(stages: Iterable[StagePlan]) -> str:
@@ -122,7 +132,9 @@ def _rates(stage: StagePlan) -> str:
 
 def _stages(plan: Plan, title: str | None, *groups: Sequence[_PlanColumn]) -> WholeTable:
     columns = [_STAGE, *(column for group in groups for column in group)]
-    headers = tuple(_number(one.header) if one.is_number else _name(one.header) for one in columns)
+    titles = [one.header.format(length=_length_name(plan)) for one in columns]
+    made = zip(titles, columns, strict=True)
+    headers = tuple(_number(title) if one.is_number else _name(title) for title, one in made)
     rows = [[column.cell(plan, stage) for column in columns] for stage in plan.staged.stages]
     return WholeTable(title, headers, [*rows, [column.total(plan) for column in columns]], totals=1)
 
@@ -183,7 +195,7 @@ def _prediction(plan: Plan) -> str:
     has_baseline = bool(plan.baselines)
     against = "from scratch" if has_baseline else "for the last stage's model all the way"
     return (
-        f"Predicted saving at equal tokens: {format_share(plan.predicted_saving)} of the FLOPs "
+        f"Predicted saving at equal {plan.staged.unit}: {format_share(plan.predicted_saving)} of the FLOPs "
         f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} {against}). "
         f"The saving at equal loss is what a run {'measures' if has_baseline else 'with a baseline measures'}."
     )
@@ -207,7 +219,7 @@ def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> Renderabl
 
 def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
     stages = plan.staged.stages
-    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number("tokens\nnow"),
+    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number(f"{plan.staged.unit}\nnow"),
                                          *(_number(one.rule) for one in suggestions)])  # fmt: skip
     for index, stage in enumerate(stages):
         suggested = (format_count(one.tokens[index]) for one in suggestions)

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from raystage.growth.operators import in_short
 from raystage.plans.gates import Rejection
 from raystage.reports.cost_tables import cost_table, ledger_table, seed_table, tuning_table
-from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known, over_seeds, speed_up
+from raystage.reports.formats import (
+    Table,
+    format_jump,
+    format_length,
+    format_loss,
+    format_perplexity,
+    known,
+    length_name,
+    over_seeds,
+    speed_up,
+)
 from raystage.results.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import BudgetRow, CertificateRow, ResultRow, RunReport, StageRow, TaskResult
-from raystage.units import format_bytes, format_count, format_flops, format_seconds, format_share
+from raystage.units import TOKENS, format_bytes, format_count, format_flops, format_seconds, format_share
 
 _QUALITY = ("eval loss", "perplexity", "accuracy")
 
@@ -22,20 +32,29 @@ def tables(report: RunReport) -> list[Table]:
 
 
 def stage_table(report: RunReport) -> Table:
+    title = length_name(row.unit for row in report.stages)
     columns = (
-        "stage", "state", "layers", "parameters", "tokens", "FLOPs", "time", *_QUALITY, "loss at growth",
+        "stage", "state", "layers", "parameters", title, "FLOPs", "time", *_QUALITY, "loss at growth",
     )  # fmt: skip
     note = (
         "Time is wall-clock: growing, training and saving, without evaluation. "
-        "Loss is held out, in nats per token; perplexity is e to it, accuracy the share of tokens that got the most "
-        "probability."
+        f"Loss is held out{_in_loss_units(report.stages)}; perplexity is e to it, accuracy the share of "
+        f"{'tokens' if report.unit == TOKENS else report.unit} that got the most probability."
     )
-    return Table("Stages", columns, [_stage_cells(row) for row in report.stages], note)
+    return Table("Stages", columns, [_stage_cells(row, title) for row in report.stages], note)
+
+
+def _in_loss_units(rows: Sequence[ResultRow]) -> str:
+    """', in nats per token', where all are in one unit."""
+    units = {row.loss_unit for row in rows}
+    return f", in {units.pop()}" if len(units) == 1 else ""
 
 
 def data_table(report: RunReport) -> Table:
     """Empty for reports of versions that did not count data."""
-    columns = ("text", "stages", "documents", "tokens", "held out", "of it also trained on", "tokens read", "passes")
+    units = {one.unit for one in report.data}
+    unit = units.pop() if len(units) == 1 else "tokens or samples"
+    columns = ("text", "stages", "documents", unit, "held out", "of it also trained on", f"{unit} read", "passes")
     note = (
         "Documents and tokens are of the training text. Held-out text counts as trained on, too, where 64 tokens of it "
         "in a row stand word for word in the training text."
@@ -49,10 +68,10 @@ def _data_cells(one: DataRow) -> tuple[str, ...]:
         ", ".join(one.path) or one.source,
         ", ".join(one.stages),
         format_count(one.documents),
-        f"{about}{format_count(one.tokens)}",
-        f"{about}{format_count(one.held_out_tokens)}",
+        f"{about}{format_count(one.amount)}",
+        f"{about}{format_count(one.held_out)}",
         "-" if one.repeated_share is None else format_share(one.repeated_share),
-        format_count(one.read_tokens),
+        format_count(one.read),
         format_number_of_passes(one.passes),
     )
 
@@ -106,7 +125,7 @@ def ends_table(report: RunReport) -> Table:
 
 
 def baseline_table(report: RunReport) -> Table:
-    columns = ("budget (tokens)", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
+    columns = (f"budget ({report.unit})", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
     rows = [_baseline_cells(row) for row in report.baseline.runs]
     note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
     reads = IN_WORDS.get(report.baseline.data)
@@ -132,7 +151,7 @@ def source_table(report: RunReport) -> Table:
     ends = [(row.name, sources) for row in ended if (sources := row.evaluations[-1].sources)]
     names = dict.fromkeys(name for _, sources in ends for name in sources)
     cells = [[name, *(known(sources.get(name), format_loss) for _, sources in ends)] for name in names]
-    note = "Held out, in nats per token, where a stage or a baseline ends; - where the source was not evaluated."
+    note = f"Held out{_in_loss_units(ended)}, where a stage or a baseline ends; - where the source was not evaluated."
     return Table("Loss by source", ("source", *(name for name, _ in ends)), cells, note)
 
 
@@ -174,13 +193,13 @@ _TABLES = (
 )  # fmt: skip
 
 
-def _stage_cells(row: StageRow) -> list[str]:
+def _stage_cells(row: StageRow, length: str) -> list[str]:
     return [
         row.name,
         row.state,
         str(row.num_layers),
         format_count(row.num_params),
-        known(row.duration, format_count),
+        known(row.duration, lambda found: format_length(found, row.unit, length)),
         known(row.flops, format_flops),
         known(row.seconds, format_seconds),
         *_quality_cells(row),

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, number_column
 from raystage.reports.cost_tables import seed_table, tuning_table
-from raystage.reports.formats import Table, format_jump, format_loss, format_perplexity, known
+from raystage.reports.formats import (
+    Table,
+    format_jump,
+    format_length,
+    format_loss,
+    format_perplexity,
+    known,
+    length_name,
+)
 from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
 from raystage.results.data_use import data_lines
 from raystage.results.differences import IN_WORDS
@@ -90,7 +98,6 @@ class _ReportColumn:
 _WHAT = (
     _ReportColumn("layers", lambda row: str(row.num_layers)),
     _ReportColumn("params", lambda row: format_count(row.num_params)),
-    _ReportColumn("tokens", lambda row: known(row.duration, format_count)),
 )
 
 
@@ -115,9 +122,14 @@ _END = (
 )
 
 
+def _length_column(rows: Sequence[ResultRow]) -> _ReportColumn:
+    title = length_name(row.unit for row in rows)
+    return _ReportColumn(title, lambda row: known(row.duration, lambda length: format_length(length, row.unit, title)))
+
+
 def _report_table(what: str, title: str | None, rows: Sequence[ResultRow]) -> RenderableType:
     name = (_ReportColumn(what, lambda row: row.name, is_number=False),)
     growth = _GROWTH if any(row.growth for row in rows) else ()
-    columns = (*name, *_WHAT, *_OUTCOME, *_QUALITY, *growth, *_END)
+    columns = (*name, *_WHAT, _length_column(rows), *_OUTCOME, *_QUALITY, *growth, *_END)
     headers = tuple(number_column(one.header) if one.is_number else name_column(one.header) for one in columns)
     return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])

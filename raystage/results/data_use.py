@@ -6,7 +6,7 @@ the text before. Otherwise it estimates a quarter of the bytes. A finished stage
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -14,20 +14,14 @@ from raystage.data.order.curriculum import text_of
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
-from raystage.files.typed_json import LEFT_OUT_IF_EMPTY
-from raystage.plans.plan import Plan, RunPlan
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, unit_key
+from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord, where_it_begins, with_real_ends
-from raystage.units import format_count, format_share
+from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 
 # Of byte-level BPE on English text, roughly. On other text and on code it is less.
 _BYTES_PER_TOKEN = 4
-# Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
-MOST_PASSES = 4
-# The share of the held-out text that may occur word for word in the training text.
-MOST_REPEATED = 0.01
-# A step of Adam moves every weight by about the learning rate; initial weights are about 0.02.
-_HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
 
 
 # In records of samples only.
@@ -55,6 +49,10 @@ class Counted:
     def train_amount(self) -> int:
         """Of what is trained on: samples where they are counted, else tokens."""
         return self.train_tokens if self.train_samples is None else self.train_samples
+
+    @property
+    def unit(self) -> Unit:
+        return TOKENS if self.train_samples is None else SAMPLES
 
     @property
     def held_out_amount(self) -> int:
@@ -89,13 +87,13 @@ class DataUse:
 
     data: DataPlan
     stages: tuple[str, ...]
-    read_tokens: int
+    read: int
     counted: Counted
     names: tuple[str, ...] = ()
 
     @property
     def passes(self) -> float:
-        return self.read_tokens / max(1, self.counted.train_amount)
+        return self.read / max(1, self.counted.train_amount)
 
 
 def count(data: DataPlan) -> Counted:
@@ -162,8 +160,8 @@ def _use(data: DataPlan, stages: list[StagePlan], read: int, records: Mapping[st
 
 @dataclass(frozen=True)
 class DataRow:
-    """A text and what a run reads of it, as a report holds it. documents, bytes, tokens: of the training text. names:
-    of the source in mixtures.
+    """A text and what a run reads of it, as a report holds it. documents, bytes, amount: of the training text. amount,
+    held_out, read: in `unit`. names: of the source in mixtures.
 
     repeated_share: how much of the held-out text stands word for word in the training text; None where nobody searched.
     """
@@ -175,15 +173,16 @@ class DataRow:
     stages: tuple[str, ...]
     documents: int
     bytes: int
-    tokens: int
+    amount: int = field(metadata=unit_key())
     held_out_documents: int
     held_out_bytes: int
-    held_out_tokens: int
+    held_out: int = field(metadata=unit_key("held_out_{}"))
     tokens_are_estimated: bool
-    read_tokens: int
+    read: int = field(metadata=unit_key("read_{}"))
     passes: float
     repeated_share: float | None
     names: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_IF_EMPTY)
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 def data_rows(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> tuple[DataRow, ...]:
@@ -200,15 +199,16 @@ def _row(use: DataUse) -> DataRow:
         stages=use.stages,
         documents=use.data.train.documents,
         bytes=use.data.train.num_bytes,
-        tokens=use.counted.train_tokens,
+        amount=use.counted.train_amount,
         held_out_documents=use.data.held_out.documents,
         held_out_bytes=use.data.held_out.num_bytes,
-        held_out_tokens=use.counted.held_out_tokens,
+        held_out=use.counted.held_out_amount,
         tokens_are_estimated=use.counted.is_estimate,
-        read_tokens=use.read_tokens,
+        read=use.read,
         passes=use.passes,
         repeated_share=use.counted.repeated_share,
         names=use.names,
+        unit=use.counted.unit,
     )
 
 
@@ -219,17 +219,23 @@ def data_lines(rows: Sequence[DataRow]) -> list[str]:
 
 def _line(one: DataRow, is_alone: bool) -> str:
     about = "about " if one.tokens_are_estimated else ""
-    held_share = one.held_out_tokens / max(1, one.tokens + one.held_out_tokens)
+    held_share = one.held_out / max(1, one.amount + one.held_out)
     of = "" if is_alone else f" of {', '.join(one.stages)}"
     name = f" {' or '.join(map(repr, one.names))}" if one.names else ""
     repeated = ""
     if one.repeated_share is not None:
         share = _share(one.repeated_share).capitalize()
         repeated = f" {share} of the held-out text stands word for word in the training text."
+    if one.unit == SAMPLES:
+        return (
+            f"Data{name}{of}: {format_count(one.amount)} samples to train on; {format_count(one.held_out)} samples "
+            f"({_share(held_share)}) held out. {format_count(one.read)} samples are read: "
+            f"{format_number_of_passes(one.passes)} passes over the data."
+        )
     return (
-        f"Data{name}{of}: {_documents(one.documents)}, {about}{format_count(one.tokens)} tokens to train on; "
-        f"{_documents(one.held_out_documents)}, {about}{format_count(one.held_out_tokens)} tokens "
-        f"({_share(held_share)}) held out. {format_count(one.read_tokens)} tokens are read: "
+        f"Data{name}{of}: {_documents(one.documents)}, {about}{format_count(one.amount)} tokens to train on; "
+        f"{_documents(one.held_out_documents)}, {about}{format_count(one.held_out)} tokens "
+        f"({_share(held_share)}) held out. {format_count(one.read)} tokens are read: "
         f"{about}{format_passes(one.passes)}.{repeated}"
     )
 
@@ -249,99 +255,3 @@ def format_passes(passes: float) -> str:
 
 def format_number_of_passes(passes: float) -> str:
     return f"{passes:.2g}" if passes < 99.5 else format_count(passes)
-
-
-# --- what to beware of: the key, what is the matter, who says so --------------------------------
-
-
-def data_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    return [
-        *_rate_warnings(plan),
-        *_passes_warnings(plan),
-        *_seed_warnings(plan),
-        *_control_warnings(plan),
-        *_repeat_warnings(plan),
-    ]
-
-
-def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    optimizers = [stage.training.optimizer for run in plan.runs() for stage in run.stages]
-    too_high = [one for one in optimizers if one.lr > _HIGHEST_RATES[one.name]]
-    if not too_high:
-        return []
-    highest = max(too_high, key=lambda one: one.lr)
-    text = (
-        f"is {highest.lr:g}, at which no model learns: a step of {highest.name} then moves weights by far more than "
-        f"their size; usual are 1e-4 to 5e-3 for adamw and adam, up to 1 for sgd"
-    )
-    return [("training.optimizer.lr", text, "raystage's own rule of thumb: initial weights are about 0.02")]
-
-
-def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """One for each text, about the run that makes the most passes over it. max_repeats of a source takes the place of
-    the usual limit."""
-    parts = [part for run in plan.runs() for stage in run.stages for part in stage.data.parts]
-    limits = {part.data.content: part.max_repeats for part in parts if part.max_repeats is not None}
-    names = {part.data.content: part.name for part in parts if part.name}
-    most: dict[str, tuple[DataUse, str]] = {}
-    for run in plan.runs():
-        for use in uses(run):
-            text = use.data.content
-            if text not in most or use.passes > most[text][0].passes:
-                most[text] = use, run.name
-    return [
-        _passes_warning(use, name, names.get(content), limits.get(content, MOST_PASSES))
-        for content, (use, name) in most.items()
-        if use.passes > limits.get(content, MOST_PASSES)
-    ]
-
-
-def _passes_warning(use: DataUse, run: str, source: str | None, limit: float) -> tuple[str, str, str]:
-    about = "about " if use.counted.is_estimate else ""
-    return (
-        f"data.mixture.{source}" if source else "data",
-        f"has {about}{format_count(use.counted.train_tokens)} tokens to "
-        f"train on, and run {run!r} reads {format_count(use.read_tokens)}: "
-        f"{format_passes(use.passes)}. Beyond {limit:g} passes, repeated text is worth less and less. Use "
-        f"more text, or fewer tokens",
-        "2305.16264: up to 4 passes are about as good as new text",
-    )
-
-
-def _seed_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """A seed decides the order of the windows: with another one a source's cursor leads to other text."""
-    stages = plan.staged.stages
-    others = [stage.name for stage in stages if stage.reading is not None and stage.seed != stages[0].seed]
-    if not others:
-        return []
-    text = (
-        f"of {', '.join(others)} is not that of the first stage, so its sources are read in another order: some text "
-    )
-    return [("stages.seed", f"{text}is read a second time and some is left out", "the order follows from the seed")]
-
-
-def _control_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    if not any(stage.data.has_controls for stage in plan.staged.stages):
-        return []
-    text = (
-        "contains text that looks like control tokens of its tokenizer; it is encoded as text. Where one of them "
-        "ends a document, name it in data.document_separator"
-    )
-    return [("data", text, "a control token within a document would end it, or begin a role")]
-
-
-def _repeat_warnings(plan: Plan) -> list[tuple[str, str, str]]:
-    """About held-out text that was trained on, where this machine tokenized the text before."""
-    found = repeat_doubts(use.counted for use in uses(plan.staged))
-    return [("data", text, f"measured; raystage's limit is {format_share(MOST_REPEATED)}") for text in found]
-
-
-def repeat_doubts(counted: Iterable[Counted]) -> list[str]:
-    """Sentences about held-out text that was trained on."""
-    return [
-        f"has held-out text of which {'at least ' if one.looked_at < 1 else ''}{format_share(one.repeated_share)} "
-        f"stands word for word in the training text ({one.repeated} of {one.pieces} pieces of 64 tokens), so that "
-        f"losses are lower than on new text"
-        for one in counted
-        if one.repeated_share is not None and one.repeated_share > MOST_REPEATED
-    ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from raystage.config.schedule import Costs
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, to_json, unit_key
+from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
 from raystage.results.costs import Use, cost_of
 from raystage.results.data_use import DataRow
@@ -91,6 +92,7 @@ class ResultRow:
     train: tuple[TrainingPoint, ...]
     growth: GrowthRow | None
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
+    loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)

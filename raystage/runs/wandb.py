@@ -117,7 +117,7 @@ class WandbTracker(RunCallback):
         self._log(run, "train", train_row(point, stage.unit))
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        self._log(run, "eval", evaluation_row(point, stage.unit, losses_by_name(point, run)))
+        self._log(run, "eval", evaluation_row(point, stage, losses_by_name(point, run)))
 
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
         """The next attempt covers the same positions again: the curves go back, and get a number of their own."""

@@ -45,14 +45,15 @@ def train_row(point: TrainPoint, unit: Unit) -> Row:
     return row if point.mfu is None else {**row, "train/mfu": point.mfu}
 
 
-def evaluation_row(point: Evaluation, unit: Unit, by_source: Mapping[str, float] = NO_LOSSES) -> Row:
+def evaluation_row(point: Evaluation, stage: StagePlan, by_source: Mapping[str, float] = NO_LOSSES) -> Row:
     """by_source: of a mixture, by name the loss on each source."""
     row = {
-        unit: point.position,
+        stage.unit: point.position,
         "flops": point.flops,
         "eval/loss": point.loss,
-        "eval/perplexity": point.perplexity,
     }
+    if "perplexity" in stage.objective.judge.shows:
+        row["eval/perplexity"] = point.perplexity
     row |= {f"eval/{name}": value for name, value in point.metrics.items()}
     row |= {f"eval/loss/{name}": loss for name, loss in by_source.items()}
     return row if point.accuracy is None else {**row, "eval/accuracy": point.accuracy}

@@ -19,7 +19,8 @@ from raystage.planning.inputs import Sources
 from raystage.plans import keys
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
-from raystage.results.data_use import data_warnings, tokens_read
+from raystage.results.data_use import tokens_read
+from raystage.results.data_warnings import data_warnings
 from raystage.results.mixtures import mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space

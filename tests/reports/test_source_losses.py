@@ -50,7 +50,7 @@ def reported(texts: Path, stages: list[dict[str, Any]]) -> tuple[RunPlan, StageR
 def test_the_report_and_wandb_name_the_loss_on_every_source(texts: Path) -> None:
     run, record, report = reported(texts, [stage("one", mixture(texts, a=0.5, b=0.5))])
     assert to_json(report)["stages"][0]["evaluations"][0]["sources"] == {"a": 2.0, "b": 3.0}
-    row = evaluation_row(record.end, "tokens", losses_by_name(record.end, run))
+    row = evaluation_row(record.end, run.stages[-1], losses_by_name(record.end, run))
     assert (row["eval/loss"], row["eval/loss/a"], row["eval/loss/b"]) == (2.5, 2.0, 3.0)
 
 

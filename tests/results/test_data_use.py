@@ -17,7 +17,7 @@ from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
-from raystage.results import data_use
+from raystage.results import data_use, data_warnings
 from raystage.results.data_use import Counted, data_lines, data_rows
 
 
@@ -38,7 +38,7 @@ def test_the_counts_are_those_of_the_streams(texts: Path) -> None:
     (one,) = data_rows(plan.staged)
     assert to_json([one]) == plan_json(plan)["data"]
     streams = open_streams(plan.staged.stages[0].data, 257)
-    assert (one.tokens, one.held_out_tokens) == (len(streams.train), len(streams.held_out))
+    assert (one.amount, one.held_out) == (len(streams.train), len(streams.held_out))
     assert one.documents + one.held_out_documents == 12
     assert one.passes == pytest.approx(2000 / len(streams.train))
     assert not one.tokens_are_estimated
@@ -55,7 +55,7 @@ def test_of_a_tokenizer_tokens_are_estimated_until_the_text_was_tokenized(texts:
     assert ", about " in data_lines([one])[0]
     streams = open_streams(plan.staged.stages[0].data, 16)
     (one,) = data_rows(plan.staged)
-    assert (one.tokens, one.tokens_are_estimated) == (len(streams.train), False)
+    assert (one.amount, one.tokens_are_estimated) == (len(streams.train), False)
 
 
 def test_each_text_has_a_line_of_its_own(texts: Path, tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_each_text_has_a_line_of_its_own(texts: Path, tmp_path: Path) -> None:
     ]
     plan = make_plan(make_schedule(texts, stages=stages, model={"num_layers": 2}))
     first, second = data_rows(plan.staged)
-    assert (first.stages, first.read_tokens) == (("small",), 800)
-    assert (second.stages, second.read_tokens) == (("full",), 1200)
+    assert (first.stages, first.read) == (("small",), 800)
+    assert (second.stages, second.read) == (("full",), 1200)
     assert [line.split(":")[0] for line in data_lines([first, second])] == ["Data of small", "Data of full"]
 
 
@@ -114,7 +114,7 @@ def test_held_out_text_that_was_trained_on_is_a_doubt(repeated: int, doubted: bo
     records = {key: replace(record, data=counted(repeated)) for key, record in records.items()}
     report = build_report(plan, records, {})
     (one,) = report.data
-    assert (one.tokens, one.repeated_share) == (4000, repeated / 200)
+    assert (one.amount, one.repeated_share) == (4000, repeated / 200)
     said = "Text that was trained on is held out: the data has held-out text of which 10.0 % stands word for word"
     assert any(said in warning for warning in report.warnings) is doubted
     assert "## Data" in markdown(report)
@@ -129,7 +129,7 @@ def test_without_a_comparison_the_losses_are_doubted(texts: Path) -> None:
 
 
 def test_of_part_of_a_text_the_share_is_a_lower_bound() -> None:
-    (said,) = data_use.repeat_doubts([Counted(**counted(20, looked_at=0.5))])
+    (said,) = data_warnings.repeat_doubts([Counted(**counted(20, looked_at=0.5))])
     assert "at least 10.0 %" in said
 
 

@@ -472,15 +472,16 @@ def test_mfu_is_logged_where_it_is_known(plan, records):
 
 def test_metrics_of_the_schedule_stand_beside_the_loss(plan, records):
     point = replace(records[plan.staged.stages[0].key].end, metrics={"exact_match": 0.25, "f1/10": 0.5})
-    row = evaluation_row(point, "tokens")
+    row = evaluation_row(point, plan.staged.stages[0])
     assert (row["eval/exact_match"], row["eval/f1/10"]) == (0.25, 0.5)
 
 
 def test_accuracy_is_left_out_where_nobody_counted(plan, records):
     point = records[plan.staged.stages[0].key].end
     quality = {"eval/loss", "eval/perplexity"}
-    assert set(evaluation_row(point, "tokens")) == {"tokens", "flops", "eval/accuracy"} | quality
-    assert set(evaluation_row(replace(point, accuracy=None), "tokens")) == {"tokens", "flops"} | quality
+    stage = plan.staged.stages[0]
+    assert set(evaluation_row(point, stage)) == {"tokens", "flops", "eval/accuracy"} | quality
+    assert set(evaluation_row(replace(point, accuracy=None), stage)) == {"tokens", "flops"} | quality
 
 
 def test_a_result_row_holds_the_stages_own_figures(plan, records):
