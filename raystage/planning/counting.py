@@ -29,6 +29,8 @@ def fix_units(draft: StageDraft, context: Context) -> StageDraft:
     _check_batch(written.training, stage.training, unit, other, stage)
     training = _in_unit(stage.training, unit, other)
     until = _without_epochs(_checked_until(stage.until, "until", unit, other, stage), draft)
+    if training is stage.training and until is stage.until:
+        return draft
     return replace(draft, stage=stage.model_copy(update={"training": training, "until": until}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.schedule import Schedule
@@ -77,7 +78,7 @@ class StageDraft:
     def step_schedule(self) -> StepSchedule:
         return step_schedule(self.training, self.shape.context_length)
 
-    @property
+    @cached_property
     def duration(self) -> int:
         return self.step_schedule.duration(self.steps)
 

@@ -53,7 +53,7 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
     freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.duration)
     if draft.index == 0 and context.init is not None:
         _check_first_growth(draft.grow)
-    return replace(draft, freezing=freezing)
+    return replace(draft, freezing=freezing) if freezing else draft
 
 
 # --- the shape --------------------------------------------------------------------------------

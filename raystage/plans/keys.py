@@ -96,14 +96,17 @@ def _leaves_counts(stage: StagePlan, steps: int) -> bool:
     A stage that may end early is judged by its earliest end. Checkpoints written before these counts existed lack them,
     so such a stage needs another key than it had then.
     """
-    growth, betas = stage.growth, stage.training.optimizer.used().get("betas", ())
+    growth = stage.growth
     has_state = growth is not None and growth.optimizer_state == "grow"
     if not has_state or (stage.init and not stage.init.keeps_optimizer_state):
         return False
     by = operators_of(growth.operator)
     parts = {PART_OF.get(field, field) for field in changed_fields(stage.parent_shape, stage.shape)} - _WHOLLY_NEW
     is_mixed = any(part not in by or by[part].name not in _WITHOUT_STATE for part in parts)
-    return is_mixed and not is_settled(1 if stage.until else steps + 1, math.inf, betas)
+    if not is_mixed:
+        return False
+    betas = stage.training.optimizer.used().get("betas", ())
+    return not is_settled(1 if stage.until else steps + 1, math.inf, betas)
 
 
 def _key(stage: StagePlan, steps: int) -> str:

@@ -46,7 +46,7 @@ class Growth:
         rewarm = {"rewarm": {"factor": self.rewarm.factor, "tokens": self.rewarm.rise}} if self.rewarm else {}
         return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
 
-    @property
+    @cached_property
     def duration(self) -> int:
         """For how long from the stage's start new parameters have a rate or a mask of their own."""
         return max(2 * self.rewarm.rise if self.rewarm else 0, self.options.grow_tokens or 0)
@@ -139,7 +139,7 @@ class StagePlan:
         """What its progress is counted in."""
         return self.objective.entry.unit
 
-    @property
+    @cached_property
     def step_schedule(self) -> StepSchedule:
         """Its steps: all equal, except where a ramp changes them."""
         return step_schedule(self.training, self.shape.context_length)
@@ -166,7 +166,7 @@ class StagePlan:
         training = self.training
         return training.workers.most, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
 
-    @property
+    @cached_property
     def growth_flops(self) -> int:
         """FLOPs of the growth: 0, except for operators that fit something."""
         if self.growth is None:
@@ -174,7 +174,7 @@ class StagePlan:
         amount = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch
         return amount * self.unit_flops(self.shape.context_length)
 
-    @property
+    @cached_property
     def training_flops(self) -> int:
         """FLOPs of the training, without the growth."""
         return self.step_schedule.flops(self.steps, self.unit_flops)
