@@ -157,7 +157,7 @@ def test_cursors_go_on_and_tokens_are_those_of_the_text(text: Path) -> None:
     assert stages[3].reading.at(240)[1] == 0
     assert [tokens_read(stage) for stage in stages] == [{content: 800}] * 4
     (use,) = uses(plan.staged)
-    assert use.read_tokens == 3200
+    assert use.read == 3200
 
 
 def test_after_a_stage_that_ended_early_the_text_goes_on_from_its_real_end(text: Path) -> None:
