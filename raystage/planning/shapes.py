@@ -26,7 +26,7 @@ from raystage.sources.corpus import LargestToken
 def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the model's shape. What is not given of its rotary positions and norms' eps comes from the model before."""
     before, model = context.shape_before, draft.stage.model
-    shape = resolve_shape(model, draft.data, draft.objective)
+    shape = _with_vocabulary(before, resolve_shape(model, draft.data, draft.objective), model)
     shape = _with_positions(before, shape, _asked_positions(context.schedule, draft.index))
     if before and model.norm_eps is None:
         shape = _with_inherited_eps(before, shape, draft.grow)
@@ -127,6 +127,14 @@ def _of_head(data: StageText, objective: ObjectivePlan) -> dict[str, Any]:
     head = objective.entry.head
     classes = {"num_classes": data.samples.num_classes} if head == "classes" else {}
     return {"head": head, **classes} if head else {}
+
+
+def _with_vocabulary(before: ModelShape | None, shape: ModelShape, model: Model) -> ModelShape:
+    """With the vocabulary of the model before where that is larger and none is written: an objective may have added a
+    token, and tokens are not taken away."""
+    if before is None or model.vocab_size is not None or before.vocab_size <= shape.vocab_size or not shape.vocab_size:
+        return shape
+    return replace(shape, vocab_size=before.vocab_size)
 
 
 def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
