@@ -83,7 +83,7 @@ def placed(stage: StagePlan, position: int, steps: int, flops: int) -> StagePlan
     end.
     """
     by = stage.start - position
-    if not by:
+    if not by and stage.start_steps == steps:
         return stage
     rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
     earlier = (*stage.earlier[:-1], *(replace(one, end=position) for one in stage.earlier[-1:]))

@@ -278,10 +278,11 @@ class Progress:
 
 
 def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
-    """The stage as it is trained after `before`, its finished parent."""
+    """The stage as it is trained after `before`, its finished parent. Where the unit changes, positions begin anew."""
     if before is None or not before.evaluations:
         return stage
-    return placed(stage, before.end.position, before.end.steps, before.end.flops)
+    position = before.end.position if before.unit == stage.unit else 0
+    return placed(stage, position, before.end.steps, before.end.flops)
 
 
 def with_real_ends(stage: StagePlan, record_of: Callable[[str], StageRecord | None]) -> StagePlan:

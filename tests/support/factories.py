@@ -82,7 +82,7 @@ def make_record(stage: StagePlan, eval_loss: float, **changes: object) -> StageR
         "train": (TrainPoint(end.position, end.steps, end.flops, 1.0, eval_loss + 0.1, 2e-3, 0.5, 1e4),),
         "evaluations": (end,),
     }
-    return StageRecord(**{**facts, **changes})
+    return StageRecord(**{**facts, "unit": stage.unit, **changes})
 
 
 def make_growth(stage: StagePlan, before: float, after: float) -> GrowthRecord:
