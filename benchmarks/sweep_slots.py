@@ -196,7 +196,7 @@ def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageReco
         num_params=stage.num_params,
         num_workers=stage.training.workers.most,
         zero_stage=stage.training.zero_stage,
-        tokens=stage.duration,
+        duration=stage.duration,
         steps=stage.steps,
         flops=stage.flops,
         seconds=0.0,
@@ -208,6 +208,7 @@ def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageReco
         evaluations=(end,),
         prefix=Prefix(prefix.key, prefix.duration, prefix.flops, 0.0) if prefix else None,
         trained_for=run,
+        unit=stage.unit,
     )
 
 

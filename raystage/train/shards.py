@@ -85,7 +85,7 @@ def make_manifest(
         step=progress.steps,
         tokens=progress.position,
         data_cursor={
-            "tokens": progress.position,
+            stage.unit: progress.position,
             "seed": stage.seed,
             "fingerprint": stage.data.fingerprint,
             "tokenizer": stage.data.tokenizer,

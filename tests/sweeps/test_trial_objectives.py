@@ -14,12 +14,12 @@ from raystage.sweeps.trial import measure
 
 
 def point(flops: int, loss: float | None) -> EvaluationPoint:
-    return EvaluationPoint(tokens=0, steps=0, flops=flops, seconds=0.0, loss=loss, run_seconds=flops / 100)
+    return EvaluationPoint(position=0, steps=0, flops=flops, seconds=0.0, loss=loss, run_seconds=flops / 100)
 
 
 def stage(curve: list[tuple[int, float | None]]) -> StageRow:
     return StageRow(
-        name="stage", key="key", state="FINISHED", num_params=1, num_layers=1, num_workers=1, zero_stage=1, tokens=0,
+        name="stage", key="key", state="FINISHED", num_params=1, num_layers=1, num_workers=1, zero_stage=1, duration=0,
         steps=0, flops=curve[-1][0], seconds=0.0, worker_seconds=0.0, peak_memory_bytes=0, eval_loss=curve[-1][1],
         evaluations=tuple(point(*pair) for pair in curve), train=(), growth=None,
     )  # fmt: skip
