@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from raystage.growth.checks import changed_fields, exchanges_head
 from raystage.growth.operators import WIDTHS, width_operator
 from raystage.models import rope
 from raystage.models.shape import num_params
@@ -66,9 +67,12 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
 
 
 def grows(stage: StagePlan) -> bool:
-    """Whether a stage has more parameters than its parent. Every stage after the first has a growth, which may add
-    nothing."""
-    return stage.parent_shape is not None and num_params(stage.parent_shape) != stage.num_params
+    """Whether the body of a stage's model is larger than that of its parent. Every stage after the first has a growth,
+    which may add nothing, or another head."""
+    before = stage.parent_shape
+    if before is None or num_params(before) == stage.num_params:
+        return False
+    return not exchanges_head(before, stage.shape) or bool(changed_fields(before, stage.shape))
 
 
 def _late_under_cosine(plan: Plan, index: int, stage: StagePlan) -> Advice | None:

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 from raystage.plans.plan import Plan
 from raystage.results.data_use import Counted, DataUse, format_passes, uses
+from raystage.sources.labelled.asked import not_held_out
 from raystage.units import format_count, format_share
 
 # Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
 MOST_PASSES = 4
 # The share of the held-out text that may occur word for word in the training text.
 MOST_REPEATED = 0.01
+_MOST_NAMES = 5
 # A step of Adam moves every weight by about the learning rate; initial weights are about 0.02.
 _HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
 
@@ -23,6 +25,7 @@ def data_warnings(plan: Plan) -> list[tuple[str, str, str]]:
         *_seed_warnings(plan),
         *_control_warnings(plan),
         *_repeat_warnings(plan),
+        *_class_warnings(plan),
     ]
 
 
@@ -80,6 +83,17 @@ def _seed_warnings(plan: Plan) -> list[tuple[str, str, str]]:
         f"of {', '.join(others)} is not that of the first stage, so its sources are read in another order: some text "
     )
     return [("stages.seed", f"{text}is read a second time and some is left out", "the order follows from the seed")]
+
+
+def _class_warnings(plan: Plan) -> list[tuple[str, str, str]]:
+    """About classes that no held-out sample has."""
+    data = {part.data.content: part.data for stage in plan.staged.stages for part in stage.data.parts}
+    unheard = [name for one in data.values() if one.samples is not None for name in not_held_out(one.samples)]
+    if not unheard:
+        return []
+    names = ", ".join(unheard[:_MOST_NAMES]) + (", ..." if len(unheard) > _MOST_NAMES else "")
+    text = f"holds out no sample of {names}, so that the report says nothing about them; hold out more"
+    return [("data.validation_fraction", text, "a class is judged by its held-out samples")]
 
 
 def _control_warnings(plan: Plan) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from factories import make_record, make_records
-from labelled_files import texts, write_jsonl
+from labelled_files import images, texts, write_jsonl, write_npz
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.errors import InputError
@@ -18,7 +18,9 @@ from raystage.files.typed_json import to_json
 from raystage.models.shape import sample_flops
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
+from raystage.reports.advice import grows
 from raystage.reports.build import build_report
+from raystage.results.data_warnings import data_warnings
 from raystage.results.record import StageRecord
 from raystage.results.report import report_from_json
 
@@ -196,3 +198,33 @@ def test_a_report_of_samples_is_read_back_as_it_was() -> None:
     )  # fmt: skip
     assert content["stages"][0]["perplexity"] is None
     assert report_from_json(content) == report
+
+
+# --- warnings -------------------------------------------------------------------------------------
+
+
+def test_a_class_that_is_not_held_out_is_named(tmp_path: Path) -> None:
+    """One image of a class in twenty: it is on one side or the other."""
+    pairs = [(pixels, "often") for pixels, _ in images(40)] + [(images(41)[-1][0], "once")]
+    data = {"source": "arrays", "path": str(write_npz(tmp_path / "a", pairs)), "validation_fraction": 0.05}
+    plan = digits({}, data=data)
+    said = [text for _, text, _ in data_warnings(plan) if "holds out no sample of" in text]
+    missing = [name for name, count in zip(*_held_out(plan), strict=True) if not count]
+    assert [text.split(",")[0] for text in said] == [f"holds out no sample of {name}" for name in missing]
+    assert missing == ["once"]
+
+
+def _held_out(plan: Plan) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    samples = plan.staged.stages[0].data.samples
+    return samples.classes, samples.held_out
+
+
+def test_a_stage_that_only_exchanges_its_head_does_not_grow() -> None:
+    stages = [
+        {"name": "seen", "objective": "denoising", "until": {"samples": 100}},
+        {"name": "one", "until": {"samples": 20}},
+    ]
+    plan = digits({}, stages=stages)
+    assert [grows(stage) for stage in plan.staged.stages] == [False, False]
+    stages[1] |= {"model": {"num_layers": 2}, "grow": {"operator": "stack"}}
+    assert [grows(stage) for stage in digits({}, stages=stages).staged.stages] == [False, True]
