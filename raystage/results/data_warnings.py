@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from raystage.plans.plan import Plan
 from raystage.results.data_use import Counted, DataUse, format_passes, uses
 from raystage.sources.labelled.asked import not_held_out
-from raystage.units import format_count, format_share
+from raystage.units import TOKENS, format_count, format_share
 
 # Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
 MOST_PASSES = 4
@@ -44,7 +45,7 @@ def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
     """One for each text, about the run that makes the most passes over it. max_repeats of a source takes the place of
-    the usual limit."""
+    the usual limit, which is that of language models: samples are usually read many times."""
     parts = [part for run in plan.runs() for stage in run.stages for part in stage.data.parts]
     limits = {part.data.content: part.max_repeats for part in parts if part.max_repeats is not None}
     names = {part.data.content: part.name for part in parts if part.name}
@@ -57,7 +58,7 @@ def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
     return [
         _passes_warning(use, name, names.get(content), limits.get(content, MOST_PASSES))
         for content, (use, name) in most.items()
-        if use.passes > limits.get(content, MOST_PASSES)
+        if use.passes > limits.get(content, MOST_PASSES if use.counted.unit == TOKENS else math.inf)
     ]
 
 
