@@ -18,6 +18,7 @@ from raystage.plans.plan import Plan, RunPlan
 from raystage.sweeps.config import Sweep
 from raystage.sweeps.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
 from raystage.sweeps.tree import Chain, Tree, build
+from raystage.units import TOKENS
 
 # After so many repeated draws in a row, the space is assumed to have no other points.
 MOST_REPEATS = 1_000
@@ -118,11 +119,13 @@ class Planner:
             content = applied(self.sweep.base, config) | {"name": f"{self.sweep.name}-{number}"}
             if self._flops is not None:
                 content = self._with_equal_flops(content)
-            return Trial(number, config, content, self._plan(content))
+            found = Trial(number, config, content, self._plan(content))
         except InputError as error:
             place = f"{error.key}: " if error.key else ""
             problem = f"trial {number} ({describe(config)}): {place}{error.problem}"
             raise InputError(problem, file=self.sweep.file) from None
+        _check_scheduler(self.sweep, found.plan)
+        return found
 
     def _plan(self, content: dict[str, Any]) -> Plan:
         if not self.sweep.needs_baselines:
@@ -157,6 +160,19 @@ def _check_single(schedule: Schedule) -> None:
         paths = ", ".join(schedule.baseline.tune)
         problem = f"found {paths} in the schedule of a sweep"
         raise InputError(f"{problem}; expected none, and its values in the sweep's space", key="baseline.tune")
+
+
+def _check_scheduler(sweep: Sweep, plan: Plan) -> None:
+    """Refuse lengths in tokens for trials that count samples: no trial would ever reach them."""
+    if all(stage.unit == TOKENS for stage in plan.staged.stages):
+        return
+    grace, after = sweep.scheduler.grace, sweep.scheduler.after_growth
+    if grace is not None and grace.tokens is not None:
+        problem = "found tokens for trials that count samples; expected flops"
+        raise InputError(problem, key="scheduler.grace.tokens", file=sweep.file)
+    if after is not None:
+        problem = "found tokens for trials that count samples; expected name: asha with a grace in flops"
+        raise InputError(problem, key="scheduler.after_growth.tokens", file=sweep.file)
 
 
 def _settings(sweep: Sweep, config: Config) -> tuple[tuple[str, ...], ...]:

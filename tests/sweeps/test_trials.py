@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raystage.config.schedule import parse
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
 from raystage.planning.build import make_plan
+from raystage.sweeps.config import load
 from raystage.sweeps.trials import SweepPlan, plan_sweep
-from sweeps import SPACE, make_sweep
+from sweeps import SPACE, make_sweep, write_sweep
 
 LENGTHS = "stages[0].until.tokens: {grid: [400, 800, 1200]}"
 
@@ -116,3 +118,39 @@ def test_a_trial_that_cannot_be_planned_is_named(tmp_path: Path) -> None:
         f"{tmp_path / 'sweep.yaml'}: trial 3 (model.num_heads=4, model.hidden_size=12): model.hidden_size: found 12 "
         "for 4 heads; expected a multiple of 8 (rotary positions need heads of even size), or a head_size beside it"
     )
+
+
+# --- trials that count samples --------------------------------------------------------------------
+
+DIGITS = {
+    "name": "tiny",
+    "data": {"source": "arrays", "path": "sklearn-digits"},
+    "objective": "classification",
+    "model": {"family": "vit", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 2},
+    "training": {"global_batch_samples": 10},
+    "stages": [{"name": "one", "until": {"samples": 100}}],
+}
+
+
+def digits(folder: Path, **scheduler: object) -> SweepPlan:
+    path = write_sweep(folder, "stages[0].until.samples: {grid: [100, 200]}", scheduler=scheduler)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(DIGITS))
+    return plan_sweep(load(path))
+
+
+def test_trials_of_samples_share_their_beginning_and_end_early_by_flops(tmp_path: Path) -> None:
+    plan = digits(tmp_path, name="asha", grace={"flops": 1000})
+    assert [trial.plan.staged.duration for trial in plan.trials] == [100, 200]
+    assert plan.trials[0].plan.staged.unit == "samples"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "key"),
+    [
+        ({"name": "asha", "grace": 50}, "grace"),
+        ({"name": "lag", "after_growth": {"tokens": 50, "keep": 1}}, "after_growth"),
+    ],
+)
+def test_no_trial_of_samples_is_judged_after_some_tokens(tmp_path: Path, scheduler: dict, key: str) -> None:
+    with pytest.raises(InputError, match=rf"scheduler\.{key}\.tokens: found tokens for trials that count samples"):
+        digits(tmp_path, **scheduler)
