@@ -19,7 +19,7 @@ from labelled_files import png
 ROWS, ROW_BYTES = 12_000, 10_000
 SIDE = 100  # of an image in pixels
 LIMIT_MIB = 56  # of 114 MiB of text
-# Of as many bytes of images. Arrow needs about 50 MiB to read and Pillow to decode a group of them, whatever their number.
+# Of as many bytes of images. To read and decode a group of them, Arrow and Pillow need about 50 MiB.
 IMAGES_MIB = 80
 
 SCRIPT = """
