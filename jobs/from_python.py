@@ -11,7 +11,7 @@ import raystage
 schedule = raystage.load(sys.argv[1], sys.argv[2:])
 plan = raystage.plan(schedule)
 for stage in plan.staged.stages:
-    print(f"{stage.name}: {stage.shape.num_layers} layers, {stage.tokens} tokens, {stage.flops:.3g} FLOPs")
+    print(f"{stage.name}: {stage.shape.num_layers} layers, {stage.duration} {stage.unit}, {stage.flops:.3g} FLOPs")
 
 # %% Train it. What the store has finished is not trained again. The first Ctrl-C saves and stops.
 report = raystage.run(schedule)

@@ -204,13 +204,13 @@ class Report:
     def curves(self) -> pandas.DataFrame:
         """Every evaluation of the staged run and its baselines: columns run, stage, tokens, flops, seconds, loss.
 
-        tokens, flops and seconds (wall-clock without evaluation) are counted from the run's start; loss is in nats per
-        token. Raises InputError for a sweep: its trials are `trials()`, and each is a run with a report of its own.
+        tokens (samples, where the last stage counts samples), flops and seconds (wall-clock without evaluation) are
+        counted from the run's start; the loss of language models is in nats per token. Raises InputError for a sweep: its trials are `trials()`, and each is a run with a report of its own.
         """
         self._expect(False, "trials()")
         rows = [("staged", stage.name, point) for stage in stage_curves(self.found) for point in stage.points]
         rows += [(one.name, None, point) for one in baseline_curves(self.found) for point in one.points]
-        columns = ["run", "stage", "tokens", "flops", "seconds", "loss"]
+        columns = ["run", "stage", self.found.unit, "flops", "seconds", "loss"]
         return pandas.DataFrame(
             [(run, stage, at.position, at.flops, at.seconds, at.loss) for run, stage, at in rows], columns=columns
         )
