@@ -205,7 +205,8 @@ class Report:
         """Every evaluation of the staged run and its baselines: columns run, stage, tokens, flops, seconds, loss.
 
         tokens (samples, where the last stage counts samples), flops and seconds (wall-clock without evaluation) are
-        counted from the run's start; the loss of language models is in nats per token. Raises InputError for a sweep: its trials are `trials()`, and each is a run with a report of its own.
+        counted from the run's start; the loss of language models is in nats per token. Raises InputError for a sweep:
+        its trials are `trials()`, and each is a run with a report of its own.
         """
         self._expect(False, "trials()")
         rows = [("staged", stage.name, point) for stage in stage_curves(self.found) for point in stage.points]
