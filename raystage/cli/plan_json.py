@@ -28,7 +28,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "stages": [_stage(stage, plan.staged) | _sources(reads.get(stage.name, [])) for stage in plan.staged.stages],
         "baseline": {
             "runs": [_baseline(run) for run in plan.baselines],
-            **({"data": reads} if (reads := baseline_reads(plan)) else {}),
+            **({"data": of_baseline} if (of_baseline := baseline_reads(plan)) else {}),
             "flops_shared": plan.baseline_flops_shared(),
             "flops_apart": sum(run.flops for run in plan.baselines),
         },

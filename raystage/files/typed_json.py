@@ -35,7 +35,7 @@ def json_key(key: str) -> dict[str, Any]:
 
 
 def unit_key(pattern: str = "{}") -> dict[str, Any]:
-    """The metadata of a field whose name in JSON has the unit in it: "start_{}" is start or start_samples."""
+    """The metadata of a field whose name in JSON has the unit in it: "start_{}" is start_tokens or start_samples."""
     return {_KEY: pattern}
 
 

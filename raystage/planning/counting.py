@@ -28,14 +28,15 @@ def fix_units(draft: StageDraft, context: Context) -> StageDraft:
         _check_length(part, key, unit, other, stage)
     _check_batch(written.training, stage.training, unit, other, stage)
     training = _in_unit(stage.training, unit, other)
-    until = _without_epochs(_checked_until(stage.until, "until", unit, other, stage), draft)
+    _check_until(stage.until, "until", unit, other, stage)
+    until = _without_epochs(stage.until, draft)
     if training is stage.training and until is stage.until:
         return draft
     return replace(draft, stage=stage.model_copy(update={"training": training, "until": until}))
 
 
 def _check_order(draft: StageDraft, context: Context) -> None:
-    """Refuse a third change of the unit, after which positions of the run would come a second time."""
+    """Refuse a second change of the unit, after which positions of the run would come a second time."""
     units = [stage.unit for stage in context.stages] + [draft.unit]
     changes = [index for index in range(1, len(units)) if units[index] != units[index - 1]]
     if len(changes) > 1 and changes[-1] == draft.index:
@@ -110,7 +111,7 @@ def _with_default(evaluate: Evaluate, samples: int | None) -> Evaluate:
 # --- until --------------------------------------------------------------------------------------
 
 
-def _checked_until(until: Until, key: str, unit: Unit, other: Unit, stage: Stage) -> Until:
+def _check_until(until: Until, key: str, unit: Unit, other: Unit, stage: Stage) -> None:
     if getattr(until, other) is not None:
         raise InputError(_wrong(other, unit, stage), key=f"{key}.{other}")
     if unit == SAMPLES and until.mixing is not None:
@@ -118,8 +119,7 @@ def _checked_until(until: Until, key: str, unit: Unit, other: Unit, stage: Stage
                          key=f"{key}.mixing")  # fmt: skip
     for name in ("any", "all"):
         for index, part in enumerate(getattr(until, name) or ()):
-            _checked_until(part, f"{key}.{name}[{index}]", unit, other, stage)
-    return until
+            _check_until(part, f"{key}.{name}[{index}]", unit, other, stage)
 
 
 def _without_epochs(until: Until, draft: StageDraft, key: str = "until") -> Until:

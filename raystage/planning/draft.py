@@ -83,7 +83,7 @@ class StageDraft:
         return self.step_schedule.duration(self.steps)
 
     def unit_flops(self, context_length: int) -> int:
-        """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+        """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass."""
         return unit_flops(self.shape, self.teacher, context_length, self.unit)
 
     @property

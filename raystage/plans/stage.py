@@ -211,11 +211,11 @@ class StagePlan:
         return sample_length(context_length, self.unit)
 
     def model_flops(self, context_length: int) -> int:
-        """FLOPs of one token in a context of this length for training the model, without its teacher."""
+        """FLOPs of one token or sample in a context of this length for training the model, without its teacher."""
         return unit_flops(self.shape, None, context_length, self.unit)
 
     def unit_flops(self, context_length: int) -> int:
-        """Training FLOPs of one token in a context of this length, with the teacher's forward pass."""
+        """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass."""
         return unit_flops(self.shape, self.teacher, context_length, self.unit)
 
     @property

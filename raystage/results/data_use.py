@@ -22,15 +22,13 @@ from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 
 # Of byte-level BPE on English text, roughly. On other text and on code it is less.
 _BYTES_PER_TOKEN = 4
-
-
 # In records of samples only.
 _OF_SAMPLES = {"train_samples", "held_out_samples"}
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The tokens of both sides. is_estimate: from the bytes.
+    """The tokens of both sides, and of samples their numbers. is_estimate: from the bytes.
 
     repeated: how many of `pieces` of the held-out text occur in the training text, of which the share `looked_at` was
     searched. None where nobody searched.
@@ -103,8 +101,7 @@ def count(data: DataPlan) -> Counted:
         return Counted.of_index(index)
     sides = data.train, data.held_out
     if data.samples is not None:
-        samples = data.train.documents, data.held_out.documents
-        return Counted(0, 0, train_samples=samples[0], held_out_samples=samples[1])
+        return Counted(0, 0, train_samples=data.train.documents, held_out_samples=data.held_out.documents)
     if data.train.num_tokens is not None:
         return Counted(data.train.num_tokens, data.held_out.num_tokens)
     if data.tokenizer == BYTE_TOKENIZER:
