@@ -1,7 +1,7 @@
 """From a schedule to a plan: every stage of every run with all its values, its key, its FLOPs and its memory.
 
 Nothing here imports torch or ray. The driver carries a plan out and `raystage plan` prints it; the same schedule always
-gives the same plan. The types of a plan are in `plan.plan`, the keys in `plan.keys`.
+gives the same plan. The types of a plan are in `plans.plan`, the keys in `plans.keys`.
 """
 
 from __future__ import annotations

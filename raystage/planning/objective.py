@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
 from raystage.config.schedule import Init
-from raystage.data.plan import DataPlan, StageText, vocabulary_problem
+from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
 from raystage.growth.explain import head_in_words
@@ -34,9 +34,7 @@ def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
     _check_options(written)
     _check_family(written, draft.stage.model.family)
     find = _FINDERS.get(written.name)
-    plan = find(written, draft.data, context.sources) if find else ObjectivePlan(written.name)
-    if plan.entry.head == "pixels":
-        plan = replace(plan, options={**plan.options, "patch_size": draft.stage.model.patch_size})
+    plan = find(written, draft, context.sources) if find else ObjectivePlan(written.name)
     teacher = _find_teacher(written.teacher, draft, context) if "teacher" in plan.entry.needs else None
     return replace(draft, objective=plan, teacher=teacher)
 
@@ -93,13 +91,13 @@ def check_documents(draft: StageDraft, context: Context) -> StageDraft:
 # --- masked_lm ----------------------------------------------------------------------------------
 
 
-def _masked_lm(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
-    if data.tokenizer_size is None:
-        problem = f"found the tokenizer {data.tokenizer!r}, whose files are not on this machine"
+def _masked_lm(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
+    if draft.data.tokenizer_size is None:
+        problem = f"found the tokenizer {draft.data.tokenizer!r}, whose files are not on this machine"
         raise InputError(f"{problem}; expected a folder, or one that was downloaded before", key="data.tokenizer")
-    mask = _mask_id(written.mask_token, data, sources)
-    options = {"mask_share": written.mask_share, "mask_id": mask, "num_ids": data.tokenizer_size}
-    return ObjectivePlan(written.name, options, options, num_ids=max(mask + 1, data.tokenizer_size))
+    mask = _mask_id(written.mask_token, draft.data, sources)
+    options = {"mask_share": written.mask_share, "mask_id": mask, "num_ids": draft.data.tokenizer_size}
+    return ObjectivePlan(written.name, options, options, num_ids=max(mask + 1, draft.data.tokenizer_size))
 
 
 def _mask_id(token: str | None, data: DataPlan, sources: Sources) -> int:
@@ -117,7 +115,7 @@ def _mask_id(token: str | None, data: DataPlan, sources: Sources) -> int:
 # --- own ----------------------------------------------------------------------------------------
 
 
-def _own(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
+def _own(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
     if written.function is None:
         problem = "missing; expected the loss of own, for example function: my.losses:smooth"
         raise InputError(problem, key="objective.function")
@@ -216,7 +214,7 @@ def alone(draft: StageDraft) -> StageDraft:
     return replace(draft, objective=NEXT_TOKEN, teacher=None)
 
 
-def _distillation(written: ObjectiveSection, data: DataPlan, sources: Sources) -> ObjectivePlan:
+def _distillation(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
     if written.teacher is None:
         problem = "missing; expected the model to learn from: an earlier stage, a folder or a hub name"
         raise InputError(problem, key=TEACHER_KEY)
@@ -247,20 +245,20 @@ def _find_teacher(name: str, draft: StageDraft, context: Context) -> TeacherPlan
 # --- samples ------------------------------------------------------------------------------------
 
 
-def _classification(written: ObjectiveSection, data: StageText, sources: Sources) -> ObjectivePlan:
-    classes = data.samples.classes
+def _classification(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
+    classes = draft.data.samples.classes
     smoothing = {"label_smoothing": written.label_smoothing} if written.label_smoothing else {}
     return ObjectivePlan(written.name, {"classes": classes, **smoothing}, {"classes": list(classes), **smoothing})
 
 
-def _denoising(written: ObjectiveSection, data: StageText, sources: Sources) -> ObjectivePlan:
+def _denoising(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
     is_masked = "mask_share" in written.model_fields_set
     if is_masked and written.noise is not None:
         problem = f"found {written.noise:g} beside mask_share {written.mask_share:g}"
         raise InputError(f"{problem}; expected one of them", key="objective.noise")
     noise = None if is_masked else written.noise or DEFAULT_NOISE
     options = {"noise": noise, "mask_share": written.mask_share if is_masked else None}
-    return ObjectivePlan(written.name, options, options)
+    return ObjectivePlan(written.name, {**options, "patch_size": draft.stage.model.patch_size}, options)
 
 
 DEFAULT_NOISE = 0.3

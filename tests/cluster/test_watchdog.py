@@ -50,6 +50,7 @@ def test_who_ignores_ctrl_c_still_does(shutdown_signal: ShutdownSignal) -> None:
     shutdown_signal.install()
     os.kill(os.getpid(), signal.SIGINT)
     shutdown_signal.check()
+    assert shutdown_signal.received_at is None
 
 
 def test_the_second_time_it_is_meant(shutdown_signal: ShutdownSignal) -> None:
