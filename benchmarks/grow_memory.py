@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from raystage.models.shape import ModelShape, parameters
-from raystage.models.transformers_tables import LLAMA
+from raystage.models.tables.llama import LLAMA
 
 SHAPE = ModelShape("llama", 12, 1536, 12, 12, 128, 6144, 32000, 2048)
 SHARD_BYTES = 500 * 10**6

@@ -21,7 +21,7 @@ from raystage.growth.operators import (
 from raystage.growth.width import WIDTH_OPERATORS, Stream
 from raystage.models.families import FAMILIES, family_of
 from raystage.models.shape import ModelShape, heads_problem
-from raystage.models.transformers_tables import UPCYCLED
+from raystage.models.tables.mixtures import UPCYCLED
 from raystage.units import shown
 
 # Fields that have no parameters, but of which every value makes another function of the same weights.

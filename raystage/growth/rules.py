@@ -18,7 +18,7 @@ from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import UNITS, Axis, Family, ParameterSpec
-from raystage.models.transformers_tables import UPCYCLED
+from raystage.models.tables.mixtures import UPCYCLED
 
 _UNITS = tuple(unit for unit in UNITS if unit != "expert")
 

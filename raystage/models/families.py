@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from raystage.models.table import Family
-from raystage.models.transformers_tables import BUILT_IN
+from raystage.models.tables.bert import BERT
+from raystage.models.tables.gpt import GPT2
+from raystage.models.tables.images import VIT
+from raystage.models.tables.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from raystage.models.tables.mixtures import MIXTRAL
+
+# Those that transformers builds; their tables are in `models.tables`, by kind.
+BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
 

@@ -16,7 +16,7 @@ from raystage.errors import InputError
 from raystage.models.families import FAMILIES, UNKNOWN
 from raystage.models.shape import ModelShape, Parameter, parameters, table_of
 from raystage.models.table import Family, ParameterSpec, fixed
-from raystage.models.transformers_tables import UPCYCLED
+from raystage.models.tables.mixtures import UPCYCLED
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -24,12 +24,12 @@ from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_in
 from raystage.growth.apply import Grown, slices
 from raystage.growth.request import PlannedGrowth
 from raystage.growth.rules import Rule
+from raystage.models.families import BUILT_IN
 from raystage.models.hf_config import by_name, check_no_rule, grown_config
 from raystage.models.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
 from raystage.models.hf_layers import deepened, is_known
 from raystage.models.hf_table import StoredTensorPlace, check_alike
 from raystage.models.shape import ModelShape
-from raystage.models.transformers_tables import BUILT_IN
 
 # Files that are copied unchanged: about the text, not about the weights.
 _COPIED = (

@@ -12,7 +12,7 @@ from raystage.models.families import FAMILIES, register
 from raystage.models.hf_table import placed
 from raystage.models.shape import ModelShape, parameters
 from raystage.models.table import UNITS, Family, ParameterSpec
-from raystage.models.transformers_tables import UPCYCLED
+from raystage.models.tables.mixtures import UPCYCLED
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.models.rows import layer_norm, linear, on
 from raystage.models.table import Family, Head, ParameterSpec, fixed, out, reads
+from raystage.models.tables.rows import layer_norm, linear, on
 
 _E, _L = "vit.embeddings.", "vit.layers.{layer}."
 _PATCHES = _E + "patch_embeddings.projection"

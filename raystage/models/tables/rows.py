@@ -1,10 +1,22 @@
-"""Rows that several tables are made of."""
+"""Rows and keys that several tables are made of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from raystage.models.table import Axis, ParameterSpec, out, reads
+from raystage.models.table import Axis, Head, ParameterSpec, out, reads
+
+# Keys of tokens that no model here has a use for.
+NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+# The scores of the classes, from the last token of a text.
+SCORES = {
+    "classes": Head(
+        "ForSequenceClassification",
+        (ParameterSpec("score.weight", (out("class"), reads("hidden")), acts_on="sample"),),
+        {"num_labels": "num_classes"},
+    )
+}
 
 
 def layer_norm(name: str, feeds_head: bool = False) -> tuple[ParameterSpec, ParameterSpec]:
