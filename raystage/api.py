@@ -42,6 +42,7 @@ from raystage.reports.html import page
 from raystage.reports.tables import tables
 from raystage.reports.terminal import SafeConsole, final_table
 from raystage.results.report import RunReport, SavingsPart
+from raystage.results.sweep_report import SweepReport
 from raystage.runs.console import make_display
 from raystage.runs.earlier import make_way
 from raystage.runs.session import RunSession, Tracking
@@ -155,11 +156,11 @@ def sweep(
     )
     display = make_sweep_display(None if progress else io.StringIO())
     with _driving(), contextlib.closing(display):
-        content = SweepRunner(made, opened, task, display, joins).run()
-    write_papers(opened, made, content)
-    if problem := failure(content):
+        found = SweepRunner(made, opened, task, display, joins).run()
+    write_papers(opened, made, found)
+    if problem := failure(found):
         raise SweepFailed(problem)
-    return Report(content, opened)
+    return Report(found, opened)
 
 
 def report(name: str, store: str = STORE) -> Report:
@@ -175,7 +176,7 @@ class Report:
     found: all that it says, as values with types. store: where the run is.
     """
 
-    found: RunReport | Mapping[str, Any]
+    found: RunReport | SweepReport
     store: Store
 
     @property
@@ -185,21 +186,21 @@ class Report:
 
     @property
     def name(self) -> str:
-        return self.found["name"] if self.is_sweep else self.found.name
+        return self.found.name
 
     @property
     def state(self) -> str:
         """RUNNING, FINISHED, ABORTED or ERRORED."""
-        return self.found["state"] if self.is_sweep else self.found.state
+        return self.found.state
 
     @property
     def is_sweep(self) -> bool:
-        return not isinstance(self.found, RunReport)
+        return isinstance(self.found, SweepReport)
 
     @property
     def savings(self) -> SavingsPart | None:
         """`compute_saved`, `speedup`, `verdict`, ...; None of a sweep."""
-        return self.found.savings if isinstance(self.found, RunReport) else None
+        return None if self.is_sweep else self.found.savings
 
     def curves(self) -> pandas.DataFrame:
         """Every evaluation of the staged run and its baselines: columns run, stage, tokens, flops, seconds, loss.
@@ -222,7 +223,8 @@ class Report:
         Raises InputError for a run."""
         self._expect(True, "curves()")
         kept = ("number", "rank", "state", "eval_loss")
-        return pandas.DataFrame([{**{key: one[key] for key in kept}, **one["config"]} for one in self.found["trials"]])
+        rows = ({**{name: getattr(one, name) for name in kept}, **one.config} for one in self.found.trials)
+        return pandas.DataFrame(list(rows))
 
     def html(self) -> str:
         """One page that needs no network, as `raystage report NAME --html FILE` writes it."""

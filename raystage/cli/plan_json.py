@@ -8,13 +8,13 @@ from typing import Any
 
 from raystage.files.typed_json import to_json
 from raystage.plans.plan import Plan, RunPlan, Variant, flops_shared
+from raystage.plans.rates import rates_of
 from raystage.plans.stage import Growth, StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads
 from raystage.results.mixtures import SourceRead, sources_read
-from raystage.results.rates import rates_of
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
 

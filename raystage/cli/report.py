@@ -48,7 +48,7 @@ def report(
     stored = [read_report(opened, name) for name in names]
     reports = [one.report for one in stored]
     if html is not None and len(reports) > 1 and any(map(is_sweep, reports)):
-        found = next(one["name"] for one in reports if is_sweep(one))
+        found = next(one.name for one in reports if is_sweep(one))
         raise InputError(f"found sweep {found!r} among others; expected it alone, on a page of its own", key="--html")
     written = []
     with _shown(opened, names):
@@ -78,30 +78,19 @@ def read_report(store: Any, name: str) -> StoredReport:
     """The report of a run or a sweep. Its name is that of its folder. Raises InputError, DamagedFile."""
     from raystage.files.typed_json import to_json
     from raystage.storage.naming import known_run
-    from raystage.storage.stored_files import REPORT_FILE, report_from
+    from raystage.storage.stored_files import REPORT_FILE, report_from, sweep_report_from
     from raystage.tools.evaluations import kept
 
     found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
     if found is None:
         raise InputError(f"run {name!r} has no {REPORT_FILE} yet; expected a run that was begun", key="NAME")
-    named = {**found, "name": name}
-    if is_sweep(found):
-        _check_sweep(store, name, named)
-        return StoredReport(named, named)
-    report = report_from(named, (store.run_folder(name) / REPORT_FILE).uri)
+    named, place = {**found, "name": name}, (store.run_folder(name) / REPORT_FILE).uri
+    if found.get("kind") == "sweep":
+        return StoredReport(named, sweep_report_from(named, place))
+    report = report_from(named, place)
     if not (downstream := kept(store, name, report)):
         return StoredReport(named, report)
     return StoredReport({**named, "downstream": to_json(downstream)}, replace(report, downstream=downstream))
-
-
-def _check_sweep(store: Any, name: str, found: dict[str, Any]) -> None:
-    """Raises DamagedFile if a report lacks something that is shown."""
-    from raystage.storage.stored_files import REPORT_FILE, check_file, damaged_report
-
-    try:
-        check_file("sweep", found)
-    except ValueError as error:
-        raise DamagedFile(damaged_report((store.run_folder(name) / REPORT_FILE).uri, error)) from None
 
 
 @contextlib.contextmanager
@@ -120,7 +109,9 @@ def _shown(store: Any, names: tuple[str, ...]) -> Iterator[None]:
 
 def is_sweep(report: Any) -> bool:
     """Whether a report is that of a sweep."""
-    return isinstance(report, dict) and report.get("kind") == "sweep"
+    from raystage.results.sweep_report import SweepReport
+
+    return isinstance(report, SweepReport)
 
 
 def _print_tables(reports: list[Any]) -> None:
@@ -171,8 +162,8 @@ def _write_figures(reports: list[Any], folder: Path) -> list[Path]:
     with _writing("--figures", folder, "a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         for one in reports:
-            sheet, name = (sweep_sheet(one), one["name"]) if is_sweep(one) else (run_sheet(one), one.name)
-            drawn += write_image(sheet, folder / f"{name.replace('/', '-')}.png")
+            sheet = sweep_sheet(one) if is_sweep(one) else run_sheet(one)
+            drawn += write_image(sheet, folder / f"{one.name.replace('/', '-')}.png")
     return drawn
 
 

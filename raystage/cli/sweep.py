@@ -60,6 +60,7 @@ def sweep(
     mode = wandb_mode_for(wandb_mode)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
+    from raystage.files.typed_json import to_json
     from raystage.reports.terminal import SafeConsole
     from raystage.runs.log import sweep_command
     from raystage.sweeps.config import load
@@ -90,8 +91,8 @@ def sweep(
     with contextlib.redirect_stdout(DebugStream()), contextlib.closing(display):
         report = search.run()
     write_papers(opened, made, report)
-    print_result(report, sweep_result_table(report), as_json)
-    best = f"; the best schedule: {folder.uri}/best.yaml" if report["best"] else ""
+    print_result(to_json(report), sweep_result_table(report), as_json)
+    best = f"; the best schedule: {folder.uri}/best.yaml" if report.best else ""
     say(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
     if problem := failure(report):
         raise SweepFailed(problem)

@@ -13,6 +13,7 @@ from raystage.growth.checks import changed_positions
 from raystage.models import rope
 from raystage.plans.memory import MemoryEstimate
 from raystage.plans.plan import Plan, flops_shared
+from raystage.plans.rates import rates_of
 from raystage.plans.stage import StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.columns import WholeTable
@@ -24,7 +25,6 @@ from raystage.reports.suggestions import Suggestion
 from raystage.results.data_use import data_lines, data_rows
 from raystage.results.differences import IN_WORDS, baseline_reads
 from raystage.results.mixtures import mixture_lines, order_lines
-from raystage.results.rates import rates_of
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
 # --- the plan ---------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, NotRequired
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -18,11 +18,14 @@ from raystage.files.typed_json import with_field_names
 from raystage.models.manifest import check_model
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport, report_from_json
+from raystage.results.sweep_report import SweepReport, sweep_report_from_json
 from raystage.safe_text import visible
 from raystage.units import shown
 
 RUN_FILE, REPORT_FILE, STATUS_FILE = "run.json", "report.json", "status.json"
 SWEEP_FILE, TRIAL_FILE = "sweep.json", "trial.json"
+
+Found = TypeVar("Found")
 
 _CHECKPOINT = re.compile(r"(checkpoints/)?\w[\w.-]*")
 _STRICT = ConfigDict(strict=True, extra="allow")
@@ -147,58 +150,16 @@ class ReportFile(TypedDict):
     baseline: NotRequired[NamedRuns]
 
 
-class TrialRow(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    number: Count
-    config: dict[str, Any]
-    state: str
-    rank: MaybeCount
-    eval_loss: MaybeNumber
-    flops: MaybeNumber
-    objectives: dict[str, MaybeNumber]
-    stages: list[dict[str, Any]]
-
-
-class ObjectiveRow(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    metric: str
-
-
-class SearchPart(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    flops_claimed: Number
-    flops_spent: Number
-    sharing_factor: MaybeNumber
-
-
-class SweepReport(TypedDict):
-    """report.json of a sweep, as far as it is shown."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    name: str
-    state: str
-    trials: list[TrialRow]
-    objective: Annotated[list[ObjectiveRow], Field(min_length=1)]
-    search: SearchPart
-    best: dict[str, Any] | None
-    importance: dict[str, Number]
-    pays_for_itself_after: MaybeNumber
-
-
 # --- checks -------------------------------------------------------------------------------------
 
-_KINDS = {
-    RUN_FILE: RunFile, REPORT_FILE: ReportFile, STATUS_FILE: StatusFile, SWEEP_FILE: SweepNote,
-    "sweep": SweepReport,
-}  # fmt: skip
+_KINDS = {RUN_FILE: RunFile, REPORT_FILE: ReportFile, STATUS_FILE: StatusFile, SWEEP_FILE: SweepNote}
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def check_file(kind: str, content: Mapping[str, Any]) -> None:
     """Raises ValueError where `content` is not what a file of this kind holds; it says what was found and expected.
 
-    kind: the name of the file; `sweep`: a sweep's report with everything that is shown of it. A kind that is not known
-    here may hold anything.
+    kind: the name of the file. One that is not known here may hold anything.
     """
     if kind in _KINDS:
         _check(_KINDS[kind], content)
@@ -206,8 +167,17 @@ def check_file(kind: str, content: Mapping[str, Any]) -> None:
 
 def report_from(content: Mapping[str, Any], place: str) -> RunReport:
     """The report of a run that `content` of `place` is. Raises DamagedFile."""
+    return _report(report_from_json, content, place)
+
+
+def sweep_report_from(content: Mapping[str, Any], place: str) -> SweepReport:
+    """The report of a sweep that `content` of `place` is. Raises DamagedFile."""
+    return _report(sweep_report_from_json, content, place)
+
+
+def _report(read: Callable[[Mapping[str, Any]], Found], content: Mapping[str, Any], place: str) -> Found:
     try:
-        return report_from_json(content)
+        return read(content)
     except ValueError as error:
         raise DamagedFile(damaged_report(place, error)) from None
 

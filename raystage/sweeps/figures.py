@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raystage.reports.svg import (
     LETTER,
@@ -26,6 +25,7 @@ from raystage.reports.svg import (
     sheet,
     text,
 )
+from raystage.results.sweep_report import SweepReport
 from raystage.sweeps.layout import (
     CoordinateAxis,
     CoordinateLine,
@@ -52,20 +52,20 @@ class Drawing:
     narrow: str
 
 
-def tree_drawing(report: Mapping[str, Any]) -> Drawing | None:
+def tree_drawing(report: SweepReport) -> Drawing | None:
     """None if no stage was started."""
     nodes = stage_tree(report)
     return _both(lambda size: _draw_tree(report, nodes, size)) if nodes else None
 
 
-def coordinates_drawing(report: Mapping[str, Any]) -> Drawing | None:
+def coordinates_drawing(report: SweepReport) -> Drawing | None:
     """None if nothing was measured, or if no path took two values."""
     axes = coordinate_axes(report)
     lines = coordinate_lines(report, axes)
     return _both(lambda size: _draw_coordinates(axes, lines, size)) if lines else None
 
 
-def front_drawing(report: Mapping[str, Any]) -> Drawing | None:
+def front_drawing(report: SweepReport) -> Drawing | None:
     """None if there is only one objective."""
     found = front(report)
     return _both(lambda size: _draw_front(found, size)) if found else None
@@ -86,17 +86,17 @@ def _svg(size: Size, height: float, summary: str, parts: Iterable[str]) -> str:
 # --- the tree ---------------------------------------------------------------------------------
 
 
-def _draw_tree(report: Mapping[str, Any], nodes: Sequence[StageNode], size: Size) -> str:
+def _draw_tree(report: SweepReport, nodes: Sequence[StageNode], size: Size) -> str:
     columns = max(node.column for node in nodes) + 1
     width = (size.width - 24) / columns
-    best = report["best"]["number"] if report["best"] else None
+    best = report.best.number if report.best else None
     at = {node.key: (14 + width * node.column, _HEADER + _ROW * (node.row + 0.5)) for node in nodes}
     # The line of the best trial comes last, on top.
     below = sorted((node for node in nodes if node.parent), key=lambda node: best in node.trials)
     parts = [_edge(node, at, node.parent, best) for node in below]
     parts += [_from_prefix(node, at) for node in nodes if node.prefix]
     parts += [text(name, 5 + width * column, 14, "stage", "start") for column, name in _names(nodes, width, size)]
-    ranks = {row["number"]: row["rank"] for row in report["trials"]}
+    ranks = {row.number: row.rank for row in report.trials}
     for node in nodes:
         parts += _node(node, at[node.key], width, size, best, ranks)
     height = _HEADER + _ROW * (max(node.row for node in nodes) + 1)
@@ -247,7 +247,7 @@ def _pair(found: Front, x: float, y: float) -> str:
     return f"{found.x.words} {found.x.format(x)}, {found.y.words} {found.y.format(y)}"
 
 
-def sweep_sheet(report: Mapping[str, Any]) -> str:
+def sweep_sheet(report: SweepReport) -> str:
     """All pictures of a sweep, with the verdict, as an SVG file."""
     drawings = [make(report) for make in (tree_drawing, coordinates_drawing, front_drawing)]
-    return sheet(f"{report['name']}: {verdict(report)}", [one.wide for one in drawings if one])
+    return sheet(f"{report.name}: {verdict(report)}", [one.wide for one in drawings if one])

@@ -1,16 +1,15 @@
 """The report of a sweep as one HTML page that needs nothing else: no network and no script. And all files of the
 report.
 
-`report` is what `build_sweep_report` made, with the importance of paths. The first line is the result in words.
+The first line is the result in words.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,6 +17,7 @@ from raystage.config.schedule import parse
 from raystage.reports.formats import Table
 from raystage.reports.html import STATES, configuration, templates
 from raystage.reports.image import write_image
+from raystage.results.sweep_report import SweepReport, TrialRow
 from raystage.storage.store import Store
 from raystage.sweeps.figures import Drawing, coordinates_drawing, front_drawing, sweep_sheet, tree_drawing
 from raystage.sweeps.layout import MOST_LEAVES, MOST_LINES
@@ -69,14 +69,14 @@ class SweepView:
     schedule: str | None
 
 
-def sweep_page(report: Mapping[str, Any]) -> str:
+def sweep_page(report: SweepReport) -> str:
     """The page of one sweep."""
-    best = report["best"]
-    schedule = best.get("schedule") if best else None
+    best = report.best
+    schedule = best.schedule if best else None
     view = SweepView(
-        name=report["name"],
-        state=report["state"],
-        trouble=STATES.get(report["state"]),
+        name=report.name,
+        state=report.state,
+        trouble=STATES.get(report.state),
         verdict=verdict(report),
         facts=_facts(report),
         tables=[table for table in (trial_table(report), _importance_table(report)) if table.rows],
@@ -89,59 +89,59 @@ def sweep_page(report: Mapping[str, Any]) -> str:
 # --- words ------------------------------------------------------------------------------------
 
 
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    search, states = report["search"], [row["state"] for row in report["trials"]]
+def _facts(report: SweepReport) -> list[tuple[str, str]]:
+    search, states = report.search, [row.state for row in report.trials]
     facts = [("trials", str(len(states)))]
     for state, name in (("RUNNING", "running"), ("ABORTED", "stopped early"), ("ERRORED", "failed")):
         facts += [(name, str(states.count(state)))] if state in states else []
-    facts += [("stages trained", f"{search['stages_trained']} of {search['stages_claimed']}")]
-    facts += [("sharing factor", f"{search['sharing_factor']:.2f}")] if search["sharing_factor"] else []
+    facts += [("stages trained", f"{search.stages_trained} of {search.stages_claimed}")]
+    facts += [("sharing factor", f"{search.sharing_factor:.2f}")] if search.sharing_factor else []
     facts += [
-        ("FLOPs trained", format_flops(search["flops_spent"])),
-        ("FLOPs apart", format_flops(search["flops_claimed"])),
-        ("wall-clock", format_seconds(search["seconds"])),
+        ("FLOPs trained", format_flops(search.flops_spent)),
+        ("FLOPs apart", format_flops(search.flops_claimed)),
+        ("wall-clock", format_seconds(search.seconds)),
     ]
-    pays = report["pays_for_itself_after"]
+    pays = report.pays_for_itself_after
     return facts + ([("pays for itself after", f"{pays:.1f} runs")] if pays is not None else [])
 
 
 # --- tables -----------------------------------------------------------------------------------
 
 
-def trial_table(report: Mapping[str, Any]) -> Table:
+def trial_table(report: SweepReport) -> Table:
     """The trials, the best first, with a column for each path."""
     rows = ranked(report)
-    names = short_names(dict.fromkeys(path for row in rows for path in row["config"]))
+    names = short_names(dict.fromkeys(path for row in rows for path in row.config))
     columns = ["rank", "trial", *names.values(), *objective_titles(report), "held-out loss", "FLOPs", "state"]
-    several = len(report["objective"]) > 1
+    several = len(report.objective) > 1
     cells = [_cells(report, row, names) for row in rows[:MOST_ROWS]]
-    notes = [f"Ranked by {metric_of(report['objective'][0]).words} ({better(report['objective'][0])})."]
+    notes = [f"Ranked by {metric_of(report.objective[0]).words} ({better(report.objective[0])})."]
     notes += ["A star: no other trial is better in one objective and no worse in the others."] if several else []
     notes += [f"The first {MOST_ROWS} of {len(rows)}; report.json has all."] if len(rows) > MOST_ROWS else []
     notes += caveats(report)
     return Table("Trials", columns, cells, " ".join(notes))
 
 
-def _cells(report: Mapping[str, Any], row: Mapping[str, Any], paths: Iterable[str]) -> list[str]:
-    config = [format_value(row["config"][path]) if path in row["config"] else "-" for path in paths]
-    state = row["state"] + (f": {row['error']}" if row["error"] else "")
+def _cells(report: SweepReport, row: TrialRow, paths: Iterable[str]) -> list[str]:
+    config = [format_value(row.config[path]) if path in row.config else "-" for path in paths]
+    state = row.state + (f": {row.error}" if row.error else "")
     return [*trial_name(report, row), *config, *trial_figures(report, row), state]
 
 
-def _importance_table(report: Mapping[str, Any]) -> Table:
+def _importance_table(report: SweepReport) -> Table:
     note = (
         "How much the values of a path distinguish the better half of the trials from the rest; the sum is 100 % "
         "(PED-ANOVA, Watanabe et al., 2304.10255)."
     )
-    rows = [(path, format_share(share)) for path, share in report.get("importance", {}).items()]
+    rows = [(path, format_share(share)) for path, share in report.importance.items()]
     return Table("What mattered", ("path", "share"), rows, " ".join([note, *importance_caveats(report)]))
 
 
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def _pictures(report: Mapping[str, Any]) -> list[Picture]:
-    metric = metric_of(report["objective"][0]).words
+def _pictures(report: SweepReport) -> list[Picture]:
+    metric = metric_of(report.objective[0]).words
     made = (
         ("tree", "Stages", tree_drawing(report), _TREE_NOTE + _best_of(report, MOST_LEAVES)),
         (
@@ -168,29 +168,29 @@ _TREE_NOTE = (
 )
 
 
-def _best_of(report: Mapping[str, Any], most: int) -> str:
-    count = len(report["trials"])
+def _best_of(report: SweepReport, most: int) -> str:
+    count = len(report.trials)
     return f" The best {most} of {count} trials are drawn." if count > most else ""
 
 
 # --- files ------------------------------------------------------------------------------------
 
 
-def write_papers(store: Store, plan: SweepPlan, report: Mapping[str, Any]) -> None:
+def write_papers(store: Store, plan: SweepPlan, report: SweepReport) -> None:
     """Write the report as Markdown, as a page and as an image, and the best schedule, beside report.json."""
-    folder = store.run_folder(report["name"])
+    folder = store.run_folder(report.name)
     folder.write_whole(MARKDOWN_FILE, markdown(report).encode())
     folder.write_whole(PAGE_FILE, sweep_page(report).encode())
     with tempfile.TemporaryDirectory() as work:
         for figure in write_image(sweep_sheet(report), Path(work, FIGURE_FILE)):
             folder.write_whole(figure.name, figure.read_bytes())
-    best = report["best"]
-    if best is not None and best["schedule"] is not None:
+    best = report.best
+    if best is not None and best.schedule is not None:
         folder.write_whole(BEST_FILE, best_schedule(plan, report).encode())
 
 
-def best_schedule(plan: SweepPlan, report: Mapping[str, Any]) -> str:
+def best_schedule(plan: SweepPlan, report: SweepReport) -> str:
     """The schedule of the best trial as YAML. Its paths are absolute, so that it runs from any folder."""
-    schedule = parse(report["best"]["schedule"], plan.sweep.schedule_file.parent)
+    schedule = parse(report.best.schedule, plan.sweep.schedule_file.parent)
     head = f"# Sweep {plan.sweep.name}: {best_in_words(report)}.\n"
     return head + yaml.safe_dump(schedule.content(), sort_keys=False, allow_unicode=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optuna
@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 
+from raystage.results.sweep_report import TrialRow
 from raystage.sweeps.config import METRICS
 from raystage.sweeps.space import LISTED, Dimension
 
@@ -20,14 +21,14 @@ FEWEST_TRIALS = 4
 GOOD_SHARE = 0.5
 
 
-def importance(rows: Sequence[Mapping[str, Any]], metric: str, dimensions: Iterable[Dimension]) -> dict[str, float]:
+def importance(rows: Sequence[TrialRow], metric: str, dimensions: Iterable[Dimension]) -> dict[str, float]:
     """Share of each path in what separates the better half of the trials from the rest, largest first; the shares add
     up to 1. By Optuna's PED-ANOVA (Watanabe et al., 2304.10255).
 
     rows: the trials of a sweep's report. dimensions: those of its space; values drawn from a range are compared by
     their position in the range. The result is empty if too few trials have the metric, or if no path took two values.
     """
-    done = [row for row in rows if row["objectives"].get(metric) is not None]
+    done = [row for row in rows if row.objectives.get(metric) is not None]
     axes = [axis for axis in map(_Axis, dimensions) if axis.varies(done)]
     if len(done) < FEWEST_TRIALS or not axes:
         return {}
@@ -37,7 +38,7 @@ def importance(rows: Sequence[Mapping[str, Any]], metric: str, dimensions: Itera
     study.add_trials(
         create_trial(
             state=TrialState.COMPLETE,
-            value=row["objectives"][metric],
+            value=row.objectives[metric],
             params={axis.path: axis.value(row) for axis in axes},
             distributions=distributions,
         )
@@ -53,15 +54,15 @@ class _Axis:
     def __init__(self, dimension: Dimension) -> None:
         self.path, self._kind, self._ends = dimension.path, dimension.kind, dimension.values
 
-    def varies(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+    def varies(self, rows: Sequence[TrialRow]) -> bool:
         """Whether every trial has a value of it, and not all the same."""
-        return all(self.path in row["config"] for row in rows) and len(set(map(self.value, rows))) > 1
+        return all(self.path in row.config for row in rows) and len(set(map(self.value, rows))) > 1
 
-    def value(self, row: Mapping[str, Any]) -> Any:
-        value = row["config"][self.path]
+    def value(self, row: TrialRow) -> Any:
+        value = row.config[self.path]
         return json.dumps(value, sort_keys=True) if self._kind in LISTED else value
 
-    def distribution(self, rows: Sequence[Mapping[str, Any]]) -> BaseDistribution:
+    def distribution(self, rows: Sequence[TrialRow]) -> BaseDistribution:
         if self._kind in LISTED:
             return CategoricalDistribution(sorted(set(map(self.value, rows))))
         kind = IntDistribution if "integer" in self._kind else FloatDistribution

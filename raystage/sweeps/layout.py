@@ -1,8 +1,7 @@
 """What the pictures of a sweep show, and where: the stages as a tree, the trials as lines across the axes of the space,
 the front of two objectives.
 
-`report` is what `build_sweep_report` made. With many trials the lines would hide each other, so only the best are
-shown.
+With many trials the lines would hide each other, so only the best are shown.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystage.reports.svg import linear_ticks, log_ticks
+from raystage.results.sweep_report import SweepReport, TrialRow, TrialStage
 from raystage.sweeps.space import format_value
 from raystage.sweeps.summary import Metric, better, finished, metric_of, ranked, short_names
-from raystage.units import Unit, parse_count, parse_real, unit_of
+from raystage.units import Unit, parse_count, parse_real
 
 MOST_LEAVES = 40
 MOST_LINES = 500
@@ -59,22 +59,22 @@ class StageNode:
         return len(self.trials) > 1
 
 
-def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[StageNode]:
+def stage_tree(report: SweepReport, most: int = MOST_LEAVES) -> list[StageNode]:
     """The stages of the best `most` trials, each once, from the top. What follows a stage is at its right; a longer
     version of a stage is below the shorter one."""
-    rows = [row for row in ranked(report) if row["stages"]][:most]
-    stages: dict[str, Mapping[str, Any]] = {}
+    rows = [row for row in ranked(report) if row.stages][:most]
+    stages: dict[str, TrialStage] = {}
     through: dict[str, list[int]] = {}
     children: dict[str | None, list[str]] = {}
     for row in rows:
         parent = None
-        for stage in row["stages"]:
-            key = stage["key"]
+        for stage in row.stages:
+            key = stage.key
             if key not in stages:
                 children.setdefault(parent, []).append(key)
-            if key not in stages or stages[key]["eval_loss"] is None:
+            if key not in stages or stages[key].eval_loss is None:
                 stages[key] = stage
-            through.setdefault(key, []).append(row["number"])
+            through.setdefault(key, []).append(row.number)
             parent = key
     labels = _labels(rows, through)
     found: list[StageNode] = []
@@ -83,19 +83,19 @@ def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[Stage
     def place(key: str, parent: str | None, column: int) -> float:
         """Add a stage and all that follows it; returns its row."""
         stage, below = stages[key], _prefixes_first(children.get(key, ()), stages)
-        ends = tuple(sorted(row["number"] for row in rows if row["stages"][-1]["key"] == key))
+        ends = tuple(sorted(row.number for row in rows if row.stages[-1].key == key))
         at = [place(one, key, column + 1) for one in below]
         row = (at[0] + at[-1]) / 2 if at else next_row[0]
         next_row[0] += 0 if at else 1
-        prefix = (stage.get("donor") or {}).get("key")
+        prefix = _prefix_key(stage)
         found.append(
             StageNode(
                 key=key,
-                name=stage["name"],
+                name=stage.name,
                 label=labels[key],
-                duration=stage[unit_of(stage)],
-                unit=unit_of(stage),
-                loss=stage["eval_loss"],
+                duration=stage.duration,
+                unit=stage.unit,
+                loss=stage.eval_loss,
                 trials=tuple(sorted(through[key])),
                 ends=ends,
                 column=column,
@@ -111,35 +111,39 @@ def stage_tree(report: Mapping[str, Any], most: int = MOST_LEAVES) -> list[Stage
     return sorted(found, key=lambda node: (node.column, node.row))
 
 
-def _prefixes_first(keys: Iterable[str], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _prefix_key(stage: TrialStage) -> str | None:
+    return stage.prefix.key if stage.prefix else None
+
+
+def _prefixes_first(keys: Iterable[str], stages: Mapping[str, TrialStage]) -> list[str]:
     """Siblings, each after the one that it went on from, else as they come."""
     left, found = list(keys), []
 
     def take(key: str) -> None:
         found.append(key)
         for other in left:
-            if other not in found and (stages[other].get("donor") or {}).get("key") == key:
+            if other not in found and _prefix_key(stages[other]) == key:
                 take(other)
 
     for key in left:
-        if key not in found and (stages[key].get("donor") or {}).get("key") not in left:
+        if key not in found and _prefix_key(stages[key]) not in left:
             take(key)
     return found
 
 
-def _labels(rows: Sequence[Mapping[str, Any]], through: Mapping[str, Sequence[int]]) -> dict[str, str]:
+def _labels(rows: Sequence[TrialRow], through: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """For each stage the values that all trials through it have in common, without those that a stage before it already
     shows."""
-    names = short_names(dict.fromkeys(path for row in rows for path in row["config"]))
-    settings = {row["number"]: {path: format_value(value) for path, value in row["config"].items()} for row in rows}
+    names = short_names(dict.fromkeys(path for row in rows for path in row.config))
+    settings = {row.number: {path: format_value(value) for path, value in row.config.items()} for row in rows}
     everywhere = _common(settings.values()) if len(rows) > 1 else set()
     found: dict[str, str] = {}
     for row in rows:
         said = everywhere
-        for stage in row["stages"]:
-            alike = _common(settings[number] for number in through[stage["key"]])
-            own = [item for item in settings[row["number"]].items() if item in alike - said]
-            found.setdefault(stage["key"], ", ".join(f"{names[path]}={value}" for path, value in own))
+        for stage in row.stages:
+            alike = _common(settings[number] for number in through[stage.key])
+            own = [item for item in settings[row.number].items() if item in alike - said]
+            found.setdefault(stage.key, ", ".join(f"{names[path]}={value}" for path, value in own))
             said = said | alike
     return found
 
@@ -172,41 +176,41 @@ class CoordinateLine:
     title: str
 
 
-def coordinate_axes(report: Mapping[str, Any], most: int = MOST_LINES) -> list[CoordinateAxis]:
+def coordinate_axes(report: SweepReport, most: int = MOST_LINES) -> list[CoordinateAxis]:
     """An axis for each path that takes several values among the best `most` trials, and one for the first objective."""
-    objective = report["objective"][0]
+    objective = report.objective[0]
     metric, rows = metric_of(objective), _measured(report)[:most]
     axes = []
-    for path in dict.fromkeys(path for row in rows for path in row["config"]):
-        values = {row["number"]: row["config"].get(path) for row in rows}
+    for path in dict.fromkeys(path for row in rows for path in row.config):
+        values = {row.number: row.config.get(path) for row in rows}
         if len({format_value(value) for value in values.values()}) > 1:
             axes.append(_axis(path, values, format_value))
     if not axes:
         return []
-    outcomes = {row["number"]: row["objectives"][objective["metric"]] for row in rows}
+    outcomes = {row.number: row.objectives[objective.metric] for row in rows}
     return [*axes, _axis(f"{metric.words} ({better(objective)})", outcomes, metric.format)]
 
 
-def coordinate_lines(report: Mapping[str, Any], axes: Sequence[CoordinateAxis]) -> list[CoordinateLine]:
+def coordinate_lines(report: SweepReport, axes: Sequence[CoordinateAxis]) -> list[CoordinateLine]:
     """The trials on their axes, the worst first, so that the best are drawn on top."""
-    count = sum(row["rank"] is not None for row in report["trials"])
-    shown = [row for row in finished(report) if axes and row["number"] in axes[-1].places]
-    metric, name = metric_of(report["objective"][0]), report["objective"][0]["metric"]
+    count = sum(row.rank is not None for row in report.trials)
+    shown = [row for row in finished(report) if axes and row.number in axes[-1].places]
+    metric, name = metric_of(report.objective[0]), report.objective[0].metric
     return [
         CoordinateLine(
-            number=row["number"],
-            rank=row["rank"],
-            fifth=1 + (row["rank"] - 1) * FIFTHS // count,
-            places=tuple(axis.places[row["number"]] for axis in axes),
-            title=f"trial {row['number']}, rank {row['rank']}: {metric.words} {metric.format(row['objectives'][name])}",
+            number=row.number,
+            rank=row.rank,
+            fifth=1 + (row.rank - 1) * FIFTHS // count,
+            places=tuple(axis.places[row.number] for axis in axes),
+            title=f"trial {row.number}, rank {row.rank}: {metric.words} {metric.format(row.objectives[name])}",
         )
         for row in reversed(shown)
     ]
 
 
-def _measured(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    metric = report["objective"][0]["metric"]
-    return [row for row in finished(report) if row["objectives"].get(metric) is not None]
+def _measured(report: SweepReport) -> list[TrialRow]:
+    metric = report.objective[0].metric
+    return [row for row in finished(report) if row.objectives.get(metric) is not None]
 
 
 def _axis(title: str, values: Mapping[int, Any], word: Callable[[Any], str]) -> CoordinateAxis:
@@ -280,17 +284,17 @@ class Front:
         return sorted((x, y) for x, y, _, is_best in self.points if is_best)
 
 
-def front(report: Mapping[str, Any]) -> Front | None:
+def front(report: SweepReport) -> Front | None:
     """None if there is only one objective, or if no trial has both."""
-    if len(report["objective"]) < 2:
+    if len(report.objective) < 2:
         return None
-    first, second = report["objective"][:2]
+    first, second = report.objective[:2]
     points = [
         (
-            row["objectives"].get(first["metric"]),
-            row["objectives"].get(second["metric"]),
-            row["number"],
-            row["is_pareto"],
+            row.objectives.get(first.metric),
+            row.objectives.get(second.metric),
+            row.number,
+            row.is_pareto,
         )
         for row in finished(report)
     ]

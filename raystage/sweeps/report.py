@@ -1,4 +1,4 @@
-"""What came out of a sweep, as one JSON object: trials by rank, what was trained for them, the best schedule.
+"""What came out of a sweep: its trials with their ranks, what was trained for them, the best of them.
 
 `flops_claimed` is what the trials would have cost apart. `flops_spent` is what was trained for them, each stage once.
 What was in the store before counts for the first and not for the second.
@@ -10,33 +10,15 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 from raystage.errors import RaystageError
-from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, json_key, to_json, unit_key
-from raystage.results.record import Prefix, StageRecord
+from raystage.results.record import StageRecord
 from raystage.results.report import RunReport, SavingsPart
+from raystage.results.sweep_report import BestTrial, ObjectiveRow, SearchCost, SweepReport, TrialRow, TrialStage
 from raystage.storage.store import Store
 from raystage.sweeps.config import METRICS, Objective
 from raystage.sweeps.space import Config
 from raystage.sweeps.trials import SweepPlan
-from raystage.units import TOKENS, Unit
-
-
-@dataclass(frozen=True)
-class TrialStage:
-    """A stage of a trial, as the report of its run has it."""
-
-    name: str
-    key: str
-    state: str
-    duration: int | None = field(metadata=unit_key())
-    flops: int | None
-    seconds: float | None
-    eval_loss: float | None
-    trained_for: str | None = None
-    prefix: Prefix | None = field(default=None, metadata=json_key("donor"))
-    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -80,27 +62,27 @@ def build_sweep_report(
     records: Mapping[str, StageRecord],
     state: str,
     seconds: float,
-) -> dict[str, Any]:
-    """The report: plain values, strictly JSON.
+) -> SweepReport:
+    """The report, without the importance of paths and the best schedule.
 
     runs: by number what the report of a trial's run says, as far as it came. records: the finished stages of all
     trials, and those that they continued, by key. seconds: wall-clock since the sweep was first started.
     """
     names = {f"{plan.sweep.name}-{one.number}" for one in outcomes}
     rows = [_trial_row(plan, one, runs.get(one.number)) for one in sorted(outcomes, key=lambda one: one.number)]
-    _rank(rows, plan.sweep.objective)
-    search = measure_search(rows, runs, records, names)
-    best = next((row for row in rows if row["rank"] == 1), None)
-    return {
-        "name": plan.sweep.name,
-        "kind": "sweep",
-        "state": state,
-        "objective": [one.model_dump(exclude_none=True) for one in plan.sweep.objective],
-        "trials": rows,
-        "search": {**search, "trials": len(rows), "seconds": seconds},
-        "best": None if best is None else {key: best[key] for key in ("number", "name", "config", "objectives")},
-        "pays_for_itself_after": _pays_after(best, runs, search),
-    }
+    rows = _ranked(rows, plan.sweep.objective)
+    search = measure_search(rows, runs, records, names, seconds)
+    first = next((row for row in rows if row.rank == 1), None)
+    return SweepReport(
+        name=plan.sweep.name,
+        state=state,
+        objective=tuple(ObjectiveRow(**one.model_dump()) for one in plan.sweep.objective),
+        trials=tuple(rows),
+        search=search,
+        best=first
+        and BestTrial(number=first.number, name=first.name, config=first.config, objectives=first.objectives),
+        pays_for_itself_after=_pays_after(first, runs, search),
+    )
 
 
 def needed_of(report: RunReport) -> TrialRun:
@@ -109,21 +91,19 @@ def needed_of(report: RunReport) -> TrialRun:
     return TrialRun(tuple(stages), report.savings)
 
 
-def _trial_row(plan: SweepPlan, outcome: TrialOutcome, run: TrialRun | None) -> dict[str, Any]:
-    return {
-        "number": outcome.number,
-        "name": f"{plan.sweep.name}-{outcome.number}",
-        "state": outcome.state,
-        "error": outcome.error,
-        "config": dict(outcome.config),
-        "stages": to_json(run.stages) if run else [],
-        "eval_loss": outcome.eval_loss,
-        "flops": outcome.flops,
-        "objectives": {metric: _finite(value) for metric, value in outcome.objectives.items()},
-        "compute_saved": run.savings.compute_saved if run else None,
-        "rank": None,
-        "is_pareto": False,
-    }
+def _trial_row(plan: SweepPlan, outcome: TrialOutcome, run: TrialRun | None) -> TrialRow:
+    return TrialRow(
+        number=outcome.number,
+        name=f"{plan.sweep.name}-{outcome.number}",
+        state=outcome.state,
+        error=outcome.error,
+        config=outcome.config,
+        stages=run.stages if run else (),
+        eval_loss=outcome.eval_loss,
+        flops=outcome.flops,
+        objectives={metric: _finite(value) for metric, value in outcome.objectives.items()},
+        compute_saved=run.savings.compute_saved if run else None,
+    )
 
 
 def _finite(value: float | None) -> float | None:
@@ -133,21 +113,28 @@ def _finite(value: float | None) -> float | None:
 # --- ranks ------------------------------------------------------------------------------------
 
 
-def _rank(rows: Sequence[dict[str, Any]], objectives: Sequence[Objective]) -> None:
-    """Number the finished trials from 1, by the first objective and then the next. Mark those that no other trial beats
-    in all objectives."""
-    ends = [(_costs(row, objectives), row["number"], row) for row in rows if row["state"] == "FINISHED"]
+def _ranked(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list[TrialRow]:
+    """The rows with the finished trials numbered from 1, by the first objective and then the next. Marked are those
+    that no other trial beats in all objectives."""
+    ends = sorted((_costs(row, objectives), row.number) for row in rows if row.state == "FINISHED")
     front: list[tuple[float, ...]] = []
-    for rank, (costs, _, row) in enumerate(sorted(ends, key=lambda end: end[:2]), start=1):
-        row["rank"] = rank
+    places: dict[int, tuple[int, bool]] = {}
+    for rank, (costs, number) in enumerate(ends, start=1):
         # A trial that beats this one comes before it; if that one is not in `front`, another that beats both is.
-        row["is_pareto"] = not any(dominates(other, costs) for other in front)
-        front += [costs] if row["is_pareto"] else []
+        is_pareto = not any(dominates(other, costs) for other in front)
+        front += [costs] if is_pareto else []
+        places[number] = rank, is_pareto
+    unranked = None, False
+    return [
+        replace(row, rank=rank, is_pareto=is_pareto)
+        for row in rows
+        for rank, is_pareto in [places.get(row.number, unranked)]
+    ]
 
 
-def _costs(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...]:
+def _costs(row: TrialRow, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """The objectives as numbers, lower is better. What was not reached is infinite."""
-    found = [(row["objectives"].get(one.metric), METRICS[one.metric]) for one in objectives]
+    found = [(row.objectives.get(one.metric), METRICS[one.metric]) for one in objectives]
     return tuple(math.inf if value is None else value if mode == "min" else -value for value, mode in found)
 
 
@@ -160,11 +147,12 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def measure_search(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[TrialRow],
     runs: Mapping[int, TrialRun],
     records: Mapping[str, StageRecord],
     names: Collection[str],
-) -> dict[str, Any]:
+    seconds: float,
+) -> SearchCost:
     """What the staged runs of all trials would have cost apart, and what was trained for them.
 
     Counted is what the runs `names` trained: every stage once, without the part taken over from a shorter version. A
@@ -173,20 +161,22 @@ def measure_search(
     """
     claimed, unfinished = 0, 0
     for row in rows:
-        run = runs.get(row["number"])
-        finished, rest = _finished(row["name"], run.stages if run else (), records)
-        under_way = max((row["flops"] or 0) - finished, 0) if row["state"] != "FINISHED" else 0
+        run = runs.get(row.number)
+        finished, rest = _finished(row.name, run.stages if run else (), records)
+        under_way = max((row.flops or 0) - finished, 0) if row.state != "FINISHED" else 0
         claimed += finished + under_way
         unfinished += 0 if rest and rest[0].key in records else under_way
     trained = [record for record in records.values() if record.trained_for in names]
     spent = sum(record.flops_spent for record in trained) + unfinished
-    return {
-        "flops_claimed": claimed,
-        "flops_spent": spent,
-        "sharing_factor": claimed / spent if spent else None,
-        "stages_trained": len(trained),
-        "stages_claimed": sum(len(row["stages"]) for row in rows),
-    }
+    return SearchCost(
+        flops_claimed=claimed,
+        flops_spent=spent,
+        sharing_factor=claimed / spent if spent else None,
+        stages_trained=len(trained),
+        stages_claimed=sum(len(row.stages) for row in rows),
+        trials=len(rows),
+        seconds=seconds,
+    )
 
 
 def _finished(
@@ -205,15 +195,13 @@ def _finished(
     return flops, stages[counted:]
 
 
-def _pays_after(
-    best: Mapping[str, Any] | None, runs: Mapping[int, TrialRun], search: Mapping[str, Any]
-) -> float | None:
+def _pays_after(best: TrialRow | None, runs: Mapping[int, TrialRun], search: SearchCost) -> float | None:
     """The number of runs of the best schedule after which it has saved what the search cost. None if no saving is
     known."""
-    run = runs.get(best["number"]) if best else None
+    run = runs.get(best.number) if best else None
     if run is None or not run.savings.compute_saved or run.savings.compute_saved <= 0:
         return None
-    return search["flops_spent"] / (run.savings.flops_baseline - run.savings.flops_staged)
+    return search.flops_spent / (run.savings.flops_baseline - run.savings.flops_staged)
 
 
 _logger = logging.getLogger(__name__)

@@ -26,6 +26,8 @@ from raystage.cluster.queries import ask_cluster
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
+from raystage.files.typed_json import to_json
+from raystage.results.sweep_report import BestTrial, SweepReport
 from raystage.storage.maintenance import finished_among
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
@@ -75,7 +77,7 @@ class SweepRunner:
     def name(self) -> str:
         return self.plan.sweep.name
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> SweepReport:
         """Run all trials that are not finished; returns the report. Raises RaystageError, KeyboardInterrupt."""
         os.environ |= _ENVIRONMENT
         began = self._begin()
@@ -171,20 +173,22 @@ class SweepRunner:
         )
         return began
 
-    def _note(self, state: str, began: float) -> dict[str, Any]:
+    def _note(self, state: str, began: float) -> SweepReport:
         is_running = state == "RUNNING"
         outcomes = [replace(one, is_running=one.is_running and is_running) for one in self._outcomes.of_trials()]
         runs = self._known.runs(outcomes)
         records = self._known.records(runs.values())
         report = build_sweep_report(self.plan, outcomes, runs, records, state, time.time() - began)
-        report["importance"] = importance(
-            report["trials"], report["objective"][0]["metric"], self.plan.sweep.points.dimensions
+        report = replace(
+            report,
+            importance=importance(report.trials, report.objective[0].metric, self.plan.sweep.points.dimensions),
+            best=report.best and self._with_schedule(report.best),
         )
-        if report["best"] is not None:
-            planner, best = Planner(self.plan.sweep), report["best"]
-            best["schedule"] = planner.trial(best["number"], best["config"]).content
-        self.store.write_run(self.name, REPORT_FILE, report)
+        self.store.write_run(self.name, REPORT_FILE, to_json(report))
         return report
+
+    def _with_schedule(self, best: BestTrial) -> BestTrial:
+        return replace(best, schedule=Planner(self.plan.sweep).trial(best.number, best.config).content)
 
     def _note_meanwhile(self, began: float) -> None:
         """If the store does not answer now, the report is written the next time."""

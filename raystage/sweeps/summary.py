@@ -1,17 +1,14 @@
-"""The result of a sweep in words: the trials by rank, the verdict, what to keep in mind, a page of Markdown.
-
-`report` is what `build_sweep_report` made, with the importance of paths.
-"""
+"""The result of a sweep in words: the trials by rank, the verdict, what to keep in mind, a page of Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from raystage.config import yaml_file
 from raystage.reports.formats import Table
 from raystage.reports.markdown import sentence, table_lines
+from raystage.results.sweep_report import ObjectiveRow, SweepReport, TrialRow
 from raystage.safe_text import in_markdown
 from raystage.sweeps.config import METRICS
 from raystage.sweeps.space import describe
@@ -35,25 +32,25 @@ _WORDS = {
 }
 
 
-def metric_of(objective: Mapping[str, Any]) -> Metric:
-    """The metric of an objective, as a report holds it."""
-    facts = {name: format_flops(value) if name == "at" else value for name, value in objective.items()}
-    found = _WORDS[objective["metric"]]
-    return replace(found, words=found.words.format(**facts))
+def metric_of(objective: ObjectiveRow) -> Metric:
+    """The metric of an objective."""
+    found = _WORDS[objective.metric]
+    at = None if objective.at is None else format_flops(objective.at)
+    return replace(found, words=found.words.format(target=objective.target, at=at))
 
 
-def better(objective: Mapping[str, Any]) -> str:
-    return "lower is better" if METRICS[objective["metric"]] == "min" else "higher is better"
+def better(objective: ObjectiveRow) -> str:
+    return "lower is better" if METRICS[objective.metric] == "min" else "higher is better"
 
 
-def ranked(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def ranked(report: SweepReport) -> list[TrialRow]:
     """All trials, the best first, those without a rank last."""
-    return sorted(report["trials"], key=lambda row: (row["rank"] is None, row["rank"] or row["number"]))
+    return sorted(report.trials, key=lambda row: (row.rank is None, row.rank or row.number))
 
 
-def finished(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def finished(report: SweepReport) -> list[TrialRow]:
     """The trials that have a rank, the best first."""
-    return [row for row in ranked(report) if row["rank"] is not None]
+    return [row for row in ranked(report) if row.rank is not None]
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -75,38 +72,38 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 # --- trials -----------------------------------------------------------------------------------
 
 
-def figure(objective: Mapping[str, Any], value: float | None) -> str:
+def figure(objective: ObjectiveRow, value: float | None) -> str:
     """The value of an objective as text; "-" where it was not measured."""
     return "-" if value is None else metric_of(objective).format(value)
 
 
-def objective_titles(report: Mapping[str, Any]) -> list[str]:
+def objective_titles(report: SweepReport) -> list[str]:
     """The column titles of the objectives; the held-out loss has a column of its own."""
     return [metric_of(one).words for one in _other_objectives(report)]
 
 
-def trial_name(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str]:
+def trial_name(report: SweepReport, row: TrialRow) -> tuple[str, str]:
     """Rank and number of a trial. A star marks a trial that no other one beats in all of several objectives."""
-    star = "*" if len(report["objective"]) > 1 and row["is_pareto"] else ""
-    return "-" if row["rank"] is None else f"{row['rank']}{star}", str(row["number"])
+    star = "*" if len(report.objective) > 1 and row.is_pareto else ""
+    return "-" if row.rank is None else f"{row.rank}{star}", str(row.number)
 
 
-def trial_figures(report: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+def trial_figures(report: SweepReport, row: TrialRow) -> list[str]:
     """The objectives of a trial, its held-out loss and its FLOPs."""
-    found = [figure(one, row["objectives"].get(one["metric"])) for one in _other_objectives(report)]
-    loss = "-" if row["eval_loss"] is None else f"{row['eval_loss']:.4f}"
-    return [*found, loss, "-" if row["flops"] is None else format_flops(row["flops"])]
+    found = [figure(one, row.objectives.get(one.metric)) for one in _other_objectives(report)]
+    loss = "-" if row.eval_loss is None else f"{row.eval_loss:.4f}"
+    return [*found, loss, "-" if row.flops is None else format_flops(row.flops)]
 
 
-def best_in_words(report: Mapping[str, Any]) -> str:
+def best_in_words(report: SweepReport) -> str:
     """'trial 3 (lr 0.004): held-out loss 1.8123', of the best trial."""
-    best = report["best"]
-    figures = [_figure_in_words(one, best["objectives"].get(one["metric"])) for one in report["objective"]]
-    return f"trial {best['number']} ({describe(best['config'])}): {', '.join(figures)}"
+    best = report.best
+    figures = [_figure_in_words(one, best.objectives.get(one.metric)) for one in report.objective]
+    return f"trial {best.number} ({describe(best.config)}): {', '.join(figures)}"
 
 
-def _other_objectives(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in report["objective"] if one["metric"] != "eval_loss"]
+def _other_objectives(report: SweepReport) -> list[ObjectiveRow]:
+    return [one for one in report.objective if one.metric != "eval_loss"]
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -122,42 +119,42 @@ HELD_AGAINST_ITS_OWN = (
 )
 
 
-def verdict(report: Mapping[str, Any]) -> str:
+def verdict(report: SweepReport) -> str:
     """The result in one or two sentences: which trial is best, what it saves, what the search cost."""
-    best, search = report["best"], report["search"]
-    cost = f"the search trained {format_flops(search['flops_spent'])} FLOPs"
-    if search["flops_spent"] and search["flops_spent"] < search["flops_claimed"]:
-        cost += f", {search['sharing_factor']:.2f} times fewer than its trials cost apart"
+    best, search = report.best, report.search
+    cost = f"the search trained {format_flops(search.flops_spent)} FLOPs"
+    if search.flops_spent and search.flops_spent < search.flops_claimed:
+        cost += f", {search.sharing_factor:.2f} times fewer than its trials cost apart"
     if best is None:
         return f"No trial finished; {cost}."
-    figures = [_figure_in_words(one, best["objectives"].get(one["metric"])) for one in report["objective"]]
-    names = short_names(best["config"])
-    settings = f" ({describe({names[path]: value for path, value in best['config'].items()})})" if names else ""
-    saving, pays = _saving(report), report["pays_for_itself_after"]
+    figures = [_figure_in_words(one, best.objectives.get(one.metric)) for one in report.objective]
+    names = short_names(best.config)
+    settings = f" ({describe({names[path]: value for path, value in best.config.items()})})" if names else ""
+    saving, pays = _saving(report), report.pays_for_itself_after
     if pays is not None:
         saving += f", and pays for itself after {pays:.1f} runs of that schedule"
-    return sentence(f"trial {best['number']} is best{settings}: {', '.join(figures)}; {cost}{saving}")
+    return sentence(f"trial {best.number} is best{settings}: {', '.join(figures)}; {cost}{saving}")
 
 
-def _figure_in_words(objective: Mapping[str, Any], value: float | None) -> str:
+def _figure_in_words(objective: ObjectiveRow, value: float | None) -> str:
     metric = metric_of(objective)
     return f"{metric.words} " + ("not reached" if value is None else metric.format(value))
 
 
-def caveats(report: Mapping[str, Any]) -> list[str]:
+def caveats(report: SweepReport) -> list[str]:
     """What to keep in mind about the best of several trials."""
-    if not report["best"] or len(report["trials"]) < 2:
+    if not report.best or len(report.trials) < 2:
         return []
-    is_by_saving = any(one["metric"] == "compute_saved" for one in report["objective"])
+    is_by_saving = any(one.metric == "compute_saved" for one in report.objective)
     return [CHOSEN_AND_JUDGED, *([HELD_AGAINST_ITS_OWN] if is_by_saving else [])]
 
 
-def _saving(report: Mapping[str, Any]) -> str:
+def _saving(report: SweepReport) -> str:
     """What the best trial saved. Empty if that is the objective, for then the verdict says it already."""
-    if any(one["metric"] == "compute_saved" for one in report["objective"]):
+    if any(one.metric == "compute_saved" for one in report.objective):
         return ""
-    best = next(row for row in report["trials"] if row["number"] == report["best"]["number"])
-    saved = best["compute_saved"]
+    best = next(row for row in report.trials if row.number == report.best.number)
+    saved = best.compute_saved
     if saved is None:
         return "; the saving against training from scratch was not measured"
     # Between two budgets of the baseline, only the least saving is known.
@@ -166,12 +163,12 @@ def _saving(report: Mapping[str, Any]) -> str:
     return f"; it saves at least {format_share(saved)} of compute against training from scratch"
 
 
-def importance_caveats(report: Mapping[str, Any]) -> list[str]:
+def importance_caveats(report: SweepReport) -> list[str]:
     """What to keep in mind about the shares: how many trials they come from, and what these cannot show."""
-    shares, metric = report.get("importance", {}), report["objective"][0]["metric"]
+    shares, metric = report.importance, report.objective[0].metric
     if not shares:
         return []
-    count = sum(row["objectives"].get(metric) is not None for row in report["trials"])
+    count = sum(row.objectives.get(metric) is not None for row in report.trials)
     said = [f"The shares are of {count} trials."]
     if len(shares) == 1:
         said.append("No other path took two values, so its share is 100 %, whatever its effect.")
@@ -183,52 +180,50 @@ def importance_caveats(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def summary(report: Mapping[str, Any]) -> list[str]:
+def summary(report: SweepReport) -> list[str]:
     """The result in sentences, one for each line."""
-    search = report["search"]
+    search = report.search
     lines = [
-        f"Trained {format_flops(search['flops_spent'])} FLOPs for trials that cost "
-        f"{format_flops(search['flops_claimed'])} apart"
-        + (f": a sharing factor of {search['sharing_factor']:.2f}." if search["sharing_factor"] else ".")
+        f"Trained {format_flops(search.flops_spent)} FLOPs for trials that cost "
+        f"{format_flops(search.flops_claimed)} apart"
+        + (f": a sharing factor of {search.sharing_factor:.2f}." if search.sharing_factor else ".")
     ]
     lines += _what_mattered(report)
-    if report["pays_for_itself_after"] is not None:
-        lines.append(
-            f"The search pays for itself after {report['pays_for_itself_after']:.1f} runs of the best schedule."
-        )
-    if report["best"] is not None:
+    if report.pays_for_itself_after is not None:
+        lines.append(f"The search pays for itself after {report.pays_for_itself_after:.1f} runs of the best schedule.")
+    if report.best is not None:
         lines.append(f"Best: {best_in_words(report)}.")
         lines += caveats(report)
     return lines
 
 
-def _what_mattered(report: Mapping[str, Any]) -> list[str]:
-    parts = ", ".join(f"{path} {share:.0%}" for path, share in report["importance"].items())
+def _what_mattered(report: SweepReport) -> list[str]:
+    parts = ", ".join(f"{path} {share:.0%}" for path, share in report.importance.items())
     if not parts:
         return []
     first = f"What distinguishes the better half of the trials (PED-ANOVA): {parts}."
     return [" ".join([first, *importance_caveats(report)])]
 
 
-def failure(report: Mapping[str, Any]) -> str | None:
+def failure(report: SweepReport) -> str | None:
     """What went wrong, in one line: that trials failed, or that no trial finished. None if nothing went wrong."""
-    rows = report["trials"]
-    failed = [row for row in rows if row["state"] == "ERRORED"]
-    if any(row["state"] == "FINISHED" for row in rows):
+    rows = report.trials
+    failed = [row for row in rows if row.state == "ERRORED"]
+    if any(row.state == "FINISHED" for row in rows):
         if not failed:
             return None
-        first = f"trial {failed[0]['number']}: {failed[0]['error']}"
-        return f"sweep {report['name']}: {len(failed)} of its {len(rows)} trials failed, the first of them {first}"
-    why = failed[0]["error"] if failed else "all were stopped"
-    return f"sweep {report['name']}: none of its {len(rows)} trials finished: {why}"
+        first = f"trial {failed[0].number}: {failed[0].error}"
+        return f"sweep {report.name}: {len(failed)} of its {len(rows)} trials failed, the first of them {first}"
+    why = failed[0].error if failed else "all were stopped"
+    return f"sweep {report.name}: none of its {len(rows)} trials finished: {why}"
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: SweepReport) -> str:
     """A page of Markdown: the result in words, what mattered, the trials by rank."""
     columns = ["rank", "trial", "config", *objective_titles(report), "held-out loss", "FLOPs", "state"]
     rows = [
-        [*trial_name(report, row), describe(row["config"]), *trial_figures(report, row), row["state"]]
+        [*trial_name(report, row), describe(row.config), *trial_figures(report, row), row.state]
         for row in ranked(report)
     ]
     words = map(in_markdown, (verdict(report), *_what_mattered(report)))
-    return "\n\n".join([f"# {in_markdown(report['name'])}", *words, table_lines(Table("Trials", columns, rows))]) + "\n"
+    return "\n\n".join([f"# {in_markdown(report.name)}", *words, table_lines(Table("Trials", columns, rows))]) + "\n"

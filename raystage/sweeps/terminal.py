@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -11,6 +10,7 @@ from rich.text import Text
 from rich.tree import Tree as Branches
 
 from raystage.reports.columns import STATE_STYLES, FirstThatFits, WholeTable, name_column, number_column, table
+from raystage.results.sweep_report import SweepReport, TrialRow
 from raystage.sweeps.space import describe, format_value
 from raystage.sweeps.summary import objective_titles, ranked, summary, trial_figures, trial_name
 from raystage.sweeps.tree import Node, Tree
@@ -144,26 +144,26 @@ def _notes(plan: SweepPlan) -> Iterable[Text]:
 # --- the result -------------------------------------------------------------------------------
 
 
-def sweep_result_table(report: Mapping[str, Any]) -> RenderableType:
-    """The trials, the best first, and what the search cost. `report` is what `build_sweep_report` returns."""
+def sweep_result_table(report: SweepReport) -> RenderableType:
+    """The trials, the best first, and what the search cost."""
     rows = ranked(report)
-    paths = list(dict.fromkeys(path for row in rows for path in row["config"]))
-    apart = table(report["name"], _result_columns(report, [number_column(path.replace(".", "\n.")) for path in paths]))
+    paths = list(dict.fromkeys(path for row in rows for path in row.config))
+    apart = table(report.name, _result_columns(report, [number_column(path.replace(".", "\n.")) for path in paths]))
     for row in rows:
-        apart.add_row(*_result_cells(report, row, [format_value(row["config"].get(path, "-")) for path in paths]))
+        apart.add_row(*_result_cells(report, row, [format_value(row.config.get(path, "-")) for path in paths]))
     together = WholeTable(
-        report["name"],
+        report.name,
         (*_result_columns(report, []), name_column("config")),
-        [[*_result_cells(report, row, []), describe(row["config"])] for row in rows],
+        [[*_result_cells(report, row, []), describe(row.config)] for row in rows],
     )
     return Group(FirstThatFits((apart, together)), "", *(Text(line) for line in summary(report)))
 
 
-def _result_columns(report: Mapping[str, Any], config: Sequence[Column]) -> list[Column]:
+def _result_columns(report: SweepReport, config: Sequence[Column]) -> list[Column]:
     figures = map(number_column, (*objective_titles(report), "held-out loss", "FLOPs"))
     return [number_column("rank"), number_column("trial"), *config, *figures, Column("state", no_wrap=True)]
 
 
-def _result_cells(report: Mapping[str, Any], row: Mapping[str, Any], config: Sequence[str]) -> list[Text]:
+def _result_cells(report: SweepReport, row: TrialRow, config: Sequence[str]) -> list[Text]:
     texts = map(Text, (*trial_name(report, row), *config, *trial_figures(report, row)))
-    return [*texts, Text(row["state"], style=STATE_STYLES.get(row["state"], ""))]
+    return [*texts, Text(row.state, style=STATE_STYLES.get(row.state, ""))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +14,10 @@ from factories import make_curves, make_schedule
 from raystage.cli.main import main
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import to_json
 from raystage.planning.build import make_plan
 from raystage.reports.markdown import markdown
+from raystage.results.sweep_report import SweepReport
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.sweeps.html import write_papers
@@ -49,11 +50,11 @@ def store(template: Path, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def sweep(store: Store, tmp_path: Path) -> dict[str, Any]:
+def sweep(store: Store, tmp_path: Path) -> SweepReport:
     """The report of a sweep named search, in the store with its papers."""
     plan = plan_sweep(make_sweep(tmp_path))
     found = swept(plan, finished(plan, 2.0, 1.5, 1.7, 1.9))
-    store.write_run("search", "report.json", found)
+    store.write_run("search", "report.json", to_json(found))
     write_papers(store, plan, found)
     return found
 
@@ -116,7 +117,7 @@ def test_without_options_the_tables_are_shown(report) -> None:
     assert "loss at growth" in report("mine").stdout
 
 
-def test_a_sweep_leaves_its_page_beside_its_report(store: Store, sweep: dict[str, Any]) -> None:
+def test_a_sweep_leaves_its_page_beside_its_report(store: Store, sweep: SweepReport) -> None:
     folder = Path(store.folder.uri) / "runs/search"
     assert {path.name for path in folder.iterdir()} == {
         "report.json", "report.html", "report.md", "sweep.png", "sweep.svg", "best.yaml",
@@ -125,7 +126,7 @@ def test_a_sweep_leaves_its_page_beside_its_report(store: Store, sweep: dict[str
     assert (folder / "report.md").read_text().startswith(f"# search\n\n{verdict(sweep)}\n")
 
 
-def test_a_sweep_is_reported_like_a_run(report, store: Store, sweep: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_is_reported_like_a_run(report, store: Store, sweep: SweepReport, tmp_path: Path) -> None:
     folder = Path(store.folder.uri) / "runs/search"
     report("search", "--html", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == (folder / "report.html").read_text()
@@ -134,10 +135,10 @@ def test_a_sweep_is_reported_like_a_run(report, store: Store, sweep: dict[str, A
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"search.png", "search.svg", "mine.png", "mine.svg"}
     assert (tmp_path / "pictures/search.svg").read_bytes() == (folder / "sweep.svg").read_bytes()
-    assert json.loads(report("search", "--json").stdout) == sweep
+    assert json.loads(report("search", "--json").stdout) == to_json(sweep)
 
 
-def test_a_sweep_has_a_page_of_its_own(report, sweep: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_has_a_page_of_its_own(report, sweep: SweepReport, tmp_path: Path) -> None:
     done = report("mine", "search", "--html", tmp_path / "both.html", status=2)
     assert (
         done.stderr == "raystage: --html: found sweep 'search' among others; expected it alone, on a page of its own\n"

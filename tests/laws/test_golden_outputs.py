@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from golden_outputs import GOLDEN, growth_maps, one_map_per_operator, report, sweep_keys, training
+from golden_outputs import GOLDEN, growth_maps, one_map_per_operator, report, sweep_keys, sweep_report, training
+from raystage.files.typed_json import to_json
+from raystage.results.sweep_report import sweep_report_from_json
 
 # Another processor rounds sums of fp32 otherwise.
 CLOSE = 1e-5
@@ -42,6 +44,12 @@ def test_a_report_says_what_it_said() -> None:
     assert found.keys() == expected.keys()
     for part, content in expected.items():
         assert found[part] == content, part
+
+
+def test_a_sweeps_report_says_what_it_said_and_is_read_whole() -> None:
+    found, expected = sweep_report(), golden("sweep_report")
+    assert json.dumps(found) == json.dumps(expected)  # in the same order
+    assert to_json(sweep_report_from_json(expected)) == expected
 
 
 def test_a_training_has_the_bits_that_it_had() -> None:

@@ -12,8 +12,8 @@ from raystage.planning.build import make_plan
 from raystage.plans.keys import key_at, placed
 from raystage.plans.learning_rate import rate_at
 from raystage.plans.plan import Plan
+from raystage.plans.rates import rates_of
 from raystage.plans.stage import StagePlan
-from raystage.results.rates import rates_of
 
 LR = 2e-3
 FALLS = {"from": "current", "kind": "linear"}

@@ -12,9 +12,9 @@ from raystage.errors import InputError
 from raystage.models.shape import flops_per_token
 from raystage.planning.build import make_plan
 from raystage.plans.keys import key_at
+from raystage.plans.rates import rates_of
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import Doubling, StepSchedule, StepSegment, doubling_steps, rate_factor
-from raystage.results.rates import rates_of
 from raystage.runs.progress import describe_stage
 from raystage.storage.jobs import continues
 

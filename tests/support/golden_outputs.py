@@ -1,5 +1,5 @@
 """What a refactoring must not change, beside the keys of `golden_schedules`: growth maps, the numbers of a training to
-the bit, the manifest of its checkpoint, a report, the keys of the shipped sweeps' trials.
+the bit, the manifest of its checkpoint, the report of a run and of a sweep, the keys of the shipped sweeps' trials.
 
 `PYTHONPATH=tests/support python tests/support/golden_outputs.py` writes `tests/golden/*.json` anew. Do so only where a
 change is meant to change one of them, and look at what else the difference shows.
@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from raystage.runs.driver import Driver
 from raystage.storage.store import Store
 from raystage.sweeps.config import load
 from raystage.sweeps.trials import plan_sweep
+from sweep_results import finished, swept
+from sweeps import make_sweep
 
 GOLDEN = FILE.parent
 # What differs from run to run, or from machine to machine.
@@ -75,6 +79,17 @@ def report() -> dict[str, Any]:
         for record in make_curves(plan).values():
             store.commit_record(record)
         return _lasting(json.loads(json.dumps(to_json(Driver(plan, schedule, store, []).run())).replace(folder, TEXTS)))
+
+
+def sweep_report() -> dict[str, Any]:
+    """Of a small sweep with two objectives, as of trials whose losses are made up."""
+    space = "stages[0].until.tokens: {grid: [400, 800]}\nstages[1].grow.operator: {grid: [stack, interleave]}"
+    objective = [{"metric": "eval_loss"}, {"metric": "flops_to_loss", "target": 1.8}]
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_sweep(make_sweep(Path(folder), space, objective=objective))
+        ends = finished(plan, 2.0, 1.7, 1.9, 1.8, flops_to_loss=[None, 4e7, math.inf, 5e7])
+        ends[0] = replace(ends[0], is_stopped=True, objectives={})
+        return json.loads(json.dumps(to_json(swept(plan, ends, {1: 0.25}))).replace(folder, TEXTS))
 
 
 def training() -> dict[str, Any]:
@@ -142,6 +157,7 @@ MADE = {
     "maps_in_full": one_map_per_operator,
     "sweeps": sweep_keys,
     "report": report,
+    "sweep_report": sweep_report,
     "training": training,
 }
 

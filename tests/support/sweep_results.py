@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from factories import make_record
 from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
+from raystage.results.sweep_report import SweepReport, TrialRow
 from raystage.sweeps.importance import importance
 from raystage.sweeps.report import TrialOutcome, build_sweep_report, needed_of
 from raystage.sweeps.trials import SweepPlan
@@ -25,9 +25,7 @@ def trained(plan: SweepPlan, loss_of: Callable[[str], float]) -> dict[str, Stage
     return found
 
 
-def swept(
-    plan: SweepPlan, outcomes: Sequence[TrialOutcome], saved: Mapping[int, float] | None = None
-) -> dict[str, Any]:
+def swept(plan: SweepPlan, outcomes: Sequence[TrialOutcome], saved: Mapping[int, float] | None = None) -> SweepReport:
     """The sweep's report. saved: by trial its compute saved against a baseline that cost 1e9 FLOPs."""
     ends = {plan.trials[one.number].plan.staged.stages[-1].key: one.eval_loss or 3.0 for one in outcomes}
     records = trained(plan, lambda key: ends.get(key, 2.5))
@@ -39,10 +37,18 @@ def swept(
         reports[number] = replace(reports[number], savings=savings)
     runs = {number: needed_of(report) for number, report in reports.items()}
     report = build_sweep_report(plan, outcomes, runs, records, "FINISHED", 754.0)
-    report["importance"] = importance(report["trials"], report["objective"][0]["metric"], plan.sweep.points.dimensions)
-    if report["best"]:
-        report["best"]["schedule"] = plan.trials[report["best"]["number"]].content
-    return report
+    shares = importance(report.trials, report.objective[0].metric, plan.sweep.points.dimensions)
+    best = report.best and replace(report.best, schedule=plan.trials[report.best.number].content)
+    return replace(report, importance=shares, best=best)
+
+
+def make_row(number: int, **changes: object) -> TrialRow:
+    """A row of a report: a trial that has finished, without stages and figures."""
+    row = TrialRow(
+        number=number, name=f"search-{number}", state="FINISHED", error=None, config={}, stages=(), eval_loss=None,
+        flops=None, objectives={}, compute_saved=None,
+    )  # fmt: skip
+    return replace(row, **changes)
 
 
 def finished(plan: SweepPlan, *losses: float, **objectives: Sequence[float | None]) -> list[TrialOutcome]:

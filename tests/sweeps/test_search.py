@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from raystage.sweeps.search import room
 from raystage.sweeps.summary import failure
 from raystage.sweeps.trials import plan_sweep
+from sweep_results import make_row, swept
 from sweeps import make_sweep
 
 WORKERS = "training.workers: {grid: [1, 2]}"
@@ -30,9 +32,10 @@ def test_a_local_cluster_has_room_for_the_trials_own_processes_too(tmp_path: Pat
         (("ABORTED",), "none of its 1 trials finished: all were stopped"),
     ],
 )
-def test_a_sweep_says_that_trials_failed(states: tuple[str, ...], problem: str | None) -> None:
-    rows = [
-        {"number": number, "state": state, "error": f"why {number}" if state == "ERRORED" else None}
+def test_a_sweep_says_that_trials_failed(tmp_path: Path, states: tuple[str, ...], problem: str | None) -> None:
+    report = swept(plan_sweep(make_sweep(tmp_path)), [])
+    rows = tuple(
+        make_row(number, state=state, error=f"why {number}" if state == "ERRORED" else None)
         for number, state in enumerate(states)
-    ]
-    assert failure({"name": "hunt", "trials": rows}) == (problem and f"sweep hunt: {problem}")
+    )
+    assert failure(replace(report, trials=rows)) == (problem and f"sweep search: {problem}")

@@ -46,7 +46,7 @@ def test_the_sweeps_report_is_the_same_as_from_whole_files(plan: SweepPlan, stor
     reports = known.runs(outcomes)
     found = build_sweep_report(plan, outcomes, reports, known.records(reports.values()), "FINISHED", 1.0)
     assert found == build_sweep_report(plan, outcomes, whole, records, "FINISHED", 1.0)
-    assert found["search"]["flops_spent"] == plan.tree.flops_shared
+    assert found.search.flops_spent == plan.tree.flops_shared
 
 
 def test_what_has_ended_is_read_once(plan: SweepPlan, store: Store) -> None:
