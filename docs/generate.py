@@ -28,6 +28,7 @@ from raystage.config.section import Section, keys_of
 from raystage.sweeps.config import Sweep
 
 FOLDER = Path(__file__).parent
+SWEEP_TITLE = "The sweep file"
 
 SCHEDULE_INTRO = """# Schedule reference
 
@@ -80,16 +81,24 @@ PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `fa
 
 
 def schedule_page() -> str:
-    return "\n".join([SCHEDULE_INTRO, *_sections(Schedule, "The schedule"), *_sections(Sweep, "The sweep file")])
+    return "\n".join([SCHEDULE_INTRO, *_sections(Schedule, "The schedule"), *_sections(Sweep, SWEEP_TITLE)])
 
 
 def _sections(root: type[Section], title: str) -> Iterator[str]:
     """A heading and a table for a file's own keys, then for every section in it, each section once."""
-    places = dict(_places(root, ""))
+    places = _told_apart(dict(_places(root, "")), title)
     yield from _section(root, f"## {title}", places)
     for section, place in places.items():
         if section is not root:
             yield from _section(section, f"### `{place}`", places)
+
+
+def _told_apart(places: dict[type[Section], str], title: str) -> dict[type[Section], str]:
+    """With another heading where a section of the sweep file stands at a key that the schedule has, too."""
+    if title != SWEEP_TITLE:
+        return places
+    taken = {_slug(place) for place in dict(_places(Schedule, "")).values()}
+    return {one: f"{place} of a sweep" if _slug(place) in taken and place else place for one, place in places.items()}
 
 
 def _places(section: type[Section], place: str) -> Iterator[tuple[type[Section], str]]:
@@ -153,6 +162,10 @@ def _default(field: FieldInfo) -> str:
 def _written(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Section):
+        named = zip(keys_of(type(value)), type(value).model_fields, strict=True)
+        given = {key: one for key, name in named if (one := getattr(value, name)) is not None}
+        return f"{{{', '.join(f'{key}: {_written(one)}' for key, one in given.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_written, value))}]"
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
@@ -191,7 +204,7 @@ def _plain_form(annotation: object, places: dict[type[Section], str]) -> str:
 
 def _slug(place: str) -> str:
     """The anchor that GitHub and the site both give a heading of this text."""
-    return "".join(letter for letter in place.lower() if letter.isalnum() or letter == "_")
+    return "".join(letter for letter in place.lower().replace(" ", "-") if letter.isalnum() or letter in "_-")
 
 
 def _bounds(metadata: list) -> str:

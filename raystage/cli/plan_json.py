@@ -104,7 +104,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
 
 def _sources(reads: list[SourceRead]) -> dict[str, Any]:
     """Of a stage with a mixture what it reads of each source."""
-    return {"sources": [asdict(one) for one in reads]} if reads else {}
+    return {"sources": to_json(reads)} if reads else {}
 
 
 def _teacher(stage: StagePlan) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Until(Section):
     samples: Count | None = None
     """Samples of training, for objectives that count samples."""
     epochs: Annotated[Positive | None, Field(examples=["3"])] = None
-    """Passes over the training data of the stage. The plan turns them into samples or tokens."""
+    """Passes over the training data of the stage: of samples, and of text with `tokenizer: bytes` or `source: tokens`.
+    The plan turns them into samples or tokens. The tokens of other text are not known before it is tokenized."""
     steps: Count | None = None
     """Optimizer steps."""
     flops: Count | None = None
@@ -65,7 +66,7 @@ class Until(Section):
     seconds: Seconds | None = None
     """Time of training, in seconds or as `2h`."""
     eval_loss: Positive | None = None
-    """A held-out loss, in nats per token; the stage ends at or below it."""
+    """A held-out loss, in nats per token or as the objective measures it; the stage ends at or below it."""
     plateau: Plateau | None = None
     """The held-out loss no longer falls."""
     slope: Slope | None = None
@@ -128,9 +129,9 @@ class Accept(Section):
     """What a finished stage must show to be accepted: all of these."""
 
     eval_loss_below: Positive | None = None
-    """The held-out loss at the end, in nats per token."""
+    """The held-out loss at the end, in nats per token or as the objective measures it."""
     accuracy_above: Share | None = None
-    """The share of held-out tokens that the model predicts at the end."""
+    """The share of held-out tokens, or of samples, that the model predicts at the end."""
     loss_increase_below: Positive | None = None
     """The increase of the held-out loss by the stage's growth, in nats per token."""
     max_logit_difference_below: Positive | None = None

@@ -94,7 +94,8 @@ class Baseline(Section):
     """The last stage's model, trained from scratch once for each budget. It is what the staged run is compared with."""
 
     budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
-    """The tokens of each run. Each has a whole learning-rate schedule of its own."""
+    """The length of each run, in tokens or samples as the last stage counts. Each has a whole learning-rate schedule of
+    its own."""
     tune: TunedValues = Field(default_factory=dict)
     """By path in the file's `training` the values to try, on both sides of the comparison: of the optimizer, the batch,
     and `warmup`, `decay` and `min_lr_ratio` of the learning rate."""

@@ -325,7 +325,7 @@ class Stage(Section):
     seed: Seed | None = None
     """The seed of the stage; the file's unless given."""
     grow: Annotated[Grow | None, Field(examples=["{operator: stack}"])] = None
-    """How the model grows from that of the stage before. Without it the shape stays the same."""
+    """How the model grows from that of the stage before. Without it the shape has to be that of the stage before."""
     freeze: Freeze | None = None
     """What is not trained."""
     data: Data = Data()

@@ -73,6 +73,22 @@ class DataPlan:
             facts["control_tokens"] = "as text"
         return facts
 
+    @property
+    def train_tokens(self) -> int | None:
+        """The tokens to train on, exactly, where they are known before the text is tokenized."""
+        return self._tokens_of(self.train)
+
+    @property
+    def held_out_tokens(self) -> int | None:
+        """The held-out tokens, in the same way."""
+        return self._tokens_of(self.held_out)
+
+    def _tokens_of(self, side: TextSize) -> int | None:
+        """Known where the source gives tokens, and for bytes: one of every byte, and one that ends each document."""
+        if side.num_tokens is None and self.tokenizer == BYTE_TOKENIZER:
+            return side.num_bytes + side.documents
+        return side.num_tokens
+
     @cached_property
     def content(self) -> str:
         """What tells sources apart, by content and not by name or place: 16 hex digits."""

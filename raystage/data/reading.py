@@ -26,7 +26,7 @@ Shares = tuple[tuple[str, Fraction], ...]
 
 @dataclass(frozen=True)
 class Leg:
-    """What the order of text depends on of an earlier stage. end: the position of the run where it ends, in tokens."""
+    """What the order of text depends on of an earlier stage. end: the position of the run where it ends."""
 
     end: int
     shares: Shares
@@ -37,9 +37,10 @@ class Leg:
 class Reading:
     """The windows from the one on in which a stage begins.
 
-    window: their length in tokens. first: the number of the first window that the segment decides about. shares: the
-    segment's sources; cursors: how far each of them was read at `first`. begun: of the window before `first` its source
-    and which of its windows it is, where a stage begins within it. others: cursors of sources that are not read now.
+    window: their length in tokens, and 1 for samples. first: the number of the first window that the segment decides
+    about. shares: the segment's sources; cursors: how far each of them was read at `first`. begun: of the window before
+    `first` its source and which of its windows it is, where a stage begins within it. others: cursors of sources that are
+    not read now.
     is_mixed: whether this stage or an earlier one has a mixture. Until then every source is read at the window numbers
     of the run, as in a run without mixtures.
     """
@@ -71,9 +72,9 @@ class Reading:
         known = zip(self.shares, self.cursors, counts, strict=True)
         return dict(self.others) | {content: cursor + count for (content, _), cursor, count in known}
 
-    def tokens(self, start: int, end: int) -> dict[str, int]:
-        """The tokens that are read of each source between two positions of the run, of which none lies before the
-        window that the stage begins in."""
+    def amounts(self, start: int, end: int) -> dict[str, int]:
+        """What is read of each source between two positions of the run, in the unit of positions. None of the two lies
+        before the window that the stage begins in."""
         first, last = -(-start // self.window), -(-end // self.window)
         before, after = self.cursors_at(max(first, self.first)), self.cursors_at(max(last, self.first))
         found = {content: (after[content] - before.get(content, 0)) * self.window for content in after}
@@ -82,7 +83,7 @@ class Reading:
             if left:
                 content, _ = self.at(position // self.window)
                 found[content] = found.get(content, 0) + sign * left
-        return {content: tokens for content, tokens in found.items() if tokens}
+        return {content: amount for content, amount in found.items() if amount}
 
     def followed(self, end: int, shares: Shares, is_mixture: bool) -> Reading:
         """The reading of the next stage, if this one ends at the position `end` of the run."""

@@ -43,9 +43,10 @@ class _Side:
     staged: RunPlan
 
     @property
-    def duration(self) -> int:
-        """Of the stages that count in the unit of the last one."""
-        return sum(stage.duration for stage in self.stages if stage.unit == self.stages[-1].unit)
+    def scratch_flops(self) -> int | None:
+        """Of the last stage's model over the length of the whole run, if that has one unit."""
+        durations = self.staged.durations
+        return None if len(durations) > 1 else self.staged.duration * alone(self.stages[-1]).flops_per_unit
 
     def baselines(self) -> tuple[RunPlan, ...]:
         # Evaluated on exactly the text that the last stage is evaluated on.
@@ -98,7 +99,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         name=name,
         staged=side.staged,
         baselines=side.baselines(),
-        scratch_flops=side.duration * alone(side.stages[-1]).flops_per_unit,
+        scratch_flops=side.scratch_flops,
         costs=schedule.costs,
         seed=schedule.seed,
         values=written_values(schedule),

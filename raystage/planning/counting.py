@@ -44,7 +44,8 @@ def _check_order(draft: StageDraft, context: Context) -> None:
         raise InputError(f"{problem}; expected one change of the unit in a run", key="objective")
     if changes and not draft.own_rate:
         problem = f"missing; the run counts {draft.unit} from stage {_name(context, draft, changes[0])!r} on"
-        raise InputError(f"{problem}, and each stage from there needs a rate of its own", key="training.lr_schedule")
+        key = f"stages[{draft.index}].training.lr_schedule"  # of the stage, though other stages may have none
+        raise InputError(f"{problem}, and each stage from there needs a rate of its own", key=key)
 
 
 def _name(context: Context, draft: StageDraft, index: int) -> str:
@@ -145,7 +146,7 @@ def _of_epochs(epochs: float, draft: StageDraft, key: str) -> int:
         raise InputError(f"{problem}; expected {unit}", key=key)
     if unit == SAMPLES:
         return max(1, round(epochs * data.train.documents))
-    if data.train.num_tokens is None:
+    if data.train_tokens is None:
         problem = f"found {epochs:g}, but how many tokens the text has is known only once it is tokenized"
-        raise InputError(f"{problem}; expected tokens", key=key)
-    return max(1, round(epochs * data.train.num_tokens))
+        raise InputError(f"{problem}; expected tokens in place of epochs", key=key)
+    return max(1, round(epochs * data.train_tokens))

@@ -65,9 +65,8 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
     needed = ("num_layers", "hidden_size", "num_heads", "patch_size" if family.reads_images else "context_length")
     for field in needed:
         if getattr(model, field) is None:
-            raise InputError(
-                "missing; expected a number, in the file's model section or a stage's", key=f"model.{field}"
-            )
+            where = "in the file's model section or a stage's: it does not follow from the stage before"
+            raise InputError(f"missing; expected a number, {where}", key=f"model.{field}")
     shape = ModelShape(
         family=model.family,
         num_layers=model.num_layers,

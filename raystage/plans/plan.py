@@ -31,7 +31,15 @@ class RunPlan:
     @property
     def duration(self) -> int:
         """Of the stages that count in the unit of the last one."""
-        return sum(stage.duration for stage in self.stages if stage.unit == self.unit)
+        return self.durations[self.unit]
+
+    @property
+    def durations(self) -> dict[Unit, int]:
+        """By unit the length of the stages that count in it."""
+        found: dict[Unit, int] = {}
+        for stage in self.stages:
+            found[stage.unit] = found.get(stage.unit, 0) + stage.duration
+        return found
 
     @property
     def flops(self) -> int:
@@ -67,13 +75,14 @@ class Plan:
     costs: prices, for the report. values: the tuned values as written. variants: other values, on the written seed.
     further_seeds: one variant for each further seed. They train the best values of each side; until these are known
     (`is_chosen`), the written values stand in their place. values_from: where the values of the baseline come from, in
-    the user's words.
+    the user's words. scratch_flops: of the last stage's model over the length of the whole staged run; None where its
+    stages count in two units, whose lengths cannot be added up.
     """
 
     name: str
     staged: RunPlan
     baselines: tuple[RunPlan, ...]
-    scratch_flops: int
+    scratch_flops: int | None
     costs: Costs = NO_COSTS
     seed: int = 0
     values: Values = ()
@@ -83,9 +92,9 @@ class Plan:
     values_from: str | None = None
 
     @property
-    def predicted_saving(self) -> float:
-        """1 - staged FLOPs / FLOPs of the last stage's model from scratch at equal tokens."""
-        return 1 - self.staged.flops / self.scratch_flops
+    def predicted_saving(self) -> float | None:
+        """1 - staged FLOPs / FLOPs of the last stage's model from scratch at equal length."""
+        return None if self.scratch_flops is None else 1 - self.staged.flops / self.scratch_flops
 
     @property
     def candidates(self) -> tuple[Variant, ...]:

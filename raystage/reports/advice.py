@@ -263,12 +263,12 @@ def _few_budgets(plan: Plan) -> Advice | None:
 
 
 def _costs_more(plan: Plan) -> Advice | None:
-    if plan.predicted_saving >= 0:
+    if plan.predicted_saving is None or plan.predicted_saving >= 0:
         return None
     return Advice(
         "stages",
         f"cost {format_share(-plan.predicted_saving)} more FLOPs than the last stage's model from scratch at equal "
-        f"tokens",
+        f"{plan.staged.unit}",
         "the FLOPs of this plan",
     )
 

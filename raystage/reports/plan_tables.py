@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from raystage.growth.checks import changed_positions
+from raystage.growth.checks import changed_fields, changed_positions, exchanges_head
 from raystage.models import rope
 from raystage.plans.memory import MemoryEstimate
 from raystage.plans.plan import Plan, flops_shared
@@ -21,7 +21,7 @@ from raystage.reports.columns import name_column as _name
 from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
-from raystage.reports.suggestions import Suggestion
+from raystage.reports.suggestions import Suggestion, why_nothing
 from raystage.results.data_use import data_lines, data_rows
 from raystage.results.differences import IN_WORDS, baseline_reads
 from raystage.results.mixtures import mixture_lines, order_lines
@@ -60,7 +60,7 @@ _SIZES = (
     _PlanColumn("layers", lambda plan, stage: str(stage.shape.num_layers)),
     _PlanColumn("params", lambda plan, stage: format_count(stage.num_params)),
     _PlanColumn(_LENGTH, lambda plan, stage: _most([stage]) + _length(plan, stage.duration, stage.unit),
-                lambda plan: _most(plan.staged.stages) + _length(plan, plan.staged.duration, plan.staged.unit)),
+                lambda plan: _total_length(plan)),
     _PlanColumn("steps", lambda plan, stage: str(stage.steps),
                 lambda plan: str(sum(stage.steps for stage in plan.staged.stages))),
     _PlanColumn("FLOPs", lambda plan, stage: format_flops(stage.flops), lambda plan: format_flops(plan.staged.flops)),
@@ -96,16 +96,29 @@ def _length(plan: Plan, duration: int, unit: str) -> str:
     return format_length(duration, unit, _length_name(plan))
 
 
+def _total_length(plan: Plan) -> str:
+    """One line for each unit: tokens and samples cannot be added up."""
+    lengths = (_length(plan, duration, unit) for unit, duration in plan.staged.durations.items())
+    return "\n".join(_most(plan.staged.stages) + one for one in lengths)
+
+
 def _most(stages: Iterable[StagePlan]) -> str:
     """Marks a number as an upper limit."""
     return "≤ " if any(stage.until for stage in stages) else ""
 
 
 def _growth_of(stage: StagePlan) -> str:
-    """One line for each part that grows or changes, so that the table gets no wider."""
-    rewarm = stage.growth.rewarm if stage.growth else None
-    lines = (stage.growth_operator or "-").split(", ") + ([f"rewarm {rewarm.factor:g}x"] if rewarm else [])
-    return "\n".join([*lines, *_positions_of(stage)])
+    """One line for each part that grows or changes, so that the table gets no wider.
+
+    Every stage after the first has an operator, also where nothing grows: then it is not shown.
+    """
+    before = stage.parent_shape
+    if before is None or stage.growth is None:
+        return "-"
+    grown = stage.growth_operator.split(", ") if changed_fields(before, stage.shape) else []
+    head = ["new head"] if exchanges_head(before, stage.shape) else []
+    rewarm = [f"rewarm {stage.growth.rewarm.factor:g}x"] if stage.growth.rewarm else []
+    return "\n".join([*grown, *head, *rewarm, *_positions_of(stage)]) or "-"
 
 
 def _positions_of(stage: StagePlan) -> list[str]:
@@ -192,6 +205,11 @@ def _variant_lines(plan: Plan) -> list[str]:
 
 
 def _prediction(plan: Plan) -> str:
+    if plan.predicted_saving is None:
+        return (
+            "No predicted saving: the stages count tokens and samples, so there is no equal length to compare at. The "
+            "saving at equal loss is what a run with a baseline measures."
+        )
     has_baseline = bool(plan.baselines)
     against = "from scratch" if has_baseline else "for the last stage's model all the way"
     return (
@@ -212,14 +230,13 @@ def _warning_lines(plan: Plan) -> list[Text]:
 def suggestion_table(plan: Plan, suggestions: Sequence[Suggestion]) -> RenderableType:
     """The tokens of every stage now and as suggested, the cost of each suggestion, and the options to copy."""
     if not suggestions:
-        ramps = any(stage.training.ramp for stage in plan.staged.stages)
-        return Text(f"Nothing to suggest: {'a stage has a ramp' if ramps else 'no stage grows'}.")
+        return Text(f"Nothing to suggest: {why_nothing(plan)}.")
     return Group(_suggested_tokens(plan, suggestions), *(part for one in suggestions for part in _explained(one)))
 
 
 def _suggested_tokens(plan: Plan, suggestions: Sequence[Suggestion]) -> Table:
     stages = plan.staged.stages
-    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number(f"{plan.staged.unit}\nnow"),
+    table = _table("suggested lengths", [_name("stage"), _number("layers"), _number("tokens\nnow"),
                                          *(_number(one.rule) for one in suggestions)])  # fmt: skip
     for index, stage in enumerate(stages):
         suggested = (format_count(one.tokens[index]) for one in suggestions)

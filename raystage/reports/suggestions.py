@@ -15,7 +15,7 @@ from raystage.plans.plan import Plan
 from raystage.plans.stage import StagePlan
 from raystage.reports.advice import G_STACK, grows
 from raystage.reports.formats import format_layers
-from raystage.units import format_count, format_share
+from raystage.units import TOKENS, format_count, format_share
 
 # MIDAS leaves the exponent open. We chose 1: time in proportion to the number of the stage.
 PROP_ALPHA = 1.0
@@ -49,13 +49,27 @@ class Suggestion:
 def suggest(plan: Plan) -> tuple[Suggestion, ...]:
     """Lengths for the stages at the plan's own depths and total tokens, by `prop_alpha` and by `g_stack`.
 
-    Empty if no stage grows, or if a stage has a ramp, which the rules do not cover. Stages of one depth share the
-    tokens of that depth in their present proportions.
+    Empty where the rules say nothing (`why_nothing`). Stages of one depth share the tokens of that depth in their
+    present proportions.
     """
-    phases = _phases(plan.staged.stages)
-    if len(phases) == 1 or any(stage.training.ramp for stage in plan.staged.stages):
+    if why_nothing(plan):
         return ()
+    phases = _phases(plan.staged.stages)
     return (_by_prop_alpha(plan, phases), _by_g_stack(plan, phases))
+
+
+def why_nothing(plan: Plan) -> str | None:
+    """What the plan has that the rules do not cover; None where they do."""
+    stages = plan.staged.stages
+    if any(stage.unit != TOKENS for stage in stages):
+        return "the rules are for language models, and a stage counts samples"
+    if any(stage.training.ramp for stage in stages):
+        return "a stage has a ramp"
+    if len(_phases(stages)) == 1:
+        return "no stage grows"
+    if len({stage.objective.name for stage in stages}) > 1:
+        return "the rules are for one objective, and the stages have several"
+    return None
 
 
 def prop_alpha_tokens(total_tokens: float, num_stages: int, alpha: float = PROP_ALPHA) -> tuple[float, ...]:

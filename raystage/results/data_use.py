@@ -13,7 +13,6 @@ from typing import Any
 from raystage.data.order.curriculum import text_of
 from raystage.data.plan import DataPlan
 from raystage.data.token_index import TokenIndex, cache_folder, read_index
-from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, unit_key
 from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
@@ -81,7 +80,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class DataUse:
-    """A text, the stages of a run that read it, and the tokens that they read of it together. names: in mixtures."""
+    """A source, the stages of a run that read it, and what they read of it together. names: in mixtures."""
 
     data: DataPlan
     stages: tuple[str, ...]
@@ -102,10 +101,8 @@ def count(data: DataPlan) -> Counted:
     sides = data.train, data.held_out
     if data.samples is not None:
         return Counted(0, 0, train_samples=data.train.documents, held_out_samples=data.held_out.documents)
-    if data.train.num_tokens is not None:
-        return Counted(data.train.num_tokens, data.held_out.num_tokens)
-    if data.tokenizer == BYTE_TOKENIZER:
-        return Counted(*(side.num_bytes + side.documents for side in sides))
+    if data.train_tokens is not None:
+        return Counted(data.train_tokens, data.held_out_tokens)
     return Counted(*(side.num_bytes // _BYTES_PER_TOKEN + side.documents for side in sides), is_estimate=True)
 
 
@@ -120,15 +117,15 @@ def _counted_json(counted: Counted) -> dict[str, Any]:
     return {name: value for name, value in asdict(counted).items() if name not in _OF_SAMPLES or value is not None}
 
 
-def tokens_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, int]:
-    """By content the tokens that a stage reads of each source, exactly: as planned, or as its records say."""
+def amounts_read(stage: StagePlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, int]:
+    """By content what a stage reads of each source, exactly and in its unit: as planned, or as its records say."""
     records = records or {}
-    tokens = records[stage.key].duration if stage.key in records else stage.duration
+    duration = records[stage.key].duration if stage.key in records else stage.duration
     if stage.reading is None:
-        return {stage.data.content: tokens}
+        return {stage.data.content: duration}
     begun = with_real_ends(where_it_begins(stage, records.get(stage.parent_key)), records.get)
     found: dict[str, int] = {}
-    for name, count in begun.reading.tokens(begun.start, begun.start + tokens).items():
+    for name, count in begun.reading.amounts(begun.start, begun.start + duration).items():
         found[text_of(name)] = found.get(text_of(name), 0) + count
     return found
 
@@ -138,13 +135,13 @@ def uses(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> list
     records, texts, read, names = records or {}, {}, {}, {}
     readers: dict[str, list[StagePlan]] = {}
     for stage in run.stages:
-        tokens = tokens_read(stage, records)
+        amounts = amounts_read(stage, records)
         texts |= {part.data.content: part.data for part in stage.data.parts}
         for part in stage.data.parts:
             names.setdefault(part.data.content, {})[part.name] = None
-        for content in dict.fromkeys([*(part.data.content for part in stage.data.parts), *tokens]):
+        for content in dict.fromkeys([*(part.data.content for part in stage.data.parts), *amounts]):
             readers.setdefault(content, []).append(stage)
-            read[content] = read.get(content, 0) + tokens.get(content, 0)
+            read[content] = read.get(content, 0) + amounts.get(content, 0)
     found = (_use(texts[content], stages, read[content], records) for content, stages in readers.items())
     return [replace(one, names=tuple(filter(None, names[one.data.content]))) for one in found]
 
@@ -227,7 +224,7 @@ def _line(one: DataRow, is_alone: bool) -> str:
         return (
             f"Data{name}{of}: {format_count(one.amount)} samples to train on; {format_count(one.held_out)} samples "
             f"({_share(held_share)}) held out. {format_count(one.read)} samples are read: "
-            f"{format_number_of_passes(one.passes)} passes over the data."
+            f"{format_passes(one.passes, SAMPLES)}."
         )
     return (
         f"Data{name}{of}: {_documents(one.documents)}, {about}{format_count(one.amount)} tokens to train on; "
@@ -245,9 +242,15 @@ def _share(share: float) -> str:
     return "none" if share == 0 else format_share(share)
 
 
-def format_passes(passes: float) -> str:
-    """'0.09 passes over the text', '12 passes over the text', '1.2K passes over the text'."""
-    return f"{format_number_of_passes(passes)} passes over the text"
+def format_passes(passes: float, unit: Unit = TOKENS) -> str:
+    """'0.09 passes over the text', '1.2K passes over the text'; of samples '12 passes over the data'."""
+    return f"{count_passes(passes)} over the {'data' if unit == SAMPLES else 'text'}"
+
+
+def count_passes(passes: float) -> str:
+    """'0.09 passes', '1 pass'."""
+    number = format_number_of_passes(passes)
+    return f"{number} pass{'' if number == '1' else 'es'}"
 
 
 def format_number_of_passes(passes: float) -> str:

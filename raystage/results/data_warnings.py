@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from raystage.plans.plan import Plan
 from raystage.results.data_use import Counted, DataUse, format_passes, uses
 from raystage.sources.labelled.asked import not_held_out
-from raystage.units import TOKENS, format_count, format_share
+from raystage.units import SAMPLES, TOKENS, format_count, format_share
 
 # Up to here a repeated token is worth about as much as a new one (Muennighoff et al., 2305.16264).
 MOST_PASSES = 4
@@ -63,15 +63,16 @@ def _passes_warnings(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def _passes_warning(use: DataUse, run: str, source: str | None, limit: float) -> tuple[str, str, str]:
+    unit, key = use.counted.unit, f"data.mixture.{source}" if source else "data"
     about = "about " if use.counted.is_estimate else ""
-    return (
-        f"data.mixture.{source}" if source else "data",
-        f"has {about}{format_count(use.counted.train_amount)} {use.counted.unit} to "
-        f"train on, and run {run!r} reads {format_count(use.read)}: "
-        f"{format_passes(use.passes)}. Beyond {limit:g} passes, repeated text is worth less and less. Use "
-        f"more text, or fewer {use.counted.unit}",
-        "2305.16264: up to 4 passes are about as good as new text",
+    read = (
+        f"has {about}{format_count(use.counted.train_amount)} {unit} to train on, and run {run!r} reads "
+        f"{format_count(use.read)}: {format_passes(use.passes, unit)}"
     )
+    if unit == SAMPLES:  # only where the file sets a limit
+        return key, f"{read}. Use more data, or fewer samples", f"the file's max_repeats: {limit:g}"
+    worth = f"Beyond {limit:g} passes, repeated text is worth less and less. Use more text, or fewer tokens"
+    return key, f"{read}. {worth}", "2305.16264: up to 4 passes are about as good as new text"
 
 
 def _seed_warnings(plan: Plan) -> list[tuple[str, str, str]]:

@@ -1,41 +1,47 @@
-"""What the stages of a run read of each source of their mixtures, in tokens and in passes over its text, and in which
+"""What the stages of a run read of each source of their mixtures, in their unit and in passes over it, and in which
 order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePlan
+from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, unit_key
 from raystage.plans.plan import RunPlan
-from raystage.results.data_use import format_number_of_passes, tokens_read, uses
+from raystage.results.data_use import amounts_read, count_passes, uses
 from raystage.results.record import Evaluation, StageRecord
-from raystage.units import format_count, format_share
+from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 
 
 @dataclass(frozen=True)
 class SourceRead:
-    """What a stage reads of a source of its mixture. passes: over its text, by the run up to the stage's end."""
+    """What a stage reads of a source of its mixture. passes: over the source, by the run up to the stage's end."""
 
     name: str
     weight: float
-    tokens: int
+    amount: int = field(metadata=unit_key())
     passes: float
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 
 def sources_read(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> dict[str, list[SourceRead]]:
     """By stage what is read of each source of its mixture, and of sources whose window it finds begun."""
-    sizes = {use.data.content: max(1, use.counted.train_tokens) for use in uses(run, records)}
+    sizes = {use.data.content: max(1, use.counted.train_amount) for use in uses(run, records)}
     total: dict[str, int] = {}
     found: dict[str, list[SourceRead]] = {}
     for stage in run.stages:
-        tokens = tokens_read(stage, records)
-        total = {content: total.get(content, 0) + tokens.get(content, 0) for content in {**total, **tokens}}
+        amounts = amounts_read(stage, records)
+        total = {content: total.get(content, 0) + amounts.get(content, 0) for content in {**total, **amounts}}
         if isinstance(stage.data, MixturePlan):
             found[stage.name] = [
                 SourceRead(
-                    part.name, float(part.weight), tokens.get(content, 0), total.get(content, 0) / sizes[content]
+                    part.name,
+                    float(part.weight),
+                    amounts.get(content, 0),
+                    total.get(content, 0) / sizes[content],
+                    stage.unit,
                 )
                 for part in stage.data.parts
                 for content in (part.data.content,)
@@ -58,7 +64,8 @@ def mixture_lines(run: RunPlan) -> list[str]:
             continue
         windows = stage.training.global_batch // stage.window
         is_few = windows < sum(1 for one in reads if one.weight)
-        few = f" A batch has {windows} windows, fewer than there are sources: no batch reads all." if is_few else ""
+        what = ("sample" if stage.unit == SAMPLES else "window") + ("" if windows == 1 else "s")
+        few = f" A batch has {windows} {what}, fewer than there are sources: no batch reads all." if is_few else ""
         lines.append(f"Mixture of {stage.name}: {', '.join(map(_of_source, reads))}.{few}")
     return lines
 
@@ -80,5 +87,5 @@ def _order(curriculum: CurriculumPlan) -> str:
 def _of_source(one: SourceRead) -> str:
     if not one.weight:
         return f"{one.name} 0 (evaluated only)"
-    passes = format_number_of_passes(one.passes)
-    return f"{one.name} {one.weight:g} ({format_count(one.tokens)} tokens, {passes} passes so far)"
+    read = f"{format_count(one.amount)} {one.unit}, {count_passes(one.passes)} so far"
+    return f"{one.name} {one.weight:g} ({read})"

@@ -18,7 +18,7 @@ from raystage.config.section import Section, explain
 from raystage.config.types import Count, Name, Positive, Seed, Text
 from raystage.errors import InputError
 from raystage.sweeps.space import Space, SpaceEntry, grid_points, read_space
-from raystage.units import shown
+from raystage.units import SAMPLES, TOKENS, UNITS, Unit, shown
 
 MOST_TRIALS = 10_000  # planning them takes some seconds
 ALGORITHMS = ("grid", "random", "optuna")
@@ -52,15 +52,35 @@ class Extent(Section):
 
     tokens: Count | None = None
     """The length in tokens."""
+    samples: Count | None = None
+    """The length in samples, for objectives that count samples."""
     flops: Count | None = None
     """The length in training FLOPs."""
 
+    @property
+    def axis(self) -> str:
+        """What it counts in: "tokens", "samples" or "flops"."""
+        return _given(self, "tokens", "samples", "flops")[0]
+
+    @property
+    def count(self) -> int:
+        return getattr(self, self.axis)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.tokens is None) == (self.flops is None):
-            found = "nothing" if self.tokens is None else "tokens and flops"
-            raise ValueError(f"found {found}; expected exactly one of tokens, flops")
+        _check_one(self, "tokens", "samples", "flops")
         return self
+
+
+def _given(section: Section, *names: str) -> list[str]:
+    return [name for name in names if getattr(section, name) is not None]
+
+
+def _check_one(section: Section, *names: str) -> None:
+    given = _given(section, *names)
+    if len(given) != 1:
+        found = " and ".join(given) or "nothing"
+        raise ValueError(f"found {found}; expected exactly one of {', '.join(names)}")
 
 
 def _as_extent(value: object) -> object:
@@ -71,24 +91,40 @@ ExtentEntry = Annotated[Extent, BeforeValidator(_as_extent, json_schema_input_ty
 
 
 class AfterGrowth(Section):
-    """After a growth every branch trains for `tokens`; the best `keep` of them continue (LAG, 2406.02469)."""
+    """After a growth every branch trains for a while; the best `keep` of them continue (LAG, 2406.02469)."""
 
-    tokens: Annotated[Count, Field(examples=["50K"])]
+    tokens: Count | None = None
     """The tokens that each branch trains before it is judged."""
+    samples: Count | None = None
+    """The samples that each branch trains before it is judged, for objectives that count samples."""
     keep: Annotated[Count, Field(examples=["2"])]
     """The number of branches that continue."""
+
+    @property
+    def unit(self) -> Unit:
+        return TOKENS if self.samples is None else SAMPLES
+
+    @property
+    def count(self) -> int:
+        """The length in `unit`."""
+        return self.tokens if self.samples is None else self.samples
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_one(self, *UNITS)
+        return self
 
 
 class Scheduler(Section):
     """Which trials end early."""
 
     name: Literal["none", "asha", "lag"] = "none"
-    """`asha` (of Ray Tune, on FLOPs) ends the worst trials at each rung, `lag` those with the worst loss some tokens
+    """`asha` (of Ray Tune) ends the worst trials at each rung, `lag` those with the worst loss some time
     after a growth."""
     grace: ExtentEntry | None = None
     """The first rung of `asha`."""
     reduction_factor: Annotated[float, Field(gt=1)] | None = None
-    """How much further each rung of `asha` is than the one before; 4 unless given."""
+    """How much further each rung of `asha` is than the one before; 3 unless given."""
     after_growth: AfterGrowth | None = None
     """When `lag` judges the branches after a growth, and how many continue."""
 
@@ -114,7 +150,8 @@ class Objective(Section):
     mode: Literal["min", "max"] | None = None
     """Which way is better. It follows from the metric; another value is refused."""
     target: Positive | None = None
-    """The held-out loss to reach, in nats per token; for `flops_to_loss` and `seconds_to_loss`."""
+    """The held-out loss to reach, in nats per token, or as the
+    objective measures it; for `flops_to_loss` and `seconds_to_loss`."""
     at: Count | None = None
     """The FLOPs at which the loss is taken; for `eval_loss_at_flops`."""
 

@@ -103,10 +103,12 @@ class SweepRunner:
         if lag is None:
             self._tune(TUNE_FOLDER, self.task, None, note)
             return
-        self._tune(f"{TUNE_FOLDER}-pilots", replace(self.task, pilot_tokens=lag.tokens), None, note)
+        self._tune(f"{TUNE_FOLDER}-pilots", replace(self.task, pilot_length=lag.count), None, note)
         pilots = [one for one in self._outcomes.of_trials() if one.eval_loss is not None]
         best = sorted(one.number for one in sorted(pilots, key=lambda one: one.eval_loss)[: lag.keep])
-        self.display.say(f"{lag.tokens} tokens after their growth: on with {', '.join(f'trial {one}' for one in best)}")
+        self.display.say(
+            f"{lag.count} {lag.unit} after their growth: on with {', '.join(f'trial {one}' for one in best)}"
+        )
         self._tune(TUNE_FOLDER, self.task, best, note)
 
     def _tune(self, name: str, task: TrialTask, numbers: Sequence[int] | None, note: Callable[[], None]) -> None:
@@ -127,7 +129,7 @@ class SweepRunner:
                 name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
             )
             tuner = tune.Tuner(trainable, param_space={}, tune_config=self._tune_config(numbers), run_config=config)
-        self._outcomes.begin(tracker, are_pilots=task.pilot_tokens is not None)
+        self._outcomes.begin(tracker, are_pilots=task.pilot_length is not None)
         try:
             SHUTDOWN.saves_first = True
             results = tuner.fit()

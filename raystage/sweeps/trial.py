@@ -38,15 +38,15 @@ FINISHED_STAGE = "finished_stage"
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a sweep have in common. command: what continues the sweep. pilot_tokens: if given, each trial
-    ends so many tokens after its first growth; the best are continued later."""
+    """What all trials of a sweep have in common. command: what continues the sweep. pilot_length: if given, each trial
+    ends so many tokens or samples after its first growth; the best are continued later."""
 
     sweep: Sweep
     store: str
     command: str
     wandb_mode: Mode
     wandb_folder: str
-    pilot_tokens: int | None = None
+    pilot_length: int | None = None
 
 
 def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
@@ -54,7 +54,7 @@ def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
     point = dict(config)
     number = point.pop("number")
     trial = Planner(task.sweep).trial(number, point)
-    plan = trial.plan if task.pilot_tokens is None else cut_after_growth(trial.plan, task.pilot_tokens)
+    plan = trial.plan if task.pilot_length is None else cut_after_growth(trial.plan, task.pilot_length)
     store = Store(open_folder(task.store))
     folder = store.run_folder(plan.name)
     if folder.size_of(TRIAL_FILE) is None and folder.size_of(RUN_FILE) is not None:
@@ -84,15 +84,15 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunRe
         return session.run([ToTune([one.metric for one in task.sweep.objective])])
 
 
-def cut_after_growth(plan: Plan, tokens: int) -> Plan:
-    """The staged run of a plan up to `tokens` after its first growth. It has the same bits as the first part of the
-    whole run."""
+def cut_after_growth(plan: Plan, length: int) -> Plan:
+    """The staged run of a plan up to `length` after its first growth, in the unit of the grown stage. It has the same
+    bits as the first part of the whole run."""
     stages: list[StagePlan] = []
     for stage in plan.staged.stages:
         if stage.growth is None or not stages:
             stages.append(stage)
             continue
-        steps = min(stage.steps, stage.step_schedule.steps_for(tokens))
+        steps = min(stage.steps, stage.step_schedule.steps_for(length))
         stages.append(ended_after(stage, steps))
         break
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
@@ -112,7 +112,7 @@ def _for_tune(metric: str, value: float | None) -> float:
 
 
 class ToTune(RunCallback):
-    """A callback that tells Tune of every evaluation of the staged run, its loss, tokens and FLOPs from the run's
+    """A callback that tells Tune of every evaluation of the staged run, its loss, position and FLOPs from the run's
     start, and of every stage that is finished: others may wait for it.
 
     objectives: that are not known before the end; Optuna wants to see them in every report.
@@ -123,8 +123,9 @@ class ToTune(RunCallback):
         self._reached = -1
 
     def evaluated(self, run: RunPlan, stage: StagePlan, point: Evaluation) -> None:
-        if run.name == "staged" and point.position > self._reached:
-            self._reached = point.position
+        # Not by position: that begins anew where a run changes from tokens to samples.
+        if run.name == "staged" and point.flops > self._reached:
+            self._reached = point.flops
             self._report(stage, point)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:

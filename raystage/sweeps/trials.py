@@ -18,7 +18,6 @@ from raystage.plans.plan import Plan, RunPlan
 from raystage.sweeps.config import Sweep
 from raystage.sweeps.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
 from raystage.sweeps.tree import Chain, Tree, build
-from raystage.units import TOKENS
 
 # After so many repeated draws in a row, the space is assumed to have no other points.
 MOST_REPEATS = 1_000
@@ -163,16 +162,18 @@ def _check_single(schedule: Schedule) -> None:
 
 
 def _check_scheduler(sweep: Sweep, plan: Plan) -> None:
-    """Refuse lengths in tokens for trials that count samples: no trial would ever reach them."""
-    if all(stage.unit == TOKENS for stage in plan.staged.stages):
-        return
+    """Refuse lengths in another unit than that of the trials: no trial would ever reach them."""
+    units = {stage.unit for stage in plan.staged.stages}
+    counts = f"trials that count {' and '.join(sorted(units, reverse=True))}"
     grace, after = sweep.scheduler.grace, sweep.scheduler.after_growth
-    if grace is not None and grace.tokens is not None:
-        problem = "found tokens for trials that count samples; expected flops"
-        raise InputError(problem, key="scheduler.grace.tokens", file=sweep.file)
-    if after is not None:
-        problem = "found tokens for trials that count samples; expected name: asha with a grace in flops"
-        raise InputError(problem, key="scheduler.after_growth.tokens", file=sweep.file)
+    if grace is not None and grace.axis != "flops" and units != {grace.axis}:
+        expected = "flops" if len(units) > 1 else f"{units.pop()} or flops"
+        raise InputError(f"found {grace.axis} for {counts}; expected {expected}",
+                         key=f"scheduler.grace.{grace.axis}", file=sweep.file)  # fmt: skip
+    if after is not None and units != {after.unit}:
+        expected = "name: asha with a grace in flops" if len(units) > 1 else units.pop()
+        raise InputError(f"found {after.unit} for {counts}; expected {expected}",
+                         key=f"scheduler.after_growth.{after.unit}", file=sweep.file)  # fmt: skip
 
 
 def _settings(sweep: Sweep, config: Config) -> tuple[tuple[str, ...], ...]:

@@ -35,13 +35,13 @@ def make_scheduler(scheduler: Scheduler, most_flops: int, longest: int) -> Trial
     """most_flops, longest: of the longest trial. Tune does not decide for LAG: its trials are cut by the plan."""
     if scheduler.name != "asha":
         return FIFOScheduler()
-    axis = "tokens" if scheduler.grace.tokens is not None else "flops"
+    axis = scheduler.grace.axis
     return AsyncHyperBandScheduler(
         time_attr=axis,
         metric="eval_loss",
         mode="min",
-        grace_period=scheduler.grace.tokens or scheduler.grace.flops,
-        max_t=longest if axis == "tokens" else most_flops,
+        grace_period=scheduler.grace.count,
+        max_t=most_flops if axis == "flops" else longest,
         reduction_factor=scheduler.reduction_factor or REDUCTION_FACTOR,
         stop_last_trials=False,
     )

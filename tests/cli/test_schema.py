@@ -107,6 +107,8 @@ SWEEPS = """
 - {scheduler: {name: asha, grace: 250K}, search: {algorithm: random, num_trials: 4}}
 - {scheduler: {name: asha, grace: {flops: 1e12}}, objective: [{metric: flops_to_loss, target: 1.5}]}
 - {constraints: {equal_flops: true}, objective: {metric: eval_loss_at_flops, at: 1e12}}
+- {scheduler: {name: asha, grace: {samples: 5K}}, objective: [{metric: eval_loss}]}
+- {constraints: {equal_flops: {stage: full}}, scheduler: {name: lag, after_growth: {samples: 2K, keep: 2}}}
 - {constraints: {equal_flops: {stage: full}}, scheduler: {name: lag, after_growth: {tokens: 50K, keep: 2}}}
 - {space: {training.optimizer.lr: {loguniform: [1e-4, "1e-2"], when: {seed: [1, 2]}}, seed: {choice: [1, 2]}}}
 """

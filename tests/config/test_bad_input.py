@@ -217,10 +217,13 @@ CASES = [
     ("change", "baseline={}", "baseline.budgets: missing; expected for example budgets: [800K, 1.2M, 1.6M]"),
     ("change", "baseline.budgets=[]", "baseline.budgets: found 0 entries; expected at least one"),
     ("change", "model.hidden_size=",
-     "model.hidden_size: missing; expected a number, in the file's model section or a stage's"),
-    ("change", "model={}", "model.hidden_size: missing; expected a number, in the file's model section or a stage's"),
+     "model.hidden_size: missing; expected a number, in the file's model section or a stage's: "
+     "it does not follow from the stage before"),
+    ("change", "model={}", "model.hidden_size: missing; expected a number, in the file's model section or a stage's: "
+     "it does not follow from the stage before"),
     ("change", "stages[1].model={}",
-     "stages[1].model.num_layers: missing; expected a number, in the file's model section or a stage's"),
+     "stages[1].model.num_layers: missing; expected a number, in the file's model section or a stage's: "
+     "it does not follow from the stage before"),
     ("change", "training.global_batch_tokens=",
      "training.global_batch_tokens: missing; expected the tokens of one optimizer step over all workers"),
     # --- when a stage ends
@@ -451,7 +454,8 @@ CASES = [
     ("change", "data.validation_path=FOLDER/empty",
      "data: found both validation_fraction and validation_path; expected one of them"),
     ("change", "data={document_bytes: 1K}",
-     "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text"),
+     "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text. A stage with another "
+     "source than the file sets document_bytes: null"),
     ("change", "model.context_length=1024 | training={global_batch_tokens: 1024, workers: 1}",
      "data.path: found 560 bytes to train on, at most 565 tokens; expected more than a sequence's 1024 "
      "(context_length)"),

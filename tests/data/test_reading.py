@@ -101,5 +101,5 @@ def test_the_tokens_of_every_source_are_those_that_are_read() -> None:
             for content, _, _ in tokens[start : leg.end]:
                 counted[content] += 1
             reading: Reading = reading_after(legs[:index], WINDOW, leg.shares, leg.is_mixture)
-            assert reading.tokens(start, leg.end) == counted
+            assert reading.amounts(start, leg.end) == counted
             start = leg.end

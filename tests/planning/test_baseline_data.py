@@ -17,7 +17,7 @@ from raystage.cli.main import main
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan, RunPlan
-from raystage.results.data_use import tokens_read
+from raystage.results.data_use import amounts_read
 from raystage.results.differences import baseline_reads, is_staged, other_text
 
 
@@ -158,7 +158,7 @@ def test_sources_of_mixtures_go_on_where_the_baseline_left_them(tmp_path: Path) 
     (run,) = plan.baselines
     staged, read = plan.staged.stages, run.stages
     assert [stage.data.facts() for stage in read] == [stage.data.facts() for stage in staged]
-    assert [tokens_read(stage) for stage in read] == [tokens_read(stage) for stage in staged]
+    assert [amounts_read(stage) for stage in read] == [amounts_read(stage) for stage in staged]
     assert read[1].reading.cursors == staged[1].reading.cursors
     assert read[-1].evaluated == staged[-1].evaluated
 

@@ -4,12 +4,14 @@ files name the unit."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from factories import make_record, make_records
+from factories import make_record, make_records, save_words
 from labelled_files import images, texts, write_jsonl, write_npz
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
@@ -18,9 +20,12 @@ from raystage.files.typed_json import to_json
 from raystage.models.shape import sample_flops
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
-from raystage.reports.advice import grows
+from raystage.reports.advice import grows, warnings
 from raystage.reports.build import build_report
+from raystage.reports.plan_tables import plan_table
+from raystage.reports.suggestions import why_nothing
 from raystage.results.data_warnings import data_warnings
+from raystage.results.mixtures import mixture_lines
 from raystage.results.record import StageRecord
 from raystage.results.report import report_from_json
 
@@ -77,11 +82,15 @@ def test_epochs_of_text_are_tokens_where_their_number_is_known(tmp_path: Path) -
     (path / "train.npy").write_bytes(_npy(range(1, 201)))
     (path / "held_out.npy").write_bytes(_npy(range(1, 101)))
     data = {"source": "tokens", "path": str(path / "train.npy"), "validation_path": str(path / "held_out.npy")}
-    model = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "context_length": 8, "vocab_size": 256}
+    model = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "context_length": 8, "vocab_size": 257}
     content = {"name": "t", "data": data, "model": model, "training": {"global_batch_tokens": 16},
                "stages": [{"name": "one", "until": {"epochs": 4}}]}  # fmt: skip
     assert make_plan(parse(content)).staged.stages[0].steps == 4 * 200 // 16
     content["data"] = {"source": "jsonl", "path": str(write_jsonl(tmp_path / "rows", texts()))}
+    (stage,) = make_plan(parse(content)).staged.stages  # bytes: a token each, and one that ends a document
+    train = stage.data.train
+    assert stage.steps == -(-4 * (train.num_bytes + train.documents) // 16)
+    content["data"]["tokenizer"] = str(save_words(tmp_path / "words"))
     with pytest.raises(InputError, match=r"until\.epochs: found 4, but how many tokens .* expected tokens"):
         make_plan(parse(content))
 
@@ -164,8 +173,26 @@ def test_where_the_unit_changes_positions_begin_anew_and_steps_and_flops_go_on(t
 
 
 def test_a_stage_after_the_change_needs_a_rate_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"lr_schedule: missing; the run counts samples from stage 'classes' on"):
+    with pytest.raises(
+        InputError, match=r"stages\[1\]\.training\.lr_schedule: missing; the run counts samples from stage 'classes' on"
+    ):
         masked_then_classes(tmp_path, rate=None)
+
+
+def test_lengths_in_two_units_are_not_added_up(tmp_path: Path) -> None:
+    """Else 40 samples would be compared with 320 tokens: the total has a line for each, and nothing is predicted."""
+    plan = masked_then_classes(tmp_path)
+    assert plan.staged.durations == {"tokens": 320, "samples": 40}
+    assert (plan.scratch_flops, plan.predicted_saving) == (None, None)
+    assert not any("more FLOPs" in advice.text for advice in warnings(plan))
+    assert why_nothing(plan) == "the rules are for language models, and a stage counts samples"
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    shown = capture.get()
+    assert re.search(r"total +320 tokens .*\n +40 samples", shown)
+    assert "No predicted saving: the stages count tokens and samples" in shown
+    assert re.search(r"^classes .* new head ", shown, re.M)  # and no operator: nothing grows
 
 
 def test_the_unit_changes_once(tmp_path: Path) -> None:
@@ -198,6 +225,29 @@ def test_a_report_of_samples_is_read_back_as_it_was() -> None:
     )  # fmt: skip
     assert content["stages"][0]["perplexity"] is None
     assert report_from_json(content) == report
+
+
+# --- mixtures ---------------------------------------------------------------------------------------
+
+
+def test_a_mixture_of_samples_is_counted_in_samples(tmp_path: Path) -> None:
+    """Two sources of 20 and 60 images: 60 samples of each are three passes over one and one over the other."""
+    pairs, held_out = images(90), str(write_npz(tmp_path / "held_out", images(100)[90:]))
+    mixture = [
+        {"name": name, "source": "arrays", "path": str(write_npz(tmp_path / name, part)), "weight": 0.5,
+         "validation_path": held_out, "max_repeats": 2}
+        for name, part in (("few", pairs[:20]), ("many", pairs[20:80]))
+    ]  # fmt: skip
+    plan = digits({"until": {"samples": 120}}, data={"mixture": mixture})
+    (line,) = mixture_lines(plan.staged)
+    assert line == "Mixture of one: few 0.5 (60 samples, 3 passes so far), many 0.5 (60 samples, 1 pass so far)."
+    few = plan_json(plan)["stages"][0]["sources"][0]
+    assert few == {"name": "few", "weight": 0.5, "samples": 60, "passes": 3.0, "unit": "samples"}
+    (said,) = [one for one in data_warnings(plan) if one[0] == "data.mixture.few"]
+    assert said[1] == (
+        "has 20 samples to train on, and run 'staged' reads 60: 3 passes over the data. Use more data, or fewer samples"
+    )
+    assert said[2] == "the file's max_repeats: 2"  # and not what was found about text
 
 
 # --- warnings -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from raystage.planning.inputs import Sources
 from raystage.plans import keys
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
-from raystage.results.data_use import tokens_read
+from raystage.results.data_use import amounts_read
 from raystage.results.data_warnings import data_warnings
 from raystage.results.mixtures import mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
@@ -185,7 +185,7 @@ def test_no_sequence_begins_within_another(texts: Path, batch: int, ok: bool) ->
 def test_every_token_of_a_stage_is_of_one_source(texts: Path) -> None:
     plan = stages_of(changing_schedule(texts))
     for one in plan:
-        assert sum(tokens_read(one).values()) == one.duration
+        assert sum(amounts_read(one).values()) == one.duration
 
 
 def test_where_an_earlier_stage_ended_early_cursors_follow_from_its_real_end(texts: Path) -> None:
@@ -204,7 +204,7 @@ def test_where_an_earlier_stage_ended_early_cursors_follow_from_its_real_end(tex
     records[two.key] = make_record(two, 3.0, duration=192, evaluations=(end,))
     third = with_real_ends(where_it_begins(three, records[two.key]), records.get)
     assert (third.start, third.reading.cursors) == (320, (4,))
-    assert tokens_read(two, records) == {two.data.parts[0].data.content: 192}
+    assert amounts_read(two, records) == {two.data.parts[0].data.content: 192}
 
 
 def test_names_change_no_key_and_weights_do(texts: Path) -> None:
@@ -276,9 +276,9 @@ def test_a_plan_says_what_is_read_of_every_source(texts: Path) -> None:
     plan = build.make_plan(changing_schedule(texts), sources=SOURCES)
     lines = mixture_lines(plan.staged)
     assert lines[0].startswith("Mixture of one: a 0.5 (160 tokens, ")
-    assert "A batch has 1 windows, fewer than there are sources: no batch reads all." in lines[1]
+    assert "A batch has 1 window, fewer than there are sources: no batch reads all." in lines[1]
     reads = sources_read(plan.staged)
-    assert [sum(one.tokens for one in reads[name]) for name in ("one", "two")] == [320, 240]
+    assert [sum(one.amount for one in reads[name]) for name in ("one", "two")] == [320, 240]
 
 
 def test_a_plan_warns_of_repeats_beyond_the_limit_of_a_source(texts: Path) -> None:

@@ -19,7 +19,7 @@ from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.order import fix_curriculum
 from raystage.plans.keys import key_at, placed, trunk_key
-from raystage.results.data_use import tokens_read, uses
+from raystage.results.data_use import amounts_read, uses
 from raystage.results.mixtures import order_lines
 from token_writers import write_megatron, write_nanogpt
 
@@ -155,7 +155,7 @@ def test_cursors_go_on_and_tokens_are_those_of_the_text(text: Path) -> None:
     assert stages[2].reading.shares == stages[1].reading.shares != stages[3].reading.shares
     assert stages[2].reading.at(160) == (sorted_name, 80)
     assert stages[3].reading.at(240)[1] == 0
-    assert [tokens_read(stage) for stage in stages] == [{content: 800}] * 4
+    assert [amounts_read(stage) for stage in stages] == [{content: 800}] * 4
     (use,) = uses(plan.staged)
     assert use.read == 3200
 

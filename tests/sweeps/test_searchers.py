@@ -175,6 +175,8 @@ def test_asha_counts_in_what_its_grace_is_given_in() -> None:
     assert isinstance(flops, AsyncHyperBandScheduler)
     assert (flops._time_attr, flops._max_t, flops._reduction_factor) == ("flops", 9_000_000, REDUCTION_FACTOR)
     assert (tokens._time_attr, tokens._max_t, tokens._reduction_factor) == ("tokens", 400, 2)
+    samples = make_scheduler(Scheduler(name="asha", grace={"samples": 100}), 9_000_000, 400)
+    assert (samples._time_attr, samples._max_t) == ("samples", 400)
     assert [milestone for milestone, _ in tokens._brackets[0]._rungs] == [400, 200, 100]
 
 

@@ -111,8 +111,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"scheduler": {**LAG, "grace": 5}}, "scheduler: found grace with name: lag; expected it with name: asha alone"),
     ({"scheduler": {**LAG, "after_growth": {"tokens": 5}}},
      "scheduler.after_growth.keep: missing; expected for example keep: 2"),
+    ({"scheduler": {**LAG, "after_growth": {"keep": 2}}},
+     "scheduler.after_growth: found nothing; expected exactly one of tokens, samples"),
     ({"scheduler": {"name": "asha", "grace": {"tokens": 5, "flops": 5}}},
-     "scheduler.grace: found tokens and flops; expected exactly one of tokens, flops"),
+     "scheduler.grace: found tokens and flops; expected exactly one of tokens, samples, flops"),
     ({"scheduler": {"name": "asha", "grace": 5, "reduction_factor": 1}},
      "scheduler.reduction_factor: found 1; expected more than 1"),
     ({"objective": {"metric": "eval_los"}}, "objective.metric: found 'eval_los'; expected 'eval_loss', "

@@ -59,3 +59,15 @@ def test_tune_hears_of_evaluations_once_and_of_every_stage_that_is_finished(
     assert all(math.isnan(one["compute_saved"]) for one in reports)  # not known before the end
     callback.stage_finished(replace(run, name="scratch"), run.stages[0], record, reused=False)
     assert len(reports) == 2  # what baselines finish nobody waits for
+
+
+def test_tune_hears_of_a_stage_that_counts_from_0_again(whole: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that changes from tokens to samples: positions become smaller, FLOPs do not."""
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr("raystage.sweeps.trial.tune.report", reports.append)
+    callback, run = ToTune([]), whole.staged
+    first, second = run.stages[:2]
+    before, after = (make_record(stage, 1.5).evaluations[-1] for stage in (first, second))
+    callback.evaluated(run, first, before)
+    callback.evaluated(run, second, replace(after, position=1))
+    assert [one["flops"] for one in reports] == [before.flops, after.flops]

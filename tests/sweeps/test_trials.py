@@ -138,8 +138,16 @@ def digits(folder: Path, **scheduler: object) -> SweepPlan:
     return plan_sweep(load(path))
 
 
-def test_trials_of_samples_share_their_beginning_and_end_early_by_flops(tmp_path: Path) -> None:
-    plan = digits(tmp_path, name="asha", grace={"flops": 1000})
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"name": "asha", "grace": {"flops": 1000}},
+        {"name": "asha", "grace": {"samples": 50}},
+        {"name": "lag", "after_growth": {"samples": 50, "keep": 1}},
+    ],
+)
+def test_trials_of_samples_share_their_beginning_and_may_end_early(tmp_path: Path, scheduler: dict) -> None:
+    plan = digits(tmp_path, **scheduler)
     assert [trial.plan.staged.duration for trial in plan.trials] == [100, 200]
     assert plan.trials[0].plan.staged.unit == "samples"
 
