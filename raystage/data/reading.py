@@ -39,8 +39,8 @@ class Reading:
 
     window: their length in tokens, and 1 for samples. first: the number of the first window that the segment decides
     about. shares: the segment's sources; cursors: how far each of them was read at `first`. begun: of the window before
-    `first` its source and which of its windows it is, where a stage begins within it. others: cursors of sources that are
-    not read now.
+    `first` its source and which of its windows it is, where a stage begins within it. others: cursors of sources that
+    are not read now.
     is_mixed: whether this stage or an earlier one has a mixture. Until then every source is read at the window numbers
     of the run, as in a run without mixtures.
     """
