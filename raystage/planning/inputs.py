@@ -311,9 +311,10 @@ def _check_source(data: Data) -> None:
     for key in sorted({key for entry in SOURCES.values() for key in entry.keys} - source.keys - {"path"}):
         if getattr(data, key):
             found = f"found {shown(getattr(data, key))} for source {data.source}"
-            here = f"source: {' or '.join(sources_with(key))}"
-            null = f"A stage with another source than the file sets {key}: null"
-            raise InputError(f"{found}; expected it with {here}. {null}", key=f"data.{key}")
+            here = (
+                f"source: {' or '.join(sources_with(key))}. A stage with another source than the file sets {key}: null"
+            )
+            raise InputError(f"{found}; expected it with {here}", key=f"data.{key}")
 
 
 def _check_end(data: Data, known: TokenizerFacts) -> None:
