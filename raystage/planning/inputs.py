@@ -311,10 +311,8 @@ def _check_source(data: Data) -> None:
     for key in sorted({key for entry in SOURCES.values() for key in entry.keys} - source.keys - {"path"}):
         if getattr(data, key):
             found = f"found {shown(getattr(data, key))} for source {data.source}"
-            here = (
-                f"source: {' or '.join(sources_with(key))}. A stage with another source than the file sets {key}: null"
-            )
-            raise InputError(f"{found}; expected it with {here}", key=f"data.{key}")
+            expected = f"source: {' or '.join(sources_with(key))}, or {key}: null where a stage has another source"
+            raise InputError(f"{found}; expected it with {expected}", key=f"data.{key}")
 
 
 def _check_end(data: Data, known: TokenizerFacts) -> None:

@@ -454,8 +454,8 @@ CASES = [
     ("change", "data.validation_path=FOLDER/empty",
      "data: found both validation_fraction and validation_path; expected one of them"),
     ("change", "data={document_bytes: 1K}",
-     "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text. A stage with another "
-     "source than the file sets document_bytes: null"),
+     "data.document_bytes: found 1000 for source python-stdlib; expected it with source: text, "
+     "or document_bytes: null where a stage has another source"),
     ("change", "model.context_length=1024 | training={global_batch_tokens: 1024, workers: 1}",
      "data.path: found 560 bytes to train on, at most 565 tokens; expected more than a sequence's 1024 "
      "(context_length)"),
