@@ -19,8 +19,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raystage.errors import RaystageError
-from raystage.sweeps.config import METRICS, Scheduler, Sweep
+from raystage.sweeps.config import METRICS, Sweep
 from raystage.sweeps.report import TrialOutcome
+from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.space import Dimension, Space
 from raystage.sweeps.tree import TrialQueue
 from raystage.sweeps.trial import FINISHED_STAGE

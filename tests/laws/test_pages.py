@@ -43,8 +43,9 @@ from raystage.config.stage import Data, Grow, Model, Stage
 from raystage.config.training import Training
 from raystage.growth.operators import OPERATORS
 from raystage.planning.build import make_plan
-from raystage.sweeps.config import AfterGrowth, Constraints, EqualFlops, Objective, Scheduler, Search, Sweep
+from raystage.sweeps.config import Constraints, EqualFlops, Objective, Search, Sweep
 from raystage.sweeps.config import load as load_sweep
+from raystage.sweeps.scheduler import AfterGrowth, Scheduler
 from raystage.sweeps.space import SpaceEntry
 from raystage.sweeps.trials import plan_sweep
 from raystage.units import format_count, format_flops

@@ -11,7 +11,8 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from raystage.sweeps.config import Scheduler, Sweep
+from raystage.sweeps.config import Sweep
+from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.trial import FINISHED_STAGE
 from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
 from raystage.sweeps.tune import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from raystage.cli.main import main
 from raystage.errors import InputError
-from raystage.sweeps.config import Extent, load
+from raystage.sweeps.config import load
+from raystage.sweeps.scheduler import Extent
 from sweeps import make_sweep, write_sweep
 
 LAG = {"name": "lag", "after_growth": {"tokens": "50K", "keep": 2}}
