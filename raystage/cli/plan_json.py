@@ -97,6 +97,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         **({"curriculum": stage.curriculum.facts()} if stage.curriculum else {}),
         **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **({"average": stage.averaging.facts()} if stage.averaging else {}),
         **({"teacher": _teacher(stage)} if stage.teacher else {}),
         **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),
     }

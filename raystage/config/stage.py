@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from raystage.config.averaging import Average
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.durations import Duration
 from raystage.config.objective import ObjectiveEntry, standard_objective
@@ -328,6 +329,8 @@ class Stage(Section):
     """How the model grows from that of the stage before. Without it the shape has to be that of the stage before."""
     freeze: Freeze | None = None
     """What is not trained."""
+    average: Annotated[Average | None, Field(examples=["{last: 4, every: 1M}"])] = None
+    """The model that the stage ends with, as an average of its last checkpoints."""
     data: Data = Data()
     """The text, over the file's."""
     model: Model = Model()

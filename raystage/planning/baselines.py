@@ -2,7 +2,8 @@
 
 They read the last stage's text, or the texts of all stages in their order, each over the same share of the run
 (`baseline.data: staged`). Runs of several budgets share what they have in common: the part of a wsd rate that does not
-depend on the budget, as far as they read the same text in it.
+depend on the budget, as far as they read the same text in it. Where the last stage ends with an average of its
+checkpoints, so does every budget.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from raystage.config.training import Evaluate
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import StageText
 from raystage.errors import InputError
+from raystage.planning.averaging import averaging_problem
 from raystage.planning.chain import plan_stage, run_rate
 from raystage.planning.draft import StageDraft
 from raystage.planning.objective import alone
@@ -82,12 +84,19 @@ def _baseline(last: StageDraft, legs: Sequence[_Leg], seed: int, earlier: Sequen
     they share with it."""
     batch, steps = last.training.global_batch, legs[-1].end
     curve = run_rate(last.training, steps * batch, key)
-    borders = {leg.end for leg in legs} | _trunk_borders(curve, legs, earlier, batch)
+    averaging = last.averaging
+    # A stage that goes on begins with the model that the one before delivers, and that would be its average.
+    shared = set() if averaging else _trunk_borders(curve, legs, earlier, batch)
+    borders = {leg.end for leg in legs} | shared
     chain: list[StagePlan] = []
     for border in sorted(borders):
         begun = chain[-1].start_steps + chain[-1].steps if chain else 0
         leg = _read_at(legs, begun)
-        stage = replace(last, data=leg.data, curriculum=leg.curriculum)
+        stage = replace(
+            last, data=leg.data, curriculum=leg.curriculum, averaging=averaging if border == steps else None
+        )
+        if stage.averaging and (problem := averaging_problem(averaging, border - begun, last.step_schedule, last.unit)):
+            raise InputError(f"{problem}, or a larger budget", key=key)
         chain.append(
             plan_stage(
                 stage, f"scratch-{border * batch}", chain[-1] if chain else None, curve, seed, border - begun,

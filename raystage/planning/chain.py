@@ -93,6 +93,7 @@ def plan_stage(
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
         curriculum=stage.curriculum,
+        averaging=stage.averaging,
     )
     return with_own_key(_with_evaluation(planned, run_duration))
 

@@ -19,6 +19,7 @@ from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.planning.inputs import Sources
+from raystage.plans.averaging import Averaging
 from raystage.plans.freezing import Freezing
 from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
 from raystage.plans.steps import StepSchedule, step_schedule
@@ -51,6 +52,7 @@ class StageDraft:
     window: int = 0
     also_evaluated: tuple[MixturePart, ...] = ()
     curriculum: CurriculumPlan | None = None
+    averaging: Averaging | None = None
 
     @property
     def name(self) -> str:

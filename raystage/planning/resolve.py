@@ -16,6 +16,7 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.objectives.table import OBJECTIVES
+from raystage.planning.averaging import fix_averaging
 from raystage.planning.counting import fix_units
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
@@ -255,6 +256,7 @@ PASSES = (
     check_teacher,
     fix_training,
     fix_length,
+    fix_averaging,
     fix_curriculum,
     check_growth,
     fix_freezing,

@@ -21,6 +21,7 @@ from raystage.growth.trained import fit_steps
 from raystage.models.shape import ModelShape, num_params
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
+from raystage.plans.averaging import Averaging
 from raystage.plans.freezing import Freezing
 from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
 from raystage.plans.steps import StepSchedule, sample_length, step_schedule
@@ -74,7 +75,7 @@ class StagePlan:
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
     stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
-    curriculum: the order of its text, None where that is shuffled.
+    curriculum: the order of its text, None where that is shuffled. averaging: of the checkpoints that it ends with.
     """
 
     name: str
@@ -108,6 +109,7 @@ class StagePlan:
     also_evaluated: tuple[MixturePart, ...] = ()
     within_documents: bool = False
     curriculum: CurriculumPlan | None = None
+    averaging: Averaging | None = None
 
     @cached_property
     def reading(self) -> Reading | None:
@@ -190,9 +192,10 @@ class StagePlan:
 
     @property
     def evaluations(self) -> int:
-        """The number of evaluations: at its start, at its end, and at each multiple of the cadence within it."""
+        """The number of evaluations: at its start, at its end, and at each multiple of the cadence within it; one more
+        of an average."""
         every, start = self.evaluate_every, self.start
-        return 2 + min((self.end - 1) // every - start // every, self.steps - 1)
+        return 2 + (self.averaging is not None) + min((self.end - 1) // every - start // every, self.steps - 1)
 
     @property
     def evaluation_flops(self) -> int:
@@ -229,6 +232,13 @@ class StagePlan:
             return 0
         lasts = self.freezing.duration
         return self.steps if lasts is None else self.step_schedule.steps_for(lasts)
+
+    def member_positions(self, steps: int) -> tuple[int, ...]:
+        """Where in the run the checkpoints of its average are, if it ends after `steps` steps. None without one."""
+        if self.averaging is None:
+            return ()
+        schedule = self.step_schedule
+        return tuple(self.start + schedule.duration(end) for end in self.averaging.ends(steps, schedule))
 
     @property
     def growth_operator(self) -> str | None:

@@ -212,7 +212,7 @@ def _costly_evaluation(plan: Plan) -> Advice | None:
 def _never_decays(plan: Plan) -> Advice | None:
     """The baselines use the learning-rate schedule of the last stage, or one that decays (`baseline`)."""
     last = plan.staged.stages[-1]
-    if not plan.baselines or _decay_start(last.rate) < math.inf:
+    if not plan.baselines or last.averaging or _decay_start(last.rate) < math.inf:
         return None
     return Advice(
         _rate_key(plan, last),

@@ -14,6 +14,7 @@ from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
+from raystage.results.averages import AverageRecord
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads, is_staged
@@ -22,6 +23,7 @@ from raystage.results.ledger import measure_ledger
 from raystage.results.mixtures import losses_by_name
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
+    AverageRow,
     BaselinePart,
     BudgetRow,
     CertificateRow,
@@ -129,6 +131,10 @@ def _growth(growth: GrowthRecord) -> GrowthRow:
     return GrowthRow(**{**vars(growth), "certificate": CertificateRow(**vars(growth.certificate))})
 
 
+def _average(average: AverageRecord) -> AverageRow:
+    return AverageRow(**vars(average), gain=average.single_eval_loss - average.eval_loss)
+
+
 def _budget_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mapping[str, str]) -> BudgetRow:
     return BudgetRow(
         **_row(run, records, states, _start_seconds(run, records)),
@@ -191,6 +197,7 @@ def _row(
         "metrics": dict(end.metrics) if end else None,
         "unit": last.unit,
         "loss_unit": judge.loss_unit,
+        "average": _average(chain[-1].average) if done and chain[-1].average else None,
         "evaluations": tuple(
             EvaluationPoint(
                 **{**vars(point), "sources": losses_by_name(point, run)},

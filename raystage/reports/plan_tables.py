@@ -35,7 +35,8 @@ def plan_table(plan: Plan) -> RenderableType:
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
     reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
-    lines = [_rate_line(plan), *reads, *_teacher_lines(plan), *_baseline_lines(plan), *_variant_lines(plan)]
+    models = [*_teacher_lines(plan), *_average_lines(plan)]
+    lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
@@ -167,6 +168,16 @@ def _teacher_lines(plan: Plan) -> list[str]:
         f"{format_bytes(stage.memory.teacher_bytes)} of the memory."
         for stage in plan.staged.stages
         if stage.teacher
+    ]
+
+
+def _average_lines(plan: Plan) -> list[str]:
+    """Which stages end with an average of their last checkpoints."""
+    return [
+        f"{stage.name} ends with an average of its last {averaging.last} checkpoints, one at every "
+        f"{format_count(averaging.every)} {stage.unit}; the store keeps them."
+        for stage in plan.staged.stages
+        if (averaging := stage.averaging)
     ]
 
 

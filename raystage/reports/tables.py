@@ -106,6 +106,26 @@ def growth_table(report: RunReport) -> Table:
     return Table("What growing did", columns, rows, note)
 
 
+def average_table(report: RunReport) -> Table:
+    """The averages of last checkpoints. Empty where no stage has one."""
+    columns = ("stage", "checkpoints", "weights", "loss of the average", "of the last alone", "ends with")
+    rows = [_average_cells(row) for row in (*report.stages, *report.baseline.runs) if row.average]
+    note = "An average whose held-out loss is no lower than that of the last checkpoint is not used."
+    return Table("Averages of checkpoints", columns, rows, note)
+
+
+def _average_cells(row: ResultRow) -> list[str]:
+    average = row.average
+    return [
+        row.name,
+        f"{', '.join(map(format_count, average.positions))} {row.unit}",
+        ", ".join(f"{weight:.3g}" for weight in average.weights),
+        known(average.eval_loss, format_loss),
+        known(average.single_eval_loss, format_loss),
+        "the average" if average.is_kept else "the last checkpoint",
+    ]
+
+
 def attempts_table(report: RunReport) -> Table:
     """Rejected attempts. Empty for versions without gates."""
     spent = {row.key: row for row in report.given_up}
@@ -188,8 +208,8 @@ def comparison_table(reports: Sequence[RunReport]) -> Table:
 
 
 _TABLES = (
-    stage_table, layout_table, data_table, source_table, metric_table, downstream_table, growth_table, ends_table,
-    attempts_table, baseline_table, tuning_table, seed_table, ledger_table, cost_table,
+    stage_table, layout_table, data_table, source_table, metric_table, downstream_table, growth_table, average_table,
+    ends_table, attempts_table, baseline_table, tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

@@ -142,6 +142,8 @@ def _effort_doubt(plan: Plan, given_up: Sequence[StagePlan]) -> str | None:
 
 def _decay_doubt(side: str, run: RunPlan) -> str | None:
     last = run.stages[-1]
+    if last.averaging:  # which stands for a decay (2507.17634)
+        return None
     peak = max(max(piece.start_lr, piece.end_lr) for piece in last.rate)
     ratio = learning_rate.rate_at(last.rate, last.end) / peak
     if ratio <= _DECAYED_RATIO * (1 + 1e-9):

@@ -23,6 +23,7 @@ from raystage.files.typed_json import (
 from raystage.models.shape import ModelShape
 from raystage.plans.keys import placed
 from raystage.plans.stage import StagePlan
+from raystage.results.averages import AverageRecord
 from raystage.units import TOKENS, Unit
 
 
@@ -150,6 +151,7 @@ class StageRecord:
 
     flops and duration are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
     energy_joules: measured over `seconds`, of all workers' devices; None where one of them has no meter.
+    average: None where the stage ends with its last checkpoint without having tried another model.
     """
 
     key: str
@@ -181,6 +183,7 @@ class StageRecord:
     evaluation_energy_joules: float | None = None
     data: dict[str, Any] = field(default_factory=dict)  # the size of its text: `data_use.Counted`
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
+    average: AverageRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def end(self) -> Evaluation:
@@ -193,6 +196,17 @@ class StageRecord:
         return self.flops - (self.prefix.flops if self.prefix else 0)
 
     @property
+    def last_checkpoint(self) -> str:
+        """Where its training ended: the checkpoint that a longer version continues from."""
+        return self.average.single if self.average else self.checkpoint
+
+    @property
+    def needed_checkpoints(self) -> tuple[str, ...]:
+        """The folders that it names."""
+        of_average = self.average.checkpoints if self.average else ()
+        return tuple(dict.fromkeys((self.checkpoint, self.last_checkpoint, *self.best_checkpoints, *of_average)))
+
+    @property
     def worker_seconds(self) -> float:
         return self.seconds * self.num_workers
 
@@ -202,8 +216,9 @@ class StageRecord:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageRecord:
         content = with_field_names(cls, content)
-        growth = content.pop("growth")
+        growth, average = content.pop("growth"), content.pop("average", None)
         return cls(
+            average=average and AverageRecord.from_json(average),
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),

@@ -14,6 +14,7 @@ from raystage.config.schedule import Costs
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, to_json, unit_key
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
+from raystage.results.averages import AverageRecord
 from raystage.results.costs import Use, cost_of
 from raystage.results.data_use import DataRow
 from raystage.results.ledger import Ledger
@@ -61,11 +62,21 @@ class GrowthRow(GrowthRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageRow(AverageRecord):
+    """gain: how much lower the loss of the average is than that of the last checkpoint."""
+
+    eval_loss: float | None
+    single_eval_loss: float | None
+    best_eval_loss: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultRow:
     """What a stage and a chain of stages have in common. Totals are None until every stage is finished.
 
     duration, steps, flops: of the row alone; the duration is in `unit`. seconds: of growing, training and saving.
-    metrics: the schedule's own, at the end.
+    metrics: the schedule's own, at the end. average: of the last checkpoints, where the row ends with a try of it.
     """
 
     name: str
@@ -91,6 +102,7 @@ class ResultRow:
     evaluations: tuple[EvaluationPoint, ...]
     train: tuple[TrainingPoint, ...]
     growth: GrowthRow | None
+    average: AverageRow | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
 

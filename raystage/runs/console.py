@@ -21,9 +21,10 @@ from raystage.plans.stage import StagePlan
 from raystage.reports.columns import STATE_STYLES, FirstThatFits
 from raystage.reports.formats import format_jump, format_loss
 from raystage.reports.terminal import SafeConsole
+from raystage.results.averages import AverageRecord
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
-from raystage.runs.progress import Pace, StageProgress, describe_growth, describe_stage
+from raystage.runs.progress import Pace, StageProgress, describe_average, describe_growth, describe_stage
 from raystage.safe_text import visible
 from raystage.units import format_seconds
 
@@ -111,7 +112,10 @@ class Display(RunCallback):
         self._progress = None
         if self._pace:
             self._pace.finish(stage)
-        self._show_result(StageProgress(run, stage, "REUSED" if reused else "FINISHED"), record)
+        progress = StageProgress(run, stage, "REUSED" if reused else "FINISHED")
+        self._show_result(progress, record)
+        if record.average:
+            self._show_average(progress, record.average)
 
     @abstractmethod
     def _show_preparing(self, what: str) -> None: ...
@@ -124,6 +128,9 @@ class Display(RunCallback):
 
     @abstractmethod
     def _show_growth(self, progress: StageProgress, growth: GrowthRecord) -> None: ...
+
+    @abstractmethod
+    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None: ...
 
     @abstractmethod
     def _show_progress(self, progress: StageProgress, is_evaluation: bool) -> None: ...
@@ -157,6 +164,9 @@ class PlainDisplay(Display):
 
     def _show_growth(self, progress: StageProgress, growth: GrowthRecord) -> None:
         self._write(progress, describe_growth(growth))
+
+    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None:
+        self._write(progress, describe_average(average))
 
     def _show_progress(self, progress: StageProgress, is_evaluation: bool) -> None:
         now = self._clock()
@@ -224,6 +234,9 @@ class LiveDisplay(Display):
             self._console.print(_row(self._widths, (Text(header, style="dim") for header in _HEADERS)))
             self._has_header = True
         self._console.print(_row(self._widths, _result_cells(progress, record)))
+
+    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None:
+        self._console.print(Text(f"{progress.label} {describe_average(average)}", style="dim"))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from raystage.growth.operators import in_short
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_jump, format_layers, format_loss
+from raystage.results.averages import AverageRecord
 from raystage.results.record import Evaluation, GrowthRecord, TrainPoint
 from raystage.units import format_count, format_seconds, format_speed
 
@@ -105,6 +106,15 @@ def describe_growth(growth: GrowthRecord) -> str:
         f"{grown}: eval loss {format_jump(certificate.eval_loss_before, certificate.eval_loss_after)}, "
         f"logits differ by up to {certificate.max_logit_difference:.2g}{inexact}{gradients}"
     )
+
+
+def describe_average(average: AverageRecord) -> str:
+    """'ends with the average of its last 4 checkpoints: eval loss 2.290, the last alone 2.310'."""
+    count, losses = len(average.positions), (average.eval_loss, average.single_eval_loss)
+    own, single = map(format_loss, losses)
+    if average.is_kept:
+        return f"ends with the average of its last {count} checkpoints: eval loss {own}, the last alone {single}"
+    return f"ends with its last checkpoint: eval loss {single}, the average of the last {count} {own}"
 
 
 class Pace:

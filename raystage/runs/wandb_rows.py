@@ -11,6 +11,7 @@ from typing import Any
 from raystage.files.typed_json import to_json
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
+from raystage.results.averages import AverageRecord
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
 from raystage.units import TOKENS, Unit
@@ -123,6 +124,15 @@ def result_row(run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool
         "stage/evaluation_flops": record.evaluation_flops,
         "stage/peak_memory_bytes": record.peak_memory_bytes,
         "stage/reused": int(reused),
+        **(_average_figures(record.average) if record.average else {}),
+    }
+
+
+def _average_figures(average: AverageRecord) -> Row:
+    return {
+        "stage/average_eval_loss": average.eval_loss,
+        "stage/single_eval_loss": average.single_eval_loss,
+        "stage/average_is_kept": int(average.is_kept),
     }
 
 

@@ -27,8 +27,8 @@ class Job:
 def continues(first: StagePlan, second: StagePlan) -> bool:
     """Whether a worker that finished `first` can continue with `second` without being set up again."""
     same = _same_of(first) == _same_of(second)
-    # These part the optimizer's groups in another way; a ramp begins anew.
-    special = first.freezing or second.freezing or first.training.ramp
+    # The first two part the optimizer's groups in another way; a ramp begins anew; an average may not be delivered.
+    special = first.freezing or second.freezing or first.training.ramp or first.averaging
     return second.growth is None and second.parent_key == first.key and same and not special
 
 

@@ -158,7 +158,7 @@ def _facts(record: StageRecord | None) -> dict[str, Any]:
     return {
         "finished": True,
         "parent_key": record.parent_key,
-        "needed": tuple(place.rsplit("/", 1)[-1] for place in (record.checkpoint, *record.best_checkpoints)),
+        "needed": tuple(place.rsplit("/", 1)[-1] for place in record.needed_checkpoints),
         "name": record.name,
         "duration": record.duration,
         "unit": record.unit,

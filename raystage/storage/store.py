@@ -22,7 +22,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -119,13 +119,15 @@ class Store:
 
         Checkpoints that another attempt wrote at or beyond the end of this one may be named by a record, so they stay.
         """
-        kept = {_name(place) for place in (stands.checkpoint, *stands.best_checkpoints)}
-        last = _name(own.checkpoint)
+        kept = {_name(place) for place in stands.needed_checkpoints}
+        last = _name(own.last_checkpoint)
         for name in _checkpoint_names(folder):
             is_own = attempt_of(name) == attempt_of(last)
             is_before = stands is own and position_of(name) < position_of(last)
             if name not in kept and (is_own or is_before):
                 self.drop(folder / CHECKPOINTS / name)
+        if stands is not own and own.average and own.average.is_kept and _name(own.checkpoint) not in kept:
+            self.drop(folder / own.checkpoint)
 
     def note_trunk(self, trunk: str, steps: int, key: str) -> None:
         """Make a stage visible to longer versions of it: when it is finished, and while it is trained."""
@@ -142,6 +144,15 @@ class Store:
     def checkpoint_folder(self, key: str, position: int, attempt: str) -> Folder:
         return self.stage_folder(key) / CHECKPOINTS / f"{position:015}-{attempt}"
 
+    def average_folder(self, key: str, attempt: str) -> Folder:
+        """Where an attempt writes the average of a stage's checkpoints. No training continues from there."""
+        return self.stage_folder(key) / CHECKPOINTS / f"average-{attempt}"
+
+    def checkpoint_at(self, key: str, position: int) -> Folder | None:
+        """A complete checkpoint within a stage, finished or not, at a position of the run."""
+        found = (one for one in self._whole_checkpoints(key) if position_of(one.name) == position)
+        return next(filter(_is_whole, found), None)
+
     def finished_checkpoint(self, key: str) -> Folder:
         """The final checkpoint of a finished stage. Raises CheckpointError where there is none."""
         record = self.record(key)
@@ -155,14 +166,20 @@ class Store:
 
     def latest_checkpoint(self, key: str, attempt: str | None = None) -> Folder | None:
         """The furthest complete checkpoint within an unfinished stage; of equally far ones that of the attempt."""
+        return next(self.checkpoints(key, attempt), None)
+
+    def checkpoints(self, key: str, attempt: str | None = None) -> Iterator[Folder]:
+        """All of them, in this order."""
         found = self._whole_checkpoints(key)
         found.sort(key=lambda folder: (position_of(folder.name), attempt_of(folder.name) == attempt), reverse=True)
-        return next(filter(_is_whole, found), None)
+        return filter(_is_whole, found)
 
     def drop_older_checkpoints(
-        self, key: str, keep: int, keep_best: int = 0, evaluations: Sequence[Evaluation] = (), last: str | None = None
-    ) -> None:
-        """Remove all but the `keep` furthest and the `keep_best` best complete checkpoints of an unfinished stage.
+        self, key: str, keep: int, keep_best: int = 0, evaluations: Sequence[Evaluation] = (), last: str | None = None,
+        positions: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        """Remove all but the `keep` furthest and the `keep_best` best complete checkpoints of an unfinished stage, and
+        those at some positions of the run.
 
         last: the name of the checkpoint that was just written. It stays, and so do those of other attempts there or
         beyond, which may be about to finish.
@@ -173,6 +190,7 @@ class Store:
             name for name in whole if last and attempt_of(name) != own and position_of(name) >= position_of(last)
         }  # fmt: skip
         kept = retained(list(whole.keys() - others), keep, keep_best, evaluations)
+        kept |= {name for name in whole if position_of(name) in positions}
         for name, folder in whole.items():
             if name not in kept | others:
                 self.drop(folder)

@@ -193,7 +193,7 @@ def record_from(content: dict[str, Any], key: str) -> StageRecord:
     record = StageRecord.from_json(content)
     if record.key != key:
         raise ValueError(f"key: found {record.key[:12]}; expected its own stage's, {key[:12]}")
-    for place in (record.checkpoint, *record.best_checkpoints):
+    for place in record.needed_checkpoints:
         if not _CHECKPOINT.fullmatch(place):
             raise ValueError(f"checkpoint: found {shown(place)}; expected checkpoints/ and a name")
     for name, value in vars(record).items():

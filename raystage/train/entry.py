@@ -26,6 +26,7 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store, position_of
 from raystage.train import partitions
+from raystage.train.averaging import has_members_up_to
 from raystage.train.collectives import broadcast_object
 from raystage.train.engine import DTYPES, StageEngine
 from raystage.train.partitions import Partition
@@ -76,12 +77,17 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
 
 def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecord | None]:
     """The furthest checkpoint within the stage, and the record of the prefix that has written it, if one has."""
-    own = store.latest_checkpoint(stage.key)
+    own = next((one for one in store.checkpoints(stage.key) if _goes_on(stage, store, position_of(one.name))), None)
     done = position_of(own.name) - stage.start if own else 0
     prefix = find_prefix(stage, store, stage.step_schedule.steps_for(done))
-    if prefix is None:
+    if prefix is None or not _goes_on(stage, store, stage.start + prefix.duration):
         return own, None
-    return store.stage_folder(prefix.key) / prefix.checkpoint, prefix
+    return store.stage_folder(prefix.key) / prefix.last_checkpoint, prefix
+
+
+def _goes_on(stage: StagePlan, store: Store, position: int) -> bool:
+    """Whether the stage can end as planned from here: with the checkpoints before it that it is averaged over."""
+    return stage.averaging is None or has_members_up_to(stage, store, position)
 
 
 def find_prefix(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageRecord | None:

@@ -31,6 +31,7 @@ from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard
 from raystage.storage.store import Store
+from raystage.train.averaging import wanted_positions
 from raystage.train.collectives import all_gather_objects
 from raystage.train.partitions import Partition
 from raystage.train.shards import Fragment, fragments_of, make_manifest, write_fragments
@@ -61,6 +62,7 @@ class _Save:
     folder: Folder
     fragments: list[Fragment]
     counts: Counts
+    is_average: bool = False
 
 
 class Saver:
@@ -96,14 +98,19 @@ class Saver:
         counts: Counts,
         standing: Callable[[], Progress],
         write_beside: Callable[[Folder], None] | None = None,
+        is_average: bool = False,
     ) -> None:
         """Save, and return when the checkpoint is complete.
 
         standing: gives the progress to save. write_beside: writes more into the folder, before the manifest.
+        is_average: whether it is an average of the stage's checkpoints, from which no training continues.
         Collective, like `begin` and `wait`. Raises StorageError on all workers if one of them meets it.
         """
         self.wait()
         task = self._task(stage, standing().position, fragments_of(parts), counts)
+        if is_average:
+            folder = self.store.average_folder(stage.key, self.attempt)
+            task = replace(task, folder=folder, is_average=True)
         written = self._written(task, None)
         if write_beside is not None:
             write_beside(task.folder)
@@ -159,12 +166,17 @@ class Saver:
             steps = {name: step for _, known in written for name, step in known.items()}
             shards = tuple(shard for shard, _ in written)
             checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, task.counts.head_starts))
-            keep = task.stage.training.checkpoint
-            self.store.drop_older_checkpoints(
-                task.stage.key, keep.keep_last, keep.keep_best, progress.evaluations, task.folder.name
-            )
+            if not task.is_average:
+                self._drop_older(task, progress)
 
         _agreed(commit if self._rank == 0 else lambda: None, group)
+
+    def _drop_older(self, task: _Save, progress: Progress) -> None:
+        stage, keep = task.stage, task.stage.training.checkpoint
+        averaged = wanted_positions(stage, progress.steps - stage.start_steps)
+        self.store.drop_older_checkpoints(
+            stage.key, keep.keep_last, keep.keep_best, progress.evaluations, task.folder.name, averaged
+        )
 
 
 class HostCopies:

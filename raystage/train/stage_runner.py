@@ -7,14 +7,12 @@ same bits.
 from __future__ import annotations
 
 import gc
-import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import deepspeed
 import torch
-import transformers
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
@@ -29,17 +27,19 @@ from raystage.plans.open_ends import reads_clock
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
+from raystage.results.averages import AverageRecord
 from raystage.results.data_use import counted_json
-from raystage.results.record import GrowthRecord, Progress, StageRecord
+from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord
 from raystage.results.stopping import Seen, fired
-from raystage.storage.store import Store
-from raystage.train import partitions, probe
+from raystage.storage.store import CHECKPOINTS, Store
+from raystage.train import averaging, partitions, probe
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
+from raystage.train.finishing import finished_record
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
 from raystage.train.teacher import models_of
@@ -165,6 +165,7 @@ class StageRunner:
                 self._evaluate()
                 ended = self._end()
             is_due = crossed(self.stage.checkpoint_every, before, self.progress.position, self.stage)
+            is_due |= averaging.is_member(self.stage, self.progress.steps - self.stage.start_steps)
             if ended or is_due:
                 self._point()
                 self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
@@ -238,18 +239,22 @@ class StageRunner:
             self._send("trained", point)
 
     def _evaluate(self) -> None:
+        """The last evaluation of a stage with an average is told when it is known which model the stage ends with."""
         self.heartbeat.does("evaluating")
-        self._send("evaluated", self.evaluator.evaluate())
+        point = self.evaluator.evaluate()
+        if self.stage.averaging is None or self._end() is None:
+            self._send("evaluated", point)
 
     # --- saving -------------------------------------------------------------------------------
 
-    def _save(self, last: bool, wait: bool) -> None:
+    def _save(self, last: bool, wait: bool, is_average: bool = False) -> None:
         """Every worker writes its own shard, then the first one the manifest. wait: until that is done."""
         self.heartbeat.does("saving")
         parts = partitions.partitions(self.engine.deepspeed)
         counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
         if wait:
-            self.saver.save(self.stage, parts, counts, self._standing, self._write_probe if last else None)
+            beside = self._write_probe if last else None
+            self.saver.save(self.stage, parts, counts, self._standing, beside, is_average)
         else:
             self.saver.begin(self.stage, parts, counts, self._standing)
 
@@ -263,56 +268,66 @@ class StageRunner:
 
     def _finish(self, ended: str) -> None:
         """Commit the record: the stage is finished."""
+        singles = tuple(self.progress.evaluations)
+        average = self._average() if self.stage.averaging else None
         self.accounting.count_energy()  # of the last checkpoint
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
-            record = self.store.commit_record(self._record(int(peak.item()), ended), trunk_key(self.stage))
+            found = self._record(int(peak.item()), ended, average, singles)
+            record = self.store.commit_record(found, trunk_key(self.stage))
             self._send("finished", record)
         comm.barrier()
 
-    def _record(self, peak_bytes: int, ended: str) -> StageRecord:
+    def _average(self) -> AverageRecord | None:
+        """Average the stage's last checkpoints. Where that is the better model, the stage ends with it: it is saved,
+        and its evaluation takes the place of the last one."""
         stage, progress = self.stage, self.progress
-        return StageRecord(
-            data=counted_json(stage, self.texts.counted),
-            key=stage.key,
-            parent_key=stage.parent_key,
-            name=stage.name,
-            shape=stage.shape,
-            num_params=stage.num_params,
+        members = broadcast_object(averaging.members_at_end(stage, self.store, progress.steps - stage.start_steps))
+        if members is None:
+            self._send("evaluated", progress.evaluations[-1])
+            return None
+        self.heartbeat.does("averaging")
+        began = time.monotonic()
+        averaging.fill_average(self.engine, members)
+        seconds = time.monotonic() - began
+        self.evaluator.evaluate()
+        folder, single = self.store.stage_folder(stage.key), self._final_checkpoint()
+        average = averaging.record_of(members, folder, single, progress.evaluations, seconds)
+        del progress.evaluations[-2 if average.is_kept else -1]
+        if average.is_kept:
+            self._save(last=True, wait=True, is_average=True)
+        self._send("evaluated", progress.evaluations[-1])
+        return average
+
+    def _record(
+        self, peak_bytes: int, ended: str, average: AverageRecord | None, singles: Sequence[Evaluation]
+    ) -> StageRecord:
+        """singles: the evaluations of the model as it was trained."""
+        best = self.store.best_checkpoints(self.stage.key, self.stage.training.checkpoint.keep_best, singles)
+        return replace(
+            finished_record(self.stage, self.progress, self._delivered(average)),
             num_workers=self.engine.world,
-            zero_stage=stage.training.zero_stage,
-            duration=progress.position - stage.start,
-            steps=progress.steps - stage.start_steps,
-            flops=progress.flops - stage.start_flops,
-            seconds=progress.seconds,
-            evaluation_seconds=progress.evaluation_seconds,
-            evaluation_flops=progress.evaluation_flops,
             peak_memory_bytes=peak_bytes,
-            eval_loss=progress.evaluations[-1].loss,
-            checkpoint=self._final_checkpoint(),
-            best_checkpoints=self.store.best_checkpoints(
-                stage.key, stage.training.checkpoint.keep_best, progress.evaluations
-            ),
-            growth=progress.growth,
-            prefix=progress.prefix,
+            data=counted_json(self.stage, self.texts.counted),
+            best_checkpoints=best,
+            average=average,
             stopped_by=ended,
             trained_for=self.context.run,
-            resizes=progress.resizes,
-            train=tuple(progress.train),
-            evaluations=tuple(progress.evaluations),
-            environment=environment(),
-            energy_joules=progress.energy_joules,
-            evaluation_energy_joules=progress.evaluation_energy_joules,
-            unit=stage.unit,
         )
+
+    def _delivered(self, average: AverageRecord | None) -> str:
+        """The checkpoint that the next stage starts from, as a record names it."""
+        if average is None or not average.is_kept:
+            return self._final_checkpoint()
+        return f"{CHECKPOINTS}/{self.store.average_folder(self.stage.key, self.saver.attempt).name}"
 
     def _final_checkpoint(self) -> str:
         """Where this stage ended. It was written before if only the record was missing when the stage was entered."""
         latest = self.store.latest_checkpoint(self.stage.key, self.saver.attempt)
         if latest is None:
             raise CheckpointError(f"{self.store.stage_folder(self.stage.key).uri}: no checkpoint of the finished stage")
-        return f"checkpoints/{latest.name}"
+        return f"{CHECKPOINTS}/{latest.name}"
 
     def _send(self, kind: str, what: Any) -> None:
         if self.engine.rank == 0:
@@ -323,14 +338,3 @@ def crossed(every: int, before: int, after: int, stage: StagePlan | None = None)
     """Whether a multiple of `every` lies in (before, after], counted from the start of the run, or of `stage`."""
     start = stage.start if stage else 0
     return (after - start) // every > (before - start) // every
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deepspeed": deepspeed.__version__,
-        "transformers": transformers.__version__,
-        "device": get_accelerator().device_name(),
-        "host": platform.node(),
-    }
