@@ -14,14 +14,13 @@ from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.averages import AverageRecord
 from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
 from raystage.results.ledger import measure_ledger
 from raystage.results.mixtures import losses_by_name
-from raystage.results.record import Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
+from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
     AverageRow,
     BaselinePart,

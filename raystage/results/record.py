@@ -23,7 +23,6 @@ from raystage.files.typed_json import (
 from raystage.models.shape import ModelShape
 from raystage.plans.keys import placed
 from raystage.plans.stage import StagePlan
-from raystage.results.averages import AverageRecord
 from raystage.units import TOKENS, Unit
 
 
@@ -143,6 +142,32 @@ class Prefix:
     flops: int
     seconds: float
     energy_joules: float | None = None
+
+
+@dataclass(frozen=True)
+class AverageRecord:
+    """The average at the end of a stage, against the last single checkpoint.
+
+    positions, weights: of its checkpoints in the run, and what each counts. best_eval_loss: the lowest of evaluations
+    at these positions. is_kept: whether the stage ends with the average. single: the folder of the last checkpoint,
+    from which a longer version of the stage continues. checkpoints: those that the stage has saved itself, for a longer
+    version to average. seconds: of averaging, without evaluation.
+    """
+
+    positions: tuple[int, ...]
+    weights: tuple[float, ...]
+    eval_loss: float
+    single_eval_loss: float
+    best_eval_loss: float
+    is_kept: bool
+    single: str
+    checkpoints: tuple[str, ...]
+    seconds: float
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> AverageRecord:
+        lists = {name: tuple(content[name]) for name in ("positions", "weights", "checkpoints")}
+        return cls(**{**content, **lists})
 
 
 @dataclass(frozen=True)

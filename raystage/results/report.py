@@ -14,11 +14,10 @@ from raystage.config.schedule import Costs
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, to_json, unit_key
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
-from raystage.results.averages import AverageRecord
 from raystage.results.costs import Use, cost_of
 from raystage.results.data_use import DataRow
 from raystage.results.ledger import Ledger
-from raystage.results.record import Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
+from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
 from raystage.results.seeds import OverSeeds
 from raystage.results.tuning import Tuning

@@ -21,8 +21,7 @@ from raystage.plans.stage import StagePlan
 from raystage.reports.columns import STATE_STYLES, FirstThatFits
 from raystage.reports.formats import format_jump, format_loss
 from raystage.reports.terminal import SafeConsole
-from raystage.results.averages import AverageRecord
-from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
 from raystage.runs.progress import Pace, StageProgress, describe_average, describe_growth, describe_stage
 from raystage.safe_text import visible

@@ -9,8 +9,7 @@ from raystage.growth.operators import in_short
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_jump, format_layers, format_loss
-from raystage.results.averages import AverageRecord
-from raystage.results.record import Evaluation, GrowthRecord, TrainPoint
+from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, TrainPoint
 from raystage.units import format_count, format_seconds, format_speed
 
 

@@ -26,8 +26,8 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store, position_of
 from raystage.train import partitions
-from raystage.train.averaging import has_members_up_to
 from raystage.train.collectives import broadcast_object
+from raystage.train.ending.averaging import has_members_up_to
 from raystage.train.engine import DTYPES, StageEngine
 from raystage.train.partitions import Partition
 from raystage.train.shards import in_pieces

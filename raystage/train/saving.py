@@ -31,8 +31,8 @@ from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Shard
 from raystage.storage.store import Store
-from raystage.train.averaging import wanted_positions
 from raystage.train.collectives import all_gather_objects
+from raystage.train.ending.averaging import wanted_positions
 from raystage.train.partitions import Partition
 from raystage.train.shards import Fragment, fragments_of, make_manifest, write_fragments
 

@@ -27,19 +27,19 @@ from raystage.plans.open_ends import reads_clock
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
-from raystage.results.averages import AverageRecord
 from raystage.results.data_use import counted_json
-from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord
+from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, Progress, StageRecord
 from raystage.results.stopping import Seen, fired
 from raystage.storage.store import CHECKPOINTS, Store
-from raystage.train import averaging, partitions, probe
+from raystage.train import partitions, probe
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
+from raystage.train.ending import averaging
+from raystage.train.ending.record import finished_record
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
-from raystage.train.finishing import finished_record
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
 from raystage.train.teacher import models_of

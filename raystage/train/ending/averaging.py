@@ -17,8 +17,7 @@ from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.stage import StagePlan
-from raystage.results.averages import AverageRecord
-from raystage.results.record import Evaluation
+from raystage.results.record import AverageRecord, Evaluation
 from raystage.storage.averaging import averaged
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import CHECKPOINTS, Store
