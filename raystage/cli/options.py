@@ -103,17 +103,18 @@ def open_store(uri: str | None) -> Any:
 
 
 def model_source(source: str, store: str | None, key: str) -> str:
-    """The value of `init.from` or of a teacher. A stage's name, mine/full, becomes its folder in the store, which
-    contains the stage's key. So the plan does not change if the name gets another stage later. Raises InputError.
+    """The value of `init.from` or of a teacher. A stage's name, mine/full, or its key becomes its folder in the store,
+    with the whole key in it. So the plan does not change if the name gets another stage later. Raises InputError.
 
     key: in the schedule.
     """
-    if "://" in source or "/" not in source or os.path.isdir(source):
-        return source
-    from raystage.storage.naming import stage_key
+    from raystage.storage.naming import STAGE_KEY, key_that_begins, stage_key
 
+    is_key = STAGE_KEY.fullmatch(source) is not None
+    if "://" in source or ("/" not in source and not is_key) or os.path.isdir(source):
+        return source
     opened = open_store(store)
-    found = stage_key(opened, source, key)
+    found = key_that_begins(opened, source, key) if is_key else stage_key(opened, source, key)
     if found is None:
         return source
     if not opened.folder.is_local:

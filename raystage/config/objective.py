@@ -66,7 +66,7 @@ class ObjectiveSection(Section):
     """For `own`: keyword arguments that both functions are called with."""
     teacher: Annotated[Text | None, Field(examples=["small"])] = None
     """For `distillation`: the model to learn from. An earlier stage by its name, a Hugging Face folder or name, a
-    checkpoint, a stage's folder in a store, or RUN/STAGE in the store of the command."""
+    checkpoint, a stage's folder in a store, or RUN/STAGE or a key of a stage in the store of the command."""
     temperature: Positive = 1.0
     """For `distillation`: what the scores of teacher and student are divided by before they are compared."""
     alpha: PositiveShare = 0.5

@@ -1,10 +1,11 @@
-"""Runs and stages by the names that users give them: `mine`, `mine/full`.
+"""Runs and stages by the names that users give them: `mine`, `mine/full`; and stages by the first digits of a key.
 
 A name only serves to find a key; files contain keys.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from raystage.errors import InputError
 from raystage.safe_text import visible
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE
+
+# A stage's key, or the beginning of one.
+STAGE_KEY = re.compile(r"[0-9a-f]{8,64}")
 
 
 def known_run(store: Store, name: str, argument: str) -> str:
@@ -64,3 +68,12 @@ def stage_key(store: Store, name: str, argument: str) -> str | None:
     found = f"no stage {stage!r} in run {run!r}" if stage else f"found run {run!r}, not one of its stages"
     expected = ", ".join(f"{run}/{one}" for one in known) or "a run that has stages"
     raise InputError(visible(f"{found}; expected one of {expected}"), key=argument)
+
+
+def key_that_begins(store: Store, beginning: str, argument: str) -> str:
+    """The one key of a stage in the store that begins like this. Raises InputError where there is none, or several."""
+    keys = [key for key in store.stage_keys() if key.startswith(beginning)]
+    if len(keys) == 1:
+        return keys[0]
+    found = f"{len(keys)} stage keys begin with {beginning!r}" if keys else f"no stage key begins with {beginning!r}"
+    raise InputError(f"{found}; expected just one, or a folder", key=argument, file=store.folder.uri)

@@ -6,7 +6,6 @@ that a stage's workers use. It is applied slice by slice, and each slice is writ
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +26,11 @@ from raystage.models.shape import ModelShape, parameters
 from raystage.safe_text import visible
 from raystage.storage import checkpoint, huggingface
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
-from raystage.storage.naming import stage_key
+from raystage.storage.naming import STAGE_KEY, key_that_begins, stage_key
 from raystage.storage.store import Store
 from raystage.units import shown
 
 MAX_SHARD_BYTES = 5 * 10**9
-_STAGE_KEY = re.compile(r"[0-9a-f]{8,64}")
 _ITEM_BYTES = 4
 
 
@@ -67,7 +65,7 @@ def open_source(text: str, store: Store, argument: str = "SOURCE") -> Source:
     """
     with as_input_errors(argument):
         folder = _folder(text, argument)
-        if not folder.exists() and _STAGE_KEY.fullmatch(text):
+        if not folder.exists() and STAGE_KEY.fullmatch(text):
             return _stage_source(text, Store(store.folder.unmapped), argument)
         if key := _named_stage(text, store, argument, folder):
             return _stage_source(key, Store(store.folder.unmapped), argument, text)
@@ -162,17 +160,12 @@ def _folder(text: str, argument: str) -> Folder:
 
 
 def _stage_source(beginning: str, store: Store, argument: str, name: str | None = None) -> Source:
-    keys = [key for key in store.stage_keys() if key.startswith(beginning)]
-    if name and not keys:
+    if name and beginning not in store.stage_keys():
         problem = f"found stage {visible(name)!r}, of which nothing is trained yet; expected a finished stage"
         raise InputError(problem, key=argument, file=store.folder.uri)
-    if len(keys) != 1:
-        found = (
-            f"{len(keys)} stage keys begin with {beginning!r}" if keys else f"no stage key begins with {beginning!r}"
-        )
-        raise InputError(f"{found}; expected just one, or a folder", key=argument, file=store.folder.uri)
-    folder = store.finished_checkpoint(keys[0])
-    return Source(folder.uri, _opened_checkpoint(folder), keys[0])
+    key = key_that_begins(store, beginning, argument)
+    folder = store.finished_checkpoint(key)
+    return Source(folder.uri, _opened_checkpoint(folder), key)
 
 
 def _named_stage(text: str, store: Store, argument: str, folder: Folder) -> str | None:

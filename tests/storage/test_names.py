@@ -206,7 +206,12 @@ def test_init_takes_a_stages_name_and_writes_down_its_key(store: Store, texts: P
     assert model_source("mine/full", store.folder.uri, "init.from") == store.stage_folder(full).path
     with pytest.raises(InputError, match=r"init.from: no stage 'x' in run 'mine'; expected one of mine/small"):
         model_source("mine/x", store.folder.uri, "init.from")
-    for other in ("org/model", "s3://mine/full", str(tmp_path)):
+    for by_key in (full, full[:8]):
+        assert model_source(by_key, store.folder.uri, "init.from") == store.stage_folder(full).path
+    none = "0" * 8 if full[0] != "0" else "1" * 8
+    with pytest.raises(InputError, match=rf"init.from: no stage key begins with '{none}'; expected just one, or a fol"):
+        model_source(none, store.folder.uri, "init.from")
+    for other in ("org/model", "gpt2", "s3://mine/full", str(tmp_path)):
         assert model_source(other, store.folder.uri, "init.from") == other
 
 
