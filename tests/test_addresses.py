@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
+import started_models
 from raystage.cli.main import main
+from raystage.config import yaml_file
 from raystage.errors import StorageError
 from raystage.safe_text import secret_in, without_secrets
 from raystage.units import shown
@@ -97,27 +100,40 @@ def refused(*arguments: str | Path) -> str:
     return done.output
 
 
+# By command the place where a URI stands, and its name in the message. MODEL is a folder that can be grown.
+COMMANDS = {
+    ("report", "tiny", "--store", "URI"): "store", ("store", "list", "--store", "URI"): "store",
+    ("status", "--store", "URI"): "store", ("export", "--store=.", "URI", "out"): "CHECKPOINT",
+    ("grow", "--set=num_layers=4", "--explain", "URI"): "SOURCE",
+    ("grow", "--set=num_layers=4", "MODEL", "URI"): "TARGET",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return started_models.make(tmp_path_factory.mktemp("model"), "llama")
+
+
 @pytest.mark.parametrize("address", URIS)
-@pytest.mark.parametrize("command", [
-    ("report", "tiny", "--store"), ("store", "list", "--store"), ("status", "--store"),
-    ("export", "--store=.", "SECRET", "out"),
-    ("grow", "--set=num_layers=4", "--explain", "SECRET"), ("grow", "--set=num_layers=4", ".", "SECRET"),
-], ids=" ".join)  # fmt: skip
-def test_no_command_opens_or_repeats_a_uri_with_a_secret(command: tuple[str, ...], address: str) -> None:
-    arguments = [address if one == "SECRET" else one for one in command]
-    refused(*arguments, *([] if "SECRET" in command else [address]))
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_command_opens_or_repeats_a_uri_with_a_secret(command: tuple[str, ...], address: str, model: Path) -> None:
+    said = refused(*({"URI": address, "MODEL": model}.get(one, one) for one in command))
+    assert said.startswith(f"raystage: {COMMANDS[command]}: found {secret_in(address)} in the URI ")
 
 
 @pytest.mark.parametrize("address", URIS)
 @pytest.mark.parametrize("key", ["data.path", "data.tokenizer", "init.from", "stages[0].data.path", "name"])
 def test_a_schedule_holds_no_secret(schedule: Path, key: str, address: str) -> None:
-    assert f"--set {key}: found " in refused("plan", schedule, "--set", f'{key}="{address}"')
-    if "[" not in key:
-        section, _, name = key.rpartition(".")
-        text = schedule.read_text()
-        line = f'{section}: {{{name}: "{address}"}}\n' if section else f'{name}: "{address}"\n'
-        schedule.write_text("\n".join(one for one in text.splitlines() if not one.startswith(line[:4])) + "\n" + line)
-        assert f"{key}: found " in refused("plan", schedule)
+    problem = f"{key}: found {secret_in(address)}; expected none"
+    assert f"--set {problem}" in refused("plan", schedule, "--set", f'{key}="{address}"')
+    content = yaml.safe_load(schedule.read_text())
+    *sections, name = yaml_file.parse_path(key)
+    section = content
+    for one in sections:
+        section = section[one] if isinstance(one, int) else section.setdefault(one, {})
+    section[name] = address
+    schedule.write_text(yaml.safe_dump(content))
+    assert problem in refused("plan", schedule)
 
 
 def test_keys_in_options_are_refused(schedule: Path) -> None:
