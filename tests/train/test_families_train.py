@@ -11,7 +11,7 @@ from factories import make_schedule
 from raystage.config.schedule import Schedule
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.results.record import StageRecord
-from staged_runs import carry_out, records_of
+from staged_runs import carry_out_all, records_of
 
 pytestmark = pytest.mark.end_to_end
 
@@ -45,11 +45,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     text = folder / "text"
     text.mkdir()
     schedules = {name: schedule_of(text, *growth, zero_stage=request.param) for name, growth in GROWTHS.items()}
-    stores = [str(folder / f"store-{name}") for name in GROWTHS]
-    run_workers(2, carry_out_all, list(schedules.values()), stores, folder=folder / "processes")
-    return {
-        name: records_of(schedule, store) for (name, schedule), store in zip(schedules.items(), stores, strict=True)
-    }
+    stores = {name: str(folder / f"store-{name}") for name in GROWTHS}
+    run_workers(2, carry_out_all, schedules, stores, folder=folder / "processes")
+    return {name: records_of(schedule, stores[name]) for name, schedule in schedules.items()}
 
 
 def schedule_of(text: Path, model: dict, small: dict, large: dict, operator: dict, zero_stage: int) -> Schedule:
@@ -63,11 +61,6 @@ def schedule_of(text: Path, model: dict, small: dict, large: dict, operator: dic
     return make_schedule(
         text, model={**sizes, **model}, objective=objective, stages=stages, training=training, baseline=None
     )
-
-
-def carry_out_all(schedules: list[Schedule], stores: list[str]) -> None:
-    for schedule, store in zip(schedules, stores, strict=True):
-        carry_out(schedule, store)
 
 
 def test_every_family_of_a_schedule_is_here() -> None:

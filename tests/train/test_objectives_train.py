@@ -12,7 +12,6 @@ from torch.nn import functional
 
 import started_models
 from chats import TEMPLATE, save_chat_words, write_chats
-from distributed import run_workers
 from factories import make_schedule
 from pages import block_with
 from raystage.config.schedule import Schedule
@@ -25,7 +24,7 @@ from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import open_source
 from raystage.train.texts import evaluation_set
-from staged_runs import carry_out, records_of
+from staged_runs import losses, train, train_each_way
 
 pytestmark = pytest.mark.end_to_end
 
@@ -90,13 +89,6 @@ def cases_of(folder: Path) -> dict[str, tuple]:
     }
 
 
-def carry_out_all(schedules: dict[str, Schedule], stores: dict[str, str], is_killed: bool) -> None:
-    for name, schedule in schedules.items():
-        for count in (3, 5) if is_killed else ():  # inside the first stage, and then inside the second
-            carry_out(schedule, stores[name], "saved", count)
-        carry_out(schedule, stores[name])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("objectives")
@@ -105,18 +97,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, list[StageRecord]]:
     """By case and way the records of both stages."""
-    found = {}
-    for way, workers in (("one", 1), ("killed", 1), ("two", 2), ("three", 3)):
-        names = tuple(cases_of(folder)) if way == "two" else NAMES
-        schedules = {name: schedule_of(folder, workers, *cases_of(folder)[name]) for name in names}
-        stores = {name: str(folder / f"{way}-{name}") for name in names}
-        run_workers(workers, carry_out_all, schedules, stores, way == "killed", folder=folder / f"processes-{way}")
-        found |= {f"{name}, {way}": records_of(schedules[name], stores[name]) for name in names}
-    return found
+    cases = cases_of(folder)
 
+    def schedules_of(way: str, workers: int) -> dict[str, Schedule]:
+        return {name: schedule_of(folder, workers, *cases[name]) for name in (cases if way == "two" else NAMES)}
 
-def losses(records: list[StageRecord]) -> list[list[float]]:
-    return [[point.loss for point in (*record.train, *record.evaluations)] for record in records]
+    return train_each_way(schedules_of, (3, 5), folder)  # stopped inside the first stage, and then inside the second
 
 
 def test_a_function_that_computes_the_same_trains_the_same_bits(trained: dict[str, list[StageRecord]]) -> None:
@@ -139,7 +125,7 @@ def test_a_bert_of_hugging_face_s_is_trained_on(tmp_path: Path) -> None:
     model = started_models.make(tmp_path / "bert", "bert")
     (tmp_path / "text").mkdir()
     schedule = started_models.make_schedule(tmp_path / "text", model, objective="masked_lm")
-    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
+    first = train(schedule, tmp_path / "store")[0]
     stage = make_plan(schedule).staged.stages[0]
     held_out, judge = evaluation_set(stage), open_judge(stage.objective)
     batch = judge.batch(held_out, 0, held_out.count, held_out.length)
@@ -147,7 +133,6 @@ def test_a_bert_of_hugging_face_s_is_trained_on(tmp_path: Path) -> None:
     with torch.no_grad():
         loss = judge.loss(network, {name: torch.from_numpy(values) for name, values in batch.items()})
     targets = judge.num_targets(held_out, 0, held_out.count, held_out.length)
-    first = records_of(schedule, str(tmp_path / "store"))[0]
     assert first.evaluations[0].loss == pytest.approx(loss.item() / targets, rel=1e-5)
     assert first.eval_loss < first.evaluations[0].loss
 
@@ -189,8 +174,7 @@ def test_the_teacher_of_a_stage_may_be_in_a_folder(
     first, second = trained["distillation, one"]
     teacher = str(folder / f"one-distillation/stages/{first.key}")
     schedule = schedule_of(tmp_path, 1, ("causal_lm", {"name": "distillation", **TAUGHT, "teacher": teacher}))
-    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
-    again = records_of(schedule, str(tmp_path / "store"))
+    again = train(schedule, tmp_path / "store")
     assert losses(again) == losses([first, second])
     assert (again[1].flops, again[1].key == second.key) == (second.flops, False)
     data = schedule.data.model_copy(update={"validation_fraction": 0.8})
@@ -206,8 +190,7 @@ def test_who_starts_as_the_teacher_has_nothing_to_learn_from_it(tmp_path: Path, 
     schedule = started_models.make_schedule(
         tmp_path / "text", model, objective=objective, training={"zero_stage": zero_stage}
     )
-    run_workers(1, carry_out_all, {"": schedule}, {"": str(tmp_path / "store")}, False, folder=tmp_path / "processes")
-    (record,) = records_of(schedule, str(tmp_path / "store"))
+    (record,) = train(schedule, tmp_path / "store")
     assert record.train[0].loss == pytest.approx(0, abs=1e-3)
     assert record.evaluations[0].loss > 1  # held-out text is judged by the next token
 
@@ -250,10 +233,8 @@ def test_steps_without_an_answer_are_steps(tmp_path: Path) -> None:
     schedule = make_schedule(
         tmp_path / "text", data=data, objective="instruct", stages=stages, training=training, baseline=None
     )
-    whole, killed = ({"": str(tmp_path / name)} for name in ("whole", "killed"))
-    run_workers(1, carry_out_all, {"": schedule}, whole, False, folder=tmp_path / "processes")
-    run_workers(1, carry_out_all, {"": schedule}, killed, True, folder=tmp_path / "processes")
-    (record,), (again,) = (records_of(schedule, one[""]) for one in (whole, killed))
+    (record,) = train(schedule, tmp_path / "whole")
+    (again,) = train(schedule, tmp_path / "killed", stops=(3, 5))
     assert record.steps == 20
     assert 0 < len(record.train) < 20
     assert all(math.isfinite(point.loss) for point in record.train)

@@ -26,7 +26,7 @@ from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import open_source
 from raystage.train.texts import evaluation_set
-from staged_runs import carry_out, records_of
+from staged_runs import losses, train
 
 pytestmark = pytest.mark.end_to_end
 
@@ -54,12 +54,6 @@ def schedule_of(folder: Path, workers: int, zero_stage: int) -> Schedule:
     return schedule
 
 
-def carry_out_in_parts(schedule: Schedule, store: str, is_killed: bool) -> None:
-    for count in (1, 4) if is_killed else ():  # inside the first stage, and then inside the second
-        carry_out(schedule, store, "saved", count)
-    carry_out(schedule, store)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("order")
@@ -68,16 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, list[StageRecord]]:
     """By way the records of all stages."""
-    found = {}
-    for way, (workers, zero_stage) in WAYS.items():
-        schedule, store = schedule_of(folder, workers, zero_stage), str(folder / f"store-{way}")
-        run_workers(workers, carry_out_in_parts, schedule, store, way == "killed", folder=folder / f"processes-{way}")
-        found[way] = records_of(schedule, store)
-    return found
-
-
-def losses(records: list[StageRecord]) -> list[list[float]]:
-    return [[point.loss for point in (*record.train, *record.evaluations)] for record in records]
+    schedules = {way: schedule_of(folder, *layout) for way, layout in WAYS.items()}
+    stops = {"killed": (1, 4)}  # inside the first stage, and then inside the second
+    return {way: train(one, folder / f"store-{way}", stops.get(way, ())) for way, one in schedules.items()}
 
 
 def test_killed_and_resumed_is_the_same(trained: dict[str, list[StageRecord]]) -> None:
@@ -204,15 +191,7 @@ def test_every_sample_of_sorted_text_is_read_as_the_law_says(
     assert places[1].at(0) < 0.2 * windows + 1
 
 
-def killed(schedule: Schedule, folder: str) -> None:
-    carry_out(schedule, f"{folder}/calm")
-    for stop in (1, 4, 6, 9):
-        carry_out(schedule, f"{folder}/stopped", "saved", stop)
-    carry_out(schedule, f"{folder}/stopped")
-
-
 def test_a_curriculum_that_was_killed_has_the_same_bits(tmp_path: Path) -> None:
     schedule = sorted_schedule(tmp_path, alone=True)
-    run_workers(1, killed, schedule, str(tmp_path), folder=tmp_path / "processes")
-    calm, stopped = (records_of(schedule, f"{tmp_path}/{name}") for name in ("calm", "stopped"))
-    assert losses(calm) == losses(stopped)
+    calm = train(schedule, tmp_path / "calm")
+    assert losses(train(schedule, tmp_path / "stopped", stops=(1, 4, 6, 9))) == losses(calm)

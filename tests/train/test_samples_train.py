@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 
-from distributed import run_workers
 from labelled_files import images, texts, write_jsonl, write_npz
 from raystage.config.schedule import Schedule, parse
 from raystage.files.filesystem import open_folder
@@ -19,7 +18,7 @@ from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import open_source
 from raystage.train.texts import evaluation_set
-from staged_runs import carry_out, records_of
+from staged_runs import losses, train_each_way
 
 pytestmark = pytest.mark.end_to_end
 
@@ -56,13 +55,6 @@ def schedule_of(folder: Path, workers: int, name: str) -> Schedule:
     return parse({"name": "samples", "data": data, "model": model, "training": training, "stages": stages})
 
 
-def carry_out_all(schedules: dict[str, Schedule], stores: dict[str, str], is_killed: bool) -> None:
-    for name, schedule in schedules.items():
-        for count in (2, 5) if is_killed else ():  # inside the first stage, and then inside the second
-            carry_out(schedule, stores[name], "saved", count)
-        carry_out(schedule, stores[name])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("samples")
@@ -71,17 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, list[StageRecord]]:
     """By case and way the records of both stages."""
-    found = {}
-    for way, workers in (("one", 1), ("killed", 1), ("two", 2), ("three", 3)):
-        schedules = {name: schedule_of(folder, workers, name) for name in CASES}
-        stores = {name: str(folder / f"{way}-{name}") for name in CASES}
-        run_workers(workers, carry_out_all, schedules, stores, way == "killed", folder=folder / f"processes-{way}")
-        found |= {f"{name}, {way}": records_of(schedules[name], stores[name]) for name in CASES}
-    return found
-
-
-def losses(records: list[StageRecord]) -> list[list[float]]:
-    return [[point.loss for point in (*record.train, *record.evaluations)] for record in records]
+    stops = (2, 5)  # inside the first stage, and then inside the second
+    return train_each_way(
+        lambda way, workers: {name: schedule_of(folder, workers, name) for name in CASES}, stops, folder
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
