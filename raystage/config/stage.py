@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from raystage.config.averaging import Average
 from raystage.config.conditions import Accept, OnReject, Until
 from raystage.config.durations import Duration
+from raystage.config.freeze import Freeze, Thaw
 from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
 from raystage.config.positions import RopeScaling, RopeTheta
@@ -40,7 +41,7 @@ from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.models.families import TRAINED
 from raystage.sources.table import SOURCES, TOKEN_FORMATS
-from raystage.units import parse_count, shown
+from raystage.units import shown
 
 
 def _as_list(value: object) -> object:
@@ -278,38 +279,6 @@ class Grow(Section):
         return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
-class FreezeFor(Duration):
-    """How long parameters are frozen, from the stage's start."""
-
-
-def _as_layers(value: object) -> object:
-    if value is None or value in ("old", "new"):
-        return value
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"found {shown(value)}; expected old, new or a list of layers such as [0, 1]")
-    layers = tuple(parse_count(layer) for layer in value)
-    if min(layers) < 0:
-        raise ValueError(f"found layer {min(layers)}; expected 0 or more")
-    return layers
-
-
-FrozenLayers = Annotated[
-    tuple[int, ...] | str | None,
-    BeforeValidator(_as_layers, json_schema_input_type=Literal["old", "new"] | list[CountOrZero] | None),
-]
-
-
-class Freeze(Section):
-    """Parameters that are not trained, in the whole stage or at its start. Their weights and moments do not change."""
-
-    layers: FrozenLayers = None
-    """A list of layers from 0, or `old` or `new`: those that the stage's growth found, or those that it added."""
-    embeddings: Flag = False
-    """Whether the embeddings are frozen. Where they are tied, that includes the head."""
-    lasts: FreezeFor | None = Field(None, alias="for")
-    """How long; the whole stage unless given."""
-
-
 class Stage(Section):
     """One stage: what it overrides of the file's `data`, `model` and `training`, and how it starts and ends."""
 
@@ -331,6 +300,9 @@ class Stage(Section):
     """What is not trained."""
     average: Annotated[Average | None, Field(examples=["{last: 4, every: 1M}"])] = None
     """The model that the stage ends with, as an average of its last checkpoints."""
+    thaw: Annotated[Thaw | None, Field(examples=["{from: top, every: 200K}"])] = None
+    """How frozen parameters begin to train, layer by layer. Without `freeze` all of the model is frozen at first,
+    except the last norm and the head."""
     data: Data = Data()
     """The text, over the file's."""
     model: Model = Model()

@@ -18,6 +18,7 @@ from raystage.config.types import (
     NotNegative,
     Position,
     Positive,
+    PositiveShare,
     Reference,
     Seconds,
     Span,
@@ -42,6 +43,9 @@ class Optimizer(Section):
     """The momentum of sgd."""
     weight_decay: NotNegative = 0.1
     """The weight decay. It applies to matrices, not to biases and norms."""
+    lr_by_depth: PositiveShare = 1.0
+    """What the rate of a layer is multiplied by for every layer that lies above it (1801.06146): with 0.9 the last
+    layer and the head train at `lr`, the layer below at 0.9 of it, the embeddings at the lowest rate."""
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -56,8 +60,9 @@ class Optimizer(Section):
         return ("exp_avg", "exp_avg_sq")
 
     def used(self) -> dict[str, Any]:
-        """The keys that decide what it does, as plain values."""
-        return self.model_dump(exclude=set(self.unused))
+        """The keys that decide what it does, as plain values. Those added later are left out at their default."""
+        same = {"lr_by_depth"} if self.lr_by_depth == 1 else set()
+        return self.model_dump(exclude={*self.unused, *same})
 
 
 class RatePoint(Section):

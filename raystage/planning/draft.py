@@ -20,8 +20,9 @@ from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.planning.inputs import Sources
 from raystage.plans.averaging import Averaging
-from raystage.plans.freezing import Freezing
+from raystage.plans.freezing import Freezing, step_costs
 from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
+from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import StepSchedule, step_schedule
 from raystage.units import Unit
 
@@ -87,6 +88,11 @@ class StageDraft:
     def unit_flops(self, context_length: int) -> int:
         """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass."""
         return unit_flops(self.shape, self.teacher, context_length, self.unit)
+
+    @property
+    def step_costs(self) -> StepCosts:
+        """What its steps cost."""
+        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing)
 
     @property
     def flops_per_unit(self) -> int:

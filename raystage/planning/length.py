@@ -16,7 +16,8 @@ from raystage.errors import InputError
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans import learning_rate
 from raystage.plans.open_ends import is_open
-from raystage.plans.steps import StepSchedule, UnitCost, check_ramp_fits
+from raystage.plans.step_costs import StepCosts
+from raystage.plans.steps import check_ramp_fits
 
 FIXED = ("tokens", "samples", "steps", "flops", "mixing")
 
@@ -30,39 +31,39 @@ def fix_length(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the number of steps at which the stage ends at the latest, and what may end it before."""
     until, start = draft.stage.until, context.start_of_next(draft.unit)
     decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
-    steps = cap_steps(until, draft.step_schedule, draft.unit_flops, start, decay)
+    steps = cap_steps(until, draft.step_costs, start, decay)
     draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
     check_ramp_fits(draft.training, draft.duration, draft.unit)
     return draft
 
 
-def cap_steps(until: Until, steps: StepSchedule, cost: UnitCost, start: int, decay_start: DecayStart) -> int:
+def cap_steps(until: Until, costs: StepCosts, start: int, decay_start: DecayStart) -> int:
     """The number of whole optimizer steps after which the stage ends at the latest.
 
     The stage ends with the first step that reaches a fixed limit. Of several limits the smallest counts; inside `all`
-    the largest. cost: training FLOPs of a token. start: where the stage begins in its run. Raises InputError,
+    the largest. start: where the stage begins in its run. Raises InputError,
     with `until` or a key below it, where the stage has no cap although it may never end, or where a mixing time leaves
     it no tokens.
     """
     if is_open(until) and not any(key in until.given for key in FIXED):
         beside = " and ".join(key for key in until.given)
         raise InputError(f"missing a cap; expected tokens, steps or flops beside {beside}", key="until")
-    return _cap(placed_mixing(until, start, decay_start), steps, cost)
+    return _cap(placed_mixing(until, start, decay_start), costs)
 
 
-def _cap(until: Until, steps: StepSchedule, cost: UnitCost) -> float:
+def _cap(until: Until, costs: StepCosts) -> float:
     """A whole number of steps; infinite where nothing fixed ends the stage."""
     ends: list[float] = [math.inf]
     for amount in (until.tokens, until.samples):
         if amount is not None:
-            ends.append(steps.steps_for(amount))
+            ends.append(costs.schedule.steps_for(amount))
     if until.steps is not None:
         ends.append(until.steps)
     if until.flops is not None:
-        ends.append(steps.steps_for_flops(until.flops, cost))
-    ends += [_cap(part, steps, cost) for part in until.any or ()]
+        ends.append(costs.steps_for(until.flops))
+    ends += [_cap(part, costs) for part in until.any or ()]
     if until.all is not None:
-        ends.append(max(_cap(part, steps, cost) for part in until.all))
+        ends.append(max(_cap(part, costs) for part in until.all))
     return min(ends)
 
 

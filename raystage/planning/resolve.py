@@ -23,7 +23,7 @@ from raystage.planning.inputs import Sources
 from raystage.planning.length import fix_length
 from raystage.planning.objective import check_documents, check_teacher, fix_objective
 from raystage.planning.order import fix_curriculum
-from raystage.planning.shapes import check_growth, fix_freezing, fix_shape
+from raystage.planning.shapes import check_freezing, check_growth, fix_freezing, fix_shape
 from raystage.planning.training import check_optimizer, check_run_rate, fix_training
 from raystage.plans.gates import check_gates, planned_retries
 from raystage.plans.initial import InitPlan
@@ -255,11 +255,12 @@ PASSES = (
     fix_shape,
     check_teacher,
     fix_training,
+    fix_freezing,
     fix_length,
     fix_averaging,
     fix_curriculum,
     check_growth,
-    fix_freezing,
+    check_freezing,
 )
 # Over all stages together.
 RUN_PASSES = (check_held_out, check_held_out_of_others, fix_windows, check_alignment, check_text)

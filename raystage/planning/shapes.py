@@ -19,7 +19,7 @@ from raystage.models.shape import ModelShape, head_problem, heads_problem, image
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
-from raystage.plans.freezing import find_freezing
+from raystage.plans.freezing import check_freezing_fits, find_freezing
 from raystage.sources.corpus import LargestToken
 
 
@@ -48,12 +48,23 @@ def check_growth(draft: StageDraft, context: Context) -> StageDraft:
 
 
 def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
-    """Pass: the frozen parameters. For a growth from `init` also what only a stage before it would allow."""
-    freeze = context.schedule.stages[draft.index].freeze
-    freezing = find_freezing(freeze, context.shape_before, draft.shape, draft.grow, draft.duration)
+    """Pass: the frozen parameters, before the length, which may be in FLOPs. A growth that is impossible is refused
+    later."""
+    written, before, grow = context.schedule.stages[draft.index], context.shape_before, draft.grow
+    if grow is not None and (before is None or refusal(before, draft.shape, grow.operator, grow.options)):
+        return draft
+    freezing = find_freezing(written.freeze, written.thaw, before, draft.shape, grow)
+    return replace(draft, freezing=freezing) if freezing else draft
+
+
+def check_freezing(draft: StageDraft, context: Context) -> StageDraft:
+    """Pass: whether the freeze fits into the stage. For a growth from `init` also what only a stage before it would
+    allow."""
+    if draft.freezing is not None:
+        check_freezing_fits(draft.freezing, draft.duration, draft.unit)
     if draft.index == 0 and context.init is not None:
         _check_first_growth(draft.grow)
-    return replace(draft, freezing=freezing) if freezing else draft
+    return draft
 
 
 # --- the shape --------------------------------------------------------------------------------

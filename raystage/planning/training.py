@@ -125,11 +125,13 @@ def _check_metrics(training: Training, draft: StageDraft, with_code: bool) -> No
 def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDraft:
     """The last stage, trained as a baseline is. Raises InputError where `baseline.training` does not fit it.
 
-    A baseline is trained like the last stage, without what belongs to the staging: a ramp, and a rate of the last
-    stage's own, which is the end of a schedule and not a whole one. `baseline.training` takes precedence over both.
+    A baseline is trained like the last stage, without what belongs to the staging: a ramp, rates by depth, which spare
+    what was learned before, and a rate of the last stage's own, which is the end of a schedule and not a whole one.
+    `baseline.training` takes precedence over the latter two.
     """
     last, written = stages[-1], schedule.baseline.training
-    changes = {"ramp": None, "lr_schedule": whole_run_rate(schedule, stages)}
+    optimizer = last.training.optimizer.model_copy(update={"lr_by_depth": 1.0})
+    changes = {"ramp": None, "lr_schedule": whole_run_rate(schedule, stages), "optimizer": optimizer}
     if not written.model_fields_set:
         return replace(last, training=last.training.model_copy(update=changes))
     for field in _NOT_ITS_OWN:

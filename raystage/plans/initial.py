@@ -18,6 +18,7 @@ from raystage.data.trained_on import NOT_KNOWN, NOTHING, TrainedOn
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
+from raystage.models.depth import saved_flops
 from raystage.models.families import TRAINED
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.models.manifest import check_manifest
@@ -82,12 +83,23 @@ class TeacherPlan:
         return token_flops(self.shape, context_length) // 3
 
 
-def unit_flops(shape: ModelShape, teacher: TeacherPlan | None, context_length: int, unit: Unit) -> int:
+def unit_flops(
+    shape: ModelShape,
+    teacher: TeacherPlan | None,
+    context_length: int,
+    unit: Unit,
+    frozen: frozenset[str] = frozenset(),
+) -> int:
     """Training FLOPs of one token, or of one whole sample, in a context of this length, with the teacher's forward
-    pass."""
+    pass. frozen: the names of the parameters that are not trained."""
+    saved = saved_flops(shape, frozen, context_length)
     if unit == SAMPLES:
-        return sample_flops(shape, context_length)
-    return token_flops(shape, context_length) + (teacher.unit_flops(context_length) if teacher else 0)
+        return sample_flops(shape, context_length) - saved
+    return (
+        token_flops(shape, context_length)
+        - saved // context_length
+        + (teacher.unit_flops(context_length) if teacher else 0)
+    )
 
 
 def find_init(init: Init) -> InitPlan:

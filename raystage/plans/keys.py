@@ -70,7 +70,7 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     if not stage.evaluation_follows:
         return stage
     unit_flops = stage.model_flops(stage.shape.context_length)
-    flops = stage.step_schedule.flops(steps, stage.unit_flops)
+    flops = stage.step_costs.of_first(steps)
     amount = cadence.default_amount(flops, stage.start_flops + flops, unit_flops, stage.unit)
     evaluate = stage.training.evaluate.model_copy(update={stage.unit: amount})
     return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))

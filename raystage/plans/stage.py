@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,12 +19,14 @@ from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
 from raystage.growth.trained import fit_steps
+from raystage.models.depth import rates_by_depth
 from raystage.models.shape import ModelShape, num_params
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.averaging import Averaging
-from raystage.plans.freezing import Freezing
+from raystage.plans.freezing import Freezing, step_costs
 from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
+from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import StepSchedule, sample_length, step_schedule
 from raystage.units import Unit
 
@@ -146,6 +149,11 @@ class StagePlan:
         """Its steps: all equal, except where a ramp changes them."""
         return step_schedule(self.training, self.shape.context_length)
 
+    @cached_property
+    def step_costs(self) -> StepCosts:
+        """What its steps cost, with the teacher's forward passes and without what frozen parameters save."""
+        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing)
+
     @property
     def duration(self) -> int:
         return self.step_schedule.duration(self.steps)
@@ -179,7 +187,7 @@ class StagePlan:
     @cached_property
     def training_flops(self) -> int:
         """FLOPs of the training, without the growth."""
-        return self.step_schedule.flops(self.steps, self.unit_flops)
+        return self.step_costs.of_first(self.steps)
 
     @property
     def flops(self) -> int:
@@ -188,7 +196,7 @@ class StagePlan:
     @property
     def teacher_flops(self) -> int:
         """FLOPs of the teacher's forward passes; part of `training_flops`."""
-        return self.training_flops - self.step_schedule.flops(self.steps, self.model_flops)
+        return self.step_schedule.flops(self.steps, self.teacher.unit_flops) if self.teacher else 0
 
     @property
     def evaluations(self) -> int:
@@ -218,20 +226,25 @@ class StagePlan:
         return unit_flops(self.shape, None, context_length, self.unit)
 
     def unit_flops(self, context_length: int) -> int:
-        """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass."""
+        """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass, while
+        nothing is frozen."""
         return unit_flops(self.shape, self.teacher, context_length, self.unit)
 
     @property
     def memory(self) -> memory.MemoryEstimate:
         return memory.estimate(self.shape, self.training, self.teacher and self.teacher.shape)
 
-    @property
-    def frozen_steps(self) -> int:
-        """For how many steps from its start `freezing` holds: all that begin within its duration."""
-        if self.freezing is None:
-            return 0
-        lasts = self.freezing.duration
-        return self.steps if lasts is None else self.step_schedule.steps_for(lasts)
+    @cached_property
+    def frozen_steps(self) -> Mapping[str, float]:
+        """By name for how many steps from its start each of its frozen parameters does not train; infinite for the
+        whole stage."""
+        return self.freezing.steps(self.shape, self.step_schedule) if self.freezing else {}
+
+    @cached_property
+    def rate_factors(self) -> Mapping[str, float]:
+        """By name what the learning rate of a parameter is multiplied by; nothing where all train at the same rate."""
+        factor = self.training.optimizer.lr_by_depth
+        return rates_by_depth(self.shape, factor) if factor != 1 else {}
 
     def member_positions(self, steps: int) -> tuple[int, ...]:
         """Where in the run the checkpoints of its average are, if it ends after `steps` steps. None without one."""

@@ -141,8 +141,7 @@ class Planner:
         run = self._plan(content).staged
         taker = run.stages[index]
         others = run.flops - taker.flops + taker.growth_flops
-        per_step = taker.training.global_batch * taker.unit_flops(taker.shape.context_length)
-        steps = (self._flops - others) // per_step
+        steps = taker.step_costs.steps_for(self._flops - others + 1) - 1
         if steps < 1:
             problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"
             raise InputError(f"{problem}; expected some left for it", key="constraints.equal_flops")

@@ -51,8 +51,8 @@ class Accounting:
         done, schedule = self.progress.steps - self._stage.start_steps, self._stage.step_schedule
         before = done - self.progress.pending_steps
         self._trained = schedule.duration(done) - schedule.duration(before)
-        cost = self._stage.unit_flops
-        self._flops = schedule.flops(done, cost) - schedule.flops(before, cost)
+        costs = self._stage.step_costs
+        self._flops = costs.of_first(done) - costs.of_first(before)
         targets, self.progress.pending_targets = self.progress.pending_targets, None
         self._targets = self._trained if targets is None else targets
         losses, self.progress.pending_losses = self.progress.pending_losses, []

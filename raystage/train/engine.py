@@ -90,9 +90,10 @@ class StageEngine:
         self._rewarm = stage.growth.rewarm if stage.growth else None
         self._new_elements: optimizer.NewElements | None = None
         apart = optimizer.wholly_new(self.growth) if self._rewarm else frozenset()
-        frozen = stage.freezing.names(stage.shape) if stage.freezing else frozenset()
+        frozen = stage.frozen_steps
+        at_start = _steps_at_start(steps, frozen, done)
         groups = optimizer.parameter_groups(
-            model, stage.training.optimizer.weight_decay, _steps_at_start(stage, steps, frozen, done), apart, frozen
+            model, stage.training.optimizer.weight_decay, at_start, apart, frozen, stage.rate_factors
         )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.deepspeed, *_ = deepspeed.initialize(
@@ -103,7 +104,8 @@ class StageEngine:
         )
         _restore_buffers(self.deepspeed.module, buffers)
         named = self.deepspeed.module.named_parameters()
-        self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, [one for name, one in named if name in frozen])
+        held = {one: frozen[name] for name, one in named if name in frozen}
+        self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, held)
         self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
         self.open_mask(0)
 
@@ -131,18 +133,17 @@ class StageEngine:
         self._set_rates(lr, step)
         done = step - self.stage.start_steps
         self.open_mask(done + 0.5)
-        self._frozen.holds = done < self.stage.frozen_steps
         self.deepspeed.train()
         targets = self.learner.num_targets(reader, first, count, length)
         accumulation = self._accumulate(count)
         total = torch.zeros((), device=self.device)
-        for batch, weight in self.shares(reader, first, count, length):
-            loss = self.learner.loss(self.deepspeed, batch)
-            # DeepSpeed divides by the accumulation steps and averages over the workers.
-            self.deepspeed.backward(loss * (weight * accumulation * self.world / max(1, targets)))
-            self.deepspeed.step()
-            total += loss.detach() * weight
-        self._frozen.holds = False
+        with self._frozen.at(done):
+            for batch, weight in self.shares(reader, first, count, length):
+                loss = self.learner.loss(self.deepspeed, batch)
+                # DeepSpeed divides by the accumulation steps and averages over the workers.
+                self.deepspeed.backward(loss * (weight * accumulation * self.world / max(1, targets)))
+                self.deepspeed.step()
+                total += loss.detach() * weight
         self.open_mask(done + 1)
         return total, targets
 
@@ -181,7 +182,7 @@ class StageEngine:
         trained = self.stage.step_schedule.duration(step - self.stage.start_steps + 0.5)
         boost = self._rewarm.at(trained) if self._rewarm else 1.0
         for group in self.deepspeed.basic_optimizer.param_groups:
-            group["lr"] = lr * boost if group["is_new"] else lr
+            group["lr"] = (lr * boost if group["is_new"] else lr) * group["rate_factor"]
         if self._new_elements:
             self._new_elements.set_rate(boost, lasting=self._rewarm is None or self._rewarm.is_over(trained))
 
@@ -231,14 +232,13 @@ class StageEngine:
             yield {name: torch.from_numpy(values).to(self.device) for name, values in part.items()}, weight
 
 
-def _steps_at_start(stage: StagePlan, steps: dict[str, int], frozen: frozenset[str], done: int) -> dict[str, int]:
+def _steps_at_start(steps: dict[str, int], frozen: Mapping[str, float], done: int) -> dict[str, int]:
     """The optimizer steps of parameters at the start of the stage, if after `done` steps of it they are `steps`.
 
     Parameter groups are made by these, so that the groups and their order are the same wherever a stage is entered: the
     norm of the gradient is summed in that order.
     """
-    thawed = max(0, done - stage.frozen_steps)
-    return {name: count - (thawed if name in frozen else done) for name, count in steps.items()}
+    return {name: count - int(max(0, done - frozen.get(name, 0))) for name, count in steps.items()}
 
 
 def _growth_mask(stage: StagePlan, network: torch.nn.Module, device: torch.device) -> GrowthMask | None:

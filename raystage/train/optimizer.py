@@ -8,8 +8,10 @@ them as if they were separate parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from raystage.growth.rules import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.plans.stage import StagePlan
 from raystage.train.partitions import Partition
+
+NOTHING_FROZEN: Mapping[str, float] = MappingProxyType({})
+SAME_RATES: Mapping[str, float] = MappingProxyType({})
 
 
 def build(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
@@ -45,49 +50,63 @@ def parameter_groups(
     weight_decay: float,
     steps: dict[str, int],
     apart: frozenset[str] = frozenset(),
-    frozen: frozenset[str] = frozenset(),
+    frozen: Mapping[str, float] = NOTHING_FROZEN,
+    rates: Mapping[str, float] = SAME_RATES,
 ) -> list[dict]:
     """Parameter groups. Weight decay applies to matrices and not to vectors. Parameters with different numbers of
     optimizer steps are in different groups, because DeepSpeed keeps one count per group.
 
-    apart, frozen: names of parameters in groups of their own, which are marked by `is_new` and `is_frozen`.
+    apart: names of parameters in groups of their own, which are marked by `is_new`. frozen: by name for how many steps
+    of the stage a parameter does not train; `frozen_steps` of a group. rates: by name what the learning rate is
+    multiplied by, where that is not 1; `rate_factor` of a group.
     """
-    groups: dict[tuple[bool, int, bool, bool], list] = {}
+    groups: dict[tuple[bool, int, bool, float, float], list] = {}
     for name, parameter in model.named_parameters():
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        groups.setdefault((dimensions >= 2, steps[name], name in apart, name in frozen), []).append(parameter)
+        special = name in apart, frozen.get(name, 0), rates.get(name, 1.0)
+        groups.setdefault((dimensions >= 2, steps[name], *special), []).append(parameter)
     return [
         {
             "params": members,
             "weight_decay": weight_decay if decays else 0.0,
             "is_new": is_apart,
-            "is_frozen": is_frozen,
+            "frozen_steps": frozen_steps,
+            "rate_factor": rate,
         }
-        for (decays, _, is_apart, is_frozen), members in sorted(groups.items(), key=lambda item: item[0])
+        for (decays, _, is_apart, frozen_steps, rate), members in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
 class Frozen:
-    """Parameters that do not change while `holds` is true; they are in the groups marked by `is_frozen`.
+    """Parameters that do not train in the first steps of a stage, as `frozen_steps` of their group says.
 
-    Their gradients are set to zero, so that they do not count in the gradient's norm. During a step they have no
-    gradient at all, so that the optimizer leaves weights, moments and step counts alone; with zeros it would decay
-    weights and moments. After the step they have their gradients again, which DeepSpeed keeps if it offloads.
+    They require no gradient meanwhile, so that none is computed for them or for what lies below all that train. During
+    a step the optimizer's own tensors have no gradient at all, so that it leaves weights, moments and step counts
+    alone; with the zeros that DeepSpeed fills in it would decay weights and moments. After the step they have their
+    gradients again, which DeepSpeed keeps if it offloads.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.holds = False
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[torch.nn.Parameter, float]) -> None:
+        """parameters: those of the model that are frozen at first, each with its number of steps."""
+        self._parameters, self._step = parameters, math.inf
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        for parameter in parameters:
-            parameter.register_hook(self._silence)
         optimizer.register_step_pre_hook(lambda stepping, *arguments: self._take(stepping))
         optimizer.register_step_post_hook(lambda *arguments: self._give_back())
 
-    def _silence(self, gradient: torch.Tensor) -> torch.Tensor | None:
-        return torch.zeros_like(gradient) if self.holds else None
+    @contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """Within step number `step` of the stage, from 0; at any other time all parameters require gradients."""
+        held = [parameter for parameter, steps in self._parameters.items() if step < steps]
+        self._step = step
+        _require(held, False)
+        try:
+            yield
+        finally:
+            _require(held, True)
+            self._step = math.inf
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:
-        groups = [group for group in optimizer.param_groups if group["is_frozen"]] if self.holds else []
+        groups = [group for group in optimizer.param_groups if self._step < group["frozen_steps"]]
         self._taken = [(tensor, tensor.grad) for group in groups for tensor in group["params"]]
         for tensor, _ in self._taken:
             tensor.grad = None
@@ -96,6 +115,11 @@ class Frozen:
         for tensor, gradient in self._taken:
             tensor.grad = gradient
         self._taken = []
+
+
+def _require(parameters: Iterable[torch.nn.Parameter], gradients: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = gradients
 
 
 def growth_of(stage: StagePlan) -> GrowthMap:

@@ -215,14 +215,15 @@ class StageRunner:
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
-        segment = stage.step_schedule.at(progress.steps - stage.start_steps)
+        done = progress.steps - stage.start_steps
+        segment = stage.step_schedule.at(done)
         batch, context = segment.batch, segment.context_length
         length = stage.sample_length(context)
         first, count = progress.position // length, batch // length
         # The rate in the middle of the step: it is zero neither in the first step nor in the last.
         lr = learning_rate.rate_at(stage.rate, progress.position + batch / 2) * rate_factor(stage.training, batch)
         loss, targets = self.engine.train_step(self.windows, first, count, length, lr, progress.steps)
-        self.accounting.count_step(loss, targets, batch, batch * stage.unit_flops(context), lr)
+        self.accounting.count_step(loss, targets, batch, stage.step_costs.of_step(done), lr)
 
     def _compare_duplicates(self) -> None:
         """Complete the certificate once duplicates have had time to become different."""

@@ -12,6 +12,7 @@ from raystage.errors import InputError
 from raystage.planning.build import make_plan
 from raystage.planning.length import cap_steps, placed_mixing
 from raystage.plans.open_ends import is_open, reads_clock
+from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import Doubling, doubling_steps
 from raystage.results.record import Evaluation
 from raystage.results.stopping import Seen, fired
@@ -24,6 +25,7 @@ def cost(context_length: int) -> int:
     return 70
 
 
+COSTS = StepCosts(STEPS, ((0, cost),))
 PLATEAU = {"plateau": {"min_delta": 0.01, "patience": 3}}
 
 
@@ -64,7 +66,7 @@ def seen(*losses: float, tokens: int = 0, steps: int = 0, flops: int = 0, second
     ],
 )
 def test_the_cap_in_whole_steps(written: dict, steps: int) -> None:
-    assert cap_steps(until(**written), STEPS, cost, 0, lambda total: None) == steps
+    assert cap_steps(until(**written), COSTS, 0, lambda total: None) == steps
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_the_cap_in_whole_steps(written: dict, steps: int) -> None:
 )
 def test_what_may_never_come_needs_a_cap(written: dict, beside: str) -> None:
     with pytest.raises(InputError) as caught:
-        cap_steps(until(**written), STEPS, cost, 0, lambda total: None)
+        cap_steps(until(**written), COSTS, 0, lambda total: None)
     assert str(caught.value) == f"until: missing a cap; expected tokens, steps or flops beside {beside}"
 
 
@@ -113,11 +115,11 @@ def last_tenth(total: int) -> int:
 def test_a_mixing_time_is_a_place_in_the_run() -> None:
     """2M decay from 1.6M on, 120K before that is 1.48M: 480K from a start at 1M, 4,800 steps."""
     rule = until(mixing={"tokens": "120K", "of": "2M"})
-    assert cap_steps(rule, STEPS, cost, 1_000_000, last_fifth) == 4_800
-    assert cap_steps(rule, STEPS, cost, 0, last_fifth) == 14_800
+    assert cap_steps(rule, COSTS, 1_000_000, last_fifth) == 4_800
+    assert cap_steps(rule, COSTS, 0, last_fifth) == 14_800
     assert placed_mixing(rule, 1_000_000, last_fifth) == until(tokens=480_000)
     # 1.8M - 100K is 1.7M; 0.8 of 2M is 1.6M.
-    assert cap_steps(until(mixing={"tokens": "100K", "of": "2M"}), STEPS, cost, 0, last_tenth) == 16_000
+    assert cap_steps(until(mixing={"tokens": "100K", "of": "2M"}), COSTS, 0, last_tenth) == 16_000
 
 
 def test_a_mixing_time_among_others() -> None:
@@ -126,7 +128,7 @@ def test_a_mixing_time_among_others() -> None:
     placed = until(tokens=900, **PLATEAU, all=[{"tokens": 480}, {"eval_loss": 2}])
     assert placed_mixing(rule, 1000, last_fifth) == placed
     assert placed_mixing(until(**mixing, tokens=300), 1000, last_fifth) == until(tokens=300)
-    assert cap_steps(until(**PLATEAU, **mixing), STEPS, cost, 1000, last_fifth) == 5  # a cap, too
+    assert cap_steps(until(**PLATEAU, **mixing), COSTS, 1000, last_fifth) == 5  # a cap, too
     with pytest.raises(ValueError, match="not resolved yet"):
         fired(rule, seen())
 
@@ -144,7 +146,7 @@ def test_a_mixing_time_without_a_place(start: int, decay_start: object, said: st
     mixing = {"mixing": {"tokens": 120, "of": 2000}}
     for written, key in ((mixing, "until.mixing"), ({"any": [{"tokens": 5}, mixing]}, "until.any[1].mixing")):
         with pytest.raises(InputError) as caught:
-            cap_steps(until(**written), STEPS, cost, start, decay_start)
+            cap_steps(until(**written), COSTS, start, decay_start)
         assert str(caught.value) == f"{key}: {said}"
 
 

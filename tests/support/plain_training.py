@@ -85,10 +85,9 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.window, stage.seed)
     tokens = stage.start
     new = source.new if isinstance(source, GrownStart) else frozenset()
-    frozen = stage.freezing.names(stage.shape) if stage.freezing else ()
     for step in range(stage.steps):
         for name, weight in model.named_parameters():
-            weight.requires_grad = not (name in frozen and step < stage.frozen_steps)
+            weight.requires_grad = step >= stage.frozen_steps.get(name, 0)
         piece = stage.step_schedule.at(step)
         batch, length = piece.batch, piece.context_length
         rate, rewarm = (
@@ -97,7 +96,8 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
         )
         boost = rewarm.at(tokens + batch / 2 - stage.start) if rewarm else 1.0
         for group in optimizer.param_groups:
-            group["lr"] = rate * boost if group["name"] in new else rate
+            factor = stage.rate_factors.get(group["name"], 1.0)
+            group["lr"] = (rate * boost if group["name"] in new else rate) * factor
         optimizer.zero_grad()
         loss_of(model, reader.sequences(tokens // length, batch // length, length)).backward()
         if training.gradient_clipping:

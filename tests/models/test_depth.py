@@ -1,0 +1,89 @@
+"""The FLOPs that frozen parameters save, against torch's own count of a forward and backward pass without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from raystage.models.build import build
+from raystage.models.depth import depths, rates_by_depth, saved_flops
+from raystage.models.families import FAMILIES
+from raystage.models.shape import ModelShape, parameters, sample_flops
+
+SAMPLES = 2
+_CLASSES = {"head": "classes", "num_classes": 10}
+_VIT = ModelShape("vit", 3, 192, 6, 6, 32, 768, 0, 65, image_size=32, patch_size=4, num_channels=3)
+SHAPES = {
+    "llama": ModelShape("llama", 3, 192, 6, 2, 32, 384, 500, 64),
+    "llama, tied": ModelShape("llama", 3, 192, 6, 6, 32, 512, 384, 64, tied_embeddings=True),
+    "gpt2": ModelShape("gpt2", 3, 256, 4, 4, 64, 1024, 512, 64),
+    "bert": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True),
+    "bert, classes": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True, **_CLASSES),
+    "mixtral": ModelShape("mixtral", 3, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2),
+    "vit, classes": replace(_VIT, **_CLASSES),
+    "vit, pixels": replace(_VIT, head="pixels"),
+}
+# Of a parameter's name and depth in a model of three layers: whether it is frozen.
+FROZEN: dict[str, Callable[[str, int], bool]] = {
+    "all but the head": lambda name, depth: depth < 3,
+    "all but the last layer and the head": lambda name, depth: depth < 2,
+    "what is below the layers": lambda name, depth: depth < 0,
+    "the lower two layers, not the embeddings": lambda name, depth: depth in (0, 1),
+    "the last layer": lambda name, depth: depth == 2,
+    "the head": lambda name, depth: depth == 3,
+    "the middle layer and what is below the layers": lambda name, depth: depth in (-1, 1),
+    "all projections in the layers": lambda name, depth: "proj" in name or "attn" in name,
+}
+
+
+def counted(shape: ModelShape, frozen: frozenset[str]) -> int:
+    """FLOPs of products and convolutions, attention computed as products."""
+    network = build(shape)
+    for name, parameter in network.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+        parameter.requires_grad = name not in frozen
+    if shape.num_experts:
+        network.set_experts_implementation("eager")  # grouped matrix products are not in the count
+    inputs = {"pixel_values": torch.randn(SAMPLES, 3, 32, 32)}
+    if not shape.image_size:
+        tokens = torch.randint(0, shape.vocab_size, (SAMPLES, shape.context_length))
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    output = FAMILIES[shape.family].heads[shape.head].output if shape.head else "logits"
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        getattr(network(**inputs), output).square().mean().backward()
+    return counter.get_total_flops() // SAMPLES
+
+
+@pytest.mark.parametrize("which", FROZEN)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_is_left_agrees_with_the_count(shape: ModelShape, which: str) -> None:
+    frozen = frozenset(name for name, depth in depths(shape).items() if FROZEN[which](name, depth))
+    left = sample_flops(shape, shape.context_length) - saved_flops(shape, frozen, shape.context_length)
+    assert left == pytest.approx(counted(shape, frozen), rel=0.015)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_nothing_frozen_saves_nothing_and_more_frozen_saves_more(shape: ModelShape) -> None:
+    length, names = shape.context_length, [one.name for one in parameters(shape)]
+    saved = [saved_flops(shape, frozenset(names[:count]), length) for count in range(len(names))]
+    assert saved[0] == 0
+    assert saved == sorted(saved)
+    # The forward pass is a third, and is never saved.
+    assert saved[-1] <= sample_flops(shape, length) * 2 / 3
+
+
+def test_depths_and_the_rates_that_follow() -> None:
+    found = depths(SHAPES["bert, classes"])
+    assert {name: depth for name, depth in found.items() if "LayerNorm.bias" in name} == {
+        "bert.embeddings.LayerNorm.bias": -1,
+        **{f"bert.encoder.layer.{layer}.{part}.LayerNorm.bias": layer
+           for layer in range(3) for part in ("attention.output", "output")},
+    }  # fmt: skip
+    assert (found["bert.embeddings.word_embeddings.weight"], found["classifier.weight"]) == (-1, 3)
+    rates = rates_by_depth(SHAPES["bert, classes"], 0.5)
+    assert {depth: rates[name] for name, depth in found.items()} == {-1: 0.125, 0: 0.25, 1: 0.5, 2: 1.0, 3: 1.0}
