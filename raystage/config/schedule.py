@@ -38,8 +38,9 @@ from raystage.units import shown
 from raystage.user_code import file_of, split_reference
 
 # What may be tuned, by path, with its section and field: values that hold for a whole run and that both sides have.
+# Baselines have no rates by depth.
 TUNABLE: dict[str, tuple[type[Section], str]] = {
-    **{f"training.optimizer.{name}": (Optimizer, name) for name in Optimizer.model_fields},
+    **{f"training.optimizer.{name}": (Optimizer, name) for name in Optimizer.model_fields if name != "lr_by_depth"},
     "training.global_batch_tokens": (Training, "global_batch_tokens"),
     **{
         f"training.lr_schedule.{name}": (LrSchedule, name)
