@@ -13,9 +13,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, model_serializer, model_validator
 
 from raystage.config import yaml_file
-from raystage.config.durations import Duration
 from raystage.config.section import Section
-from raystage.config.types import Attempts, Count, Name, Negative, NotNegative, Positive, Real, Seconds, Share, Text
+from raystage.config.types import (
+    Attempts,
+    Count,
+    Duration,
+    Name,
+    Negative,
+    NotNegative,
+    Positive,
+    Real,
+    Seconds,
+    Share,
+    Text,
+)
 from raystage.units import kind_of, parse_count, parse_real, shown
 
 

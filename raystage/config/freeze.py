@@ -6,9 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from raystage.config.durations import Duration
 from raystage.config.section import Section, explain
-from raystage.config.types import Count, CountOrZero, Flag, Text
+from raystage.config.types import Count, CountOrZero, Duration, Flag, Text
 from raystage.units import parse_count, shown
 
 

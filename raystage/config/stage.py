@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.averaging import Average
 from raystage.config.conditions import Accept, OnReject, Until
-from raystage.config.durations import Duration
 from raystage.config.freeze import Freeze, Thaw
 from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
@@ -23,6 +22,7 @@ from raystage.config.types import (
     Count,
     CountOrZero,
     DocumentBytes,
+    Duration,
     Experts,
     Flag,
     Heads,

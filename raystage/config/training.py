@@ -6,13 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raystage.config.durations import Duration
 from raystage.config.section import Section
 from raystage.config.types import (
     MOST_POINTS,
     Beta,
     Count,
     CountOrZero,
+    Duration,
     Flag,
     Fraction,
     NotNegative,

@@ -17,6 +17,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from raystage.config.section import Section
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
 from raystage.user_code import split_reference
 
@@ -224,3 +225,17 @@ def check_reference(reference: str) -> str:
 
 
 Reference = Annotated[str, AfterValidator(check_reference)]
+
+
+class Duration(Section):
+    """A length of training, in the unit that the stage's objective counts."""
+
+    tokens: Annotated[Count | None, Field(examples=["50K"])] = None
+    """The length in tokens."""
+    samples: Annotated[Count | None, Field(examples=["5K"])] = None
+    """The length in samples, for objectives that count samples."""
+
+    @property
+    def count(self) -> int:
+        """In the stage's unit."""
+        return self.tokens if self.samples is None else self.samples

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from raystage.config.conditions import Until
-from raystage.config.durations import Duration
 from raystage.config.stage import Stage
 from raystage.config.training import Evaluate, Training
+from raystage.config.types import Duration
 from raystage.data.plan import MixturePlan
 from raystage.errors import InputError
 from raystage.planning.draft import Context, StageDraft
