@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group("data", cls=Listed)
 def data_group() -> None:
-    """Prepare the text of a schedule.
+    """Prepare the text, or the samples, of a schedule.
 
     \b
     Example:
@@ -38,7 +38,7 @@ def data_group() -> None:
 def prepare_command(
     schedule: Path, overrides: tuple[str, ...], workers: int | None, store: str | None, as_json: bool
 ) -> None:
-    """Tokenize all text that a schedule reads, by several processes, into this machine's cache.
+    """Tokenize all text that a schedule reads, by several processes, into this machine's cache. Images are decoded.
 
     A run does the same at its first use of a text, one text after the other. Where this command is killed, the next one
     continues: finished shards stay. Whatever the number of processes, the tokens are the same. The store is needed if
@@ -95,6 +95,8 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
     from raystage.reports.terminal import SafeConsole
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
-    with progress.Progress("documents", *columns, console=SafeConsole(stderr=True), transient=True) as bar:
+    console = SafeConsole(stderr=True)
+    shown = progress.Progress("documents", *columns, console=console, transient=True, disable=not console.is_terminal)
+    with shown as bar:
         task = bar.add_task("documents", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

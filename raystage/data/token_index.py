@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,6 +105,22 @@ def read_index(folder: Path) -> TokenIndex | None:
         return TokenIndex(train=train, held_out=held_out, further=beside, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def texts_longer_than(data: DataPlan, length: int, cache: Path | None = None) -> int | None:
+    """How many texts to train on have more tokens, where a document is a sample; None unless this machine has tokenized
+    them. Nothing but the standard library: a plan asks for it."""
+    folder = cache_folder(data, cache)
+    if read_index(folder) is None:
+        return None
+    lengths = array("q")
+    try:
+        lengths.frombytes((folder / stream_file("train_lengths")).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    return sum(one > length for one in lengths)
 
 
 def _seal(content: dict[str, object]) -> str:

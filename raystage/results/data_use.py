@@ -12,7 +12,7 @@ from typing import Any
 
 from raystage.data.order.curriculum import text_of
 from raystage.data.plan import DataPlan
-from raystage.data.token_index import TokenIndex, cache_folder, read_index
+from raystage.data.token_index import TokenIndex, cache_folder, read_index, texts_longer_than
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, unit_key
 from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
@@ -22,7 +22,7 @@ from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 # Of byte-level BPE on English text, roughly. On other text and on code it is less.
 _BYTES_PER_TOKEN = 4
 # In records of samples only.
-_OF_SAMPLES = {"train_samples", "held_out_samples"}
+_OF_SAMPLES = {"train_samples", "held_out_samples", "cut_samples"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Counted:
     """The tokens of both sides, and of samples their numbers. is_estimate: from the bytes.
 
     repeated: how many of `pieces` of the held-out text occur in the training text, of which the share `looked_at` was
-    searched. None where nobody searched.
+    searched. None where nobody searched. cut_samples: of texts that are samples, those to train on that are longer than
+    the context of the stage and lose their end.
     """
 
     train_tokens: int
@@ -41,6 +42,7 @@ class Counted:
     looked_at: float | None = None
     train_samples: int | None = None
     held_out_samples: int | None = None
+    cut_samples: int | None = None
 
     @property
     def train_amount(self) -> int:
@@ -158,6 +160,8 @@ class DataRow:
     held_out, read: in `unit`. names: of the source in mixtures.
 
     repeated_share: how much of the held-out text stands word for word in the training text; None where nobody searched.
+    cut: of texts that are samples, by stage how many to train on are longer than its context and lose their end, as far
+    as that is known.
     """
 
     source: str
@@ -177,14 +181,29 @@ class DataRow:
     repeated_share: float | None
     names: tuple[str, ...] = field(default=(), metadata=LEFT_OUT_IF_EMPTY)
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
+    cut: Mapping[str, int] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
 
 
 def data_rows(run: RunPlan, records: Mapping[str, StageRecord] | None = None) -> tuple[DataRow, ...]:
     """What a run reads, a row for each text."""
-    return tuple(map(_row, uses(run, records)))
+    return tuple(_row(use, _cut(use, run, records or {})) for use in uses(run, records))
 
 
-def _row(use: DataUse) -> DataRow:
+def _cut(use: DataUse, run: RunPlan, records: Mapping[str, StageRecord]) -> dict[str, int]:
+    """By stage how many texts lose their end: as its record says, else where this machine has tokenized them."""
+    if use.data.samples is None or use.data.samples.image:
+        return {}
+    found: dict[str, int | None] = {}
+    for stage in run.stages:
+        if stage.name in use.stages:
+            counted = Counted.of_record(records.get(stage.key), use.data.content)
+            found[stage.name] = counted.cut_samples if counted else None
+            if found[stage.name] is None:
+                found[stage.name] = texts_longer_than(use.data, stage.shape.context_length)
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _row(use: DataUse, cut: Mapping[str, int]) -> DataRow:
     return DataRow(
         source=use.data.source,
         path=tuple(use.data.path),
@@ -203,6 +222,7 @@ def _row(use: DataUse) -> DataRow:
         repeated_share=use.counted.repeated_share,
         names=use.names,
         unit=use.counted.unit,
+        cut=cut,
     )
 
 
@@ -224,7 +244,7 @@ def _line(one: DataRow, is_alone: bool) -> str:
         return (
             f"Data{name}{of}: {format_count(one.amount)} samples to train on; {format_count(one.held_out)} samples "
             f"({_share(held_share)}) held out. {format_count(one.read)} samples are read: "
-            f"{format_passes(one.passes, SAMPLES)}."
+            f"{format_passes(one.passes, SAMPLES)}.{_cut_texts(one)}"
         )
     return (
         f"Data{name}{of}: {_documents(one.documents)}, {about}{format_count(one.amount)} tokens to train on; "
@@ -232,6 +252,16 @@ def _line(one: DataRow, is_alone: bool) -> str:
         f"({_share(held_share)}) held out. {format_count(one.read)} tokens are read: "
         f"{about}{format_passes(one.passes)}.{repeated}"
     )
+
+
+def _cut_texts(one: DataRow) -> str:
+    """' Of the texts to train on 312 (21.8 %) are longer than the context of cls and lose their end.'"""
+    lost = [
+        f"{format_count(number)} ({format_share(number / max(1, one.amount))}) are longer than the context of {name}"
+        for name, number in one.cut.items()
+        if number
+    ]
+    return f" Of the texts to train on {', '.join(lost)} and lose their end." if lost else ""
 
 
 def _documents(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,8 +81,13 @@ def _open_samples(stage: StagePlan) -> StageTexts:
     return StageTexts(
         train=train,
         held_out=tuple(_evaluation_samples(stage, part, opened[part.data.content]) for part in stage.evaluated),
-        counted={content: Counted.of_index(one.index) for content, one in opened.items()},
+        counted={content: _counted_samples(one, context) for content, one in opened.items()},
     )
+
+
+def _counted_samples(opened: SampleStreams, context: int) -> Counted:
+    counted = Counted.of_index(opened.index)
+    return counted if opened.train.ends is None else replace(counted, cut_samples=opened.train.longer_than(context))
 
 
 def _evaluation_samples(stage: StagePlan, part: MixturePart, opened: SampleStreams) -> EvaluationSet:

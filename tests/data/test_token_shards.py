@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from click.testing import CliRunner
 
 import raystage.sources.jsonl
 from factories import make_schedule
+from labelled_files import images, write_folders
 from raystage.cli.main import main
 from raystage.config.schedule import parse
 from raystage.data import token_cache, token_shards
 from raystage.data.plan import DataPlan
+from raystage.data.samples import open_samples
 from raystage.data.token_cache import open_index
-from raystage.data.token_index import cache_folder
+from raystage.data.token_index import cache_folder, read_index
 from raystage.errors import InputError, StorageError
 from raystage.planning.build import make_plan
 from raystage.process_pool import ProcessFailed, in_processes
@@ -136,3 +139,26 @@ def test_the_command_prepares_every_text_of_a_schedule(
     assert {path.name for path in (tmp_path / "home/raystage/tokens").iterdir() if path.is_dir()} == {
         Path(one["folder"]).name for one in texts
     }
+
+
+def test_the_command_prepares_the_samples_of_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prepares is what a stage then opens, and it says nothing but that: no bar where nobody looks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    model = {"family": "vit", "patch_size": 2, "num_layers": 1, "hidden_size": 16, "num_heads": 2}
+    content = {
+        "name": "t", "model": model, "training": {"global_batch_samples": 4},
+        "data": {"source": "images", "path": str(write_folders(tmp_path / "pets", images(40)))},
+        "stages": [
+            {"name": "seen", "objective": "denoising", "until": {"samples": 8}},
+            {"name": "named", "objective": "classification", "until": {"epochs": 1}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "schedule.json").write_text(json.dumps(content))
+    done = CliRunner().invoke(main, ["data", "prepare", str(tmp_path / "schedule.json"), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    stages = make_plan(parse(content)).staged.stages
+    index = read_index(cache_folder(stages[1].data))
+    counts = f"{index.train_samples} samples, {index.held_out_samples} held out"
+    assert index.train_samples + index.held_out_samples == 40
+    assert re.fullmatch(rf"images {tmp_path}/pets: {counts}, .* s, in {cache_folder(stages[1].data)}\n", done.output)
+    assert len(open_samples(stages[1].data).train) == index.train_samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from mixtures import write_texts
 
+import labelled_files
 import raystage
 import started_models
 from chats import conversations, save_chat_words, write_chats
@@ -57,6 +59,9 @@ from token_writers import write_nanogpt
 MOST_README_BYTES = 8_192
 HAND_WRITTEN = "\n".join(text for page, text in PAGES.items() if page not in GENERATED)
 FIRST_SCHEDULE = yaml.safe_load(block_with("name: mine", "README.md").text)
+IMAGES_SCHEDULE = yaml.safe_load(block_with("name: which-digit", "docs/objectives.md").text)
+_BERT = {"family": "bert", "num_layers": 2, "hidden_size": 32, "num_heads": 4, "context_length": 64}
+TEXTS_SCHEDULE = IMAGES_SCHEDULE | {"model": _BERT}
 YAML_BLOCKS = [block for block in BLOCKS if block.kind == "yaml"]
 
 
@@ -162,6 +167,10 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_nanogpt(
         tmp_path / "my/tokens", [[*range(60), 50256]] * 5 + [[*range(first, 600), 50256] for first in range(60)]
     )
+    reviews = ({"text": f"film {number}", "stars": number % 5 + 1} for number in range(60))
+    (tmp_path / "my/reviews.jsonl").write_text("".join(json.dumps(one) + "\n" for one in reviews))
+    labelled_files.write_folders(tmp_path / "my/pets", labelled_files.images())
+    labelled_files.write_saved(tmp_path / "my/photos", labelled_files.images(), ("photo", "kind"))
     write_chats(tmp_path / "my/chats.jsonl", conversations(900))
     save_chat_words(tmp_path / "my/tokenizer", None)
     (tmp_path / "my/chat.jinja").write_text(block_with("{% generation %}", "docs/objectives.md").text)
@@ -181,14 +190,23 @@ def make_model(folder: Path) -> None:
 
 
 def content_of(block: Block) -> dict:
-    """What a block is a part of: the first schedule of the README under what the block says."""
+    """What a block is a part of: the first schedule of the README, or one of samples, under what the block says."""
     written = yaml.safe_load(block.text)
     if "name" in written:
         return written
-    return FIRST_SCHEDULE | {
-        key: {**FIRST_SCHEDULE.get(key, {}), **value} if isinstance(value, dict) else value
+    under = schedule_under(written)
+    return under | {
+        key: {**under.get(key, {}), **value} if isinstance(value, dict) and key != "objective" else value
         for key, value in written.items()
     }
+
+
+def schedule_under(written: dict) -> dict:
+    """The schedule that a block changes: a block about samples belongs to one that classifies them."""
+    data, objective = written.get("data", {}), written.get("objective")
+    if data.get("source") in ("images", "arrays") or "image" in data or "noise" in (objective or ()):
+        return IMAGES_SCHEDULE
+    return TEXTS_SCHEDULE if "label" in data else FIRST_SCHEDULE
 
 
 SCHEDULES = [block for block in YAML_BLOCKS if set(yaml.safe_load(block.text)) <= set(keys_of(Schedule))]
@@ -199,6 +217,10 @@ def test_every_file_shown_is_a_schedule_a_sweep_or_a_family() -> None:
     others = [block for block in YAML_BLOCKS if block not in SCHEDULES and block not in SWEEPS]
     assert {block.page for block in others} <= {"docs/families.md"}, "tests/config/test_family.py reads that one"
     assert len(SCHEDULES) >= 12
+    written = re.findall(
+        r"^```(?!yaml)\w*\n(?:name|data|model|objective|training|stages):", "\n".join(PAGES.values()), re.M
+    )
+    assert not written, "a block of another kind is planned by no test"
 
 
 @pytest.mark.parametrize("block", SCHEDULES, ids=[f"{one.page} {one.text.split()[0]}" for one in SCHEDULES])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_record, make_records, make_schedule, save_words, write_documents
+from labelled_files import CLASSES, write_jsonl
 from raystage.cli.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.data.tokens import open_streams
@@ -18,7 +19,8 @@ from raystage.reports.advice import warnings
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.results import data_use, data_warnings
-from raystage.results.data_use import Counted, data_lines, data_rows
+from raystage.results.data_use import Counted, counted_json, data_lines, data_rows
+from raystage.train.texts import open_texts
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +167,32 @@ def test_texts_of_a_mixture_go_by_their_names(tmp_path: Path) -> None:
     rows = data_rows(make_plan(parse(content)).staged)
     assert [row.names for row in rows] == [("few",), ("more",)]
     assert [line.split(":")[0] for line in data_lines(rows)] == ["Data 'few' of one, two", "Data 'more' of one, two"]
+
+
+def test_texts_that_lose_their_end_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 to 59 bytes and an end token, in contexts of 30 and of 60: two stages lose other numbers of them."""
+    pairs = [("x" * (20 + number), CLASSES[number % 3]) for number in range(40)]
+    shape = {"family": "bert", "num_layers": 1, "hidden_size": 16, "num_heads": 2}
+    content = {
+        "name": "t", "objective": "classification", "model": shape, "training": {"global_batch_samples": 4},
+        "data": {"source": "jsonl", "path": str(write_jsonl(tmp_path / "rows", pairs)), "validation_fraction": 0.3},
+        "stages": [
+            {"name": "short", "model": {"context_length": 30}, "until": {"samples": 8}},
+            {"name": "long", "model": {"context_length": 60}, "until": {"samples": 8}, "grow": {"operator": "stack"}},
+        ],
+    }  # fmt: skip
+    staged = make_plan(parse(content)).staged
+    assert data_rows(staged)[0].cut == {}  # nobody tokenized them here
+    short, long = staged.stages
+    data = {stage.key: counted_json(stage, open_texts(stage).counted) for stage in staged.stages}
+    (row,) = data_rows(staged)
+    held_out = open_texts(long).held_out[0].held_out.arrays["mask"].sum(1)
+    lengths = set(range(21, 61)) - set(held_out.tolist())
+    lost = sum(length > 30 for length in lengths)
+    assert row.cut == {"short": lost, "long": 0}
+    assert 0 < lost < len(lengths) == row.amount
+    said = f" Of the texts to train on {lost} ({lost / len(lengths):.1%}".replace("%", " %")
+    assert data_lines([row])[0].endswith(f"{said}) are longer than the context of short and lose their end.")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    records = {stage.key: make_record(stage, 1.0, data=data[stage.key]) for stage in (short, long)}
+    assert data_rows(staged, records)[0].cut == row.cut

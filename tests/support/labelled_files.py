@@ -55,22 +55,22 @@ def write_parquet(folder: Path, samples: Sequence[Pair]) -> Path:
     return folder
 
 
-def write_saved(folder: Path, samples: Sequence[Pair]) -> Path:
-    """As `datasets` saves them, with the classes as numbers and their names in the schema."""
+def write_saved(folder: Path, samples: Sequence[Pair], names: Sequence[str] = ()) -> Path:
+    """As `datasets` saves them, with the classes as numbers and their names in the schema. names: of the columns."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = _table(samples, numbered=True)
+    table = _table(samples, True, names)
     with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table, max_chunksize=7)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
     return folder
 
 
-def _table(samples: Sequence[Pair], numbered: bool = False) -> pa.Table:
+def _table(samples: Sequence[Pair], numbered: bool = False, names: Sequence[str] = ()) -> pa.Table:
     labels = [CLASSES.index(label) if numbered else label for _, label in samples]
     contents = [one if isinstance(one, str) else {"bytes": png(one), "path": "a.png"} for one, _ in samples]
-    column = "text" if isinstance(samples[0][0], str) else "image"
-    table = pa.table({column: contents, "label": labels})
-    features = {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}
+    content, label = names or ("text" if isinstance(samples[0][0], str) else "image", "label")
+    table = pa.table({content: contents, label: labels})
+    features = {"features": {label: {"names": list(CLASSES), "_type": "ClassLabel"}}}
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": features})} if numbered else None)
 
 
