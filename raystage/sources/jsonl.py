@@ -6,13 +6,14 @@ Files that end in .gz and .zst are decompressed. Blank lines, and lines whose te
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from raystage.errors import InputError
 from raystage.sources.chats import conversation
 from raystage.sources.corpus import SCORE_KEY, Label, Sample, Scored, SourceOptions
-from raystage.sources.labelled.classes import label_of, score_of
+from raystage.sources.labelled.classes import label_of, named, score_of
 from raystage.sources.places import Place, refused
 from raystage.sources.row_index import Block
 from raystage.sources.rows import RowCorpus, read_rows
@@ -97,7 +98,10 @@ def _value(content: Any, field: str, path: tuple[str, ...], key: str = "data.fie
     value: Any = content
     for step in (field,) if field in content else path:
         if not isinstance(value, dict) or step not in value:
-            there = ", ".join(map(repr, value)) if isinstance(value, dict) and value else "nothing"
+            if not isinstance(value, dict):
+                problem = f"found no field {field!r}; {step!r} is looked for in {shown(value)}"
+                raise _FieldError(f"{problem}; expected one of the fields of the line in {key}", key)
+            there = named(tuple(value)) or "nothing"
             raise _FieldError(f"found no field {field!r}; it has {there}; expected one of its fields in {key}", key)
         value = value[step]
     return value
@@ -136,6 +140,8 @@ def _problem(error: Exception, line: bytes) -> str:
         )
     if isinstance(error, RecursionError):
         return "found JSON that is nested too deeply; expected one JSON object in each line"
+    if str(error).startswith("Exceeds the limit"):  # Python's, for a whole number
+        return f"found a number of more than {sys.get_int_max_str_digits():,} digits; expected shorter ones"
     return str(error)
 
 

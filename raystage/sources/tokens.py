@@ -22,6 +22,7 @@ from raystage.sources.token_files import TokenFile, open_tokens
 
 ENDINGS = (".bin", ".npy", ".ds")
 STRETCH = 2**16
+MOST_IDS = 2**32
 BLOCK_TOKENS = 2**24
 _CHUNK_TOKENS = 2**20
 
@@ -72,22 +73,22 @@ class _Reader:
         self._stream.close()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop). Raises InputError for a negative one, and where the file ends before."""
+        """Tokens [start, stop), of an unsigned type of at most 32 bits. Raises InputError for a number that is no id,
+        and where the file ends before."""
         size = self.file.dtype.itemsize
         content = self._stream.read_at((stop - start) * size, self.file.start + start * size)
         if len(content) != (stop - start) * size:
             problem = f"{self.place} ends before token {stop:,}; expected a file that stays as it is"
             raise InputError(problem, key="data.path")
         tokens = np.frombuffer(content, self.file.dtype)
-        if self.file.dtype.kind == "i":
-            if len(tokens) and tokens.min() < 0:
-                at = start + int(np.flatnonzero(tokens < 0)[0])
-                problem = (
-                    f"{self.place} has the number {int(tokens[at - start])} at position {at:,}; expected token ids"
-                )
-                raise InputError(problem, key="data.path")
-            tokens = tokens.astype(np.uint64 if size == 8 else np.uint32)
-        return tokens
+        if self.file.dtype.kind == "u" and size <= 4:
+            return tokens
+        wrong = np.flatnonzero((tokens < 0) | (tokens >= MOST_IDS))
+        if len(wrong):
+            at = int(wrong[0])
+            problem = f"{self.place} has the number {int(tokens[at])} at position {start + at:,}"
+            raise InputError(f"{problem}; expected token ids, from 0 to {MOST_IDS - 1}", key="data.path")
+        return tokens.astype(np.uint32)
 
 
 def _documents(reader: _Reader, file: TokenFile, block: Block, end: int | None) -> Iterator[np.ndarray]:
@@ -114,7 +115,7 @@ def _stretches(reader: _Reader, block: Block) -> Iterator[np.ndarray]:
 def _ended(reader: _Reader, num_tokens: int, block: Block, end: int) -> Iterator[np.ndarray]:
     """A document begins at the file's first token, or behind an end."""
     position = max(0, block.start - 1)
-    is_first, begun = block.start > 0, np.empty(0, reader.file.dtype)
+    is_first, begun = block.start > 0, reader.read(0, 0)
     while position < num_tokens:
         chunk = reader.read(position, min(position + _CHUNK_TOKENS, num_tokens))
         start = 0

@@ -152,6 +152,16 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         read(str(tmp_path / "b.npz"))
 
 
+@pytest.mark.parametrize("shape", ["(-1, 8, 8)", f"(6, {'8, ' * 3000})"], ids=["negative", "long"])
+def test_a_shape_that_no_array_has_is_named(shape: str, tmp_path: Path) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(384))
+    with pytest.raises(InputError, match=r"a.npz' is no .npz file, or damaged \('images' has the shape \(") as error:
+        read(str(tmp_path / "a.npz"))
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("damage", ["cut", "no archive", "changed", "empty"])
 def test_damaged_files_are_named(damage: str, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=PIXELS, labels=NUMBERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,12 @@ def test_an_image_that_changes_after_it_was_planned_with_is_noticed(tmp_path: Pa
     save(tmp_path / "cat/001.png", square())
     with pytest.raises(InputError, match="cat' changed after it was planned with"):
         [one for piece in pieces for one in piece.read()]
+
+
+def test_names_that_are_no_utf8_are_read_but_are_no_classes(tmp_path: Path) -> None:
+    write_folders(tmp_path, images(6))
+    (tmp_path / "cat/001.png").rename(tmp_path / "cat" / os.fsdecode(b"\xff.png"))
+    assert len(read(tmp_path)) == 6
+    (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(InputError, match=r"^data.classes: .* which is no valid text; expected the name of a class"):
+        read(tmp_path)

@@ -90,6 +90,8 @@ def test_names_that_are_none_do_not_count(info: str, tmp_path: Path) -> None:
         (1.5, "found 1.5; expected the name"),
         ("", "found no text; expected the name"),
         ([1], r"found \[1\]; expected the name"),
+        ("x" * 5000, "found 5,000 characters; expected the name of a class, at most 4,096"),
+        ("half \ud800", r"found 'half \\ud800', which is no valid text; expected the name"),
     ],
 )
 def test_a_line_without_a_label_is_named(value: Any, said: str, tmp_path: Path) -> None:
@@ -259,3 +261,21 @@ def test_samples_that_cannot_be_mixed_are_refused(other: SampleFacts, said: str)
     check_agreement(ALL, SampleFacts(("a", "b", "c"), None, (1, 1, 1), (0, 0, 0)), "web")
     with pytest.raises(InputError, match=f"^data.path: {said}"):
         check_agreement(ALL, other, "web")
+
+
+def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    for names, key in ((["text", "text", "label"], "data.field"), (["text", "label", "label"], "data.label")):
+        pq.write_table(pa.Table.from_arrays([pa.array(TEXTS)] * 3, names=names), file)
+        with pytest.raises(InputError, match=rf"^{key}: '.*a.parquet' has 2 columns '.*'; expected names that differ"):
+            read_corpus("parquet", (str(file),), LABEL)
+
+
+def test_a_message_lists_a_few_fields_of_many(tmp_path: Path) -> None:
+    many = {f"field-{number}": "text" for number in range(10_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(many))
+    pq.write_table(pa.Table.from_pylist([many]), tmp_path / "b.parquet")
+    for source, name in (("jsonl", "a.jsonl"), ("parquet", "b.parquet")):
+        with pytest.raises(InputError, match=r"'field-7', \.\.\. \(10,000\); expected one of its") as error:
+            read_corpus(source, (str(tmp_path / name),), LABEL)
+        assert len(str(error.value)) < 500

@@ -80,6 +80,14 @@ def test_the_last_document_may_lack_its_end_and_ends_alone_are_none(tmp_path: Pa
     assert sorted(sum_of(documents_of(corpus))) == sorted(DOCUMENTS)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.int64, np.uint64, ">i8"], ids=str)
+def test_wide_and_signed_numbers_are_the_same_documents(kind: object, tmp_path: Path) -> None:
+    """Also where the last document lacks its end: `numpy.save` writes 64 bits unless told otherwise."""
+    np.save(tmp_path / "a.npy", np.array([token for document in DOCUMENTS for token in document][:-1], kind))
+    found = documents_of(read_corpus("tokens", (str(tmp_path / "a.npy"),), SourceOptions(end_id=END)))
+    assert sorted(sum_of(found)) == sorted(DOCUMENTS)
+
+
 def test_without_ends_documents_are_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raystage.sources.tokens, "STRETCH", 100)
     tokens = flat(DOCUMENTS)
@@ -198,6 +206,10 @@ def test_numbers_that_are_no_tokens_are_named(tmp_path: Path) -> None:
     write_megatron(tmp_path, [[1, 2, 3], [4, -1, 5]])
     with pytest.raises(InputError, match=r"^data.path: '.*a.bin' has the number -1 at position 4; expected token ids"):
         read_corpus("tokens", (str(tmp_path),))
+    for kind in (np.int64, np.uint64):
+        np.save(tmp_path / "b.npy", np.array([1, 2**32], kind))
+        with pytest.raises(InputError, match=r"the number 4294967296 at position 1; expected token ids"):
+            read_corpus("tokens", (str(tmp_path / "b.npy"),), SourceOptions(end_id=0))
     for wrong in (np.zeros(3), np.zeros((2, 2), np.int32)):
         np.save(tmp_path / "b.npy", wrong)
         with pytest.raises(InputError, match=r"expected whole numbers in one row, for format: npy"):

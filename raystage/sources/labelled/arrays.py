@@ -22,16 +22,18 @@ import numpy as np
 
 from raystage.errors import InputError
 from raystage.sources.corpus import Sample, SourceOptions
-from raystage.sources.labelled.classes import label_of
+from raystage.sources.labelled.classes import label_of, named
 from raystage.sources.labelled.decoding import MOST_PIXELS, fitted
 from raystage.sources.places import Place, find_places, place_of, refused
 from raystage.sources.row_index import Block, FileIndex, index_files
 from raystage.sources.rows import RowCorpus
+from raystage.units import shown
 
 ENDINGS = (".npz",)
 IMAGES, LABELS = "images.npy", "labels.npy"
 _READ_BYTES = 2**24  # of images that are held at a time
 _LABEL_BYTES = 2**14  # of one
+_MOST_AXES = 8
 # What archives raise; RuntimeError for one with a password.
 _BROKEN = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RuntimeError)
 _KEY = "data.path"
@@ -142,7 +144,7 @@ def _of_file(place: Place) -> Iterator[tuple[np.ndarray, Any]]:
     """(uint8 of shape (channels, height, width), its label or None) of each image."""
     with place.open() as raw, zipfile.ZipFile(io.BufferedReader(raw)) as archive:
         if IMAGES not in archive.namelist():
-            there = ", ".join(repr(name.removesuffix(".npy")) for name in archive.namelist()[:8]) or "nothing"
+            there = named([name.removesuffix(".npy") for name in archive.namelist()]) or "nothing"
             raise _wrong(place, f"has {there}", "the array 'images', and 'labels' beside it")
         with closing(archive.open(IMAGES)) as file:
             shape, dtype = _header(file, place, "images")
@@ -177,6 +179,8 @@ def _header(file: IO[bytes], place: Place, name: str) -> tuple[tuple[int, ...], 
         shape, is_fortran, dtype = read_header(file)
     except ValueError as error:
         raise _damaged(place, str(error).splitlines()[0]) from None
+    if len(shape) > _MOST_AXES or min(shape, default=0) < 0:
+        raise _damaged(place, f"{name!r} has the shape {shown(shape)}")
     if dtype.hasobject:
         raise _wrong(place, f"has Python objects in {name!r}, which are not read", "numbers")
     if is_fortran and len(shape) > 1:

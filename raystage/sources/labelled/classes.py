@@ -14,6 +14,7 @@ from raystage.sources.row_index import FileIndex, mixed_images
 from raystage.units import shown
 
 _FEW = 8  # of classes that a message names
+_LONGEST_NAME = 4_096  # as in data.classes
 
 
 def score_of(value: Any) -> float:
@@ -38,9 +39,20 @@ def label_of(value: Any, declared: Sequence[str] = (), names: Sequence[str] = ()
         raise ValueError(f"found {found}; expected the name, or the number, of a class")
     if isinstance(value, int) and (names or declared):
         value = _name_of(value, names or declared)
+    if isinstance(value, str):
+        _check_name(value)
     if declared and value not in declared:
         raise ValueError(f"found {shown(value)}; expected one of data.classes ({named(declared)})")
     return value
+
+
+def _check_name(name: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"found {len(name):,} characters; expected the name of a class, at most {_LONGEST_NAME:,}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # of a folder whose name is no UTF-8, or "\ud800" in JSON
+        raise ValueError(f"found {ascii(name)[:60]}, which is no valid text; expected the name of a class") from None
 
 
 def _name_of(number: int, names: Sequence[str]) -> str:

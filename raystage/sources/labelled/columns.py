@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from raystage.errors import InputError
 from raystage.sources.chats import conversation
 from raystage.sources.corpus import SCORE_KEY, Label, Sample, Scored, SourceOptions
-from raystage.sources.labelled.classes import label_of, score_of
+from raystage.sources.labelled.classes import label_of, named, score_of
 from raystage.sources.labelled.decoding import decoded
 from raystage.sources.places import Place
 from raystage.units import shown
@@ -121,9 +121,12 @@ def _found(schema: pa.Schema, field: str, place: Place, key: str, hint: str = ""
     for step in path:
         names = list(columns.names) if isinstance(columns, pa.Schema) else [one.name for one in columns]
         if step not in names:
-            there = ", ".join(map(repr, names)) or "no columns"
+            there = named(names) or "no columns"
             problem = f"{place} has no column {field!r}; found {there}; expected one of its columns"
             raise InputError(f"{problem}{hint}", key=key)
+        if names.count(step) > 1:
+            problem = f"{place} has {names.count(step)} columns {field!r}; expected names that differ"
+            raise InputError(problem, key=key)
         kind = columns.field(step).type
         columns = kind if pa.types.is_struct(kind) else ()
     return path, kind
