@@ -29,6 +29,8 @@ def parse_count(value: object) -> int:
 
     Raises ValueError where `value` is not a number, not whole, or beyond `LARGEST_COUNT`.
     """
+    if type(value) is int and abs(value) <= LARGEST_COUNT:
+        return value
     number = _parse_number(value, SUFFIXES, "a number such as 500000, 500K or 1.5B")
     if not number.is_finite() or (abs(number) <= LARGEST_COUNT and number != int(number)):
         raise ValueError(f"found {shown(value)}; expected a whole number such as 500000, 500K or 1.5B")
@@ -71,7 +73,7 @@ def parse_seconds(value: object) -> float:
 
 def parse_real(value: object) -> float:
     """A finite number from `0.1`, `"3e-4"` (which YAML 1.1 reads as a string) or `3`. Raises ValueError."""
-    number = float(_parse_number(value, {"": 1}, "a number such as 0.1 or 3e-4"))
+    number = value if type(value) is float else float(_parse_number(value, {"": 1}, "a number such as 0.1 or 3e-4"))
     if not math.isfinite(number):
         raise ValueError(f"found {shown(value)}; expected a finite number such as 0.1 or 3e-4")
     return number

@@ -272,12 +272,12 @@ def _located_paths(text: TextSource, beside: Path | None, source: str) -> dict[s
 
 
 def _located_stage(stage: Stage, beside: Path | None, over: Data, names: Collection[str]) -> Stage:
-    changes = {
-        "data": _located(stage.data, beside, over.overlaid(stage.data)),
-        **_located_objective(stage.objective, beside, names),
-        **_located_metrics(stage.training, beside),
-    }
-    return stage.model_copy(update=changes)
+    changes: dict[str, object] = {**_located_objective(stage.objective, beside, names)}
+    changes |= _located_metrics(stage.training, beside)
+    data = _located(stage.data, beside, over.overlaid(stage.data))
+    if data is not stage.data:
+        changes["data"] = data
+    return stage.model_copy(update=changes) if changes else stage
 
 
 def _located_metrics(training: Training, beside: Path | None) -> dict[str, Training]:

@@ -6,7 +6,8 @@ import difflib
 import re
 import types
 import typing
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -28,6 +29,18 @@ class Section(BaseModel):
     stands_alone: ClassVar[bool] = False
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """pydantic's, without its detours: every trial of a sweep copies twenty sections."""
+        if deep:
+            return super().model_copy(update=update, deep=True)
+        update, private = update or {}, self.__pydantic_private__
+        copy = self.__class__.__new__(self.__class__)
+        object.__setattr__(copy, "__dict__", {**self.__dict__, **update})
+        object.__setattr__(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__ | update.keys())
+        object.__setattr__(copy, "__pydantic_extra__", None)  # extra="forbid"
+        object.__setattr__(copy, "__pydantic_private__", None if private is None else dict(private))
+        return copy
 
     def overlaid(self, other: Self) -> Self:
         """This section with everything that `other` sets, key by key."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import lru_cache
 
+from raystage.frozen import replaced
 from raystage.growth.axis_maps import Heads
 from raystage.growth.depth import DEPTH_OPERATORS, NO_OPTIONS, GrowthOptions, LayerOrigin, Refusal
 from raystage.growth.operators import (
@@ -40,12 +42,18 @@ def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
     Left out are the norms' eps, which growth itself sets, rotary positions, heads, which are exchanged and do not grow,
     and the context length where it has no parameters or follows from the size of images.
     """
+    return list(_changed_fields(source, target))
+
+
+# Cached, as are the next ones: the trials of a sweep ask the same of few shapes.
+@lru_cache(maxsize=4096)
+def _changed_fields(source: ModelShape, target: ModelShape) -> tuple[str, ...]:
     family = family_of(target.family)
     without = {"norm_eps", *POSITIONS, *_OF_HEADS}
     without |= {"context_length"} if family.rotary or family.reads_images else set()
     without |= {"tied_embeddings"} if source.head or target.head else set()
     names = [field.name for field in fields(ModelShape) if field.name not in without]
-    return [name for name in names if getattr(source, name) != getattr(target, name)]
+    return tuple(name for name in names if getattr(source, name) != getattr(target, name))
 
 
 def exchanges_head(source: ModelShape, target: ModelShape) -> bool:
@@ -59,6 +67,7 @@ def changed_positions(source: ModelShape, target: ModelShape) -> list[str]:
     return [name for name in POSITIONS if getattr(source, name) != getattr(target, name)]
 
 
+@lru_cache(maxsize=4096)
 def refusal(
     source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS
 ) -> Refusal | None:
@@ -192,13 +201,14 @@ def stream_of(shape: ModelShape) -> Stream:
     return Stream(family.norm, family.post_norm, shape.ties_head)
 
 
+@lru_cache(maxsize=4096)
 def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> ModelShape:
     """The target with the eps of its norms scaled like their mean squares, which become smaller where units of the
     residual stream hold zero."""
     chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
     factor = chosen.variance(source.hidden_size, target.hidden_size, stream_of(source))
     shared = FAMILIES[target.family].norms_heads  # their variance does not change
-    return replace(target, norm_eps=source.norm_eps * (1.0 if shared else factor))
+    return replaced(target, norm_eps=source.norm_eps * (1.0 if shared else factor))
 
 
 def is_exact(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> bool:

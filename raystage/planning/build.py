@@ -7,7 +7,7 @@ gives the same plan. The types of a plan are in `plans.plan`, the keys in `plans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raystage.config.schedule import Schedule
 from raystage.config.types import check_name
@@ -21,6 +21,7 @@ from raystage.config.variants import (
     written_values,
 )
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.planning.baselines import plan_baselines
 from raystage.planning.chain import plan_stage, run_rate, start_after
 from raystage.planning.draft import StageDraft
@@ -72,7 +73,7 @@ def make_plan(schedule: Schedule, name: str | None = None, sources: Sources | No
 def with_choice(plan: Plan, schedule: Schedule, choice: Choice, sources: Sources | None = None) -> Plan:
     """The plan whose further seeds train the values that were chosen on the written seed."""
     further = _further_seeds(schedule, plan, choice, sources or Sources())
-    return replace(plan, further_seeds=further, is_chosen=True)
+    return replaced(plan, further_seeds=further, is_chosen=True)
 
 
 def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Plan:
@@ -83,7 +84,7 @@ def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Pla
     if not tried:
         return plan
     attempt = make_plan(changed(schedule, plan, tried), plan.name)
-    return replace(plan, staged=attempt.staged)
+    return replaced(plan, staged=attempt.staged)
 
 
 def _check_run_name(name: str) -> None:
@@ -122,7 +123,7 @@ def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
     # Until the best values are known, the written ones stand in their place.
     written = Choice(plan.values, (plan.values,) * len(plan.baselines))
     further = _further_seeds(schedule, plan, written, sources)
-    return replace(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
+    return replaced(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
 
 
 def _variant(schedule: Schedule, values: Values, sources: Sources) -> Variant:
@@ -147,7 +148,7 @@ def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sour
         runs = {values: sides[values].baselines() for values in set(choice.baseline)}
         name = f"seed-{seeded.seed}"
         baselines = tuple(
-            _named(replace(runs[values][index], name=plan.baselines[index].name), name)
+            _named(replaced(runs[values][index], name=plan.baselines[index].name), name)
             for index, values in enumerate(choice.baseline)
         )
         staged = _named(sides[choice.staged].staged, name)
@@ -156,7 +157,7 @@ def _further_seeds(schedule: Schedule, plan: Plan, choice: Choice, sources: Sour
 
 
 def _named(run: RunPlan, what: str) -> RunPlan:
-    return replace(run, name=f"{run.name}-{what}")
+    return replaced(run, name=f"{run.name}-{what}")
 
 
 # --- the staged run -----------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import reduce
 
 from raystage.config.training import Training
 from raystage.data.plan import EarlierText
 from raystage.data.trained_on import NOTHING, TrainedOn
+from raystage.frozen import replaced
 from raystage.growth.checks import exchanges_head
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape
@@ -110,7 +110,7 @@ def _with_evaluation(stage: StagePlan, run_duration: int) -> StagePlan:
     stage = evaluated_after(stage, stage.steps)
     every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.amount,
                                   stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
-    return replace(stage, evaluate_every=written.every or every)
+    return replaced(stage, evaluate_every=written.every or every)
 
 
 def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from raystage.config.conditions import Until
 from raystage.config.stage import Stage
@@ -11,6 +10,7 @@ from raystage.config.training import Evaluate, Training
 from raystage.config.types import Duration
 from raystage.data.plan import MixturePlan
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans.cadence import AMOUNTS
 from raystage.units import SAMPLES, TOKENS, Unit
@@ -32,7 +32,7 @@ def fix_units(draft: StageDraft, context: Context) -> StageDraft:
     until = _without_epochs(stage.until, draft)
     if training is stage.training and until is stage.until:
         return draft
-    return replace(draft, stage=stage.model_copy(update={"training": training, "until": until}))
+    return replaced(draft, stage=stage.model_copy(update={"training": training, "until": until}))
 
 
 def _check_order(draft: StageDraft, context: Context) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
@@ -15,6 +15,7 @@ from raystage.config.training import Training
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
@@ -139,10 +140,11 @@ class Context:
         try:
             yield
         except InputError as error:
-            raise self.error(index, error.key, error.problem) from None
+            key = written_key(self.schedule, index, error.key)
+            raise InputError(error.problem, key=key, file=error.file) from None
 
     def with_stages(self, stages: tuple[StageDraft, ...]) -> Context:
-        return replace(self, stages=stages)
+        return replaced(self, stages=stages)
 
 
 # Sizes that some families do not have.

@@ -107,7 +107,7 @@ class Sources:
                 if parts and text.samples is not None:
                     check_agreement(parts[0].data.samples, text.samples, parts[0].name)
             except InputError as error:
-                raise InputError(error.problem, key=_entry_key(index, error.key)) from None
+                raise InputError(error.problem, key=_entry_key(index, error.key), file=error.file) from None
             same = next((part.name for part in parts if part.data.content == text.content), None)
             if same is not None:
                 problem = f"found the same text as in {same!r}; expected each text once, with the sum of its weights"

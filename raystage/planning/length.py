@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from raystage.config.conditions import Mixing, Until
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans import learning_rate
 from raystage.plans.open_ends import is_open
@@ -32,7 +32,7 @@ def fix_length(draft: StageDraft, context: Context) -> StageDraft:
     until, start = draft.stage.until, context.start_of_next(draft.unit)
     decay = partial(learning_rate.decay_start, draft.training.lr_schedule)
     steps = cap_steps(until, draft.step_costs, start, decay)
-    draft = replace(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
+    draft = replaced(draft, steps=steps, until=placed_mixing(until, start, decay) if is_open(until) else None)
     check_ramp_fits(draft.training, draft.duration, draft.unit)
     return draft
 

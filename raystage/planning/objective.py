@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
@@ -13,6 +12,7 @@ from raystage.config.schedule import Init
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.growth.explain import head_in_words
 from raystage.models import hub
 from raystage.models.families import FAMILIES
@@ -36,7 +36,7 @@ def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
     find = _FINDERS.get(written.name)
     plan = find(written, draft, context.sources) if find else ObjectivePlan(written.name)
     teacher = _find_teacher(written.teacher, draft, context) if "teacher" in plan.entry.needs else None
-    return replace(draft, objective=plan, teacher=teacher)
+    return replaced(draft, objective=plan, teacher=teacher)
 
 
 _MASK = "data.window.mask"
@@ -204,14 +204,14 @@ def with_key(draft: StageDraft, chain: Sequence[StagePlan]) -> StageDraft:
     if teacher is None or teacher.init is not None:
         return draft
     key = next(stage.key for stage in chain if stage.name == teacher.name)
-    return replace(draft, teacher=replace(teacher, key=key))
+    return replaced(draft, teacher=replaced(teacher, key=key))
 
 
 def alone(draft: StageDraft) -> StageDraft:
     """The stage as a baseline has it: without a teacher that only the staged run has trained."""
     if draft.teacher is None or draft.teacher.init is not None:
         return draft
-    return replace(draft, objective=NEXT_TOKEN, teacher=None)
+    return replaced(draft, objective=NEXT_TOKEN, teacher=None)
 
 
 def _distillation(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from raystage.data.order.curriculum import LENGTH, CurriculumPlan, digest_of_scores
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.planning.draft import Context, StageDraft
 from raystage.sources.corpus import SCORE_KEY
 from raystage.sources.table import SOURCES
@@ -31,7 +30,7 @@ def fix_curriculum(draft: StageDraft, context: Context) -> StageDraft:
     by = LENGTH if column is None else "column"
     digests = () if column is None else _digests(draft, context, column)
     plan = CurriculumPlan(by, is_hard_first, written.start, written.pacing, tokens, levels, column, digests)
-    return replace(draft, curriculum=plan)
+    return replaced(draft, curriculum=plan)
 
 
 def _digests(draft: StageDraft, context: Context, column: str) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,6 @@ subject and raises InputError, with the stage's own key, for the first thing tha
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 from raystage.config.schedule import Schedule
@@ -15,6 +14,7 @@ from raystage.data.plan import MixturePart, MixturePlan
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.objectives.table import OBJECTIVES
 from raystage.planning.averaging import fix_averaging
 from raystage.planning.counting import fix_units
@@ -74,7 +74,7 @@ def _check_names(schedule: Schedule) -> None:
 def read_data(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the text that the stage reads."""
     reads = OBJECTIVES[draft.stage.objective.name].reads
-    return replace(draft, data=context.sources.data(draft.stage.data, reads))
+    return replaced(draft, data=context.sources.data(draft.stage.data, reads))
 
 
 def find_evaluated(draft: StageDraft, context: Context) -> StageDraft:
@@ -93,7 +93,7 @@ def find_evaluated(draft: StageDraft, context: Context) -> StageDraft:
         raise InputError(f"found {rule.source!r}; expected {expected}", key="accept.forgetting_below.source")
     if any(part.data.content == found.data.content for part in own):
         return draft  # the same text under another name
-    return replace(draft, also_evaluated=(replace(found, weight=Fraction(0)),))
+    return replaced(draft, also_evaluated=(replaced(found, weight=Fraction(0)),))
 
 
 # --- passes over all stages together ------------------------------------------------------------
@@ -168,7 +168,7 @@ def fix_windows(context: Context) -> Context:
     So the text at a token position of the run is the same in every stage. Where the context changes, no text is read
     twice or left out, except for less than one sequence where a longer context begins inside of a shorter one.
     """
-    samples = tuple(replace(stage, window=1) if stage.unit == SAMPLES else stage for stage in context.stages)
+    samples = tuple(replaced(stage, window=1) if stage.unit == SAMPLES else stage for stage in context.stages)
     texts = [stage for stage in context.stages if stage.unit == TOKENS]
     longest = max((stage.shape.context_length for stage in texts), default=1)
     for stage in texts:
@@ -178,7 +178,7 @@ def fix_windows(context: Context) -> Context:
             expected = f"expected a divisor of that, such as {_largest_divisor(longest, length)}"
             problem = f"{found}; {expected}: all stages read the same windows of text"
             raise context.error(stage.index, "model.context_length", problem)
-    return context.with_stages(tuple(stage if stage.window else replace(stage, window=longest) for stage in samples))
+    return context.with_stages(tuple(stage if stage.window else replaced(stage, window=longest) for stage in samples))
 
 
 def _largest_divisor(number: int, most: int) -> int:

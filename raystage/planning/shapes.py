@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from raystage.config.positions import RopeScaling
@@ -10,6 +9,7 @@ from raystage.config.schedule import Schedule
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import StageText, vocabulary_problem
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.growth.checks import POSITIONS, changed_fields, exchanges_head, refusal, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
@@ -30,7 +30,7 @@ def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     shape = _with_positions(before, shape, _asked_positions(context.schedule, draft.index))
     if before and model.norm_eps is None:
         shape = _with_inherited_eps(before, shape, draft.grow)
-    return replace(draft, shape=shape)
+    return replaced(draft, shape=shape)
 
 
 def check_growth(draft: StageDraft, context: Context) -> StageDraft:
@@ -54,7 +54,7 @@ def fix_freezing(draft: StageDraft, context: Context) -> StageDraft:
     if grow is not None and (before is None or refusal(before, draft.shape, grow.operator, grow.options)):
         return draft
     freezing = find_freezing(written.freeze, written.thaw, before, draft.shape, grow)
-    return replace(draft, freezing=freezing) if freezing else draft
+    return replaced(draft, freezing=freezing) if freezing else draft
 
 
 def check_freezing(draft: StageDraft, context: Context) -> StageDraft:
@@ -144,13 +144,13 @@ def _with_vocabulary(before: ModelShape | None, shape: ModelShape, model: Model)
     token, and tokens are not taken away."""
     if before is None or model.vocab_size is not None or before.vocab_size <= shape.vocab_size or not shape.vocab_size:
         return shape
-    return replace(shape, vocab_size=before.vocab_size)
+    return replaced(shape, vocab_size=before.vocab_size)
 
 
 def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
     """With the norms' eps of the model before, scaled where a growth pads the residual stream with zeros."""
     if grow is None:
-        return replace(shape, norm_eps=before.norm_eps)
+        return replaced(shape, norm_eps=before.norm_eps)
     return with_norm_eps(before, shape, grow.operator)
 
 
@@ -173,12 +173,12 @@ def _with_positions(before: ModelShape | None, shape: ModelShape, asked: Model) 
                 problem = f"found in a {shape.family}, which has no rotary positions; expected family: {able}"
                 raise InputError(problem, key=f"model.{name}")
         return shape
-    if before is not None:
-        shape = replace(shape, rope_theta=before.rope_theta, rope_scaling=before.rope_scaling)
+    if before is not None and any(getattr(shape, name) != getattr(before, name) for name in POSITIONS):
+        shape = replaced(shape, **{name: getattr(before, name) for name in POSITIONS})
     if asked.rope_theta is not None:
-        shape = replace(shape, rope_theta=asked.rope_theta)
+        shape = replaced(shape, rope_theta=asked.rope_theta)
     if asked.rope_scaling is not None:
-        shape = replace(shape, rope_scaling=_scaling(before, asked.rope_scaling))
+        shape = replaced(shape, rope_scaling=_scaling(before, asked.rope_scaling))
     return shape
 
 

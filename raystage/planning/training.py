@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule
 from raystage.config.training import LrSchedule, Optimizer, Training
 from raystage.errors import InputError
+from raystage.frozen import replaced
 from raystage.models.shape import ModelShape
 from raystage.objectives.table import OBJECTIVES
 from raystage.planning.draft import Context, StageDraft
@@ -30,7 +30,7 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     begins = _from_current(draft.stage.training, written.training, draft.index)
     training = resolve_training(begins, draft.shape, draft.unit)
     _check_metrics(training, draft, context.sources.with_code)
-    return replace(draft, training=training)
+    return replaced(draft, training=training)
 
 
 def _from_current(training: Training, written: Training, index: int) -> Training:
@@ -133,7 +133,7 @@ def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDra
     optimizer = last.training.optimizer.model_copy(update={"lr_by_depth": 1.0})
     changes = {"ramp": None, "lr_schedule": whole_run_rate(schedule, stages), "optimizer": optimizer}
     if not written.model_fields_set:
-        return replace(last, training=last.training.model_copy(update=changes))
+        return replaced(last, training=last.training.model_copy(update=changes))
     for field in _NOT_ITS_OWN:
         if field in written.model_fields_set:
             problem = "found in the baseline, which has none of its own; remove it"
@@ -142,7 +142,7 @@ def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDra
     training = schedule.resolved(len(stages) - 1).training.model_copy(update=changes).overlaid(written)
     try:
         check_optimizer(written.optimizer, training.optimizer)
-        return replace(last, training=resolve_training(training, last.shape, last.unit))
+        return replaced(last, training=resolve_training(training, last.shape, last.unit))
     except InputError as error:
         raise InputError(error.problem, key=f"baseline.{error.key}") from None
 

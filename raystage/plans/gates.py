@@ -135,6 +135,8 @@ def planned_retries(schedule: Schedule) -> Iterator[PlannedRetry]:
 
     Raises InputError where a retry is no valid schedule, or would train again exactly what was rejected.
     """
+    if all(stage.on_reject is None for stage in schedule.stages):
+        return  # the rule in a sweep, of which every trial comes here
     content = schedule.content()
     for index, stage in enumerate(schedule.stages):
         for name, target in _targets(schedule, index, stage.on_reject):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import replace
 
 from raystage.config.conditions import Until
 from raystage.config.deepspeed import ONLY_LOGGED
+from raystage.frozen import replaced
 from raystage.growth.checks import changed_fields
 from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
@@ -32,6 +32,9 @@ _WITHOUT_EFFECT = {
     "deepspeed": set(ONLY_LOGGED),
 }
 
+# One for all keys: `json.dumps` makes an encoder at every call.
+_ENCODER = json.JSONEncoder(sort_keys=True)
+
 # Growing one of these adds whole parameters; it adds no elements to existing ones.
 _WHOLLY_NEW = {"num_layers", "num_experts"}
 # Operators that start every parameter they grow without optimizer state.
@@ -48,7 +51,7 @@ def key_at(stage: StagePlan, steps: int) -> str:
 
 def with_own_key(stage: StagePlan) -> StagePlan:
     """A stage, evaluated as its own length implies, with its key: the one at its last step."""
-    return replace(stage, key=_key(stage, stage.steps))
+    return replaced(stage, key=_key(stage, stage.steps))
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -59,7 +62,7 @@ def trunk_key(stage: StagePlan) -> str:
 
 def ended_after(stage: StagePlan, steps: int) -> StagePlan:
     """The same stage, ending after `steps` steps, with the key that follows."""
-    return replace(evaluated_after(stage, steps), steps=steps, key=key_at(stage, steps))
+    return replaced(evaluated_after(stage, steps), steps=steps, key=key_at(stage, steps))
 
 
 def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
@@ -73,7 +76,7 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     flops = stage.step_costs.of_first(steps)
     amount = cadence.default_amount(flops, stage.start_flops + flops, unit_flops, stage.unit)
     evaluate = stage.training.evaluate.model_copy(update={stage.unit: amount})
-    return replace(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
+    return replaced(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
 
 
 def placed(stage: StagePlan, position: int, steps: int, flops: int) -> StagePlan:
@@ -86,8 +89,8 @@ def placed(stage: StagePlan, position: int, steps: int, flops: int) -> StagePlan
     if not by and stage.start_steps == steps:
         return stage
     rate = learning_rate.moved(stage.rate, by) if stage.own_rate else learning_rate.shortened(stage.rate, by)
-    earlier = (*stage.earlier[:-1], *(replace(one, end=position) for one in stage.earlier[-1:]))
-    return replace(stage, start=position, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)
+    earlier = (*stage.earlier[:-1], *(replaced(one, end=position) for one in stage.earlier[-1:]))
+    return replaced(stage, start=position, start_steps=steps, start_flops=flops, rate=rate, earlier=earlier)
 
 
 def _leaves_counts(stage: StagePlan, steps: int) -> bool:
@@ -172,4 +175,4 @@ def _until_facts(stage: StagePlan, until: Until) -> dict[str, object]:
 
 def _digest(facts: dict[str, object]) -> str:
     """SHA-256 of facts. The order of the keys does not matter."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(facts).encode()).hexdigest()

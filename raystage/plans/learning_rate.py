@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raystage.config.training import LrSchedule
 from raystage.errors import InputError
+from raystage.frozen import replaced
 
 # By form of a segment: from the share of its length that is done to the share of its change that is done.
 FORMS: Mapping[str, Callable[[float], float]] = {
@@ -109,9 +110,9 @@ def _joined(segments: Iterable[RateSegment]) -> Curve:
         if segment.end <= segment.start:
             continue
         if segment.is_flat:
-            segment = replace(segment, form="line")
+            segment = replaced(segment, form="line")
             if curve and curve[-1].is_flat and curve[-1].end_lr == segment.start_lr:
-                segment = replace(segment, start=curve.pop().start)
+                segment = replaced(segment, start=curve.pop().start)
         curve.append(segment)
     return tuple(curve)
 
@@ -165,7 +166,7 @@ def signature(curve: Curve, start: int, end: int) -> list[list]:
 
 def moved(curve: Curve, by: int) -> Curve:
     """The same curve earlier by `by`."""
-    return tuple(replace(segment, start=segment.start - by, end=segment.end - by) for segment in curve)
+    return tuple(replaced(segment, start=segment.start - by, end=segment.end - by) for segment in curve)
 
 
 def shortened(curve: Curve, by: int) -> Curve:
@@ -174,7 +175,7 @@ def shortened(curve: Curve, by: int) -> Curve:
     The caller makes sure that there is such a segment and that it is long enough.
     """
     index = max(index for index, segment in enumerate(curve) if segment.is_flat)
-    flat = replace(curve[index], end=curve[index].end - by)
+    flat = replaced(curve[index], end=curve[index].end - by)
     kept = (flat,) if flat.end > flat.start else ()
     return (*curve[:index], *kept, *moved(curve[index + 1 :], by))
 
