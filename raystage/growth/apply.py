@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -34,11 +34,15 @@ _SHORT_RUN = 16
 
 
 class Grown:
-    """A grown model, of which any slice can be computed. `read` reads the source; new weights are drawn by `seed`."""
+    """A grown model, of which any slice can be computed.
 
-    def __init__(self, rules: GrowthMap, read: Read, seed: int) -> None:
+    read: reads the source. seed: of new weights. own: the whole initial weights of a model that draws them by its own
+    code, by name; where a rule says "drawn", new weights are those.
+    """
+
+    def __init__(self, rules: GrowthMap, read: Read, seed: int, own: Mapping[str, torch.Tensor] | None = None) -> None:
         self.rules = {rule.target: rule for rule in rules}
-        self._read, self._seed = read, seed
+        self._read, self._seed, self._own = read, seed, own or {}
         self._means: dict[tuple, np.ndarray] = {}
 
     def slice(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
@@ -80,7 +84,12 @@ class Grown:
             case "zeros":
                 return np.zeros(stop - start, dtype=np.float32)
             case _:
-                return drawn(rule, start, stop, self._seed)
+                return self._drawn(rule, start, stop)
+
+    def _drawn(self, rule: Rule, start: int, stop: int) -> np.ndarray:
+        if rule.init == "drawn":
+            return self._own[rule.target].reshape(-1)[start:stop].float().numpy()
+        return drawn(rule, start, stop, self._seed)
 
     def _mapped_weights(self, rule: Rule, start: int, stop: int) -> np.ndarray:
         values = self._mapped(rule, "fp32", start, stop)
@@ -88,7 +97,7 @@ class Grown:
             return values
         fresh = _over_axes(rule, "indices", start, stop, _fresh_over_mean) == FRESH
         if fresh.any():
-            values = np.where(fresh, drawn(rule, start, stop, self._seed).astype(values.dtype), values)
+            values = np.where(fresh, self._drawn(rule, start, stop).astype(values.dtype), values)
         return np.where(_over_axes(rule, "indices", start, stop, np.minimum) == ZERO, values.dtype.type(0), values)
 
     def _moments(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:

@@ -14,13 +14,21 @@ from raystage.growth.axis_maps import AxisMap, end_to_end, unchanged, without_co
 from raystage.growth.checks import exchanges_head, heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
-from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary, spread_map
+from raystage.growth.width import (
+    WIDTH_OPERATORS,
+    key_value_map,
+    more_positions,
+    more_vocabulary,
+    spread_map,
+    statistics_map,
+)
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.shape import ModelShape, Parameter, buffers, parameters
 from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
 _UNITS = tuple(unit for unit in UNITS if unit != "expert")
+_ROLES = ("out", "in", "gain", "shift", "statistic", "final gain", "final shift")
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Rule:
     """How one target parameter is made.
 
     weights: "copy" of the source, "mapped" from it axis by axis, "zeros", or the family's own initialisation ("normal",
-    "ones"). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none. sources: the source's parameter,
+    "ones", or "drawn" by the model's own code). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none. sources: the source's parameter,
     or several laid end to end. source_shape: of these together. beyond: the same parameters of the next layer, for axes
     that need them. init, std: how fresh elements are drawn. gradient: what the factors of the axes tell about the
     gradient right after growth: "exact", "estimated" or "none". A parameter whose moments are zeros starts with an
@@ -88,6 +96,12 @@ def growth_map(
     return _Growing(source, target, operator, optimizer_state, options, tables).rules()
 
 
+def buffer_map(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> GrowthMap:
+    """The same for the target's buffers. Statistics go with their units: copies of a unit have the same ones."""
+    tables = FAMILIES[source.family], FAMILIES[target.family]
+    return _Growing(source, target, operator, "reset", options, tables).buffer_rules()
+
+
 def exact_in(rules: GrowthMap) -> str:
     """The precision in which an exact growth keeps the function: "any" where all old weights are copied whole.
 
@@ -99,8 +113,14 @@ def exact_in(rules: GrowthMap) -> str:
 
 def initial_map(target: ModelShape) -> GrowthMap:
     """The rules of a model with random weights: the family's own initialisation."""
-    std = FAMILIES[target.family].init_std
-    return tuple(_fresh(p, std) for p in parameters(target))
+    family = FAMILIES[target.family]
+    return tuple(_fresh(p, family, family.init_std) for p in parameters(target))
+
+
+def initial_buffers(target: ModelShape) -> GrowthMap:
+    """The rules of a new model's buffers."""
+    family = FAMILIES[target.family]
+    return tuple(_fresh(one, family, 0.0) for one in buffers(target))
 
 
 class _Growing:
@@ -118,7 +138,8 @@ class _Growing:
         self.source, self.target, self.optimizer_state = source, target, optimizer_state
         self.family = families[1]
         self.origins = layer_origins(source, target, operator, options)
-        self.found = {(p.spec.name, p.layer, p.expert): p for p in parameters(source, families[0])}
+        stored = (*parameters(source, families[0]), *buffers(source, families[0]))
+        self.found = {(p.spec.name, p.layer, p.expert): p for p in stored}
         self.maps = unit_maps(source, target, operator)
         self.exact = is_exact(source, target, operator, options)
         # Another head has another loss, so nothing is known of gradients.
@@ -127,13 +148,16 @@ class _Growing:
     def rules(self) -> GrowthMap:
         return tuple(self._rule(parameter) for parameter in parameters(self.target, self.family))
 
+    def buffer_rules(self) -> GrowthMap:
+        return tuple(self._rule(one) for one in buffers(self.target, self.family))
+
     def _rule(self, parameter: Parameter) -> Rule:
         origin = LayerOrigin(None) if parameter.layer is None else self.origins[parameter.layer]
         if parameter.layer is not None and origin.source is None:
-            return _fresh(parameter, self._depth_scaled_std(parameter))
+            return _fresh(parameter, self.family, self._depth_scaled_std(parameter))
         sources = self._sources(parameter, origin.source)
         if not sources:
-            return _fresh(parameter, self.family.init_std)
+            return _fresh(parameter, self.family, self.family.init_std)
         axes = tuple(self._axis(axis, parameter.spec) for axis in parameter.spec.axes)
         if origin.silenced:
             axes = tuple(map(_apart, parameter.spec.axes, axes))
@@ -151,7 +175,7 @@ class _Growing:
             source_shape=tuple(axis.source for axis in axes),
             axes=() if plain or silent else axes,
             beyond=tuple(one.name for one in following) if any(axis.beyond for axis in axes) else (),
-            init=parameter.spec.init,
+            init=_init(parameter.spec, self.family),
             std=self.family.init_std,
             gradient="none" if origin.new or self.exchanges_head else "exact" if sure else "estimated",
         )
@@ -189,16 +213,19 @@ def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[
     """The axis map of every role and kind of unit."""
     maps: dict[tuple[str, str], AxisMap] = {}
     for unit in _UNITS:
-        for role in ("out", "in", "gain", "shift", "final gain", "final shift"):
+        for role in _ROLES:
             maps[role, unit] = unchanged(target.units(unit))
     if source.hidden_size != target.hidden_size:
         chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
         stream = replace(stream_of(source), tied=source.ties_head and target.ties_head)
         grown = chosen.hidden(source.hidden_size, target.hidden_size, stream)
+        grown["statistic"] = statistics_map(grown["out"])
         maps |= {(role, "hidden"): _named("hidden", one) for role, one in grown.items()}
     if source.ffn_size != target.ffn_size:
         chosen = WIDTH_OPERATORS[width_operator(operator, "ffn_size")]
         grown = chosen.inner(chosen.units(source.ffn_size, target.ffn_size))
+        # A norm inside of a layer acts on what the layer makes there.
+        grown |= {"gain": grown["out"], "shift": grown["out"], "statistic": statistics_map(grown["out"])}
         maps |= {(role, "ffn"): _named("ffn", one) for role, one in grown.items()}
     maps |= _head_maps(source, target, operator)
     if source.vocab_size != target.vocab_size:
@@ -242,6 +269,10 @@ def _apart(axis: Axis, one: AxisMap) -> AxisMap:
     return without_copies(one) if is_inner else one
 
 
-def _fresh(parameter: Parameter, std: float) -> Rule:
-    init = parameter.spec.init
+def _fresh(parameter: Parameter, family: Family, std: float) -> Rule:
+    init = _init(parameter.spec, family)
     return Rule(parameter.name, parameter.shape, weights=init, moments="zeros", init=init, std=std)
+
+
+def _init(spec: ParameterSpec, family: Family) -> str:
+    return "drawn" if family.module else spec.init

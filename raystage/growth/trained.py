@@ -12,6 +12,7 @@ from raystage.growth.operators import OPERATORS, PARTS, each_operator, layer_ori
 from raystage.growth.rules import GrowthMap, Rule
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters
+from raystage.models.table import Family
 
 # The part of a model that has the number of units of a kind.
 _PART_OF_UNITS = {"hidden": "hidden_size", "query": "num_heads", "ffn": "ffn_size"}
@@ -37,12 +38,19 @@ def stage_refusal(
 
 
 def _family_refusal(name: str, target: ModelShape) -> Refusal | None:
-    family = FAMILIES[target.family]
-    why = "whose norms come after its blocks" if family.post_norm else "which is a mixture of experts"
-    if not family.post_norm and not family.has_experts:
+    why = _why_untrained(FAMILIES[target.family])
+    if why is None:
         return None
-    able = ", ".join(other.name for other in FAMILIES.values() if not other.post_norm and not other.has_experts)
+    able = ", ".join(other.name for other in FAMILIES.values() if _why_untrained(other) is None)
     return "operator", f"found {name} for a {target.family}, {why}; {name} grows {able}"
+
+
+def _why_untrained(family: Family) -> str | None:
+    if family.post_norm:
+        return "whose norms come after its blocks"
+    if family.has_experts:
+        return "which is a mixture of experts"
+    return "which is not a transformer" if not family.has_attention else None
 
 
 def _ramp_refusal(options: GrowthOptions, tokens: int) -> Refusal | None:

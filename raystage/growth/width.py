@@ -3,7 +3,8 @@
 "Hidden" units are those of the residual stream, which every block reads through a norm and adds to. "Inner" units (of
 feed-forward layers and heads) are made by one projection and read by the next. For both kinds an operator gives one
 axis map per role: "out" for the parameters that produce the units, "in" for those that sum over them, "gain" and
-"shift" for norms over them, and "final gain", "final shift" for the norm before the head.
+"shift" for norms over them, and "final gain", "final shift" for the norm before the head. A batch norm acts on every
+unit alone, so that copies have the same statistics, and units that hold zero change nothing for the others.
 
 Gradient factors follow from the chain rule through an exact growth. The law tests compare them with those of autograd,
 tensor by tensor.
@@ -71,14 +72,14 @@ def _zero_padded_hidden(source: int, target: int, stream: Stream) -> Maps:
     """`[E, 0]`: the new units hold zero, so the weights that read them may be random. An RMSNorm divides by less, as
     its mean includes the zeros; its gains make up for that by `sqrt(d/D)`. A LayerNorm's mean changes, too: not exact.
     """
-    units, rms = padded(source, target), stream.norm == "rms"
-    root = math.sqrt(source / target) if rms else 1.0
+    units, sure = padded(source, target), stream.norm != "layer"
+    root = math.sqrt(source / target) if stream.norm == "rms" else 1.0
     return _with_final(
         {
-            "out": _map("zero_pad", units, ZERO, predicts=rms),
-            "in": _map("zero_pad", units, FRESH, predicts=rms),
-            "gain": _map("zero_pad", units, FRESH, [root] * target, [1 / root] * target, predicts=rms),
-            "shift": _map("zero_pad", units, FRESH, predicts=rms),
+            "out": _map("zero_pad", units, ZERO, predicts=sure),
+            "in": _map("zero_pad", units, FRESH, predicts=sure),
+            "gain": _map("zero_pad", units, FRESH, [root] * target, [1 / root] * target, predicts=sure),
+            "shift": _map("zero_pad", units, FRESH, predicts=sure),
         }
     )
 
@@ -104,18 +105,18 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     whole = repeated(source, count * source)
     units = Widening(source, whole.origin + (-1,) * (target - count * source))
     rest = units.target - whole.target
-    root = math.sqrt(count * source / target)
+    root = 1.0 if stream.norm == "batch" else math.sqrt(count * source / target)
     even = count == 1 or stream.post_norm
     u = [1.0 if even else 1 / (1 + number / (count - 1)) for number in whole.number]
     share = uneven_shares(count) if stream.post_norm else [1 / count] * count
     columns = [share[number] / one for number, one in zip(whole.number, u, strict=True)]
     ones = [1.0] * rest
-    predicted = rest == 0 or (stream.norm == "rms" and not stream.post_norm)
+    predicted = rest == 0 or (stream.norm != "layer" and not stream.post_norm)
     read = {"predicts": predicted, "kept": units.first}
     sure = {"predicts": predicted and not stream.post_norm, "kept": units.first}
     maps = {
         "out": _map(
-            "duplicate", units, ZERO if stream.norm == "rms" else MEAN, (), [1 / count for _ in u] + ones, **sure
+            "duplicate", units, MEAN if stream.norm == "layer" else ZERO, (), [1 / count for _ in u] + ones, **sure
         ),
         "in": _map("duplicate", units, FRESH, columns + ones, u + ones, **read),
         "gain": _map(
@@ -151,7 +152,7 @@ def _duplicated_inside(units: Widening) -> Maps:
 
 
 def _copied_variance(source: int, target: int, stream: Stream) -> float:
-    return (target // source) * source / target
+    return 1.0 if stream.norm == "batch" else (target // source) * source / target
 
 
 # --- rms ----------------------------------------------------------------------------------------
@@ -276,8 +277,8 @@ def _never(source: int, target: int, stream: Stream) -> bool:
     return False
 
 
-def _under_rms(source: int, target: int, stream: Stream) -> bool:
-    return stream.norm == "rms"
+def _not_under_layer_norm(source: int, target: int, stream: Stream) -> bool:
+    return stream.norm != "layer"
 
 
 def _before_norms_or_whole(source: int, target: int, stream: Stream) -> bool:
@@ -286,7 +287,7 @@ def _before_norms_or_whole(source: int, target: int, stream: Stream) -> bool:
 
 WIDTH_OPERATORS = {
     "zero_pad": WidthOperator(
-        _zero_padded_hidden, _zero_padded_inside, padded, padded_heads, _under_rms, True, _padded_variance
+        _zero_padded_hidden, _zero_padded_inside, padded, padded_heads, _not_under_layer_norm, True, _padded_variance
     ),
     "duplicate": WidthOperator(
         _duplicated_hidden,
@@ -345,3 +346,9 @@ def more_positions(source: int, target: int) -> AxisMap:
     """Embedded positions beyond the source's start again with its first one (Longformer, 2004.05150)."""
     units = repeated(source, target)
     return _map("repeat", units, FRESH, gradient=[1.0] * source + [0.0] * (target - source), kept=units.first)
+
+
+def statistics_map(out: AxisMap) -> AxisMap:
+    """What a norm has measured of each unit, given the map of what makes the units: copies have the same statistics,
+    other new units those of a new model."""
+    return AxisMap(out.note, out.source, tuple(i if i >= 0 else FRESH for i in out.index))

@@ -1,9 +1,10 @@
-"""Builds a model through transformers, from a shape and without a download."""
+"""Builds a model, through transformers or as a network of raystage's own, from a shape and without a download."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import cache
+from importlib import import_module
 
 import torch
 import transformers
@@ -34,8 +35,10 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
 
     Models of tokens are called with `input_ids`, those of images with `pixel_values`; `Head.output` names the part of
     their answer that counts. A decoder with a head for classes answers at the last position whose `attention_mask` is
-    not 0. zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
+    not 0. A network of raystage's own has the weights that its modules draw. zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
     """
+    if FAMILIES[shape.family].module:
+        return _network(shape, dtype, zero_init)
     # Looking the class up imports it. This must happen before `zero_init`, which changes torch.Tensor and every module
     # class that is defined under it (Mixtral's experts would lose their config), and before `no_init_weights`.
     made = _pooled(model_class(shape)) if shape.head == "classes" and _is_causal(shape) else model_class(shape)
@@ -43,6 +46,27 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
         model = made._from_config(config(shape), dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()  # skipped together with the initialisation
     return model
+
+
+def _network(shape: ModelShape, dtype: torch.dtype, zero_init: object) -> torch.nn.Module:
+    """Its parameters are of that type. Buffers stay in fp32, and are those of the model's code under ZeRO 3, too."""
+    module = import_module(FAMILIES[shape.family].module)
+    with zero_init or nullcontext():
+        network = module.build(shape)
+    if zero_init is None:
+        for one in network.parameters():
+            one.data = one.data.to(dtype)
+    return network
+
+
+def drawn_weights(shape: ModelShape, seed: int) -> dict[str, torch.Tensor] | None:
+    """The initial weights and buffers, in fp32, of a network of raystage's own, fixed by the seed; None of a model of
+    transformers, whose table says how they are drawn. It holds the whole model."""
+    if not FAMILIES[shape.family].module:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(build(shape).state_dict())
 
 
 def model_class(shape: ModelShape) -> type[torch.nn.Module]:

@@ -1,7 +1,8 @@
-"""The known model families, by name: those of transformers, and a user's own."""
+"""The known model families, by name: those of transformers, networks of raystage's own, and a user's own."""
 
 from __future__ import annotations
 
+from raystage.models.networks.tables import NETWORKS
 from raystage.models.table import Family
 from raystage.models.tables.bert import BERT
 from raystage.models.tables.gpt import GPT2
@@ -12,7 +13,7 @@ from raystage.models.tables.mixtures import MIXTRAL
 # Those that transformers builds; their tables are in `models.tables`, by kind.
 BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT)
 
-FAMILIES: dict[str, Family] = {family.name: family for family in BUILT_IN}
+FAMILIES: dict[str, Family] = {family.name: family for family in (*BUILT_IN, *NETWORKS)}
 
 
 # The families that a schedule can train.

@@ -100,7 +100,7 @@ def _of_images(image: int, patch: int, file: str) -> dict[str, int]:
     """The vocabulary and the context of a model of images: the patches and the class token."""
     if patch > image:
         raise InputError(f"found {patch}; expected at most image_size ({image})", key="patch_size", file=file)
-    return {"vocab_size": 0, "context_length": image_positions(image, patch)}
+    return {"vocab_size": 0, "context_length": image_positions(family.name, image, patch)}
 
 
 def _head(config: Config, family: Family, file: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ _UNUSED = {"head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a transformer. `head_size * num_heads` need not be `hidden_size` where the family allows it.
+    """Sizes of a model. `head_size * num_heads` need not be `hidden_size` where the family allows it; all three sizes of
+    heads are 0 in a network without attention.
 
     norm_eps: added to the variance in norms; growing the hidden size by zeros scales it, to stay exact. num_experts,
     experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions. rope_scaling: their scaling as JSON
@@ -24,7 +25,7 @@ class ModelShape:
 
     head: what the model ends in, one of `Family.heads`; "" for its family's own language head. num_classes: of a head
     for classes. image_size, patch_size: the sides of an image and of a patch, in pixels; num_channels: numbers of a
-    pixel. A model of images has a context of its patches and the class token, and no vocabulary.
+    pixel. A model of images has no vocabulary, and a context of its positions (`image_positions`).
     """
 
     family: str
@@ -110,6 +111,15 @@ def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Paramet
 
     family: the table to use in place of the registered one of the shape's family.
     """
+    return tuple(one for one in _rows(shape, family) if not one.spec.is_buffer)
+
+
+def buffers(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
+    """Every array that belongs to the model and is measured, not trained, in the model's order."""
+    return tuple(one for one in _rows(shape, family) if one.spec.is_buffer)
+
+
+def _rows(shape: ModelShape, family: Family | None) -> tuple[Parameter, ...]:
     family = (family or FAMILIES[shape.family]).with_head(shape.head)
     rows = [(spec, None) for spec in family.before]
     rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer if spec.is_in(layer)]
@@ -131,6 +141,8 @@ def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Paramet
 def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
     """A field and what is wrong with it, where the heads do not fit each other or the family; else None."""
     family = FAMILIES[shape.family]
+    if not family.has_attention:
+        return None
     if shape.num_heads % shape.num_kv_heads:
         return "num_kv_heads", f"found {shape.num_kv_heads}; expected a divisor of num_heads ({shape.num_heads})"
     if family.heads_fill_hidden and shape.num_kv_heads != shape.num_heads:
@@ -146,9 +158,12 @@ def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
     return None
 
 
-def image_positions(image_size: int, patch_size: int) -> int:
-    """The context of a model of images: whole patches, and the class token."""
-    return (image_size // patch_size) ** 2 + 1
+def image_positions(family: str, image_size: int, patch_size: int) -> int:
+    """The context of a model of images: whole patches and the class token of a transformer; the places of a
+    convolution with that stride, the last of which may be at the edge of the image."""
+    if FAMILIES[family].has_attention:
+        return (image_size // patch_size) ** 2 + 1
+    return math.ceil(image_size / patch_size) ** 2
 
 
 def head_problem(shape: ModelShape) -> tuple[str, str] | None:
@@ -225,8 +240,8 @@ def sample_flops(shape: ModelShape, length: int) -> int:
     """
     if not shape.head:
         return length * token_flops(shape, length)
-    acted_on = {"position": length, "patch": length - 1, "sample": 1}
     table, active = table_of(shape), replace(shape, num_experts=shape.experts_per_token).with_layers(1)
+    acted_on = {"position": length, "patch": length - 1, "sample": 1}
     router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token) * length
     products = sum(
         one.numel * acted_on[one.spec.acts_on] * (1 if one.layer is None else shape.num_layers)
@@ -240,4 +255,5 @@ def sample_outputs(shape: ModelShape, length: int) -> int:
     """How many numbers a model says of one sample of `length` positions: scores of tokens or of classes, or pixels."""
     if shape.head == "classes":
         return shape.num_classes
-    return (length - 1) * shape.units("pixel") if shape.head else length * shape.vocab_size
+    patches = length - 1 if FAMILIES[shape.family].has_attention else length
+    return patches * shape.units("pixel") if shape.head else length * shape.vocab_size

@@ -21,7 +21,8 @@ class Axis:
 
     role: "out" for units that the parameter produces (the outputs of a projection, a bias, rows and columns of an
     embedding), "in" for units that it reads and sums over, "gain" and "shift" for those of a norm, which act on each
-    unit alone, "each" for an index (experts), "fixed" for an axis that never grows. units: the kinds of units, laid end
+    unit alone, "statistic" for what a norm has measured of each unit, "each" for an index (experts), "fixed" for an
+    axis that never grows. units: the kinds of units, laid end
     to end in a fused projection. fixed: the size of a fixed axis.
     """
 
@@ -49,7 +50,8 @@ class ParameterSpec:
     init: the initial values: "normal", "ones" or "zeros". writes_residual: the last projection of a block, or its bias;
     with zeros there the block is the identity. feeds_head: a norm whose output only the head reads. layers: the layers
     that have the parameter, where not all do. acts_on: "position" for what every position of a sample is multiplied by,
-    "patch" for every position but that of the class token, "sample" for one position of each sample.
+    "patch" for every position but that of the class token, "sample" for one position of each sample. is_buffer: it is
+    measured and not trained (the running statistics of a batch norm), so no optimizer knows it.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ParameterSpec:
     feeds_head: bool = False
     layers: frozenset[int] | None = None
     acts_on: str = "position"
+    is_buffer: bool = False
 
     def is_in(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
@@ -91,13 +94,16 @@ class Family:
     that they are in a tied model. base: the prefix that a model without a head omits. heads: what its models can end in
     besides, by the name in `ModelShape.head`. head_rows: of a table with such a head, the parameters that it added.
 
-    norm: "rms" or "layer". post_norm: the output of the norm is itself the residual stream (BERT). heads_fill_hidden:
+    norm: "rms", "layer" or "batch". post_norm: the output of the norm is itself the residual stream (BERT). heads_fill_hidden:
     `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the hidden size.
     rotary: positions are rotary and not embedded.
 
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
     a configuration that is made from a shape.
+
+    module: the module with its `build(shape)`, for a network of raystage's own; "" where transformers has the model. Such
+    a network's initial weights are those that its modules draw.
 
     on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has. stored_as:
     the rows on disk that lie end to end in one of the model's rows, expert by expert.
@@ -122,6 +128,7 @@ class Family:
     objective: str = "next token"
     fields: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     constants: Mapping[str, object] = field(default_factory=dict)
+    module: str = ""
     on_disk: Family | None = None
     stored_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     heads: Mapping[str, Head] = field(default_factory=dict)
@@ -141,7 +148,7 @@ class Family:
         return replace(
             self,
             before=head.before or self.before,
-            after=(*(row for row in self.after if row.name.startswith(self.base)), *head.rows),
+            after=(*(row for row in self.after if row.name.startswith(self.base) and row.name != self.head), *head.rows),
             optional=tuple(row for row in self.optional if row.name not in names),
             head="", untied=(), ties={}, heads={}, head_rows=names,
             on_disk=self.on_disk and self.on_disk.with_head(name),
@@ -155,6 +162,10 @@ class Family:
     @property
     def reads_images(self) -> bool:
         return "image_size" in self.fields
+
+    @property
+    def has_attention(self) -> bool:
+        return "num_heads" in self.fields
 
     @property
     def norms_heads(self) -> bool:

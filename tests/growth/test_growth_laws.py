@@ -112,7 +112,7 @@ def predicted_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", [name for name, shape in SOURCES.items() if not shape.num_experts])
 def test_of_whole_copies_every_gradient_is_predicted(name: str) -> None:
-    heads = {"num_heads": 8, "num_kv_heads": 2 * SOURCES[name].num_kv_heads}
+    heads = {"num_heads": 2 * SOURCES[name].num_heads, "num_kv_heads": 2 * SOURCES[name].num_kv_heads}
     case = growth("duplicate", name, hidden_size=32, ffn_size=48, **heads)
     # Behind BERT's norms the gradients of what writes the residual stream are known in sum alone.
     known = {"exact", "estimated"} if FAMILIES[case.source.family].post_norm else {"exact"}

@@ -175,7 +175,9 @@ def test_heads_and_images_that_do_not_fit(shape: ModelShape, field: str | None, 
 
 
 def test_positions_of_an_image() -> None:
-    assert [image_positions(*sizes) for sizes in ((224, 16), (12, 4), (12, 5), (8, 8))] == [197, 10, 5, 2]
+    sizes = ((224, 16), (12, 4), (12, 5), (8, 8))
+    assert [image_positions("vit", *one) for one in sizes] == [197, 10, 5, 2]
+    assert [image_positions("cnn", *one) for one in sizes] == [196, 9, 9, 1]
 
 
 def test_what_a_shape_does_not_use_is_left_out_of_keys_and_records() -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from raystage.growth.checks import changed_fields, is_exact, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
-from raystage.growth.rules import GrowthMap, growth_map
+from raystage.growth.rules import GrowthMap, buffer_map, growth_map
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, image_positions
 
 
 def tiny(family: str, **changes: object) -> ModelShape:
@@ -40,6 +40,11 @@ def tiny(family: str, **changes: object) -> ModelShape:
             shape, vocab_size=0, context_length=10, image_size=12, patch_size=4, num_channels=2, head="classes",
             num_classes=5,
         )  # fmt: skip
+    if not table.has_attention:
+        shape = replace(shape, num_heads=0, num_kv_heads=0, head_size=0)
+    if table.reads_images and not table.has_attention:
+        patch = 12 if family == "mlp" else 4
+        shape = replace(shape, patch_size=patch, context_length=image_positions(family, 12, patch))
     return replace(shape, **changes)
 
 
@@ -62,6 +67,12 @@ SOURCES = {
     "llama classes": tiny("llama", head="classes", num_classes=5),
     "gpt2 classes": tiny("gpt2", head="classes", num_classes=5),
     "bert classes": tiny("bert", head="classes", num_classes=5),
+    "cnn": tiny("cnn"),
+    "cnn pixels": tiny("cnn", head="pixels", num_classes=0),
+    "mlp": tiny("mlp"),
+    "mlp pixels": tiny("mlp", head="pixels", num_classes=0),
+    "lstm": tiny("lstm"),
+    "lstm classes": tiny("lstm", head="classes", num_classes=5),
 }
 LLAMA = SOURCES["llama"]
 
@@ -88,6 +99,9 @@ class GrowthCase:
 
     def map(self, policy: str = "grow") -> GrowthMap:
         return growth_map(self.source, self.target, self.operator, policy, self.options)
+
+    def buffer_map(self) -> GrowthMap:
+        return buffer_map(self.source, self.target, self.operator, self.options)
 
 
 def growth(operator: str, name: str = "llama", options: GrowthOptions = NO_OPTIONS, **changes: object) -> GrowthCase:
@@ -116,7 +130,7 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
     first = next(case for case in depths if case[1] > case[0] > 0)
     others = [
         deeper(operator, *first, *([NO_OPTIONS] * (len(first) < 3)), name)
-        for name in ("gpt2", "bert", "mixtral", "vit")
+        for name in ("gpt2", "bert", "mixtral", "vit", "cnn", "lstm", "mlp")
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
 
@@ -152,23 +166,27 @@ _REPEAT = ("duplicate", "aki", "rms")
 
 def _hidden(name: str, size: int) -> dict[str, object]:
     """A hidden size, with the heads that fill it where they must."""
+    if not FAMILIES[SOURCES[name].family].heads_fill_hidden:
+        return {"hidden_size": size}
     heads = size // SOURCES[name].head_size
-    fills = FAMILIES[SOURCES[name].family].heads_fill_hidden
-    return {"hidden_size": size, **({"num_heads": heads, "num_kv_heads": heads} if fills else {})}
+    return {"hidden_size": size, "num_heads": heads, "num_kv_heads": heads}
 
 
 def _all_at_once(name: str) -> dict[str, object]:
     """Every width at once, none of them by a whole factor, with more tokens and positions where there are tokens."""
     groups = SOURCES[name].num_kv_heads * 3 // 2
     longer = {"vocab_size": 37, "context_length": 20} if SOURCES[name].vocab_size else {}
-    return {"hidden_size": 24, "num_heads": 6, "num_kv_heads": groups, "ffn_size": 40, **longer}
+    heads = {"num_heads": 6, "num_kv_heads": groups} if groups else {}
+    return {"hidden_size": 24, "ffn_size": 40, **heads, **longer}
 
 
 def _many_widths(operator: str, name: str) -> Iterator[GrowthCase]:
     """Each width alone, by whole factors and by others; and all at once."""
     changes = [_hidden(name, 24), _hidden(name, 32), _hidden(name, 40)]
-    changes += [{"ffn_size": 30}, {"ffn_size": 72}, {"vocab_size": 40}, {"context_length": 20}, _all_at_once(name)]
-    if not FAMILIES[SOURCES[name].family].heads_fill_hidden:
+    changes += [{"ffn_size": 30}, {"ffn_size": 72}, _all_at_once(name)]
+    changes += [{"vocab_size": 40}, {"context_length": 20}] if SOURCES[name].vocab_size else []
+    family = FAMILIES[SOURCES[name].family]
+    if family.has_attention and not family.heads_fill_hidden:
         heads = [(8, 4), (8, 2), (16, 4), *([(4, 4), (8, 8)] if operator in _REPEAT else [])]
         changes += [{"num_heads": query, "num_kv_heads": key_value} for query, key_value in heads]
     for change in changes:
@@ -180,14 +198,15 @@ def _few_widths(operator: str, name: str) -> Iterator[GrowthCase]:
     yield growth(operator, name, **_all_at_once(name))
 
 
-_WELL_TRIED = ("llama", "gpt2", "bert")
+_WELL_TRIED = ("llama", "gpt2", "bert", "cnn", "lstm")
+_MASKED = ("llama", "gpt2", "bert")
 
 WIDER = (
     *(case for operator in ("zero_pad", "duplicate", "aki", "rms") for name in SOURCES
       for case in (_many_widths if name in _WELL_TRIED else _few_widths)(operator, name)),
     *(growth(operator, name, num_heads=query, num_kv_heads=key_value) for operator in _REPEAT
       for name, query, key_value in (("mistral", 6, 3), ("qwen2", 6, 2), ("qwen3", 10, 5), ("mixtral", 6, 6))),
-    *(case for operator in ("masked", "learned") for name in _WELL_TRIED
+    *(case for operator in ("masked", "learned") for name in _MASKED
       for case in (_many_widths if name == "llama" else _few_widths)(operator, name)),
 )  # fmt: skip
 
@@ -209,7 +228,7 @@ MIXED = (
     mixture("hidden_size=zero_pad, num_heads=duplicate, num_experts=upcycle", hidden_size=24, num_heads=8),
     *(growth("num_layers=identity, hidden_size=duplicate, ffn_size=zero_pad, num_heads=duplicate", name,
              num_layers=4, **(_all_at_once(name) if name != "bert" else {**_hidden(name, 32), "ffn_size": 40}))
-      for name in ("llama", "qwen2 tied", "gpt2", "bert", "mixtral", "vit")),
+      for name in ("llama", "qwen2 tied", "gpt2", "bert", "mixtral", "vit", "cnn", "lstm", "mlp pixels")),
     growth("num_layers=stack, hidden_size=rms, ffn_size=aki, num_heads=zero_pad", num_layers=4,
            **_all_at_once("llama")),
     growth("num_layers=random, ffn_size=duplicate", "gpt2", num_layers=3, ffn_size=40),

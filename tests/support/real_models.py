@@ -1,4 +1,4 @@
-"""Models of transformers with made-up weights, and grown from such, for laws that only a real model can show."""
+"""Models with made-up weights, and grown from such, for laws that only a real model can show."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from growths import GrowthCase
 from raystage.growth.apply import Grown, Read
 from raystage.growth.rules import GrowthMap
-from raystage.models.build import build
+from raystage.models.build import build, drawn_weights
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.shape import ModelShape, Parameter, buffers, parameters
 
 SEED = 7
 BATCH, LENGTH = 4, 10
@@ -25,7 +25,7 @@ Values = Mapping[str, np.ndarray]
 @cache
 def made_up(shape: ModelShape, state: str = "fp32") -> Values:
     """Some fixed float64 numbers for a state of every parameter; gains about 1, second moments not negative."""
-    return {parameter.name: _numbers(parameter, state) for parameter in parameters(shape)}
+    return {one.name: _numbers(one, state) for one in (*parameters(shape), *buffers(shape))}
 
 
 def _numbers(parameter: Parameter, state: str) -> np.ndarray:
@@ -33,7 +33,8 @@ def _numbers(parameter: Parameter, state: str) -> np.ndarray:
     values = np.random.default_rng(seed).normal(scale=0.3, size=parameter.numel)
     if state == "fp32" and parameter.spec.init == "ones":
         values = 1 + values
-    return np.abs(values) if state == "exp_avg_sq" else values
+    is_variance = parameter.spec.is_buffer and parameter.spec.init == "ones"
+    return np.abs(values) if state == "exp_avg_sq" or is_variance else values
 
 
 def reader(values: Callable[[str], Values], dtype: type = np.float64) -> Read:
@@ -43,7 +44,9 @@ def reader(values: Callable[[str], Values], dtype: type = np.float64) -> Read:
 
 def grown(case: GrowthCase, policy: str = "grow", dtype: type = np.float64) -> Grown:
     """The case's source, made up, and grown."""
-    return Grown(case.map(policy), reader(lambda state: made_up(case.source, state), dtype), SEED)
+    rules = (*case.map(policy), *case.buffer_map())
+    own = drawn_weights(case.target, SEED)
+    return Grown(rules, reader(lambda state: made_up(case.source, state), dtype), SEED, own)
 
 
 def whole(rules: GrowthMap, grown_model: Grown, state: str) -> dict[str, np.ndarray]:
@@ -51,17 +54,19 @@ def whole(rules: GrowthMap, grown_model: Grown, state: str) -> dict[str, np.ndar
 
 
 def weights(case: GrowthCase, dtype: type = np.float64) -> dict[str, np.ndarray]:
-    return whole(case.map(), grown(case, dtype=dtype), "fp32")
+    return whole((*case.map(), *case.buffer_map()), grown(case, dtype=dtype), "fp32")
 
 
 def built(shape: ModelShape, values: Values, dtype: torch.dtype) -> torch.nn.Module:
-    """transformers' model with these weights, in evaluation mode: dropout is off."""
+    """The model with these weights, in evaluation mode: dropout is off."""
     network = build(shape).to(dtype).eval()
     if dtype == torch.float64:
         _compute_in_float64(network)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(values[name]).view(parameter.shape))
+        trained = dict(network.named_parameters())
+        for name, one in {**trained, **network.state_dict()}.items():
+            if name in trained or name in values:
+                one.copy_(torch.from_numpy(values[name]).view(one.shape))
     return network
 
 
@@ -103,8 +108,10 @@ def images_of(shape: ModelShape) -> dict[str, torch.Tensor]:
     """Some images as a model of `shape` takes them, a third of their patches hidden where it fills in pixels."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn((BATCH, shape.num_channels, shape.image_size, shape.image_size), generator=generator)
+    if shape.head != "pixels" or not FAMILIES[shape.family].has_attention:
+        return {"pixel_values": images}
     hidden = torch.rand((BATCH, shape.context_length - 1), generator=generator) < 1 / 3
-    return {"pixel_values": images, **({"bool_masked_pos": hidden} if shape.head == "pixels" else {})}
+    return {"pixel_values": images, "bool_masked_pos": hidden}
 
 
 def logits_for(network: torch.nn.Module, source: ModelShape) -> torch.Tensor:
