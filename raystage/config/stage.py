@@ -191,11 +191,11 @@ class Model(Section):
     """The shape of the model. What is not given follows from the rest, or from `init`."""
 
     family: Literal[TRAINED] = "llama"
-    """The model family, as transformers names it."""
+    """The model family, as transformers names it; or `cnn`, `lstm`, `mlp`, residual networks of raystage's own."""
     num_layers: Layers | None = None
     """The number of layers."""
     hidden_size: Units | None = None
-    """The width of the residual stream."""
+    """The width of the residual stream; for `family: cnn` its channels."""
     num_heads: Heads | None = None
     """The number of attention heads."""
     num_kv_heads: Heads | None = None
@@ -203,7 +203,8 @@ class Model(Section):
     head_size: Units | None = None
     """The width of one head; `hidden_size / num_heads` unless given."""
     ffn_size: Units | None = None
-    """The width of the feed-forward layers; four times `hidden_size` unless given."""
+    """The width inside of a layer: of the feed-forward part (four times `hidden_size` unless given), of the channels
+    between the two convolutions of a `cnn` or the cells of an `lstm` (as many as `hidden_size` unless given)."""
     vocab_size: Words | None = None
     """The number of token ids; as many as the tokenizer needs unless given, where its files say so."""
     context_length: Context | None = None
@@ -213,8 +214,8 @@ class Model(Section):
     norm_eps: Positive | None = None
     """The epsilon of the norms; as transformers has it for the family unless given. A growth may change it."""
     patch_size: Units | None = None
-    """For `family: vit`: the height and width of a patch in pixels; each is one position. The size of the images
-    follows from the data."""
+    """For `family: vit`: the height and width of a patch in pixels; each is one position. For `family: cnn`: the stride
+    of its first convolution, 1 unless given. The size of the images follows from the data."""
     num_experts: Experts | None = None
     """The number of experts in each layer; for `family: mixtral`."""
     experts_per_token: Experts | None = None

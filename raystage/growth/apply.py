@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from raystage.growth.rules import GrowthMap, Rule
 
 # (parameter, state, start, stop) -> the flat slice [start, stop), of floats
 Read = Callable[[str, str, int, int], np.ndarray]
+OwnWeights = Callable[[], Mapping[str, torch.Tensor]]
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 # Where a gradient scales by s, first-order state scales by s and second-order state by s squared.
@@ -36,13 +38,13 @@ _SHORT_RUN = 16
 class Grown:
     """A grown model, of which any slice can be computed.
 
-    read: reads the source. seed: of new weights. own: the whole initial weights of a model that draws them by its own
-    code, by name; where a rule says "drawn", new weights are those.
+    read: reads the source. seed: of new weights. own: gives the whole initial weights of a model that draws them by its
+    own code, by name (`models.build.drawn_weights`); where a rule says "drawn", new weights are those.
     """
 
-    def __init__(self, rules: GrowthMap, read: Read, seed: int, own: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(self, rules: GrowthMap, read: Read, seed: int, own: OwnWeights | None = None) -> None:
         self.rules = {rule.target: rule for rule in rules}
-        self._read, self._seed, self._own = read, seed, own or {}
+        self._read, self._seed, self._own = read, seed, cache(own) if own else dict
         self._means: dict[tuple, np.ndarray] = {}
 
     def slice(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
@@ -51,7 +53,7 @@ class Grown:
         rule = self.rules[parameter]
         if state == "fp32":
             return self._weights(rule, start, stop)
-        if rule.moments == "zeros":
+        if rule.moments != "copy":
             return np.zeros(stop - start, dtype=np.float32)
         if not rule.axes:
             return self._from(rule, rule.sources, state, start, stop)
@@ -60,7 +62,7 @@ class Grown:
     def copy_of(self, parameter: str, state: str) -> str | None:
         """The source parameter of which `state` of a target parameter is an exact copy; None where there is none."""
         rule = self.rules[parameter]
-        is_copy = rule.weights == "copy" if state == "fp32" else rule.moments != "zeros" and not rule.axes
+        is_copy = rule.weights == "copy" if state == "fp32" else rule.moments == "copy" and not rule.axes
         return rule.sources[0] if is_copy and len(rule.sources) == 1 else None
 
     def predicted_gradient(self, parameter: str, start: int, stop: int) -> np.ndarray:
@@ -88,7 +90,7 @@ class Grown:
 
     def _drawn(self, rule: Rule, start: int, stop: int) -> np.ndarray:
         if rule.init == "drawn":
-            return self._own[rule.target].reshape(-1)[start:stop].float().numpy()
+            return self._own()[rule.target].reshape(-1)[start:stop].float().numpy()
         return drawn(rule, start, stop, self._seed)
 
     def _mapped_weights(self, rule: Rule, start: int, stop: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from raystage.growth.width import (
     statistics_map,
 )
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, buffers, parameters
+from raystage.models.shape import ModelShape, Parameter, stored
 from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
@@ -36,11 +36,12 @@ class Rule:
     """How one target parameter is made.
 
     weights: "copy" of the source, "mapped" from it axis by axis, "zeros", or the family's own initialisation ("normal",
-    "ones", or "drawn" by the model's own code). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps none. sources: the source's parameter,
-    or several laid end to end. source_shape: of these together. beyond: the same parameters of the next layer, for axes
-    that need them. init, std: how fresh elements are drawn. gradient: what the factors of the axes tell about the
-    gradient right after growth: "exact", "estimated" or "none". A parameter whose moments are zeros starts with an
-    optimizer step count of its own, at 0.
+    "ones", or "drawn" by the model's own code). moments: "copy" or "zeros"; mapped ones are zero where an axis keeps
+    none; "none" of a buffer, which has no optimizer state and goes with its units: copies of a unit have the same
+    statistics. sources: the source's parameter, or several laid end to end. source_shape: of these together. beyond:
+    the same parameters of the next layer, for axes that need them. init, std: how fresh elements are drawn. gradient:
+    what the factors of the axes tell about the gradient right after growth: "exact", "estimated" or "none". A parameter
+    whose moments are zeros starts with an optimizer step count of its own, at 0.
     """
 
     target: str
@@ -75,7 +76,7 @@ def growth_map(
     options: GrowthOptions = NO_OPTIONS,
     families: tuple[Family, Family] | None = None,
 ) -> GrowthMap:
-    """The rules that make a model of shape `target` from one of shape `source`, one per target parameter.
+    """The rules that make a model of shape `target` from one of shape `source`, one per target parameter and buffer.
 
     optimizer_state: "grow" lets each rule decide, "reset" starts all moments at zero, "keep" keeps the moments of every
     parameter whose shape did not change (with depth, which changes no shape, that is "grow"). families: the tables of
@@ -96,12 +97,6 @@ def growth_map(
     return _Growing(source, target, operator, optimizer_state, options, tables).rules()
 
 
-def buffer_map(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> GrowthMap:
-    """The same for the target's buffers. Statistics go with their units: copies of a unit have the same ones."""
-    tables = FAMILIES[source.family], FAMILIES[target.family]
-    return _Growing(source, target, operator, "reset", options, tables).buffer_rules()
-
-
 def exact_in(rules: GrowthMap) -> str:
     """The precision in which an exact growth keeps the function: "any" where all old weights are copied whole.
 
@@ -114,13 +109,7 @@ def exact_in(rules: GrowthMap) -> str:
 def initial_map(target: ModelShape) -> GrowthMap:
     """The rules of a model with random weights: the family's own initialisation."""
     family = FAMILIES[target.family]
-    return tuple(_fresh(p, family, family.init_std) for p in parameters(target))
-
-
-def initial_buffers(target: ModelShape) -> GrowthMap:
-    """The rules of a new model's buffers."""
-    family = FAMILIES[target.family]
-    return tuple(_fresh(one, family, 0.0) for one in buffers(target))
+    return tuple(_fresh(one, family, family.init_std) for one in stored(target))
 
 
 class _Growing:
@@ -138,18 +127,14 @@ class _Growing:
         self.source, self.target, self.optimizer_state = source, target, optimizer_state
         self.family = families[1]
         self.origins = layer_origins(source, target, operator, options)
-        stored = (*parameters(source, families[0]), *buffers(source, families[0]))
-        self.found = {(p.spec.name, p.layer, p.expert): p for p in stored}
+        self.found = {(one.spec.name, one.layer, one.expert): one for one in stored(source, families[0])}
         self.maps = unit_maps(source, target, operator)
         self.exact = is_exact(source, target, operator, options)
         # Another head has another loss, so nothing is known of gradients.
         self.exchanges_head = exchanges_head(source, target)
 
     def rules(self) -> GrowthMap:
-        return tuple(self._rule(parameter) for parameter in parameters(self.target, self.family))
-
-    def buffer_rules(self) -> GrowthMap:
-        return tuple(self._rule(one) for one in buffers(self.target, self.family))
+        return tuple(self._rule(one) for one in stored(self.target, self.family))
 
     def _rule(self, parameter: Parameter) -> Rule:
         origin = LayerOrigin(None) if parameter.layer is None else self.origins[parameter.layer]
@@ -170,15 +155,20 @@ class _Growing:
             target=parameter.name,
             shape=parameter.shape,
             weights="zeros" if silent else "copy" if plain else "mapped",
-            moments="zeros" if self.optimizer_state == "reset" or origin.new or not kept else "copy",
+            moments=_moments(parameter.spec, kept and not origin.new and self.optimizer_state != "reset"),
             sources=tuple(one.name for one in sources),
             source_shape=tuple(axis.source for axis in axes),
             axes=() if plain or silent else axes,
             beyond=tuple(one.name for one in following) if any(axis.beyond for axis in axes) else (),
             init=_init(parameter.spec, self.family),
             std=self.family.init_std,
-            gradient="none" if origin.new or self.exchanges_head else "exact" if sure else "estimated",
+            gradient=self._gradient(parameter.spec, origin, sure),
         )
+
+    def _gradient(self, spec: ParameterSpec, origin: LayerOrigin, sure: bool) -> str:
+        if origin.new or self.exchanges_head or spec.is_buffer:
+            return "none"
+        return "exact" if sure else "estimated"
 
     def _sources(self, parameter: Parameter, layer: int | None) -> tuple[Parameter, ...]:
         """The source parameters in the source's `layer`: the one with the same name, or the dense rows of an expert; or
@@ -271,8 +261,15 @@ def _apart(axis: Axis, one: AxisMap) -> AxisMap:
 
 def _fresh(parameter: Parameter, family: Family, std: float) -> Rule:
     init = _init(parameter.spec, family)
-    return Rule(parameter.name, parameter.shape, weights=init, moments="zeros", init=init, std=std)
+    moments = _moments(parameter.spec, kept=False)
+    return Rule(parameter.name, parameter.shape, weights=init, moments=moments, init=init, std=std)
 
 
 def _init(spec: ParameterSpec, family: Family) -> str:
     return "drawn" if family.module else spec.init
+
+
+def _moments(spec: ParameterSpec, kept: bool) -> str:
+    if spec.is_buffer:
+        return "none"
+    return "copy" if kept else "zeros"

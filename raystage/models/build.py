@@ -35,7 +35,8 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
 
     Models of tokens are called with `input_ids`, those of images with `pixel_values`; `Head.output` names the part of
     their answer that counts. A decoder with a head for classes answers at the last position whose `attention_mask` is
-    not 0. A network of raystage's own has the weights that its modules draw. zero_init: a `deepspeed.zero.Init` context, under which no worker ever holds the whole model.
+    not 0. A network of raystage's own has the weights that its modules draw. zero_init: a `deepspeed.zero.Init`
+    context, under which no worker ever holds the whole model.
     """
     if FAMILIES[shape.family].module:
         return _network(shape, dtype, zero_init)
@@ -59,11 +60,8 @@ def _network(shape: ModelShape, dtype: torch.dtype, zero_init: object) -> torch.
     return network
 
 
-def drawn_weights(shape: ModelShape, seed: int) -> dict[str, torch.Tensor] | None:
-    """The initial weights and buffers, in fp32, of a network of raystage's own, fixed by the seed; None of a model of
-    transformers, whose table says how they are drawn. It holds the whole model."""
-    if not FAMILIES[shape.family].module:
-        return None
+def drawn_weights(shape: ModelShape, seed: int) -> dict[str, torch.Tensor]:
+    """The initial weights and buffers, in fp32, of a network of raystage's own, fixed by the seed: all of the model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return dict(build(shape).state_dict())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from raystage.models.networks.tables import NETWORKS
 from raystage.models.table import Family
 from raystage.models.tables.bert import BERT
 from raystage.models.tables.gpt import GPT2
 from raystage.models.tables.images import VIT
 from raystage.models.tables.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from raystage.models.tables.mixtures import MIXTRAL
+from raystage.models.tables.networks import NETWORKS
 
 # Those that transformers builds; their tables are in `models.tables`, by kind.
 BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT)
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*BUILT_IN, *NETWORKS)}
+TRANSFORMERS: dict[str, Family] = {family.name: family for family in BUILT_IN}
+FAMILIES: dict[str, Family] = TRANSFORMERS | {family.name: family for family in NETWORKS}
 
 
 # The families that a schedule can train.

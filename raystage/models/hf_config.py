@@ -84,7 +84,7 @@ def with_part(config: Config, part: Config) -> Config:
 def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     values = {field: _value(config, field, *family.fields[field], file) for field in family.fields}
     if family.reads_images:
-        values |= _of_images(values["image_size"], values["patch_size"], file)
+        values |= _of_images(family.name, values["image_size"], values["patch_size"], file)
     hidden, heads = values["hidden_size"], values["num_heads"]
     following = {"num_kv_heads": heads, "head_size": hidden // heads, "ffn_size": 4 * hidden}
     for field, value in following.items():
@@ -96,11 +96,11 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     return ModelShape(family=family.name, **values, **_head(config, family, file))
 
 
-def _of_images(image: int, patch: int, file: str) -> dict[str, int]:
+def _of_images(family: str, image: int, patch: int, file: str) -> dict[str, int]:
     """The vocabulary and the context of a model of images: the patches and the class token."""
     if patch > image:
         raise InputError(f"found {patch}; expected at most image_size ({image})", key="patch_size", file=file)
-    return {"vocab_size": 0, "context_length": image_positions(family.name, image, patch)}
+    return {"vocab_size": 0, "context_length": image_positions(family, image, patch)}
 
 
 def _head(config: Config, family: Family, file: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ _UNUSED = {"head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model. `head_size * num_heads` need not be `hidden_size` where the family allows it; all three sizes of
-    heads are 0 in a network without attention.
+    """Sizes of a model. `head_size * num_heads` need not be `hidden_size` where the family allows it; all three sizes
+    of heads are 0 in a network without attention.
 
     norm_eps: added to the variance in norms; growing the hidden size by zeros scales it, to stay exact. num_experts,
     experts_per_token: 0 in a dense model. rope_theta: the base of rotary positions. rope_scaling: their scaling as JSON
@@ -117,6 +117,11 @@ def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Paramet
 def buffers(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
     """Every array that belongs to the model and is measured, not trained, in the model's order."""
     return tuple(one for one in _rows(shape, family) if one.spec.is_buffer)
+
+
+def stored(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
+    """All that makes up a model, as checkpoints hold it: its parameters, then its buffers."""
+    return (*parameters(shape, family), *buffers(shape, family))
 
 
 def _rows(shape: ModelShape, family: Family | None) -> tuple[Parameter, ...]:

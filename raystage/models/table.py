@@ -94,16 +94,17 @@ class Family:
     that they are in a tied model. base: the prefix that a model without a head omits. heads: what its models can end in
     besides, by the name in `ModelShape.head`. head_rows: of a table with such a head, the parameters that it added.
 
-    norm: "rms", "layer" or "batch". post_norm: the output of the norm is itself the residual stream (BERT). heads_fill_hidden:
-    `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the hidden size.
-    rotary: positions are rotary and not embedded.
+    norm: "rms", "layer" or "batch". post_norm: the output of the norm is itself the residual stream (BERT).
+    heads_fill_hidden: `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the
+    hidden size. rotary: positions are rotary and not embedded. inner_factor: `ffn_size` over `hidden_size`, where it is
+    not given.
 
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
     a configuration that is made from a shape.
 
-    module: the module with its `build(shape)`, for a network of raystage's own; "" where transformers has the model. Such
-    a network's initial weights are those that its modules draw.
+    module: the module with its `build(shape)`, for a network of raystage's own; "" where transformers has the model.
+    Such a network's initial weights are those that its modules draw.
 
     on_disk: the table of the tensors in a folder, where `save_pretrained` writes others than the model has. stored_as:
     the rows on disk that lie end to end in one of the model's rows, expert by expert.
@@ -125,6 +126,7 @@ class Family:
     heads_divide_hidden: bool = False
     rotary: bool = True
     init_std: float = 0.02
+    inner_factor: int = 4
     objective: str = "next token"
     fields: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     constants: Mapping[str, object] = field(default_factory=dict)
@@ -148,11 +150,14 @@ class Family:
         return replace(
             self,
             before=head.before or self.before,
-            after=(*(row for row in self.after if row.name.startswith(self.base) and row.name != self.head), *head.rows),
+            after=(*self._of_body(self.after), *head.rows),
             optional=tuple(row for row in self.optional if row.name not in names),
             head="", untied=(), ties={}, heads={}, head_rows=names,
             on_disk=self.on_disk and self.on_disk.with_head(name),
         )  # fmt: skip
+
+    def _of_body(self, rows: tuple[ParameterSpec, ...]) -> tuple[ParameterSpec, ...]:
+        return tuple(row for row in rows if row.name.startswith(self.base) and row.name != self.head)
 
     @property
     def not_body(self) -> frozenset[str]:

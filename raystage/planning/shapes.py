@@ -16,6 +16,7 @@ from raystage.growth.trained import stage_refusal
 from raystage.models import rope
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, head_problem, heads_problem, image_positions
+from raystage.models.table import Family
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
@@ -73,8 +74,7 @@ def check_freezing(draft: StageDraft, context: Context) -> StageDraft:
 def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> ModelShape:
     """The shape of the model as written, with its heads, feed-forward size and vocabulary filled in."""
     family = FAMILIES[model.family]
-    needed = ("num_layers", "hidden_size", "num_heads", "patch_size" if family.reads_images else "context_length")
-    for field in needed:
+    for field in _needed(family):
         if getattr(model, field) is None:
             where = "in the file's model section or a stage's: it does not follow from the stage before"
             raise InputError(f"missing; expected a number, {where}", key=f"model.{field}")
@@ -82,10 +82,8 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
         family=model.family,
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads or model.num_heads,
-        head_size=_head_size(model),
-        ffn_size=model.ffn_size or 4 * model.hidden_size,
+        **_heads(model),
+        ffn_size=model.ffn_size or family.inner_factor * model.hidden_size,
         **(_of_images(model, data) if family.reads_images else _of_text(model, data, objective)),
         **_of_head(data, objective),
         norm_eps=model.norm_eps or family.default_norm_eps,
@@ -95,6 +93,27 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
     if problem:
         raise InputError(problem[1], key=f"model.{problem[0]}")
     return shape
+
+
+def _needed(family: Family) -> tuple[str, ...]:
+    """The sizes that have no default."""
+    heads = ("num_heads",) if family.has_attention else ()
+    if not family.reads_images:
+        return ("num_layers", "hidden_size", *heads, "context_length")
+    return ("num_layers", "hidden_size", *heads, *(("patch_size",) if family.has_attention else ()))
+
+
+def _heads(model: Model) -> dict[str, int]:
+    """The sizes of heads; all 0 in a network without attention."""
+    fields = ("num_heads", "num_kv_heads", "head_size")
+    if FAMILIES[model.family].has_attention:
+        sizes = (model.num_heads, model.num_kv_heads or model.num_heads, _head_size(model))
+        return dict(zip(fields, sizes, strict=True))
+    for field in fields:
+        if getattr(model, field) is not None:
+            problem = f"found {getattr(model, field)} for {model.family}, which has no heads; expected none"
+            raise InputError(problem, key=f"model.{field}")
+    return dict.fromkeys(fields, 0)
 
 
 def _of_text(model: Model, data: StageText, objective: ObjectivePlan) -> dict[str, Any]:
@@ -120,6 +139,7 @@ def _of_images(model: Model, data: StageText) -> dict[str, Any]:
         raise InputError(f"found {model.family}, which reads images, with texts; expected a source of images",
                          key="model.family")  # fmt: skip
     channels, height, width = image
+    patch_size = _patch_size(model, height)
     if height != width:
         problem = f"found images of {height} x {width} pixels; expected square ones, or a resize"
         raise InputError(problem, key="data.resize")
@@ -127,9 +147,19 @@ def _of_images(model: Model, data: StageText) -> dict[str, Any]:
         if getattr(model, field) is not None:
             problem = f"found {getattr(model, field)} for a {model.family}; expected none"
             raise InputError(f"{problem}: it follows from the images and patch_size", key=f"model.{field}")
-    positions = image_positions(height, model.patch_size)
+    positions = image_positions(model.family, height, patch_size)
     return {"vocab_size": 0, "context_length": positions, "tied_embeddings": False, "image_size": height,
-            "patch_size": model.patch_size, "num_channels": channels}  # fmt: skip
+            "patch_size": patch_size, "num_channels": channels}  # fmt: skip
+
+
+def _patch_size(model: Model, image_size: int) -> int:
+    """As written; a convolution's stride is 1 unless given, and the one patch of an mlp is the image."""
+    if model.family != "mlp":
+        return model.patch_size or 1
+    if model.patch_size not in (None, image_size):
+        problem = f"found {model.patch_size} for an mlp, which reads whole images; expected none"
+        raise InputError(problem, key="model.patch_size")
+    return image_size
 
 
 def _of_head(data: StageText, objective: ObjectivePlan) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
@@ -20,9 +21,10 @@ from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import GrowthRequest, PlannedGrowth, plan_growth
 from raystage.models import hf_folder
+from raystage.models.build import drawn_weights
 from raystage.models.families import FAMILIES
 from raystage.models.hf_folder import HuggingFaceModel
-from raystage.models.shape import ModelShape, parameters
+from raystage.models.shape import ModelShape, stored
 from raystage.safe_text import visible
 from raystage.storage import checkpoint, huggingface
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
@@ -192,7 +194,7 @@ def _opened_checkpoint(folder: Folder) -> Checkpoint:
             f"{(folder / checkpoint.MANIFEST).uri}: found the family {shown(family)}; expected {', '.join(FAMILIES)}"
         )
     found = {entry.name: entry.shape for entry in opened.manifest.parameters}
-    for parameter in parameters(opened.manifest.model):
+    for parameter in stored(opened.manifest.model):
         if found.get(parameter.name) != parameter.shape:
             raise CheckpointError(f"{(folder / checkpoint.MANIFEST).uri}: damaged ({parameter.name} is not in it)")
     return opened
@@ -203,11 +205,11 @@ def _write_checkpoint(
 ) -> None:
     """Every state of every parameter in fragments of bounded size, then the manifest."""
     opened = source.model
-    grown = Grown(growth.rules, opened.read, source.seed)
+    grown = Grown(growth.rules, opened.read, source.seed, partial(drawn_weights, growth.target, source.seed))
     spans = [
         (rule.target, state, start, stop)
         for rule in growth.rules
-        for state in opened.states
+        for state in (opened.states if rule.moments != "none" else ("fp32",))
         for start, stop in slices(rule, CHUNK_BYTES // _ITEM_BYTES)
     ]
     parts = cut_into_shards([_ITEM_BYTES * (stop - start) for *_, start, stop in spans], max_shard_bytes)

@@ -29,6 +29,7 @@ from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.stage import StagePlan
 from raystage.train import optimizer, partitions
+from raystage.train.buffers import Buffers
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
 # 30 s or more. DeepSpeed does not document this name, so a test holds that it exists.
@@ -105,6 +106,7 @@ class StageEngine:
         _restore_buffers(self.deepspeed.module, buffers)
         named = self.deepspeed.module.named_parameters()
         held = {one: frozen[name] for name, one in named if name in frozen}
+        self.buffers = Buffers(self.deepspeed.module)
         self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, held)
         self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
         self.open_mask(0)
@@ -137,13 +139,17 @@ class StageEngine:
         targets = self.learner.num_targets(reader, first, count, length)
         accumulation = self._accumulate(count)
         total = torch.zeros((), device=self.device)
+        self.buffers.begin_step()
         with self._frozen.at(done):
             for batch, weight in self.shares(reader, first, count, length):
+                self.buffers.begin_micro_batch()
                 loss = self.learner.loss(self.deepspeed, batch)
+                self.buffers.end_micro_batch(weight * _samples(batch))
                 # DeepSpeed divides by the accumulation steps and averages over the workers.
                 self.deepspeed.backward(loss * (weight * accumulation * self.world / max(1, targets)))
                 self.deepspeed.step()
                 total += loss.detach() * weight
+        self.buffers.end_step()
         self.open_mask(done + 1)
         return total, targets
 
@@ -254,6 +260,10 @@ def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -
         owner, _, leaf = name.rpartition(".")
         current = model.get_submodule(owner)._buffers
         current[leaf] = buffer.to(current[leaf].device)
+
+
+def _samples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from raystage.growth.counts import HeadStarts, grown_head_starts
 from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
 from raystage.growth.rules import GrowthMap, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
+from raystage.models.build import drawn_weights
 from raystage.models.hf_folder import open_model
 from raystage.objectives.learner import Reader
 from raystage.plans.initial import INIT_KEY, InitPlan, check_same
@@ -147,9 +149,13 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
 
     steps: the optimizer steps of each parameter. fitted: of a `learned` growth, whose weights no rule gives.
     """
-    grown = fitted or Grown(entry.rules, entry.source.read if entry.source else _nothing_to_read, seed)
+    read = entry.source.read if entry.source else _nothing_to_read
+    grown = fitted or Grown(entry.rules, read, seed, partial(drawn_weights, engine.stage.shape, seed))
     read_into = entry.source.read_into if isinstance(entry.source, Checkpoint) and fitted is None else None
     fill_partitions(partitions.partitions(engine.deepspeed), grown, read_into)
+    measured = engine.buffers.partitions()
+    fill_partitions(measured, grown, read_into)
+    engine.buffers.fill_from(measured)
     partitions.set_steps(engine.deepspeed, steps)
     partitions.refresh(engine.deepspeed)
     done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0

@@ -11,7 +11,7 @@ from deepspeed import comm
 
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts, as_runs, unsettled
-from raystage.models.shape import parameters
+from raystage.models.shape import stored
 from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
@@ -54,7 +54,8 @@ def write_fragments(fragments: list[Fragment], folder: Folder, name: str) -> Sha
 def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
     """Write this worker's part of all state. Returns its shard's entry and the step counts it knows."""
     name = checkpoint.shard_name(engine.rank, engine.world)
-    shard = write_fragments(fragments_of(partitions.partitions(engine.deepspeed)), folder, name)
+    parts = [*partitions.partitions(engine.deepspeed), *engine.buffers.partitions()]
+    shard = write_fragments(fragments_of(parts), folder, name)
     return shard, partitions.get_steps(engine.deepspeed)
 
 
@@ -77,8 +78,8 @@ def make_manifest(
     return Manifest(
         model=stage.shape,
         parameters=tuple(
-            ParameterEntry(one.name, one.shape, "float32", steps[one.name], runs.get(one.name, ()))
-            for one in parameters(stage.shape)
+            ParameterEntry(one.name, one.shape, "float32", steps.get(one.name, 0), runs.get(one.name, ()))
+            for one in stored(stage.shape)
         ),
         shards=shards,
         stage_key=stage.key,

@@ -251,7 +251,7 @@ class StageRunner:
     def _save(self, last: bool, wait: bool, is_average: bool = False) -> None:
         """Every worker writes its own shard, then the first one the manifest. wait: until that is done."""
         self.heartbeat.does("saving")
-        parts = partitions.partitions(self.engine.deepspeed)
+        parts = [*partitions.partitions(self.engine.deepspeed), *self.engine.buffers.partitions()]
         counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
         if wait:
             beside = self._write_probe if last else None

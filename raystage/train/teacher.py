@@ -14,6 +14,7 @@ from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store
+from raystage.train.buffers import persistent_buffers
 from raystage.train.engine import DTYPES
 from raystage.train.entry import open_planned
 
@@ -36,11 +37,10 @@ def models_of(stage: StagePlan, store: Store) -> Models:
 
 def frozen_model(shape: ModelShape, source: Checkpoint | FolderWeights, dtype: torch.dtype) -> torch.nn.Module:
     """A model with the weights of `source`, in host memory, for inference alone."""
-    network = build(shape, dtype)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(False)
-        values = source.read(name, "fp32", 0, parameter.numel())
-        parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+    network = build(shape, dtype).requires_grad_(False)
+    for name, one in (*network.named_parameters(), *persistent_buffers(network)):
+        values = source.read(name, "fp32", 0, one.numel())
+        one.copy_(torch.from_numpy(values).view(one.shape))
     return network.eval()
 
 

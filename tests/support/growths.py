@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from raystage.growth.checks import changed_fields, is_exact, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
-from raystage.growth.rules import GrowthMap, buffer_map, growth_map
+from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, image_positions
 
@@ -99,9 +99,6 @@ class GrowthCase:
 
     def map(self, policy: str = "grow") -> GrowthMap:
         return growth_map(self.source, self.target, self.operator, policy, self.options)
-
-    def buffer_map(self) -> GrowthMap:
-        return buffer_map(self.source, self.target, self.operator, self.options)
 
 
 def growth(operator: str, name: str = "llama", options: GrowthOptions = NO_OPTIONS, **changes: object) -> GrowthCase:

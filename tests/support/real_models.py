@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from raystage.growth.apply import Grown, Read
 from raystage.growth.rules import GrowthMap
 from raystage.models.build import build, drawn_weights
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, buffers, parameters
+from raystage.models.shape import ModelShape, Parameter, stored
 
 SEED = 7
 BATCH, LENGTH = 4, 10
@@ -25,7 +25,7 @@ Values = Mapping[str, np.ndarray]
 @cache
 def made_up(shape: ModelShape, state: str = "fp32") -> Values:
     """Some fixed float64 numbers for a state of every parameter; gains about 1, second moments not negative."""
-    return {one.name: _numbers(one, state) for one in (*parameters(shape), *buffers(shape))}
+    return {one.name: _numbers(one, state) for one in stored(shape)}
 
 
 def _numbers(parameter: Parameter, state: str) -> np.ndarray:
@@ -44,9 +44,8 @@ def reader(values: Callable[[str], Values], dtype: type = np.float64) -> Read:
 
 def grown(case: GrowthCase, policy: str = "grow", dtype: type = np.float64) -> Grown:
     """The case's source, made up, and grown."""
-    rules = (*case.map(policy), *case.buffer_map())
-    own = drawn_weights(case.target, SEED)
-    return Grown(rules, reader(lambda state: made_up(case.source, state), dtype), SEED, own)
+    own = partial(drawn_weights, case.target, SEED)
+    return Grown(case.map(policy), reader(lambda state: made_up(case.source, state), dtype), SEED, own)
 
 
 def whole(rules: GrowthMap, grown_model: Grown, state: str) -> dict[str, np.ndarray]:
@@ -54,7 +53,7 @@ def whole(rules: GrowthMap, grown_model: Grown, state: str) -> dict[str, np.ndar
 
 
 def weights(case: GrowthCase, dtype: type = np.float64) -> dict[str, np.ndarray]:
-    return whole((*case.map(), *case.buffer_map()), grown(case, dtype=dtype), "fp32")
+    return whole(case.map(), grown(case, dtype=dtype), "fp32")
 
 
 def built(shape: ModelShape, values: Values, dtype: torch.dtype) -> torch.nn.Module:

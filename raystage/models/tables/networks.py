@@ -6,8 +6,8 @@ All three are residual, so that every growth operator works on them as it does o
 
 from __future__ import annotations
 
-from raystage.models.rows import linear, on
 from raystage.models.table import Axis, Family, Head, ParameterSpec, fixed, out, reads
+from raystage.models.tables.rows import linear, on
 
 _L = "layers.{layer}."
 _KERNEL = 3
@@ -62,6 +62,7 @@ CNN = Family(
     head="",
     norm="batch",
     rotary=False,
+    inner_factor=1,
     objective="",
     fields={**_SIZES, **_IMAGES},
     module="raystage.models.networks.cnn",
@@ -118,6 +119,7 @@ LSTM = Family(
     embeddings=("embed.weight",),
     head="head.weight",
     rotary=False,
+    inner_factor=1,
     fields={
         **_SIZES,
         "vocab_size": ("vocab_size", 256),
