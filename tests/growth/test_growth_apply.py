@@ -13,6 +13,7 @@ from raystage.growth.apply import STATES, Grown, drawn, grown_steps, is_new, sli
 from raystage.growth.axis_maps import AxisMap
 from raystage.growth.depth import NO_OPTIONS
 from raystage.growth.rules import GrowthMap, Rule, growth_map, initial_map
+from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import reads
 from real_models import SEED, grown, made_up, reader, whole
@@ -334,7 +335,7 @@ def effect(parameter: Parameter, axes: tuple[AxisMap, ...], values: np.ndarray) 
 # --- initialisation -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [name for name, shape in SOURCES.items() if not FAMILIES[shape.family].module])
 def test_initialisation_does_not_depend_on_depth(name: str) -> None:
     """A parameter is drawn from (seed, its name): layer 0 starts alike whatever comes above it."""
     shape = SOURCES[name]

@@ -26,26 +26,34 @@ from raystage.growth.axis_maps import FRESH, MEAN, ZERO, AxisMap
 from raystage.growth.checks import changed_fields
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import OPERATORS, PARTS, complete_options, layer_origins, operators_of
-from raystage.growth.rules import growth_map, initial_map, unit_maps
+from raystage.growth.rules import Rule, growth_map, initial_map, unit_maps
 from raystage.models.build import build
-from raystage.models.shape import ModelShape, parameters
+from raystage.models.families import FAMILIES
+from raystage.models.shape import ModelShape, stored
+from raystage.train.buffers import persistent_buffers
 
 every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)
 every_deeper_growth = pytest.mark.parametrize("case", DEEPER, ids=str)
 
 
 @cache
-def real_parameters(shape: ModelShape) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(parameter.shape)) for name, parameter in build(shape).named_parameters()]
+def real_stored(shape: ModelShape) -> list[tuple[str, tuple[int, ...]]]:
+    network = build(shape)
+    return [(name, tuple(one.shape)) for name, one in (*network.named_parameters(), *persistent_buffers(network))]
 
 
 @cache
 def source_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    return {parameter.name: parameter.shape for parameter in parameters(shape)}
+    return {parameter.name: parameter.shape for parameter in stored(shape)}
 
 
 def layers_of(shape: ModelShape) -> dict[str, int | None]:
-    return {parameter.name: parameter.layer for parameter in parameters(shape)}
+    return {parameter.name: parameter.layer for parameter in stored(shape)}
+
+
+def moments(rule: Rule, of_parameter: str) -> str:
+    """What a rule's moments are to be, given what a parameter's would be: a buffer has none."""
+    return "none" if rule.target.endswith(("running_mean", "running_var")) else of_parameter
 
 
 # --- every operator has cases -------------------------------------------------------------------
@@ -80,7 +88,7 @@ def test_operators_meet_in_one_growth(part: str) -> None:
 
 @every_growth
 def test_every_parameter_of_the_real_model_once_in_its_order(case: GrowthCase) -> None:
-    assert [(rule.target, rule.shape) for rule in case.map()] == real_parameters(case.target)
+    assert [(rule.target, rule.shape) for rule in case.map()] == real_stored(case.target)
 
 
 @every_growth
@@ -114,13 +122,13 @@ def test_axes_stay_within_the_source(case: GrowthCase) -> None:
 @every_growth
 def test_rules_are_of_the_known_kinds(case: GrowthCase) -> None:
     for rule in case.map():
-        assert rule.weights in {"copy", "mapped", "zeros", "normal", "ones"}
-        assert rule.moments in {"copy", "zeros"}
+        assert rule.weights in {"copy", "mapped", "zeros", "normal", "ones", "drawn"}
+        assert rule.moments in {"copy", "zeros", "none"}
         assert rule.gradient in {"exact", "estimated", "none"}
         assert bool(rule.axes) == (rule.weights == "mapped")
         assert rule.source == (rule.sources[0] if rule.sources else None)
         if not rule.sources:
-            assert (rule.weights, rule.moments, rule.gradient) == (rule.init, "zeros", "none")
+            assert (rule.weights, rule.moments, rule.gradient) == (rule.init, moments(rule, "zeros"), "none")
 
 
 @every_growth
@@ -158,7 +166,7 @@ def test_the_layers_of_a_block_stay_together(case: GrowthCase) -> None:
 @every_growth
 def test_reset_changes_the_moments_alone(case: GrowthCase) -> None:
     grown, reset = case.map("grow"), case.map("reset")
-    assert {rule.moments for rule in reset} == {"zeros"}
+    assert {rule.moments for rule in reset} <= {"zeros", "none"}
     assert [replace(rule, moments="") for rule in reset] == [replace(rule, moments="") for rule in grown]
 
 
@@ -168,8 +176,9 @@ def test_reset_changes_the_moments_alone(case: GrowthCase) -> None:
 def test_growing_to_the_same_size_is_the_plain_copy(operator: str, policy: str, name: str) -> None:
     options = listed(0, 1) if operator == "layers" else NO_OPTIONS
     for rule in growth_map(SOURCES[name], SOURCES[name], operator, policy, options):
-        assert (rule.source, rule.weights, rule.moments, rule.axes) == (rule.target, "copy", "copy", ())
-        assert rule.gradient == "exact"
+        assert (rule.source, rule.weights, rule.axes) == (rule.target, "copy", ())
+        assert rule.moments == moments(rule, "copy")
+        assert rule.gradient == ("none" if rule.moments == "none" else "exact")
 
 
 # --- depth --------------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def test_what_stands_outside_the_layers_is_copied(case: GrowthCase) -> None:
     targets = layers_of(case.target)
     for rule in case.map():
         if targets[rule.target] is None:
-            assert (rule.source, rule.weights, rule.moments) == (rule.target, "copy", "copy")
+            assert (rule.source, rule.weights, rule.moments) == (rule.target, "copy", moments(rule, "copy"))
 
 
 @every_deeper_growth
@@ -194,22 +203,22 @@ def test_only_what_does_nothing_or_is_fresh_starts_without_moments(case: GrowthC
     rules, layers = case.map(), layers_of(case.target)
     new = {layers[rule.target] for rule in rules if rule.weights == "zeros" or not rule.sources}
     for rule in rules:
-        assert rule.moments == ("zeros" if layers[rule.target] in new else "copy")
+        assert rule.moments == moments(rule, "zeros" if layers[rule.target] in new else "copy")
 
 
 @pytest.mark.parametrize("case", [case for case in DEEPER if case.operator == "identity"], ids=str)
 def test_identity_adds_layers_that_do_nothing(case: GrowthCase) -> None:
     """The kept layers are the source's, each once and in its order; the others write nothing to the residual."""
-    writers = {p.name for p in parameters(case.target) if p.spec.writes_residual}
+    writers = {p.name for p in stored(case.target) if p.spec.writes_residual}
     rules, sources, targets = case.map(), layers_of(case.source), layers_of(case.target)
     new = {targets[rule.target] for rule in rules if rule.weights == "zeros"}
     kept = [rule for rule in rules if targets[rule.target] is not None and targets[rule.target] not in new]
     assert list(dict.fromkeys(sources[rule.source] for rule in kept)) == list(range(case.source.num_layers))
-    assert {(rule.weights, rule.moments) for rule in kept} <= {("copy", "copy")}
+    assert all((rule.weights, rule.moments) == ("copy", moments(rule, "copy")) for rule in kept)
     for rule in rules:
         if targets[rule.target] in new:
             assert rule.weights == ("zeros" if rule.target in writers else "copy")
-            assert rule.moments == "zeros"
+            assert rule.moments == moments(rule, "zeros")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +357,9 @@ def test_experts_are_copies_of_the_dense_layer() -> None:
 @pytest.mark.parametrize("shape", SOURCES.values(), ids=SOURCES)
 def test_a_model_from_nothing(shape: ModelShape) -> None:
     rules = initial_map(shape)
-    assert [(r.target, r.shape, r.weights) for r in rules] == [
-        (p.name, p.shape, p.spec.init) for p in parameters(shape)
+    own = bool(FAMILIES[shape.family].module)
+    assert [(r.target, r.shape, r.weights, r.moments) for r in rules] == [
+        (one.name, one.shape, "drawn" if own else one.spec.init, "none" if one.spec.is_buffer else "zeros")
+        for one in stored(shape)
     ]
-    assert {(rule.source, rule.moments, rule.std, rule.gradient) for rule in rules} == {(None, "zeros", 0.02, "none")}
+    assert {(rule.source, rule.std, rule.gradient) for rule in rules} == {(None, 0.02, "none")}

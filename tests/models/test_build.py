@@ -1,4 +1,4 @@
-"""The family tables against the real models of transformers."""
+"""The family tables against the real models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growths import SOURCES, tiny
 from raystage.models import build as model
-from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, flops_per_token, num_params, parameters
+from raystage.models.families import FAMILIES, TRANSFORMERS
+from raystage.models.shape import ModelShape, buffers, flops_per_token, num_params, parameters
 from raystage.objectives.causal_lm import CausalLm
+from raystage.train.buffers import persistent_buffers
 
 SHAPES = {
     **SOURCES,
@@ -21,6 +22,8 @@ SHAPES = {
     **{f"{family} without layers": tiny(family, num_layers=0) for family in FAMILIES},
     "tied without layers": tiny("llama", num_layers=0, tied_embeddings=True),
 }
+
+OF_TRANSFORMERS = {name: shape for name, shape in SHAPES.items() if shape.family in TRANSFORMERS}
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
@@ -37,6 +40,12 @@ def test_num_params_is_the_models_own_count(shape: ModelShape) -> None:
 
 
 @every_shape
+def test_the_table_names_the_models_buffers(shape: ModelShape) -> None:
+    real = [(name, tuple(one.shape)) for name, one in persistent_buffers(model.build(shape))]
+    assert [(one.name, one.shape) for one in buffers(shape)] == real
+
+
+@pytest.mark.parametrize("shape", OF_TRANSFORMERS.values(), ids=OF_TRANSFORMERS)
 def test_the_configuration_says_the_shape(shape: ModelShape) -> None:
     """Under transformers' own names, and nothing is dropped at random."""
     config = model.config(shape)
@@ -50,7 +59,7 @@ def test_the_configuration_says_the_shape(shape: ModelShape) -> None:
 
 
 @pytest.mark.parametrize("num_layers", [0, 3])
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.objective])
+@pytest.mark.parametrize("family", [name for name, one in TRANSFORMERS.items() if one.objective])
 def test_flops_agree_with_a_count_of_what_runs(family: str, num_layers: int) -> None:
     """Torch's counter leaves out norms and biases, whose parameters count among the six; it counts attention whole.
     Of a mixture every expert runs for the tokens that chose it: two of four for each."""

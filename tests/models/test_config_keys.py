@@ -17,7 +17,7 @@ from folders import assert_same, grow, grown
 from raystage.errors import InputError
 from raystage.files.reading import LocalFiles
 from raystage.models import hf_config, hf_trainable
-from raystage.models.families import FAMILIES
+from raystage.models.families import TRANSFORMERS
 from raystage.models.hf_folder import open_trainable
 from raystage.planning.build import make_plan
 from started_models import make, make_schedule
@@ -33,7 +33,7 @@ WITHOUT_EFFECT = frozenset({
     "summary_use_proj", "attention_probs_dropout_prob", "hidden_dropout_prob",
 })  # fmt: skip
 ROOT = Path(transformers.__file__).parent
-TRAINED = list(FAMILIES)
+TRAINED = list(TRANSFORMERS)
 # What every model goes through, besides its own file.
 SHARED = (
     "modeling_utils.py", "modeling_rope_utils.py", "masking_utils.py", "cache_utils.py", "configuration_utils.py",
@@ -78,12 +78,12 @@ def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> No
     config = transformers.AutoConfig.for_model(family)
     read = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
     read |= read_by(ROOT / f"models/{family}/modeling_{family}.py").union(*(read_by(ROOT / one) for one in SHARED))
-    sizes = {key for key, _ in FAMILIES[family].fields.values()}
+    sizes = {key for key, _ in TRANSFORMERS[family].fields.values()}
     known = {*sizes, *hf_trainable._AS_BUILT, *hf_trainable._CHECKED, *WITHOUT_EFFECT, *hf_trainable._READ, *HARMLESS}
     known |= set(hf_config.ALIASES.get(family, {}).values()) | set(hf_trainable._AS_BUILT_OF.get(family, {}))
-    known |= set() if FAMILIES[family].rotary else {"head_dim"}  # for rotary positions
+    known |= set() if TRANSFORMERS[family].rotary else {"head_dim"}  # for rotary positions
     of_tokens = {"max_position_embeddings", "tie_word_embeddings", "vocab_size"}
-    known |= of_tokens if FAMILIES[family].reads_images else set()
+    known |= of_tokens if TRANSFORMERS[family].reads_images else set()
     methods = {name for name in read if callable(getattr(type(config), name, None)) or name.startswith("__")}
     assert sorted(read - known - methods - set(dir(dict)) - set(dir(list))) == []
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from raystage.models.build import build
-from raystage.models.families import FAMILIES
+from raystage.models.families import TRANSFORMERS
 from raystage.models.shape import ModelShape, flops_per_token, parameters
 
 SEQUENCES = 2
@@ -60,7 +60,7 @@ def tokens_of(shape: ModelShape) -> int:
 
 
 def test_every_family_is_counted() -> None:
-    assert {shape.family for shape in CASES.values()} == {name for name, one in FAMILIES.items() if one.objective}
+    assert {shape.family for shape in CASES.values()} == {name for name, one in TRANSFORMERS.items() if one.objective}
 
 
 @every_case

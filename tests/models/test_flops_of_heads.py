@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from raystage.models.build import build
-from raystage.models.families import FAMILIES
+from raystage.models.families import FAMILIES, TRANSFORMERS
 from raystage.models.shape import (
     ModelShape,
     flops_per_token,
@@ -68,7 +68,7 @@ def counted(shape: ModelShape, backward: bool = True) -> int:
 
 def test_every_head_is_counted() -> None:
     assert {(shape.family, shape.head) for shape in CASES.values()} == {
-        (name, head) for name, family in FAMILIES.items() for head in family.heads
+        (name, head) for name, family in TRANSFORMERS.items() for head in family.heads
     }
 
 

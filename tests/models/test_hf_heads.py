@@ -20,6 +20,7 @@ from raystage.files.filesystem import open_folder
 from raystage.files.reading import LocalFiles
 from raystage.growth.apply import Grown
 from raystage.growth.rules import growth_map
+from raystage.models.families import TRANSFORMERS
 from raystage.models.hf_folder import open_model, open_trainable
 from raystage.models.manifest import check_model
 from raystage.models.shape import ModelShape, parameters, table_of
@@ -30,7 +31,7 @@ from raystage.tools.grow import open_source
 from raystage.tools.lm_eval import check_language_model
 from real_models import built, images_of
 
-HEADED = [name for name, shape in SOURCES.items() if shape.head]
+HEADED = [name for name, shape in SOURCES.items() if shape.head and shape.family in TRANSFORMERS]
 every_head = pytest.mark.parametrize("name", HEADED)
 IMAGES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12,

@@ -10,10 +10,10 @@ import transformers
 
 from growths import SOURCES, tiny
 from raystage.models.build import build, config, last_states, model_class
-from raystage.models.families import FAMILIES
+from raystage.models.families import TRANSFORMERS
 from raystage.models.shape import ModelShape
 
-DECODERS = [name for name, family in FAMILIES.items() if family.objective == "next token"]
+DECODERS = [name for name, family in TRANSFORMERS.items() if family.objective == "next token"]
 PAD = 30  # a token that no text has
 every_decoder = pytest.mark.parametrize("family", DECODERS)
 

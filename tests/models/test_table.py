@@ -29,7 +29,7 @@ def test_rows_are_made_of_known_things(family: Family) -> None:
         assert row.init in {"normal", "ones", "zeros"}
         assert row.acts_on in {"position", "patch", "sample"}
         for axis in row.axes:
-            assert axis.role in {"out", "in", "gain", "shift", "each", "fixed"}
+            assert axis.role in {"out", "in", "gain", "shift", "statistic", "each", "fixed"}
             assert set(axis.units) <= set(UNITS)
             assert bool(axis.fixed) == (axis.role == "fixed") == (not axis.units)
 
@@ -53,7 +53,8 @@ def test_what_a_family_names_is_in_its_table(family: Family) -> None:
     assert set(family.embeddings) <= before
     assert {family.head, *family.untied} <= (after if family.objective else {""})
     assert all(row.name.startswith(family.base) for row in (*family.before, *family.layer))
-    assert sum(row.writes_residual and len(row.axes) > 1 for row in family.layer) == 2
+    writers = sum(row.writes_residual and len(row.axes) > 1 for row in family.layer)
+    assert writers == (2 if family.has_attention else 1)
 
 
 @every_family
@@ -61,15 +62,16 @@ def test_every_field_of_the_shape_has_a_name_and_a_default(family: Family) -> No
     known = {field.name for field in fields(ModelShape)}
     assert set(family.fields) <= known
     inputs = {"image_size", "patch_size", "num_channels"} if family.reads_images else {"vocab_size", "context_length"}
-    assert {"num_layers", "hidden_size", "num_heads", "ffn_size"} | inputs <= set(family.fields)
+    assert {"num_layers", "hidden_size", "ffn_size"} | inputs <= set(family.fields)
+    assert bool(family.module) == ("num_heads" not in family.fields)
     assert family.default_norm_eps == family.fields["norm_eps"][1]
-    assert ("num_kv_heads" in family.fields) == (not family.heads_fill_hidden)
+    assert ("num_kv_heads" in family.fields) == (family.has_attention and not family.heads_fill_hidden)
 
 
 @pytest.mark.parametrize(("family", "head"), [(family, head) for family in FAMILIES.values() for head in family.heads])
 def test_a_head_is_exchanged_and_the_body_stays(family: Family, head: str) -> None:
     table = family.with_head(head)
-    body = [row for row in family.after if row.name.startswith(family.base)]
+    body = [row for row in family.after if row.name.startswith(family.base) and row.name != family.head]
     assert table.layer == family.layer
     assert table.after == (*body, *family.heads[head].rows)
     assert set(table.head_rows) == {row.name for row in family.heads[head].rows}

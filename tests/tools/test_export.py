@@ -16,10 +16,10 @@ from growths import tiny
 from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
 from raystage.models import build as model
-from raystage.models.families import FAMILIES
+from raystage.models.families import TRANSFORMERS
 from raystage.storage import checkpoint
 
-LEARNS_NEXT = [name for name, family in FAMILIES.items() if family.objective == "next token"]
+LEARNS_NEXT = [name for name, family in TRANSFORMERS.items() if family.objective == "next token"]
 TEXTS = ["two\nlines", "  ¡ñandú! \x00\x7f\x80ÿĀ 漢字 🙂", "an <|endoftext|> in the text", ""]
 
 
