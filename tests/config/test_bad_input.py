@@ -153,7 +153,7 @@ CASES = [
      "'gpt2', 'bert', 'mixtral', 'vit', 'cnn', 'lstm' or 'mlp'; did you mean 'llama'?"),
     ("change", "model.family=bert",
      "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm or classification, or a "
-     "family that learns it (llama, mistral, qwen2, qwen3, gpt2, mixtral)"),
+     "family that learns it (llama, mistral, qwen2, qwen3, gpt2, mixtral, lstm)"),
     ("change", "objective=masked_lm",
      "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or instruct or own or "
      "distillation or classification, or a family that learns it (bert)"),

@@ -100,17 +100,20 @@ def members_at_end(stage: StagePlan, store: Store, steps: int) -> Members | None
 
 
 def fill_average(engine: StageEngine, members: Members) -> None:
-    """Set the weights that this worker's optimizer holds to the average, then update the model's from them.
+    """Set the weights that this worker's optimizer holds to the average, and buffers too; then update the model's
+    weights from them.
 
     Collective. Needs memory for a fragment of each checkpoint besides.
     """
     with ExitStack() as opened:
         sources = [opened.enter_context(closing(Checkpoint(folder.unmapped))) for folder in members.folders]
-        for part in partitions.partitions(engine.deepspeed):
+        measured = engine.buffers.partitions()
+        for part in (*partitions.partitions(engine.deepspeed), *measured):
             held = part.tensors["fp32"]
             for first, last in in_pieces(0, part.stop - part.start):
                 piece = part.start + first, part.start + last
                 held[first:last].copy_(torch.from_numpy(averaged(sources, members.weights, part.parameter, *piece)))
+    engine.buffers.fill_from(measured)
     partitions.refresh(engine.deepspeed)
 
 
