@@ -38,7 +38,7 @@ from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
 from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
-from raystage.train.shards import fragments_of, write_fragments
+from raystage.train.state.shards import fragments_of, write_fragments
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 SHAPES = {

@@ -53,7 +53,7 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
-from raystage.train.shards import make_manifest, write_own_shard
+from raystage.train.state.shards import make_manifest, write_own_shard
 
 MODELS = {
     "10M": {"num_layers": 6, "hidden_size": 320, "num_heads": 5, "ffn_size": 864, "vocab_size": 4096},

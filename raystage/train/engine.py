@@ -29,7 +29,7 @@ from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.stage import StagePlan
 from raystage.train import optimizer, partitions
-from raystage.train.buffers import Buffers
+from raystage.train.state.buffers import Buffers
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
 # 30 s or more. DeepSpeed does not document this name, so a test holds that it exists.

@@ -32,7 +32,7 @@ from raystage.train.collectives import broadcast_object
 from raystage.train.ending.averaging import has_members_up_to
 from raystage.train.engine import DTYPES, StageEngine
 from raystage.train.partitions import Partition
-from raystage.train.shards import in_pieces
+from raystage.train.state.shards import in_pieces
 
 # (parameter, state, start, into) -> nothing. Sets `into`, flat float32, to the slice that begins at `start`.
 ReadInto = Callable[[str, str, int, np.ndarray], None]

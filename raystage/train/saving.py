@@ -34,7 +34,7 @@ from raystage.storage.store import Store
 from raystage.train.collectives import all_gather_objects
 from raystage.train.ending.averaging import wanted_positions
 from raystage.train.partitions import Partition
-from raystage.train.shards import Fragment, fragments_of, make_manifest, write_fragments
+from raystage.train.state.shards import Fragment, fragments_of, make_manifest, write_fragments
 
 Result = TypeVar("Result")
 Send = Callable[[str, str, Any], None]

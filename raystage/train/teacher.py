@@ -14,9 +14,9 @@ from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store
-from raystage.train.buffers import persistent_buffers
 from raystage.train.engine import DTYPES
 from raystage.train.entry import open_planned
+from raystage.train.state.buffers import persistent_buffers
 
 
 def models_of(stage: StagePlan, store: Store) -> Models:

@@ -30,7 +30,7 @@ from raystage.growth.rules import Rule, growth_map, initial_map, unit_maps
 from raystage.models.build import build
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, stored
-from raystage.train.buffers import persistent_buffers
+from raystage.train.state.buffers import persistent_buffers
 
 every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)
 every_deeper_growth = pytest.mark.parametrize("case", DEEPER, ids=str)

@@ -13,7 +13,7 @@ from raystage.models import build as model
 from raystage.models.families import FAMILIES, TRANSFORMERS
 from raystage.models.shape import ModelShape, buffers, flops_per_token, num_params, parameters
 from raystage.objectives.causal_lm import CausalLm
-from raystage.train.buffers import persistent_buffers
+from raystage.train.state.buffers import persistent_buffers
 
 SHAPES = {
     **SOURCES,

@@ -28,7 +28,7 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.train import collectives
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
-from raystage.train.shards import make_manifest, write_own_shard
+from raystage.train.state.shards import make_manifest, write_own_shard
 from raystage.train.texts import evaluation_set
 
 MODELS: dict[str, dict] = {

@@ -24,7 +24,7 @@ from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry
 from raystage.train.entry import fill as fill_engine
-from raystage.train.shards import make_manifest, write_own_shard
+from raystage.train.state.shards import make_manifest, write_own_shard
 
 
 @dataclass(frozen=True)

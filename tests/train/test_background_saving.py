@@ -32,8 +32,8 @@ from raystage.train import saving
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.partitions import Partition
 from raystage.train.saving import Counts, HostCopies, Saver
-from raystage.train.shards import fragments_of
 from raystage.train.stage_runner import JobContext
+from raystage.train.state.shards import fragments_of
 from raystage.train.worker import Job, train_stages
 
 PATIENCE_SECONDS = 60.0

@@ -15,7 +15,7 @@ from raystage.models.shape import ModelShape
 from raystage.storage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, commit
 from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
-from raystage.train.shards import fragments_of, write_fragments
+from raystage.train.state.shards import fragments_of, write_fragments
 
 SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, FRAGMENT_NUMEL // 8 + 3, 10)
 NAME = "model.embed_tokens.weight"

@@ -23,7 +23,7 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import CHECKPOINTS, Store
 from raystage.train import partitions
 from raystage.train.engine import StageEngine
-from raystage.train.shards import in_pieces
+from raystage.train.state.shards import in_pieces
 
 # --- which checkpoints ------------------------------------------------------------------------
 
