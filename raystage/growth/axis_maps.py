@@ -97,6 +97,12 @@ def without_copies(one: AxisMap) -> AxisMap:
     return replace(one, index=index) if index != tuple(one.index) else one
 
 
+def statistics_map(out: AxisMap) -> AxisMap:
+    """What a norm has measured of each unit, given the map of what makes the units: copies have the same statistics,
+    other new units those of a new model."""
+    return AxisMap(out.note, out.source, tuple(i if i >= 0 else FRESH for i in out.index))
+
+
 @dataclass(frozen=True)
 class Widening:
     """Units that become more: for each the source unit that it copies (-1: none)."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from raystage.growth.axis_maps import AxisMap, end_to_end, unchanged, without_copies
+from raystage.growth.axis_maps import AxisMap, end_to_end, statistics_map, unchanged, without_copies
 from raystage.growth.checks import exchanges_head, heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
@@ -20,7 +20,6 @@ from raystage.growth.width import (
     more_positions,
     more_vocabulary,
     spread_map,
-    statistics_map,
 )
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, stored

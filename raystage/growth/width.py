@@ -346,9 +346,3 @@ def more_positions(source: int, target: int) -> AxisMap:
     """Embedded positions beyond the source's start again with its first one (Longformer, 2004.05150)."""
     units = repeated(source, target)
     return _map("repeat", units, FRESH, gradient=[1.0] * source + [0.0] * (target - source), kept=units.first)
-
-
-def statistics_map(out: AxisMap) -> AxisMap:
-    """What a norm has measured of each unit, given the map of what makes the units: copies have the same statistics,
-    other new units those of a new model."""
-    return AxisMap(out.note, out.source, tuple(i if i >= 0 else FRESH for i in out.index))
