@@ -48,7 +48,7 @@ def _convolution(source: int, target: int, stride: int = 1) -> torch.nn.Conv2d:
     return made
 
 
-class Block(torch.nn.Module):
+class ConvolutionBlock(torch.nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.norm1 = BatchNorm(shape.hidden_size, shape.norm_eps)
@@ -70,7 +70,7 @@ class Cnn(Network):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.stem = _convolution(shape.num_channels, shape.hidden_size, shape.patch_size)
-        self.layers = torch.nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.layers = torch.nn.ModuleList(ConvolutionBlock(shape) for _ in range(shape.num_layers))
         self.norm = BatchNorm(shape.hidden_size, shape.norm_eps)
         if shape.head == "classes":
             self.classifier = classifier(shape.hidden_size, shape.num_classes)

@@ -38,7 +38,7 @@ class Cells(torch.nn.Module):
         return made
 
 
-class Block(torch.nn.Module):
+class LstmBlock(torch.nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.norm = RmsNorm(shape.hidden_size, shape.norm_eps)
@@ -59,7 +59,7 @@ class Lstm(Network):
         super().__init__()
         self.embed = torch.nn.Embedding(shape.vocab_size, shape.hidden_size)
         torch.nn.init.normal_(self.embed.weight, std=0.02)
-        self.layers = torch.nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.layers = torch.nn.ModuleList(LstmBlock(shape) for _ in range(shape.num_layers))
         self.norm = RmsNorm(shape.hidden_size, shape.norm_eps)
         if shape.head == "classes":
             self.classifier = classifier(shape.hidden_size, shape.num_classes)

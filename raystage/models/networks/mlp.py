@@ -14,7 +14,7 @@ from raystage.models.networks.network import Network, RmsNorm, classifier
 from raystage.models.shape import ModelShape
 
 
-class Block(torch.nn.Module):
+class PerceptronBlock(torch.nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.norm = RmsNorm(shape.hidden_size, shape.norm_eps)
@@ -34,7 +34,7 @@ class Mlp(Network):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.stem = torch.nn.Linear(shape.units("pixel"), shape.hidden_size)
-        self.layers = torch.nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.layers = torch.nn.ModuleList(PerceptronBlock(shape) for _ in range(shape.num_layers))
         self.norm = RmsNorm(shape.hidden_size, shape.norm_eps)
         if shape.head == "classes":
             self.classifier = classifier(shape.hidden_size, shape.num_classes)
