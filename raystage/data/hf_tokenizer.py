@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from raystage.data.tokenizer_files import check_bounds
@@ -104,6 +104,35 @@ def for_training(name: str) -> transformers.PreTrainedTokenizerBase:
         raise InputError(problem, key="data.tokenizer") from None
 
 
+def for_samples(
+    tokenizer: transformers.PreTrainedTokenizerBase, end: int, context_length: int
+) -> transformers.PreTrainedTokenizerFast | None:
+    """The tokenizer that makes of a text what a classifier is trained on (`data.tokenizers.LabelledTexts`): with the
+    token that begins a sample, where there is one, and with `end` behind it, also where a text is cut.
+
+    None where it does so already, or where transformers has it in Python alone.
+    """
+    start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+    alone = tokenizer.encode("a", add_special_tokens=False)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.encode("a") == [*start, *alone, end]:
+        return None
+    names = {one: tokenizer.convert_ids_to_tokens(one) for one in (*start, end)}
+    changed = Tokenizer.from_str(backend.to_str())
+    changed.post_processor = processors.TemplateProcessing(
+        single=[*(names[one] for one in start), "$A", names[end]],
+        special_tokens=[(name, one) for one, name in names.items()],
+    )
+    # Of the plain class: others replace what is added to a text when they are loaded.
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=changed,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        **tokenizer.special_tokens_map,
+    )
+
+
 def num_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     """One more than the largest id. Ids may have gaps, so the number of tokens is not enough."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
@@ -139,8 +168,11 @@ def control_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]
 
 def tokenizer_files(name: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:
     """By name the files that AutoTokenizer reads: those of the folder, else those that the tokenizer saves."""
-    if os.path.isdir(name):
-        return _matching(Path(name))
+    return _matching(Path(name)) if os.path.isdir(name) else saved_files(tokenizer)
+
+
+def saved_files(tokenizer: transformers.PreTrainedTokenizerBase) -> Mapping[str, bytes]:
+    """By name the files that a tokenizer saves."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return _matching(Path(folder))

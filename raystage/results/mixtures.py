@@ -50,8 +50,9 @@ def sources_read(run: RunPlan, records: Mapping[str, StageRecord] | None = None)
 
 
 def losses_by_name(point: Evaluation, run: RunPlan) -> dict[str, float]:
-    """The losses of an evaluation on the sources of a mixture, by their names in the run's plan."""
-    names = {part.data.content: part.name for stage in run.stages for part in stage.data.parts if part.name}
+    """The losses of an evaluation on sources of mixtures, by their names in the run's plan. `accept` may have asked for
+    one that the stage itself does not read."""
+    names = {part.data.content: part.name for stage in run.stages for part in stage.evaluated if part.name}
     return {names[content]: loss for content, loss in point.sources.items() if content in names}
 
 

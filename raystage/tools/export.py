@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from raystage.data.hf_tokenizer import load_tokenizer, num_ids, tokenizer_files
+from raystage.data.hf_tokenizer import for_samples, load_tokenizer, num_ids, saved_files, tokenizer_files
 from raystage.data.tokenizer_names import NO_TOKENIZER
 from raystage.errors import InputError
 from raystage.files.filesystem import Folder
@@ -57,7 +57,7 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
     try:
         with as_input_errors("CHECKPOINT"):
             _write_weights(source, target, options)
-            for file, content in _tokenizer_files(source, options, name, tokenizer).items():
+            for file, content in _tokenizer_files(source, options, name, tokenizer, end).items():
                 target.write_whole(file, content)
             if end is not None and not source.shape.head:
                 generation = transformers.GenerationConfig(eos_token_id=end)
@@ -138,10 +138,19 @@ def _tokenizer(source: Source, options: ExportOptions) -> tuple[str | None, Any]
     return name, tokenizer
 
 
-def _tokenizer_files(source: Source, options: ExportOptions, name: str | None, tokenizer: Any) -> dict[str, bytes]:
-    """By name the files of the tokenizer, with the chat template of the training."""
+def _tokenizer_files(
+    source: Source, options: ExportOptions, name: str | None, tokenizer: Any, end: int | None
+) -> dict[str, bytes]:
+    """By name the files of the tokenizer, with the chat template of the training.
+
+    That of a classifier adds the tokens that its texts were trained with: some families decide by the last one.
+    """
     if tokenizer is None:
         return {}
+    if source.shape.head == "classes" and end is not None:
+        with_ends = for_samples(tokenizer, end, source.shape.context_length)
+        if with_ends is not None:
+            return dict(saved_files(with_ends))
     template = source.model.manifest.data_cursor.get("chat_template")
     is_own = options.tokenizer is None and isinstance(template, str)
     return {**tokenizer_files(name, tokenizer), **({"chat_template.jinja": template.encode()} if is_own else {})}

@@ -17,11 +17,12 @@ from raystage.errors import InputError
 from raystage.planning import build
 from raystage.planning.inputs import Sources
 from raystage.plans import keys
+from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
 from raystage.results.data_use import amounts_read
 from raystage.results.data_warnings import data_warnings
-from raystage.results.mixtures import mixture_lines, sources_read
+from raystage.results.mixtures import losses_by_name, mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
 from token_writers import write_llmc
@@ -326,6 +327,8 @@ def test_a_stage_that_forgets_an_earlier_source_is_not_accepted(texts: Path, ris
     _, two = stages_of(mixed_schedule(texts, forgetting(texts)))
     old = two.also_evaluated[0]
     assert (old.name, old.weight) == ("a", 0)
+    watched = replace(make_record(two, 3.0).end, sources={old.data.content: 2.0})
+    assert losses_by_name(watched, RunPlan("", (two,))) == {"a": 2.0}  # a row of the report has its own stage alone
     end = make_record(two, 3.0).end
     points = tuple(replace(end, sources={old.data.content: loss}) for loss in (2.0, 2.0 + rise))
     reasons = judge(two.accept, make_record(two, 3.0, evaluations=points), contents_of(two))

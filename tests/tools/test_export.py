@@ -14,9 +14,10 @@ from exports import byte_shape, exported, invoke, load, logits, make_checkpoint,
 from factories import save_words
 from growths import tiny
 from raystage.data.tokenizer_names import tokenizer_fingerprint
-from raystage.data.tokenizers import ByteTokenizer, PretrainedTokenizer
+from raystage.data.tokenizers import ByteTokenizer, LabelledTexts, PretrainedTokenizer
 from raystage.models import build as model
 from raystage.models.families import TRANSFORMERS
+from raystage.sources.corpus import Sample
 from raystage.storage import checkpoint
 
 LEARNS_NEXT = [name for name, family in TRANSFORMERS.items() if family.objective == "next token"]
@@ -94,6 +95,31 @@ def test_a_folders_tokenizer_goes_along_as_it_is(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "tokens" / name).read_bytes()
     assert tokenizer_fingerprint(str(tmp_path / "out")) == tokenizer_fingerprint(str(tmp_path / "tokens"))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("tokenizer", ["bytes", "words"])
+def test_a_classifiers_tokenizer_makes_of_a_text_what_it_was_trained_on(
+    tmp_path: Path, tokenizer: str, begins: bool
+) -> None:
+    """With the token that ends a text, by which a llama decides, and the one that begins it, also where it is cut."""
+    ours, name = ByteTokenizer(), "bytes"
+    if tokenizer == "words":
+        name = str(save_words(tmp_path / "words", "two", "lines", "[CLS]"))
+        if begins:
+            words = transformers.AutoTokenizer.from_pretrained(name)
+            words.add_special_tokens({"cls_token": "[CLS]"})
+            words.save_pretrained(name)
+        ours = PretrainedTokenizer(name)
+        assert (ours.start is not None) == begins
+    shape = byte_shape("llama", head="classes", num_classes=3)
+    exported(make_checkpoint(tmp_path / "saved", shape, name), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("two lines", "lines lines two", "an </s> or <|endoftext|> in it"):
+        (expected, _) = LabelledTexts(ours).encode(Sample(text.encode()))
+        assert theirs(text)["input_ids"] == expected.tolist(), text
+        cut = theirs("two " * 99, truncation=True)["input_ids"]
+        assert (len(cut), cut[-1]) == (shape.context_length, expected[-1])
 
 
 def test_generation_ends_with_the_token_that_ended_documents(tmp_path: Path) -> None:
