@@ -57,6 +57,9 @@ from raystage.sweeps.summary import failure
 from raystage.sweeps.terminal import sweep_result_table
 from raystage.sweeps.trial import TrialTask
 from raystage.sweeps.trials import SweepPlan, plan_sweep
+from raystage.tools.average import CHECKPOINT
+from raystage.tools.average import average as write_average
+from raystage.tools.grow import open_source, open_target
 
 STORE = ".raystage"
 Written = str | Path | Mapping[str, Any]
@@ -161,6 +164,26 @@ def sweep(
     if problem := failure(found):
         raise SweepFailed(problem)
     return Report(found, opened)
+
+
+def average(
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: str | Sequence[float] = "uniform",
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear",
+    store: str = STORE,
+) -> dict[str, Any]:
+    """Average models of one shape into a new folder, as `raystage average` does; what that command prints with --json.
+
+    checkpoints: raystage checkpoints, stages of the store (a key, or "mine/full") or Hugging Face folders. weights:
+    "uniform", "wsm" (as under a decay of the rate of this shape from the first model to the last), or a number for each
+    model. Raises InputError where the models are not alike, RaystageError.
+    """
+    opened = Store(open_folder(store))
+    sources = [open_source(str(one), opened, CHECKPOINT) for one in checkpoints]
+    written = weights if isinstance(weights, str) else ",".join(map(str, weights))
+    return write_average(sources, open_target(str(output), "output"), written, decay_shape)
 
 
 def report(name: str, store: str = STORE) -> Report:

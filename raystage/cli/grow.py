@@ -1,4 +1,4 @@
-"""`raystage grow`, `certify` and `export`: whole models, without a cluster."""
+"""`raystage grow`, `average`, `certify` and `export`: whole models, without a cluster."""
 
 from __future__ import annotations
 
@@ -119,6 +119,50 @@ def _layer_list(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"found {text!r}; expected layer numbers such as 0,1,2,0,1,2", key="--layers") from None
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.option("--output", required=True, metavar="FOLDER", help="A new folder for the average.")
+@click.option(
+    "--weights", default="uniform", show_default=True, metavar="WEIGHTS",
+    help="uniform, wsm, or a number for each model: 0.9,0.1.",
+)  # fmt: skip
+@click.option(
+    "--decay-shape", type=click.Choice(["linear", "cosine", "1-sqrt"]), default="linear", show_default=True,
+    help="The decay of the learning rate that wsm stands for, from the first model to the last.",
+)  # fmt: skip
+@store_option
+@json_option
+@exits
+def average(
+    checkpoints: tuple[str, ...], output: str, weights: str, decay_shape: str, store: str | None, as_json: bool
+) -> None:
+    """Average models of one shape into a new folder.
+
+    Each CHECKPOINT is a raystage checkpoint, a stage of the store (its key, or mine/full: stage full of run mine) or a
+    Hugging Face folder; all are of one kind, and so is the average. Weights are summed up in float64. A checkpoint gets
+    the optimizer's state of the last one. Nothing is evaluated.
+
+    \b
+    Example:
+      raystage average first/full second/full third/full --output averaged
+      raystage average my/fine-tuned my/base --weights 0.9,0.1 --output my/soup
+    """
+    from raystage.tools.average import CHECKPOINT
+    from raystage.tools.average import average as write
+    from raystage.tools.grow import open_source, open_target
+    from raystage.units import format_bytes, format_count
+
+    opened = open_store(store)
+    sources = [open_source(one, opened, CHECKPOINT) for one in checkpoints]
+    done = write(sources, open_target(output, "--output"), weights, decay_shape)
+    if as_json:
+        print_json(done)
+        return
+    counts = ", ".join(f"{weight:.3g}" for weight in done["weights"])
+    size = f"{format_count(done['num_params'])} parameters, {format_bytes(done['bytes'])} in {done['seconds']:.1f} s"
+    say(f"average of {len(sources)} with weights {counts}: {size}: {done['target']}")
 
 
 @click.command()

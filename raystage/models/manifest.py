@@ -30,8 +30,9 @@ def check_manifest(content: Mapping[str, Any]) -> None:
     """Raises ValueError, which says what was found and expected, or KeyError for a missing key."""
     for key in ("data_cursor", "rng", "optimizer", "progress", "model"):
         _expect(content[key], _is_mapping, "a mapping", key)
-    if content.get("grown_from") is not None:
-        _expect(content["grown_from"], _is_mapping, "a mapping", "grown_from")
+    for key in ("grown_from", "averaged_from"):
+        if content.get(key) is not None:
+            _expect(content[key], _is_mapping, "a mapping", key)
     _expect(content["stage_key"], _is_text, "text", "stage_key")
     for key in ("step", "tokens"):
         _expect(content[key], _is_count, "a count", key)

@@ -20,7 +20,12 @@ def averaged(sources: Sequence[Weights], weights: Sequence[float], parameter: st
 
     weights: of the sources; they add up to 1.
     """
+    return summed(sources, weights, parameter, start, stop).astype(np.float32)
+
+
+def summed(sources: Sequence[Weights], weights: Sequence[float], parameter: str, start: int, stop: int) -> np.ndarray:
+    """The same in float64."""
     total = np.zeros(stop - start, dtype=np.float64)
     for source, weight in zip(sources, weights, strict=True):
         total += weight * source.read(parameter, "fp32", start, stop).astype(np.float64)
-    return total.astype(np.float32)
+    return total

@@ -86,7 +86,7 @@ class Manifest:
 
     stage_key: the stage that wrote it; empty for a checkpoint without training. progress: the state of the training
     (steps, tokens, curves so far, ...), as the engine left it. grown_from: for a checkpoint of `raystage grow`, its
-    source and how it was grown.
+    source and how it was grown. averaged_from: for one of `raystage average`, its sources and their weights.
     """
 
     model: ModelShape
@@ -100,9 +100,11 @@ class Manifest:
     optimizer: dict[str, Any]
     progress: dict[str, Any]
     grown_from: dict[str, Any] | None = None
+    averaged_from: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **vars(self)}
+        own = {name: value for name, value in vars(self).items() if name != "averaged_from" or value is not None}
+        content = {"format": FORMAT, "version": VERSION, **own}
         return sealed(json.dumps(content, default=_plain).encode())  # asdict would first copy every fragment
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from raystage.models.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
 from raystage.models.hf_layers import deepened, is_known
 from raystage.models.hf_table import StoredTensorPlace, check_alike
 from raystage.models.shape import ModelShape
+from raystage.storage.averaging import summed
 
 # Files that are copied unchanged: about the text, not about the weights.
 _COPIED = (
@@ -93,11 +94,46 @@ def write_grown(
 
         metadata = {"grown_from": json.dumps(grown_from)}
         write_weights(target, [one.tensor for one in planned.values()], content, metadata, max_shard_bytes)
-    copied = (*_COPIED, *(("*.py",) if "auto_map" in source.config else ()))  # the model's own code: copied, never run
+    _copy_others(source, target)
+    target.write_whole(CONFIG, as_json(config))
+
+
+def _copy_others(source: HuggingFaceModel, target: Folder) -> None:
+    """The files that are about the text, and the model's own code: copied, never run."""
+    copied = (*_COPIED, *(("*.py",) if "auto_map" in source.config else ()))
     for name in source.folder.names():
         if any(fnmatch.fnmatch(name, pattern) for pattern in copied) and source.folder.size_of(name) is not None:
             target.write_whole(name, source.folder.read(name))
-    target.write_whole(CONFIG, as_json(config))
+
+
+def write_averaged(
+    sources: Sequence[HuggingFaceModel],
+    weights: Sequence[float],
+    target: Folder,
+    averaged_from: dict[str, Any],
+    max_shard_bytes: int,
+) -> None:
+    """Write the weighted average of models that have the same tensors; in the types and with the files of the last.
+
+    What is no floating-point number is the last model's. Raises InputError where a type cannot be computed with.
+    """
+    last = sources[-1]
+    with ExitStack() as opened:
+        readers = [opened.enter_context(_Reader(one.tensors)) for one in sources]
+
+        def content(tensor: Tensor) -> Iterable[Bytes]:
+            if tensor.dtype not in DTYPES:
+                yield from last.tensors[tensor.name].chunks()
+                return
+            numel, step = math.prod(tensor.shape), CHUNK_BYTES // 8
+            for start in range(0, numel, step):
+                values = summed(readers, weights, tensor.name, start, min(start + step, numel))
+                yield memoryview(torch.from_numpy(values).to(DTYPES[tensor.dtype]).view(torch.uint8).numpy())
+
+        metadata = {"averaged_from": json.dumps(averaged_from)}
+        write_weights(target, [one.tensor for one in last.tensors.values()], content, metadata, max_shard_bytes)
+    _copy_others(last, target)
+    target.write_whole(CONFIG, as_json(last.config))
 
 
 # --- reading ------------------------------------------------------------------------------------

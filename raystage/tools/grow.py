@@ -91,14 +91,14 @@ def planned(source: Source, request: GrowthRequest) -> PlannedGrowth:
     return growth
 
 
-def open_target(text: str) -> Folder:
-    """A folder to write into, not there yet or empty. Raises InputError."""
-    with as_input_errors("TARGET"):
-        folder = _folder(text, "TARGET")
+def open_target(text: str, argument: str = "TARGET") -> Folder:
+    """A folder to write into, not there yet or empty. Raises InputError, which names the `argument`."""
+    with as_input_errors(argument):
+        folder = _folder(text, argument)
         if folder.is_file():
-            raise InputError("is a file; expected a new folder", key="TARGET", file=folder.uri)
+            raise InputError("is a file; expected a new folder", key=argument, file=folder.uri)
         if folder.names():
-            raise InputError("exists and is not empty; expected a new folder", key="TARGET", file=folder.uri)
+            raise InputError("exists and is not empty; expected a new folder", key=argument, file=folder.uri)
     return folder
 
 
@@ -236,20 +236,24 @@ def _grown_manifest(
     shards: tuple[checkpoint.Shard, ...],
     grown_from: dict[str, Any],
 ) -> Manifest:
-    """Steps, tokens and FLOPs stand where the source's stand, for growing trains nothing. Its curves and its time
-    were a stage's, which this checkpoint belongs to no more."""
-    fresh = {"seconds": 0.0, "evaluation_seconds": 0.0, "evaluation_flops": 0, "pending_losses": [],
-             "pending_steps": 0, "pending_seconds": 0.0, "num_workers": 0, "resizes": 0, "growth": None, "train": [],
-             "evaluations": []}  # fmt: skip
+    """Steps, tokens and FLOPs stand where the source's stand, for growing trains nothing."""
     return replace(
         source,
         model=shape,
         parameters=entries,
         shards=shards,
         stage_key="",
-        progress=source.progress | fresh,
+        progress=source.progress | fresh_progress(),
         grown_from=grown_from,
     )
+
+
+def fresh_progress() -> dict[str, Any]:
+    """For the progress of a checkpoint that was made of others: curves and time were those of a stage, to which it does
+    not belong."""
+    return {"seconds": 0.0, "evaluation_seconds": 0.0, "evaluation_flops": 0, "pending_losses": [], "pending_steps": 0,
+            "pending_seconds": 0.0, "num_workers": 0, "resizes": 0, "growth": None, "train": [],
+            "evaluations": []}  # fmt: skip
 
 
 @contextmanager
