@@ -65,7 +65,8 @@ def test_all_its_names_are_there_and_others_are_refused() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert set(done.stdout.split()) == {"raystage.api"}
-    assert "AttributeError: module 'raystage' has no attribute 'train_it'; it has Report, average, load, plan" in done.stderr
+    said = "AttributeError: module 'raystage' has no attribute 'train_it'; it has Report, average, load, plan"
+    assert said in done.stderr
 
 
 def test_a_file_a_mapping_and_a_sweep_are_loaded(tmp_path: Path) -> None:
