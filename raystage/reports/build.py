@@ -14,7 +14,7 @@ from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.comparison import finished, measure_savings, measure_seeds, seed_pairs, tokens_per_parameter
+from raystage.results.comparison import finished, length_per_parameter, measure_savings, measure_seeds, seed_pairs
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
@@ -77,7 +77,7 @@ def build_report(
         baseline=BaselinePart(tuple(_budget_row(run, records, states) for run in best.baselines), baseline_reads(plan)),
         tuning=measure_tuning(plan, records),
         seeds=_seed_rows(plan, records),
-        tokens_per_parameter=tokens_per_parameter(plan.staged),
+        length_per_parameter=length_per_parameter(plan.staged),
         savings=_savings(savings, measure_seeds(plan, records)),
         ledger=measure_ledger(plan, records, states, given_up.stages),
         warnings=doubts(plan, records, savings, given_up.stages),
@@ -139,7 +139,7 @@ def _budget_row(run: RunPlan, records: Mapping[str, StageRecord], states: Mappin
         **_row(run, records, states, _start_seconds(run, records)),
         growth=None,
         budget=run.duration,
-        tokens_per_parameter=tokens_per_parameter(run),
+        length_per_parameter=length_per_parameter(run),
     )
 
 

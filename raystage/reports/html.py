@@ -153,7 +153,7 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
         ("FLOPs, staged run", savings.flops_staged, format_flops),
         ("FLOPs, baseline", savings.flops_baseline, format_flops),
         ("parameters at the end", last.num_params, format_count),
-        ("tokens per parameter", report.tokens_per_parameter, "{:.3g}".format),
+        (f"{report.unit} per parameter", report.length_per_parameter, "{:.3g}".format),
     )
     return [(name, as_text(value)) for name, value, as_text in figures if value is not None]
 

@@ -25,7 +25,7 @@ def markdown(report: RunReport) -> str:
 
 def _about(report: RunReport) -> str:
     name, state = (in_markdown(one) for one in (report.name, report.state))
-    about = f"Run `{name}`: {state}, {report.tokens_per_parameter:.3g} tokens per parameter."
+    about = f"Run `{name}`: {state}, {report.length_per_parameter:.3g} {report.unit} per parameter."
     return " ".join([about, *map(in_markdown, beside_the_verdict(report.savings))])
 
 

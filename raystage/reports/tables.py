@@ -21,7 +21,7 @@ from raystage.reports.formats import (
 from raystage.results.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import BudgetRow, CertificateRow, ResultRow, RunReport, StageRow, TaskResult
-from raystage.units import TOKENS, format_bytes, format_count, format_flops, format_seconds, format_share
+from raystage.units import SAMPLES, TOKENS, format_bytes, format_count, format_flops, format_seconds, format_share
 
 _QUALITY = ("eval loss", "perplexity", "accuracy")
 
@@ -59,6 +59,8 @@ def data_table(report: RunReport) -> Table:
         "Documents and tokens are of the training text. Held-out text counts as trained on, too, where 64 tokens of it "
         "in a row stand word for word in the training text."
     )
+    if unit == SAMPLES:
+        note = "Documents are the samples to train on. No sample is on both sides, whatever its class."
     return Table("Data", columns, [_data_cells(one) for one in report.data], note)
 
 
@@ -145,7 +147,7 @@ def ends_table(report: RunReport) -> Table:
 
 
 def baseline_table(report: RunReport) -> Table:
-    columns = (f"budget ({report.unit})", "state", "tokens per parameter", "steps", "FLOPs", "time", *_QUALITY)
+    columns = (f"budget ({report.unit})", "state", f"{report.unit} per parameter", "steps", "FLOPs", "time", *_QUALITY)
     rows = [_baseline_cells(row) for row in report.baseline.runs]
     note = "Each budget is trained to the end of its own decay, and counts what it would cost alone."
     reads = IN_WORDS.get(report.baseline.data)
@@ -196,9 +198,11 @@ def _task_cell(task: TaskResult | None, metric: str) -> str:
 
 def comparison_table(reports: Sequence[RunReport]) -> Table:
     """Several runs, one row each."""
+    units = {report.unit for report in reports}
+    unit = units.pop() if len(units) == 1 else "tokens or samples"
     columns = (
-        "run", "state", "compute saved", "speed-up", "time saved", "tokens saved", "at eval loss", "FLOPs",
-        "baseline's FLOPs", "loss difference at equal FLOPs", "tokens per parameter",
+        "run", "state", "compute saved", "speed-up", "time saved", f"{unit} saved", "at eval loss", "FLOPs",
+        "baseline's FLOPs", "loss difference at equal FLOPs", f"{unit} per parameter",
     )  # fmt: skip
     note = (
         "Each run against its own baseline at equal held-out loss; at equal FLOPs the baseline's loss less the run's, "
@@ -277,7 +281,7 @@ def _baseline_cells(row: BudgetRow) -> list[str]:
     return [
         format_count(row.budget),
         row.state,
-        f"{row.tokens_per_parameter:.3g}",
+        f"{row.length_per_parameter:.3g}",
         known(row.steps, str),
         known(row.flops, format_flops),
         known(row.seconds, format_seconds),
@@ -307,7 +311,7 @@ def _comparison_cells(report: RunReport) -> list[str]:
         known(savings.flops_staged, format_flops),
         known(savings.flops_baseline, format_flops),
         over_seeds(savings, "loss_difference_at_equal_flops", "{:+.3f}".format) or "-",
-        f"{report.tokens_per_parameter:.3g}",
+        f"{report.length_per_parameter:.3g}",
     ]
 
 

@@ -19,8 +19,8 @@ from raystage.units import format_flops
 _MOST_NAMES = 4
 
 
-def tokens_per_parameter(run: RunPlan) -> float:
-    """Training tokens of the whole run per parameter of its last model."""
+def length_per_parameter(run: RunPlan) -> float:
+    """Training tokens, or samples, of the whole run per parameter of its last model."""
     return run.duration / run.stages[-1].num_params
 
 
@@ -28,7 +28,7 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
     """The staged run compared with the baselines on the written seed, each with its best values, once all runs are
     finished.
 
-    Tokens per parameter stand beside the figure. What rejected attempts cost was spent too, and counts.
+    Tokens or samples per parameter stand beside the figure. What rejected attempts cost was spent too, and counts.
     """
     on_half = is_judged_on_half(plan, records)
     plan = compared(plan, records)
@@ -58,7 +58,7 @@ def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds |
 
 def _beside(plan: Plan) -> str:
     """The context that every figure has to be read with."""
-    length = f"at {tokens_per_parameter(plan.staged):.3g} tokens per parameter"
+    length = f"at {length_per_parameter(plan.staged):.3g} {plan.staged.unit} per parameter"
     if plan.staged.stages[0].init is None:
         return length
     return f"{length}, and without what it cost to train the model in init"

@@ -10,7 +10,7 @@ from raystage.plans.cadence import AMOUNTS
 from raystage.plans.keys import ended_after
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.comparison import finished_run, tokens_per_parameter
+from raystage.results.comparison import finished_run, length_per_parameter
 from raystage.results.data_use import Counted, uses
 from raystage.results.data_warnings import repeat_doubts
 from raystage.results.differences import differences, other_text, speed_differences
@@ -165,8 +165,8 @@ def _budgets_doubt(plan: Plan) -> str | None:
 
 
 def _length_doubt(plan: Plan) -> str | None:
-    ratio = tokens_per_parameter(plan.staged)
-    if ratio >= _OPTIMAL_TOKENS_PER_PARAMETER:
+    ratio = length_per_parameter(plan.staged)
+    if plan.staged.unit != TOKENS or ratio >= _OPTIMAL_TOKENS_PER_PARAMETER:  # the rule is one of language models
         return None
     return (
         f"Short training, {ratio:.3g} tokens per parameter: below {_OPTIMAL_TOKENS_PER_PARAMETER} the gains of "

@@ -124,7 +124,7 @@ class BudgetRow(ResultRow):
     """One budget of the baseline. Stages that budgets share count in full: each is what it would cost alone."""
 
     budget: int = field(metadata=unit_key("budget_{}"))
-    tokens_per_parameter: float
+    length_per_parameter: float = field(metadata=unit_key("{}_per_parameter"))
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,9 @@ class RunReport:
     """A run at any time, finished or not.
 
     stages: of the staged run; if values were tuned, of the best ones. attempts, given_up: what gates rejected, and the
-    finished stages that led there. tokens_per_parameter: of the staged run. warnings: what makes the savings open to
-    doubt. environment: when, where and with what the run was made, by name. downstream: what `raystage evaluate` found,
-    by stage; kept in files of its own. unit: of the last stage, in which the baselines count.
+    finished stages that led there. length_per_parameter: tokens or samples, of the staged run. warnings: what makes the
+    savings open to doubt. environment: when, where and with what the run was made, by name. downstream: what `raystage
+    evaluate` found, by stage; kept in files of its own. unit: of the last stage, in which the baselines count.
     """
 
     name: str
@@ -201,7 +201,7 @@ class RunReport:
     baseline: BaselinePart
     tuning: Tuning | None = None
     seeds: tuple[SeedRow, ...] = ()
-    tokens_per_parameter: float
+    length_per_parameter: float = field(metadata=unit_key("{}_per_parameter"))
     savings: SavingsPart
     ledger: Ledger | None = None
     warnings: tuple[str, ...]

@@ -22,8 +22,10 @@ from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 from raystage.reports.advice import grows, warnings
 from raystage.reports.build import build_report
+from raystage.reports.markdown import markdown
 from raystage.reports.plan_tables import plan_table
 from raystage.reports.suggestions import why_nothing
+from raystage.reports.tables import baseline_table
 from raystage.results.data_warnings import data_warnings
 from raystage.results.mixtures import mixture_lines
 from raystage.results.record import StageRecord
@@ -224,6 +226,11 @@ def test_a_report_of_samples_is_read_back_as_it_was() -> None:
         "samples", 100, 100,
     )  # fmt: skip
     assert content["stages"][0]["perplexity"] is None
+    assert content["samples_per_parameter"] == 100 / plan.staged.stages[0].num_params
+    assert "per parameter" not in " ".join(report.warnings)  # 20 tokens are a rule for language models
+    assert "samples per parameter" in baseline_table(report).columns
+    assert " samples per parameter." in markdown(report)
+    assert "tokens" not in markdown(report)
     assert report_from_json(content) == report
 
 

@@ -16,7 +16,7 @@ from raystage.plans.initial import InitPlan
 from raystage.reports.build import GivenUp, build_report, curve
 from raystage.reports.markdown import markdown
 from raystage.reports.tables import metric_table
-from raystage.results.comparison import measure_savings, tokens_per_parameter
+from raystage.results.comparison import length_per_parameter, measure_savings
 from raystage.results.data_use import Counted
 from raystage.results.record import Certificate, Prefix, StageRecord, perplexity
 from raystage.results.report import report_from_json
@@ -188,7 +188,7 @@ def test_a_baseline_run_sums_over_its_chain(plan, records, report):
     assert row.peak_memory_bytes == max(record.peak_memory_bytes for record in chain)
     assert row.eval_loss == 2.1
     assert row.key == run.stages[-1].key
-    assert row.tokens_per_parameter == 2000 / run.stages[-1].num_params
+    assert row.length_per_parameter == 2000 / run.stages[-1].num_params
     assert to_json(row).keys() >= STAGE_FIELDS
 
 
@@ -211,7 +211,7 @@ def test_savings_stand_beside_the_tokens_per_parameter(plan, report):
     assert savings.at_eval_loss == 2.2
     assert savings.equal_loss_reached is True
     ratio = 2000 / plan.staged.stages[-1].num_params
-    assert report.tokens_per_parameter == tokens_per_parameter(plan.staged) == ratio
+    assert report.length_per_parameter == length_per_parameter(plan.staged) == ratio
     assert savings.verdict.endswith(f"FLOPs, at {ratio:.3g} tokens per parameter")
 
 

@@ -30,7 +30,7 @@ def report(*curves: list[tuple[int, float | None]]) -> RunReport:
     savings = replace(SavingsPart(**vars(no_figure("none"))), compute_saved=0.3)
     return RunReport(
         name="run", state="FINISHED", stages=tuple(map(stage, curves)), baseline=BaselinePart(()),
-        tokens_per_parameter=1.0, savings=savings, warnings=(),
+        length_per_parameter=1.0, savings=savings, warnings=(),
     )  # fmt: skip
 
 
