@@ -41,6 +41,8 @@ _BY_KEY: dict[str, tuple[str, str]] = {
     "model.rope_scaling.kind": ("yarn, linear, llama3 or none", "rope_type rope_scaling_type"),
     "model.rope_scaling.factor": ("", "rope_scaling_factor rope_factor"),
     "model.rope_scaling.original_context_length": ("in tokens", "original_max_position_embeddings original_max_len"),
+    "freeze.parameters": ("patterns of names", "frozen_parameters freeze_parameters freeze_modules frozen_modules"),
+    "thaw": ("such as {from: top, every: 200K}", "unfreeze gradual_unfreezing unfreezing"),
     "training.workers": ("how many, with training.gpus_per_worker: 1 on GPUs",
                          "num_gpus n_gpus n_gpu gpus ngpus num_workers world_size nproc_per_node num_processes"),
     "training.zero_stage": ("0 to 3", "zero zero_level"),
@@ -56,11 +58,12 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                                    "gradient_clip grad_norm_clip clip"),
     "training.activation_checkpointing": ("true or false", "gradient_checkpointing recompute activation_recompute "
                                           "checkpoint_activations remat"),
-    "training.optimizer.name": ("adamw, adam or sgd", "optim optimizer_type optimizer_name"),
+    "training.optimizer.name": ("adamw, adam, sgd or muon", "optim optimizer_type optimizer_name"),
     "training.optimizer.lr": ("", "learning_rate learningrate max_lr max_learning_rate base_lr peak_lr"),
     "training.optimizer.betas": ("such as [0.9, 0.95]", "adam_beta1 adam_beta2 beta1 beta2 adam_betas"),
     "training.optimizer.eps": ("", "adam_epsilon adam_eps epsilon"),
     "training.optimizer.weight_decay": ("", "wd l2 adam_weight_decay"),
+    "training.optimizer.lr_by_depth": ("such as 0.9", "layer_decay layerwise_lr_decay layer_lr_decay llrd"),
     "training.lr_schedule.kind": ("wsd, cosine, linear, 1-sqrt, constant or piecewise",
                                   "lr_scheduler lr_scheduler_type scheduler lr_decay_style decay_lr scheduler_type "
                                   "lr_schedule_type"),

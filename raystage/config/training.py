@@ -27,20 +27,23 @@ from raystage.config.types import (
     ZeroStage,
 )
 
+MUON_MOMENTUM = 0.95
+
 
 class Optimizer(Section):
-    """The optimizer. `betas` and `eps` are for adamw and adam, `momentum` is for sgd."""
+    """The optimizer. `betas` and `eps` are for adamw, adam and muon, `momentum` is for sgd and muon."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """The kind of optimizer."""
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """The kind of optimizer. `muon` takes orthogonal steps with the matrices of the layers (2502.16982), and those of
+    adamw with everything else."""
     lr: Positive = 1e-3
     """The highest learning rate."""
     betas: Annotated[tuple[Beta, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
-    """The decay rates of the two moments of adamw and adam."""
+    """The decay rates of the two moments of adamw, adam and muon."""
     eps: Positive = 1e-8
-    """The epsilon of adamw and adam."""
+    """The epsilon of adamw, adam and muon."""
     momentum: Beta = 0.9
-    """The momentum of sgd."""
+    """The momentum of sgd and muon; 0.95 for muon unless given."""
     weight_decay: NotNegative = 0.1
     """The weight decay. It applies to matrices, not to biases and norms."""
     lr_by_depth: PositiveShare = 1.0
@@ -50,11 +53,12 @@ class Optimizer(Section):
     @property
     def unused(self) -> tuple[str, ...]:
         """The keys that count for other optimizers only."""
-        return ("betas", "eps") if self.name == "sgd" else ("momentum",)
+        return {"sgd": ("betas", "eps"), "muon": ()}.get(self.name, ("momentum",))
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """What it keeps for every parameter beside the weight, under torch's names."""
+        """What it keeps for a parameter beside the weight, under torch's names. Muon keeps only the first for matrices
+        of layers."""
         if self.name == "sgd":
             return ("momentum_buffer",) if self.momentum else ()
         return ("exp_avg", "exp_avg_sq")
@@ -62,7 +66,8 @@ class Optimizer(Section):
     def used(self) -> dict[str, Any]:
         """The keys that decide what it does, as plain values. Those added later are left out at their default."""
         same = {"lr_by_depth"} if self.lr_by_depth == 1 else set()
-        return self.model_dump(exclude={*self.unused, *same})
+        usual = {"momentum": MUON_MOMENTUM} if self.name == "muon" and "momentum" not in self.model_fields_set else {}
+        return self.model_dump(exclude={*self.unused, *same}) | usual
 
 
 class RatePoint(Section):

@@ -31,6 +31,19 @@ def rates_by_depth(shape: ModelShape, factor: float) -> dict[str, float]:
     return {name: factor ** max(0, top - depth) for name, depth in depths(shape).items()}
 
 
+@lru_cache(maxsize=256)
+def hidden_matrices(shape: ModelShape) -> frozenset[str]:
+    """The names of the matrices of the layers, of the stacks of matrices of experts, and of convolutions: what Muon
+    makes orthogonal."""
+    return frozenset(one.name for one in parameters(shape) if one.layer is not None and len(one.shape) >= 2)
+
+
+def num_in_hidden_matrices(shape: ModelShape) -> int:
+    """Their elements, computed from a single layer."""
+    layer = shape.with_layers(1)
+    return shape.num_layers * sum(one.numel for one in parameters(layer) if one.name in hidden_matrices(layer))
+
+
 @lru_cache(maxsize=1024)
 def saved_flops(shape: ModelShape, frozen: frozenset[str], length: int) -> int:
     """FLOPs that training on one sample of `length` positions takes less while the parameters of these names are

@@ -84,6 +84,9 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
     if training.offload_optimizer != "none" and training.zero_stage == 0:
         problem = f"found {training.offload_optimizer!r} with zero_stage: 0, where nothing is offloaded"
         raise InputError(f"{problem}; expected zero_stage 1, 2 or 3, or none", key="training.offload_optimizer")
+    if training.optimizer.name == "muon" and training.offload_optimizer != "none":
+        problem = f"found {training.offload_optimizer!r} with optimizer.name: muon, whose workers exchange matrices"
+        raise InputError(f"{problem} between their devices; expected none", key="training.offload_optimizer")
     check_ramp(training, shape.context_length, unit)
     share = -(-sequences // training.workers.most)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // shape.context_length)
@@ -94,7 +97,7 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
 def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
     """Refuse a key that the optimizer it was written for does not use."""
     for field in sorted(written.model_fields_set.intersection(chosen.unused)):
-        fitting = "sgd" if field == "momentum" else "adamw or adam"
+        fitting = "sgd or muon" if field == "momentum" else "adamw, adam or muon"
         problem = f"found {shown(written.model_dump(mode='json')[field])}, but {chosen.name} takes no {field}"
         raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
 

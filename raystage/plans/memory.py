@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from raystage.config.training import Training
+from raystage.models.depth import num_in_hidden_matrices
 from raystage.models.shape import ModelShape, num_params, sample_outputs
 
 # Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
@@ -37,10 +38,11 @@ def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None =
     """Weights, gradients and optimizer state as ZeRO partitions them (1910.02054, figure 1), and activations.
 
     fp32: 4 bytes for a weight and for a gradient. bf16: 2 bytes, but ZeRO 1 to 3 sums gradients in fp32. Optimizer: its
-    moments (two of Adam, one of SGD with momentum) of 4 bytes each, and a master weight of 4 bytes, which DeepSpeed's
-    ZeRO optimizers keep beside fp32 weights too; only fp32 with zero_stage 0 has none. Not counted: host memory for the
-    copy of weights and moments that a worker saves from in the background. An offloaded optimizer is counted too: it
-    needs the worker's host memory in place of its device's. training: complete, with its micro_batch_size.
+    moments (two of Adam, one of SGD with momentum and of Muon's matrices) of 4 bytes each, and a master weight of 4
+    bytes, which DeepSpeed's ZeRO optimizers keep beside fp32 weights too; only fp32 with zero_stage 0 has none. Not
+    counted: what Muon gathers during a step, 4 bytes for each parameter of a group; host memory for the copy of weights
+    and moments that a worker saves from in the background. An offloaded optimizer is counted too: it needs the worker's
+    host memory in place of its device's. training: complete, with its micro_batch_size.
 
     teacher: of `distillation`. Every worker has all of its weights, in the precision of the training, and its scores of
     a micro batch: in fp32, as they are and as the logarithms of probabilities.
@@ -49,11 +51,12 @@ def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None =
     low = 4 if training.precision == "fp32" else 2
     gradient = 2 if training.precision == "bf16" and stage == 0 else 4
     master = 0 if training.precision == "fp32" and stage == 0 else 4
-    optimizer = 4 * len(training.optimizer.moments) + master
+    without = num_in_hidden_matrices(shape) if training.optimizer.name == "muon" else 0  # these have no second moment
+    optimizer = params * (4 * len(training.optimizer.moments) + master) - 4 * without
     return MemoryEstimate(
         weights_bytes=_cut(params * low, workers, stage >= 3),
         gradients_bytes=_cut(params * gradient, workers, stage >= 2),
-        optimizer_bytes=_cut(params * optimizer, workers, stage >= 1),
+        optimizer_bytes=_cut(optimizer, workers, stage >= 1),
         activations_bytes=_activations(shape, training, low),
         teacher_bytes=_teacher(teacher, training.micro_batch_size * shape.context_length, low) if teacher else 0,
     )

@@ -240,6 +240,10 @@ class Checkpoint:
         found = {fragment.state for shard in self.manifest.shards for fragment in shard.fragments}
         return tuple(sorted(found, key=lambda state: (state != "fp32", state)))
 
+    def states_of(self, parameter: str) -> tuple[str, ...]:
+        """The states it holds of one parameter. Muon keeps fewer of matrices."""
+        return tuple(state for state in self.states if (parameter, state) in self._index)
+
     def has(self, states: Iterable[str]) -> bool:
         return set(states) <= set(self.states)
 

@@ -274,7 +274,8 @@ def _moment_norms(source: Source, target: Source) -> dict[str, dict[str, float]]
 def _norm(source: Source, state: str) -> float:
     total = 0.0
     for parameter in parameters(source.shape):
-        for start in range(0, parameter.numel, _PIECE):
+        held = parameter.numel if state in source.model.states_of(parameter.name) else 0
+        for start in range(0, held, _PIECE):
             values = source.model.read(parameter.name, state, start, min(start + _PIECE, parameter.numel))
             total += float(np.square(values, dtype=np.float64).sum())
     return math.sqrt(total)
@@ -317,7 +318,7 @@ def train(
 def _optimizer(network: torch.nn.Module, target: Source) -> torch.optim.AdamW:
     """With the moments of a checkpoint, because these may make duplicates different."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LR)
-    if target.is_checkpoint and target.model.has(("exp_avg", "exp_avg_sq")):
+    if target.is_checkpoint and all("exp_avg_sq" in target.model.states_of(name) for name in target.model.steps):
         steps = target.model.steps
         for name, parameter in network.named_parameters():
             state = {"step": torch.tensor(float(steps[name]))}

@@ -20,6 +20,7 @@ from raystage.growth.apply import Grown, grown_steps, slices
 from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import GrowthRequest, PlannedGrowth, plan_growth
+from raystage.growth.rules import Rule
 from raystage.models import hf_folder
 from raystage.models.build import drawn_weights
 from raystage.models.families import FAMILIES
@@ -209,7 +210,7 @@ def _write_checkpoint(
     spans = [
         (rule.target, state, start, stop)
         for rule in growth.rules
-        for state in (opened.states if rule.moments != "none" else ("fp32",))
+        for state in _states_of(opened, rule)
         for start, stop in slices(rule, CHUNK_BYTES // _ITEM_BYTES)
     ]
     parts = cut_into_shards([_ITEM_BYTES * (stop - start) for *_, start, stop in spans], max_shard_bytes)
@@ -227,6 +228,13 @@ def _write_checkpoint(
         for rule in growth.rules
     )
     checkpoint.commit(target, _grown_manifest(opened.manifest, growth.target, entries, tuple(shards), grown_from))
+
+
+def _states_of(opened: Checkpoint, rule: Rule) -> tuple[str, ...]:
+    """Those that the target of a rule gets: of a buffer none but its values."""
+    if rule.moments == "none":
+        return ("fp32",)
+    return opened.states_of(rule.source) if rule.source else opened.states
 
 
 def _grown_manifest(

@@ -23,6 +23,8 @@ from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build
+from raystage.models.depth import hidden_matrices
+from raystage.models.shape import parameters
 from raystage.objectives.judging import Scores, Tally
 from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, Reader
 from raystage.objectives.metrics import MetricSums
@@ -93,17 +95,20 @@ class StageEngine:
         apart = optimizer.wholly_new(self.growth) if self._rewarm else frozenset()
         frozen = stage.frozen_steps
         at_start = _steps_at_start(steps, frozen, done)
+        is_muon = stage.training.optimizer.name == "muon"
+        orthogonal = hidden_matrices(stage.shape) if is_muon else frozenset()
         groups = optimizer.parameter_groups(
-            model, stage.training.optimizer.weight_decay, at_start, apart, frozen, stage.rate_factors
+            model, stage.training.optimizer.weight_decay, at_start, apart, frozen, stage.rate_factors, orthogonal
         )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=optimizer.build(groups, stage.training.optimizer),
+            optimizer=optimizer.build(groups, stage.training.optimizer, orthogonal, DTYPES[stage.training.precision]),
             config=config,
             dist_init_required=False,
         )
         _restore_buffers(self.deepspeed.module, buffers)
+        partitions.bind_muon(self.deepspeed, {one.name: one.shape for one in parameters(stage.shape)})
         named = self.deepspeed.module.named_parameters()
         held = {one: frozen[name] for name, one in named if name in frozen}
         self.buffers = Buffers(self.deepspeed.module)

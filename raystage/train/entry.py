@@ -70,11 +70,20 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
     if stage.parent_key is None:
         return Entry(initial_map(stage.shape), None, resumed=False)
     source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key).unmapped), stage.growth or UNCHANGED
-    policy = growth.optimizer_state if source.has(stage.training.optimizer.moments) else "reset"
+    policy = growth.optimizer_state if keeps_moments(stage, source) else "reset"
     if is_learned(growth.operator):
         return Entry(fitted_map(stage.shape), source, resumed=False)
     rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
     return Entry(rules, source, resumed=False)
+
+
+def keeps_moments(stage: StagePlan, source: Checkpoint | FolderWeights) -> bool:
+    """Whether the source has every state that the stage's optimizer keeps. Muon can take over Adam's moments; it has no
+    second ones of matrices that Adam could take over."""
+    optimizer = stage.training.optimizer
+    if isinstance(source, Checkpoint) and source.manifest.optimizer.get("name") == "muon" != optimizer.name:
+        return False
+    return source.has(optimizer.moments)
 
 
 def _furthest(stage: StagePlan, store: Store) -> tuple[Folder | None, StageRecord | None]:
@@ -105,7 +114,7 @@ def find_prefix(stage: StagePlan, store: Store, beyond_steps: int = 0) -> StageR
 def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
     """From what the schedule's `init` names. Raises InputError if this worker finds it changed since it was planned."""
     source, growth = open_planned(init), stage.growth or UNCHANGED
-    keeps = init.keeps_optimizer_state and source.has(stage.training.optimizer.moments)
+    keeps = init.keeps_optimizer_state and keeps_moments(stage, source)
     policy = growth.optimizer_state if keeps else "reset"
     return Entry(growth_map(init.shape, stage.shape, growth.operator, policy, growth.options), source, resumed=False)
 

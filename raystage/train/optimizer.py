@@ -22,14 +22,25 @@ from raystage.growth.counts import HeadStarts, is_settled
 from raystage.growth.rules import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.plans.stage import StagePlan
+from raystage.train.muon import Muon
 from raystage.train.partitions import Partition
 
 NOTHING_FROZEN: Mapping[str, float] = MappingProxyType({})
 SAME_RATES: Mapping[str, float] = MappingProxyType({})
 
 
-def build(groups: list[dict], options: Optimizer) -> torch.optim.Optimizer:
-    """torch's optimizer over parameter groups. SGD is made to count its steps, as Adam does by itself."""
+def build(
+    groups: list[dict],
+    options: Optimizer,
+    orthogonal: frozenset[str] = frozenset(),
+    dtype: torch.dtype = torch.float32,
+) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups. SGD is made to count its steps, as Adam does by itself.
+
+    orthogonal: the names of the parameters that take Muon's steps. dtype: the precision of the computation.
+    """
+    if options.name == "muon":
+        return Muon(groups, options, orthogonal, dtype)
     if options.name == "sgd":
         made = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
         made.register_step_post_hook(_count_step)
@@ -52,28 +63,32 @@ def parameter_groups(
     apart: frozenset[str] = frozenset(),
     frozen: Mapping[str, float] = NOTHING_FROZEN,
     rates: Mapping[str, float] = SAME_RATES,
+    orthogonal: frozenset[str] = frozenset(),
 ) -> list[dict]:
     """Parameter groups. Weight decay applies to matrices and not to vectors. Parameters with different numbers of
     optimizer steps are in different groups, because DeepSpeed keeps one count per group.
 
     apart: names of parameters in groups of their own, which are marked by `is_new`. frozen: by name for how many steps
     of the stage a parameter does not train; `frozen_steps` of a group. rates: by name what the learning rate is
-    multiplied by, where that is not 1; `rate_factor` of a group.
+    multiplied by, where that is not 1; `rate_factor` of a group. orthogonal: names of parameters in the groups that are
+    marked by `is_orthogonal`, for Muon.
     """
-    groups: dict[tuple[bool, int, bool, float, float], list] = {}
+    groups: dict[tuple[bool, int, bool, float, float, bool], list] = {}
     for name, parameter in model.named_parameters():
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        special = name in apart, frozen.get(name, 0), rates.get(name, 1.0)
+        special = name in apart, frozen.get(name, 0), rates.get(name, 1.0), name in orthogonal
         groups.setdefault((dimensions >= 2, steps[name], *special), []).append(parameter)
     return [
         {
-            "params": members,
+            "params": groups[kind],
             "weight_decay": weight_decay if decays else 0.0,
             "is_new": is_apart,
             "frozen_steps": frozen_steps,
             "rate_factor": rate,
+            "is_orthogonal": is_orthogonal,
         }
-        for (decays, _, is_apart, frozen_steps, rate), members in sorted(groups.items(), key=lambda item: item[0])
+        for kind in sorted(groups)
+        for decays, _, is_apart, frozen_steps, rate, is_orthogonal in [kind]
     ]
 
 
@@ -205,7 +220,8 @@ class NewElements:
 
     def _add(self, part: Partition, head_starts: HeadStarts | None, rule: Rule | None) -> None:
         size, device = part.stop - part.start, part.master.device
-        starts = head_starts_in(head_starts, part.start, part.stop) if head_starts else np.zeros(size, dtype=np.int64)
+        counts = head_starts is not None and "exp_avg_sq" in part.tensors  # no other step depends on a count
+        starts = head_starts_in(head_starts, part.start, part.stop) if counts else np.zeros(size, dtype=np.int64)
         boosted = is_new(rule, part.start, part.stop) if rule else np.zeros(size, dtype=bool)
         for is_boosted in (False, True):
             for start in np.unique(starts[boosted == is_boosted]).tolist():
@@ -237,7 +253,7 @@ class NewElements:
     def _step_once_more(self) -> None:
         for group, tensor, young, before in self._kept:
             values, boost = young.tensors["fp32"], self._boost if young.is_boosted else 1.0
-            if isinstance(self._optimizer, torch.optim.SGD):
+            if "exp_avg_sq" not in young.tensors:
                 values[young.mask] = before + boost * (values[young.mask] - before)
             else:
                 own = self._steps(tensor) - young.head_start

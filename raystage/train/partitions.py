@@ -7,7 +7,8 @@ fp32 weights and the optimizer's moments of a slice of one parameter. Saving rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import deepspeed
@@ -15,6 +16,8 @@ import torch
 from deepspeed import comm
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+from raystage.train.muon import Muon, Place, matrix_shape
 
 # Elements that are gathered at a time, over all workers: 16 MiB in fp32. With fewer or many more, gloo is slower.
 _GATHERED_NUMEL = 2**22
@@ -46,7 +49,7 @@ class _Master:
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The names of the states that an optimizer has for every element: Adam's two moments, SGD's momentum if used."""
+    """The names of the states that an optimizer has for elements: Adam's two moments, SGD's momentum if used."""
     if isinstance(optimizer, torch.optim.SGD):
         return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
     return ("exp_avg", "exp_avg_sq")
@@ -54,16 +57,49 @@ def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
     """This worker's partitions. Moments that the optimizer has not created yet are created, as zeros."""
-    found, moments = [], moments_of(engine.basic_optimizer)
+    found = []
     for master in _masters(engine):
-        state = _state_of(engine, master.flat)
+        state = _state_of(engine, master)
         for parameter, start, offset, numel in master.places:
             tensors = {"fp32": master.flat.detach().view(-1).narrow(0, offset, numel)}
-            tensors |= {name: state[name].view(-1).narrow(0, offset, numel) for name in moments}
+            moments = {name: one for name, one in state.items() if name != "step"}
+            tensors |= {name: one.view(-1).narrow(0, offset, numel) for name, one in moments.items()}
             saves = _share(numel) if _is_replicated(engine) else (0, numel)
             found.append(Partition(parameter, start, start + numel, tensors, saves, master.flat))
     _link_state(engine)
     return found
+
+
+def bind_muon(engine: deepspeed.DeepSpeedEngine, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Tell Muon, if the engine has it, which matrices lie where. shapes: of all parameters, by name."""
+    optimizer, world = engine.basic_optimizer, comm.get_world_size()
+    if isinstance(optimizer, Muon) and not _is_replicated(engine):
+        places = {
+            master.flat: tuple(
+                Place(
+                    matrix_shape(shapes[name]),
+                    start,
+                    start + numel,
+                    offset,
+                    _spans(engine, master, offset, start, shapes[name]),
+                )
+                for name, start, offset, numel in master.places
+            )
+            for master in _masters(engine)
+        }
+        optimizer.bind(places, world)
+
+
+def _spans(
+    engine: deepspeed.DeepSpeedEngine, master: _Master, offset: int, start: int, shape: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Where the elements of a parameter lie in the tensors of all workers end to end: see `_partitioned_groups` and
+    `_partitioned_parameters`."""
+    length, numel = master.flat.numel(), math.prod(shape)
+    if engine.zero_optimization_stage() < 3:
+        return ((comm.get_rank() * length + offset - start, numel),)
+    part = -(-numel // comm.get_world_size())
+    return tuple((rank * length + offset, min(part, numel - first)) for rank, first in enumerate(range(0, numel, part)))
 
 
 def set_steps(engine: deepspeed.DeepSpeedEngine, steps: dict[str, int]) -> None:
@@ -76,13 +112,13 @@ def set_steps(engine: deepspeed.DeepSpeedEngine, steps: dict[str, int]) -> None:
         if len(counts) > 1:
             raise ValueError(f"parameters of one group have different numbers of steps: {sorted(counts)}")
         if counts:
-            _state_of(engine, master.flat)["step"].fill_(float(counts.pop()))
+            _state_of(engine, master)["step"].fill_(float(counts.pop()))
 
 
 def get_steps(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     """The optimizer steps of each parameter of which this worker holds a part."""
     return {
-        parameter: int(_state_of(engine, master.flat)["step"].item())
+        parameter: int(_state_of(engine, master)["step"].item())
         for master in _masters(engine)
         for parameter, *_ in master.places
     }
@@ -170,14 +206,15 @@ def _partitioned_parameters(optimizer: object, names: dict[int, str]) -> Iterato
         yield _Master(flat, places)
 
 
-def _state_of(engine: deepspeed.DeepSpeedEngine, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The optimizer's state of `flat`. The optimizer creates it in the first step; loading needs it before."""
+def _state_of(engine: deepspeed.DeepSpeedEngine, master: _Master) -> dict[str, torch.Tensor]:
+    """The optimizer's state of a tensor. The optimizer creates it in the first step; loading needs it before."""
     basic = engine.basic_optimizer
-    state = basic.state[flat]
+    state = basic.state[master.flat]
     if "step" not in state:
+        is_orthogonal = isinstance(basic, Muon) and any(name in basic.orthogonal for name, *_ in master.places)
         state["step"] = torch.tensor(0.0)
-        for name in moments_of(basic):
-            state[name] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+        for name in ("exp_avg",) if is_orthogonal else moments_of(basic):
+            state[name] = torch.zeros_like(master.flat, memory_format=torch.preserve_format).detach()
     return state
 
 

@@ -182,14 +182,16 @@ CASES = [
     ("change", "training.lr_schedule.kind=cosin", "training.lr_schedule.kind: found 'cosin'; "
      "expected 'wsd', 'cosine', 'linear', '1-sqrt', 'constant' or 'piecewise'; did you mean 'cosine'?"),
     ("change", "training.optimizer.name=adamx", "training.optimizer.name: found 'adamx'; "
-     "expected 'adamw', 'adam' or 'sgd'; did you mean 'adam'?"),
+     "expected 'adamw', 'adam', 'sgd' or 'muon'; did you mean 'adam'?"),
     ("change", "training.optimizer={name: sgd, betas: [0.9, 0.99]}", "training.optimizer.betas: found [0.9, 0.99], "
-     "but sgd takes no betas; expected it with adamw or adam alone"),
+     "but sgd takes no betas; expected it with adamw, adam or muon alone"),
     ("change", "training.optimizer.momentum=0.8",
-     "training.optimizer.momentum: found 0.8, but adamw takes no momentum; expected it with sgd alone"),
+     "training.optimizer.momentum: found 0.8, but adamw takes no momentum; expected it with sgd or muon alone"),
     ("change", "training.optimizer={name: adam, betas: [0.9, 0.99]} | stages[1].training.optimizer={name: sgd, "
-     "eps: 1e-8}", "stages[1].training.optimizer.eps: found 1e-08, but sgd takes no eps; expected it with adamw or "
-     "adam alone"),
+     "eps: 1e-8}", "stages[1].training.optimizer.eps: found 1e-08, but sgd takes no eps; expected it with adamw, "
+     "adam or muon alone"),
+    ("change", "training.optimizer={name: muon} | training.offload_optimizer=cpu", "training.offload_optimizer: found "
+     "'cpu' with optimizer.name: muon, whose workers exchange matrices between their devices; expected none"),
     ("change", "training.optimizer={name: sgd, momentum: 1}",
      "training.optimizer.momentum: found 1; expected less than 1"),
     ("change", "stages[1].grow.operator=stak", "stages[1].grow.operator: found the operator 'stak'; "
@@ -498,7 +500,7 @@ CASES = [
      "training.optimizer.lr: found 0.001 a second time; expected each value once"),
     ("change", "baseline={budgets: [640], tune: {training.optimizer.momentum: [0.5]}}", "baseline.tune: momentum-0.5 "
      "cannot be planned: training.optimizer.momentum: found 0.5, but adamw takes no momentum; expected it with sgd "
-     "alone"),
+     "or muon alone"),
     ("change", "baseline={budgets: [640], tune: {training.optimizer.lr: [2e-3]}} | "
      "stages[1].training={optimizer: {lr: 1e-4}}",
      "stages[1].training.optimizer.lr: found 0.0001 in a stage, which baseline.tune would leave as it is; expected it "

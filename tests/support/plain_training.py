@@ -16,11 +16,13 @@ from raystage.data.tokens import TokenWindows, open_streams
 from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.build import build
+from raystage.models.depth import hidden_matrices
 from raystage.models.shape import ModelShape, parameters
 from raystage.plans import learning_rate
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.storage.checkpoint import Checkpoint
+from raystage.train.muon import Muon
 from raystage.train.texts import evaluation_set
 
 
@@ -81,7 +83,7 @@ def evaluated(model: torch.nn.Module, stage: StagePlan) -> float:
 def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     """The model of `source`, of the stage's shape, after the stage's training."""
     model, training = model_in(source, stage.shape), stage.training
-    optimizer = _optimizer(model, training.optimizer, source)
+    optimizer = _optimizer(model, training.optimizer, source, hidden_matrices(stage.shape))
     reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.window, stage.seed)
     tokens = stage.start
     new = source.new if isinstance(source, GrownStart) else frozenset()
@@ -107,20 +109,26 @@ def trained(stage: StagePlan, source: Start) -> torch.nn.Module:
     return model
 
 
-def _optimizer(model: torch.nn.Module, options: Optimizer, source: Start) -> torch.optim.Optimizer:
+def _optimizer(
+    model: torch.nn.Module, options: Optimizer, source: Start, matrices: frozenset[str]
+) -> torch.optim.Optimizer:
     """With the moments and steps of `source`, where it has them of this kind of optimizer."""
     groups = [
         {"params": [weight], "weight_decay": options.weight_decay if weight.dim() >= 2 else 0.0, "name": name}
         for name, weight in model.named_parameters()
     ]
-    if options.name == "sgd":
+    if options.name == "muon":
+        groups = [{**group, "is_orthogonal": group["name"] in matrices} for group in groups]
+        made = Muon(groups, options, matrices, torch.float32)
+    elif options.name == "sgd":
         made = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
     else:
         kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
         made = kind(groups, lr=options.lr, betas=options.betas, eps=options.eps)
     if source.has(options.moments):
         for name, weight in model.named_parameters():
-            made.state[weight] = {state: _tensor(source, name, state, weight) for state in options.moments}
+            states = ("exp_avg",) if options.name == "muon" and name in matrices else options.moments
+            made.state[weight] = {state: _tensor(source, name, state, weight) for state in states}
             made.state[weight]["step"] = torch.tensor(float(source.steps[name]))
     return made
 
