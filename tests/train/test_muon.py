@@ -161,7 +161,7 @@ def test_new_rows_of_old_matrices_have_a_rate_of_their_own(runs: Runs) -> None:
     name, numel, old = "model.layers.0.mlp.up_proj.weight", 32 * 8, 16 * 8
     first, second, third = (one.read(name, "fp32", 0, numel) for one in (whole, cut, plain))
     np.testing.assert_allclose(first, second, atol=1e-5)
-    assert np.linalg.norm((first - third)[old:]) > 3 * np.linalg.norm((first - third)[:old]) > 0
+    assert np.linalg.norm((first - third)[old:]) > 2 * np.linalg.norm((first - third)[:old]) > 0
 
 
 @pytest.mark.end_to_end
