@@ -74,28 +74,23 @@ def bind_muon(engine: deepspeed.DeepSpeedEngine, shapes: Mapping[str, tuple[int,
     """Tell Muon, if the engine has it, which matrices lie where. shapes: of all parameters, by name."""
     optimizer, world = engine.basic_optimizer, comm.get_world_size()
     if isinstance(optimizer, Muon) and not _is_replicated(engine):
-        places = {
-            master.flat: tuple(
-                Place(
-                    matrix_shape(shapes[name]),
-                    start,
-                    start + numel,
-                    offset,
-                    _spans(engine, master, offset, start, shapes[name]),
-                )
-                for name, start, offset, numel in master.places
-            )
-            for master in _masters(engine)
-        }
-        optimizer.bind(places, world)
+        optimizer.bind({one.flat: tuple(_matrices(engine, one, shapes)) for one in _masters(engine)}, world)
+
+
+def _matrices(
+    engine: deepspeed.DeepSpeedEngine, master: _Master, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Place]:
+    for name, start, offset, numel in master.places:
+        spans = _spans(engine, master, offset, start, math.prod(shapes[name]))
+        yield Place(matrix_shape(shapes[name]), start, start + numel, offset, spans)
 
 
 def _spans(
-    engine: deepspeed.DeepSpeedEngine, master: _Master, offset: int, start: int, shape: tuple[int, ...]
+    engine: deepspeed.DeepSpeedEngine, master: _Master, offset: int, start: int, numel: int
 ) -> tuple[tuple[int, int], ...]:
     """Where the elements of a parameter lie in the tensors of all workers end to end: see `_partitioned_groups` and
     `_partitioned_parameters`."""
-    length, numel = master.flat.numel(), math.prod(shape)
+    length = master.flat.numel()
     if engine.zero_optimization_stage() < 3:
         return ((comm.get_rank() * length + offset - start, numel),)
     part = -(-numel // comm.get_world_size())
