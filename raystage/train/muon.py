@@ -37,7 +37,7 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixPlace:
     """Where a matrix is: this worker's slice [start, stop) of it lies at `offset` in a flat tensor. spans: pairs of a
     start and a length in the flat tensors of all workers end to end, which make up the matrix."""
 
@@ -62,11 +62,11 @@ class Muon(torch.optim.Optimizer):
         orthogonal."""
         self.orthogonal, self._dtype = orthogonal, dtype
         self._adamw = torch.optim.AdamW([torch.zeros(0)], lr=options.lr, betas=options.betas, eps=options.eps)
-        self._places: Mapping[torch.Tensor, tuple[Place, ...]] = {}
+        self._places: Mapping[torch.Tensor, tuple[MatrixPlace, ...]] = {}
         self._world = 1
         super().__init__(groups, {**self._adamw.defaults, "momentum": options.used()["momentum"]})
 
-    def bind(self, places: Mapping[torch.Tensor, tuple[Place, ...]], world: int) -> None:
+    def bind(self, places: Mapping[torch.Tensor, tuple[MatrixPlace, ...]], world: int) -> None:
         """places: for the flat tensors that it steps what lies in them; without an entry a tensor is a whole matrix.
         world: the workers that share a matrix."""
         self._places, self._world = places, world
@@ -110,5 +110,5 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 3 else shape
 
 
-def _all_of(tensor: torch.Tensor) -> Place:
-    return Place(matrix_shape(tuple(tensor.shape)), 0, tensor.numel(), 0, ((0, tensor.numel()),))
+def _all_of(tensor: torch.Tensor) -> MatrixPlace:
+    return MatrixPlace(matrix_shape(tuple(tensor.shape)), 0, tensor.numel(), 0, ((0, tensor.numel()),))

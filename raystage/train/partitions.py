@@ -17,7 +17,7 @@ from deepspeed import comm
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from raystage.train.muon import Muon, Place, matrix_shape
+from raystage.train.muon import MatrixPlace, Muon, matrix_shape
 
 # Elements that are gathered at a time, over all workers: 16 MiB in fp32. With fewer or many more, gloo is slower.
 _GATHERED_NUMEL = 2**22
@@ -79,10 +79,10 @@ def bind_muon(engine: deepspeed.DeepSpeedEngine, shapes: Mapping[str, tuple[int,
 
 def _matrices(
     engine: deepspeed.DeepSpeedEngine, master: _Master, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[Place]:
+) -> Iterator[MatrixPlace]:
     for name, start, offset, numel in master.places:
         spans = _spans(engine, master, offset, start, math.prod(shapes[name]))
-        yield Place(matrix_shape(shapes[name]), start, start + numel, offset, spans)
+        yield MatrixPlace(matrix_shape(shapes[name]), start, start + numel, offset, spans)
 
 
 def _spans(

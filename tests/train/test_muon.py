@@ -21,7 +21,7 @@ from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
-from raystage.train.muon import Muon, Place, orthogonalized
+from raystage.train.muon import MatrixPlace, Muon, orthogonalized
 from raystage.train.worker import Job, run_job
 from staged_runs import carry_out, records_of
 
@@ -70,7 +70,7 @@ def test_a_slice_of_a_matrix_steps_as_in_the_whole() -> None:
     gradient, flat = torch.cat([first.flatten(), second.flatten()]), torch.nn.Parameter(torch.zeros(54))
     flat.grad = gradient
     own = muon_of([flat], torch.float32)
-    own.bind({flat: (Place((4, 6), 10, 24, 10, ((0, 24),)), Place((5, 6), 0, 20, 24, ((24, 30),)))}, 1)
+    own.bind({flat: (MatrixPlace((4, 6), 10, 24, 10, ((0, 24),)), MatrixPlace((5, 6), 0, 20, 24, ((24, 30),)))}, 1)
     own.step()
     wholes = [torch.nn.Parameter(torch.zeros_like(one)) for one in (first, second)]
     for whole, given in zip(wholes, (first, second), strict=True):
