@@ -16,6 +16,7 @@ from raystage.planning.build import make_plan
 from raystage.planning.inputs import Sources
 from raystage.plans.plan import Plan, RunPlan
 from raystage.sweeps.config import Sweep
+from raystage.sweeps.scheduler import Extent
 from raystage.sweeps.space import ABSENT, PRESENT, Config, applied, describe, format_value, grid_points, sample
 from raystage.sweeps.tree import Chain, Tree, build
 
@@ -173,6 +174,22 @@ def _check_scheduler(sweep: Sweep, plan: Plan) -> None:
         expected = "name: asha with a grace in flops" if len(units) > 1 else units.pop()
         raise InputError(f"found {after.unit} for {counts}; expected {expected}",
                          key=f"scheduler.after_growth.{after.unit}", file=sweep.file)  # fmt: skip
+    if grace is not None:
+        _check_comparable(sweep, grace, plan)
+
+
+def _check_comparable(sweep: Sweep, grace: Extent, plan: Plan) -> None:
+    """Refuse a first rung at which the trial is still judged by another loss than at its end."""
+    stages = plan.staged.stages
+    judge = stages[-1].objective.judge.name
+    before = [stage for stage in stages if stage.objective.judge.name != judge]
+    if not before:
+        return
+    end = before[-1].end_flops if grace.axis == "flops" else before[-1].end
+    if grace.count <= end:
+        problem = f"found {grace.count}, where a trial is still judged by the loss of {before[-1].objective.judge.name}"
+        raise InputError(f"{problem}; expected more than {end}, from where on it is judged by that of {judge}",
+                         key=f"scheduler.grace.{grace.axis}", file=sweep.file)  # fmt: skip
 
 
 def _settings(sweep: Sweep, config: Config) -> tuple[tuple[str, ...], ...]:

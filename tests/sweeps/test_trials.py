@@ -132,9 +132,9 @@ DIGITS = {
 }
 
 
-def digits(folder: Path, **scheduler: object) -> SweepPlan:
+def digits(folder: Path, content: dict = DIGITS, **scheduler: object) -> SweepPlan:
     path = write_sweep(folder, "stages[0].until.samples: {grid: [100, 200]}", scheduler=scheduler)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(DIGITS))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return plan_sweep(load(path))
 
 
@@ -150,6 +150,25 @@ def test_trials_of_samples_share_their_beginning_and_may_end_early(tmp_path: Pat
     plan = digits(tmp_path, **scheduler)
     assert [trial.plan.staged.duration for trial in plan.trials] == [100, 200]
     assert plan.trials[0].plan.staged.unit == "samples"
+
+
+def test_trials_are_not_compared_by_losses_of_different_objectives(tmp_path: Path) -> None:
+    """The longer first stage learns images without their noise up to sample 200: that loss is none of classes."""
+    first = {"name": "seen", "objective": "denoising", "until": {"samples": 100}}
+    content = {**DIGITS, "stages": [first, DIGITS["stages"][0]]}
+
+    def planned(**grace: int) -> SweepPlan:
+        return digits(tmp_path, content, name="asha", grace=grace)
+
+    end = planned(samples=201).trials[1].plan.staged.stages[0].end_flops
+    planned(flops=end + 1)
+    said = "where a trial is still judged by the loss of denoising; expected more than"
+    with pytest.raises(
+        InputError, match=rf"grace.samples: found 200, {said} 200, from where on it is judged by that of c"
+    ):
+        planned(samples=200)
+    with pytest.raises(InputError, match=rf"grace.flops: found {end}, {said} {end}, "):
+        planned(flops=end)
 
 
 @pytest.mark.parametrize(
