@@ -1,15 +1,15 @@
 """A user's own model family, as a YAML file: typed and checked, then a `Family` like any other.
 
-    name: phi                              # the model_type in config.json
+    name: starcoder2                       # the model_type in config.json
     norm: layer                            # rms or layer
     base: model.                           # what a model without a head leaves out of its names
     fields:                                # the key in config.json of each size, and what it is where left out
       hidden_size: hidden_size
-      num_layers: {key: num_hidden_layers, default: 24}
+      num_layers: {key: num_hidden_layers, default: 30}
     before:                                # parameters before the layers, of every layer, and after them
       - {name: model.embed_tokens.weight, axes: [out: vocab, out: hidden]}
     layer:
-      - {name: "model.layers.{layer}.mlp.fc2.weight", axes: [out: hidden, in: ffn], writes_residual: true}
+      - {name: "model.layers.{layer}.mlp.c_proj.weight", axes: [out: hidden, in: ffn], writes_residual: true}
     after:
       - {name: lm_head.weight, axes: [out: vocab, in: hidden]}
     embeddings: [model.embed_tokens.weight]
@@ -84,7 +84,7 @@ class _Row(_Section):
     feeds_head: Flag = False
 
     def spec(self) -> ParameterSpec:
-        return ParameterSpec(self.name, self.axes, self.init, self.writes_residual, self.feeds_head)
+        return ParameterSpec(self.name, self.axes, self.init, self.writes_residual, feeds_head=self.feeds_head)
 
 
 class _Table(_Section):

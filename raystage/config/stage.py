@@ -217,7 +217,7 @@ class Model(Section):
     """For `family: vit`: the height and width of a patch in pixels; each is one position. For `family: cnn`: the stride
     of its first convolution, 1 unless given. The size of the images follows from the data."""
     num_experts: Experts | None = None
-    """The number of experts in each layer; for `family: mixtral`."""
+    """The number of experts in each layer; of `mixtral` and `qwen3_moe`."""
     experts_per_token: Experts | None = None
     """The number of experts that compute a token; 2 unless given."""
     rope_theta: RopeTheta | None = None

@@ -86,8 +86,42 @@ def end_to_end(maps: Sequence[AxisMap]) -> AxisMap:
     )
 
 
+def head_by_head(maps: Sequence[AxisMap], size: int) -> AxisMap:
+    """The map of an axis on which parts alternate head by head, from the maps of its parts; size: of a head."""
+    one = end_to_end(maps)
+    if one.is_identity:
+        return one
+    parts = len(maps)
+    place = np.arange(one.source).reshape(parts, -1, size).swapaxes(0, 1).reshape(-1)  # end to end -> by head
+    source = np.empty_like(place)
+    source[place] = np.arange(one.source)
+    order = np.arange(len(one.index)).reshape(parts, -1, size).swapaxes(0, 1).reshape(-1)
+    index = np.where(one.indices >= 0, source[np.maximum(one.indices, 0)], one.indices)[order]
+    return replace(
+        one,
+        index=tuple(index.tolist()),
+        value=tuple(one.values[order].tolist()),
+        gradient=tuple(one.gradients[order].tolist()),
+        kept=tuple(one.keeps[order].tolist()),
+        beyond=tuple(one.from_beyond[order].tolist()),
+    )
+
+
 def _joined(arrays: object) -> tuple:
     return tuple(np.concatenate(list(arrays)).tolist())
+
+
+def spread_map(one: AxisMap, size: int) -> AxisMap:
+    """A map of heads as a map of their single queries, keys or values: each head has `size` of them."""
+    index = tuple(i * size + part if i >= 0 else i for i in one.index for part in range(size))
+
+    def each(values: tuple) -> tuple:
+        return tuple(value for value in values for _ in range(size))
+
+    return AxisMap(
+        one.note, one.source * size, index, each(one.value), each(one.gradient), one.predicts,
+        each(one.kept), each(one.beyond),
+    )  # fmt: skip
 
 
 def without_copies(one: AxisMap) -> AxisMap:

@@ -174,7 +174,7 @@ def _experts_refusal(source: ModelShape, target: ModelShape, chosen: Operator | 
         return "num_experts", f"{found}; {chosen.name} makes experts of a dense model, and there are some already"
     if not _upcycles(source.family, target.family):
         found = f"found {target.family} after {source.family}"
-        return "family", f"{found}; {chosen.name} makes a mixtral of a llama or a mistral"
+        return "family", f"{found}; {chosen.name} makes a mixtral of a llama or a mistral, a qwen3_moe of a qwen3"
     if not 1 <= target.experts_per_token <= target.num_experts:
         found = f"found {target.experts_per_token} of {target.num_experts} experts"
         return "experts_per_token", f"{found}; expected 1 to {target.num_experts}"
@@ -198,7 +198,7 @@ _BY_ITSELF = ("vocab_size", "context_length")
 
 def stream_of(shape: ModelShape) -> Stream:
     family = FAMILIES[shape.family]
-    return Stream(family.norm, family.post_norm, shape.ties_head)
+    return Stream(family.norm, family.reads_stream, shape.ties_head)
 
 
 @lru_cache(maxsize=4096)
@@ -239,6 +239,16 @@ def _is_exact_in(source: ModelShape, target: ModelShape, operator: str, options:
         sizes = source.hidden_size, target.hidden_size, stream_of(source)
         factor = WIDTH_OPERATORS[chosen.name].variance(*sizes)
         return WIDTH_OPERATORS[chosen.name].exact(*sizes) and math.isclose(target.norm_eps, source.norm_eps * factor)
+    if part == "num_heads" and FAMILIES[source.family].norms_queries and not _repeats_evenly(source, target, chosen):
+        return False
     if part in WIDTHS:
         return chosen.name in WIDTH_OPERATORS and WIDTH_OPERATORS[chosen.name].exact_inside
     return chosen.exact
+
+
+def _repeats_evenly(source: ModelShape, target: ModelShape, chosen: Operator) -> bool:
+    """Whether every head is copied equally often, so that norms over all of them stay as they are."""
+    if chosen.name not in WIDTH_OPERATORS:
+        return False
+    grown = WIDTH_OPERATORS[chosen.name].heads(heads_of(source), heads_of(target))
+    return grown is not None and all(-1 not in one.origin and len(set(one.copies)) == 1 for one in grown)

@@ -81,10 +81,13 @@ class LearnedMaps(torch.nn.Module):
         """One axis, whose parts lie end to end where it is fused."""
         if axis.role == "fixed":
             return values
+        if axis.by_head:
+            values = _by_part(values, place, len(axis.units), self.source.head_size)
         parts = values.split([self.source.units(unit) for unit in axis.units], dim=place)
         split = axis.role == "in" or (spec.feeds_head and self.target.ties_head)
         stretched = [self._stretch(unit, part, place, split) for unit, part in zip(axis.units, parts, strict=True)]
-        return torch.cat(stretched, dim=place) if len(stretched) > 1 else stretched[0]
+        joined = torch.cat(stretched, dim=place) if len(stretched) > 1 else stretched[0]
+        return _by_head(joined, place, len(axis.units), self.target.head_size) if axis.by_head else joined
 
     def _stretch(self, unit: str, values: torch.Tensor, place: int, split: bool) -> torch.Tensor:
         if unit not in self.expansions:
@@ -93,6 +96,16 @@ class LearnedMaps(torch.nn.Module):
         if split:
             matrix = matrix * self.get_buffer(f"{unit}_share")[:, None]
         return torch.tensordot(matrix, values, dims=([1], [place])).movedim(0, place)
+
+
+def _by_part(values: torch.Tensor, place: int, parts: int, size: int) -> torch.Tensor:
+    """An axis on which parts alternate head by head, with the parts end to end instead."""
+    return values.unflatten(place, (-1, parts, size)).transpose(place, place + 1).flatten(place, place + 2)
+
+
+def _by_head(values: torch.Tensor, place: int, parts: int, size: int) -> torch.Tensor:
+    """The way back from `_by_part`."""
+    return values.unflatten(place, (parts, -1, size)).transpose(place, place + 1).flatten(place, place + 2)
 
 
 def _one_hot(source: int, origin: Sequence[int]) -> torch.nn.Parameter:

@@ -52,9 +52,9 @@ def _sites_of(parameter: Parameter, kinds: frozenset[str], layers: frozenset[int
     sites = []
     for axis in parameter.spec.axes:
         match axis.role, axis.units:
-            case "out", ("hidden",) if inside and parameter.spec.writes_residual:
+            case "out" | "branch gain", ("hidden",) if inside and parameter.spec.writes_residual:
                 sites.append(Site(module, "output", LAYER))
-            case "gain", ("hidden",) if "hidden" in kinds:
+            case "gain" | "branch gain", ("hidden",) if "hidden" in kinds:
                 sites += [Site(module, "norm", "hidden"), Site(module, "output", "hidden")]
             case "out" | "shift", ("hidden",) if "hidden" in kinds:
                 sites.append(Site(module, "output", "hidden"))

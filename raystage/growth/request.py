@@ -16,6 +16,7 @@ from raystage.growth.rules import GrowthMap, exact_in, growth_map
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import Family
+from raystage.models.tables.mixtures import MIXTURE_OF
 from raystage.units import parse_bool, parse_count, parse_real, shown
 
 MOST_LAYERS = 10_000
@@ -176,7 +177,7 @@ def _following(source: ModelShape, request: GrowthRequest, changes: dict[str, An
     if family and family.heads_fill_hidden and ("num_heads" in changes or following):
         following["num_kv_heads"] = changes.get("num_heads", following.get("num_heads"))
     if "num_experts" in operators_of(request.operator) and "num_experts" in changes:
-        following["family"] = "mixtral"
+        following["family"] = MIXTURE_OF.get(source.family, "mixtral")
         following["experts_per_token"] = source.experts_per_token or min(2, changes["num_experts"])
     return following
 

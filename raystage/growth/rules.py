@@ -10,24 +10,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from raystage.growth.axis_maps import AxisMap, end_to_end, statistics_map, unchanged, without_copies
+from raystage.growth.axis_maps import (
+    AxisMap,
+    end_to_end,
+    head_by_head,
+    spread_map,
+    statistics_map,
+    unchanged,
+    without_copies,
+)  # fmt: skip
 from raystage.growth.checks import exchanges_head, heads_of, is_exact, refusal, stream_of
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
-from raystage.growth.width import (
-    WIDTH_OPERATORS,
-    key_value_map,
-    more_positions,
-    more_vocabulary,
-    spread_map,
-)
+from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, stored
 from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
 _UNITS = tuple(unit for unit in UNITS if unit != "expert")
-_ROLES = ("out", "in", "gain", "shift", "statistic", "final gain", "final shift")
+_ROLES = ("out", "in", "gain", "branch gain", "shift", "statistic", "final gain", "final shift")
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,10 @@ class _Growing:
         if axis.role == "each":
             return _each(self.source.num_experts, self.target.num_experts)
         role = f"final {axis.role}" if spec.feeds_head else axis.role
-        return end_to_end([self.maps[role, unit] for unit in axis.units])
+        maps = [self.maps[role, unit] for unit in axis.units]
+        found = head_by_head(maps, self.target.head_size) if axis.by_head else end_to_end(maps)
+        # A norm over copies with unequal shares mixes their gradients.
+        return replace(found, predicts=False) if spec.normed and role == "out" and not found.is_identity else found
 
     def _depth_scaled_std(self, parameter: Parameter) -> float:
         """`std / sqrt(2 L)` for parameters that write to the residual stream, of which there are 2 L (GPT-2,
@@ -233,6 +238,7 @@ def _head_maps(source: ModelShape, target: ModelShape, operator: str) -> dict[tu
     query, key_value = chosen.heads(before, after)
     maps = {(role, "query"): one for role, one in chosen.inner(query).items()}
     maps["out", "key_value"] = key_value_map(maps["out", "query"], query, key_value, name)
+    maps |= {("gain", unit): maps["out", unit] for unit in ("query", "key_value")}
     return {role: _named("heads", spread_map(one, size)) for role, one in maps.items()}
 
 

@@ -46,7 +46,7 @@ def _family_refusal(name: str, target: ModelShape) -> Refusal | None:
 
 
 def _why_untrained(family: Family) -> str | None:
-    if family.post_norm:
+    if family.reads_stream:
         return "whose norms come after its blocks"
     if family.has_experts:
         return "which is a mixture of experts"

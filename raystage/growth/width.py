@@ -24,7 +24,10 @@ Maps = dict[str, AxisMap]
 
 @dataclass(frozen=True)
 class Stream:
-    """The residual stream: its norms, and whether the head is the embedding, so that a change of scale would show."""
+    """The residual stream: its norms, and whether the head is the embedding, so that a change of scale would show.
+
+    post_norm: blocks read the stream itself, without a norm before them.
+    """
 
     norm: str
     post_norm: bool
@@ -61,8 +64,8 @@ def _map(
 
 
 def _with_final(maps: Maps) -> Maps:
-    """The norm before the head as any other."""
-    return {"final gain": maps["gain"], "final shift": maps["shift"], **maps}
+    """The norms before the head and behind blocks as any other."""
+    return {"final gain": maps["gain"], "final shift": maps["shift"], "branch gain": maps["gain"], **maps}
 
 
 # --- zero_pad -----------------------------------------------------------------------------------
@@ -97,9 +100,9 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
 
     In effect the fan-in is split evenly, so that the gradients of copies stay in proportion through the norms. But the
     split differs: before a projection, copy c has the gain `u_c` and the column `1 / (n u_c)`, with its own `u` for
-    every copy, so that copies become different from the second step on. Where the output of a norm is the residual
-    stream itself (BERT), gains must stay equal: there columns share the source's unevenly, and for the weights that
-    write the copies only the sum of the gradients is known.
+    every copy, so that copies become different from the second step on. Where blocks read the stream without a norm
+    (BERT, OLMo 2), gains must stay equal: there columns share the source's unevenly, and for the weights that write the
+    copies only the sum of the gradients is known.
     """
     count = target // source
     whole = repeated(source, count * source)
@@ -129,7 +132,7 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
         return _with_final(maps)
     # A tied embedding reads what it wrote: all copies count in the logits, so each must have 1/n of the value.
     return {
-        **maps,
+        **_with_final(maps),
         "final gain": _map(
             "duplicate", units, FRESH, [root / count for _ in u] + ones, [1 / root for _ in u] + ones, **read
         ),
@@ -174,6 +177,7 @@ def _rms_hidden(source: int, target: int, stream: Stream) -> Maps:
         "out": _map("rms", units, FRESH, (), [scale] * target, **guess),
         "in": _map("rms", units, FRESH, [scale] * target, **guess),
         "gain": _map("rms", units, FRESH, (), [scale] * target, **guess),
+        "branch gain": _map("rms", units, FRESH, (), [scale] * target, **guess),
         "shift": _map("rms", units, FRESH, (), [scale] * target, **guess),
         "final gain": _map("rms", units, FRESH, final, gradient, **guess),
         "final shift": _map("rms", units, FRESH, final, gradient, **guess),
@@ -202,6 +206,7 @@ def _advanced_hidden(source: int, target: int, stream: Stream) -> Maps:
         "out": _map("aki", units, FRESH, beyond=_new(units), **gone),
         "in": _map("aki", units, FRESH, share, **gone),
         "gain": _map("aki", units, FRESH, **gone),
+        "branch gain": _map("aki", units, FRESH, **gone),
         "shift": _map("aki", units, FRESH, **gone),
         "final gain": _map("aki", units, FRESH, final, **gone),
         "final shift": _map("aki", units, FRESH, final, **gone),
@@ -248,7 +253,7 @@ def _learned_hidden(source: int, target: int, stream: Stream) -> Maps:
         "in": _map("learned", units, FRESH, share, **gone),
         "final gain": _map("learned", units, FRESH, final, **gone),
         "final shift": _map("learned", units, FRESH, final, **gone),
-        **{role: _map("learned", units, FRESH, **gone) for role in ("out", "gain", "shift")},
+        **{role: _map("learned", units, FRESH, **gone) for role in ("out", "gain", "branch gain", "shift")},
     }
 
 
@@ -322,19 +327,6 @@ def key_value_map(query: AxisMap, query_units: Widening, units: Widening, operat
         gradients.append(sum(degrees) / wide)
         exact = exact and max(degrees) - min(degrees) < 1e-12
     return AxisMap(maps.note, maps.source, maps.index, (), tuple(gradients), exact, maps.kept)
-
-
-def spread_map(one: AxisMap, size: int) -> AxisMap:
-    """A map of heads as a map of their single queries, keys or values: each head has `size` of them."""
-    index = tuple(i * size + part if i >= 0 else i for i in one.index for part in range(size))
-
-    def each(values: tuple) -> tuple:
-        return tuple(value for value in values for _ in range(size))
-
-    return AxisMap(
-        one.note, one.source * size, index, each(one.value), each(one.gradient), one.predicts,
-        each(one.kept), each(one.beyond),
-    )  # fmt: skip
 
 
 def more_vocabulary(source: int, target: int) -> AxisMap:

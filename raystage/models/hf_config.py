@@ -37,7 +37,10 @@ _LARGEST_SIZE = 2**40
 WINDOWS = {"mistral": 4096}
 # The base of rotary positions in a configuration without one, where it is not 10,000.
 _ROPE_THETAS = {"mixtral": 1_000_000.0}
-# Keys that only a dense model's configuration has.
+# The key of the base in older configurations, where it is not "rope_theta".
+_OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base"}
+# Further keys of a mixture's configuration, and those that only a dense model's has.
+_OF_MIXTURES = ("norm_topk_prob",)
 _DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
 
 # A key of GPT-2 with which a layer computes another function in another place.
@@ -92,7 +95,9 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
             values[field] = value
     if family.rotary:
         values["rope_theta"] = _rope_theta(config, family.name)
-        values["rope_scaling"] = rope.scaling_of(rope_of(config), values["context_length"])
+        if family.scales_rotary:
+            found = rope.scaling_of(rope_of(config), values["context_length"], family.rotary_share)
+            values["rope_scaling"] = found
     return ModelShape(family=family.name, **values, **_head(config, family, file))
 
 
@@ -124,7 +129,7 @@ def _num_classes(config: Config, file: str) -> int:
 
 def _rope_theta(config: Config, family: str) -> float:
     """The base of the rotary positions, under its new key or its old one."""
-    found = rope_of(config).get("rope_theta", config.get("rope_theta"))
+    found = rope_of(config).get("rope_theta", config.get(_OLD_ROPE_THETA.get(family, "rope_theta")))
     return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
 
 
@@ -202,6 +207,7 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
         "n_layer": "num_hidden_layers",
     },
     "mixtral": {"num_local_experts": "num_experts"},
+    "qwen3_moe": {"num_local_experts": "num_experts"},
 }  # fmt: skip
 
 
@@ -314,13 +320,19 @@ def _as_mixture(config: Config, source: ModelShape, target: ModelShape) -> Confi
     """A dense model's configuration as that of a mixture, with every size written out, since the defaults differ."""
     grown = {key: value for key, value in config.items() if key not in _DENSE_KEYS}
     before, after = FAMILIES[source.family], FAMILIES[target.family]
-    name = architecture_of(config) or f"{before.name.capitalize()}ForCausalLM"
-    grown["architectures"] = [name.replace(before.name.capitalize(), after.name.capitalize())]
+    name = architecture_of(config) or f"{_class_prefix(before)}ForCausalLM"
+    grown["architectures"] = [name.replace(_class_prefix(before), _class_prefix(after))]
     grown["model_type"] = after.name
     grown |= {key: getattr(target, field) for field, (key, _) in after.fields.items()}
+    grown |= {key: after.constants[key] for key in _OF_MIXTURES if key in after.constants}
     # Without these keys the two would use different rotary angles and different windows.
     own = before.constants["rope_parameters"]
     if "rope_parameters" not in grown and "rope_theta" not in grown:
         grown |= {"rope_theta": own["rope_theta"]} if "rope_scaling" in grown else {"rope_parameters": dict(own)}
     grown.setdefault("sliding_window", WINDOWS.get(before.name))
     return grown
+
+
+def _class_prefix(family: Family) -> str:
+    """How the names of its classes in transformers begin."""
+    return "".join(part.capitalize() for part in family.name.split("_"))

@@ -166,7 +166,7 @@ def _as_tied(shape: ModelShape, tensors: dict[str, StoredTensor], folder: str) -
 
 def _tied_pairs(family: Family, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, str]]:
     """The tensors of a separate head, each with its counterpart in a tied model."""
-    for own, tied in {family.head: family.embeddings[0], **family.ties}.items():
+    for own, tied in {(family.on_disk or family).head: family.embeddings[0], **family.ties}.items():
         yield own, tied if tied in tensors else tied.removeprefix(family.base)
 
 
@@ -198,7 +198,7 @@ def _check_tensors(model: HuggingFaceModel, used: list[StoredTensorPlace]) -> No
             expected = f"expected {list(one.shape)} of {', '.join(COMPUTED)}"
             raise InputError(f"{found}; {expected}", key=one.name, file=model.folder.uri)
     family = table_of(model.shape)
-    head = {family.head} if model.shape.ties_head else set()
+    head = {(family.on_disk or family).head} if model.shape.ties_head else set()
     known = {*head, *(one.name for one in used), *_left_aside(family)}
     others = [name for name in model.tensors if name not in known and not is_buffer(name)]
     if others:

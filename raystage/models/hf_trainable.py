@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from raystage.errors import InputError
 from raystage.models import rope
+from raystage.models.families import FAMILIES
 from raystage.models.hf_config import ALIASES, WINDOWS, Config, rope_of
 from raystage.models.shape import ModelShape
 from raystage.units import shown
@@ -36,7 +37,24 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "position_embedding_type": ("absolute", None),
     },
     "vit": {"hidden_act": ("gelu",), "qkv_bias": (True,)},
+    "phi": {"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "partial_rotary_factor": (0.5, None)},
+    "gpt_neox": {
+        "hidden_act": ("gelu",),
+        "attention_bias": (True,),
+        "use_parallel_residual": (True,),
+        "is_decoder": (False, True),
+        "head_dim": (None,),
+        "rotary_pct": (0.25,),
+        "partial_rotary_factor": (0.25, None),
+    },
+    "qwen3_moe": {"norm_topk_prob": (True,), "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
 }
+
+# Values of such keys in a configuration without them, where these are not as built.
+_OTHER_DEFAULTS: Mapping[str, Config] = {"qwen3_moe": {"norm_topk_prob": False}}
+
+# Keys that are read only with others that are refused.
+_IDLE_OF: Mapping[str, set[str]] = {"phi3": {"original_max_position_embeddings"}}
 
 # Further keys that transformers reads in any family. Where one is set, the model may be another one. A key that no code
 # reads has no effect. A test compares this list with the code of transformers.
@@ -58,11 +76,11 @@ def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
     `shape`."""
     aliases = set(ALIASES.get(shape.family, {}).values())
     as_built = {**_AS_BUILT, **_AS_BUILT_OF.get(shape.family, {})}
-    for key, value in config.items():
+    for key, value in {**_OTHER_DEFAULTS.get(shape.family, {}), **config}.items():
         if key in as_built:
             if value not in as_built[key]:
                 raise InputError(f"found {shown(value)}; expected {shown(as_built[key][0])}", key=key, file=file)
-        elif key in _READ - aliases and value not in (None, False):
+        elif key in _READ - aliases - _IDLE_OF.get(shape.family, set()) and value not in (None, False):
             problem = f"found {shown(value)}, which the models that are trained here do not have"
             raise InputError(f"{problem}; expected a configuration without it", key=key, file=file)
     for key in _CHECKED:
@@ -72,10 +90,13 @@ def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
 def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
     found = rope_of(config)
     kind = found.get("rope_type", found.get("type", "default"))
-    is_built = kind == "default" and found.get("partial_rotary_factor", 1.0) == 1.0
+    share = FAMILIES[shape.family].rotary_share
+    is_built = kind == "default" and found.get("partial_rotary_factor", share) == share
     if not (is_built or shape.rope_scaling):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        expected = f"expected a rope_type of {', '.join(rope.TRAINED)} with its numbers, and no partial_rotary_factor"
+        kinds = ", ".join(rope.TRAINED if FAMILIES[shape.family].scales_rotary else rope.TRAINED[:1])
+        part = "no partial_rotary_factor" if share == 1.0 else f"a partial_rotary_factor of {share}"
+        expected = f"expected a rope_type of {kinds} with its numbers, and {part}"
         raise InputError(f"found {shown(dict(found))}; {expected}", key=key, file=file)
 
 

@@ -22,13 +22,14 @@ TRAINED = ("default", *_NEEDED)
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def scaling_of(rope: Mapping[str, Any], context_length: int) -> str:
+def scaling_of(rope: Mapping[str, Any], context_length: int, share: float = 1.0) -> str:
     """The scaling in a configuration's `rope_parameters`, as JSON; "" where there is none that is trained.
 
-    context_length: the length that the scaling refers to, where it has none; the result has it.
+    context_length: the length that the scaling refers to, where it has none; the result has it. share: the part of
+    every head that has positions.
     """
     kind = rope.get("rope_type", rope.get("type"))
-    if not isinstance(kind, str) or kind not in _NEEDED or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if not isinstance(kind, str) or kind not in _NEEDED or rope.get("partial_rotary_factor", share) != share:
         return ""
     names = (*_NEEDED[kind], *_FURTHER.get(kind, ()))
     numbers = {name: rope[name] for name in names if rope.get(name) is not None}

@@ -21,14 +21,16 @@ class Axis:
 
     role: "out" for units that the parameter produces (the outputs of a projection, a bias, rows and columns of an
     embedding), "in" for units that it reads and sums over, "gain" and "shift" for those of a norm, which act on each
-    unit alone, "statistic" for what a norm has measured of each unit, "each" for an index (experts), "fixed" for an
-    axis that never grows. units: the kinds of units, laid end
-    to end in a fused projection. fixed: the size of a fixed axis.
+    unit alone, "branch gain" for a norm at the end of a block, whose output is added to the residual stream,
+    "statistic" for what a norm has measured of each unit, "each" for an index (experts), "fixed" for an axis that never
+    grows. units: the kinds of units, laid end to end in a fused projection. by_head: they alternate head by head
+    instead: the queries of a head, its keys, its values (GPT-NeoX). fixed: the size of a fixed axis.
     """
 
     role: str
     units: tuple[str, ...] = ()
     fixed: int = 0
+    by_head: bool = False
 
 
 def out(*units: str) -> Axis:
@@ -47,8 +49,9 @@ def fixed(size: int) -> Axis:
 class ParameterSpec:
     """One row of a family's table; `{layer}` and `{expert}` in the name stand for their indices.
 
-    init: the initial values: "normal", "ones" or "zeros". writes_residual: the last projection of a block, or its bias;
-    with zeros there the block is the identity. feeds_head: a norm whose output only the head reads. layers: the layers
+    init: the initial values: "normal", "ones" or "zeros". writes_residual: the last parameters of a block, a projection
+    and its bias or the gains of a norm behind it; with zeros there the block is the identity. normed: all units that it
+    produces go through one norm. feeds_head: a norm whose output only the head reads. layers: the layers
     that have the parameter, where not all do. acts_on: "position" for what every position of a sample is multiplied by,
     "patch" for every position but that of the class token, "sample" for one position of each sample. is_buffer: it is
     measured and not trained (the running statistics of a batch norm), so no optimizer knows it.
@@ -58,6 +61,7 @@ class ParameterSpec:
     axes: tuple[Axis, ...]
     init: str = "normal"
     writes_residual: bool = False
+    normed: bool = False
     feeds_head: bool = False
     layers: frozenset[int] | None = None
     acts_on: str = "position"
@@ -94,10 +98,11 @@ class Family:
     that they are in a tied model. base: the prefix that a model without a head omits. heads: what its models can end in
     besides, by the name in `ModelShape.head`. head_rows: of a table with such a head, the parameters that it added.
 
-    norm: "rms", "layer" or "batch". post_norm: the output of the norm is itself the residual stream (BERT).
-    heads_fill_hidden: `num_heads * head_size` is the hidden size. heads_divide_hidden: the number of heads divides the
-    hidden size. rotary: positions are rotary and not embedded. inner_factor: `ffn_size` over `hidden_size`, where it is
-    not given.
+    norm: "rms", "layer" or "batch". post_norm: the output of the norm is itself the residual stream (BERT). pre_norm:
+    blocks read the residual stream through a norm (in OLMo 2 they do not). heads_fill_hidden: `num_heads * head_size`
+    is the hidden size. heads_divide_hidden: the number of heads divides the hidden size. rotary: positions are rotary
+    and not embedded. rotary_share: the part of every head that has them. scales_rotary: whether `rope_scaling` can
+    scale them. inner_factor: `ffn_size` over `hidden_size`, where it is not given.
 
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
@@ -122,9 +127,12 @@ class Family:
     base: str = ""
     norm: str = "rms"
     post_norm: bool = False
+    pre_norm: bool = True
     heads_fill_hidden: bool = False
     heads_divide_hidden: bool = False
     rotary: bool = True
+    rotary_share: float = 1.0
+    scales_rotary: bool = True
     init_std: float = 0.02
     inner_factor: int = 4
     objective: str = "next token"
@@ -173,9 +181,22 @@ class Family:
         return "num_heads" in self.fields
 
     @property
+    def reads_stream(self) -> bool:
+        """Whether blocks read the residual stream itself, without a norm before them."""
+        return self.post_norm or not self.pre_norm
+
+    @property
     def norms_heads(self) -> bool:
         """Whether queries and keys have norms of their own, which share the eps of the others."""
-        return any(axis.units == ("head",) for row in self.layer for axis in row.axes)
+        return self._has_gain_of("head") or self.norms_queries
+
+    @property
+    def norms_queries(self) -> bool:
+        """Whether the queries of all heads go through one norm together, and so do the keys."""
+        return self._has_gain_of("query")
+
+    def _has_gain_of(self, unit: str) -> bool:
+        return any(axis == Axis("gain", (unit,)) for row in self.layer for axis in row.axes)
 
     @property
     def has_experts(self) -> bool:

@@ -208,8 +208,17 @@ def _with_positions(before: ModelShape | None, shape: ModelShape, asked: Model) 
     if asked.rope_theta is not None:
         shape = replaced(shape, rope_theta=asked.rope_theta)
     if asked.rope_scaling is not None:
+        _check_scales(shape.family)
         shape = replaced(shape, rope_scaling=_scaling(before, asked.rope_scaling))
     return shape
+
+
+def _check_scales(family: str) -> None:
+    """Refuse a scaling where transformers' model knows none, or has several kinds of positions."""
+    if not FAMILIES[family].scales_rotary:
+        able = ", ".join(name for name in TRAINED if FAMILIES[name].rotary and FAMILIES[name].scales_rotary)
+        problem = f"found in a {family}, whose positions cannot be scaled; expected family: {able}"
+        raise InputError(problem, key="model.rope_scaling")
 
 
 def _scaling(before: ModelShape | None, asked: RopeScaling) -> str:
@@ -232,9 +241,8 @@ def _experts(model: Model) -> dict[str, int]:
     if not FAMILIES[model.family].has_experts:
         for field in ("num_experts", "experts_per_token"):
             if getattr(model, field) is not None:
-                problem = (
-                    f"found {getattr(model, field)}, but a {model.family} has no experts; expected family: mixtral"
-                )
+                able = " or ".join(name for name in TRAINED if FAMILIES[name].has_experts)
+                problem = f"found {getattr(model, field)}, but a {model.family} has no experts; expected family: {able}"
                 raise InputError(problem, key=f"model.{field}")
         return {}
     if model.num_experts is None:
@@ -248,19 +256,22 @@ def _experts(model: Model) -> dict[str, int]:
 
 def _head_size(model: Model) -> int:
     rotary = FAMILIES[model.family].rotary
+    step = round(2 / FAMILIES[model.family].rotary_share) if rotary else 1
     if model.head_size is not None:
-        if rotary and model.head_size % 2:
-            problem = f"found {model.head_size}; expected an even number, for rotary positions"
+        if model.head_size % step:
+            able = "an even number" if step == 2 else f"a multiple of {step}"
+            problem = f"found {model.head_size}; expected {able}, for rotary positions"
             raise InputError(problem, key="model.head_size")
         return model.head_size
     head_size, left = divmod(model.hidden_size, model.num_heads)
     if left and not rotary:
         problem = f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of num_heads"
         raise InputError(problem, key="model.hidden_size")
-    if left or (rotary and head_size % 2):
+    if left or head_size % step:
+        able = "of even size" if step == 2 else f"whose size is a multiple of {step}"
         raise InputError(
-            f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of {2 * model.num_heads} "
-            f"(rotary positions need heads of even size), or a head_size beside it",
+            f"found {model.hidden_size} for {model.num_heads} heads; expected a multiple of {step * model.num_heads} "
+            f"(rotary positions need heads {able}), or a head_size beside it",
             key="model.hidden_size",
         )
     return head_size

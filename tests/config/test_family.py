@@ -1,4 +1,4 @@
-"""Tables of models of one's own: the page's example grows a Phi; what is wrong in a table is one message."""
+"""Tables of models of one's own: the page's example grows a StarCoder2; what is wrong in a table is one message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from folders import DEEP, ODD, SIZES, WIDE, assert_same, grow, grown, make
+from folders import DEEP, GROUPED, HEADS, ODD, WIDE, assert_same, grow, grown, make
 from raystage.models import families
 
 PAGE = (Path(__file__).parents[2] / "docs/families.md").read_text()
@@ -26,30 +26,30 @@ def registry() -> Iterator[None]:
 
 
 @pytest.fixture
-def phi(tmp_path: Path, registry: None) -> tuple[Path, Path]:
-    """A Phi's folder, and the page's table of it."""
+def starcoder(tmp_path: Path, registry: None) -> tuple[Path, Path]:
+    """A StarCoder2's folder, and the page's table of it."""
     torch.manual_seed(2)
-    model = transformers.PhiForCausalLM(transformers.PhiConfig(**SIZES))
+    model = transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**GROUPED))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(tmp_path / "source")
-    (tmp_path / "phi.yaml").write_text(TABLE)
-    return tmp_path / "source", tmp_path / "phi.yaml"
+    (tmp_path / "starcoder2.yaml").write_text(TABLE)
+    return tmp_path / "source", tmp_path / "starcoder2.yaml"
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         (*DEEP, "--operator=identity"),
-        (*WIDE, "--operator=duplicate"),
+        (*WIDE, *HEADS, "--operator=duplicate"),
         (*ODD, *DEEP, "--operator=depth=identity,width=duplicate"),
     ],
 )
 def test_a_model_grows_by_a_table_of_its_users(
-    phi: tuple[Path, Path], arguments: tuple[str, ...], tmp_path: Path
+    starcoder: tuple[Path, Path], arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    source, table = phi
+    source, table = starcoder
     assert grown(source, tmp_path / "target", *arguments, "--family", table)["exact"] is True
     assert_same(source, tmp_path / "target")
 
@@ -73,8 +73,8 @@ WRONG = {
     "not a mapping": (TABLE, "- 1", "TABLE: found a list; expected a mapping of keys to values"),
     "an unknown key": ("norm: layer", "norms: layer", "TABLE: norms: unknown key; known here: name, fields, before,"),
     "an unknown key of a row": ("init: ones", "start: ones", "TABLE: layer[12].start: unknown key; known here: name, "),
-    "a name missing": ("name: phi ", "# ", "TABLE: name: missing; see docs/families.md"),
-    "a name that is taken": ("name: phi ", "name: gpt2", "TABLE: name: found the family 'gpt2' a second time; "),
+    "a name missing": ("name: starcoder2 ", "# ", "TABLE: name: missing; see docs/families.md"),
+    "a name that is taken": ("name: starcoder2 ", "name: gpt2", "TABLE: name: found the family 'gpt2' a second time; "),
     "a size missing": ("  norm_eps:", "  # norm_eps:", "TABLE: fields: norm_eps is missing; expected its key in"),
     "a size unknown": ("  norm_eps:", "  eps:", "TABLE: fields.eps: found 'eps'; expected 'num_layers', 'hidden_size'"),
     "a role": ("[out: ffn, in: hidden]", "[out: ffn, from: hidden]", "TABLE: layer[8].axes[1]: found the role 'from'; "
@@ -83,20 +83,21 @@ WRONG = {
                "expected one of hidden, query"),
     "no axes": ("axes: [out: ffn]", "axes: []", "TABLE: layer[9].axes: found []; "),
     "an init": ("init: ones}", "init: one}", "TABLE: layer[12].init: found 'one'; expected 'normal', 'ones'"),
-    "no layer": ("model.layers.{layer}.mlp.fc1.bias", "model.layers.0.mlp.fc1.bias",
-                 "TABLE: layer: found model.layers.0.mlp.fc1.bias; expected '{layer}' in it"),
-    "a row twice": ("mlp.fc1.bias", "mlp.fc2.bias", "TABLE: found model.layers.{layer}.mlp.fc2.bias twice; expected"),
-    "a head": ("head: lm_head.weight", "head: lm_head", "TABLE: head: found 'lm_head'; expected one of model.final_"),
+    "no layer": ("model.layers.{layer}.mlp.c_fc.bias", "model.layers.0.mlp.c_fc.bias",
+                 "TABLE: layer: found model.layers.0.mlp.c_fc.bias; expected '{layer}' in it"),
+    "a row twice": ("mlp.c_fc.bias", "mlp.c_proj.bias",
+                    "TABLE: found model.layers.{layer}.mlp.c_proj.bias twice; expected"),
+    "a head": ("head: lm_head.weight", "head: lm_head", "TABLE: head: found 'lm_head'; expected one of model.norm"),
     "an axis that is wrong": ("[out: ffn, in: hidden]", "[in: hidden, out: ffn]",
-                              "SOURCE: model.layers.0.mlp.fc1.weight: found the shape [24, 16]; expected [16, 24]"),
-    "a row that is not there": ("mlp.fc1.bias", "mlp.fc3.bias",
-                                "SOURCE: found no tensor for model.layers.0.mlp.fc3.bias and 1 more; expected a whole"),
+                              "SOURCE: model.layers.0.mlp.c_fc.weight: found the shape [24, 16]; expected [16, 24]"),
+    "a row that is not there": ("mlp.c_fc.bias", "mlp.c_in.bias",
+                                "SOURCE: found no tensor for model.layers.0.mlp.c_in.bias and 1 more; expected a"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_table_is_one_message(case: str, phi: tuple[Path, Path], tmp_path: Path) -> None:
-    source, table = phi
+def test_a_wrong_table_is_one_message(case: str, starcoder: tuple[Path, Path], tmp_path: Path) -> None:
+    source, table = starcoder
     before, after, message = WRONG[case]
     if before is None:
         table.unlink()

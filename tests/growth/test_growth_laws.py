@@ -114,8 +114,8 @@ def predicted_gradients(case: GrowthCase) -> dict[str, np.ndarray]:
 def test_of_whole_copies_every_gradient_is_predicted(name: str) -> None:
     heads = {"num_heads": 2 * SOURCES[name].num_heads, "num_kv_heads": 2 * SOURCES[name].num_kv_heads}
     case = growth("duplicate", name, hidden_size=32, ffn_size=48, **heads)
-    # Behind BERT's norms the gradients of what writes the residual stream are known in sum alone.
-    known = {"exact", "estimated"} if FAMILIES[case.source.family].post_norm else {"exact"}
+    # Where the stream is read without a norm, the gradients of what writes it are known in sum alone.
+    known = {"exact", "estimated"} if FAMILIES[case.source.family].reads_stream else {"exact"}
     assert {rule.gradient for rule in case.map()} == known
     assert not any(np.isnan(gradient).any() for gradient in predicted_gradients(case).values())
 

@@ -27,13 +27,14 @@ WIDE_GPT2 = {"hidden_size": 24, "num_heads": 6, "num_kv_heads": 6, "ffn_size": 4
 # Width by no whole factor, heads with and without new groups, depth, and all at once with more tokens and positions.
 CASES = (
     *(growth("masked", name, OPTIONS, **change)
-      for name in ("llama", "llama tied", "qwen2", "qwen3", "mistral")
+      for name in ("llama", "llama tied", "qwen2", "qwen3", "mistral", "phi3")
       for change in ({"hidden_size": 24}, WIDE, {**WIDE, "num_layers": 5, "vocab_size": 37, "context_length": 20})),
+    *(growth("masked", "phi", OPTIONS, **change) for change in (WIDE, {**WIDE, "num_layers": 5})),
     *(growth("masked", "llama", OPTIONS, **change)
       for change in ({"ffn_size": 25}, {"num_heads": 8}, {"num_heads": 8, "num_kv_heads": 4})),
     growth("masked", "qwen2", OPTIONS, num_heads=12, num_kv_heads=4),
     *(growth("masked", name, OPTIONS, **change)
-      for name in ("gpt2", "gpt2 untied")
+      for name in ("gpt2", "gpt2 untied", "gpt_neox")
       for change in (WIDE_GPT2, {"ffn_size": 25}, {**WIDE_GPT2, "num_layers": 5, "context_length": 20})),
     *(growth("masked", name, OPTIONS, **WIDE_GPT2, num_layers=5) for name in ("vit", "vit pixels", "gpt2 classes")),
     *(deeper("masked", 2, 4, OPTIONS, name) for name in ("llama", "qwen2", "gpt2")),

@@ -286,12 +286,15 @@ def test_no_operator_changes_the_size_of_heads_or_ties_embeddings(operator: Oper
     assert problem.startswith(f"found true after false; {operator.name} grows ")
 
 
+MIXTURES = "a mixtral of a llama or a mistral, a qwen3_moe of a qwen3"
+
+
 @every_operator
 def test_a_family_becomes_no_other(operator: Operator) -> None:
     field, problem = refusal(LLAMA, SOURCES["qwen2"], operator.name, needed(operator, 2, 2))
     assert field == "family"
     upcycles = operator.name == "upcycle"
-    said = "upcycle makes a mixtral of a llama or a mistral" if upcycles else f"{operator.name} grows "
+    said = f"upcycle makes {MIXTURES}" if upcycles else f"{operator.name} grows "
     assert problem.startswith(f"found qwen2 after llama; {said}")
 
 
@@ -303,8 +306,8 @@ def test_a_family_becomes_no_other(operator: Operator) -> None:
             mixture(experts=8, name="mixtral"), "num_experts",
             "found 8 after 4; upcycle makes experts of a dense model, and there are some already",
         ),
-        (mixture(name="qwen2"), "family", "found mixtral after qwen2; upcycle makes a mixtral of a llama or a mistral"),
-        (mixture(name="gpt2"), "family", "found mixtral after gpt2; upcycle makes a mixtral of a llama or a mistral"),
+        (mixture(name="qwen2"), "family", f"found mixtral after qwen2; upcycle makes {MIXTURES}"),
+        (mixture(name="gpt2"), "family", f"found mixtral after gpt2; upcycle makes {MIXTURES}"),
         (
             replace(mixture(), target=replace(mixture().target, experts_per_token=5)), "experts_per_token",
             "found 5 of 4 experts; expected 1 to 4",

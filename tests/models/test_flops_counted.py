@@ -28,6 +28,11 @@ CASES = {
     "mixtral, two experts of four": ModelShape(
         "mixtral", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2
     ),
+    "olmo2": ModelShape("olmo2", 2, 192, 6, 3, 32, 512, 384, 64),
+    "phi3": ModelShape("phi3", 2, 192, 6, 2, 32, 512, 384, 64),
+    "phi": ModelShape("phi", 2, 256, 8, 4, 32, 1024, 384, 64),
+    "gpt_neox": ModelShape("gpt_neox", 2, 256, 8, 8, 32, 1024, 384, 64),
+    "qwen3_moe": ModelShape("qwen3_moe", 2, 128, 4, 2, 64, 192, 384, 64, num_experts=4, experts_per_token=2),
     "mixtral, one expert of eight": ModelShape(
         "mixtral", 2, 128, 4, 4, 64, 192, 384, 64, num_experts=8, experts_per_token=1
     ),

@@ -12,7 +12,7 @@ from raystage.models.families import FAMILIES, register
 from raystage.models.hf_table import placed
 from raystage.models.shape import ModelShape, parameters
 from raystage.models.table import UNITS, Family, ParameterSpec
-from raystage.models.tables.mixtures import UPCYCLED
+from raystage.models.tables.mixtures import MIXTURE_OF, UPCYCLED
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -29,7 +29,7 @@ def test_rows_are_made_of_known_things(family: Family) -> None:
         assert row.init in {"normal", "ones", "zeros"}
         assert row.acts_on in {"position", "patch", "sample"}
         for axis in row.axes:
-            assert axis.role in {"out", "in", "gain", "shift", "statistic", "each", "fixed"}
+            assert axis.role in {"out", "in", "gain", "branch gain", "shift", "statistic", "each", "fixed"}
             assert set(axis.units) <= set(UNITS)
             assert bool(axis.fixed) == (axis.role == "fixed") == (not axis.units)
 
@@ -53,7 +53,8 @@ def test_what_a_family_names_is_in_its_table(family: Family) -> None:
     assert set(family.embeddings) <= before
     assert {family.head, *family.untied} <= (after if family.objective else {""})
     assert all(row.name.startswith(family.base) for row in (*family.before, *family.layer))
-    writers = sum(row.writes_residual and len(row.axes) > 1 for row in family.layer)
+    last = [row for row in family.layer if row.writes_residual]
+    writers = sum(len(row.axes) > 1 or row.axes[0].role == "branch gain" for row in last)
     assert writers == (2 if family.has_attention else 1)
 
 
@@ -82,20 +83,22 @@ def test_a_head_is_exchanged_and_the_body_stays(family: Family, head: str) -> No
         family.with_head("other")
 
 
-def test_norms_of_heads_are_qwen3s() -> None:
-    assert [name for name, family in FAMILIES.items() if family.norms_heads] == ["qwen3"]
+def test_norms_of_queries_and_keys() -> None:
+    assert [name for name, family in FAMILIES.items() if family.norms_heads] == ["qwen3", "qwen3_moe", "olmo2"]
+    assert [name for name, family in FAMILIES.items() if family.norms_queries] == ["olmo2"]
 
 
 def test_experts_are_made_of_rows_that_are_there() -> None:
-    mixture = {row.name for row in rows_of(FAMILIES["mixtral"])}
+    mixture = {row.name for name in set(MIXTURE_OF.values()) for row in rows_of(FAMILIES[name])}
     dense = {row.name for row in FAMILIES["llama"].layer}
     assert set(UPCYCLED) <= mixture
     assert {name for names in UPCYCLED.values() for name in names} <= dense
 
 
-def test_a_mixture_holds_the_same_on_disk() -> None:
-    shape = SOURCES["mixtral"]
-    in_memory, on_disk = parameters(shape), parameters(shape, FAMILIES["mixtral"].on_disk)
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_a_mixture_holds_the_same_on_disk(name: str) -> None:
+    shape = SOURCES[name]
+    in_memory, on_disk = parameters(shape), parameters(shape, FAMILIES[name].on_disk)
     assert sum(p.numel for p in in_memory) == sum(p.numel for p in on_disk)
     assert len(on_disk) - len(in_memory) == shape.num_layers * (3 * shape.num_experts - 2)
     assert {p.expert for p in on_disk} == {None, 0, 1, 2, 3}

@@ -54,8 +54,9 @@ def test_duplicate_keeps_the_function_in_width(name: str, tmp_path: Path) -> Non
 def test_growth_by_no_whole_factor_is_exact_where_it_says_so(name: str, operator: str, tmp_path: Path) -> None:
     source = make(name, tmp_path / "source")
     exact = grown(source, tmp_path / "target", *ODD, f"--operator={operator}")["exact"]
-    norms_all_else = name in (*BERTS, "qwen3")  # norms whose output is the stream; norms of heads share the eps
-    layer_norms = name.startswith("gpt2") and operator == "zero_pad"
+    # Norms whose output is the stream; norms of queries and keys, which share the eps.
+    norms_all_else = name in (*BERTS, "qwen3", "qwen3_moe", "olmo2")
+    layer_norms = name.startswith(("gpt", "phi")) and name != "phi3" and operator == "zero_pad"
     assert exact is not (norms_all_else or layer_norms)
     if exact:
         assert_same(source, tmp_path / "target")
@@ -67,7 +68,8 @@ def test_growth_by_no_whole_factor_is_exact_where_it_says_so(name: str, operator
 @pytest.mark.parametrize("name", MODELS)
 def test_inner_units_grow_without_a_trace(name: str, operator: str, tmp_path: Path) -> None:
     source = make(name, tmp_path / "source")
-    more_heads = () if name in FILLED else HEADS
+    # A norm over the queries of all heads takes copies, but no empty heads.
+    more_heads = () if name in FILLED or (name, operator) == ("olmo2", "zero_pad") else HEADS
     done = grown(source, tmp_path / "target", "--set=ffn_size=44", *more_heads, f"--operator={operator}")
     assert done["exact"] is True
     assert_same(source, tmp_path / "target")
@@ -121,6 +123,15 @@ def test_a_dense_folder_becomes_a_mixture_with_its_function(name: str, tmp_path:
     assert after["sliding_window"] == before.get("sliding_window")
     routers = load(tmp_path / "target").model.layers[0].mlp.gate.weight
     assert routers.std() > 0.01
+
+
+def test_a_qwen3_becomes_a_mixture_of_its_own_kind(tmp_path: Path) -> None:
+    source = make("qwen3", tmp_path / "source")
+    assert grown(source, tmp_path / "target", "--set=num_experts=4", "--operator=upcycle")["exact"] is True
+    assert_same(source, tmp_path / "target")
+    after = json.loads((tmp_path / "target/config.json").read_text())
+    assert (after["architectures"], after["model_type"]) == (["Qwen3MoeForCausalLM"], "qwen3_moe")
+    assert (after["num_local_experts"], after["norm_topk_prob"]) == (4, True)
 
 
 def test_a_mixture_is_made_deeper_and_wider_on_the_way(tmp_path: Path) -> None:
@@ -271,58 +282,58 @@ def test_an_unknown_head_is_copied_in_depth_and_named_in_width(tmp_path: Path) -
 # --- models without a table ---------------------------------------------------------------------
 
 
-def make_neox(path: Path) -> Path:
+def make_stablelm(path: Path) -> Path:
     torch.manual_seed(1)
-    transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SIZES)).save_pretrained(path)
+    transformers.StableLmForCausalLM(transformers.StableLmConfig(**SIZES)).save_pretrained(path)
     return path
 
 
 @pytest.mark.parametrize("operator", ["stack", "interleave", "last"])
 def test_a_model_without_a_table_grows_in_depth(operator: str, tmp_path: Path) -> None:
-    source = make_neox(tmp_path / "source")
+    source = make_stablelm(tmp_path / "source")
     assert grown(source, tmp_path / "target", *DEEP, f"--operator={operator}")["exact"] is False
     before, after = load(source), load(tmp_path / "target")
     order = {"stack": (0, 1, 0, 1), "interleave": (0, 0, 1, 1), "last": (0, 1, 0, 1)}[operator]
-    for layer, origin in zip(after.gpt_neox.layers, order, strict=True):
+    for layer, origin in zip(after.model.layers, order, strict=True):
         for name, tensor in layer.state_dict().items():
-            assert torch.equal(tensor, before.gpt_neox.layers[origin].state_dict()[name])
+            assert torch.equal(tensor, before.model.layers[origin].state_dict()[name])
     assert torch.equal(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
     shown = grow(source, *DEEP, f"--operator={operator}", "--explain").stdout
-    assert [line for line in shown.splitlines() if line.startswith("gpt_neox.layers.3.*")]
+    assert [line for line in shown.splitlines() if line.startswith("model.layers.3.*")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--set=hidden_size=32", "--operator=duplicate"),
-         "--set hidden_size: found no table for the model_type 'gpt_neox', whose depth alone can grow; expected "
+         "--set hidden_size: found no table for the model_type 'stablelm', whose depth alone can grow; expected "
          "num_layers, or --family FILE with a table of it (see docs/families.md)"),
-        (("--set=context_length=32",), "--set context_length: found no table for the model_type 'gpt_neox'"),
+        (("--set=context_length=32",), "--set context_length: found no table for the model_type 'stablelm'"),
         ((*DEEP, "--operator=identity"),
-         "--operator: found identity, but nothing says which tensors of the model_type 'gpt_neox' write to the "
+         "--operator: found identity, but nothing says which tensors of the model_type 'stablelm' write to the "
          "residual stream, or how new ones begin; expected copies, as of stack, or --family FILE"),
         ((*DEEP, "--operator=random"), "--operator: found random, but nothing says"),
         ((*DEEP, "--operator=masked"), "--operator: found masked, which needs training"),
     ],
 )  # fmt: skip
 def test_what_a_model_without_a_table_cannot_do(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = grow(make_neox(tmp_path / "source"), tmp_path / "target", *arguments)
+    done = grow(make_stablelm(tmp_path / "source"), tmp_path / "target", *arguments)
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_layers_that_cannot_be_found_by_name_are_told(tmp_path: Path) -> None:
-    source = make_neox(tmp_path / "source")
+    source = make_stablelm(tmp_path / "source")
     path = source / "config.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps(whole | {"num_hidden_layers": 3}))
-    assert "found 0 lists of 3 layers among the tensors of a gpt_neox" in grow(source, tmp_path / "t", *DEEP).stderr
+    assert "found 0 lists of 3 layers among the tensors of a stablelm" in grow(source, tmp_path / "t", *DEEP).stderr
     path.write_text(json.dumps({key: value for key, value in whole.items() if key != "num_hidden_layers"}))
-    assert "found no number of layers for the model_type 'gpt_neox'" in grow(source, tmp_path / "t", *DEEP).stderr
+    assert "found no number of layers for the model_type 'stablelm'" in grow(source, tmp_path / "t", *DEEP).stderr
     path.write_text(json.dumps(whole))
-    change_tensors(source, lambda tensors: tensors | {"gpt_neox.layers.1.extra": torch.ones(3)})
-    assert "found gpt_neox.layers.1 unlike gpt_neox.layers.0 in extra" in grow(source, tmp_path / "t", *DEEP).stderr
+    change_tensors(source, lambda tensors: tensors | {"model.layers.1.extra": torch.ones(3)})
+    assert "found model.layers.1 unlike model.layers.0 in extra" in grow(source, tmp_path / "t", *DEEP).stderr
 
 
 # --- what it prints -----------------------------------------------------------------------------

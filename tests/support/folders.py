@@ -34,11 +34,26 @@ MODELS = {
     "bert": (transformers.BertForMaskedLM, SIZES),
     "bert, untied": (transformers.BertForMaskedLM, {**SIZES, "tie_word_embeddings": False}),
     "bert without a head": (transformers.BertModel, SIZES),
+    "olmo2": (transformers.Olmo2ForCausalLM, GROUPED),
+    "phi3": (transformers.Phi3ForCausalLM, GROUPED),
+    "phi": (transformers.PhiForCausalLM, GROUPED),
+    "gpt_neox": (transformers.GPTNeoXForCausalLM, SIZES),
+    "qwen3_moe": (
+        transformers.Qwen3MoeForCausalLM,
+        {
+            **GROUPED,
+            "head_dim": 4,
+            "moe_intermediate_size": 24,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+    ),
     "mixtral": (transformers.MixtralForCausalLM, {**GROUPED, "num_local_experts": 3}),
 }
 BERTS = [name for name in MODELS if name.startswith("bert")]
 # Whose heads take as much of the hidden size as there is of them, so that they grow along.
-FILLED = [*BERTS, "gpt2", "gpt2 without a head"]
+FILLED = [*BERTS, "gpt2", "gpt2 without a head", "gpt_neox"]
 DEEP = ("--set=num_layers=4",)
 WIDE = ("--set=hidden_size=32", "--set=ffn_size=48")
 HEADS = ("--set=num_heads=8", "--set=num_kv_heads=4")

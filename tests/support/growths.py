@@ -14,6 +14,7 @@ from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, image_positions
+from raystage.models.tables.mixtures import MIXTURE_OF
 
 
 def tiny(family: str, **changes: object) -> ModelShape:
@@ -62,6 +63,12 @@ SOURCES = {
     "bert": tiny("bert"),
     "bert untied": tiny("bert", tied_embeddings=False),
     "mixtral": tiny("mixtral"),
+    "qwen3_moe": tiny("qwen3_moe"),
+    "olmo2": tiny("olmo2"),
+    "phi3": tiny("phi3"),
+    "phi": tiny("phi"),
+    "phi tied": tiny("phi", tied_embeddings=True),
+    "gpt_neox": tiny("gpt_neox"),
     "vit": tiny("vit"),
     "vit pixels": tiny("vit", head="pixels", num_classes=0),
     "llama classes": tiny("llama", head="classes", num_classes=5),
@@ -127,7 +134,19 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
     first = next(case for case in depths if case[1] > case[0] > 0)
     others = [
         deeper(operator, *first, *([NO_OPTIONS] * (len(first) < 3)), name)
-        for name in ("gpt2", "bert", "mixtral", "vit", "cnn", "lstm", "mlp")
+        for name in (
+            "gpt2",
+            "bert",
+            "mixtral",
+            "vit",
+            "cnn",
+            "lstm",
+            "mlp",
+            "qwen3_moe",
+            "olmo2",
+            "phi",
+            "gpt_neox",
+        )
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
 
@@ -202,15 +221,17 @@ WIDER = (
     *(case for operator in ("zero_pad", "duplicate", "aki", "rms") for name in SOURCES
       for case in (_many_widths if name in _WELL_TRIED else _few_widths)(operator, name)),
     *(growth(operator, name, num_heads=query, num_kv_heads=key_value) for operator in _REPEAT
-      for name, query, key_value in (("mistral", 6, 3), ("qwen2", 6, 2), ("qwen3", 10, 5), ("mixtral", 6, 6))),
+      for name, query, key_value in (("mistral", 6, 3), ("qwen2", 6, 2), ("qwen3", 10, 5), ("mixtral", 6, 6),
+                                     ("phi", 6, 3), ("olmo2", 6, 3), ("olmo2", 8, 4))),
     *(case for operator in ("masked", "learned") for name in _MASKED
       for case in (_many_widths if name == "llama" else _few_widths)(operator, name)),
 )  # fmt: skip
 
 
 def mixture(operator: str = "upcycle", experts: int = 4, name: str = "llama", **changes: object) -> GrowthCase:
+    family = MIXTURE_OF.get(SOURCES[name].family, "mixtral")
     return growth(
-        operator, name, family="mixtral", num_experts=experts, experts_per_token=min(2, experts), **changes
+        operator, name, family=family, num_experts=experts, experts_per_token=min(2, experts), **changes
     )  # fmt: skip
 
 
@@ -220,6 +241,7 @@ MIXED = (
     mixture(experts=1),
     mixture(name="mistral"),
     mixture(name="llama tied"),
+    mixture(name="qwen3"),
     mixture("num_layers=identity, hidden_size=duplicate, ffn_size=duplicate, num_experts=upcycle",
             num_layers=4, hidden_size=32, ffn_size=48),
     mixture("hidden_size=zero_pad, num_heads=duplicate, num_experts=upcycle", hidden_size=24, num_heads=8),

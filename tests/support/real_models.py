@@ -75,7 +75,7 @@ def _compute_in_float64(network: torch.nn.Module) -> None:
     for module in network.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = _bound(_rms_norm, module)
-        if type(module).__name__ == "MixtralTopKRouter":
+        if type(module).__name__.endswith("TopKRouter"):
             module.forward = _bound(_route, module)
         if hasattr(module, "config"):
             module.config._experts_implementation = "eager"

@@ -23,6 +23,13 @@ FOLDERS = {
     "gpt2": (transformers.GPT2LMHeadModel,
              {"vocab_size": 260, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 12}),
     "bert": (transformers.BertForMaskedLM, {**SIZES, "hidden_dropout_prob": 0.3}),
+    "olmo2": (transformers.Olmo2ForCausalLM, SIZES),
+    "phi3": (transformers.Phi3ForCausalLM, {**SIZES, "pad_token_id": None}),
+    "phi": (transformers.PhiForCausalLM, {**SIZES, "num_attention_heads": 2}),
+    "gpt_neox": (transformers.GPTNeoXForCausalLM, {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 2}),
+    "qwen3_moe": (transformers.Qwen3MoeForCausalLM,
+                  {**SIZES, "moe_intermediate_size": 24, "num_experts": 3, "num_experts_per_tok": 2,
+                   "norm_topk_prob": True}),
     "mixtral": (transformers.MixtralForCausalLM, {**SIZES, "num_local_experts": 3}),
 }  # fmt: skip
 

@@ -28,12 +28,15 @@ EXPERTS = {"family": "mixtral", "num_experts": 4}
 GROWTHS = {
     **{
         family: ({"family": family}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT)
-        for family in ("llama", "mistral", "qwen2", "qwen3")
+        for family in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3")
     },
     "gpt2": ({"family": "gpt2"}, SMALL, LARGE, EXACT),
+    "phi": ({"family": "phi"}, SMALL | GROUPED | {"head_size": 4}, LARGE | WIDER_GROUPS | {"head_size": 4}, EXACT),
+    "gpt_neox": ({"family": "gpt_neox"}, SMALL | {"num_heads": 1}, LARGE | {"num_heads": 2}, EXACT),
     "gpt2 untied": ({"family": "gpt2", "tied_embeddings": False}, SMALL, LARGE, EXACT),
     "bert": ({"family": "bert"}, SMALL, LARGE, EXACT),
     "mixtral": (EXPERTS, SMALL, LARGE, EXACT),
+    "qwen3_moe": (EXPERTS | {"family": "qwen3_moe"}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT),
     "llama to mixtral": ({"family": "llama"}, SMALL, LARGE | EXPERTS, EXACT | {"num_experts": "upcycle"}),
 }
 

@@ -19,14 +19,14 @@ ATTENTION = (
 )
 
 
-_QKV_BIASES = (
+QKV_BIASES = (
     ParameterSpec(LAYER + "self_attn.q_proj.bias", (out("query"),), "zeros"),
     ParameterSpec(LAYER + "self_attn.k_proj.bias", (out("key_value"),), "zeros"),
     ParameterSpec(LAYER + "self_attn.v_proj.bias", (out("key_value"),), "zeros"),
 )
 
 
-_QKV_WITH_BIASES = tuple(row for pair in zip(ATTENTION[:3], _QKV_BIASES, strict=True) for row in pair)
+_QKV_WITH_BIASES = tuple(row for pair in zip(ATTENTION[:3], QKV_BIASES, strict=True) for row in pair)
 
 
 HEAD_NORMS = (
@@ -42,7 +42,7 @@ MLP = (
 )
 
 
-_OTHER_BIASES = (
+OTHER_BIASES = (
     ParameterSpec(LAYER + "self_attn.o_proj.bias", (out("hidden"),), "zeros", writes_residual=True),
     ParameterSpec(LAYER + "mlp.gate_proj.bias", (out("ffn"),), "zeros"),
     ParameterSpec(LAYER + "mlp.up_proj.bias", (out("ffn"),), "zeros"),
@@ -84,7 +84,7 @@ LLAMA = Family(
     ),
     embeddings=("model.embed_tokens.weight",),
     head="lm_head.weight",
-    optional=(*_QKV_BIASES, *_OTHER_BIASES),
+    optional=(*QKV_BIASES, *OTHER_BIASES),
     base="model.",
     heads_divide_hidden=True,
     fields=LLAMA_FIELDS,
@@ -108,6 +108,56 @@ MISTRAL = replace(
 )
 
 
+# One projection makes queries, keys and values, and one what is multiplied in the feed-forward layer.
+PHI3 = replace(
+    LLAMA,
+    name="phi3",
+    layer=(
+        ATTENTION[3],
+        ParameterSpec(LAYER + "self_attn.qkv_proj.weight", (out("query", "key_value", "key_value"), reads("hidden"))),
+        ParameterSpec(LAYER + "mlp.gate_up_proj.weight", (out("ffn", "ffn"), reads("hidden"))),
+        MLP[2],
+        *NORMS,
+    ),
+    optional=(),
+    heads_divide_hidden=False,
+    scales_rotary=False,
+    fields={
+        **LLAMA_FIELDS,
+        "hidden_size": ("hidden_size", 3072),
+        "ffn_size": ("intermediate_size", 8192),
+        "vocab_size": ("vocab_size", 32064),
+        "context_length": ("max_position_embeddings", 4096),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+    },
+    constants={**LLAMA_CONSTANTS, "sliding_window": None, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+)
+
+
+# Blocks read the stream as it is and end in a norm; queries and keys of all heads have one norm each. (2501.00656)
+OLMO2 = replace(
+    LLAMA,
+    name="olmo2",
+    layer=(
+        *(replace(row, normed=True) for row in ATTENTION[:2]),
+        ATTENTION[2],
+        replace(ATTENTION[3], writes_residual=False),
+        ParameterSpec(LAYER + "self_attn.q_norm.weight", (Axis("gain", ("query",)),), "ones"),
+        ParameterSpec(LAYER + "self_attn.k_norm.weight", (Axis("gain", ("key_value",)),), "ones"),
+        *MLP[:2],
+        replace(MLP[2], writes_residual=False),
+        *(
+            ParameterSpec(LAYER + name, (Axis("branch gain", ("hidden",)),), "ones", writes_residual=True)
+            for name in ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+        ),
+    ),
+    optional=(*(replace(row, normed=True) for row in QKV_BIASES[:2]), QKV_BIASES[2], OTHER_BIASES[0]),
+    pre_norm=False,
+    heads_divide_hidden=False,
+    fields={**LLAMA_FIELDS, "vocab_size": ("vocab_size", 50304), "norm_eps": ("rms_norm_eps", 1e-5)},
+)
+
+
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
@@ -128,7 +178,7 @@ QWEN3 = replace(
     LLAMA,
     name="qwen3",
     layer=(*ATTENTION, *HEAD_NORMS, *MLP, *NORMS),
-    optional=(*_QKV_BIASES, _OTHER_BIASES[0]),
+    optional=(*QKV_BIASES, OTHER_BIASES[0]),
     heads_divide_hidden=False,
     fields={**QWEN2.fields, "head_size": ("head_dim", 128)},
 )
