@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from raystage.config.positions import RopeScaling
-from raystage.config.schedule import Schedule
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import StageText, vocabulary_problem
 from raystage.errors import InputError
 from raystage.frozen import replaced
-from raystage.growth.checks import POSITIONS, changed_fields, exchanges_head, refusal, with_norm_eps
+from raystage.growth.checks import changed_fields, exchanges_head, refusal, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
-from raystage.models import rope
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, head_problem, heads_problem, image_positions
 from raystage.models.table import Family
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
+from raystage.planning.positions import asked_positions, with_positions
 from raystage.plans.freezing import check_freezing_fits, find_freezing
 from raystage.sources.corpus import LargestToken
 
@@ -28,7 +26,7 @@ def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the model's shape. What is not given of its rotary positions and norms' eps comes from the model before."""
     before, model = context.shape_before, draft.stage.model
     shape = _with_vocabulary(before, resolve_shape(model, draft.data, draft.objective), model)
-    shape = _with_positions(before, shape, _asked_positions(context.schedule, draft.index))
+    shape = with_positions(before, shape, asked_positions(context.schedule, draft.index))
     if before and model.norm_eps is None:
         shape = _with_inherited_eps(before, shape, draft.grow)
     return replaced(draft, shape=shape)
@@ -182,58 +180,6 @@ def _with_inherited_eps(before: ModelShape, shape: ModelShape, grow: Grow | None
     if grow is None:
         return replaced(shape, norm_eps=before.norm_eps)
     return with_norm_eps(before, shape, grow.operator)
-
-
-def _asked_positions(schedule: Schedule, index: int) -> Model:
-    """What a stage asks of its rotary positions. The file's values are for the first stage: a later stage continues
-    with those of the stage before."""
-    written = schedule.stages[index].model
-    if index:
-        return written
-    given = {name: getattr(written, name) for name in POSITIONS if name in written.model_fields_set}
-    return schedule.model.model_copy(update=given)
-
-
-def _with_positions(before: ModelShape | None, shape: ModelShape, asked: Model) -> ModelShape:
-    """With the rotary positions that are asked for, else those of the model before."""
-    if not FAMILIES[shape.family].rotary:
-        for name in POSITIONS:
-            if getattr(asked, name) is not None:
-                able = ", ".join(name for name in TRAINED if FAMILIES[name].rotary)
-                problem = f"found in a {shape.family}, which has no rotary positions; expected family: {able}"
-                raise InputError(problem, key=f"model.{name}")
-        return shape
-    if before is not None and any(getattr(shape, name) != getattr(before, name) for name in POSITIONS):
-        shape = replaced(shape, **{name: getattr(before, name) for name in POSITIONS})
-    if asked.rope_theta is not None:
-        shape = replaced(shape, rope_theta=asked.rope_theta)
-    if asked.rope_scaling is not None:
-        _check_scales(shape.family)
-        shape = replaced(shape, rope_scaling=_scaling(before, asked.rope_scaling))
-    return shape
-
-
-def _check_scales(family: str) -> None:
-    """Refuse a scaling where transformers' model knows none, or has several kinds of positions."""
-    if not FAMILIES[family].scales_rotary:
-        able = ", ".join(name for name in TRAINED if FAMILIES[name].rotary and FAMILIES[name].scales_rotary)
-        problem = f"found in a {family}, whose positions cannot be scaled; expected family: {able}"
-        raise InputError(problem, key="model.rope_scaling")
-
-
-def _scaling(before: ModelShape | None, asked: RopeScaling) -> str:
-    """A scaling as a shape has it. The context that it refers to is, where not given, the one that the model had before
-    it was first scaled."""
-    if asked.kind == "none":
-        return ""
-    numbers = asked.given()
-    origin = numbers.pop("original_context_length", None)
-    if origin is None and before is not None:
-        origin = rope.origin_of(before.rope_scaling) or before.context_length
-    if asked.has_origin and origin is None:
-        problem = "missing; expected the context length that the model was trained with, since no model is before it"
-        raise InputError(problem, key="model.rope_scaling.original_context_length")
-    return rope.scaling(asked.kind, numbers, origin or 0)
 
 
 def _experts(model: Model) -> dict[str, int]:
