@@ -19,3 +19,4 @@ class Lazy:
 numpy = Lazy("numpy")
 huggingface_hub = Lazy("huggingface_hub")
 hf_tokenizer = Lazy("raystage.data.hf_tokenizer")  # it imports transformers
+own_networks = Lazy("raystage.models.networks.inspection")  # it imports torch

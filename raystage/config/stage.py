@@ -5,7 +5,7 @@ A schedule holds `data`, `model` and `training` as defaults for all stages; a st
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -29,6 +29,7 @@ from raystage.config.types import (
     Layers,
     Name,
     Positive,
+    Reference,
     Seed,
     Share,
     Text,
@@ -191,7 +192,26 @@ class Model(Section):
     """The shape of the model. What is not given follows from the rest, or from `init`."""
 
     family: Literal[TRAINED] = "llama"
-    """The model family, as transformers names it; or `cnn`, `lstm`, `mlp`, residual networks of raystage's own."""
+    """The model family, as transformers names it; `cnn`, `lstm`, `mlp`, residual networks of raystage's own; `module`,
+    a `torch.nn.Module` of yours; or `transformers`, any other architecture of transformers."""
+    build: Annotated[Reference | None, Field(examples=["my/net.py:make"])] = None
+    """For `family: module`: the function that returns the module, `module:function` or `file.py:function`. It is called
+    with `options`, and with those of `vocab_size`, `context_length`, `num_classes`, `image_size` and `num_channels`
+    that it has as arguments."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """For `family: module`: keyword arguments of the function. A stage changes single ones, such as the depth."""
+    config: Text | None = None
+    """For `family: transformers`: a `config.json`, a folder with one, or a name on the Hugging Face Hub. `num_layers`
+    changes its depth."""
+    layers: Text | None = None
+    """For `module` and `transformers`: the name of the list of layers, such as `encoder.blocks`; the one with most
+    parameters unless given."""
+    widths: dict[Literal["hidden_size", "ffn_size"], Text] = Field(default_factory=dict)
+    """For `module`: which options are widths that may grow, `{hidden_size: width, ffn_size: inner}`: of the residual
+    stream, and of units inside of layers."""
+    writes_residual: tuple[Text, ...] = ()
+    """For `module` and `transformers`: patterns of the parameters that write to the residual stream, such as
+    `*.fc2.*`. Operators that add silent layers need them."""
     num_layers: Layers | None = None
     """The number of layers."""
     hidden_size: Units | None = None

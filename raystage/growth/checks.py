@@ -20,9 +20,10 @@ from raystage.growth.operators import (
     operators_of,
     width_operator,
 )
+from raystage.growth.own_models import has_other_parts, own_refusal
 from raystage.growth.width import WIDTH_OPERATORS, Stream
 from raystage.models.families import FAMILIES, family_of
-from raystage.models.shape import ModelShape, heads_problem
+from raystage.models.shape import ModelShape, heads_problem, table_of
 from raystage.models.tables.mixtures import UPCYCLED
 from raystage.units import shown
 
@@ -49,11 +50,13 @@ def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
 @lru_cache(maxsize=4096)
 def _changed_fields(source: ModelShape, target: ModelShape) -> tuple[str, ...]:
     family = family_of(target.family)
-    without = {"norm_eps", *POSITIONS, *_OF_HEADS}
-    without |= {"context_length"} if family.rotary or family.reads_images else set()
+    without = {"norm_eps", "module", *POSITIONS, *_OF_HEADS}
+    without |= {"context_length"} if family.rotary or family.reads_images or target.module else set()
     without |= {"tied_embeddings"} if source.head or target.head else set()
     names = [field.name for field in fields(ModelShape) if field.name not in without]
-    return tuple(name for name in names if getattr(source, name) != getattr(target, name))
+    changed = tuple(name for name in names if getattr(source, name) != getattr(target, name))
+    is_other = not exchanges_head(source, target) and has_other_parts(source, target)
+    return (*changed, "module") if is_other else changed
 
 
 def exchanges_head(source: ModelShape, target: ModelShape) -> bool:
@@ -84,6 +87,7 @@ def refusal(
         _depth_refusal(source, target, chosen.get("num_layers"), options)
         or _heads_refusal(source, target, operator)
         or _experts_refusal(source, target, chosen.get("num_experts"))
+        or own_refusal(source, target, operator, options)
     )
 
 
@@ -95,6 +99,9 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         problem = f"found heads of {after} after {before}, and heads grow in number, not in size"
         key = "hidden_size" if source.hidden_size != target.hidden_size else field
         return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
+    if field == "module":
+        problem = "found other parameters than the model before has, beside its depth and the sizes in model.widths"
+        return "options", f"{problem}; expected the same ones"
     if field in _OF_IMAGES:
         return field, f"found {after} after {before}; expected {before}, for what embeds the patches does not grow"
     if field == "tied_embeddings":
@@ -197,7 +204,7 @@ _BY_ITSELF = ("vocab_size", "context_length")
 
 
 def stream_of(shape: ModelShape) -> Stream:
-    family = FAMILIES[shape.family]
+    family = table_of(shape)
     return Stream(family.norm, family.reads_stream, shape.ties_head)
 
 
@@ -238,7 +245,8 @@ def _is_exact_in(source: ModelShape, target: ModelShape, operator: str, options:
     if part == "hidden_size" and chosen.name in WIDTH_OPERATORS:
         sizes = source.hidden_size, target.hidden_size, stream_of(source)
         factor = WIDTH_OPERATORS[chosen.name].variance(*sizes)
-        return WIDTH_OPERATORS[chosen.name].exact(*sizes) and math.isclose(target.norm_eps, source.norm_eps * factor)
+        has_eps = math.isclose(target.norm_eps, source.norm_eps * factor) and not (target.module and factor != 1)
+        return WIDTH_OPERATORS[chosen.name].exact(*sizes) and has_eps
     if part == "num_heads" and FAMILIES[source.family].norms_queries and not _repeats_evenly(source, target, chosen):
         return False
     if part in WIDTHS:

@@ -23,8 +23,7 @@ from raystage.growth.checks import exchanges_head, heads_of, is_exact, refusal, 
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import OPERATORS, OPTIMIZER_STATE_POLICIES, layer_origins, width_operator
 from raystage.growth.width import WIDTH_OPERATORS, key_value_map, more_positions, more_vocabulary
-from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, stored
+from raystage.models.shape import ModelShape, Parameter, stored, table_of
 from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
@@ -94,7 +93,7 @@ def growth_map(
     found = refusal(source, target, operator, options)
     if found:
         raise ValueError(found[1])
-    tables = families or (FAMILIES[source.family], FAMILIES[target.family])
+    tables = families or (table_of(source), table_of(target))
     return _Growing(source, target, operator, optimizer_state, options, tables).rules()
 
 
@@ -109,7 +108,7 @@ def exact_in(rules: GrowthMap) -> str:
 
 def initial_map(target: ModelShape) -> GrowthMap:
     """The rules of a model with random weights: the family's own initialisation."""
-    family = FAMILIES[target.family]
+    family = table_of(target)
     return tuple(_fresh(one, family, family.init_std) for one in stored(target))
 
 
@@ -179,8 +178,14 @@ class _Growing:
             return ()
         name = parameter.spec.name
         if (name, layer, parameter.expert) in self.found:
-            return (self.found[name, layer, parameter.expert],)
+            found = self.found[name, layer, parameter.expert]
+            return (found,) if self._is_of_its_kind(found, parameter) else ()
         return tuple(self.found[one, layer, None] for one in UPCYCLED.get(name, ()))
+
+    def _is_of_its_kind(self, source: Parameter, target: Parameter) -> bool:
+        """Whether axes that never grow have the same size: not where a model of no table has another head."""
+        pairs = zip(source.spec.axes, target.spec.axes, strict=False)
+        return all(one.fixed == other.fixed for one, other in pairs) and len(source.shape) == len(target.shape)
 
     def _next(self, layer: int | None) -> int | None:
         return None if layer is None else min(layer + 1, self.source.num_layers - 1)

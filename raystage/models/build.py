@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from raystage.models.document_attention import ATTENTION
 from raystage.models.families import FAMILIES
 from raystage.models.rope import parameters_of
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, table_of
 
 
 def config(shape: ModelShape) -> transformers.PretrainedConfig:
@@ -51,7 +51,7 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
 
 def _network(shape: ModelShape, dtype: torch.dtype, zero_init: object) -> torch.nn.Module:
     """Its parameters are of that type. Buffers stay in fp32, and are those of the model's code under ZeRO 3, too."""
-    module = import_module(FAMILIES[shape.family].module)
+    module = import_module(table_of(shape).module)
     with zero_init or nullcontext():
         network = module.build(shape)
     if zero_init is None:

@@ -52,7 +52,7 @@ def saved_flops(shape: ModelShape, frozen: frozenset[str], length: int) -> int:
     A frozen matrix has no gradient of its own: two of six FLOPs for each parameter and position. Below the lowest
     parameter that is trained nothing has a gradient of its input either: two more, and 8 of 12 of the attention.
     """
-    if not frozen:
+    if not frozen or shape.module:  # of a model without a table nothing says which products a parameter is in
         return 0
     depth_of, table = depths(shape), table_of(shape)
     lowest = min((depth for name, depth in depth_of.items() if name not in frozen), default=shape.num_layers + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raystage.models.own import BARE
 from raystage.models.table import Family
 from raystage.models.tables.bert import BERT
 from raystage.models.tables.gpt import GPT2, GPT_NEOX, PHI
@@ -14,7 +15,7 @@ from raystage.models.tables.networks import NETWORKS
 BUILT_IN = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT, QWEN3_MOE, OLMO2, PHI3, PHI, GPT_NEOX)
 
 TRANSFORMERS: dict[str, Family] = {family.name: family for family in BUILT_IN}
-FAMILIES: dict[str, Family] = TRANSFORMERS | {family.name: family for family in NETWORKS}
+FAMILIES: dict[str, Family] = TRANSFORMERS | {family.name: family for family in NETWORKS} | BARE
 
 
 # The families that a schedule can train.

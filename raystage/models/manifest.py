@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from raystage.models.families import family_of
+from raystage.models.own import is_own_model
 from raystage.models.rope import is_scaling
 from raystage.models.shape import ModelShape
 from raystage.units import shown
@@ -53,6 +54,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     for field in fields(ModelShape):
         if field.name in model:
             _expect(model[field.name], *kinds[field.type], f"model.{field.name}")
+    _expect(model.get("module", ""), is_own_model, "a model as it is written", "model.module")
     heads = {"", *family_of(model.get("family", "")).heads}
     _expect(model.get("head", ""), heads.__contains__, f"one of {', '.join(sorted(heads))}", "model.head")
     _expect(model.get("rope_scaling", ""), is_scaling, "scaled positions as they are written", "model.rope_scaling")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from raystage.models.families import FAMILIES
+from raystage.models.own import own_model, own_table
 from raystage.models.table import Axis, Family, ParameterSpec
 
 # Fields of heads and images with the values that say: neither.
-_UNUSED = {"head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0}
+_UNUSED = {"module": "", "head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ModelShape:
     head: what the model ends in, one of `Family.heads`; "" for its family's own language head. num_classes: of a head
     for classes. image_size, patch_size: the sides of an image and of a patch, in pixels; num_channels: numbers of a
     pixel. A model of images has no vocabulary, and a context of its positions (`image_positions`).
+
+    module: of a model without a table, what was found in it (`models.own`); "" for all others.
     """
 
     family: str
@@ -48,13 +51,15 @@ class ModelShape:
     image_size: int = 0
     patch_size: int = 0
     num_channels: int = 0
+    module: str = ""
 
     def with_layers(self, num_layers: int) -> ModelShape:
         return replace(self, num_layers=num_layers)
 
     def facts(self) -> dict[str, object]:
         """Its fields for keys and manifests. Fields that were added later are left out where they are not used."""
-        return {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
+        found = {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
+        return {**found, "module": own_model(self.module).facts()} if self.module else found
 
     def to_json(self) -> dict[str, object]:
         """Its fields; those of heads and images where it uses them."""
@@ -103,7 +108,11 @@ class Parameter:
 
 def table_of(shape: ModelShape) -> Family:
     """The registered table of its family, with its head. Raises KeyError, or ValueError for an unknown head."""
-    return FAMILIES[shape.family].with_head(shape.head)
+    return _bare_table(shape).with_head(shape.head)
+
+
+def _bare_table(shape: ModelShape) -> Family:
+    return own_table(shape.module, shape.family) if shape.module else FAMILIES[shape.family]
 
 
 def parameters(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, ...]:
@@ -125,7 +134,7 @@ def stored(shape: ModelShape, family: Family | None = None) -> tuple[Parameter, 
 
 
 def _rows(shape: ModelShape, family: Family | None) -> tuple[Parameter, ...]:
-    family = (family or FAMILIES[shape.family]).with_head(shape.head)
+    family = (family or _bare_table(shape)).with_head(shape.head)
     rows = [(spec, None) for spec in family.before]
     rows += [(spec, layer) for layer in range(shape.num_layers) for spec in family.layer if spec.is_in(layer)]
     left_out = {family.head, *family.untied} if shape.ties_head else set()
@@ -175,7 +184,7 @@ def head_problem(shape: ModelShape) -> tuple[str, str] | None:
     """A field and what is wrong with it, where head, classes and images do not fit each other or the family; else
     None."""
     family = FAMILIES[shape.family]
-    known = [*([""] if family.objective else []), *family.heads]
+    known = [*([""] if family.objective or shape.module else []), *family.heads]
     if shape.head not in known:
         able = " or ".join(repr(one) for one in known)
         return "head", f"found {shape.head!r}; expected {able}, as a {family.name} can have"
@@ -216,7 +225,7 @@ def flops_per_token(shape: ModelShape) -> int:
 
     With another head than one of language: a position's share of the whole sample, rounded down.
     """
-    if shape.head:
+    if shape.head or shape.module:
         return sample_flops(shape, shape.context_length) // shape.context_length
     attention = shape.num_layers * shape.units("query") * shape.context_length
     active = replace(shape, num_experts=shape.experts_per_token)
@@ -243,6 +252,8 @@ def sample_flops(shape: ModelShape, length: int) -> int:
     Counted as in `flops_per_token`: six for each parameter and each position that it acts on. What embeds patches acts
     on the patches, a head for classes on one position. length: of an image that of the context.
     """
+    if shape.module:
+        return own_model(shape.module).flops(length)
     if not shape.head:
         return length * token_flops(shape, length)
     table, active = table_of(shape), replace(shape, num_experts=shape.experts_per_token).with_layers(1)
@@ -260,5 +271,7 @@ def sample_outputs(shape: ModelShape, length: int) -> int:
     """How many numbers a model says of one sample of `length` positions: scores of tokens or of classes, or pixels."""
     if shape.head == "classes":
         return shape.num_classes
+    if shape.module and shape.head == "pixels":
+        return shape.num_channels * shape.image_size**2
     patches = length - 1 if FAMILIES[shape.family].has_attention else length
     return patches * shape.units("pixel") if shape.head else length * shape.vocab_size

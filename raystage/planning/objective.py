@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
 from raystage.config.schedule import Init
@@ -16,16 +14,18 @@ from raystage.frozen import replaced
 from raystage.growth.explain import head_in_words
 from raystage.models import hub
 from raystage.models.families import FAMILIES
+from raystage.models.own import BARE
 from raystage.models.table import Family
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.objectives.table import OBJECTIVES, ObjectiveSpec
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
+from raystage.planning.user_functions import code_of
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.stage import StagePlan
 from raystage.sources.table import SOURCES
 from raystage.units import shown
-from raystage.user_code import check_call, file_of, split_reference
+from raystage.user_code import check_call
 
 
 def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
@@ -59,7 +59,7 @@ def _check_family(written: ObjectiveSection, family: str) -> None:
     if _learns(table, entry):
         return
     fitting = [one.name for one in OBJECTIVES.values() if _learns(table, one)]
-    others = [name for name, one in FAMILIES.items() if _learns(one, entry)]
+    others = [name for name, one in FAMILIES.items() if name not in BARE and _learns(one, entry)]
     what = f"learns {_LEARNED.get(table.objective, table.objective)}" if table.objective else "reads images"
     expected = f"{' or '.join(fitting)}, or " if fitting else ""
     problem = f"found {written.name} for a {family}, which {what}; expected {expected}a family that learns it"
@@ -67,7 +67,9 @@ def _check_family(written: ObjectiveSection, family: str) -> None:
 
 
 def _learns(family: Family, entry: ObjectiveSpec) -> bool:
-    """Whether a family's models can have the head that an objective needs."""
+    """Whether a family's models can have the head that an objective needs. A model without a table may learn all."""
+    if family.name in BARE:
+        return True
     return entry.head in family.heads if entry.head else entry.model == family.objective
 
 
@@ -124,7 +126,7 @@ def _own(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> Obje
         if written.targets:
             _check_call(written.targets, 1, written, "targets")
     options = {"function": written.function, "targets": written.targets, "options": written.options}
-    code = {field: _code_of(getattr(written, field), field, sources) for field in ("function", "targets")}
+    code = {field: code_of(getattr(written, field), f"objective.{field}", sources) for field in ("function", "targets")}
     return ObjectivePlan(written.name, options, {"code": code, "options": written.options})
 
 
@@ -133,30 +135,6 @@ def _check_call(reference: str, arguments: int, written: ObjectiveSection, field
         check_call(reference, arguments, written.options)
     except InputError as error:
         raise InputError(error.problem, key=f"objective.{field}") from None
-
-
-def _code_of(reference: str | None, field: str, sources: Sources) -> list[str] | None:
-    """The name of a function, and the SHA-256 of the file that it is in: a change of the code changes the key."""
-    if reference is None:
-        return None
-    place, name = split_reference(reference)
-    path = file_of(reference) or _module_file(place, f"objective.{field}")
-    try:
-        return [name, sources.code(path)]
-    except OSError as error:
-        problem = f"{path} cannot be read ({error.strerror}); expected the file that {name} is in"
-        raise InputError(problem, key=f"objective.{field}") from None
-
-
-def _module_file(module: str, key: str) -> str:
-    """The source file of an installed module. Importing the packages above it is all of its code that runs."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise InputError(f"found no module {module!r}; expected one that is installed, or file.py:function", key=key)
-    return spec.origin
 
 
 # --- distillation -------------------------------------------------------------------------------

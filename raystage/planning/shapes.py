@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
-from raystage.data.plan import StageText, vocabulary_problem
+from raystage.data.plan import StageText
 from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.growth.checks import changed_fields, exchanges_head, refusal, with_norm_eps
@@ -17,14 +17,18 @@ from raystage.models.table import Family
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
+from raystage.planning.own_models import OWN_FAMILIES, check_own_keys, resolve_own
 from raystage.planning.positions import asked_positions, with_positions
+from raystage.planning.vocabulary import vocab_size
 from raystage.plans.freezing import check_freezing_fits, find_freezing
-from raystage.sources.corpus import LargestToken
 
 
 def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: the model's shape. What is not given of its rotary positions and norms' eps comes from the model before."""
     before, model = context.shape_before, draft.stage.model
+    if model.family in OWN_FAMILIES:
+        return replaced(draft, shape=resolve_own(draft, context.sources, before))
+    check_own_keys(model)
     shape = _with_vocabulary(before, resolve_shape(model, draft.data, draft.objective), model)
     shape = with_positions(before, shape, asked_positions(context.schedule, draft.index))
     if before and model.norm_eps is None:
@@ -124,7 +128,7 @@ def _of_text(model: Model, data: StageText, objective: ObjectivePlan) -> dict[st
         raise InputError(problem, key="model.patch_size")
     tied = FAMILIES[model.family].fields["tied_embeddings"][1]
     return {
-        "vocab_size": _vocab_size(model, data, objective),
+        "vocab_size": vocab_size(model, data, objective),
         "context_length": model.context_length,
         "tied_embeddings": tied if model.tied_embeddings is None else model.tied_embeddings,
     }
@@ -221,32 +225,6 @@ def _head_size(model: Model) -> int:
             key="model.hidden_size",
         )
     return head_size
-
-
-def _vocab_size(model: Model, data: StageText, objective: ObjectivePlan) -> int:
-    """As written, else as large as the ids of the tokenizer require. Ids beyond those are padding."""
-    size = objective.num_ids or data.tokenizer_size
-    if size is None and data.largest_token is not None:
-        _check_tokens(model.vocab_size, data.largest_token)
-        return model.vocab_size
-    if model.vocab_size is None:
-        if size is None:
-            problem = (
-                f"missing; expected one more than the largest id of the tokenizer {data.tokenizer!r}, not known here"
-            )
-            raise InputError(problem, key="model.vocab_size")
-        return size
-    if size is not None and model.vocab_size < size:
-        raise InputError(vocabulary_problem(model.vocab_size, data.tokenizer, size), key="model.vocab_size")
-    return model.vocab_size
-
-
-def _check_tokens(vocab_size: int | None, largest: LargestToken) -> None:
-    """Refuse a vocabulary that lacks tokens of the text, where no tokenizer says how many there are."""
-    if vocab_size is None or vocab_size <= largest.token:
-        found = "missing" if vocab_size is None else f"found {vocab_size}"
-        where = f"{largest.file} has the token {largest.token} at position {largest.position:,}"
-        raise InputError(f"{found}; expected at least {largest.token + 1}: {where}", key="model.vocab_size")
 
 
 # --- the growth -------------------------------------------------------------------------------

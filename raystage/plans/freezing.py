@@ -21,8 +21,7 @@ from raystage.growth.checks import changed_fields
 from raystage.growth.depth import LayerOrigin
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.models.depth import depths
-from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, parameters
+from raystage.models.shape import ModelShape, parameters, table_of
 from raystage.plans.initial import TeacherPlan, unit_flops
 from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import StepSchedule
@@ -65,7 +64,7 @@ class Freezing:
     def names(self, shape: ModelShape) -> frozenset[str]:
         """The names of the parameters that are frozen at the stage's start. Embeddings are lookup tables; where they
         are tied, the head is among them."""
-        embeddings = FAMILIES[shape.family].embeddings if self.embeddings else ()
+        embeddings = table_of(shape).embeddings if self.embeddings else ()
         named = {*embeddings, *self.others}
         return frozenset(p.name for p in parameters(shape) if p.layer in self.layers or p.name in named)
 
@@ -161,7 +160,7 @@ def check_freezing_fits(freezing: Freezing, duration: int, unit: Unit) -> None:
 
 def _all_but_head(shape: ModelShape, thaw: Thaw) -> Freezing:
     before = tuple(name for name, depth in depths(shape).items() if depth < 0)
-    others = tuple(name for name in before if name not in FAMILIES[shape.family].embeddings)
+    others = tuple(name for name in before if name not in table_of(shape).embeddings)
     return Freezing(tuple(range(shape.num_layers)), True, None, others, thaw)
 
 

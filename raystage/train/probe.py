@@ -34,7 +34,7 @@ from raystage.growth.checks import exchanges_head, is_exact
 from raystage.growth.duplicates import DUPLICATE_STEPS, Sample, duplicate_distance, find_duplicates
 from raystage.growth.operators import layer_origins
 from raystage.growth.rules import GrowthMap
-from raystage.models.families import FAMILIES
+from raystage.models.shape import table_of
 from raystage.objectives.learner import Batch, HeldOut, Judge
 from raystage.objectives.opening import open_judge
 from raystage.plans.stage import StagePlan
@@ -143,7 +143,7 @@ def probe_inputs(held_out: np.ndarray, tokens: int) -> np.ndarray:
 def _answers(engine: StageEngine, inputs: np.ndarray, vocab_size: int, where: Where) -> Answers:
     """A language model's answers to `inputs`."""
     shape = engine.stage.shape
-    shifted = FAMILIES[shape.family].objective == "next token"
+    shifted = engine.stage.objective.entry.model == "next token"
     where = _possible(engine, where)
     engine.deepspeed.eval()
     return ask(engine.deepspeed.module, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
@@ -236,7 +236,7 @@ def are_duplicates_due(stage: StagePlan, growth: GrowthRecord | None, step: int)
 def with_duplicates(engine: StageEngine, growth: GrowthRecord, step: int) -> GrowthRecord:
     """The record with the distance of duplicates after `step` steps of the stage. Collective."""
     stage = engine.stage
-    pairs = find_duplicates(growth_of(stage), FAMILIES[stage.shape.family].embeddings)
+    pairs = find_duplicates(growth_of(stage), table_of(stage.shape).embeddings)
     values = _gathered(engine, [sample for pair in pairs for sample in (pair.one, pair.other)])
     distance = duplicate_distance(list(zip(values[::2], values[1::2], strict=True)))
     return replace(growth, certificate=replace(growth.certificate, twin_distance=distance, twin_steps=step))

@@ -150,7 +150,7 @@ CASES = [
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl', "
      "'parquet', 'huggingface', 'tokens', 'images' or 'arrays'"),
     ("change", "model.family=llamma", "model.family: found 'llamma'; expected 'llama', 'mistral', 'qwen2', 'qwen3', "
-     "'gpt2', 'bert', 'mixtral', 'vit', 'cnn', 'lstm' or 'mlp'; did you mean 'llama'?"),
+     "'gpt2', 'bert', 'mixtral', 'vit', 'cnn', 'lstm', 'mlp', 'module' or 'transformers'; did you mean 'llama'?"),
     ("change", "model.family=bert",
      "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm or classification, or a "
      "family that learns it (llama, mistral, qwen2, qwen3, gpt2, mixtral, lstm)"),

@@ -1,0 +1,350 @@
+"""Looks at a model of the user's own, or at an architecture of transformers without a table, when a plan is made.
+
+The model is built once without memory (on torch's "meta" device) for its parameters and FLOPs, and once really, if it
+is not large, to see whether it always says the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from raystage.errors import InputError
+from raystage.models.networks.own_build import make
+from raystage.models.table import Axis, ParameterSpec, fixed
+from raystage.user_code import find, said_by
+
+_KEY = "model.build"
+_NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
+# A larger model is not built really when a plan is made.
+_MOST_BUILT = 50_000_000
+_UNIT_OF = {"hidden_size": "hidden", "ffn_size": "ffn"}
+
+Named = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be built. reference: the user's function; "" for transformers. layers: the name of the list of layers,
+    where that is not clear. widths: by size of the shape ("hidden_size", "ffn_size") the option that says it.
+    writes_residual: patterns of the parameters that do. sizes: those that follow from data and objective. head: of
+    `ModelShape`. length: of a sample, in tokens."""
+
+    reference: str
+    options: Mapping[str, Any]
+    layers: str | None
+    widths: Mapping[str, str]
+    writes_residual: tuple[str, ...]
+    sizes: Mapping[str, int]
+    head: str
+    length: int
+
+    def made(self, **changes: Any) -> torch.nn.Module:
+        return make(self.reference, {**self.options, **changes}, self.sizes, self.head)
+
+    def width(self, size: str) -> int:
+        """The value of the option for a size, as written or as the function has it. Raises InputError."""
+        option = self.widths[size]
+        known = inspect.signature(find(self.reference)).parameters
+        value = self.options.get(option, known[option].default if option in known else None)
+        if type(value) is not int or value < 1:
+            what = repr(value) if isinstance(value, (str, int, float)) else "no number"
+            problem = f"found the option {option!r}, which is {what}; expected a whole number from 1 on"
+            raise InputError(problem, key=f"model.widths.{size}")
+        return value
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model turned out to be; see `models.own.OwnModel`."""
+
+    num_layers: int
+    before: tuple[ParameterSpec, ...]
+    layer: tuple[ParameterSpec, ...]
+    after: tuple[ParameterSpec, ...]
+    embeddings: tuple[str, ...]
+    norm: str
+    costs: tuple[str, str, str]
+    activations: int
+    widths: Mapping[str, int]
+
+
+def inspect_model(wanted: Wanted) -> Found:
+    """Raises InputError where the model cannot be trained in stages, naming what is wrong with it."""
+    with torch.device("meta"):
+        network = wanted.made().eval()
+    tensors = _tensors(network)
+    costs, activations = _costs(network, wanted)
+    if _tensors(network).keys() != tensors.keys():
+        new = sorted(_tensors(network).keys() - tensors.keys())[0]
+        raise InputError(f"found {new}, which forward creates; expected all parameters in __init__", key=_KEY)
+    _check_says_the_same(wanted, sum(one.numel() for one in network.parameters()))
+    prefix, count = _layers(tensors, wanted.layers)
+    rows = _rows(network, tensors, wanted)
+    before, layer, after = _placed(rows, prefix, count)
+    embeddings = tuple(f"{name}.weight" for name, one in network.named_modules() if isinstance(one, torch.nn.Embedding))
+    outside = {row.name for row in before}
+    known = tuple(name for name in embeddings if name in outside)
+    widths = {size: wanted.width(size) for size in wanted.widths}
+    return Found(count, before, layer, after, known, _norm(network), costs, activations, widths)
+
+
+# --- parameters ---------------------------------------------------------------------------------
+
+
+def _tensors(network: torch.nn.Module) -> Named:
+    """Parameters and persistent buffers, by name."""
+    for name, one in network.named_parameters():
+        if isinstance(one, torch.nn.parameter.UninitializedParameter):
+            problem = f"found {name}, whose size is not known before a first call"
+            raise InputError(f"{problem}; expected layers with all sizes, not lazy ones", key=_KEY)
+    stored = network.state_dict()
+    for name, one in stored.items():
+        if not isinstance(one, torch.Tensor):
+            problem = f"found {name} in the module's state, a {type(one).__name__}"
+            raise InputError(f"{problem}; expected tensors alone, which a checkpoint can hold", key=_KEY)
+    trained = dict(network.named_parameters())
+    if not trained:
+        raise InputError("found a module without parameters; expected one that can be trained", key=_KEY)
+    frozen = next((name for name, one in trained.items() if not one.requires_grad), None)
+    if frozen is not None:
+        problem = f"found {frozen} with requires_grad=False; expected freeze.parameters in the stage instead"
+        raise InputError(problem, key=_KEY)
+    others = {name: one for name, one in stored.items() if name not in trained and not _is_tied(one, name, network)}
+    return {**trained, **others}
+
+
+def _is_tied(one: torch.Tensor, name: str, network: torch.nn.Module) -> bool:
+    """Whether it is a second name of a parameter."""
+    owner, _, leaf = name.rpartition(".")
+    return leaf in network.get_submodule(owner)._parameters
+
+
+def _layers(tensors: Named, asked: str | None) -> tuple[str, int]:
+    """The text before the layers' numbers, and their number."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    sizes: dict[str, int] = defaultdict(int)
+    for name, one in tensors.items():
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            numbers[match[1]].add(int(match[2]))
+            sizes[match[1]] += one.numel()
+    lists = {prefix.rstrip("."): found for prefix, found in numbers.items()}
+    whole = {name: len(found) for name, found in lists.items() if found == set(range(len(found)))}
+    if asked is not None and asked not in whole:
+        there = f"expected one of {', '.join(whole)}" if whole else "there is no list of layers with parameters"
+        raise InputError(f"found {asked!r}; {there}", key="model.layers")
+    if not whole:
+        example = "expected its blocks in a torch.nn.ModuleList, each with parameters"
+        raise InputError(f"found no numbered layers in the module; {example}", key=_KEY)
+    name = asked or max(whole, key=lambda one: sizes[f"{one}." if one else ""])
+    return f"{name}." if name else "", whole[name]
+
+
+def _placed(
+    rows: Sequence[ParameterSpec], prefix: str, count: int
+) -> tuple[tuple[ParameterSpec, ...], tuple[ParameterSpec, ...], tuple[ParameterSpec, ...]]:
+    """Rows before the layers, of every layer (with the layers that have them), and after them, in the model's order."""
+    inside = re.compile(re.escape(prefix) + r"(\d+)\.(.+)")
+    before: list[ParameterSpec] = []
+    after: list[ParameterSpec] = []
+    layer: dict[ParameterSpec, set[int]] = defaultdict(set)
+    for row in rows:
+        match = inside.fullmatch(row.name)
+        if match:
+            layer[replace(row, name=f"{_literal(prefix)}{{layer}}.{_literal(match[2])}")].add(int(match[1]))
+        else:
+            (after if layer else before).append(replace(row, name=_literal(row.name)))
+    numbered = tuple(
+        replace(row, layers=None if len(found) == count else frozenset(found)) for row, found in layer.items()
+    )
+    return tuple(before), numbered, tuple(after)
+
+
+def _literal(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+# --- axes ---------------------------------------------------------------------------------------
+
+
+def _rows(network: torch.nn.Module, tensors: Named, wanted: Wanted) -> list[ParameterSpec]:
+    """A row for every tensor; axes that an option of `widths` changes have its units, the others a fixed size."""
+    steps = {}
+    for size, option in wanted.widths.items():
+        now = wanted.width(size)
+        with torch.device("meta"):
+            wider = _tensors(wanted.made(**{option: 2 * now}))
+        if wider.keys() != tensors.keys():
+            problem = f"found other parameters with {option}: {2 * now}; expected wider ones of the same names"
+            raise InputError(problem, key=f"model.widths.{size}")
+        steps[size] = (now, wider)
+    trained = {name for name, _ in network.named_parameters()}
+    return [_row(name, one, network, steps, name not in trained, wanted) for name, one in tensors.items()]
+
+
+def _row(
+    name: str, one: torch.Tensor, network: torch.nn.Module, steps: Mapping[str, tuple[int, Named]], is_buffer: bool,
+    wanted: Wanted,
+) -> ParameterSpec:  # fmt: skip
+    roles = list(_roles(name, one, network, is_buffer))
+    axes = [_axis(name, place, size, roles[place], steps) for place, size in enumerate(one.shape)]
+    writes = any(fnmatchcase(name, pattern) for pattern in wanted.writes_residual)
+    return ParameterSpec(name, tuple(axes), writes_residual=writes, is_buffer=is_buffer)
+
+
+def _axis(name: str, place: int, size: int, role: str, steps: Mapping[str, tuple[int, Named]]) -> Axis:
+    for field, (now, wider) in steps.items():
+        grown = wider[name].shape[place] - size
+        if grown and (grown % now or size != grown):
+            problem = f"found {name} with {size} and {size + grown} for {now} and {2 * now}"
+            raise InputError(f"{problem}; expected a multiple of the option", key=f"model.widths.{field}")
+        if grown:
+            return Axis(role, (_UNIT_OF[field],) * (grown // now))
+    return fixed(size)
+
+
+def _roles(name: str, one: torch.Tensor, network: torch.nn.Module, is_buffer: bool) -> Iterator[str]:
+    """What each axis does, by the kind of the module that has the tensor; see `models.table.Axis`."""
+    owner, _, leaf = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if "Norm" in type(module).__name__:
+        yield "statistic" if is_buffer else "shift" if leaf == "bias" else "gain"
+    elif isinstance(module, torch.nn.Embedding):
+        yield from ("out", "out")
+    elif isinstance(module, torch.nn.modules.conv._ConvTransposeNd) and one.ndim > 1:
+        yield from ("in", "out")
+    else:
+        yield from ("out", "in")
+    yield from ["out"] * one.ndim
+
+
+def _norm(network: torch.nn.Module) -> str:
+    """The kind of norms, which width depends on; "layer", the strictest, where there are several kinds."""
+    names = {type(one).__name__ for one in network.modules() if "Norm" in type(one).__name__}
+    kinds = {"batch" if "Batch" in name else "rms" if "RMS" in name.upper() else "layer" for name in names}
+    return kinds.pop() if len(kinds) == 1 else "layer"
+
+
+# --- what it says -------------------------------------------------------------------------------
+
+
+def _inputs(wanted: Wanted, length: int, device: str) -> Named:
+    sizes = wanted.sizes
+    if sizes["image_size"]:
+        shape = (2, sizes["num_channels"], sizes["image_size"], sizes["image_size"])
+        return {"pixel_values": torch.zeros(shape, device=device)}
+    return {"input_ids": torch.ones((2, length), dtype=torch.int64, device=device)}
+
+
+def _said(network: torch.nn.Module, wanted: Wanted, length: int, device: str = "meta") -> torch.Tensor:
+    """What the model says of two samples, of the right shape."""
+    inputs = _inputs(wanted, length, device)
+    try:
+        with torch.no_grad():
+            answer = network(**inputs)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's module raises
+        called = ", ".join(f"{name} of shape {list(one.shape)}" for name, one in inputs.items())
+        raise InputError(f"the model failed when called with {called} ({said_by(error)})", key=_KEY) from error
+    part = "reconstruction" if wanted.head == "pixels" else "logits"
+    found, expected = getattr(answer, part, None), _expected(wanted, length)
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
+        what = f"the shape {list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(answer).__name__}"
+        raise InputError(f"found an answer of {what}; expected {part} of shape {list(expected)}", key=_KEY)
+    return found
+
+
+def _expected(wanted: Wanted, length: int) -> tuple[int, ...]:
+    sizes = wanted.sizes
+    if wanted.head == "classes":
+        return (2, sizes["num_classes"])
+    if wanted.head == "pixels":
+        return (2, sizes["num_channels"], sizes["image_size"], sizes["image_size"])
+    return (2, length, sizes["vocab_size"])
+
+
+def _check_says_the_same(wanted: Wanted, numel: int) -> None:
+    """Refuse a model in evaluation mode that says something else the second time."""
+    if numel > _MOST_BUILT:
+        return
+    with torch.random.fork_rng(devices=[]):
+        network = wanted.made().eval()
+        first, second = (_said(network, wanted, min(wanted.length, 32), "cpu") for _ in range(2))
+    if not torch.equal(first, second):
+        problem = "found two different answers to the same input in evaluation mode"
+        raise InputError(f"{problem}; expected the same, so that a run can be repeated", key=_KEY)
+
+
+def _costs(network: torch.nn.Module, wanted: Wanted) -> tuple[tuple[str, str, str], int]:
+    """See `OwnModel`. Source: torch's counter of matrix products and convolutions, at three lengths."""
+    total = [0]
+    hooks = [one.register_forward_hook(_counting(total)) for one in network.modules() if not [*one.children()]]
+    places = max(1, wanted.length)
+    _said(network, wanted, places)
+    for hook in hooks:
+        hook.remove()
+    activations = total[0] // 2 // places
+    if wanted.sizes["image_size"]:
+        return (str(_counted(network, wanted, places)), "0", "0"), activations
+    lengths = sorted({max(1, places // 4), max(2, places // 2), max(3, places)})
+    return tuple(map(str, _square(lengths, [_counted(network, wanted, one) for one in lengths]))), activations
+
+
+def _counting(total: list[int]) -> Callable[..., None]:
+    def add(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            total[0] += output.numel()
+
+    return add
+
+
+def _counted(network: torch.nn.Module, wanted: Wanted, length: int) -> Fraction:
+    """FLOPs of a forward pass over one sample."""
+    with FlopCounterMode(display=False) as counter:
+        _said(network, wanted, length)
+    return Fraction(counter.get_total_flops(), 2)
+
+
+def _square(lengths: Sequence[int], counts: Sequence[Fraction]) -> tuple[Fraction, Fraction, Fraction]:
+    """The numbers (c, a, b) of c + a*n + b*n^2 through three points (Lagrange)."""
+    (x, y, z), (p, q, r) = lengths, counts
+    b = p / ((x - y) * (x - z)) + q / ((y - x) * (y - z)) + r / ((z - x) * (z - y))
+    a = (q - p) / (y - x) - b * (x + y)
+    return p - a * x - b * x * x, a, b
+
+
+# --- transformers -------------------------------------------------------------------------------
+
+
+def completed(content: dict[str, Any], file: object, num_layers: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+    """A configuration as transformers writes it, with that depth and the sizes that follow from the data; without what
+    says how a saved model is loaded. Raises InputError."""
+    kind = content.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        problem = f"found the model_type {kind!r}, which transformers {transformers.__version__} does not know"
+        raise InputError(f"{problem}; expected one that it knows", key="model.config", file=str(file))
+    config = transformers.CONFIG_MAPPING[kind].from_dict(dict(content))
+    changes = {
+        "num_hidden_layers": num_layers, "vocab_size": sizes["vocab_size"], "image_size": sizes["image_size"],
+        "num_channels": sizes["num_channels"], "use_cache": False if hasattr(config, "use_cache") else None,
+    }  # fmt: skip
+    for key, value in changes.items():
+        if value not in (None, 0):
+            setattr(config, key, value)
+    kept = json.loads(config.to_json_string(use_diff=True))
+    for key in ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"):
+        kept.pop(key, None)
+    return {**kept, "model_type": kind}

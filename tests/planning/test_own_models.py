@@ -1,0 +1,226 @@
+"""Models without a table: what a plan finds in them, and what it refuses with one message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import own_nets
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from labelled_files import images, texts, write_jsonl, write_npz
+from raystage.config.schedule import parse
+from raystage.errors import InputError
+from raystage.models.build import build
+from raystage.models.own import own_model
+from raystage.models.shape import flops_per_token, num_params, parameters, sample_flops
+from raystage.planning.build import make_plan
+from raystage.plans.plan import Plan
+
+NET = Path(own_nets.__file__)
+WIDTHS = {"hidden_size": "width", "ffn_size": "inner"}
+_HEADER = "import torch\nfrom torch import nn\n"
+
+
+def planned(folder: Path, model: dict, *changes: dict, objective: str = "causal_lm", grow: str = "stack") -> Plan:
+    """A first stage of that model, and one more for each change of it."""
+    if objective == "causal_lm":
+        data = {"source": "jsonl", "path": str(write_jsonl(folder / "rows", texts(60))), "tokenizer": "bytes"}
+        training, until = {"global_batch_tokens": 64}, {"tokens": 640}
+        model = {"context_length": 16, **model}
+    else:
+        data = {"source": "arrays", "path": str(write_npz(folder / "npz", images(40)))}
+        training, until = {"global_batch_samples": 4}, {"samples": 40}
+    stages = [{"name": "first", "until": until}]
+    for number, change in enumerate(changes):
+        operator = {"grow": {"operator": grow}} if grow else {}
+        stages.append({"name": f"more{number}", "until": until, "model": change, **operator})
+    training = {**training, "workers": 1, "optimizer": {"lr": 1e-3}, "lr_schedule": {"kind": "constant", "warmup": 0}}
+    return make_plan(parse({"name": "own", "data": data, "model": model, "objective": objective, "stages": stages,
+                            "training": training}))  # fmt: skip
+
+
+def written(folder: Path, code: str) -> str:
+    file = folder / "net.py"
+    file.write_text(_HEADER + code)
+    return f"{file}:make"
+
+
+def own(**more: object) -> dict:
+    return {"family": "module", "build": f"{NET}:reader", **more}
+
+
+def test_what_is_found_in_a_module(tmp_path: Path) -> None:
+    shape = planned(tmp_path, own(options={"depth": 3}, widths=WIDTHS)).staged.stages[0].shape
+    network = build(shape)
+    assert [one.name for one in parameters(shape)] == [name for name, _ in network.named_parameters()]
+    assert num_params(shape) == sum(one.numel() for one in network.parameters())
+    assert (shape.num_layers, shape.hidden_size, shape.ffn_size, shape.vocab_size) == (3, 8, 16, 257)
+    axes = {one.name: [(axis.role, *axis.units) for axis in one.spec.axes] for one in parameters(shape)}
+    assert axes["blocks.0.up.weight"] == [("out", "ffn"), ("in", "hidden")]
+    assert axes["blocks.2.norm.weight"] == [("gain", "hidden")]
+    assert axes["embed.weight"] == [("fixed",), ("out", "hidden")]
+    assert own_model(shape.module).norm == "rms"
+
+
+@pytest.mark.parametrize("length", [16, 7])
+def test_flops_are_those_that_torch_counts(tmp_path: Path, length: int) -> None:
+    shape = planned(tmp_path, own(options={"depth": 2})).staged.stages[0].shape
+    network, tokens = build(shape).to("meta"), torch.zeros((1, length), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(input_ids=tokens)
+    assert sample_flops(shape, length) == 3 * counter.get_total_flops()
+    assert flops_per_token(shape) == sample_flops(shape, 16) // 16
+
+
+def test_attention_is_counted_with_its_square(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_attention_heads": 2,
+                                  "word_embed_proj_dim": 16, "num_hidden_layers": 3}))  # fmt: skip
+    model = {"family": "transformers", "config": str(config), "num_layers": 2}
+    shape = planned(tmp_path, model).staged.stages[0].shape
+    linear = 6 * 16 * (2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 257)
+    assert shape.num_layers == 2
+    assert sample_flops(shape, 16) == linear + 12 * 2 * 16 * 16**2
+
+
+def test_the_key_holds_the_code_and_not_its_place(tmp_path: Path) -> None:
+    code = NET.read_text()
+    keys = []
+    for name, text in (("one", code), ("two", code), ("three", code + "\n# another\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(text)
+        plan = planned(tmp_path, own(build=f"{tmp_path / name / 'net.py'}:reader"))
+        keys.append(plan.staged.stages[0].key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_stage_changes_single_options(tmp_path: Path) -> None:
+    first, second = planned(tmp_path, own(options={"width": 12}), {"options": {"depth": 2}}).staged.stages
+    assert [one.num_layers for one in (first.shape, second.shape)] == [1, 2]
+    assert json.loads(own_model(second.shape.module).options) == {"depth": 2, "width": 12}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "layers"),
+    [
+        ({"model_type": "gpt_neo", "hidden_size": 16, "num_heads": 2, "num_layers": 2,
+          "attention_types": [[["global", "local"], 1]]}, "causal_lm", 2),
+        ({"model_type": "bloom", "hidden_size": 16, "n_head": 2, "n_layer": 2}, "causal_lm", 2),
+        ({"model_type": "xglm", "d_model": 16, "ffn_dim": 32, "attention_heads": 2, "num_layers": 2}, "causal_lm", 2),
+        ({"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [2, 2],
+          "layer_type": "basic"}, "classification", 2),
+        ({"model_type": "deit", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2,
+          "intermediate_size": 32, "patch_size": 4}, "classification", 2),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_any_architecture_of_transformers(tmp_path: Path, kind: dict, objective: str, layers: int) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(kind))
+    model = {"family": "transformers", "config": str(tmp_path)}
+    shape = planned(tmp_path, model, objective=objective).staged.stages[0].shape
+    assert shape.num_layers == layers
+    assert isinstance(build(shape), transformers.PreTrainedModel)
+    assert sample_flops(shape, 16) > 6 * 16
+
+
+def test_a_stage_must_say_how_a_module_grows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"grow: missing, though num_layers goes from 1 to 2"):
+        planned(tmp_path, own(), {"options": {"depth": 2}}, grow="")
+    with pytest.raises(InputError, match=r"model.options: found other parameters than the model before has"):
+        planned(tmp_path, own(), {"options": {"width": 12}})
+    with pytest.raises(InputError, match=r"nothing says which parameters write to the residual stream"):
+        planned(tmp_path, own(), {"options": {"depth": 2}}, grow="identity")
+    with pytest.raises(InputError, match=r"masked for a module, which is not a transformer"):
+        planned(tmp_path, own(), {"options": {"depth": 2}}, grow="masked")
+
+
+WRONG = {
+    "another shape": ("def make(vocab_size):\n    return nn.Sequential(nn.Embedding(vocab_size, 4))\n",
+                      r"found an answer of the shape \[2, 16, 4\]; expected logits of shape \[2, 16, 257\]"),
+    "no numbers": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.embed = nn.Embedding(size, size)\n    def forward(self, input_ids):\n"
+        "        return self.embed(input_ids)\ndef make(vocab_size):\n    return Net(vocab_size)\n",
+        "found no numbered layers in the module; expected its blocks in a torch.nn.ModuleList"),
+    "parameters in forward": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
+        "        self.more = nn.Parameter(torch.ones(3))\n        return self.layers[0](input_ids)\n"
+        "def make(vocab_size):\n    return Net(vocab_size)\n",
+        "found more, which forward creates; expected all parameters in __init__"),
+    "chance": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
+        "        made = self.layers[0](input_ids)\n        return made + torch.rand_like(made)\n"
+        "def make(vocab_size):\n    return Net(vocab_size)\n",
+        "found two different answers to the same input in evaluation mode"),
+    "state that is no tensor": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def get_extra_state(self):\n"
+        "        return {'a': 1}\n    def set_extra_state(self, state):\n        pass\n"
+        "    def forward(self, input_ids):\n"
+        "        return self.layers[0](input_ids)\ndef make(vocab_size):\n    return Net(vocab_size)\n",
+        "found _extra_state in the module's state, a dict; expected tensors alone"),
+    "lazy": ("def make(vocab_size):\n"
+             "    return nn.Sequential(nn.Embedding(vocab_size, 4), nn.LazyLinear(vocab_size))\n",
+             "found 1.weight, whose size is not known before a first call"),
+    "frozen": ("def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
+               "    return made.requires_grad_(False)\n", r"found 0.weight with requires_grad=False"),
+    "no module": ("def make(vocab_size):\n    return 3\n", "returned a int; expected a torch.nn.Module"),
+    "failure": ("def make(vocab_size):\n    raise ValueError('too wide')\n", r"failed \(ValueError: too wide at"),
+    "failure in forward": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
+        "        return self.layers[1](input_ids)\ndef make(vocab_size):\n    return Net(vocab_size)\n",
+        r"the model failed when called with input_ids of shape \[2, 16\] \(IndexError"),
+    "unknown argument": ("def make(size):\n    return size\n", r"failed \(TypeError: make\(\) missing 1 required"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_line_says_what_is_wrong_with_a_module(tmp_path: Path, name: str) -> None:
+    code, said = WRONG[name]
+    with pytest.raises(InputError, match=said) as caught:
+        planned(tmp_path, {"family": "module", "build": written(tmp_path, code)})
+    assert caught.value.key.endswith("model.build")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"family": "module"}, "model.build: missing"),
+        (own(num_layers=2), "model.num_layers: found for family: module; expected it in the options of its function"),
+        (own(config="x"), "model.config: found for module; expected it with family: transformers"),
+        (own(layers="other"), "model.layers: found 'other'; expected one of blocks"),
+        (own(widths={"hidden_size": "wide"}), "model.widths.hidden_size: found the option 'wide', which is no number"),
+        (own(build="nowhere.py:make"), "nowhere.py cannot be read"),
+        ({"family": "llama", "num_layers": 1, "hidden_size": 8, "num_heads": 2, "options": {"a": 1}},
+         "model.options: found for llama; expected it with family: module"),
+        ({"family": "transformers"}, "model.config: missing"),
+        ({"family": "transformers", "config": "/nowhere/config.json"}, "expected a config.json"),
+    ],
+)  # fmt: skip
+def test_keys_that_do_not_fit(tmp_path: Path, model: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        planned(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"model_type": "llama"}, "found the model_type llama, which has a table; expected family: llama"),
+        ({"model_type": "nothing"}, "found the model_type 'nothing', which transformers .* does not know"),
+        ({"model_type": "opt", "auto_map": {}}, "found auto_map, code of the model's own, which is not run"),
+        ({"model_type": "clip"}, "transformers has no such model for CLIPConfig"),
+    ],
+)
+def test_configurations_that_do_not_fit(tmp_path: Path, content: dict, said: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        planned(tmp_path, {"family": "transformers", "config": str(tmp_path)})
