@@ -20,7 +20,7 @@ from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.objectives.table import OBJECTIVES, ObjectiveSpec
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
-from raystage.planning.user_functions import code_of
+from raystage.planning.shape.user_functions import code_of
 from raystage.plans.initial import TEACHER_KEY, TeacherPlan
 from raystage.plans.stage import StagePlan
 from raystage.sources.table import SOURCES

@@ -17,9 +17,9 @@ from raystage.models.table import Family
 from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
-from raystage.planning.own_models import OWN_FAMILIES, check_own_keys, resolve_own
 from raystage.planning.positions import asked_positions, with_positions
-from raystage.planning.vocabulary import vocab_size
+from raystage.planning.shape.own_models import OWN_FAMILIES, check_own_keys, resolve_own
+from raystage.planning.shape.vocabulary import vocab_size
 from raystage.plans.freezing import check_freezing_fits, find_freezing
 
 

@@ -17,8 +17,8 @@ from raystage.models.own import ANY, OWN, OwnModel
 from raystage.models.shape import ModelShape
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
-from raystage.planning.user_functions import code_of
-from raystage.planning.vocabulary import vocab_size
+from raystage.planning.shape.user_functions import code_of
+from raystage.planning.shape.vocabulary import vocab_size
 
 OWN_FAMILIES = (OWN, ANY)
 _CONFIG = "config.json"
