@@ -56,4 +56,4 @@ def test_the_next_job_is_theirs_where_it_needs_the_same(connected: RayCluster, p
     assert len(alone) == 1
     assert not set(alone) & set(before)
     launch.dismiss()
-    wait_until(lambda: not connected.workers(), 10, "dismissed workers stayed")
+    wait_until(lambda: not connected.workers(), 60, "dismissed workers stayed")

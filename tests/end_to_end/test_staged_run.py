@@ -155,7 +155,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
         said.append(line)
         if "full] grown" in line and not any("RESTARTING" in one for one in said):
             cluster.workers()[0].kill()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, "".join(said)
     assert sum("RESTARTING" in line for line in said) == 1, "".join(said)
     assert losses_in(output) == losses_in(calm.stdout)

@@ -89,7 +89,7 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
 
 def check_live_status(raystage: Raystage, pid: int) -> None:
     """The second driver, which waits, leaves the status to the one that trains, and writes it once a second or so."""
-    wait_until(lambda: status_of(raystage)["stages"][0]["step"] > 0, 10, "the status has no step")
+    wait_until(lambda: status_of(raystage)["stages"][0]["step"] > 0, 60, "the status has no step")
     status = status_of(raystage)
     first, second = status["stages"]
     assert (status["state"], status["is_alive"], status["process"]["pid"]) == ("RUNNING", True, pid)
