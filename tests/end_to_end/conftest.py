@@ -19,6 +19,9 @@ import pytest
 from s3_server import CREDENTIALS
 
 BIN = Path(sys.executable).parent
+# Seconds that a command, or what a test waits for, may take. A limit, and no expectation: a start takes 20 s on an idle
+# machine, and minutes on a busy one.
+PATIENCE = 400
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -68,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     process = psutil.Process(head.pid)
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), 60, f"no Ray head; see {log}")
+        wait_until(lambda: "Ray runtime started" in log.read_text(), PATIENCE, f"no Ray head; see {log}")
         yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
     finally:
         for one in [process, *process.children(recursive=True)]:
@@ -109,7 +112,7 @@ class Raystage:
     def __call__(self, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess:
         """Run to the end and expect an exit status."""
         process = self.start(*arguments)
-        output, errors = process.communicate(timeout=400)
+        output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == status, f"exit {process.returncode}\n{output}\n{errors}"
         return subprocess.CompletedProcess(arguments, status, output, errors)
 
@@ -125,9 +128,9 @@ class Raystage:
         """Start, send a signal as soon as a line with `text` has appeared and `once` holds; returns the exit status."""
         process = self.start(*arguments)
         said_until(process, text)
-        wait_until(once, 30, f"{text!r} was said, but that was all")
+        wait_until(once, PATIENCE, f"{text!r} was said, but that was all")
         process.send_signal(how)
-        print(process.communicate(timeout=60)[1])  # shown where the test fails
+        print(process.communicate(timeout=PATIENCE)[1])  # shown where the test fails
         return process.returncode
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import RayCluster, Raystage, losses_in, processes_named, wait_until
+from conftest import PATIENCE, RayCluster, Raystage, losses_in, processes_named, wait_until
 from raystage.files.filesystem import open_folder
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
@@ -156,5 +156,5 @@ def test_random_kills_of_random_processes_change_no_bit(
     keys = stage_keys(tmp_path / "calm")
     assert len(keys) == len(STAGES)
     assert shard_checksums(tmp_path / "chaos", keys) == shard_checksums(tmp_path / "calm", keys)
-    wait_until(lambda: not processes_named(cluster.process, *OURS), 60, "workers or their actors are left")
-    wait_until(lambda: not processes_in(tmp_path), 60, "a driver, or what it started, is left")
+    wait_until(lambda: not processes_named(cluster.process, *OURS), PATIENCE, "workers or their actors are left")
+    wait_until(lambda: not processes_in(tmp_path), PATIENCE, "a driver, or what it started, is left")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RayCluster, Raystage, losses_in, said_until, write_tiny
+from conftest import PATIENCE, RayCluster, Raystage, losses_in, said_until, write_tiny
 
 pytestmark = pytest.mark.end_to_end
 
@@ -48,7 +48,7 @@ def test_the_script_that_ships_loads_plans_runs_and_shows(raystage: Raystage) ->
     process = python(
         raystage, SCRIPT, write_tiny(raystage.folder), "stages[0].until.steps=6", "stages[1].until.steps=4"
     )
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert output.startswith("small: ")
     report = raystage.report("tiny")
@@ -66,7 +66,7 @@ def test_a_process_goes_on_after_an_error_and_an_interrupt(raystage: Raystage, c
     said_until(process, "small] step 0")  # of the first run, which fails
     said_until(process, "small] step 1")
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     error, interrupt, done = output.splitlines()
     assert error == "error, not connected"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RayCluster, wait_until
+from conftest import PATIENCE, RayCluster, wait_until
 from raystage.cluster import launch
 from raystage.config.schedule import load
 from raystage.config.types import Workers
@@ -56,4 +56,4 @@ def test_the_next_job_is_theirs_where_it_needs_the_same(connected: RayCluster, p
     assert len(alone) == 1
     assert not set(alone) & set(before)
     launch.dismiss()
-    wait_until(lambda: not connected.workers(), 60, "dismissed workers stayed")
+    wait_until(lambda: not connected.workers(), PATIENCE, "dismissed workers stayed")

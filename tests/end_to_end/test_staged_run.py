@@ -17,6 +17,7 @@ from ray.exceptions import AuthenticationError
 
 from conftest import (
     BIN,
+    PATIENCE,
     QUIET,
     RayCluster,
     Raystage,
@@ -155,7 +156,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(
         said.append(line)
         if "full] grown" in line and not any("RESTARTING" in one for one in said):
             cluster.workers()[0].kill()
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, "".join(said)
     assert sum("RESTARTING" in line for line in said) == 1, "".join(said)
     assert losses_in(output) == losses_in(calm.stdout)
@@ -181,9 +182,11 @@ def test_a_cluster_of_the_runs_own_is_closed_to_others_and_a_killed_driver_leave
     with pytest.raises(AuthenticationError):
         GcsClient(address=address.partition("=")[2])
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     wait_until(
-        lambda: other_ray_processes(cluster) <= before, 30, "processes of the dead driver's cluster are still there"
+        lambda: other_ray_processes(cluster) <= before,
+        PATIENCE,
+        "processes of the dead driver's cluster are still there",
     )
     assert not (raystage.folder / ".raystage/ray").exists()
 
@@ -240,7 +243,12 @@ def test_ray_job_submit_runs_a_schedule(cluster: RayCluster, tmp_path: Path) -> 
         "--store", str(tmp_path / "store"), "--wandb", "disabled",
     ]  # fmt: skip
     done = subprocess.run(
-        list(map(str, command)), cwd=REPOSITORY, env=os.environ | QUIET, capture_output=True, text=True, timeout=300
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import BIN, QUIET, RayCluster, Raystage, wait_until
+from conftest import BIN, PATIENCE, QUIET, RayCluster, Raystage, wait_until
 from raystage.sweeps.config import load
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from wandb_reader import OfflineRun, read_run, run_files
@@ -89,7 +89,7 @@ def swept(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Swep
     killed = raystage.stop_at(": done", signal.SIGKILL, "sweep", file.name, once=noted.exists)
     assert killed == -signal.SIGKILL
     early = json.loads(noted.read_text())
-    wait_until(lambda: not marked(raystage), 60, "a killed sweep left processes of its cluster")
+    wait_until(lambda: not marked(raystage), PATIENCE, "a killed sweep left processes of its cluster")
     raystage.environment["RAY_ADDRESS"] = address
     records = times(raystage)
     done = raystage("sweep", file.name, "--json")
@@ -219,9 +219,9 @@ def test_a_sweep_that_is_asked_to_end_has_the_workers_of_its_trials_save_first(r
 
     command = ["sweep", file.name, "--wandb", "disabled"]
     process = raystage.start(*command)
-    wait_until(both_train, 300, "two trials did not train")
+    wait_until(both_train, PATIENCE, "two trials did not train")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "all is saved; the same command continues" in errors
     saved = [path.parent.name for path in raystage.folder.glob(".raystage/stages/*/checkpoints/*/manifest.json")]
@@ -295,7 +295,7 @@ def test_asha_stops_what_is_worse_and_leaves_nothing_running(raystage: Raystage,
     assert report["search"]["flops_spent"] == report["search"]["flops_claimed"] == spent
     small = plan.trials[1].plan.staged.stages[0]
     assert bad["flops"] == small.flops // small.steps * 4  # 2K tokens
-    wait_until(lambda: not processes(cluster), 60, "a trial that was stopped left workers on the cluster")
+    wait_until(lambda: not processes(cluster), PATIENCE, "a trial that was stopped left workers on the cluster")
 
 
 @pytest.mark.drill
@@ -341,7 +341,9 @@ def test_ray_job_submit_runs_a_sweep(cluster: RayCluster, tmp_path: Path) -> Non
         BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", file.parent, "--",
         sys.executable, RUN, file.name, "--store", tmp_path / "store",
     ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), env=os.environ | QUIET, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | QUIET, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "store/runs/hunt/report.json").read_text())
     assert [row["state"] for row in report["trials"]] == ["FINISHED"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from conftest import Raystage, wait_until
+from conftest import PATIENCE, Raystage, wait_until
 from raystage.cli.main import main
 
 pytestmark = pytest.mark.end_to_end
@@ -39,8 +39,8 @@ def test_the_same_schedule_started_twice_at_once_trains_each_stage_once(raystage
     heard: list[list[str]] = [[], []]
     drivers = [follow(raystage, tiny, said) for said in heard]
     for process, thread in drivers:
-        thread.join(400)
-        process.communicate(timeout=60)
+        thread.join(PATIENCE)
+        process.communicate(timeout=PATIENCE)
     assert [process.returncode for process, _ in drivers] == [0, 0], heard
     trained = [stages_with(said, r"\d layers?") for said in heard]
     assert sorted(trained[0] + trained[1], reverse=True) == STAGES
@@ -65,13 +65,13 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
         if other is None and "small] 1 layer," in line:
             other, thread = follow(raystage, tiny, said)
         if "small] step 4" in line:
-            wait_until(lambda: stages_with(said, "waiting for process"), 60, "the other driver does not wait")
+            wait_until(lambda: stages_with(said, "waiting for process"), PATIENCE, "the other driver does not wait")
             check_live_status(raystage, killed.pid)
             killed.send_signal(signal.SIGKILL)
             break
     killed.communicate()
-    thread.join(400)
-    other.communicate(timeout=60)
+    thread.join(PATIENCE)
+    other.communicate(timeout=PATIENCE)
     assert other.returncode == 0, said
     assert stages_with(said, "waiting for process") == ["small"], said
     assert f"waiting for process {killed.pid} on" in "".join(said)
@@ -89,7 +89,7 @@ def test_when_one_of_two_drivers_is_killed_the_other_takes_over(raystage: Raysta
 
 def check_live_status(raystage: Raystage, pid: int) -> None:
     """The second driver, which waits, leaves the status to the one that trains, and writes it once a second or so."""
-    wait_until(lambda: status_of(raystage)["stages"][0]["step"] > 0, 60, "the status has no step")
+    wait_until(lambda: status_of(raystage)["stages"][0]["step"] > 0, PATIENCE, "the status has no step")
     status = status_of(raystage)
     first, second = status["stages"]
     assert (status["state"], status["is_alive"], status["process"]["pid"]) == ("RUNNING", True, pid)
