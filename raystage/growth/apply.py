@@ -84,7 +84,7 @@ class Grown:
             case "mapped":
                 return _in_pieces(lambda first, last: self._mapped_weights(rule, first, last), start, stop)
             case "zeros":
-                return np.zeros(stop - start, dtype=np.float32)
+                return np.full(stop - start, -rule.offset if rule.offset else 0.0, dtype=np.float32)
             case _:
                 return self._drawn(rule, start, stop)
 
@@ -122,7 +122,9 @@ class Grown:
             beyond = _over_axes(rule, "from_beyond", rows.start * len(columns), rows.stop * len(columns), np.logical_or)
             following = _columns(self._rows(rule, rule.beyond, state, rows), columns)
             values = np.where(beyond.reshape(values.shape), following, values)
-        values *= _factors(rule, state, rows).astype(values.dtype)
+        factors = _factors(rule, state, rows).astype(values.dtype)
+        offset = values.dtype.type(rule.offset if state == "fp32" else 0.0)
+        values = (values + offset) * factors - offset if offset else values * factors
         return values.reshape(-1)[cut]
 
     def _rows(self, rule: Rule, sources: tuple[str, ...], state: str, rows: range) -> np.ndarray:

@@ -13,6 +13,7 @@ Fitting needs all of the source's weights, and one model of the target's size wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -71,16 +72,20 @@ class LearnedMaps(torch.nn.Module):
 
     def _row(self, spec: ParameterSpec, values: torch.Tensor) -> torch.Tensor:
         """All parameters of a row of the table: widened first, which is less work, then mixed over the layers."""
+        offset = self.family.gain_offset if spec.is_gain else 0.0
+        values = values + offset if offset else values
         first = values.dim() - len(spec.axes)
         for place, axis in enumerate(spec.axes):
             values = self._along(axis, spec, values, first + place)
         mix = self.mixes.get(_key(spec))
-        return values if mix is None else torch.tensordot(mix, values, dims=1)
+        values = values if mix is None else torch.tensordot(mix, values, dims=1)
+        return values - offset if offset else values
 
     def _along(self, axis: Axis, spec: ParameterSpec, values: torch.Tensor, place: int) -> torch.Tensor:
         """One axis, whose parts lie end to end where it is fused."""
         if axis.role == "fixed":
             return values
+        values = values * self._scale(axis, spec)
         if axis.by_head:
             values = _by_part(values, place, len(axis.units), self.source.head_size)
         parts = values.split([self.source.units(unit) for unit in axis.units], dim=place)
@@ -88,6 +93,15 @@ class LearnedMaps(torch.nn.Module):
         stretched = [self._stretch(unit, part, place, split) for unit, part in zip(axis.units, parts, strict=True)]
         joined = torch.cat(stretched, dim=place) if len(stretched) > 1 else stretched[0]
         return _by_head(joined, place, len(axis.units), self.target.head_size) if axis.by_head else joined
+
+    def _scale(self, axis: Axis, spec: ParameterSpec) -> float:
+        """Of embeddings that the model multiplies by the square root of the hidden size what keeps the product, and of
+        the norm before the same embeddings as a head what makes up for that."""
+        root = math.sqrt(self.source.hidden_size / self.target.hidden_size)
+        if axis.role == "scaled out":
+            return root
+        is_final = spec.feeds_head and self.target.ties_head and self.family.scales_embeddings
+        return 1 / root if is_final and axis.units == ("hidden",) else 1.0
 
     def _stretch(self, unit: str, values: torch.Tensor, place: int, split: bool) -> torch.Tensor:
         if unit not in self.expansions:

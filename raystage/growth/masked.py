@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -56,7 +57,7 @@ def _sites_of(parameter: Parameter, kinds: frozenset[str], layers: frozenset[int
                 sites.append(Site(module, "output", LAYER))
             case "gain" | "branch gain", ("hidden",) if "hidden" in kinds:
                 sites += [Site(module, "norm", "hidden"), Site(module, "output", "hidden")]
-            case "out" | "shift", ("hidden",) if "hidden" in kinds:
+            case "out" | "scaled out" | "shift", ("hidden",) if "hidden" in kinds:
                 sites.append(Site(module, "output", "hidden"))
             case "in", ("query" | "ffn" as unit,) if unit in kinds and not inside:
                 sites.append(Site(module, "input", unit))
@@ -112,7 +113,8 @@ class GrowthMask:
         return self._replace_norm(module, site.units)
 
     def _replace_norm(self, module: torch.nn.Module, units: str) -> Callable[[], None]:
-        norm = _rms_norm if FAMILIES[self._target.family].norm == "rms" else _layer_norm
+        family = FAMILIES[self._target.family]
+        norm = partial(_rms_norm, family.gain_offset) if family.norm == "rms" else _layer_norm
         before = vars(module).get("forward")
         module.forward = lambda inputs: norm(module, inputs, self._scales[units], self._target.norm_eps)
 
@@ -127,10 +129,12 @@ class GrowthMask:
         return values * self._scales[units].to(values.dtype)
 
 
-def _rms_norm(module: torch.nn.Module, inputs: torch.Tensor, weights: torch.Tensor, eps: float) -> torch.Tensor:
+def _rms_norm(
+    offset: float, module: torch.nn.Module, inputs: torch.Tensor, weights: torch.Tensor, eps: float
+) -> torch.Tensor:
     wide, weights = _wide(inputs, weights)
     mean_square = (weights * wide.square()).sum(-1, keepdim=True) / weights.sum()
-    return module.weight * (wide * torch.rsqrt(mean_square + eps)).to(inputs.dtype)
+    return (module.weight + offset) * (wide * torch.rsqrt(mean_square + eps)).to(inputs.dtype)
 
 
 def _layer_norm(module: torch.nn.Module, inputs: torch.Tensor, weights: torch.Tensor, eps: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from raystage.growth.axis_maps import AxisMap
 from raystage.growth.checks import UNCHANGEABLE, changed_positions, is_exact, refusal, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
-from raystage.growth.rules import GrowthMap, exact_in, growth_map
+from raystage.growth.rules import GrowthMap, Rule, exact_in, growth_map
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import Family
@@ -87,10 +87,14 @@ def rules_json(rules: GrowthMap) -> dict[str, Any]:
     number_of = {key: numbers.setdefault(axis, len(numbers)) for key, axis in by_id.items()}
     return {
         "axis_maps": [{**asdict(axis), "index": list(axis.index)} for axis in numbers],
-        "rules": [
-            {**asdict(replace(rule, axes=())), "axes": [number_of[id(axis)] for axis in rule.axes]} for rule in rules
-        ],
+        "rules": [{**_as_dict(rule), "axes": [number_of[id(axis)] for axis in rule.axes]} for rule in rules],
     }
+
+
+def _as_dict(rule: Rule) -> dict[str, Any]:
+    """Its fields; the offset where it has one."""
+    found = asdict(replace(rule, axes=()))
+    return {name: value for name, value in found.items() if name != "offset" or value}
 
 
 def plan_growth(source: ModelShape, request: GrowthRequest, families: Tables | None = None) -> PlannedGrowth:

@@ -28,7 +28,7 @@ from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
 _UNITS = tuple(unit for unit in UNITS if unit != "expert")
-_ROLES = ("out", "in", "gain", "branch gain", "shift", "statistic", "final gain", "final shift")
+_ROLES = ("out", "scaled out", "in", "gain", "branch gain", "shift", "statistic", "final gain", "final shift")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Rule:
     none; "none" of a buffer, which has no optimizer state and goes with its units: copies of a unit have the same
     statistics. sources: the source's parameter, or several laid end to end. source_shape: of these together. beyond:
     the same parameters of the next layer, for axes that need them. init, std: how fresh elements are drawn. gradient:
-    what the factors of the axes tell about the gradient right after growth: "exact", "estimated" or "none". A parameter
-    whose moments are zeros starts with an optimizer step count of its own, at 0.
+    what the factors of the axes tell about the gradient right after growth: "exact", "estimated" or "none". offset: of
+    the gains of a norm what the model adds to the stored values; axes and "zeros" act on the sum. A parameter whose
+    moments are zeros starts with an optimizer step count of its own, at 0.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Rule:
     init: str = "normal"
     std: float = 0.0
     gradient: str = "none"
+    offset: float = 0.0
 
     @property
     def source(self) -> str | None:
@@ -163,6 +165,7 @@ class _Growing:
             init=_init(parameter.spec, self.family),
             std=self.family.init_std,
             gradient=self._gradient(parameter.spec, origin, sure),
+            offset=self.family.gain_offset if parameter.spec.is_gain else 0.0,
         )
 
     def _gradient(self, spec: ParameterSpec, origin: LayerOrigin, sure: bool) -> str:
@@ -219,6 +222,7 @@ def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[
         stream = replace(stream_of(source), tied=source.ties_head and target.ties_head)
         grown = chosen.hidden(source.hidden_size, target.hidden_size, stream)
         grown["statistic"] = statistics_map(grown["out"])
+        grown = _with_scaled_embeddings(grown, source, target) if table_of(target).scales_embeddings else grown
         maps |= {(role, "hidden"): _named("hidden", one) for role, one in grown.items()}
     if source.ffn_size != target.ffn_size:
         chosen = WIDTH_OPERATORS[width_operator(operator, "ffn_size")]
@@ -232,6 +236,20 @@ def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[
     if source.context_length != target.context_length:
         maps["out", "position"] = _named("positions", more_positions(source.context_length, target.context_length))
     return maps
+
+
+def _with_scaled_embeddings(maps: Mapping[str, AxisMap], source: ModelShape, target: ModelShape) -> dict[str, AxisMap]:
+    """The maps of a model that multiplies its embeddings by the square root of the hidden size: they become smaller by
+    as much as the root becomes larger. Where they are also the head, the norm before it makes up for that."""
+    root = math.sqrt(source.hidden_size / target.hidden_size)
+    tied = source.ties_head and target.ties_head
+    finals = {role: _times(maps[role], 1 / root, root) for role in ("final gain", "final shift")} if tied else {}
+    return {**maps, "scaled out": _times(maps["out"], root, 1 / root), **finals}
+
+
+def _times(one: AxisMap, value: float, gradient: float) -> AxisMap:
+    values, gradients = one.values * value, one.gradients * gradient
+    return replace(one, value=tuple(values.tolist()), gradient=tuple(gradients.tolist()))
 
 
 def _head_maps(source: ModelShape, target: ModelShape, operator: str) -> dict[tuple[str, str], AxisMap]:

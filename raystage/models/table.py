@@ -20,7 +20,8 @@ class Axis:
     """One axis of a parameter.
 
     role: "out" for units that the parameter produces (the outputs of a projection, a bias, rows and columns of an
-    embedding), "in" for units that it reads and sums over, "gain" and "shift" for those of a norm, which act on each
+    embedding), "scaled out" for those of an embedding that the model multiplies by the square root of the hidden size,
+    "in" for units that it reads and sums over, "gain" and "shift" for those of a norm, which act on each
     unit alone, "branch gain" for a norm at the end of a block, whose output is added to the residual stream,
     "statistic" for what a norm has measured of each unit, "each" for an index (experts), "fixed" for an axis that never
     grows. units: the kinds of units, laid end to end in a fused projection. by_head: they alternate head by head
@@ -67,6 +68,11 @@ class ParameterSpec:
     acts_on: str = "position"
     is_buffer: bool = False
 
+    @property
+    def is_gain(self) -> bool:
+        """Whether it is what a norm multiplies by."""
+        return any(axis.role in ("gain", "branch gain") for axis in self.axes)
+
     def is_in(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
 
@@ -103,6 +109,8 @@ class Family:
     is the hidden size. heads_divide_hidden: the number of heads divides the hidden size. rotary: positions are rotary
     and not embedded. rotary_share: the part of every head that has them. scales_rotary: whether `rope_scaling` can
     scale them. inner_factor: `ffn_size` over `hidden_size`, where it is not given.
+    gain_offset: what norms add to their parameters before they multiply by them (1 in Gemma, which stores gains minus
+    one).
 
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
@@ -133,6 +141,7 @@ class Family:
     rotary: bool = True
     rotary_share: float = 1.0
     scales_rotary: bool = True
+    gain_offset: float = 0.0
     init_std: float = 0.02
     inner_factor: int = 4
     objective: str = "next token"
@@ -184,6 +193,11 @@ class Family:
     def reads_stream(self) -> bool:
         """Whether blocks read the residual stream itself, without a norm before them."""
         return self.post_norm or not self.pre_norm
+
+    @property
+    def scales_embeddings(self) -> bool:
+        """Whether the model multiplies its embeddings by the square root of the hidden size."""
+        return any(axis.role == "scaled out" for row in self.before for axis in row.axes)
 
     @property
     def norms_heads(self) -> bool:

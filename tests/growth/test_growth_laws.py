@@ -180,9 +180,9 @@ def test_growing_is_the_linear_map_that_the_axes_say(case: GrowthCase) -> None:
         if rule.weights == "mapped":
             source = np.concatenate([made_up(case.source)[name] for name in rule.sources]).reshape(rule.source_shape)
             transposed = [(number, matrix_of(axis).T) for number, axis in enumerate(rule.axes)]
-            expected = reduce(contracted, transposed, source).reshape(-1)
+            expected = reduce(contracted, transposed, source + rule.offset).reshape(-1) - rule.offset
             found = view.slice(rule.target, "fp32", 0, rule.numel)
-            from_source = expected != 0
+            from_source = expected != -rule.offset
             np.testing.assert_allclose(found[from_source], expected[from_source], rtol=1e-12, atol=1e-15)
 
 

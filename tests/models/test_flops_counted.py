@@ -31,6 +31,7 @@ CASES = {
     "olmo2": ModelShape("olmo2", 2, 192, 6, 3, 32, 512, 384, 64),
     "phi3": ModelShape("phi3", 2, 192, 6, 2, 32, 512, 384, 64),
     "phi": ModelShape("phi", 2, 256, 8, 4, 32, 1024, 384, 64),
+    "gemma": ModelShape("gemma", 2, 256, 4, 1, 64, 512, 384, 64, tied_embeddings=True),
     "gpt_neox": ModelShape("gpt_neox", 2, 256, 8, 8, 32, 1024, 384, 64),
     "qwen3_moe": ModelShape("qwen3_moe", 2, 128, 4, 2, 64, 192, 384, 64, num_experts=4, experts_per_token=2),
     "mixtral, one expert of eight": ModelShape(

@@ -29,7 +29,17 @@ def test_rows_are_made_of_known_things(family: Family) -> None:
         assert row.init in {"normal", "ones", "zeros"}
         assert row.acts_on in {"position", "patch", "sample"}
         for axis in row.axes:
-            assert axis.role in {"out", "in", "gain", "branch gain", "shift", "statistic", "each", "fixed"}
+            assert axis.role in {
+                "out",
+                "scaled out",
+                "in",
+                "gain",
+                "branch gain",
+                "shift",
+                "statistic",
+                "each",
+                "fixed",
+            }
             assert set(axis.units) <= set(UNITS)
             assert bool(axis.fixed) == (axis.role == "fixed") == (not axis.units)
 

@@ -37,6 +37,7 @@ MODELS = {
     "olmo2": (transformers.Olmo2ForCausalLM, GROUPED),
     "phi3": (transformers.Phi3ForCausalLM, GROUPED),
     "phi": (transformers.PhiForCausalLM, GROUPED),
+    "gemma": (transformers.GemmaForCausalLM, {**GROUPED, "head_dim": 4}),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, SIZES),
     "qwen3_moe": (
         transformers.Qwen3MoeForCausalLM,

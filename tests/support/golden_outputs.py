@@ -136,7 +136,8 @@ def _quickstart(texts: str) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Values without the names of classes and fields, which may change."""
     if dataclasses.is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return [_plain(one) for name, one in found.items() if name != "offset" or one]  # newer than the golden maps
     if isinstance(value, list | tuple | range):
         return [_plain(one) for one in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -69,6 +69,8 @@ SOURCES = {
     "phi": tiny("phi"),
     "phi tied": tiny("phi", tied_embeddings=True),
     "gpt_neox": tiny("gpt_neox"),
+    "gemma": tiny("gemma"),
+    "gemma untied": tiny("gemma", tied_embeddings=False),
     "vit": tiny("vit"),
     "vit pixels": tiny("vit", head="pixels", num_classes=0),
     "llama classes": tiny("llama", head="classes", num_classes=5),
@@ -146,6 +148,7 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
             "olmo2",
             "phi",
             "gpt_neox",
+            "gemma",
         )
     ]
     return (*(deeper(operator, *case) for case in depths), *others)

@@ -74,7 +74,9 @@ def _compute_in_float64(network: torch.nn.Module) -> None:
     all below 1e-7; and its grouped matrix products of experts know no float64. The same formulas, in float64."""
     for module in network.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = _bound(_rms_norm, module)
+            module.forward = _bound(_gemmas_norm if "Gemma" in type(module).__name__ else _rms_norm, module)
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
         if type(module).__name__.endswith("TopKRouter"):
             module.forward = _bound(_route, module)
         if hasattr(module, "config"):
@@ -87,6 +89,10 @@ def _bound(function: Callable, module: torch.nn.Module) -> Callable:
 
 def _rms_norm(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return module.weight * inputs * torch.rsqrt(inputs.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def _gemmas_norm(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return (1 + module.weight) * inputs * torch.rsqrt(inputs.pow(2).mean(-1, keepdim=True) + module.eps)
 
 
 def _route(module: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

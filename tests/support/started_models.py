@@ -26,6 +26,7 @@ FOLDERS = {
     "olmo2": (transformers.Olmo2ForCausalLM, SIZES),
     "phi3": (transformers.Phi3ForCausalLM, {**SIZES, "pad_token_id": None}),
     "phi": (transformers.PhiForCausalLM, {**SIZES, "num_attention_heads": 2}),
+    "gemma": (transformers.GemmaForCausalLM, {**SIZES, "head_dim": 6}),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 2}),
     "qwen3_moe": (transformers.Qwen3MoeForCausalLM,
                   {**SIZES, "moe_intermediate_size": 24, "num_experts": 3, "num_experts_per_tok": 2,

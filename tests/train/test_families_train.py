@@ -28,7 +28,7 @@ EXPERTS = {"family": "mixtral", "num_experts": 4}
 GROWTHS = {
     **{
         family: ({"family": family}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT)
-        for family in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3")
+        for family in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma")
     },
     "gpt2": ({"family": "gpt2"}, SMALL, LARGE, EXACT),
     "phi": ({"family": "phi"}, SMALL | GROUPED | {"head_size": 4}, LARGE | WIDER_GROUPS | {"head_size": 4}, EXACT),
