@@ -37,7 +37,7 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "position_embedding_type": ("absolute", None),
     },
     "vit": {"hidden_act": ("gelu",), "qkv_bias": (True,)},
-    "gemma": {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "use_bidirectional_attention": (None, False)},
+    "gemma": {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "use_bidirectional_attention": (False, None)},
     "phi": {"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "partial_rotary_factor": (0.5, None)},
     "gpt_neox": {
         "hidden_act": ("gelu",),

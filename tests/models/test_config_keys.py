@@ -130,6 +130,33 @@ def test_what_another_model_would_be_is_refused_when_planned(tmp_path: Path, cha
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("phi", {"partial_rotary_factor": 0.4}, "partial_rotary_factor: found 0.4; expected 0.5"),
+        ("gpt_neox", {"use_parallel_residual": False}, "use_parallel_residual: found false; expected true"),
+        ("gpt_neox", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+         "expected a rope_type of default, linear, llama3, yarn with its numbers, and a partial_rotary_factor of 0.25"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "expected a rope_type of default "),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: found true; expected false"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: found false; expected true"),
+        ("qwen3_moe", {"norm_topk_prob": None}, "norm_topk_prob: found false; expected true"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers: found [0]; expected []"),
+        ("olmo2", {"attention_bias": True}, "attention_bias: found true; expected false"),
+    ],
+)  # fmt: skip
+def test_what_a_family_s_models_do_not_have_is_refused(
+    tmp_path: Path, family: str, changes: dict, message: str
+) -> None:
+    """None: the configuration lacks the key, whose default is another model."""
+    file = make(tmp_path / "model", family) / "config.json"
+    said = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in said.items() if value is not None or key not in changes}))
+    with pytest.raises(InputError) as caught:
+        open_trainable(LocalFiles(file.parent))
+    assert message in str(caught.value)
+
+
 def test_weights_of_eight_bits_are_refused_when_planned(tmp_path: Path) -> None:
     source = make(tmp_path / "model", "llama")
     file = source / "model.safetensors"
