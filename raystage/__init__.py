@@ -4,8 +4,8 @@
 
     report = raystage.run("schedule.yaml")
 
-`load`, `plan`, `run`, `sweep`, `report`, `average`: see `raystage.api`, which is imported when one of them is first
-used.
+`load`, `plan`, `run`, `sweep`, `report`, `average`, `load_model`: see `raystage.api`, which is imported when one of
+them is first used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raystage.api import Report, average, load, plan, report, run, sweep
+    from raystage.api import Report, average, load, load_model, plan, report, run, sweep
 
-__all__ = ["Report", "average", "load", "plan", "report", "run", "sweep"]
+__all__ = ["Report", "average", "load", "load_model", "plan", "report", "run", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,6 +60,7 @@ from raystage.sweeps.trials import SweepPlan, plan_sweep
 from raystage.tools.average import CHECKPOINT
 from raystage.tools.average import average as write_average
 from raystage.tools.grow import open_source, open_target
+from raystage.tools.load import load_model as load_model
 
 STORE = ".raystage"
 Written = str | Path | Mapping[str, Any]

@@ -51,7 +51,8 @@ def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
 def _changed_fields(source: ModelShape, target: ModelShape) -> tuple[str, ...]:
     family = family_of(target.family)
     without = {"norm_eps", "module", *POSITIONS, *_OF_HEADS}
-    without |= {"context_length"} if family.rotary or family.reads_images or target.module else set()
+    is_free = not family.learns_positions or family.reads_images or target.module
+    without |= {"context_length"} if is_free else set()
     without |= {"tied_embeddings"} if source.head or target.head else set()
     names = [field.name for field in fields(ModelShape) if field.name not in without]
     changed = tuple(name for name in names if getattr(source, name) != getattr(target, name))

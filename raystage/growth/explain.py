@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from raystage.growth.checks import exchanges_head
 from raystage.growth.rules import GrowthMap, Rule
-from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.shape import ModelShape, Parameter, stored
 from raystage.models.table import Family
 
 
@@ -57,9 +57,9 @@ def explain(
 
     families: the tables of source and target, where they are not the registered ones.
     """
-    origins = {parameter.name: parameter for parameter in parameters(source, families[0])}
+    origins = {parameter.name: parameter for parameter in stored(source, families[0])}
     lines, layers = [], {}
-    for parameter, rule in zip(parameters(target, families[1]), rules, strict=True):
+    for parameter, rule in zip(stored(target, families[1]), rules, strict=True):
         if parameter.layer is None:
             lines.append(MapLine(rule.target, rule.source or "-", *_rules(rule)))
             continue
@@ -78,9 +78,9 @@ def layer_sources(
     source: ModelShape, target: ModelShape, rules: GrowthMap, families: Families = (None, None)
 ) -> tuple[int | None, ...]:
     """For each target layer the source layer of its parameters; None where there is none."""
-    origins = {parameter.name: parameter.layer for parameter in parameters(source, families[0])}
+    origins = {parameter.name: parameter.layer for parameter in stored(source, families[0])}
     found: list[int | None] = [None] * target.num_layers
-    for parameter, rule in zip(parameters(target, families[1]), rules, strict=True):
+    for parameter, rule in zip(stored(target, families[1]), rules, strict=True):
         if parameter.layer is not None and rule.source is not None:
             found[parameter.layer] = origins[rule.source]
     return tuple(found)

@@ -14,7 +14,7 @@ from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, Rule, exact_in, growth_map
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, parameters
+from raystage.models.shape import ModelShape, Parameter, stored
 from raystage.models.table import Family
 from raystage.models.tables.mixtures import MIXTURE_OF
 from raystage.units import parse_bool, parse_count, parse_real, shown
@@ -50,8 +50,8 @@ class PlannedGrowth:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The target's parameters, one for each rule."""
-        return parameters(self.target, self.families[1])
+        """The target's parameters and buffers, one for each rule."""
+        return stored(self.target, self.families[1])
 
     @property
     def num_params(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from raystage.errors import InputError
 from raystage.models import rope
 from raystage.models.families import FAMILIES
+from raystage.models.network_config import named_head
 from raystage.models.shape import ModelShape, image_positions
 from raystage.models.table import Family
 from raystage.units import shown
@@ -88,8 +89,10 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
     values = {field: _value(config, field, *family.fields[field], file) for field in family.fields}
     if family.reads_images:
         values |= _of_images(family.name, values["image_size"], values["patch_size"], file)
-    hidden, heads = values["hidden_size"], values["num_heads"]
-    following = {"num_kv_heads": heads, "head_size": hidden // heads, "ffn_size": 4 * hidden}
+    hidden, heads = values["hidden_size"], values.get("num_heads", 0)
+    following = {"num_heads": 0, "num_kv_heads": heads, "head_size": hidden // max(1, heads), "ffn_size": 4 * hidden}
+    if not family.has_attention:
+        following = dict.fromkeys(following, 0)
     for field, value in following.items():
         if values.get(field) is None:
             values[field] = value
@@ -109,12 +112,17 @@ def _of_images(family: str, image: int, patch: int, file: str) -> dict[str, int]
 
 
 def _head(config: Config, family: Family, file: str) -> dict[str, Any]:
-    """The head that the transformers class of the model has, where it is none of language."""
-    name = architecture_of(config)
-    found = next((key for key, head in family.heads.items() if name.endswith(head.suffix)), "")
+    """The head that the transformers class of the model has, where it is none of language; of a network of raystage's
+    own the one that its configuration names."""
+    if family.module:
+        found = named_head(config, family, file)
+        has_classes = found == "classes"
+    else:
+        name = architecture_of(config)
+        found = next((key for key, head in family.heads.items() if name.endswith(head.suffix)), "")
+        has_classes = bool(found) and "num_classes" in family.heads[found].sets.values()
     if not found:
         return {}
-    has_classes = "num_classes" in family.heads[found].sets.values()
     return {"head": found, **({"num_classes": _num_classes(config, file)} if has_classes else {})}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from raystage.errors import InputError
 from raystage.models.families import FAMILIES, UNKNOWN
-from raystage.models.shape import ModelShape, Parameter, parameters, table_of
+from raystage.models.shape import ModelShape, Parameter, stored, table_of
 from raystage.models.table import Family, ParameterSpec, fixed
 from raystage.models.tables.mixtures import UPCYCLED
 
@@ -34,7 +34,7 @@ def folder_table(shape: ModelShape, tensors: Shapes, folder: str) -> Family:
         return _table_by_name(shape, tensors, folder)
     known = table_of(shape)
     table = _as_stored(known.on_disk or known, tensors)
-    found = {parameter.name: parameter.shape for parameter in parameters(shape, table)}
+    found = {one.name: one.shape for one in stored(shape, table)}
     _check_whole(found, tensors, folder)
     left_out = {table.head, *table.untied} if shape.ties_head else set()
     others = [name for name in tensors if name not in {*found, *left_out} and not _BUFFER.fullmatch(name)]
@@ -69,15 +69,15 @@ def _moved(row: ParameterSpec, layers: Sequence[int | None]) -> ParameterSpec:
 
 def _mixture_table(dense: Family, mixture: Family, folder: str) -> Family:
     """The rows of the mixture, between those of the dense folder."""
-    stored = mixture.on_disk or mixture
-    if dense.base != stored.base:
-        found = f"found tensors without the prefix {stored.base!r}"
+    on_disk = mixture.on_disk or mixture
+    if dense.base != on_disk.base:
+        found = f"found tensors without the prefix {on_disk.base!r}"
         raise InputError(f"{found}; expected a model with its head, such as a LlamaForCausalLM", file=folder)
-    taken = {row.name for row in stored.layer}.union(*(UPCYCLED.get(row.name, ()) for row in stored.layer))
+    taken = {row.name for row in on_disk.layer}.union(*(UPCYCLED.get(row.name, ()) for row in on_disk.layer))
     lost = [row.name.format(layer=0) for row in dense.layer if row.name not in taken]
     if lost:
         raise InputError(f"found {_some(lost)}; expected none, for a {mixture.name} has no such tensors", file=folder)
-    return replace(stored, before=dense.before, after=dense.after)
+    return replace(on_disk, before=dense.before, after=dense.after)
 
 
 def is_buffer(name: str) -> bool:
@@ -100,14 +100,15 @@ class StoredTensorPlace:
 
 
 def placed(shape: ModelShape) -> tuple[StoredTensorPlace, ...]:
-    """Every tensor that transformers writes for a model of `shape`, in the order of the model's parameters."""
+    """Every tensor that transformers writes for a model of `shape`, in the order of the model's parameters; of a
+    network of raystage's own its buffers, too."""
     family = table_of(shape)
-    stored = {one.name: one.shape for one in parameters(shape, family.on_disk or family)}
+    sizes = {one.name: one.shape for one in stored(shape, family.on_disk or family)}
     found: list[StoredTensorPlace] = []
-    for parameter in parameters(shape):
+    for parameter in stored(shape):
         start = 0
         for name in _stored_names(family, parameter, shape):
-            found.append(StoredTensorPlace(name, stored[name], parameter.name, start))
+            found.append(StoredTensorPlace(name, sizes[name], parameter.name, start))
             start = found[-1].stop
     return tuple(found)
 
@@ -130,14 +131,14 @@ def _as_stored(table: Family, tensors: Shapes) -> Family:
     optional = [row for row in table.optional if name(row.name).format(layer=0) in tensors]
     after = table.after if _has_head(table, is_bare, tensors) else _of_base(table)
 
-    def stored(*rows: ParameterSpec) -> tuple[ParameterSpec, ...]:
+    def named(*rows: ParameterSpec) -> tuple[ParameterSpec, ...]:
         return tuple(_with_fixed_sizes(replace(row, name=name(row.name)), tensors) for row in rows)
 
     return replace(
         table,
-        before=stored(*table.before),
-        layer=stored(*table.layer, *(row for row in optional if "{layer}" in row.name)),
-        after=stored(*after, *(row for row in optional if "{layer}" not in row.name)),
+        before=named(*table.before),
+        layer=named(*table.layer, *(row for row in optional if "{layer}" in row.name)),
+        after=named(*after, *(row for row in optional if "{layer}" not in row.name)),
         embeddings=tuple(map(name, table.embeddings)),
         optional=(),
         base="" if is_bare else table.base,

@@ -124,7 +124,7 @@ def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
 def _check_stride(config: Config, shape: ModelShape, file: str) -> None:
     """A head for pixels makes as many of every patch's state as it has."""
     found = config.get("encoder_stride", 16)
-    if shape.head == "pixels" and found != shape.patch_size:
+    if shape.family == "vit" and shape.head == "pixels" and found != shape.patch_size:
         problem = f"found {shown(found)}; expected {shape.patch_size}, as patch_size"
         raise InputError(problem, key="encoder_stride", file=file)
 

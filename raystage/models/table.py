@@ -220,3 +220,9 @@ class Family:
     @property
     def default_norm_eps(self) -> float:
         return float(self.fields["norm_eps"][1])
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether positions are embedded, so that the context is part of its shape."""
+        rows = (*self.before, *self.layer, *self.after)
+        return any("position" in axis.units for row in rows for axis in row.axes)

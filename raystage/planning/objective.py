@@ -81,6 +81,9 @@ def check_documents(draft: StageDraft, context: Context) -> StageDraft:
         able = [one.name for one in OBJECTIVES.values() if one.keeps_documents]
         problem = f"found document with the objective {draft.objective.name}"
         raise InputError(f"{problem}; expected one that keeps documents apart ({', '.join(able)})", key=_MASK)
+    if not FAMILIES[draft.stage.model.family].has_attention:
+        problem = f"found document for a {draft.stage.model.family}, whose state goes on from document to document"
+        raise InputError(f"{problem}; expected a family with attention, or none", key=_MASK)
     for part in draft.data.parts:
         data = part.data
         file = SOURCES[data.source].without_ends(context.sources.corpus(data.source, data.path, data.options))
@@ -236,7 +239,8 @@ def _denoising(written: ObjectiveSection, draft: StageDraft, sources: Sources) -
         raise InputError(f"{problem}; expected one of them", key="objective.noise")
     noise = None if is_masked else written.noise or DEFAULT_NOISE
     options = {"noise": noise, "mask_share": written.mask_share if is_masked else None}
-    return ObjectivePlan(written.name, {**options, "patch_size": draft.stage.model.patch_size}, options)
+    # Where patches are not said, as of an mlp, each pixel is one.
+    return ObjectivePlan(written.name, {**options, "patch_size": draft.stage.model.patch_size or 1}, options)
 
 
 DEFAULT_NOISE = 0.3

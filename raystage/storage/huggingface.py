@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_in
 from raystage.growth.apply import Grown, slices
 from raystage.growth.request import PlannedGrowth
 from raystage.growth.rules import Rule
+from raystage.models.build import drawn_weights
 from raystage.models.families import BUILT_IN
 from raystage.models.hf_config import by_name, check_no_rule, grown_config
 from raystage.models.hf_folder import CONFIG, INDEX, WEIGHTS, HuggingFaceModel
 from raystage.models.hf_layers import deepened, is_known
 from raystage.models.hf_table import StoredTensorPlace, check_alike
 from raystage.models.shape import ModelShape
+from raystage.models.tables.networks import NETWORKS
 from raystage.storage.averaging import summed
 
 # Files that are copied unchanged: about the text, not about the weights.
@@ -59,7 +62,7 @@ def configured(source: HuggingFaceModel, target: ModelShape, layers: tuple[int, 
     Raises InputError where no configuration makes every copy what its origin is.
     """
     config, file, count = source.config, f"{source.folder.uri}/{CONFIG}", source.shape.num_layers
-    if source.shape.family in {family.name for family in BUILT_IN} or layers == tuple(range(count)):
+    if source.shape.family in {family.name for family in (*BUILT_IN, *NETWORKS)} or layers == tuple(range(count)):
         config = by_name(config, count, layers, file)
     elif is_known(config):
         config = deepened(config, layers, file, source.table, count)
@@ -86,7 +89,8 @@ def write_grown(
     config = configured(source, growth.target, layers)
     planned = {one.tensor.name: one for one in _planned(source, growth)}
     with _Reader(source.tensors) as reader:
-        grown = Grown(growth.rules, reader.read, grown_from["seed"])
+        seed = grown_from["seed"]
+        grown = Grown(growth.rules, reader.read, seed, partial(drawn_weights, growth.target, seed))
 
         def content(tensor: Tensor) -> Iterable[Bytes]:
             one = planned[tensor.name]

@@ -19,7 +19,7 @@ from raystage.data.trained_on import TrainedOn
 from raystage.errors import InputError
 from raystage.files.filesystem import Folder
 from raystage.files.safetensors import CHUNK_BYTES, cut_into_shards
-from raystage.models.shape import num_params, parameters
+from raystage.models.shape import num_params, stored
 from raystage.plans.averaging import weights_of
 from raystage.storage import checkpoint
 from raystage.storage.averaging import averaged
@@ -156,8 +156,8 @@ def _write_checkpoint(
     last = models[-1]
     spans = [
         (one.name, state, start, min(start + _STEP, one.numel))
-        for one in parameters(last.manifest.model)
-        for state in last.states
+        for one in stored(last.manifest.model)
+        for state in (("fp32",) if one.spec.is_buffer else last.states)
         for start in range(0, one.numel, _STEP)
     ]
     parts = cut_into_shards([4 * (stop - start) for *_, start, stop in spans], max_shard_bytes)

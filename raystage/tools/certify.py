@@ -75,6 +75,8 @@ def certify(source: Source, target: Source, text: bytes | None = None) -> dict[s
     text: bytes to run the models on, instead of random tokens.
     """
     began = time.monotonic()
+    for one in (source, target):
+        _check_language(one)
     inputs = make_inputs(source, target, text)
     grown_from = _grown_from(target)
     network = load(source)
@@ -142,13 +144,17 @@ def _text_ids(text: bytes, vocab_size: int, length: int) -> np.ndarray:
 
 def load(source: Source) -> torch.nn.Module:
     """The whole model in fp32, in evaluation mode. Raises InputError if it is not a language model."""
+    _check_language(source)
     return (_from_checkpoint(source) if source.is_checkpoint else _from_folder(source)).eval()
 
 
-def _from_checkpoint(source: Source) -> torch.nn.Module:
-    if source.shape.head:
+def _check_language(source: Source) -> None:
+    if source.is_checkpoint and source.shape.head:
         problem = f"found a model for {head_in_words(source.shape)}; expected a language model"
         raise InputError(problem, key="model.head", file=source.uri)
+
+
+def _from_checkpoint(source: Source) -> torch.nn.Module:
     network = build(source.shape)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

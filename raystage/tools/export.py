@@ -1,6 +1,7 @@
 """`raystage export`: the weights of a checkpoint as a Hugging Face folder, with config and tokenizer.
 
 The weights are copied piece by piece into files as `save_pretrained` writes them. `config.json` is written last.
+transformers does not know the networks of raystage's own: their folder has the same files, and `tools.load` reads it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from raystage.errors import InputError
 from raystage.files.filesystem import Folder
 from raystage.files.safetensors import CHUNK_BYTES, Tensor
 from raystage.models import build as models
+from raystage.models.families import family_of
 from raystage.models.hf_folder import CONFIG
 from raystage.models.hf_table import StoredTensorPlace, placed
-from raystage.models.shape import ModelShape
+from raystage.models.network_config import network_config
+from raystage.models.shape import ModelShape, buffers, num_params
 from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.huggingface import DTYPES, as_json, write_weights
 from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
@@ -59,10 +62,10 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
             _write_weights(source, target, options)
             for file, content in _tokenizer_files(source, options, name, tokenizer, end).items():
                 target.write_whole(file, content)
-            if end is not None and not source.shape.head:
+            if end is not None and not (source.shape.head or _is_network(source.shape)):
                 generation = transformers.GenerationConfig(eos_token_id=end)
                 target.write_whole(_GENERATION_CONFIG, generation.to_json_string().encode())
-            if source.shape.image_size:
+            if source.shape.image_size and not _is_network(source.shape):
                 target.write_whole(_PREPROCESSOR, as_json(_preprocessor(source.shape)))
             target.write_whole(CONFIG, as_json(config_of(source.shape, options.dtype, end, _classes(source))))
     except BaseException:
@@ -74,10 +77,10 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
         "source": source.uri,
         "stage_key": source.stage_key or source.model.manifest.stage_key or None,
         "target": target.uri,
-        "format": "huggingface",
+        "format": "raystage" if _is_network(source.shape) else "huggingface",
         "dtype": options.dtype,
         "tokenizer": name,
-        "num_params": sum(one.stop - one.start for one in placed(source.shape)),
+        "num_params": num_params(source.shape),
         "files": target.names(),
         "bytes": sum(target.size_of(file) or 0 for file in target.names()),
         "seconds": time.monotonic() - began,
@@ -87,16 +90,26 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
 def config_of(shape: ModelShape, dtype: str, end: int | None, classes: Sequence[str] = ()) -> dict[str, Any]:
     """`config.json` of a model of `shape`, as `save_pretrained` writes it. end: the token that ends a document.
     classes: their names, in the order of their numbers."""
+    if _is_network(shape):
+        return network_config(shape) | {"dtype": dtype} | (_labels(classes) if classes else {})
     config = models.config(shape)
     config.architectures = [models.model_class(shape).__name__]
     config.dtype = dtype
-    if classes:
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: number for number, name in enumerate(classes)}
+    for key, labels in (_labels(classes) if classes else {}).items():
+        setattr(config, key, labels)
     if not shape.image_size:
         config.eos_token_id = end
         config.use_cache = True
     return json.loads(config.to_json_string())
+
+
+def _is_network(shape: ModelShape) -> bool:
+    """Whether it is a network of raystage's own, which transformers does not know."""
+    return bool(family_of(shape.family).module)
+
+
+def _labels(classes: Sequence[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: number for number, name in enumerate(classes)}}
 
 
 def _classes(source: Source) -> tuple[str, ...]:
@@ -165,13 +178,14 @@ def _end(source: Source, options: ExportOptions, tokenizer: Any) -> int | None:
 
 
 def _write_weights(source: Source, target: Folder, options: ExportOptions) -> None:
+    """What a network has measured stays in fp32."""
     stored = {one.name: one for one in placed(source.shape)}
-    dtype = EXPORT_DTYPES[options.dtype]
+    dtype, measured = EXPORT_DTYPES[options.dtype], {one.name for one in buffers(source.shape)}
 
     def content(tensor: Tensor) -> Iterator[memoryview]:
-        return _converted(source, stored[tensor.name], dtype)
+        return _converted(source, stored[tensor.name], tensor.dtype)
 
-    tensors = [Tensor(one.name, dtype, one.shape) for one in stored.values()]
+    tensors = [Tensor(one.name, "F32" if one.name in measured else dtype, one.shape) for one in stored.values()]
     write_weights(target, tensors, content, {}, options.max_shard_bytes)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.growth.explain import head_in_words
+from raystage.models.families import family_of
 from raystage.results.report import StageTasks, TaskFigure, TaskResult
 from raystage.storage.store import Store
 from raystage.tools.evaluations import find_stage, keep, tasks_before
@@ -74,6 +75,9 @@ def check_language_model(source: Source, stage: str) -> None:
     if source.shape.head:
         problem = f"found {stage!r}, a model for {head_in_words(source.shape)}; expected a language model"
         raise InputError(problem, key="--stage")
+    if family_of(source.shape.family).module:
+        problem = f"found {stage!r}, a {source.shape.family}, which lm-eval cannot load"
+        raise InputError(f"{problem}; expected a model of transformers", key="--stage")
 
 
 # --- lm-eval ----------------------------------------------------------------------------------

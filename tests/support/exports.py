@@ -16,9 +16,10 @@ from raystage.cli.main import main
 from raystage.data.tokenizer_names import tokenizer_fingerprint
 from raystage.files.filesystem import open_folder
 from raystage.models import build as model
-from raystage.models.shape import ModelShape, parameters
+from raystage.models.shape import ModelShape, stored
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Manifest, ParameterEntry
+from raystage.train.state.buffers import persistent_buffers
 
 SEED = 5
 
@@ -29,7 +30,8 @@ def byte_shape(family: str, **changes: object) -> ModelShape:
 
 def weights_of(shape: ModelShape) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(SEED)
-    return {one.name: generator.normal(scale=0.3, size=one.numel).astype("<f4") for one in parameters(shape)}
+    drawn = {one.name: generator.normal(scale=0.3, size=one.numel).astype("<f4") for one in stored(shape)}
+    return {name: np.abs(one) if name.endswith("running_var") else one for name, one in drawn.items()}
 
 
 def make_checkpoint(
@@ -49,7 +51,7 @@ def make_checkpoint(
     named |= cursor
     manifest = Manifest(
         model=shape,
-        parameters=tuple(ParameterEntry(one.name, one.shape, "float32", 3) for one in parameters(shape)),
+        parameters=tuple(ParameterEntry(one.name, one.shape, "float32", 3) for one in stored(shape)),
         shards=shards,
         stage_key="",
         step=3,
@@ -87,8 +89,8 @@ def network_of(shape: ModelShape) -> torch.nn.Module:
     """The model in the checkpoint, built without a folder."""
     network, weights = model.build(shape).eval(), weights_of(shape)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(weights[name]).view(parameter.shape))
+        for name, one in (*network.named_parameters(), *persistent_buffers(network)):
+            one.copy_(torch.from_numpy(weights[name]).view(one.shape))
     return network
 
 
