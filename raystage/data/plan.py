@@ -217,14 +217,21 @@ class EarlierText:
         return TextRead(self.data.shares, isinstance(self.data, MixturePlan), self.curriculum, self.end)
 
 
+def reads_by_cursors(
+    data: StageText, earlier: tuple[EarlierText, ...], curriculum: CurriculumPlan | None = None
+) -> bool:
+    """Whether a stage or one before it has a mixture or a curriculum. Where those stages end does not matter."""
+    return any(leg.is_mixture for leg in legs_of(_texts(data, earlier, curriculum)))
+
+
 def reading_of(
     data: StageText, earlier: tuple[EarlierText, ...], window: int, curriculum: CurriculumPlan | None = None
 ) -> Reading | None:
     """Which window of which source a stage reads where, after the stages before it; None without any mixture and any
     curriculum."""
-    *before, own = legs_of(_texts(data, earlier, curriculum))
-    if not any(leg.is_mixture for leg in (*before, own)):
+    if not reads_by_cursors(data, earlier, curriculum):
         return None
+    *before, own = legs_of(_texts(data, earlier, curriculum))
     return reading_after(before, window, own.shares, own.is_mixture)
 
 

@@ -13,7 +13,7 @@ from raystage.config.conditions import Accept, Until
 from raystage.config.stage import NOTHING_REQUIRED, Require
 from raystage.config.training import Training
 from raystage.data.order.curriculum import CurriculumPlan, TextPace
-from raystage.data.plan import EarlierText, MixturePart, StageText, paces_read, reading_of
+from raystage.data.plan import EarlierText, MixturePart, StageText, paces_read, reading_of, reads_by_cursors
 from raystage.data.reading import Reading
 from raystage.data.trained_on import NOTHING, TrainedOn
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
@@ -113,6 +113,11 @@ class StagePlan:
     within_documents: bool = False
     curriculum: CurriculumPlan | None = None
     averaging: Averaging | None = None
+
+    @property
+    def reads_by_cursors(self) -> bool:
+        """Whether `reading` is not None."""
+        return reads_by_cursors(self.data, self.earlier, self.curriculum)
 
     @cached_property
     def reading(self) -> Reading | None:

@@ -328,9 +328,10 @@ def where_it_begins(stage: StagePlan, before: StageRecord | None) -> StagePlan:
 def with_real_ends(stage: StagePlan, record_of: Callable[[str], StageRecord | None]) -> StagePlan:
     """The stage after earlier stages that ended where their records say: what a mixture reads depends on all of them.
 
-    record_of: the record of a finished stage by its key.
+    record_of: the record of a finished stage by its key. Of the stages before only the last may already be where it
+    really ended: there is no `reading` then, since the others may end behind it.
     """
-    if stage.reading is None:
+    if not stage.reads_by_cursors:
         return stage
     earlier, key = list(stage.earlier), stage.parent_key
     for place in reversed(range(len(earlier))):
