@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from raystage.config.section import Section
+from raystage.config.section import Section, explain
 from raystage.config.types import Count, Position, PositiveShare, Text
 from raystage.data.order.curriculum import LENGTH
 from raystage.units import shown
@@ -32,9 +32,20 @@ def _as_score(value: object) -> object:
     if isinstance(value, dict) and "loss" in value:
         problem = "found loss, but this version computes no loss of single documents"
         raise ValueError(f"{problem}; expected {LENGTH}, or a column, which may hold losses: {{column: loss}}")
-    if isinstance(value, (dict, Score)) or value == LENGTH:
+    if isinstance(value, dict):
+        return _read_score(value)
+    if isinstance(value, Score) or value == LENGTH:
         return value
     raise ValueError(f"found {shown(value)}; expected {LENGTH}, or a column of numbers such as {{column: quality}}")
+
+
+def _read_score(value: dict) -> Score:
+    """Read here, for pydantic would say that it is not the word either. Raises ValueError."""
+    try:
+        return Score.model_validate(value)
+    except ValidationError as error:
+        found = explain(error, Score)
+        raise ValueError(f"{found.key}: {found.problem}") from None
 
 
 By = Annotated[Literal["length"] | Score, BeforeValidator(_as_score, json_schema_input_type=Literal["length"] | Score)]

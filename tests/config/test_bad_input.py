@@ -429,6 +429,9 @@ CASES = [
     ("change", "baseline.budgets=[640, 600]",
      "baseline.budgets[1]: found 600, 10 steps of 64 tokens, a second time; expected each budget once"),
     # --- data
+    ("change", "data.curriculum={by: {colum: quality}}",
+     "data.curriculum.by: colum: unknown key; did you mean 'column'?"),
+    ("change", "data.curriculum={by: {column: 5}}", "data.curriculum.by: column: found 5; expected text"),
     ("change", "data={source: text}",
      "data.path: missing; expected a file or folder, or a list of them, for source: text"),
     ("change", "data.path=FOLDER/nowhere",
