@@ -25,6 +25,12 @@ os.environ |= {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first: a long one at the end would leave the other jobs with nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("end_to_end")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[s3_server.S3Server]:
     """One S3 server for all tests, with one bucket; every test uses a prefix of its own."""
