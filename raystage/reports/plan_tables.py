@@ -11,6 +11,7 @@ from rich.text import Text
 
 from raystage.growth.checks import changed_fields, changed_positions, exchanges_head
 from raystage.models import rope
+from raystage.models.shape import parameters
 from raystage.plans.memory import MemoryEstimate
 from raystage.plans.plan import Plan, flops_shared
 from raystage.plans.rates import rates_of
@@ -115,11 +116,21 @@ def _growth_of(stage: StagePlan) -> str:
     """
     before = stage.parent_shape
     if before is None or stage.growth is None:
-        return "-"
+        return "\n".join(_frozen_of(stage)) or "-"
     grown = stage.growth_operator.split(", ") if changed_fields(before, stage.shape) else []
     head = ["new head"] if exchanges_head(before, stage.shape) else []
     rewarm = [f"rewarm {stage.growth.rewarm.factor:g}x"] if stage.growth.rewarm else []
-    return "\n".join([*grown, *head, *rewarm, *_positions_of(stage)]) or "-"
+    return "\n".join([*grown, *head, *rewarm, *_positions_of(stage), *_frozen_of(stage)]) or "-"
+
+
+def _frozen_of(stage: StagePlan) -> list[str]:
+    """What share of the parameters is frozen at the stage's start, and how it begins to train."""
+    freezing = stage.freezing
+    if freezing is None:
+        return []
+    frozen = freezing.names(stage.shape)
+    share = sum(one.numel for one in parameters(stage.shape) if one.name in frozen) / stage.num_params
+    return [f"{share:.0%} frozen", *([f"thaws from {freezing.thaw.start}"] if freezing.thaw else [])]
 
 
 def _positions_of(stage: StagePlan) -> list[str]:

@@ -27,6 +27,9 @@ SHAPES = {
     "mixtral": ModelShape("mixtral", 3, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2),
     "vit, classes": replace(_VIT, **_CLASSES),
     "vit, pixels": replace(_VIT, head="pixels"),
+    "cnn, classes": ModelShape(
+        "cnn", 3, 128, 0, 0, 0, 128, 0, 256, image_size=16, patch_size=1, num_channels=3, **_CLASSES
+    ),
 }
 # Of a parameter's name and depth in a model of three layers: whether it is frozen.
 FROZEN: dict[str, Callable[[str, int], bool]] = {
@@ -49,7 +52,7 @@ def counted(shape: ModelShape, frozen: frozenset[str]) -> int:
         parameter.requires_grad = name not in frozen
     if shape.num_experts:
         network.set_experts_implementation("eager")  # grouped matrix products are not in the count
-    inputs = {"pixel_values": torch.randn(SAMPLES, 3, 32, 32)}
+    inputs = {"pixel_values": torch.randn(SAMPLES, 3, shape.image_size, shape.image_size)}
     if not shape.image_size:
         tokens = torch.randint(0, shape.vocab_size, (SAMPLES, shape.context_length))
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

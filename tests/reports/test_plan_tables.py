@@ -108,6 +108,19 @@ def test_the_plan_says_the_rates_and_the_positions_that_change(tmp_path):
     assert [text.count(words) for words in ("rope_theta 2M", "yarn 4x")] == [1, 1]
 
 
+def test_the_plan_says_what_is_frozen(tmp_path):
+    """Of 4 layers 2, of 656 parameters each, beside embeddings and head of 2,056 each and a norm of 8."""
+    until, full = {"tokens": 800}, {"num_layers": 4}
+    stages = [
+        {"name": "small", "until": until, "model": {"num_layers": 2}},
+        {"name": "full", "until": until, "model": full, "grow": {"operator": "stack"}, "freeze": {"layers": "old"}},
+        {"name": "end", "until": until, "model": full, "thaw": {"from": "bottom", "every": 100}},
+    ]
+    made = make_schedule(tmp_path, stages=stages, baseline=None)
+    text = "\n".join(render(plan_table(make_plan(made)), 200))
+    assert re.findall(r"\d+% frozen|thaws from \w+", text) == ["19% frozen", "69% frozen", "thaws from bottom"]
+
+
 def test_a_plan_without_a_baseline_says_so(schedule):
     plan = make_plan(schedule.model_copy(update={"baseline": None}))
     assert "No baseline: the run will not measure what it saves." in render(plan_table(plan), 100)
