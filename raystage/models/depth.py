@@ -76,9 +76,9 @@ def _active_numel(one: Parameter, shape: ModelShape) -> int:
 def _passes_down(one: Parameter, depth: int, lowest: int, table: Family) -> bool:
     """Whether the gradient of its input is needed: something that is trained lies below, or a norm before it.
 
-    Without a norm before them (BERT) the first matrices of the lowest part that is trained have a constant input.
+    Without a norm before them (BERT, OLMo 2) the first matrices of the lowest part that is trained have a constant input.
     """
-    if depth != lowest or not table.post_norm:
+    if depth != lowest or not table.reads_stream:
         return depth >= lowest
     made = {unit for axis in one.spec.axes if axis.role == "out" for unit in axis.units}
     first = {"query", "key_value"} if one.layer is not None else {"hidden"}

@@ -25,6 +25,8 @@ SHAPES = {
     "bert": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True),
     "bert, classes": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True, **_CLASSES),
     "mixtral": ModelShape("mixtral", 3, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2),
+    "olmo2": ModelShape("olmo2", 3, 192, 6, 3, 32, 512, 384, 64),
+    "phi": ModelShape("phi", 3, 256, 8, 4, 32, 1024, 384, 64),
     "vit, classes": replace(_VIT, **_CLASSES),
     "vit, pixels": replace(_VIT, head="pixels"),
     "cnn, classes": ModelShape(
