@@ -76,7 +76,8 @@ def _active_numel(one: Parameter, shape: ModelShape) -> int:
 def _passes_down(one: Parameter, depth: int, lowest: int, table: Family) -> bool:
     """Whether the gradient of its input is needed: something that is trained lies below, or a norm before it.
 
-    Without a norm before them (BERT, OLMo 2) the first matrices of the lowest part that is trained have a constant input.
+    Without a norm before them (BERT, OLMo 2) the first matrices of the lowest part that is trained have a constant
+    input.
     """
     if depth != lowest or not table.reads_stream:
         return depth >= lowest
