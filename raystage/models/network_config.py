@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from raystage.errors import InputError
 from raystage.models.families import FAMILIES
+from raystage.models.own import own_model
 from raystage.models.shape import ModelShape
 from raystage.models.table import Family
 from raystage.units import shown
@@ -17,6 +19,10 @@ def network_config(shape: ModelShape) -> Config:
     """The configuration of a network of raystage's own, from which `hf_config.shape_of` has its shape again."""
     sizes = {key: getattr(shape, field) for field, (key, _) in FAMILIES[shape.family].fields.items()}
     classes = {"num_labels": shape.num_classes} if shape.num_classes else {}
+    if shape.module:
+        own = own_model(shape.module)
+        sizes = {"function": own.code[0], "options": json.loads(own.options), "vocab_size": shape.vocab_size,
+                 "image_size": shape.image_size, "num_channels": shape.num_channels}  # fmt: skip
     return {"model_type": shape.family, "library_name": "raystage", **sizes, "head": shape.head, **classes}
 
 

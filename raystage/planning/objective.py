@@ -81,8 +81,10 @@ def check_documents(draft: StageDraft, context: Context) -> StageDraft:
         able = [one.name for one in OBJECTIVES.values() if one.keeps_documents]
         problem = f"found document with the objective {draft.objective.name}"
         raise InputError(f"{problem}; expected one that keeps documents apart ({', '.join(able)})", key=_MASK)
-    if not FAMILIES[draft.stage.model.family].has_attention:
-        problem = f"found document for a {draft.stage.model.family}, whose state goes on from document to document"
+    family = draft.stage.model.family
+    if not FAMILIES[family].has_attention:
+        why = "which nothing keeps apart" if family in BARE else "whose state goes on from document to document"
+        problem = f"found document for a {family}, {why}"
         raise InputError(f"{problem}; expected a family with attention, or none", key=_MASK)
     for part in draft.data.parts:
         data = part.data

@@ -25,6 +25,7 @@ from raystage.models.families import family_of
 from raystage.models.hf_folder import CONFIG
 from raystage.models.hf_table import StoredTensorPlace, placed
 from raystage.models.network_config import network_config
+from raystage.models.own import ANY, own_model
 from raystage.models.shape import ModelShape, buffers, num_params
 from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.huggingface import DTYPES, as_json, write_weights
@@ -90,6 +91,8 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
 def config_of(shape: ModelShape, dtype: str, end: int | None, classes: Sequence[str] = ()) -> dict[str, Any]:
     """`config.json` of a model of `shape`, as `save_pretrained` writes it. end: the token that ends a document.
     classes: their names, in the order of their numbers."""
+    if shape.family == ANY:
+        return _config_as_found(shape) | {"dtype": dtype} | (_labels(classes) if classes else {})
     if _is_network(shape):
         return network_config(shape) | {"dtype": dtype} | (_labels(classes) if classes else {})
     config = models.config(shape)
@@ -104,8 +107,15 @@ def config_of(shape: ModelShape, dtype: str, end: int | None, classes: Sequence[
 
 
 def _is_network(shape: ModelShape) -> bool:
-    """Whether it is a network of raystage's own, which transformers does not know."""
-    return bool(family_of(shape.family).module)
+    """Whether it is a network of raystage's own or of the user's, which transformers does not know."""
+    return bool(family_of(shape.family).module) and shape.family != ANY
+
+
+def _config_as_found(shape: ModelShape) -> dict[str, Any]:
+    """Of an architecture without a table the configuration that it was built from."""
+    with torch.device("meta"):
+        name = type(models.build(shape)).__name__
+    return json.loads(own_model(shape.module).options)["config"] | {"architectures": [name]}
 
 
 def _labels(classes: Sequence[str]) -> dict[str, dict]:

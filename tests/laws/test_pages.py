@@ -176,6 +176,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my/chat.jinja").write_text(block_with("{% generation %}", "docs/objectives.md").text)
     (tmp_path / "exact.py").write_text(block_with("# exact.py", "docs/savings.md").text)
     (tmp_path / "losses.py").write_text(block_with("def smooth", "docs/objectives.md").text)
+    (tmp_path / "reader.py").write_text(block_with("class Reader", "docs/architectures.md").text)
     (tmp_path / "my_package").mkdir()
     calibration = "def calibration(logits, targets):\n    return {'calibration': (0, targets.numel())}\n"
     (tmp_path / "my_package/metrics.py").write_text(calibration)

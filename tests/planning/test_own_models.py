@@ -224,3 +224,27 @@ def test_configurations_that_do_not_fit(tmp_path: Path, content: dict, said: str
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=said):
         planned(tmp_path, {"family": "transformers", "config": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (
+            {"data": {"window": {"mask": "document"}}},
+            "mask: found document for a module, which nothing keeps",
+        ),
+        (
+            {"training": {"activation_checkpointing": True}},
+            "checkpointing: found true for a module",
+        ),
+    ],
+)
+def test_what_only_a_model_with_a_table_can(tmp_path: Path, section: dict, said: str) -> None:
+    rows = str(write_jsonl(tmp_path / "rows", texts(60)))
+    content = {
+        "name": "own", "data": {"source": "jsonl", "path": rows, "tokenizer": "bytes", **section.get("data", {})},
+        "model": own(context_length=16), "stages": [{"name": "only", "until": {"tokens": 640}}],
+        "training": {"workers": 1, "global_batch_tokens": 64, **section.get("training", {})},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=said):
+        make_plan(parse(content))

@@ -8,18 +8,25 @@ from pathlib import Path
 import numpy as np
 import own_nets
 import pytest
+import transformers
+from safetensors.torch import load_file
 
+import raystage
 from labelled_files import images, texts, write_jsonl, write_npz
 from raystage.config.schedule import Schedule, parse
+from raystage.errors import InputError
 from raystage.files.filesystem import open_folder
 from raystage.planning.build import make_plan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store
+from raystage.tools.export import ExportOptions, export
+from raystage.tools.grow import open_source
 from staged_runs import losses, train_each_way
 
 pytestmark = pytest.mark.end_to_end
 
+PLAIN = ExportOptions(tokenizer="none")
 TRAINING = {
     "optimizer": {"lr": 1e-2}, "micro_batch_size": 2, "lr_schedule": {"kind": "constant", "warmup": 0},
     "checkpoint": {"every": 24},
@@ -125,3 +132,36 @@ def test_what_was_learned(trained: dict[str, list[StageRecord]]) -> None:
     for name in ("reader", "opt"):
         first, second = trained[f"{name}, two"]
         assert second.eval_loss < first.evaluations[0].loss - 0.2
+
+
+# --- what it is good for afterwards -------------------------------------------------------------
+
+
+def exported(folder: Path, name: str) -> Path:
+    stage = make_plan(schedule_of(folder, 2, name)).staged.stages[1]
+    target = folder / f"exported-{name}"
+    export(open_source(stage.key, Store(open_folder(str(folder / f"two-{name}")))), open_folder(str(target)), PLAIN)
+    return target
+
+
+def test_an_architecture_of_transformers_is_exported_as_it_saves_it(trained: dict, folder: Path) -> None:
+    out = exported(folder, "opt")
+    network, kept = transformers.AutoModelForCausalLM.from_pretrained(out).eval(), final(folder, "two", "opt")
+    assert type(network).__name__ == "OPTForCausalLM"
+    assert network.config.num_hidden_layers == 2
+    for name, one in network.named_parameters():
+        np.testing.assert_array_equal(one.detach().flatten().numpy(), kept[name], err_msg=name)
+
+
+def test_a_module_of_ones_own_is_exported_for_its_own_code(trained: dict, folder: Path) -> None:
+    """With its buffers; and no checkpoint or folder makes raystage run anybody's code."""
+    out = exported(folder, "convolutions")
+    said = json.loads((out / "config.json").read_text())
+    assert (said["function"], said["options"]) == ("convolutions", {"depth": 2})
+    network = own_nets.convolutions(said["num_labels"], said["num_channels"], **said["options"])
+    found = network.load_state_dict(load_file(out / "model.safetensors"), strict=False)
+    assert not found.missing_keys
+    assert not found.unexpected_keys
+    stage = make_plan(schedule_of(folder, 2, "convolutions")).staged.stages[1]
+    with pytest.raises(InputError, match="a model of the user's own code, which nothing from elsewhere may run"):
+        raystage.load_model(stage.key, str(folder / "two-convolutions"))

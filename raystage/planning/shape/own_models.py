@@ -48,6 +48,9 @@ def resolve_own(draft: StageDraft, sources: Sources, before: ModelShape | None) 
     """The shape, with what was found in the model. Runs the user's function. Raises InputError."""
     model = draft.stage.model
     check_own_keys(model)
+    if model.family == OWN and draft.stage.training.activation_checkpointing:
+        problem = "found true for a module, which only its own code can compute a second time"
+        raise InputError(f"{problem}; expected false", key="training.activation_checkpointing")
     sizes = _sizes(draft, before)
     head = draft.objective.entry.head
     if model.family == OWN:
