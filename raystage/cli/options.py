@@ -215,11 +215,12 @@ def _with_models(schedule: Any, store: str | None) -> Any:
     stages = {stage.name for stage in schedule.stages}
 
     def taught(section: Any, place: str) -> Any:
-        teacher = section.objective.teacher
-        if teacher is None or teacher in stages:
+        teachers = section.objective.teachers
+        if stages.issuperset(teachers):
             return section
-        found = model_source(teacher, store, f"{place}objective.teacher")
-        return section.model_copy(update={"objective": section.objective.model_copy(update={"teacher": found})})
+        key = f"{place}objective.teacher"
+        found = [one if one in stages else model_source(one, store, key) for one in teachers]
+        return section.model_copy(update={"objective": section.objective.taught_by(found)})
 
     if schedule.init is not None:
         init = schedule.init.model_copy(update={"source": model_source(schedule.init.source, store, "init.from")})
@@ -238,8 +239,15 @@ def name_models(base: dict[str, Any], store: str | None) -> None:
         for number, stage in enumerate(stages)
     ]
     for section, key, path in places:
-        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in names:
-            section[key] = model_source(section[key], store, path)
+        if isinstance(section, dict):
+            section.update({key: _named_model(section[key], names, store, path)} if key in section else {})
+
+
+def _named_model(value: Any, stages: Collection[Any], store: str | None, path: str) -> Any:
+    """A folder in place of the name of a stage in the store, also within a list; what is no name stays."""
+    if isinstance(value, list):
+        return [_named_model(one, stages, store, path) for one in value]
+    return model_source(value, store, path) if isinstance(value, str) and value not in stages else value
 
 
 def register_family(path: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raystage.files.typed_json import to_json
+from raystage.plans.initial import TeacherPlan
 from raystage.plans.plan import Plan, RunPlan, Variant, flops_shared
 from raystage.plans.rates import rates_of
 from raystage.plans.stage import Growth, StagePlan
@@ -111,8 +112,13 @@ def _sources(reads: list[SourceRead]) -> dict[str, Any]:
 def _teacher(stage: StagePlan) -> dict[str, Any]:
     """flops: of its forward passes. They are part of the stage's."""
     teacher = stage.teacher
-    where = {"name": teacher.name} if teacher.init is None else {"from": teacher.init.hub or teacher.init.path}
-    return {**where, **teacher.facts(), "flops": stage.teacher_flops}
+    if not teacher.others:
+        return {**_source(teacher), **teacher.facts(), "flops": stage.teacher_flops}
+    return {"mean_of": [{**_source(one), **one.facts()} for one in teacher.all], "flops": stage.teacher_flops}
+
+
+def _source(teacher: TeacherPlan) -> dict[str, Any]:
+    return {"name": teacher.name} if teacher.init is None else {"from": teacher.init.hub or teacher.init.path}
 
 
 def _growth(growth: Growth) -> dict[str, Any]:

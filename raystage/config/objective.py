@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
@@ -37,6 +38,28 @@ _TOP_K_SCHEMA = {
 TopK = Annotated[int | str, PlainValidator(parse_top_k), WithJsonSchema(_TOP_K_SCHEMA)]
 
 
+MOST_TEACHERS = 16
+
+
+def parse_teacher(value: object) -> str | tuple[str, ...]:
+    """A model's name, or a list of several. Raises ValueError."""
+    names = value if isinstance(value, list | tuple) else [value]
+    whole = all(isinstance(name, str) and 0 < len(name) <= 4_096 for name in names)
+    is_list = isinstance(value, list | tuple)
+    if not whole or (is_list and not 2 <= len(set(names)) == len(names) <= MOST_TEACHERS):
+        raise ValueError(f"found {shown(value)}; expected a model, or a list of 2 to {MOST_TEACHERS} different ones")
+    return tuple(names) if is_list else value
+
+
+_NAME_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 4_096}
+_TEACHER_SCHEMA = {
+    "anyOf": [
+        _NAME_SCHEMA,
+        {"type": "array", "items": _NAME_SCHEMA, "minItems": 2, "maxItems": MOST_TEACHERS, "uniqueItems": True},
+    ]
+}
+Teacher = Annotated[str | tuple[str, ...], PlainValidator(parse_teacher), WithJsonSchema(_TEACHER_SCHEMA)]
+
 Smoothing = Annotated[float, BeforeValidator(parse_real), Field(ge=0, lt=1)]
 
 
@@ -64,9 +87,10 @@ class ObjectiveSection(Section):
     """For `own`: a function that counts the targets of a batch; every token is one unless given."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For `own`: keyword arguments that both functions are called with."""
-    teacher: Annotated[Text | None, Field(examples=["small"])] = None
+    teacher: Annotated[Teacher | None, Field(examples=["small"])] = None
     """For `distillation`: the model to learn from. An earlier stage by its name, a Hugging Face folder or name, a
-    checkpoint, a stage's folder in a store, or RUN/STAGE or a key of a stage in the store of the command."""
+    checkpoint, a stage's folder in a store, or RUN/STAGE or a key of a stage in the store of the command. From a list
+    of several it learns the mean of their probabilities."""
     temperature: Positive = 1.0
     """For `distillation`: what the scores of teacher and student are divided by before they are compared."""
     alpha: PositiveShare = 0.5
@@ -74,6 +98,15 @@ class ObjectiveSection(Section):
     top_k: TopK = 64
     """For `distillation`: how many of the teacher's most probable tokens are compared one by one; the others are
     compared as one. `none` compares all one by one."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
+
+    def taught_by(self, names: Sequence[str]) -> ObjectiveSection:
+        """The section with other names of the same teachers."""
+        return self.model_copy(update={"teacher": names[0] if isinstance(self.teacher, str) else tuple(names)})
 
     def overlaid(self, other: ObjectiveSection) -> ObjectiveSection:
         """A stage that names an objective says all of it; the file's options do not reach into another objective."""

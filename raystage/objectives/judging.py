@@ -6,6 +6,7 @@ number of workers, also where they are no mean over targets: F1 follows from a m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -60,6 +61,14 @@ def loss_and_hits(answer: Answer) -> torch.Tensor:
     """The summed loss, and the number of targets that had the highest score of all: two float64."""
     hits = (answer.outputs.argmax(-1) == answer.targets).sum()
     return torch.stack([summed_loss(answer).double(), hits.double()])
+
+
+def log_mean(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logarithm of the mean of the probabilities that several scores of one shape stand for, over the last axis."""
+    total = scores[0].log_softmax(-1)
+    for one in scores[1:]:
+        total = torch.logaddexp(total, one.log_softmax(-1))
+    return total - math.log(len(scores))
 
 
 def halves(judge: Judge, answer: Answer, loss: torch.Tensor, border: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ def fix_objective(draft: StageDraft, context: Context) -> StageDraft:
     _check_family(written, draft.stage.model.family)
     find = _FINDERS.get(written.name)
     plan = find(written, draft, context.sources) if find else ObjectivePlan(written.name)
-    teacher = _find_teacher(written.teacher, draft, context) if "teacher" in plan.entry.needs else None
+    teacher = _find_teachers(written.teachers, draft, context) if "teacher" in plan.entry.needs else None
     return replaced(draft, objective=plan, teacher=teacher)
 
 
@@ -149,7 +149,14 @@ def check_teacher(draft: StageDraft, context: Context) -> StageDraft:
     """Pass: whether the teacher can read what the model reads, and says the same of it."""
     if draft.teacher is None:
         return draft
-    teacher, shape, name = draft.teacher.shape, draft.shape, draft.teacher.name
+    for one in draft.teacher.all:
+        _check_teacher(one, draft)
+        _check_tokenizer(one, draft, context)
+    return draft
+
+
+def _check_teacher(one: TeacherPlan, draft: StageDraft) -> None:
+    teacher, shape, name = one.shape, draft.shape, one.name
     if teacher.head or FAMILIES[teacher.family].objective != draft.objective.entry.model:
         what = f"a model for {head_in_words(teacher)}" if teacher.head else f"a {teacher.family}"
         problem = f"found {name!r}, {what}; expected a model that learns the next token"
@@ -161,15 +168,13 @@ def check_teacher(draft: StageDraft, context: Context) -> StageDraft:
     if teacher.vocab_size < ids:
         problem = vocabulary_problem(teacher.vocab_size, draft.data.tokenizer, ids)
         raise InputError(f"{name!r}, its vocabulary: {problem}", key=TEACHER_KEY)
-    _check_tokenizer(draft, context)
-    return draft
 
 
-def _check_tokenizer(draft: StageDraft, context: Context) -> None:
+def _check_tokenizer(one: TeacherPlan, draft: StageDraft, context: Context) -> None:
     """Refuse a teacher that was trained with another tokenizer, as far as that is known."""
-    init, data = draft.teacher.init, draft.data
+    init, data = one.init, draft.data
     if init is None:
-        known = next(stage.data.tokenizer_fingerprint for stage in context.stages if stage.name == draft.teacher.name)
+        known = next(stage.data.tokenizer_fingerprint for stage in context.stages if stage.name == one.name)
     else:
         known = init.tokenizer
     differs = known not in (None, data.tokenizer_fingerprint)
@@ -177,24 +182,28 @@ def _check_tokenizer(draft: StageDraft, context: Context) -> None:
         its, ours = context.sources.tokenizer(init.path).tokens, context.sources.tokenizer(data.tokenizer).tokens
         differs = its is not None and ours is not None and any(its.get(token) != ours[token] for token in ours)
     if differs:
-        problem = f"found {draft.teacher.name!r}, which was trained with another tokenizer than {data.tokenizer!r}"
+        problem = f"found {one.name!r}, which was trained with another tokenizer than {data.tokenizer!r}"
         raise InputError(f"{problem}; expected the same, for they are compared token by token", key=TEACHER_KEY)
 
 
 def with_key(draft: StageDraft, chain: Sequence[StagePlan]) -> StageDraft:
-    """The stage with the key of its teacher, where that is one of the stages before it."""
-    teacher = draft.teacher
-    if teacher is None or teacher.init is not None:
+    """The stage with the keys of its teachers, as far as they are stages before it."""
+    if draft.teacher is None or _is_from_elsewhere(draft.teacher):
         return draft
-    key = next(stage.key for stage in chain if stage.name == teacher.name)
-    return replaced(draft, teacher=replaced(teacher, key=key))
+    keys = {stage.name: stage.key for stage in chain}
+    first, *others = (one if one.init else replaced(one, key=keys[one.name]) for one in draft.teacher.all)
+    return replaced(draft, teacher=replaced(first, others=tuple(others)))
 
 
 def alone(draft: StageDraft) -> StageDraft:
     """The stage as a baseline has it: without a teacher that only the staged run has trained."""
-    if draft.teacher is None or draft.teacher.init is not None:
+    if draft.teacher is None or _is_from_elsewhere(draft.teacher):
         return draft
     return replaced(draft, objective=NEXT_TOKEN, teacher=None)
+
+
+def _is_from_elsewhere(teacher: TeacherPlan) -> bool:
+    return all(one.init is not None for one in teacher.all)
 
 
 def _distillation(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> ObjectivePlan:
@@ -204,6 +213,11 @@ def _distillation(written: ObjectiveSection, draft: StageDraft, sources: Sources
     top_k = None if written.top_k == ALL_TOKENS else written.top_k
     options = {"temperature": written.temperature, "alpha": written.alpha, "top_k": top_k}
     return ObjectivePlan(written.name, options, options)
+
+
+def _find_teachers(names: Sequence[str], draft: StageDraft, context: Context) -> TeacherPlan:
+    first, *others = (_find_teacher(name, draft, context) for name in names)
+    return replaced(first, others=tuple(others))
 
 
 def _find_teacher(name: str, draft: StageDraft, context: Context) -> TeacherPlan:

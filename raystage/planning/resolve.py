@@ -130,8 +130,8 @@ def check_held_out_of_others(context: Context) -> Context:
     """Refuse to evaluate a model on documents that the model in `init` or a teacher was trained on, as far as that is
     known."""
     others = [(0, "the model in init", context.init)] if context.init else []
-    taught = [stage for stage in context.stages if stage.teacher and stage.teacher.init]
-    others += [(stage.index, f"the teacher of {stage.name!r}", stage.teacher.init) for stage in taught]
+    taught = [(stage, one) for stage in context.stages if stage.teacher for one in stage.teacher.all]
+    others += [(stage.index, f"the teacher of {stage.name!r}", one.init) for stage, one in taught if one.init]
     for first, who, init in others:
         for text in init.trained_on.texts:
             for stage in context.stages[first:]:

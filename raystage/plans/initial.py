@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +63,39 @@ class TeacherPlan:
     """The model that a stage learns from (`distillation`): an earlier stage of its run, or a model as `init` may be.
 
     name: as written. key: of that stage, None for a model from elsewhere and until keys are known. init: that model.
+    others: further models; the stage then learns from the mean of the probabilities of all.
     """
 
     name: str
     shape: ModelShape
     key: str | None = None
     init: InitPlan | None = None
+    others: tuple[TeacherPlan, ...] = ()
+
+    @property
+    def all(self) -> tuple[TeacherPlan, ...]:
+        """It and the others, each alone."""
+        return (replace(self, others=()), *self.others)
+
+    @property
+    def names(self) -> str:
+        """'small', or 'first and second'."""
+        return " and ".join(one.name for one in self.all)
 
     def facts(self) -> dict[str, object]:
         """What identifies its weights, in any place."""
+        if self.others:
+            return {"mean_of": [one.facts() for one in self.all]}
         return {"stage": self.key} if self.init is None else {"fingerprint": self.init.fingerprint}
 
     @property
     def trained_on(self) -> TrainedOn:
         """The text that it was trained on outside of the run, as far as that is known."""
-        return self.init.trained_on if self.init else NOTHING
+        return reduce(TrainedOn.and_of, (one.init.trained_on if one.init else NOTHING for one in self.all))
 
     def unit_flops(self, context_length: int) -> int:
         """FLOPs of its forward pass for one token in a context of this length: a third of training."""
-        return token_flops(self.shape, context_length) // 3
+        return sum(token_flops(one.shape, context_length) // 3 for one in self.all)
 
 
 def unit_flops(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from raystage.config.training import Training
@@ -34,7 +35,7 @@ class MemoryEstimate:
         return {**asdict(self), "total_bytes": self.total_bytes}
 
 
-def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None = None) -> MemoryEstimate:
+def estimate(shape: ModelShape, training: Training, teachers: Sequence[ModelShape] = ()) -> MemoryEstimate:
     """Weights, gradients and optimizer state as ZeRO partitions them (1910.02054, figure 1), and activations.
 
     fp32: 4 bytes for a weight and for a gradient. bf16: 2 bytes, but ZeRO 1 to 3 sums gradients in fp32. Optimizer: its
@@ -44,8 +45,8 @@ def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None =
     and moments that a worker saves from in the background. An offloaded optimizer is counted too: it needs the worker's
     host memory in place of its device's. training: complete, with its micro_batch_size.
 
-    teacher: of `distillation`. Every worker has all of its weights, in the precision of the training, and its scores of
-    a micro batch: in fp32, as they are and as the logarithms of probabilities.
+    teachers: of `distillation`. Every worker has all of their weights, in the precision of the training, and the scores
+    of each for a micro batch: in fp32, as they are and as the logarithms of probabilities.
     """
     params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
     low = 4 if training.precision == "fp32" else 2
@@ -58,7 +59,7 @@ def estimate(shape: ModelShape, training: Training, teacher: ModelShape | None =
         gradients_bytes=_cut(params * gradient, workers, stage >= 2),
         optimizer_bytes=_cut(optimizer, workers, stage >= 1),
         activations_bytes=_activations(shape, training, low),
-        teacher_bytes=_teacher(teacher, training.micro_batch_size * shape.context_length, low) if teacher else 0,
+        teacher_bytes=sum(_teacher(one, training.micro_batch_size * shape.context_length, low) for one in teachers),
     )
 
 

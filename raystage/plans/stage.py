@@ -237,7 +237,9 @@ class StagePlan:
 
     @property
     def memory(self) -> memory.MemoryEstimate:
-        return memory.estimate(self.shape, self.training, self.teacher and self.teacher.shape)
+        return memory.estimate(
+            self.shape, self.training, [one.shape for one in self.teacher.all] if self.teacher else ()
+        )
 
     @cached_property
     def frozen_steps(self) -> Mapping[str, float]:

@@ -173,13 +173,16 @@ def left_line(plan: Plan, finished: Collection[str]) -> str:
 
 def _teacher_lines(plan: Plan) -> list[str]:
     """Whom stages learn from, and what that costs."""
-    return [
-        f"{stage.name} learns from {stage.teacher.name}: the teacher's forward passes are "
-        f"{format_share(stage.teacher_flops / stage.flops)} of its FLOPs, and its copy on every worker takes "
-        f"{format_bytes(stage.memory.teacher_bytes)} of the memory."
-        for stage in plan.staged.stages
-        if stage.teacher
-    ]
+    return [_teacher_line(stage) for stage in plan.staged.stages if stage.teacher]
+
+
+def _teacher_line(stage: StagePlan) -> str:
+    whose, copies = ("teachers'", "their copies") if stage.teacher.others else ("teacher's", "its copy")
+    return (
+        f"{stage.name} learns from {stage.teacher.names}: the {whose} forward passes are "
+        f"{format_share(stage.teacher_flops / stage.flops)} of its FLOPs, and {copies} on every worker "
+        f"take{'' if stage.teacher.others else 's'} {format_bytes(stage.memory.teacher_bytes)} of the memory."
+    )
 
 
 def _average_lines(plan: Plan) -> list[str]:

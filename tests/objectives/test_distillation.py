@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from raystage.objectives.distillation import Distillation, divergence
+from raystage.train.teacher import MeanModel
 
 WORDS = 11
 
@@ -92,3 +94,27 @@ def test_the_loss_weighs_the_teacher_and_the_next_token() -> None:
     assert loss.item() == pytest.approx((0.3 * 2**2 * soft + 0.7 * plain).item(), rel=1e-6)
     assert student.of_words.grad.abs().sum() > 0.1
     assert teacher.of_words.grad is None
+
+
+# --- several teachers -------------------------------------------------------------------------
+
+
+def says(scores: torch.Tensor) -> Callable[..., SimpleNamespace]:
+    return lambda **inputs: SimpleNamespace(logits=scores)
+
+
+def test_several_teachers_say_the_mean_of_their_probabilities(scores: tuple) -> None:
+    first, second = (one.float()[None] for one in scores)
+    mean = (first.softmax(-1) + second.softmax(-1)) / 2
+    torch.testing.assert_close(MeanModel([says(first), says(second)])(input_ids=None).logits.exp(), mean)
+    same = MeanModel([says(first)] * 3)(input_ids=None).logits
+    torch.testing.assert_close(same, first.log_softmax(-1))
+
+
+def test_ids_that_only_one_teacher_has_are_left_out(scores: tuple) -> None:
+    first, second = (one.float()[None] for one in scores)
+    padded = torch.cat([second, torch.full((1, len(second[0]), 3), 9.0)], -1)
+    torch.testing.assert_close(
+        MeanModel([says(first), says(padded)])(input_ids=None).logits,
+        MeanModel([says(first), says(second)])(input_ids=None).logits,
+    )

@@ -155,3 +155,51 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(InputError, match="was trained with another tokenizer than"):
             taught(tmp_path / "text", {"teacher": str(model)}, data=data)
+
+
+# --- several teachers -------------------------------------------------------------------------
+
+
+def three(folder: Path, teacher: object, **changes: object) -> tuple[StagePlan, ...]:
+    """Two stages, and one that learns from them."""
+    stages = [
+        {"name": "first", "model": {"num_layers": 1}, "until": {"tokens": 400}},
+        {"name": "second", "model": {"num_layers": 1}, "until": {"tokens": 400}},
+        {**TWO[1], "objective": {"name": "distillation", "teacher": teacher}},
+    ]
+    return stages_of(folder, stages=stages, **changes)
+
+
+def test_of_several_teachers_each_is_in_the_key_and_costs_a_forward_pass(tmp_path: Path) -> None:
+    first, second, full = three(tmp_path, ["first", "second"])
+    alone = three(tmp_path, "first")[2]
+    assert [one.key for one in full.teacher.all] == [first.key, second.key]
+    assert full.teacher.facts() == {"mean_of": [{"stage": first.key}, {"stage": second.key}]}
+    assert full.teacher_flops == 2 * alone.teacher_flops
+    assert full.memory.teacher_bytes == 2 * alone.memory.teacher_bytes
+    assert len({full.key, alone.key, three(tmp_path, "second")[2].key}) == 3
+
+
+def test_a_baseline_keeps_teachers_that_are_all_from_elsewhere(tmp_path: Path) -> None:
+    models = [str(started_models.make(tmp_path / name, "llama", kind)) for name, kind in
+              (("one", torch.float32), ("other", torch.bfloat16))]  # fmt: skip
+    (tmp_path / "text").mkdir()
+    first, _, full = three(tmp_path / "text", ["first", models[0]])
+    assert [one.key for one in full.teacher.all] == [first.key, None]
+    assert not full.trained_on.is_whole
+    for teacher, is_kept in ((models, True), (["small", models[0]], False)):
+        stages = [TWO[0], {**TWO[1], "objective": {"name": "distillation", "teacher": teacher}}]
+        plan = make_plan(make_schedule(tmp_path / "text", stages=stages, baseline={"budgets": [400]}))
+        baseline = plan.baselines[0].stages[-1]
+        assert baseline.teacher == (plan.staged.stages[1].teacher if is_kept else None)
+
+
+@pytest.mark.parametrize("teacher", [["first"], ["first", "first"], [], ["first", 3], "", 3, [["first", "second"]]])
+def test_what_is_no_list_of_teachers(tmp_path: Path, teacher: object) -> None:
+    with pytest.raises(InputError, match=r"teacher: found .*; expected a model, or a list of 2 to 16 different ones"):
+        three(tmp_path, teacher)
+
+
+def test_one_of_several_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stages\[2\]\.objective\.teacher: found 'third', which is no stage"):
+        three(tmp_path, ["first", "third"])

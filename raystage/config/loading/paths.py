@@ -107,10 +107,15 @@ def _located_objective(
     """
     named = {name: getattr(objective, name) for name in ("function", "targets")}
     found = {name: _located_reference(one, beside) for name, one in named.items() if one}
-    teacher = objective.teacher
-    if teacher and teacher not in names and os.path.isdir(_locate(teacher, beside)):
-        found["teacher"] = _locate(teacher, beside)
+    located = [_located_teacher(one, beside, names) for one in objective.teachers]
+    if located != list(objective.teachers):
+        found["teacher"] = objective.taught_by(located).teacher
     return {"objective": objective.model_copy(update=found)} if found else {}
+
+
+def _located_teacher(teacher: str, beside: Path | None, names: Collection[str]) -> str:
+    place = _locate(teacher, beside)
+    return place if teacher not in names and os.path.isdir(place) else teacher
 
 
 def _located_reference(reference: str, beside: Path | None) -> str:
