@@ -1,12 +1,12 @@
 """A constant rate with an average of the last checkpoints, against the last checkpoint alone and against a decay.
 
-    python benchmarks/averages.py [--budgets 200K 400K 800K] [--rates 1e-3 2e-3 4e-3] [--seeds 2]
+    python benchmarks/averages.py [--budgets 200K 400K 800K] [--rates 1e-3 2e-3 4e-3] [--seeds 2] [--last 4]
 
-One model is trained for every budget, rate and seed: at a constant rate, whose last 8 checkpoints are averaged, with
-the same weights for all (uniform) and with those of a linear decay (wsm); and with a rate that decays over the last
-fifth (decayed). All runs of a budget have the same FLOPs: averaging trains nothing. Held-out losses are means over the
-seeds, each way at its own best rate. Before that the sharing factor of jobs/sweeps/averages.yaml as it is, and with
-decays in place of averages. Everything runs in one process; nothing needs Ray.
+One model is trained for every budget, rate and seed: at a constant rate, whose last 4 checkpoints, 20K tokens apart,
+are averaged, with the same weights for all (uniform) and with those of a linear decay (wsm); and with a rate that
+decays over the last fifth (decayed). All runs of a budget have the same FLOPs: averaging trains nothing. Held-out
+losses are means over the seeds, each way at its own best rate. Before that the sharing factor of
+jobs/sweeps/averages.yaml as it is, and with decays in place of averages. All of it runs in one process, without Ray.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from raystage.train.worker import run_job
 from raystage.units import format_count, parse_count
 
 SWEEP = Path(__file__).parents[1] / "jobs/sweeps/averages.yaml"
-WINDOW = {"last": 8, "every": "20K"}
+EVERY = "20K"
 CONSTANT, DECAYED = {"kind": "constant", "warmup": "20K"}, {"kind": "wsd", "warmup": "20K", "decay": 0.2}
 WAYS = {
-    "uniform": (CONSTANT, {**WINDOW, "weights": "uniform"}),
-    "wsm": (CONSTANT, {**WINDOW, "weights": "wsm"}),
+    "uniform": (CONSTANT, {"every": EVERY, "weights": "uniform"}),
+    "wsm": (CONSTANT, {"every": EVERY, "weights": "wsm"}),
     "decayed": (DECAYED, None),
 }
 
 
-def schedule_of(way: str, budget: int, lr: float, seed: int) -> dict:
+def schedule_of(way: str, budget: int, lr: float, seed: int, last: int) -> dict:
     rate, average = WAYS[way]
+    averaged = {"average": {**average, "last": last}} if average else {}
     return {
         "name": "averages",
         "seed": seed,
@@ -55,25 +56,27 @@ def schedule_of(way: str, budget: int, lr: float, seed: int) -> dict:
             "global_batch_tokens": 1024, "evaluate": {"tokens": "64K", "every": 10**9}, "optimizer": {"lr": lr},
             "lr_schedule": rate, "checkpoint": {"every": 10**9},
         },
-        "stages": [{"name": "whole", "until": {"tokens": budget}, **({"average": average} if average else {})}],
+        "stages": [{"name": "whole", "until": {"tokens": budget}, **averaged}],
     }  # fmt: skip
 
 
-def train(way: str, budget: int, lr: float, seed: int, store: str) -> StageRecord:
+def train(way: str, budget: int, lr: float, seed: int, last: int, store: str) -> StageRecord:
     """At a constant rate a longer budget goes on from the shorter one."""
-    (stage,) = make_plan(parse(schedule_of(way, budget, lr, seed))).staged.stages
+    (stage,) = make_plan(parse(schedule_of(way, budget, lr, seed, last))).staged.stages
     run_job(Job((stage,), store), lambda *message: None)
     return Store(open_folder(store)).record(stage.key)
 
 
-def losses(budgets: list[int], rates: list[float], seeds: int, store: str) -> dict[tuple[str, int], dict[float, list]]:
+def losses(
+    budgets: list[int], rates: list[float], seeds: int, last: int, store: str
+) -> dict[tuple[str, int], dict[float, list]]:
     """By way and budget, for each rate the losses of the seeds. "last": the last checkpoint under a constant rate."""
     found: dict[tuple[str, int], dict[float, list]] = defaultdict(lambda: defaultdict(list))
     for seed in range(seeds):
         for lr in rates:
             for way in WAYS:
                 for budget in budgets:
-                    record = train(way, budget, lr, seed, store)
+                    record = train(way, budget, lr, seed, last, store)
                     average = record.average
                     found[way, budget][lr].append(average.eval_loss if average else record.eval_loss)
                     if way == "uniform":
@@ -110,13 +113,14 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=parse_count, default=[200_000, 400_000, 800_000])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--last", type=int, default=4, help="checkpoints to average, 20K tokens apart")
     asked = parser.parse_args()
     for line in sharing():
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        found = losses(sorted(asked.budgets), asked.rates, asked.seeds, f"{folder}/store")
+        found = losses(sorted(asked.budgets), asked.rates, asked.seeds, asked.last, f"{folder}/store")
         print("\n".join(table(found, sorted(asked.budgets))), flush=True)
         os._exit(0)  # Python's own teardown would end threads of gloo that DeepSpeed's groups still hold
 
