@@ -1,4 +1,4 @@
-"""`raystage evaluate`: downstream tasks on a finished stage, through lm-eval."""
+"""`raystage evaluate`: downstream tasks on a finished stage, through lm-eval. `raystage ensemble`: several as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from pathlib import Path
 
 import click
 
-from raystage.cli.options import DebugStream, exits, json_option, open_store, print_json, say, store_option
+from raystage.cli.options import (
+    DebugStream,
+    exits,
+    json_option,
+    open_store,
+    plan_schedule,
+    print_json,
+    say,
+    set_option,
+    store_option,
+)
 from raystage.errors import InputError
 
 
@@ -66,3 +76,56 @@ def evaluate(
         print_json(content)
     else:
         say("\n".join(downstream_lines(made, list(made.tasks))))
+
+
+@click.command()
+@click.argument("schedule", type=click.Path(path_type=Path))
+@click.argument("checkpoints", nargs=-1, metavar="[CHECKPOINT]...")
+@set_option
+@click.option("--stage", metavar="NAME", help="The stage whose held-out data and objective count. [the last stage]")
+@click.option("--name", metavar="NAME", help="The name of the result. [the stage's]")
+@store_option
+@json_option
+@exits
+def ensemble(
+    schedule: Path, checkpoints: tuple[str, ...], overrides: tuple[str, ...], stage: str | None, name: str | None,
+    store: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Evaluate several finished models as one, on the held-out data of a stage of SCHEDULE.
+
+    Each CHECKPOINT is a raystage checkpoint, a stage of the store (its key, or mine/full: stage full of run mine) or a
+    Hugging Face folder. Without any, the members are what the runs of all seeds of SCHEDULE end with. Shown are each
+    member, the mean of their probabilities, the model with the mean of their weights where they have one shape, and the
+    FLOPs of each. All members are in memory at once. If the store has a run of SCHEDULE, its reports show the result
+    from then on.
+
+    \b
+    Example:
+      raystage ensemble my/schedule.yaml                     # with seeds: 4 in it
+      raystage ensemble my/schedule.yaml first/full second/full third/full --name of-three
+    """
+    from raystage.config.schedule import load
+    from raystage.config.types import check_name
+    from raystage.files.typed_json import to_json
+    from raystage.reports.terminal import SafeConsole, ensemble_view
+    from raystage.tools.ensemble import measure, members_of
+    from raystage.tools.evaluations import keep_ensemble
+
+    opened = open_store(store)
+    plan = plan_schedule(load(schedule, overrides), schedule, None, store)[1]
+    judged = next((one for one in plan.staged.stages if one.name == (stage or plan.staged.stages[-1].name)), None)
+    if judged is None:
+        names = ", ".join(one.name for one in plan.staged.stages)
+        raise InputError(f"no stage {stage!r} in the schedule; expected one of {names}", key="--stage")
+    try:
+        named = check_name(name) if name else judged.name
+    except ValueError as error:
+        raise InputError(str(error), key="--name") from None
+    with contextlib.redirect_stdout(DebugStream()):
+        made = measure(judged, members_of(plan, checkpoints, opened), opened, named)
+    if plan.name in opened.run_names():
+        keep_ensemble(opened, plan.name, made)
+    if as_json:
+        print_json(to_json(made))
+    else:
+        SafeConsole().print(ensemble_view(made))

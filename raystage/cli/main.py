@@ -6,7 +6,7 @@ import click
 
 from raystage.cli.data import data_group
 from raystage.cli.doctor import doctor
-from raystage.cli.evaluate import evaluate
+from raystage.cli.evaluate import ensemble, evaluate
 from raystage.cli.grow import average, certify, export, grow
 from raystage.cli.init import init_command
 from raystage.cli.options import Commands
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 for _command in (
-    average, certify, data_group, doctor, evaluate, export, grow, init_command, plan, report, run, schema_command,
-    status_command, store_group, sweep,
+    average, certify, data_group, doctor, ensemble, evaluate, export, grow, init_command, plan, report, run,
+    schema_command, status_command, store_group, sweep,
 ):  # fmt: skip
     main.add_command(_command)

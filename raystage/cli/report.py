@@ -68,7 +68,8 @@ def report(
 
 @dataclass(frozen=True)
 class StoredReport:
-    """content: what report.json holds, with what `raystage evaluate` has found since. report: the same, typed."""
+    """content: what report.json holds, with what `raystage evaluate` and `raystage ensemble` found since. report: the
+    same, typed."""
 
     content: Mapping[str, Any]
     report: Any
@@ -79,7 +80,7 @@ def read_report(store: Any, name: str) -> StoredReport:
     from raystage.files.typed_json import to_json
     from raystage.storage.naming import known_run
     from raystage.storage.stored_files import REPORT_FILE, report_from, sweep_report_from
-    from raystage.tools.evaluations import kept
+    from raystage.tools.evaluations import ensembles, kept
 
     found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
     if found is None:
@@ -88,9 +89,9 @@ def read_report(store: Any, name: str) -> StoredReport:
     if found.get("kind") == "sweep":
         return StoredReport(named, sweep_report_from(named, place))
     report = report_from(named, place)
-    if not (downstream := kept(store, name, report)):
-        return StoredReport(named, report)
-    return StoredReport({**named, "downstream": to_json(downstream)}, replace(report, downstream=downstream))
+    since = {"downstream": kept(store, name, report), "ensembles": ensembles(store, name)}
+    since = {part: found for part, found in since.items() if found}
+    return StoredReport({**named, **to_json(since)}, replace(report, **since))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from raystage.growth.operators import in_short
 from raystage.plans.gates import Rejection
@@ -20,7 +20,16 @@ from raystage.reports.formats import (
 )
 from raystage.results.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
-from raystage.results.report import BudgetRow, CertificateRow, ResultRow, RunReport, StageRow, TaskResult
+from raystage.results.report import (
+    BudgetRow,
+    CertificateRow,
+    Ensemble,
+    EnsembleRow,
+    ResultRow,
+    RunReport,
+    StageRow,
+    TaskResult,
+)
 from raystage.units import SAMPLES, TOKENS, format_bytes, format_count, format_flops, format_seconds, format_share
 
 _QUALITY = ("eval loss", "perplexity", "accuracy")
@@ -188,6 +197,32 @@ def downstream_table(report: RunReport) -> Table:
     return Table("Downstream tasks", ("task", *found), cells, note)
 
 
+def ensemble_table(report: RunReport) -> Table:
+    """What `raystage ensemble` found. The report that a run writes has none yet."""
+    return table_of_ensembles(report.ensembles.values())
+
+
+def table_of_ensembles(found: Iterable[Ensemble]) -> Table:
+    columns = ("ensemble", "model", "eval loss", "accuracy", "FLOPs of training", "FLOPs of an answer")
+    rows = [_ensemble_cells(one.name, row) for one in found for row in one.rows]
+    note = (
+        "Training counts all stages of a model, and what members share once. An answer is a forward pass for one token "
+        "or sample."
+    )
+    return Table("Ensembles", columns, rows, note)
+
+
+def _ensemble_cells(name: str, row: EnsembleRow) -> list[str]:
+    return [
+        name,
+        row.name,
+        known(row.eval_loss, format_loss),
+        known(row.accuracy, format_share),
+        known(row.training_flops, format_flops),
+        format_flops(row.forward_flops),
+    ]
+
+
 def _task_cell(task: TaskResult | None, metric: str) -> str:
     if task is None or metric not in task.metrics:
         return "-"
@@ -212,8 +247,8 @@ def comparison_table(reports: Sequence[RunReport]) -> Table:
 
 
 _TABLES = (
-    stage_table, layout_table, data_table, source_table, metric_table, downstream_table, growth_table, average_table,
-    ends_table, attempts_table, baseline_table, tuning_table, seed_table, ledger_table, cost_table,
+    stage_table, layout_table, data_table, source_table, metric_table, downstream_table, ensemble_table, growth_table,
+    average_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

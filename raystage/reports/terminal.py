@@ -21,10 +21,17 @@ from raystage.reports.formats import (
     known,
     length_name,
 )
-from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
+from raystage.reports.tables import (
+    downstream_table,
+    ensemble_table,
+    environment_rows,
+    metric_table,
+    source_table,
+    table_of_ensembles,
+)
 from raystage.results.data_use import data_lines
 from raystage.results.differences import IN_WORDS
-from raystage.results.report import ResultRow, RunReport
+from raystage.results.report import Ensemble, ResultRow, RunReport
 from raystage.safe_text import visible
 from raystage.units import format_count, format_flops, format_seconds, format_share
 
@@ -62,6 +69,7 @@ def final_table(report: RunReport) -> RenderableType:
         source_table,
         metric_table,
         downstream_table,
+        ensemble_table,
         tuning_table,
         seed_table,
     )
@@ -73,6 +81,11 @@ def final_table(report: RunReport) -> RenderableType:
     if report.savings.equal_loss_reached:
         parts += [Text(f"- {warning}", style="dim") for warning in report.warnings]
     return Group(*parts, *_environment(report), Text(report.savings.verdict, style="bold"))
+
+
+def ensemble_view(made: Ensemble) -> RenderableType:
+    """What `raystage ensemble` found."""
+    return _as_written(table_of_ensembles([made]))
 
 
 def _environment(report: RunReport) -> list[RenderableType]:

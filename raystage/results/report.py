@@ -184,13 +184,47 @@ class StageTasks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleRow:
+    """A model on the held-out data of an ensemble. key: of a member that is a stage of the store. training_flops: of
+    its stage and all stages before, each once; None where that is not known. forward_flops: of one token or sample."""
+
+    name: str
+    key: str | None
+    eval_loss: float | None
+    accuracy: float | None
+    training_flops: int | None
+    forward_flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """What `raystage ensemble` found on the held-out data of a stage. prediction: of all members together. weights: of
+    the model with the mean of their weights; None where their shapes differ. seconds: of measuring."""
+
+    name: str
+    stage: str
+    key: str
+    members: tuple[EnsembleRow, ...]
+    prediction: EnsembleRow
+    weights: EnsembleRow | None
+    seconds: float
+    unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
+    loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
+
+    @property
+    def rows(self) -> tuple[EnsembleRow, ...]:
+        return (*self.members, self.prediction, *((self.weights,) if self.weights else ()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """A run at any time, finished or not.
 
     stages: of the staged run; if values were tuned, of the best ones. attempts, given_up: what gates rejected, and the
     finished stages that led there. length_per_parameter: tokens or samples, of the staged run. warnings: what makes the
-    savings open to doubt. environment: when, where and with what the run was made, by name. downstream: what `raystage
-    evaluate` found, by stage; kept in files of its own. unit: of the last stage, in which the baselines count.
+    savings open to doubt. environment: when, where and with what the run was made, by name. downstream, ensembles: what
+    `raystage evaluate` found, by stage, and `raystage ensemble`, by name; kept in files of their own. unit: of the last
+    stage, in which the baselines count.
     """
 
     name: str
@@ -208,6 +242,7 @@ class RunReport:
     data: tuple[DataRow, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     downstream: Mapping[str, StageTasks] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
+    ensembles: Mapping[str, Ensemble] = field(default_factory=dict, metadata=LEFT_OUT_IF_EMPTY)
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
 
 

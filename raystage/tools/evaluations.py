@@ -1,4 +1,8 @@
-"""Results of downstream tasks on a run's stages: `runs/<name>/evaluations/<stage>.json`, beside the report."""
+"""What was found of a run's stages since it ended, beside its report.
+
+runs/<name>/evaluations/<stage>.json     downstream tasks (`raystage evaluate`)
+runs/<name>/ensembles/<name>.json        ensembles (`raystage ensemble`)
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import written
 from raystage.files.typed_json import from_json, to_json
-from raystage.results.report import RunReport, StageTasks, TaskResult
+from raystage.results.report import Ensemble, RunReport, StageTasks, TaskResult
 from raystage.storage.naming import known_run, known_stages, stage_key
 from raystage.storage.store import Store, read_as
 from raystage.storage.stored_files import REPORT_FILE
 
-EVALUATIONS = "evaluations"
+EVALUATIONS, ENSEMBLES = "evaluations", "ensembles"
 
 _logger = logging.getLogger(__name__)
 
@@ -83,3 +87,25 @@ def _read(store: Store, stage: FoundStage) -> StageTasks | None:
 
 def _folder(store: Store, run: str) -> Folder:
     return store.run_folder(run) / EVALUATIONS
+
+
+# --- ensembles --------------------------------------------------------------------------------
+
+
+def keep_ensemble(store: Store, run: str, made: Ensemble) -> None:
+    """Write down what was found of an ensemble, in place of what was under its name."""
+    (store.run_folder(run) / ENSEMBLES).write_whole(f"{made.name}.json", written(to_json(made)))
+
+
+def ensembles(store: Store, run: str) -> dict[str, Ensemble]:
+    """By name what was found for a run. What cannot be read is said and left out."""
+    folder, found = store.run_folder(run) / ENSEMBLES, {}
+    for file in sorted(folder.file_names()):
+        try:
+            made = read_as(folder, file, partial(from_json, Ensemble))
+        except RaystageError as error:
+            _logger.warning("left out: %s", error)
+            continue
+        if made is not None:
+            found[made.name] = made
+    return found
