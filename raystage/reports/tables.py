@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from raystage.growth.operators import in_short
 from raystage.plans.gates import Rejection
@@ -18,13 +18,12 @@ from raystage.reports.formats import (
     over_seeds,
     speed_up,
 )
+from raystage.reports.model_tables import average_table, ensemble_table
 from raystage.results.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import (
     BudgetRow,
     CertificateRow,
-    Ensemble,
-    EnsembleRow,
     ResultRow,
     RunReport,
     StageRow,
@@ -117,26 +116,6 @@ def growth_table(report: RunReport) -> Table:
     return Table("What growing did", columns, rows, note)
 
 
-def average_table(report: RunReport) -> Table:
-    """The averages of last checkpoints. Empty where no stage has one."""
-    columns = ("stage", "checkpoints", "weights", "loss of the average", "of the last alone", "ends with")
-    rows = [_average_cells(row) for row in (*report.stages, *report.baseline.runs) if row.average]
-    note = "An average whose held-out loss is no lower than that of the last checkpoint is not used."
-    return Table("Averages of checkpoints", columns, rows, note)
-
-
-def _average_cells(row: ResultRow) -> list[str]:
-    average = row.average
-    return [
-        row.name,
-        f"{', '.join(map(format_count, average.positions))} {row.unit}",
-        ", ".join(f"{weight:.3g}" for weight in average.weights),
-        known(average.eval_loss, format_loss),
-        known(average.single_eval_loss, format_loss),
-        "the average" if average.is_kept else "the last checkpoint",
-    ]
-
-
 def attempts_table(report: RunReport) -> Table:
     """Rejected attempts. Empty for versions without gates."""
     spent = {row.key: row for row in report.given_up}
@@ -195,32 +174,6 @@ def downstream_table(report: RunReport) -> Table:
              for task, metric in rows]  # fmt: skip
     note = "By lm-eval, each with its standard error and the number of examples."
     return Table("Downstream tasks", ("task", *found), cells, note)
-
-
-def ensemble_table(report: RunReport) -> Table:
-    """What `raystage ensemble` found. The report that a run writes has none yet."""
-    return table_of_ensembles(report.ensembles.values())
-
-
-def table_of_ensembles(found: Iterable[Ensemble]) -> Table:
-    columns = ("ensemble", "model", "eval loss", "accuracy", "FLOPs of training", "FLOPs of an answer")
-    rows = [_ensemble_cells(one.name, row) for one in found for row in one.rows]
-    note = (
-        "Training counts all stages of a model, and what members share once. An answer is a forward pass for one token "
-        "or sample."
-    )
-    return Table("Ensembles", columns, rows, note)
-
-
-def _ensemble_cells(name: str, row: EnsembleRow) -> list[str]:
-    return [
-        name,
-        row.name,
-        known(row.eval_loss, format_loss),
-        known(row.accuracy, format_share),
-        known(row.training_flops, format_flops),
-        format_flops(row.forward_flops),
-    ]
 
 
 def _task_cell(task: TaskResult | None, metric: str) -> str:

@@ -21,14 +21,8 @@ from raystage.reports.formats import (
     known,
     length_name,
 )
-from raystage.reports.tables import (
-    downstream_table,
-    ensemble_table,
-    environment_rows,
-    metric_table,
-    source_table,
-    table_of_ensembles,
-)
+from raystage.reports.model_tables import ensemble_table, table_of_ensembles
+from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
 from raystage.results.data_use import data_lines
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import Ensemble, ResultRow, RunReport
