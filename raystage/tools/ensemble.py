@@ -7,7 +7,6 @@ one shape, and what each costs. The result is kept beside the run (`tools.evalua
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -21,7 +20,7 @@ from raystage.errors import InputError
 from raystage.files.typed_json import finite
 from raystage.growth.explain import head_in_words
 from raystage.models.families import TRAINED
-from raystage.objectives.judging import Scores, Tally
+from raystage.objectives.judging import Scores, Tally, log_mean
 from raystage.objectives.learner import Answer, HeldOut, Judge, Model
 from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import open_judge
@@ -176,10 +175,7 @@ def mean_answer(answers: Sequence[Answer]) -> Answer:
     targets = answers[0].targets
     if targets.is_floating_point():
         return Answer(torch.stack([one.outputs for one in answers]).mean(0), targets)
-    total = answers[0].outputs.log_softmax(-1)
-    for one in answers[1:]:
-        total = torch.logaddexp(total, one.outputs.log_softmax(-1))
-    return Answer(total - math.log(len(answers)), targets)
+    return Answer(log_mean([one.outputs for one in answers]), targets)
 
 
 @dataclass(frozen=True)
