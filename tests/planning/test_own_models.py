@@ -15,6 +15,7 @@ from labelled_files import images, texts, write_jsonl, write_npz
 from raystage.config.schedule import parse
 from raystage.errors import InputError
 from raystage.models.build import build
+from raystage.models.manifest import check_model
 from raystage.models.own import own_model
 from raystage.models.shape import flops_per_token, num_params, parameters, sample_flops
 from raystage.planning.build import make_plan
@@ -217,6 +218,11 @@ def test_keys_that_do_not_fit(tmp_path: Path, model: dict, said: str) -> None:
         ({"model_type": "llama"}, "found the model_type llama, which has a table; expected family: llama"),
         ({"model_type": "nothing"}, "found the model_type 'nothing', which transformers .* does not know"),
         ({"model_type": "opt", "auto_map": {}}, "found auto_map, code of the model's own, which is not run"),
+        ({"model_type": "opt", "attn_implementation": "some/kernels"}, "attn_implementation .* is code from elsewhere"),
+        (
+            {"model_type": "opt", "_attn_implementation": "some/kernels"},
+            "_attn_implementation .* is code from elsewhere",
+        ),
         ({"model_type": "clip"}, "transformers has no such model for CLIPConfig"),
     ],
 )
@@ -248,3 +254,11 @@ def test_what_only_a_model_with_a_table_can(tmp_path: Path, section: dict, said:
     }  # fmt: skip
     with pytest.raises(InputError, match=said):
         make_plan(parse(content))
+
+
+def test_a_checkpoint_that_names_a_function_is_damaged(tmp_path: Path) -> None:
+    """A manifest from elsewhere must not make raystage run a file."""
+    shape = planned(tmp_path, own()).staged.stages[0].shape
+    check_model(shape.facts())
+    with pytest.raises(ValueError, match=r"model.module: .* expected a model as it is written"):
+        check_model(vars(shape))

@@ -21,7 +21,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from raystage.errors import InputError
-from raystage.models.networks.own_build import make
+from raystage.models.networks.own_build import check_runs_no_code, make
 from raystage.models.table import Axis, ParameterSpec, fixed
 from raystage.user_code import find, said_by
 
@@ -332,6 +332,7 @@ def _square(lengths: Sequence[int], counts: Sequence[Fraction]) -> tuple[Fractio
 def completed(content: dict[str, Any], file: object, num_layers: int | None, sizes: dict[str, int]) -> dict[str, Any]:
     """A configuration as transformers writes it, with that depth and the sizes that follow from the data; without what
     says how a saved model is loaded. Raises InputError."""
+    check_runs_no_code(content)
     kind = content.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         problem = f"found the model_type {kind!r}, which transformers {transformers.__version__} does not know"

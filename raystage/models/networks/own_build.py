@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput, MaskedImageModelingOut
 from raystage.errors import InputError
 from raystage.models.own import own_model
 from raystage.models.shape import ModelShape
+from raystage.units import shown
 from raystage.user_code import find, said_by
 
 # Sizes that follow from data and objective: a function that names one of them is called with it.
@@ -63,6 +64,7 @@ def _called(reference: str, options: Mapping[str, Any], sizes: Mapping[str, int]
 
 def _of_transformers(options: Mapping[str, Any], sizes: Mapping[str, int], head: str) -> torch.nn.Module:
     content = dict(options["config"])
+    check_runs_no_code(content)
     learns = options["learns"] if not head else "images" if sizes["image_size"] else "text"
     labels = {"num_labels": sizes["num_classes"]} if head == "classes" else {}
     config = transformers.AutoConfig.for_model(content.pop("model_type"), **content, **labels)
@@ -72,6 +74,17 @@ def _of_transformers(options: Mapping[str, Any], sizes: Mapping[str, int], head:
     except ValueError as error:
         found = f"transformers has no such model for {type(config).__name__}"
         raise InputError(f"{found} ({str(error).splitlines()[0]})", key="model.config") from None
+
+
+def check_runs_no_code(content: Any) -> None:
+    """Refuse a configuration, or a part of one, that names code which transformers would download and run."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        is_kernel = str(key).endswith("_implementation") and "/" in json.dumps(value)
+        if key == "auto_map" or is_kernel:
+            problem = f"found {key} with {shown(value)}, which is code from elsewhere"
+            raise InputError(f"{problem}; expected a configuration without it", key="model.config")
+        if isinstance(value, (dict, list)):
+            check_runs_no_code(value)
 
 
 def _answering(made: torch.nn.Module, head: str) -> torch.nn.Module:

@@ -135,7 +135,7 @@ def _of_config(model: Model, sizes: Mapping[str, int], learns: str) -> dict[str,
         raise InputError(problem, key="model.config")
     content, file = _config(model.config)
     kind = content.get("model_type")
-    if "auto_map" in content:
+    if "auto_map" in content:  # also of an architecture that transformers does not know
         problem = "found auto_map, code of the model's own, which is not run"
         raise InputError(f"{problem}; expected an architecture of transformers, or family: module", key="model.config")
     if kind in TRANSFORMERS:
