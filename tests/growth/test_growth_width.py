@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from raystage.growth.axis_maps import FRESH, MEAN, ZERO, Heads, repeated, repeated_heads
+from raystage.growth.axis_maps import FRESH, MEAN, ZERO, Heads, repeated, repeated_heads, spread_map
 from raystage.growth.width import (
     WIDTH_OPERATORS,
     Stream,
@@ -14,7 +14,6 @@ from raystage.growth.width import (
     more_positions,
     more_vocabulary,
     rms_scale,
-    spread_map,
     uneven_shares,
 )
 
@@ -29,7 +28,8 @@ def hidden(operator: str, source: int, target: int, stream: Stream = RMS) -> dic
 @pytest.mark.parametrize("operator", WIDTH_OPERATORS)
 def test_every_operator_has_a_map_for_every_role(operator: str) -> None:
     one = WIDTH_OPERATORS[operator]
-    assert set(one.hidden(2, 5, RMS)) == {"out", "in", "gain", "shift", "final gain", "final shift"}
+    norms = {"gain", "shift", "branch gain", "final gain", "final shift"}
+    assert set(one.hidden(2, 5, RMS)) == {"out", "in", *norms}
     assert set(one.inner(one.units(2, 5))) == {"out", "in"}
     assert all(len(axis.index) == 5 for axis in one.hidden(2, 5, RMS).values())
 

@@ -19,7 +19,7 @@ SHAPES = {
     **SOURCES,
     "heads of a size of their own": tiny("llama", num_kv_heads=1, head_size=6),
     "tied mixture": tiny("mixtral", tied_embeddings=True),
-    **{f"{family} without layers": tiny(family, num_layers=0) for family in FAMILIES},
+    **{f"{family} without layers": tiny(family, num_layers=0) for family, table in FAMILIES.items() if table.layer},
     "tied without layers": tiny("llama", num_layers=0, tied_embeddings=True),
 }
 
