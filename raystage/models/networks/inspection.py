@@ -94,8 +94,7 @@ def inspect_model(wanted: Wanted) -> Found:
     rows = _rows(network, tensors, wanted)
     before, layer, after = _placed(rows, prefix, count)
     embeddings = tuple(f"{name}.weight" for name, one in network.named_modules() if isinstance(one, torch.nn.Embedding))
-    outside = {row.name for row in before}
-    known = tuple(name for name in embeddings if name in outside)
+    known = tuple(name for name in embeddings if name in {row.name for row in before})
     widths = {size: wanted.width(size) for size in wanted.widths}
     return Found(count, before, layer, after, known, _norm(network), costs, activations, widths)
 
