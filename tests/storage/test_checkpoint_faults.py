@@ -109,7 +109,7 @@ POINTS = [
     ("foreground", 1, 0),
     ("foreground", 2, 0),
     ("foreground", 2, 1),
-    ("background", 2, 0),
+    pytest.param("background", 2, 0, marks=pytest.mark.drill),
     pytest.param("background", 1, 0, marks=pytest.mark.drill),
     pytest.param("background", 2, 1, marks=pytest.mark.drill),
 ]
