@@ -82,6 +82,17 @@ def test_a_slice_of_a_matrix_steps_as_in_the_whole() -> None:
     assert not flat[44:].any()
 
 
+def test_a_convolution_steps_as_a_matrix_with_a_row_for_each_channel() -> None:
+    torch.manual_seed(5)
+    kernels = torch.nn.Parameter(torch.zeros(6, 4, 3, 3))
+    kernels.grad = torch.randn(6, 4, 3, 3)
+    matrix = torch.nn.Parameter(torch.zeros(6, 36))
+    matrix.grad = kernels.grad.flatten(1).clone()
+    muon_of([kernels, matrix], torch.float32).step()
+    assert torch.equal(kernels.flatten(1), matrix)
+    assert matrix.any()
+
+
 # --- on workers ---------------------------------------------------------------------------------
 
 WORKERS = 3  # which divide neither the batch nor a matrix evenly
