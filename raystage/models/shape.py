@@ -58,12 +58,13 @@ class ModelShape:
 
     def facts(self) -> dict[str, object]:
         """Its fields for keys and manifests. Fields that were added later are left out where they are not used."""
-        found = {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
-        return {**found, "module": own_model(self.module).facts()} if self.module else found
+        return {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
 
     def to_json(self) -> dict[str, object]:
-        """Its fields; those of heads and images where it uses them."""
-        return {name: value for name, value in vars(self).items() if name not in _UNUSED or value != _UNUSED[name]}
+        """Its fields; those of heads and images where it uses them. Of a user's module not where its code lies: what is
+        written can be read by others, and must not make raystage run anything there."""
+        found = {name: value for name, value in vars(self).items() if name not in _UNUSED or value != _UNUSED[name]}
+        return {**found, "module": own_model(self.module).facts()} if self.module else found
 
     @property
     def ties_head(self) -> bool:
