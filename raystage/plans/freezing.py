@@ -173,6 +173,9 @@ def _found(
     if thaw is not None and freeze.lasts is not None:
         problem = "found beside freeze.for, which ends the freeze of all parameters at once; expected one of them"
         raise InputError(problem, key="thaw")
+    if freeze.embeddings and not table_of(shape).embeddings:
+        problem = f"found true for a {shape.family}, which has no embeddings; expected layers, or parameters by name"
+        raise InputError(problem, key="freeze.embeddings")
     found = Freezing(_layers(freeze, before, shape, grow), freeze.embeddings, None)
     others = tuple(name for name in _matching(freeze.parameters, shape) if name not in found.names(shape))
     return Freezing(found.layers, found.embeddings, freeze.lasts.count if freeze.lasts else None, others, thaw)

@@ -59,6 +59,10 @@ REFUSED: dict[str, tuple[tuple, dict, str]] = {
         ("cnn", {}, {**DEEPER, "grow": {"operator": "masked", "grow_tokens": 100}}), {},
         "stages[1].grow.operator: found masked for a cnn, which is not a transformer; masked grows llama",
     ),
+    "frozen embeddings": (
+        ("mlp", {}, {**DEEPER, "grow": {"operator": "identity"}, "freeze": {"embeddings": True}}), {},
+        "stages[1].freeze.embeddings: found true for a mlp, which has no embeddings",
+    ),
     "learned growth": (
         ("lstm", {}, {**DEEPER, "grow": {"operator": "learned"}}), {"data": "text"},
         "stages[1].grow.operator: found learned for a lstm, which is not a transformer",
