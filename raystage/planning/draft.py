@@ -148,18 +148,18 @@ class Context:
 
 
 # Sizes that some families do not have.
-_NONE_IF_ZERO = ("num_experts", "experts_per_token", "patch_size", "vocab_size")
+_NONE_IF_ZERO = (
+    "num_heads", "num_kv_heads", "head_size", "num_experts", "experts_per_token", "patch_size", "vocab_size"
+)  # fmt: skip
+# What follows from the images.
+_OF_IMAGES = ("context_length", "tied_embeddings")
 
 
 def _model_of(init: ModelShape, written: Model) -> Model:
     """The sizes of `init`, with a model section applied to them. Norms' eps and positions go from shape to shape."""
-    inherited = ("norm_eps", *POSITIONS)
-    sizes = {name: getattr(init, name) for name in Model.model_fields if name not in inherited and hasattr(init, name)}
-    given = {
-        name: value
-        for name, value in sizes.items()
-        if value or name not in ("num_experts", "experts_per_token", "patch_size", "vocab_size")
-    }
+    without = {"norm_eps", *POSITIONS, *(name for name in _NONE_IF_ZERO if not getattr(init, name))}
+    without |= {*_OF_IMAGES, *(("patch_size",) if init.family == "mlp" else ())} if init.image_size else set()
+    given = {name: getattr(init, name) for name in Model.model_fields if name not in without and hasattr(init, name)}
     return Model(**given).overlaid(written)
 
 

@@ -19,10 +19,22 @@ def test_staged_is_better_than_from_scratch_at_equal_flops(raystage: Raystage, n
     raystage("run", SCHEDULES / f"{name}.yaml", "--json", "--wandb", "disabled")
     report = raystage.report(name)
     staged, scratch = report["stages"], report["baseline"]["runs"]
-    assert sum(stage["flops"] for stage in staged) == pytest.approx(scratch[-1]["flops"], rel=0.02)
-    assert staged[-1]["eval_loss"] < scratch[-1]["eval_loss"] < scratch[0]["eval_loss"]
+    assert sum(stage["flops"] for stage in staged) == pytest.approx(scratch[1]["flops"], rel=0.01)
+    assert staged[-1]["eval_loss"] < scratch[1]["eval_loss"] - 0.01
     for grown in staged[1:]:
         certificate = grown["growth"]["certificate"]
         assert certificate["eval_loss_after"] == pytest.approx(certificate["eval_loss_before"], abs=1e-3)
-    if name == "digits_cnn":
+    if name == "lstm":
+        assert report["savings"]["compute_saved"] > 0.15
+    else:
         assert staged[-1]["evaluations"][-1]["accuracy"] > 0.97
+
+
+def test_an_autoencoder_becomes_a_classifier(raystage: Raystage) -> None:
+    """The noise itself has a mean square of 0.09. Alone the classifier is as good: what pre-training costs is lost."""
+    raystage("run", SCHEDULES / "few_labels.yaml", "--json", "--wandb", "disabled")
+    report = raystage.report("few_labels")
+    denoise, classify = report["stages"]
+    assert denoise["eval_loss"] < 0.015
+    assert classify["evaluations"][-1]["accuracy"] > 0.88
+    assert report["savings"]["compute_saved"] is None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exports import exported, make_checkpoint
 from factories import write_documents
+from growths import SOURCES
 from labelled_files import texts, write_jsonl
 from raystage.config.schedule import parse
 from raystage.errors import InputError
+from raystage.models.shape import ModelShape, image_positions
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
 
@@ -19,7 +23,13 @@ DENOISING = {"name": "denoising", "mask_share": 0.3}
 
 
 def planned(
-    folder: Path, family: str, model: dict[str, Any], second: dict[str, Any] | None = None, data: str = "", **more: Any
+    folder: Path,
+    family: str,
+    model: dict[str, Any],
+    second: dict[str, Any] | None = None,
+    /,
+    data: str = "",
+    **more: Any,
 ) -> Plan:
     """One stage, or a second one with other values. data: "texts" with labels, or plain "text"; digits unless given."""
     labelled = {"source": "jsonl", "path": str(folder / "rows"), "tokenizer": "bytes", "validation_fraction": 0.3}
@@ -97,3 +107,30 @@ def test_the_context_of_an_lstm_changes_freely(tmp_path: Path) -> None:
 def test_pixels_are_hidden_one_by_one(tmp_path: Path, family: str) -> None:
     (stage,) = planned(tmp_path, family, {}, objective=DENOISING).staged.stages
     assert stage.objective.options["patch_size"] == 1
+
+
+def eight_wide(shape: ModelShape) -> ModelShape:
+    """The shape for images of the digits, or for bytes."""
+    if not shape.image_size:
+        return replace(shape, vocab_size=257)
+    patch = 8 if shape.family == "mlp" else 4
+    context = image_positions(shape.family, 8, patch)
+    return replace(shape, image_size=8, num_channels=1, patch_size=patch, context_length=context)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit pixels", "cnn", "cnn pixels", "mlp", "mlp pixels", "lstm"])
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_a_run_starts_from_a_network(tmp_path: Path, name: str, kind: str) -> None:
+    """Its sizes come from the model; digits have ten classes, so the head is another one."""
+    shape = eight_wide(SOURCES[name])
+    source = make_checkpoint(tmp_path / "saved", shape, tokenizer=None if shape.image_size else "bytes")
+    if kind == "folder":
+        exported(source, tmp_path / "out")
+        source = tmp_path / "out"
+    stage = {"name": "one", "until": {"samples" if shape.image_size else "tokens": 96}}
+    plan = planned(
+        tmp_path, shape.family, {}, data="" if shape.image_size else "text", init={"from": str(source)}, model={},
+        stages=[stage],
+    )  # fmt: skip
+    heads = {"head": "classes", "num_classes": 10} if shape.image_size else {}
+    assert plan.staged.stages[0].shape == replace(shape, **heads)
