@@ -17,6 +17,7 @@ from raystage.errors import InputError
 from raystage.models.shape import ModelShape, image_positions
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
+from raystage.reports.advice import warnings
 
 DIGITS = {"source": "arrays", "path": "sklearn-digits", "validation_fraction": 0.2}
 DENOISING = {"name": "denoising", "mask_share": 0.3}
@@ -107,6 +108,14 @@ def test_the_context_of_an_lstm_changes_freely(tmp_path: Path) -> None:
 def test_pixels_are_hidden_one_by_one(tmp_path: Path, family: str) -> None:
     (stage,) = planned(tmp_path, family, {}, objective=DENOISING).staged.stages
     assert stage.objective.options["patch_size"] == 1
+
+
+@pytest.mark.parametrize("operator", ["zero_pad", "duplicate"])
+@pytest.mark.parametrize("family", ["cnn", "mlp"])
+def test_zeros_in_a_batch_norm_are_warned_about(tmp_path: Path, family: str, operator: str) -> None:
+    wider = {"model": {"num_layers": 1, "hidden_size": 16}, "grow": {"operator": operator}}
+    found = [one.text for one in warnings(planned(tmp_path, family, {}, wider)) if "pads 8 channels" in one.text]
+    assert bool(found) == (family == "cnn" and operator == "zero_pad")
 
 
 def eight_wide(shape: ModelShape) -> ModelShape:
