@@ -144,8 +144,11 @@ def test_a_writer_killed_at_any_point_leaves_what_was_finished(
     assert kinds == set(found)
 
 
-@pytest.mark.parametrize("writers", [1, 2])
-@pytest.mark.parametrize("ask", ["foreground", "background"], indirect=True)
+@pytest.mark.parametrize(
+    ("ask", "writers"),
+    [("foreground", 1), ("foreground", 2), pytest.param("background", 1, marks=pytest.mark.drill), ("background", 2)],
+    indirect=["ask"],
+)
 def test_a_writer_killed_at_any_moment_leaves_what_was_finished(ask: Ask, place: Path, writers: int) -> None:
     """At random moments in one store, each attempt going on where the one before it died; none lives longer than some
     checkpoints take here and now."""

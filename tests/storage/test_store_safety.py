@@ -70,7 +70,7 @@ def prune(store: Store, *more: str) -> Result:
 # --- attempts that finish together ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("parties", [pytest.param(2, marks=pytest.mark.drill), 3])
 def test_of_attempts_that_finish_together_a_whole_checkpoint_stays(
     store: Store, template: StagePlan, parties: int
 ) -> None:
