@@ -203,7 +203,7 @@ class Model(Section):
     config: Text | None = None
     """For `family: transformers`: a `config.json`, a folder with one, or a name on the Hugging Face Hub. `num_layers`
     changes its depth."""
-    layers: Text | None = None
+    layer_list: Text | None = None
     """For `module` and `transformers`: the name of the list of layers, such as `encoder.blocks`; the one with most
     parameters unless given."""
     widths: dict[Literal["hidden_size", "ffn_size"], Text] = Field(default_factory=dict)

@@ -198,7 +198,7 @@ def test_one_line_says_what_is_wrong_with_a_module(tmp_path: Path, name: str) ->
         ({"family": "module"}, "model.build: missing"),
         (own(num_layers=2), "model.num_layers: found for family: module; expected it in the options of its function"),
         (own(config="x"), "model.config: found for module; expected it with family: transformers"),
-        (own(layers="other"), "model.layers: found 'other'; expected one of blocks"),
+        (own(layer_list="other"), "model.layer_list: found 'other'; expected one of blocks"),
         (own(widths={"hidden_size": "wide"}), "model.widths.hidden_size: found the option 'wide', which is no number"),
         (own(build="nowhere.py:make"), "nowhere.py cannot be read"),
         ({"family": "llama", "num_layers": 1, "hidden_size": 8, "num_heads": 2, "options": {"a": 1}},

@@ -143,7 +143,7 @@ def _layers(tensors: Named, asked: str | None) -> tuple[str, int]:
     whole = {name: len(found) for name, found in lists.items() if found == set(range(len(found)))}
     if asked is not None and asked not in whole:
         there = f"expected one of {', '.join(whole)}" if whole else "there is no list of layers with parameters"
-        raise InputError(f"found {asked!r}; {there}", key="model.layers")
+        raise InputError(f"found {asked!r}; {there}", key="model.layer_list")
     if not whole:
         example = "expected its blocks in a torch.nn.ModuleList, each with parameters"
         raise InputError(f"found no numbered layers in the module; {example}", key=_KEY)

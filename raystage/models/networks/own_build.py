@@ -70,7 +70,7 @@ def _of_transformers(options: Mapping[str, Any], sizes: Mapping[str, int], head:
     config = transformers.AutoConfig.for_model(content.pop("model_type"), **content, **labels)
     config.architectures = []  # where a kind has several classes with this head: the first of them
     try:
-        return _CLASSES[head, learns].from_config(config)
+        return _CLASSES[head, learns].from_config(config, trust_remote_code=False)
     except ValueError as error:
         found = f"transformers has no such model for {type(config).__name__}"
         raise InputError(f"{found} ({str(error).splitlines()[0]})", key="model.config") from None

@@ -24,7 +24,7 @@ OWN_FAMILIES = (OWN, ANY)
 _CONFIG = "config.json"
 # Keys by the families that take them.
 _KEYS = {
-    "build": (OWN,), "options": (OWN,), "widths": (OWN,), "config": (ANY,), "layers": OWN_FAMILIES,
+    "build": (OWN,), "options": (OWN,), "widths": (OWN,), "config": (ANY,), "layer_list": OWN_FAMILIES,
     "writes_residual": OWN_FAMILIES,
 }  # fmt: skip
 _TAKEN = {OWN: ("vocab_size", "context_length"), ANY: ("num_layers", "vocab_size", "context_length")}
@@ -58,11 +58,11 @@ def resolve_own(draft: StageDraft, sources: Sources, before: ModelShape | None) 
     else:
         reference, code, options = "", (), _of_config(model, sizes, draft.objective.entry.model)
     asked = json.dumps({"options": options, "sizes": sizes}, sort_keys=True)
-    text, num_layers, widths = _looked_at(reference, code, asked, model.layers, tuple(sorted(model.widths.items())),
+    text, num_layers, widths = _looked_at(reference, code, asked, model.layer_list, tuple(sorted(model.widths.items())),
                                   model.writes_residual, head)  # fmt: skip
     if model.num_layers not in (None, num_layers):
         problem = f"found {model.num_layers}, but the model that the config makes has {num_layers} layers"
-        raise InputError(f"{problem}; expected model.layers, or as many", key="model.num_layers")
+        raise InputError(f"{problem}; expected model.layer_list, or as many", key="model.num_layers")
     grown = dict(widths)
     return ModelShape(
         family=model.family, num_layers=num_layers, hidden_size=grown.get("hidden_size", 0), num_heads=0,
