@@ -6,7 +6,8 @@ One model is trained for every budget, rate and seed: at a constant rate, whose 
 are averaged, with the same weights for all (uniform) and with those of a linear decay (wsm); and with a rate that
 decays over the last fifth (decayed). All runs of a budget have the same FLOPs: averaging trains nothing. Held-out
 losses are means over the seeds, each way at its own best rate. Before that the sharing factor of
-jobs/sweeps/average_budgets.yaml as it is, and with decays in place of averages. All of it runs in one process, without Ray.
+jobs/sweeps/average_budgets.yaml as it is, and with decays in place of averages. All of it runs in one process, without
+Ray.
 """
 
 from __future__ import annotations
