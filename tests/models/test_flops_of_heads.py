@@ -36,6 +36,14 @@ CASES = {
     "qwen2, classes": ModelShape("qwen2", 2, 192, 6, 1, 32, 512, 384, 64, tied_embeddings=True, **_CLASSES),
     "qwen3, classes": ModelShape("qwen3", 2, 192, 4, 2, 16, 512, 384, 64, **_CLASSES),
     "gpt2, classes": ModelShape("gpt2", 2, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True, **_CLASSES),
+    "phi, classes": ModelShape("phi", 2, 256, 4, 4, 64, 1024, 512, 64, **_CLASSES),
+    "phi3, classes": ModelShape("phi3", 2, 192, 6, 2, 32, 512, 384, 64, **_CLASSES),
+    "olmo2, classes": ModelShape("olmo2", 2, 192, 6, 2, 32, 512, 384, 64, **_CLASSES),
+    "gpt_neox, classes": ModelShape("gpt_neox", 2, 256, 4, 4, 64, 1024, 512, 64, **_CLASSES),
+    "gemma, classes": ModelShape("gemma", 2, 192, 6, 2, 32, 512, 384, 64, tied_embeddings=True, **_CLASSES),
+    "qwen3_moe, classes": ModelShape(
+        "qwen3_moe", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2, **_CLASSES
+    ),
     "mixtral, classes": ModelShape(
         "mixtral", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2, **_CLASSES
     ),

@@ -12,7 +12,7 @@ from growths import tiny
 from raystage.data.order.documents import DocumentSpans, Starts
 from raystage.data.tokens import SampleWindows, TokenWindows, Windows
 from raystage.models.build import build
-from raystage.models.families import FAMILIES
+from raystage.models.families import FAMILIES, TRANSFORMERS
 from raystage.models.shape import ModelShape
 from raystage.objectives.causal_lm import CausalLm
 from raystage.objectives.distillation import Distillation
@@ -25,7 +25,7 @@ LENGTH, WORDS, TOKENS = 12, 31, 241
 # Of one token, of a window, longer than a window; 7 of them begin inside of a window's first half, others behind.
 LENGTHS = np.array([5, 1, 7, 12, 3, 2, 1, 1, 9, 30, 4, 4, 5, 12, 24, 1, 60, 8, 6, 5, 5, 3, 2, 31])
 SEED = 4
-OF_TEXT = [name for name, family in FAMILIES.items() if family.objective in ("next token", "masked tokens")]
+OF_TEXT = [name for name, family in TRANSFORMERS.items() if family.objective in ("next token", "masked tokens")]
 
 
 def shape_of(family: str) -> ModelShape:

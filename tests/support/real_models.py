@@ -14,7 +14,7 @@ from raystage.growth.apply import Grown, Read
 from raystage.growth.rules import GrowthMap
 from raystage.models.build import build, drawn_weights
 from raystage.models.families import FAMILIES
-from raystage.models.shape import ModelShape, Parameter, stored
+from raystage.models.shape import ModelShape, Parameter, buffers, stored
 
 SEED = 7
 BATCH, LENGTH = 4, 10
@@ -130,12 +130,13 @@ def logits_for(network: torch.nn.Module, source: ModelShape) -> torch.Tensor:
 
 
 def gradients(shape: ModelShape, values: Values, source: ModelShape) -> dict[str, np.ndarray]:
-    """The flat float64 gradient of a fixed random projection of `logits_for`, for every parameter."""
+    """The flat float64 gradient of a fixed random projection of `logits_for`, by parameter; zeros for buffers."""
     network = built(shape, values, torch.float64)
     logits = logits_for(network, source)
     projection = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (logits * projection).sum().backward()
-    return {
+    measured = {one.name: np.zeros(one.numel) for one in buffers(shape)}
+    return measured | {
         name: np.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.flatten().numpy()
         for name, parameter in network.named_parameters()
     }

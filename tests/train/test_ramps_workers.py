@@ -169,7 +169,7 @@ def test_it_trains_as_a_plain_loop_does(grown: tuple[Schedule, Path]) -> None:
     schedule, folder = grown
     first, second = make_plan(schedule).staged.stages
     store = Store(open_folder(folder / "calm"))
-    assert (second.steps, second.frozen_steps) == (8, 5)
+    assert (second.steps, set(second.frozen_steps.values())) == (8, {5})
     plain = trained(second, GrownStart(second, Checkpoint(store.finished_checkpoint(first.key))))
     record = store.record(second.key)
     assert record.eval_loss == pytest.approx(evaluated(plain, second), rel=1e-5)
