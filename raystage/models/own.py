@@ -26,7 +26,6 @@ class OwnModel:
     parameters and buffers. embeddings: the names of lookup tables. norm: what its norms are, as in `Family`.
 
     costs: numbers (c, a, b) such that a forward pass over one sample of n positions takes c + a*n + b*n^2 FLOPs.
-    activations: the numbers that all its modules give for one position of a sample.
     """
 
     reference: str
@@ -38,7 +37,6 @@ class OwnModel:
     embeddings: tuple[str, ...]
     norm: str
     costs: tuple[str, str, str]
-    activations: int
 
     def flops(self, length: int) -> int:
         """Training FLOPs of one sample: three times a forward pass."""

@@ -86,7 +86,7 @@ def _looked_at(
     found = own_networks.inspect_model(wanted)
     kept = OwnModel(
         reference, code, json.dumps(options, sort_keys=True), found.before, found.layer, found.after, found.embeddings,
-        found.norm, found.costs, found.activations,
+        found.norm, found.costs,
     )  # fmt: skip
     return kept.to_text(), found.num_layers, tuple(found.widths.items())
 
