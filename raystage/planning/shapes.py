@@ -18,6 +18,7 @@ from raystage.objectives.plan import ObjectivePlan
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.other_heads import check_limits
 from raystage.planning.positions import asked_positions, with_positions
+from raystage.planning.shape.images import check_square
 from raystage.planning.shape.own_models import OWN_FAMILIES, check_own_keys, resolve_own
 from raystage.planning.shape.vocabulary import vocab_size
 from raystage.plans.freezing import check_freezing_fits, find_freezing
@@ -142,9 +143,7 @@ def _of_images(model: Model, data: StageText) -> dict[str, Any]:
                          key="model.family")  # fmt: skip
     channels, height, width = image
     patch_size = _patch_size(model, height)
-    if height != width:
-        problem = f"found images of {height} x {width} pixels; expected square ones, or a resize"
-        raise InputError(problem, key="data.resize")
+    check_square(height, width)
     for field in ("context_length", "vocab_size", "tied_embeddings"):
         if getattr(model, field) is not None:
             problem = f"found {getattr(model, field)} for a {model.family}; expected none"

@@ -17,6 +17,7 @@ from raystage.models.own import ANY, OWN, OwnModel
 from raystage.models.shape import ModelShape
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
+from raystage.planning.shape.images import check_square
 from raystage.planning.shape.user_functions import code_of
 from raystage.planning.shape.vocabulary import vocab_size
 
@@ -104,9 +105,7 @@ def _sizes(draft: StageDraft, before: ModelShape | None) -> dict[str, int]:
         return {"vocab_size": known, "context_length": model.context_length, "num_classes": classes,
                 "image_size": 0, "num_channels": 0}  # fmt: skip
     channels, height, width = image
-    if height != width:
-        problem = f"found images of {height} x {width} pixels; expected square ones, or a resize"
-        raise InputError(problem, key="data.resize")
+    check_square(height, width)
     return {"vocab_size": 0, "context_length": 1, "num_classes": classes, "image_size": height,
             "num_channels": channels}  # fmt: skip
 
