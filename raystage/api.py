@@ -59,6 +59,7 @@ from raystage.sweeps.trial import TrialTask
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from raystage.tools.average import CHECKPOINT
 from raystage.tools.average import average as write_average
+from raystage.tools.deliver import DeliveredModels
 from raystage.tools.grow import open_source, open_target
 from raystage.tools.load import load_model as load_model
 
@@ -126,7 +127,7 @@ def run(
     session = RunSession(made, found, opened, command=command, address=joins, tracking=Tracking(mode))
     with _driving(), session:
         displays = [make_display(made, sys.stderr, session.finished)] if progress else []
-        found = session.run(displays)
+        found = session.run([*displays, DeliveredModels(made, opened)])
     return Report(found, opened)
 
 

@@ -15,6 +15,7 @@ from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads
+from raystage.results.family import delivered_family
 from raystage.results.mixtures import SourceRead, sources_read
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
@@ -33,6 +34,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "flops_shared": plan.baseline_flops_shared(),
             "flops_apart": sum(run.flops for run in plan.baselines),
         },
+        **({"delivered": to_json(family)} if (family := delivered_family(plan)) else {}),
         "variants": [_variant(one) for one in plan.variants],
         "further_seeds": [_variant(one) for one in plan.further_seeds],
         "runs": [run.name for run in plan.runs()],

@@ -69,6 +69,7 @@ def run(
     from raystage.runs.earlier import make_way
     from raystage.runs.log import next_steps, run_command
     from raystage.runs.session import RunSession, Tracking
+    from raystage.tools.deliver import DeliveredModels, delivered_folder
 
     joins = cluster_address(address)
     opened = open_store(store)
@@ -80,10 +81,12 @@ def run(
     session = RunSession(made, parsed, opened, command=command, address=joins, tracking=tracking)
     # The display reports in its own words what Ray prints (for example that a worker died).
     with contextlib.redirect_stdout(DebugStream()), session:
-        report = session.run([make_display(made, sys.stderr, session.finished)])
+        report = session.run([make_display(made, sys.stderr, session.finished), DeliveredModels(made, opened)])
     print_result(to_json(report), final_table(report), as_json)
     where = f" --store {store}" if store else ""
     say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
+    for one in made.deliveries:
+        say(f"delivered: {(delivered_folder(opened, made.name) / one.stage).uri}", err=as_json)
     say(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
     for line in next_steps(session.invocation, None):
         say(line, err=as_json)

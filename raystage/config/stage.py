@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raystage.config.averaging import Average
 from raystage.config.conditions import Accept, OnReject, Until
+from raystage.config.deliver import Deliver, as_deliver
 from raystage.config.freeze import Freeze, Thaw
 from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
@@ -300,6 +301,11 @@ class Grow(Section):
         return GrowthOptions(self.layers, self.block, self.grow_tokens, self.fit_steps)
 
 
+DeliverEntry = Annotated[
+    Deliver | None, BeforeValidator(as_deliver, json_schema_input_type=Flag | Deliver | None), Field(examples=["true"])
+]
+
+
 class Stage(Section):
     """One stage: what it overrides of the file's `data`, `model` and `training`, and how it starts and ends."""
 
@@ -321,6 +327,8 @@ class Stage(Section):
     """What is not trained."""
     average: Annotated[Average | None, Field(examples=["{last: 4, every: 1M}"])] = None
     """The model that the stage ends with, as an average of its last checkpoints."""
+    deliver: DeliverEntry = None
+    """A finished model of the stage's size beside the run: decayed, and exported. `true`, or a section."""
     thaw: Annotated[Thaw | None, Field(examples=["{from: top, every: 200K}"])] = None
     """How frozen parameters begin to train, layer by layer. Without `freeze` all of the model is frozen at first,
     except the last norm and the head."""

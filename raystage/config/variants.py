@@ -103,6 +103,9 @@ def check_variants(schedule: Schedule) -> None:
 
 def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any, ...]]) -> None:
     """Refuse gates: they may stop a run, and every one of these runs has to be finished to be compared."""
+    if tune and stage.deliver is not None:
+        problem = "found beside baseline.tune, which may choose other values than those that are delivered"
+        raise InputError(f"{problem}; expected the values that were chosen, without tune", key=f"{key}.deliver")
     gates = {
         "accept": stage.accept is not None,
         "on_reject": stage.on_reject is not None,

@@ -24,6 +24,7 @@ from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.planning.baselines import plan_baselines
 from raystage.planning.chain import plan_stage, run_rate, start_after
+from raystage.planning.delivering import plan_deliveries
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.objective import alone, with_key
@@ -84,7 +85,7 @@ def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Pla
     if not tried:
         return plan
     attempt = make_plan(changed(schedule, plan, tried), plan.name)
-    return replaced(plan, staged=attempt.staged)
+    return replaced(plan, staged=attempt.staged, deliveries=attempt.deliveries)
 
 
 def _check_run_name(name: str) -> None:
@@ -105,6 +106,7 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         seed=schedule.seed,
         values=written_values(schedule),
         values_from=schedule.baseline.values_from if schedule.baseline else None,
+        deliveries=plan_deliveries(side.stages, side.staged),
     )
 
 

@@ -125,6 +125,11 @@ def rate_at(curve: Curve, position: float) -> float:
     return curve[-1].end_lr
 
 
+def has_decayed(curve: Curve, position: float) -> bool:
+    """Whether the curve ends at a position, or before it, with a rate that fell."""
+    return curve[-1].end <= position and curve[-1].end_lr < curve[-1].start_lr
+
+
 @dataclass(frozen=True)
 class Rewarming:
     """A factor on the learning rate of new parameters after a growth; the rate of the others does not change.

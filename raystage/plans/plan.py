@@ -47,6 +47,32 @@ class RunPlan:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """A finished model that a stage of the schedule delivers: what `run` ends with.
+
+    stage: its name. run: the staged run up to that stage, then a decay of the rate, if one is needed.
+    """
+
+    stage: str
+    run: RunPlan
+
+    @property
+    def model(self) -> StagePlan:
+        """The stage that ends with the delivered model."""
+        return self.run.stages[-1]
+
+    @property
+    def decays(self) -> bool:
+        """Whether the model is a branch of the staged run; else it is what its stage ends with."""
+        return self.model.name != self.stage
+
+    @property
+    def branches_at(self) -> StagePlan:
+        """The stage of the staged run that the model comes from."""
+        return self.run.stages[-2 if self.decays else -1]
+
+
+@dataclass(frozen=True)
 class Variant:
     """The staged run and its baselines, with other tuned values or with another seed.
 
@@ -76,7 +102,7 @@ class Plan:
     further_seeds: one variant for each further seed. They train the best values of each side; until these are known
     (`is_chosen`), the written values stand in their place. values_from: where the values of the baseline come from, in
     the user's words. scratch_flops: of the last stage's model over the length of the whole staged run; None where its
-    stages count in two units, whose lengths cannot be added up.
+    stages count in two units, whose lengths cannot be added up. deliveries: the models that stages deliver.
     """
 
     name: str
@@ -90,6 +116,7 @@ class Plan:
     further_seeds: tuple[Variant, ...] = ()
     is_chosen: bool = True
     values_from: str | None = None
+    deliveries: tuple[Delivery, ...] = ()
 
     @property
     def predicted_saving(self) -> float | None:
@@ -104,27 +131,40 @@ class Plan:
 
     def runs(self) -> tuple[RunPlan, ...]:
         """All runs, in the order in which they are trained."""
+        return (*self.branches, *self.compared_runs())
+
+    @property
+    def branches(self) -> tuple[RunPlan, ...]:
+        """The runs that begin as the staged run does and end in a model of their own. They are trained first: a stage
+        delivers its model before the next stage begins."""
+        return tuple(one.run for one in self.deliveries if one.decays)
+
+    def compared_runs(self) -> tuple[RunPlan, ...]:
+        """The runs that the saving follows from."""
         return (*self.pilots(), *_runs_of(self.further_seeds))
 
     def pilots(self) -> tuple[RunPlan, ...]:
-        """The runs of the written seed."""
+        """Of these the runs of the written seed."""
         return (self.staged, *self.baselines, *_runs_of(self.variants))
 
     def known_runs(self) -> tuple[RunPlan, ...]:
         """The runs whose values are known."""
-        return self.runs() if self.is_chosen else self.pilots()
+        return self.runs() if self.is_chosen else (*self.branches, *self.pilots())
 
     def variant_of(self, name: str) -> Variant:
-        """The variant that has the run of that name."""
-        return next(
+        """The variant that has the run of that name. That of a branch is the schedule as written."""
+        named = (
             one
             for one in (*self.candidates, *self.further_seeds)
             if name in (one.staged.name, *(run.name for run in one.baselines))
         )
+        return next(named, self.candidates[0])
 
-    def is_staged(self, name: str) -> bool:
-        """Whether the run of that name is a staged run; else it is a baseline."""
-        return self.variant_of(name).staged.name == name
+    def kind_of(self, name: str) -> str:
+        """What the run of that name is: `staged`, `baseline` or `branch`."""
+        if any(run.name == name for run in self.branches):
+            return "branch"
+        return "staged" if self.variant_of(name).staged.name == name else "baseline"
 
     def stages_by_key(self) -> dict[str, StagePlan]:
         """The stages of all runs, each once."""

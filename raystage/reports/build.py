@@ -18,6 +18,7 @@ from raystage.results.comparison import finished, length_per_parameter, measure_
 from raystage.results.data_use import data_rows
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
+from raystage.results.family import delivered_family
 from raystage.results.ledger import measure_ledger
 from raystage.results.mixtures import losses_by_name
 from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
@@ -80,6 +81,7 @@ def build_report(
         length_per_parameter=length_per_parameter(plan.staged),
         savings=_savings(savings, measure_seeds(plan, records)),
         ledger=measure_ledger(plan, records, states, given_up.stages),
+        delivered=delivered_family(plan, records),
         warnings=doubts(plan, records, savings, given_up.stages),
         data=data_rows(best.staged, records),
         environment={**environment, **_trained_on(records)} if environment else {},

@@ -1,10 +1,11 @@
-"""A report's tables about models that are made of several: averages of checkpoints, and ensembles."""
+"""A report's tables about models beside its stages: averages of checkpoints, ensembles, delivered models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raystage.reports.formats import Table, format_loss, known
+from raystage.reports.formats import Table, format_length, format_loss, known, length_name
+from raystage.results.family import DeliveredFamily, DeliveredModel
 from raystage.results.report import Ensemble, EnsembleRow, ResultRow, RunReport
 from raystage.units import format_count, format_flops, format_share
 
@@ -26,6 +27,45 @@ def _average_cells(row: ResultRow) -> list[str]:
         known(average.eval_loss, format_loss),
         known(average.single_eval_loss, format_loss),
         "the average" if average.is_kept else "the last checkpoint",
+    ]
+
+
+def delivered_table(report: RunReport) -> Table:
+    """The finished models of every size. Empty where no stage delivers one."""
+    family = report.delivered
+    unit = length_name(one.unit for one in family.models) if family else ""
+    columns = (
+        "stage", "model", "layers", "parameters", unit, "of it decay", "FLOPs", "from scratch", "loss before the decay",
+        "loss",
+    )  # fmt: skip
+    rows = [_delivered_cells(one, unit) for one in family.models] if family else []
+    return Table("Delivered models", columns, rows, family_line(family) if family else "")
+
+
+def family_line(family: DeliveredFamily) -> str:
+    """What the delivered models cost together, beside each of them from scratch."""
+    together = f"Together they take {format_flops(family.flops)} FLOPs, and what they share counts once"
+    if family.apart_flops is None:
+        return f"{together}."
+    compared = f"{format_share(abs(family.saved))} {'less' if family.saved >= 0 else 'more'}"
+    return (
+        f"{together}: {compared} than the {format_flops(family.apart_flops)} of each from scratch for as long. Equal "
+        f"lengths are no equal losses."
+    )
+
+
+def _delivered_cells(one: DeliveredModel, title: str) -> list[str]:
+    return [
+        one.stage,
+        one.name,
+        str(one.num_layers),
+        format_count(one.num_params),
+        format_length(one.duration, one.unit, title),
+        format_count(one.decay) if one.decay else "none",
+        format_flops(one.flops),
+        known(one.scratch_flops, format_flops),
+        known(one.eval_loss_before, format_loss),
+        known(one.eval_loss, format_loss),
     ]
 
 

@@ -22,9 +22,11 @@ from raystage.reports.columns import name_column as _name
 from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
+from raystage.reports.model_tables import family_line
 from raystage.reports.suggestions import Suggestion, why_nothing
 from raystage.results.data_use import data_lines, data_rows
 from raystage.results.differences import IN_WORDS, baseline_reads
+from raystage.results.family import DeliveredModel, delivered_family
 from raystage.results.mixtures import mixture_lines, order_lines
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
@@ -36,7 +38,7 @@ def plan_table(plan: Plan) -> RenderableType:
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
     reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
-    models = [*_teacher_lines(plan), *_average_lines(plan)]
+    models = [*_teacher_lines(plan), *_average_lines(plan), *_delivery_lines(plan)]
     lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
@@ -195,6 +197,21 @@ def _average_lines(plan: Plan) -> list[str]:
     ]
 
 
+def _delivery_lines(plan: Plan) -> list[str]:
+    """Which stages deliver a model, and what the family costs."""
+    family = delivered_family(plan)
+    if family is None:
+        return []
+    return [*(_delivery_line(one) for one in family.models), family_line(family)]
+
+
+def _delivery_line(one: DeliveredModel) -> str:
+    model = f"{one.stage} delivers {format_layers(one.num_layers)}, {format_count(one.num_params)} parameters"
+    if not one.decay:
+        return f"{model}, as they are at its end."
+    return f"{model}, after a decay over {format_count(one.decay)} {one.unit} beside the run."
+
+
 def _baseline_lines(plan: Plan) -> list[str]:
     if not plan.baselines:
         return ["No baseline: the run will not measure what it saves."]
@@ -224,7 +241,7 @@ def _variant_lines(plan: Plan) -> list[str]:
         how = f"{tuned} on seed {plan.seed}, then the best of either side on {len(plan.further_seeds)} more"
     else:
         how = tuned or seeds
-    runs = plan.runs()
+    runs = plan.compared_runs()
     flops = format_flops(flops_shared(runs))
     return [f"Staged run and baseline are trained with {how}: {len(runs)} runs, {flops} FLOPs in all."]
 

@@ -120,10 +120,10 @@ def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) ->
 
 
 def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
-    return [run.name for run in plan.runs() if len(finished(run.stages, records)) < len(run.stages)]
+    return [run.name for run in plan.compared_runs() if len(finished(run.stages, records)) < len(run.stages)]
 
 
 def _waiting(plan: Plan, records: Mapping[str, StageRecord]) -> str:
     waiting = _unfinished(plan, records)
     names = waiting if len(waiting) <= _MOST_NAMES else [*waiting[:_MOST_NAMES], "..."]
-    return f"{len(waiting)} of {len(plan.runs())} runs not finished ({', '.join(names)})"
+    return f"{len(waiting)} of {len(plan.compared_runs())} runs not finished ({', '.join(names)})"

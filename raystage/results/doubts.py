@@ -242,7 +242,7 @@ def _evaluated_on(stage: StagePlan, records: Mapping[str, StageRecord]) -> int:
 
 
 def _workers_doubt(plan: Plan, records: Mapping[str, StageRecord]) -> str | None:
-    stages = [stage for run in plan.runs() for stage in run.stages]
+    stages = [stage for run in plan.compared_runs() for stage in run.stages]
     counts = sorted({records[stage.key].num_workers for stage in stages if stage.key in records})
     if any(records[stage.key].resizes for stage in stages if stage.key in records):
         return "Workers came and went within a stage: time_saved compares wall-clock, not worker-seconds."

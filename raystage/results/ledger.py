@@ -145,8 +145,9 @@ def _kinds(
     staged = _distinct(plan.staged.stages, records)
     baselines = _distinct_of(plan.baselines, records, staged)
     tried = _distinct(given_up, records)
+    branches = _distinct_of(plan.branches, records, staged)
     tuning = _distinct_of(plan.pilots(), records, staged | baselines)
-    seeds = _distinct_of(plan.known_runs(), records, staged | baselines | tuning)
+    seeds = _distinct_of(plan.known_runs(), records, staged | baselines | tuning | branches)
 
     def kind(what: str, stages: Mapping[str, StagePlan], work: _Measure, is_claimed: bool) -> _Kind:
         done = [_done(stage, records[key], work, states.get(key) == "REUSED") for key, stage in stages.items()]
@@ -158,6 +159,8 @@ def _kinds(
         kind("growing", staged, _growing, is_claimed=True),
         *([kind("attempts that were given up", tried, net, is_claimed=True)] if tried else []),
         kind("evaluating the stages", staged, _evaluation, is_claimed=False),
+        *([kind("training delivered models", branches, _whole, is_claimed=False)] if branches else []),
+        *([kind("evaluating delivered models", branches, _evaluation, is_claimed=False)] if branches else []),
         kind("training the baselines", baselines, _training, is_claimed=False),
         kind("evaluating the baselines", baselines, _evaluation, is_claimed=False),
         *([kind("tuning", tuning, _whole, is_claimed=False)] if plan.variants else []),

@@ -16,6 +16,7 @@ from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
 from raystage.results.costs import Use, cost_of
 from raystage.results.data_use import DataRow
+from raystage.results.family import DeliveredFamily
 from raystage.results.ledger import Ledger
 from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
@@ -221,10 +222,10 @@ class RunReport:
     """A run at any time, finished or not.
 
     stages: of the staged run; if values were tuned, of the best ones. attempts, given_up: what gates rejected, and the
-    finished stages that led there. length_per_parameter: tokens or samples, of the staged run. warnings: what makes the
-    savings open to doubt. environment: when, where and with what the run was made, by name. downstream, ensembles: what
-    `raystage evaluate` found, by stage, and `raystage ensemble`, by name; kept in files of their own. unit: of the last
-    stage, in which the baselines count.
+    finished stages that led there. length_per_parameter: tokens or samples, of the staged run. delivered: the models
+    that stages deliver. warnings: what makes the savings open to doubt. environment: when, where and with what the run
+    was made, by name. downstream, ensembles: what `raystage evaluate` found, by stage, and `raystage ensemble`, by
+    name; kept in files of their own. unit: of the last stage, in which the baselines count.
     """
 
     name: str
@@ -238,6 +239,7 @@ class RunReport:
     length_per_parameter: float = field(metadata=unit_key("{}_per_parameter"))
     savings: SavingsPart
     ledger: Ledger | None = None
+    delivered: DeliveredFamily | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     warnings: tuple[str, ...]
     data: tuple[DataRow, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -86,7 +86,7 @@ def is_judged_on_half(plan: Plan, records: Records) -> bool:
 
     The choice depends on the written seed only: further seeds must not change it.
     """
-    return bool(plan.variants) and _tell_halves(plan.runs(), records)
+    return bool(plan.variants) and _tell_halves(plan.compared_runs(), records)
 
 
 def _tell_halves(runs: Sequence[RunPlan], records: Records) -> bool:

@@ -176,7 +176,7 @@ class WandbTracker(RunCallback):
             resume="allow" if resumed else None,
             project=self._project,
             group=self._group,
-            job_type=self._job_type if self._plan.is_staged(run.name) else "baseline",
+            job_type=self._job_type if (kind := self._plan.kind_of(run.name)) == "staged" else kind,
             name=f"{self._plan.name}-{run.name}",
             config=run_config(self._config, self._plan, run),
             dir=self._directory,

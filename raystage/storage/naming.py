@@ -34,20 +34,23 @@ def known_run(store: Store, name: str, argument: str) -> str:
 
 @dataclass(frozen=True)
 class KnownStages:
-    """By name the keys of a run's stages, and of the last stages of its baselines, by the names of their runs."""
+    """By name the keys of a run's stages; of the last stages of its baselines, by the names of their runs; and of the
+    stages that end with its delivered models."""
 
     stages: Mapping[str, str]
     baselines: Mapping[str, str]
+    delivered: Mapping[str, str]
 
     @property
     def all(self) -> Mapping[str, str]:
-        return {**self.stages, **self.baselines}
+        return {**self.baselines, **self.delivered, **self.stages}
 
 
 def known_stages(report: Mapping[str, Any]) -> KnownStages:
     """The stages that report.json names, also where the rest of it is damaged; none for a sweep."""
     stages, baselines = report.get("stages", ()), report.get("baseline", {}).get("runs", ())
-    return KnownStages(*({row["name"]: row["key"] for row in rows} for rows in (stages, baselines)))
+    delivered = (report.get("delivered") or {}).get("models", ())
+    return KnownStages(*({row["name"]: row["key"] for row in rows} for rows in (stages, baselines, delivered)))
 
 
 def stage_key(store: Store, name: str, argument: str) -> str | None:

@@ -155,10 +155,20 @@ def _check_single(schedule: Schedule) -> None:
     if schedule.seeds > 1:
         problem = f"found {schedule.seeds} in the schedule of a sweep"
         raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")
+    _check_deliveries(schedule)
     if schedule.baseline is not None and schedule.baseline.tune:
         paths = ", ".join(schedule.baseline.tune)
         problem = f"found {paths} in the schedule of a sweep"
         raise InputError(f"{problem}; expected none, and its values in the sweep's space", key="baseline.tune")
+
+
+def _check_deliveries(schedule: Schedule) -> None:
+    """Refuse models beside the run: a sweep trains what trials are compared by, and nothing else."""
+    for index, stage in enumerate(schedule.stages):
+        if stage.deliver is not None:
+            problem = "found in the schedule of a sweep, which delivers no models"
+            raise InputError(f"{problem}; expected none, and deliver in the schedule of the best trial",
+                             key=f"stages[{index}].deliver")  # fmt: skip
 
 
 def _check_scheduler(sweep: Sweep, plan: Plan) -> None:

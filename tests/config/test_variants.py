@@ -167,7 +167,7 @@ def test_the_plan_as_json_has_all_runs_and_what_they_cost(tmp_path: Path) -> Non
 
 def test_which_runs_are_staged(tmp_path: Path) -> None:
     plan: Plan = make_plan(tuned(tmp_path, seeds=2))
-    assert [run.name for run in plan.runs() if plan.is_staged(run.name)] == [
+    assert [run.name for run in plan.runs() if plan.kind_of(run.name) == "staged"] == [
         "staged", "staged-lr-0.001", "staged-lr-0.004", "staged-seed-1",
     ]  # fmt: skip
     assert plan.variant_of("baseline-2000-seed-1").seed == 1
