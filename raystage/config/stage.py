@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from raystage.config.averaging import Average
 from raystage.config.conditions import Accept, OnReject, Until
-from raystage.config.deliver import Deliver, as_deliver
-from raystage.config.freeze import Freeze, Thaw
 from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
 from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
+from raystage.config.stages.averaging import Average
+from raystage.config.stages.deliver import Deliver, as_deliver
+from raystage.config.stages.freeze import Freeze, Thaw
 from raystage.config.training import Training
 from raystage.config.types import (
     Context,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raystage.config.deliver import Deliver
+from raystage.config.stages.deliver import Deliver
 from raystage.config.training import LrSchedule
 from raystage.errors import InputError
 from raystage.frozen import replaced

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 
-from raystage.config.freeze import Freeze, LayerRange, Thaw
 from raystage.config.stage import Grow
+from raystage.config.stages.freeze import Freeze, LayerRange, Thaw
 from raystage.errors import InputError
 from raystage.growth.checks import changed_fields
 from raystage.growth.depth import LayerOrigin
