@@ -13,10 +13,10 @@ from raystage.plans.rates import rates_of
 from raystage.plans.stage import Growth, StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
-from raystage.results.data_use import data_rows
+from raystage.results.data.data_use import data_rows
+from raystage.results.data.mixtures import SourceRead, sources_read
 from raystage.results.differences import baseline_reads
 from raystage.results.family import delivered_family
-from raystage.results.mixtures import SourceRead, sources_read
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
 

@@ -21,7 +21,7 @@ from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.plan import Plan
 from raystage.plans.stage import StagePlan
 from raystage.reports.formats import format_layers
-from raystage.results.data_warnings import data_warnings
+from raystage.results.data.data_warnings import data_warnings
 from raystage.results.differences import is_staged, nothing_staged
 from raystage.units import format_count, format_share
 

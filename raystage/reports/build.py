@@ -15,12 +15,12 @@ from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.comparison import finished, length_per_parameter, measure_savings, measure_seeds, seed_pairs
-from raystage.results.data_use import data_rows
+from raystage.results.data.data_use import data_rows
+from raystage.results.data.mixtures import losses_by_name
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
 from raystage.results.family import delivered_family
 from raystage.results.ledger import measure_ledger
-from raystage.results.mixtures import losses_by_name
 from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
     AverageRow,

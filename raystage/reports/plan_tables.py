@@ -24,10 +24,10 @@ from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
 from raystage.reports.model_tables import family_line
 from raystage.reports.suggestions import Suggestion, why_nothing
-from raystage.results.data_use import data_lines, data_rows
+from raystage.results.data.data_use import data_lines, data_rows
+from raystage.results.data.mixtures import mixture_lines, order_lines
 from raystage.results.differences import IN_WORDS, baseline_reads
 from raystage.results.family import DeliveredModel, delivered_family
-from raystage.results.mixtures import mixture_lines, order_lines
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
 # --- the plan ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from raystage.reports.formats import (
     speed_up,
 )
 from raystage.reports.model_tables import average_table, delivered_table, ensemble_table
-from raystage.results.data_use import DataRow, format_number_of_passes
+from raystage.results.data.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import (
     BudgetRow,

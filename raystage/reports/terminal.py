@@ -23,7 +23,7 @@ from raystage.reports.formats import (
 )
 from raystage.reports.model_tables import delivered_table, ensemble_table, table_of_ensembles
 from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
-from raystage.results.data_use import data_lines
+from raystage.results.data.data_use import data_lines
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import Ensemble, ResultRow, RunReport
 from raystage.safe_text import visible

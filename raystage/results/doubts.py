@@ -11,8 +11,8 @@ from raystage.plans.keys import ended_after
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.comparison import finished_run, length_per_parameter
-from raystage.results.data_use import Counted, uses
-from raystage.results.data_warnings import repeat_doubts
+from raystage.results.data.data_use import Counted, uses
+from raystage.results.data.data_warnings import repeat_doubts
 from raystage.results.differences import differences, other_text, speed_differences
 from raystage.results.interpolation import is_convex
 from raystage.results.record import StageRecord

@@ -15,7 +15,7 @@ from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, fr
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
 from raystage.results.costs import Use, cost_of
-from raystage.results.data_use import DataRow
+from raystage.results.data.data_use import DataRow
 from raystage.results.family import DeliveredFamily
 from raystage.results.ledger import Ledger
 from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint

@@ -30,7 +30,7 @@ import wandb
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.mixtures import losses_by_name
+from raystage.results.data.mixtures import losses_by_name
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
 from raystage.runs.events import RunCallback

@@ -27,7 +27,7 @@ from raystage.plans.open_ends import reads_clock
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
-from raystage.results.data_use import counted_json
+from raystage.results.data.data_use import counted_json
 from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, Progress, StageRecord
 from raystage.results.stopping import Seen, fired
 from raystage.storage.store import CHECKPOINTS, Store

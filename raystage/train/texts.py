@@ -28,7 +28,7 @@ from raystage.errors import InputError
 from raystage.objectives.learner import HeldOut, Reader
 from raystage.objectives.opening import open_judge
 from raystage.plans.stage import StagePlan
-from raystage.results.data_use import Counted
+from raystage.results.data.data_use import Counted
 from raystage.units import SAMPLES
 
 # Held-out sequences, and the weight of their loss.

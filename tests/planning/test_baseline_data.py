@@ -17,7 +17,7 @@ from raystage.cli.main import main
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan, RunPlan
-from raystage.results.data_use import amounts_read
+from raystage.results.data.data_use import amounts_read
 from raystage.results.differences import baseline_reads, is_staged, other_text
 
 

@@ -26,8 +26,8 @@ from raystage.reports.markdown import markdown
 from raystage.reports.plan_tables import plan_table
 from raystage.reports.suggestions import why_nothing
 from raystage.reports.tables import baseline_table
-from raystage.results.data_warnings import data_warnings
-from raystage.results.mixtures import mixture_lines
+from raystage.results.data.data_warnings import data_warnings
+from raystage.results.data.mixtures import mixture_lines
 from raystage.results.record import StageRecord
 from raystage.results.report import report_from_json
 

@@ -20,9 +20,9 @@ from raystage.plans import keys
 from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
-from raystage.results.data_use import amounts_read
-from raystage.results.data_warnings import data_warnings
-from raystage.results.mixtures import losses_by_name, mixture_lines, sources_read
+from raystage.results.data.data_use import amounts_read
+from raystage.results.data.data_warnings import data_warnings
+from raystage.results.data.mixtures import losses_by_name, mixture_lines, sources_read
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.sweeps.space import SpaceEntry, applied, grid_points, read_space
 from token_writers import write_llmc

@@ -19,8 +19,8 @@ from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.order import fix_curriculum
 from raystage.plans.keys import key_at, placed, trunk_key
-from raystage.results.data_use import amounts_read, uses
-from raystage.results.mixtures import order_lines
+from raystage.results.data.data_use import amounts_read, uses
+from raystage.results.data.mixtures import order_lines
 from token_writers import write_megatron, write_nanogpt
 
 APART = {"window": {"mask": "document"}}

@@ -17,7 +17,7 @@ from raystage.reports.build import GivenUp, build_report, curve
 from raystage.reports.markdown import markdown
 from raystage.reports.tables import metric_table
 from raystage.results.comparison import length_per_parameter, measure_savings
-from raystage.results.data_use import Counted
+from raystage.results.data.data_use import Counted
 from raystage.results.record import Certificate, Prefix, StageRecord, perplexity
 from raystage.results.report import report_from_json
 

@@ -20,7 +20,7 @@ from raystage.reports.html import page
 from raystage.reports.markdown import markdown
 from raystage.reports.tables import source_table
 from raystage.reports.terminal import SafeConsole, final_table
-from raystage.results.mixtures import losses_by_name
+from raystage.results.data.mixtures import losses_by_name
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
 from raystage.runs.wandb_rows import evaluation_row

@@ -13,7 +13,7 @@ from raystage.config.schedule import Schedule, parse
 from raystage.data.tokens import open_streams
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
-from raystage.results.data_use import count
+from raystage.results.data.data_use import count
 from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.table import read_corpus
 from token_writers import (

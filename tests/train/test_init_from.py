@@ -26,7 +26,7 @@ from raystage.plans.initial import find_init
 from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.results.comparison import measure_savings
-from raystage.results.data_use import Counted
+from raystage.results.data.data_use import Counted
 from raystage.results.doubts import doubts
 from raystage.sources.table import read_corpus
 from raystage.storage.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePlan
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, unit_key
 from raystage.plans.plan import RunPlan
-from raystage.results.data_use import amounts_read, count_passes, uses
+from raystage.results.data.data_use import amounts_read, count_passes, uses
 from raystage.results.record import Evaluation, StageRecord
 from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 

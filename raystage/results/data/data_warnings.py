@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from raystage.plans.plan import Plan
-from raystage.results.data_use import Counted, DataUse, format_passes, uses
+from raystage.results.data.data_use import Counted, DataUse, format_passes, uses
 from raystage.sources.labelled.asked import not_held_out
 from raystage.units import SAMPLES, TOKENS, format_count, format_share
 
