@@ -18,7 +18,7 @@ from raystage.plans.plan import Plan
 from raystage.reports.advice import warnings
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
-from raystage.results import data_use, data_warnings
+from raystage.results.data import data_use, data_warnings
 from raystage.results.data.data_use import Counted, counted_json, data_lines, data_rows
 from raystage.train.texts import open_texts
 
