@@ -98,6 +98,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "precision": training.precision,
         "growth": _growth(stage.growth) if stage.growth else None,
         **({"curriculum": stage.curriculum.facts()} if stage.curriculum else {}),
+        **({"scoring": _scoring(stage)} if stage.scored else {}),
         **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
         **({"average": stage.averaging.facts()} if stage.averaging else {}),
@@ -117,6 +118,11 @@ def _teacher(stage: StagePlan) -> dict[str, Any]:
     if not teacher.others:
         return {**_source(teacher), **teacher.facts(), "flops": stage.teacher_flops}
     return {"mean_of": [{**_source(one), **one.facts()} for one in teacher.all], "flops": stage.teacher_flops}
+
+
+def _scoring(stage: StagePlan) -> dict[str, Any]:
+    """flops: of scoring documents. They are part of the stage's."""
+    return {"name": stage.scorer.name, "tokens": stage.scoring_tokens, "flops": stage.scoring_flops}
 
 
 def _source(teacher: TeacherPlan) -> dict[str, Any]:

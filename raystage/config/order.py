@@ -24,19 +24,26 @@ class Window(Section):
 class Score(Section):
     """What documents are sorted by, where it is not their length."""
 
-    column: Annotated[Text, Field(examples=["quality"])]
+    column: Annotated[Text | None, Field(examples=["quality"])] = None
     """A column of numbers beside the text, for sources with rows. Dots lead into nested fields."""
+    loss: Annotated[Text | None, Field(examples=["small"])] = None
+    """An earlier stage: the mean loss per token that its model gives a document."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.column is None) == (self.loss is None):
+            found = "neither column nor loss" if self.column is None else "column beside loss"
+            raise ValueError(f"found {found}; expected one of them")
+        return self
 
 
 def _as_score(value: object) -> object:
-    if isinstance(value, dict) and "loss" in value:
-        problem = "found loss, but this version computes no loss of single documents"
-        raise ValueError(f"{problem}; expected {LENGTH}, or a column, which may hold losses: {{column: loss}}")
     if isinstance(value, dict):
         return _read_score(value)
     if isinstance(value, Score) or value == LENGTH:
         return value
-    raise ValueError(f"found {shown(value)}; expected {LENGTH}, or a column of numbers such as {{column: quality}}")
+    others = "a column of numbers such as {column: quality}, or the loss under an earlier stage such as {loss: small}"
+    raise ValueError(f"found {shown(value)}; expected {LENGTH}, {others}")
 
 
 def _read_score(value: dict) -> Score:
@@ -45,7 +52,7 @@ def _read_score(value: dict) -> Score:
         return Score.model_validate(value)
     except ValidationError as error:
         found = explain(error, Score)
-        raise ValueError(f"{found.key}: {found.problem}") from None
+        raise ValueError(f"{found.key}: {found.problem}" if found.key else found.problem) from None
 
 
 By = Annotated[Literal["length"] | Score, BeforeValidator(_as_score, json_schema_input_type=Literal["length"] | Score)]
@@ -55,7 +62,7 @@ class Curriculum(Section):
     """The documents of a text in the order of a score. A stage reads the first share of them, which grows to all."""
 
     by: By = LENGTH
-    """What documents are sorted by: `length` in tokens, or `{column: NAME}`."""
+    """What documents are sorted by: `length` in tokens, `{column: NAME}`, or `{loss: STAGE}`."""
     first: Literal["easy", "hard"] = Field("easy", alias="from")
     """Which documents come first: `easy` those with the lowest scores, `hard` those with the highest."""
     start: PositiveShare = 0.2

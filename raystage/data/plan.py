@@ -18,6 +18,9 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.sources.corpus import DEFAULTS, NO_TEXT, LargestToken, SampleFacts, SourceOptions, TextSize
 
+# Of byte-level BPE on English text, roughly. On other text and on code it is less.
+BYTES_PER_TOKEN = 4
+
 
 @dataclass(frozen=True)
 class DataPlan:
@@ -77,6 +80,16 @@ class DataPlan:
     def train_tokens(self) -> int | None:
         """The tokens to train on, exactly, where they are known before the text is tokenized."""
         return self._tokens_of(self.train)
+
+    @property
+    def about_train_tokens(self) -> int:
+        """The same, and an estimate from the bytes where they are not known."""
+        return self.about_tokens(self.train) if self.train_tokens is None else self.train_tokens
+
+    @staticmethod
+    def about_tokens(side: TextSize) -> int:
+        """An estimate for a side: the same on every machine."""
+        return side.num_bytes // BYTES_PER_TOKEN + side.documents
 
     @property
     def held_out_tokens(self) -> int | None:

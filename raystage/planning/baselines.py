@@ -143,6 +143,7 @@ def _texts(schedule: Schedule, stages: Sequence[StageDraft], last: StageDraft) -
         end += stage.duration
         names, paced = (stage.name,), None
         if stage.curriculum is not None:
+            _check_score(stage)
             paced = stage.curriculum, Fraction(stage.curriculum.over_tokens, stage.duration)
         elif found and found[-1].paced is None and _is_same(found[-1].data, stage.data):
             names = (*found.pop().stages, *names)
@@ -151,6 +152,13 @@ def _texts(schedule: Schedule, stages: Sequence[StageDraft], last: StageDraft) -
         for stage in stages:
             _check_readable(stage, last)
     return tuple(found)
+
+
+def _check_score(stage: StageDraft) -> None:
+    """Refuse an order that only a model of the staged run knows: its training is no part of a baseline's cost."""
+    if stage.scorer is not None:
+        problem = f"whose text is sorted by the loss under {stage.scorer.name!r}, a stage that no baseline has"
+        raise InputError(f"found staged with stage {stage.name!r}, {problem}; expected data: last", key=_DATA)
 
 
 def _check_readable(stage: StageDraft, last: StageDraft) -> None:

@@ -28,6 +28,7 @@ from raystage.planning.delivering import plan_deliveries
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.objective import alone, with_key
+from raystage.planning.order import with_scorer_key
 from raystage.planning.resolve import resolve
 from raystage.plans import learning_rate
 from raystage.plans.gates import Rejection, changed
@@ -171,9 +172,10 @@ def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tupl
         before = chain[-1] if chain else None
         run_duration = sum(one.duration for one in stages if one.unit == stage.unit)
         rate = _own_rate(stage, index, before) if stage.own_rate else run_rate(stage.training, run_duration)
+        keyed = with_scorer_key(with_key(stage, chain), chain)
         chain.append(
             plan_stage(
-                with_key(stage, chain), stage.name, before, rate, stage.seed, stage.steps, run_duration,
+                keyed, stage.name, before, rate, stage.seed, stage.steps, run_duration,
                 init=None if chain else init,
             )
         )  # fmt: skip

@@ -14,7 +14,7 @@ from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.planning.draft import StageDraft
 from raystage.plans import cadence, learning_rate
-from raystage.plans.initial import InitPlan
+from raystage.plans.initial import InitPlan, TeacherPlan
 from raystage.plans.keys import evaluated_after, with_own_key
 from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.stage import UNCHANGED, Growth, StagePlan
@@ -39,6 +39,13 @@ def _earlier(parent: StagePlan | None, unit: Unit) -> tuple[EarlierText, ...]:
     if parent is None or parent.unit != unit:
         return ()
     return (*parent.earlier, EarlierText(parent.end, parent.data, parent.curriculum))
+
+
+def _scorers(stage: StageDraft, parent: StagePlan | None) -> tuple[TeacherPlan, ...]:
+    """Whose losses sort what the stage reads: its own, and those of the stages before, whose order may go on."""
+    before = parent.scorers if parent is not None and parent.unit == stage.unit else ()
+    sorts = stage.curriculum is not None and stage.curriculum.scorer is not None
+    return (*before, stage.scorer) if sorts and stage.scorer not in before else before
 
 
 def plan_stage(
@@ -93,6 +100,7 @@ def plan_stage(
         also_evaluated=stage.also_evaluated if grows else (),
         within_documents=stage.within_documents,
         curriculum=stage.curriculum,
+        scorers=_scorers(stage, parent),
         averaging=stage.averaging,
     )
     return with_own_key(_with_evaluation(planned, run_duration))

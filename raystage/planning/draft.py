@@ -37,6 +37,7 @@ class StageDraft:
     from the stage's start.
     window: the text of all stages is read in windows of this length, the longest context of the run.
     also_evaluated: sources of earlier stages on which the stage is evaluated too. curriculum: the order of its text.
+    scorer: the model whose loss its documents are sorted by.
     """
 
     index: int
@@ -54,6 +55,7 @@ class StageDraft:
     window: int = 0
     also_evaluated: tuple[MixturePart, ...] = ()
     curriculum: CurriculumPlan | None = None
+    scorer: TeacherPlan | None = None
     averaging: Averaging | None = None
 
     @property

@@ -98,6 +98,11 @@ class TeacherPlan:
         return sum(token_flops(one.shape, context_length) // 3 for one in self.all)
 
 
+def scoring_flops(model: TeacherPlan, tokens: int) -> int:
+    """FLOPs of the forward passes that score so many tokens of documents, each counted as one of a whole context."""
+    return tokens * model.unit_flops(model.shape.context_length)
+
+
 def unit_flops(
     shape: ModelShape,
     teacher: TeacherPlan | None,

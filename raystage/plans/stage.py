@@ -25,7 +25,7 @@ from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
 from raystage.plans.averaging import Averaging
 from raystage.plans.freezing import Freezing, step_costs
-from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
+from raystage.plans.initial import InitPlan, TeacherPlan, scoring_flops, unit_flops
 from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import StepSchedule, sample_length, step_schedule
 from raystage.units import Unit
@@ -78,7 +78,8 @@ class StagePlan:
     trained_on: all text that the model has seen when the stage ends. evaluation_follows: whether the amount of held-out
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
     stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
-    curriculum: the order of its text, None where that is shuffled. averaging: of the checkpoints that it ends with.
+    curriculum: the order of its text, None where that is shuffled. scorers: the models whose losses sort what it or a
+    stage before it reads. averaging: of the checkpoints that it ends with.
     """
 
     name: str
@@ -112,6 +113,7 @@ class StagePlan:
     also_evaluated: tuple[MixturePart, ...] = ()
     within_documents: bool = False
     curriculum: CurriculumPlan | None = None
+    scorers: tuple[TeacherPlan, ...] = ()
     averaging: Averaging | None = None
 
     @property
@@ -190,13 +192,49 @@ class StagePlan:
         return amount * self.unit_flops(self.shape.context_length)
 
     @cached_property
+    def scored(self) -> tuple[MixturePart, ...]:
+        """The sources whose documents it scores before it trains: those that it sorts by a loss by which no stage
+        before has sorted them."""
+        if self.scorer is None:
+            return ()
+        known = {
+            part.data.content
+            for text in self.earlier
+            if text.curriculum and text.curriculum.scorer == self.curriculum.scorer
+            for part in text.data.parts
+            if part.weight
+        }
+        return tuple(part for part in self.data.parts if part.weight and part.data.content not in known)
+
+    @property
+    def scorer(self) -> TeacherPlan | None:
+        """The model whose loss its own curriculum sorts by."""
+        wanted = self.curriculum.scorer if self.curriculum else None
+        return next((one for one in self.scorers if wanted and one.key == wanted.key), None)
+
+    @cached_property
+    def scoring_tokens(self) -> int:
+        """The tokens that it scores; for some tokenizers an estimate."""
+        return sum(part.data.about_train_tokens for part in self.scored)
+
+    @cached_property
+    def scoring_flops(self) -> int:
+        """FLOPs of the forward passes of scoring."""
+        return scoring_flops(self.scorer, self.scoring_tokens) if self.scored else 0
+
+    @property
+    def scorer_bytes(self) -> int:
+        """The weights of the model that scores, in fp32, on every worker until training begins."""
+        return 4 * num_params(self.scorer.shape) if self.scorer else 0
+
+    @cached_property
     def training_flops(self) -> int:
-        """FLOPs of the training, without the growth."""
+        """FLOPs of the training, without the growth and without scoring documents."""
         return self.step_costs.of_first(self.steps)
 
     @property
     def flops(self) -> int:
-        return self.growth_flops + self.training_flops
+        return self.growth_flops + self.scoring_flops + self.training_flops
 
     @property
     def teacher_flops(self) -> int:

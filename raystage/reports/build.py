@@ -125,6 +125,7 @@ def _stage_row(
         stopped_by=record.stopped_by if record else None,
         trained_for=record.trained_for if record else None,
         prefix=record.prefix if record else None,
+        scoring=record.scoring if record else None,
     )
 
 

@@ -38,7 +38,7 @@ def plan_table(plan: Plan) -> RenderableType:
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
     reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
-    models = [*_teacher_lines(plan), *_average_lines(plan), *_delivery_lines(plan)]
+    models = [*_teacher_lines(plan), *_scorer_lines(plan), *_average_lines(plan), *_delivery_lines(plan)]
     lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
@@ -184,6 +184,20 @@ def _teacher_line(stage: StagePlan) -> str:
         f"{stage.name} learns from {stage.teacher.names}: the {whose} forward passes are "
         f"{format_share(stage.teacher_flops / stage.flops)} of its FLOPs, and {copies} on every worker "
         f"take{'' if stage.teacher.others else 's'} {format_bytes(stage.memory.teacher_bytes)} of the memory."
+    )
+
+
+def _scorer_lines(plan: Plan) -> list[str]:
+    """Which stages score documents before they train, and what that costs."""
+    return [_scorer_line(stage) for stage in plan.staged.stages if stage.scored]
+
+
+def _scorer_line(stage: StagePlan) -> str:
+    is_estimate = any(part.data.train_tokens is None for part in stage.scored)
+    return (
+        f"{stage.name} scores {'about ' if is_estimate else ''}{format_count(stage.scoring_tokens)} tokens of documents"
+        f" under {stage.scorer.name} before it trains: {format_share(stage.scoring_flops / stage.flops)} of its FLOPs, "
+        f"with all weights on every worker ({format_bytes(stage.scorer_bytes)})."
     )
 
 

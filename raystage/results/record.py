@@ -23,6 +23,7 @@ from raystage.files.typed_json import (
 from raystage.models.shape import ModelShape
 from raystage.plans.keys import placed
 from raystage.plans.stage import StagePlan
+from raystage.results.scoring import ScoringRecord
 from raystage.units import TOKENS, Unit
 
 
@@ -172,7 +173,7 @@ class AverageRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage. seconds: of growing, training and saving; evaluation is listed separately.
+    """A finished stage. seconds: of growing, scoring documents, training and saving; evaluation is listed separately.
 
     flops and duration are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
     energy_joules: measured over `seconds`, of all workers' devices; None where one of them has no meter.
@@ -209,6 +210,7 @@ class StageRecord:
     data: dict[str, Any] = field(default_factory=dict)  # the size of its text: `data_use.Counted`
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     average: AverageRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def end(self) -> Evaluation:
@@ -241,9 +243,10 @@ class StageRecord:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageRecord:
         content = with_field_names(cls, content)
-        growth, average = content.pop("growth"), content.pop("average", None)
+        growth, average, scoring = content.pop("growth"), content.pop("average", None), content.pop("scoring", None)
         return cls(
             average=average and AverageRecord.from_json(average),
+            scoring=scoring and ScoringRecord(**scoring),
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),
             shape=ModelShape(**content.pop("shape")),
             growth=growth_from_json(growth),
@@ -292,6 +295,7 @@ class Progress:
     energy_joules: float | None = None  # None where some of it was not measured
     evaluation_energy_joules: float | None = None
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
+    scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
     @classmethod
     def at_start(cls, stage: StagePlan) -> Progress:
@@ -311,6 +315,7 @@ class Progress:
                 **known,
                 "growth": growth_from_json(content["growth"]),
                 "prefix": prefix_from_json(known.get("prefix")),
+                "scoring": ScoringRecord(**known["scoring"]) if known.get("scoring") else None,
                 "train": [TrainPoint(**point) for point in content["train"]],
                 "evaluations": [Evaluation(**point) for point in content["evaluations"]],
             }

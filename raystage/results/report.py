@@ -20,6 +20,7 @@ from raystage.results.family import DeliveredFamily
 from raystage.results.ledger import Ledger
 from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
+from raystage.results.scoring import ScoringRecord
 from raystage.results.seeds import OverSeeds
 from raystage.results.tuning import Tuning
 from raystage.units import TOKENS, Unit
@@ -77,6 +78,7 @@ class ResultRow:
 
     duration, steps, flops: of the row alone; the duration is in `unit`. seconds: of growing, training and saving.
     metrics: the schedule's own, at the end. average: of the last checkpoints, where the row ends with a try of it.
+    scoring: of its documents by the loss of a model, whose cost is part of the row's.
     """
 
     name: str
@@ -103,6 +105,7 @@ class ResultRow:
     train: tuple[TrainingPoint, ...]
     growth: GrowthRow | None
     average: AverageRow | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
 

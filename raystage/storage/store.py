@@ -3,6 +3,7 @@
     stages/<key>/record.json              written last: the stage is finished
     stages/<key>/certificate.json         what its growth did, for people
     stages/<key>/checkpoints/<position>-<attempt>/
+    stages/<key>/scores/<text>/           the losses of documents that a later stage sorts by its model
     trunks/<trunk key>/<steps>-<key>      stages that differ only in their length and rate, a note for each
     runs/<name>/                          plan, report, figures of a run
     runs/<name>/earlier/<number>/         the same of another schedule that had the name before

@@ -141,7 +141,7 @@ class Planner:
         index = next(index for index, stage in enumerate(stages) if stage["name"] == name)
         run = self._plan(content).staged
         taker = run.stages[index]
-        others = run.flops - taker.flops + taker.growth_flops
+        others = run.flops - taker.training_flops
         steps = taker.step_costs.steps_for(self._flops - others + 1) - 1
         if steps < 1:
             problem = f"found {others:,} FLOPs without stage {name}, of {self._flops:,} in all"

@@ -36,7 +36,7 @@ from raystage.storage.store import Store
 from raystage.tools.grow import Source, as_input_errors, open_source
 from raystage.train.evaluation import combined
 from raystage.train.teacher import frozen_model
-from raystage.train.texts import EvaluationSet, open_texts
+from raystage.train.texts import EvaluationSet, open_held_out
 from raystage.units import shown
 
 CHECKPOINT = "CHECKPOINT"
@@ -147,7 +147,7 @@ def measure(stage: StagePlan, members: Sequence[Member], store: Store, name: str
 
 def evaluate(stage: StagePlan, models: Sequence[Model], combine: int) -> list[Scores]:
     """The scores of each model on the held-out samples of a stage, and last those of the first `combine` together."""
-    judge, sets = open_judge(stage.objective), open_texts(stage).held_out
+    judge, sets = open_judge(stage.objective), open_held_out(stage)
     by_set = [_scores_on(one.held_out, judge, models, combine, stage.training.micro_batch_size) for one in sets]
     return [_over_sets(judge, sets, found) for found in zip(*by_set, strict=True)]
 

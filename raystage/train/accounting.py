@@ -13,6 +13,7 @@ from raystage.errors import NonFiniteLoss
 from raystage.plans.stage import StagePlan
 from raystage.results.costs import plus
 from raystage.results.record import GrowthRecord, Prefix, Progress, StageRecord, TrainPoint
+from raystage.results.scoring import ScoringRecord, check_same_order
 from raystage.train.collectives import all_gather_objects
 from raystage.train.devices import EnergyCount, open_meter, peak_flops_per_second
 from raystage.train.engine import StageEngine
@@ -25,8 +26,10 @@ class Accounting:
     the methods that count them. The losses since the last point of the curve are summed over this worker's targets.
     """
 
-    def __init__(self, stage: StagePlan, engine: StageEngine) -> None:
+    def __init__(self, stage: StagePlan, engine: StageEngine, scoring: ScoringRecord | None = None) -> None:
+        """scoring: of the documents that the stage reads, where a model sorts them."""
         self.progress = Progress.at_start(stage)
+        self._count_scoring(scoring)
         self._stage, self._engine = stage, engine
         self._loss = torch.zeros((), device=engine.device)
         self._trained = self._targets = self._flops = 0  # of the steps whose losses `_loss` has
@@ -38,7 +41,10 @@ class Accounting:
     # --- entering -----------------------------------------------------------------------------
 
     def resume(self, progress: Progress, prefix: StageRecord | None) -> None:
-        """Continue with the progress that a checkpoint has. prefix: of the shorter stage that has written it."""
+        """Continue with the progress that a checkpoint has. prefix: of the shorter stage that has written it. Raises
+        CheckpointError where its text was sorted in another way than it is now."""
+        what = f"the checkpoint of {self._stage.name} after {progress.position} {progress.unit}"
+        check_same_order(progress.scoring, self.progress.scoring, what)
         self.progress = progress
         self._restore_pending()
         if progress.num_workers not in (0, self._engine.world) and not prefix:
@@ -70,6 +76,16 @@ class Accounting:
         self.progress.growth = growth
         self.progress.seconds += growth.seconds
         self.progress.energy_joules = plus(self.progress.energy_joules, growth.energy_joules)
+
+    def _count_scoring(self, scoring: ScoringRecord | None) -> None:
+        """Scoring documents counts as training."""
+        if scoring is None:
+            return
+        self.progress.scoring = scoring
+        self.progress.flops += scoring.flops
+        self.progress.seconds += scoring.seconds
+        if scoring.documents:
+            self.progress.energy_joules = plus(self.progress.energy_joules, scoring.energy_joules)
 
     def start(self) -> None:
         """Training begins. What was used before is not counted: entering the stage, except for its growth."""

@@ -52,6 +52,11 @@ class Heartbeat:
         """Something other than steps begins."""
         self._beat(doing, PATIENCE_BETWEEN_STEPS * self._hang_seconds)
 
+    def goes_on(self) -> None:
+        """What was begun last goes on."""
+        if self._clock() - self._sent_at >= HEARTBEAT_SECONDS:
+            self.does(self._doing)
+
     def stepped(self) -> bool:
         """A step is done. All workers call this. Returns on all of them alike whether to save and leave now."""
         if self._doing != STEPPING or self._clock() - self._sent_at >= HEARTBEAT_SECONDS:

@@ -42,6 +42,7 @@ from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Counts, Saver, Send
+from raystage.train.scoring.losses import Losses, find_losses
 from raystage.train.teacher import models_of
 from raystage.train.texts import open_texts
 
@@ -65,15 +66,18 @@ class JobContext:
 
 
 class StageRunner:
-    """One stage on one worker. known: the scores of the engine's model on this stage's held-out text, if known."""
+    """One stage on one worker. losses: that its text is sorted by. known: the scores of the engine's model on this
+    stage's held-out text, if known."""
 
-    def __init__(self, stage: StagePlan, context: JobContext, engine: StageEngine, known: Scores | None = None) -> None:
+    def __init__(
+        self, stage: StagePlan, context: JobContext, engine: StageEngine, losses: Losses, known: Scores | None = None
+    ) -> None:
         self.stage, self.context, self.engine = stage, context, engine
         self.store, self.saver, self.heartbeat = context.store, context.saver, context.heartbeat
         self.heartbeat.does("reading the text")
-        self.texts = open_texts(stage)
+        self.texts = open_texts(stage, losses.by_name)
         self.windows = self.texts.train
-        self.accounting = Accounting(stage, engine)
+        self.accounting = Accounting(stage, engine, losses.record)
         self.evaluator = Evaluator(stage, engine, self.texts.held_out, self.accounting, known)
 
     @property
@@ -86,11 +90,12 @@ class StageRunner:
     def enter(cls, stage: StagePlan, context: JobContext) -> StageRunner:
         """Build the stage's model and fill this worker's part of it."""
         forget_peak_memory()
+        losses = find_losses(stage, context.store, context.heartbeat)
         entry = find_entry(stage, context.store)
         source_steps = entry.source.steps if entry.source else {}
         steps = grown_steps(entry.rules, source_steps)
         done = entry.source.manifest.step - stage.start_steps if entry.resumed else 0
-        runner = cls(stage, context, StageEngine(stage, steps, done, models_of(stage, context.store)))
+        runner = cls(stage, context, StageEngine(stage, steps, done, models_of(stage, context.store)), losses)
         began = time.monotonic()
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
@@ -115,7 +120,8 @@ class StageRunner:
     def into(self, stage: StagePlan) -> StageRunner:
         """Continue with a stage that differs from this one only in its place in the run."""
         self.engine.end_growth()
-        return StageRunner(stage, self.context, self.engine, self.evaluator.last)
+        losses = find_losses(stage, self.store, self.heartbeat)
+        return StageRunner(stage, self.context, self.engine, losses, self.evaluator.last)
 
     def leave(self) -> None:
         """Give the engine's memory back: the next stage builds another engine. The last call on this object."""

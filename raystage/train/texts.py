@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -54,20 +55,30 @@ class StageTexts:
     counted: Mapping[str, Counted]
 
 
-def open_texts(stage: StagePlan) -> StageTexts:
-    """Open the stage's texts, which are tokenized on first use. Raises InputError where they are not as planned."""
+def open_texts(stage: StagePlan, losses: Mapping[str, np.ndarray] = MappingProxyType({})) -> StageTexts:
+    """Open the stage's texts, which are tokenized on first use. Raises InputError where they are not as planned.
+
+    losses: by its name in `Reading` those of the documents of each text that is sorted by them (`find_losses`).
+    """
     if stage.unit == SAMPLES:
         return _open_samples(stage)
     training = sources_read(stage)
     wanted = {data.content: data for data in (*training.values(), *(part.data for part in stage.evaluated))}
     streams = {content: open_streams(data, stage.shape.vocab_size) for content, data in wanted.items()}
+    read = {name: _read(stage, name, data, streams[data.content], losses.get(name)) for name, data in training.items()}
     return StageTexts(
-        train=_training_samples(
-            stage, {name: _read(stage, name, data, streams[data.content]) for name, data in training.items()}
-        ),
+        train=_training_samples(stage, read),
         held_out=tuple(_evaluation_set(stage, part, streams[part.data.content]) for part in stage.evaluated),
         counted={content: Counted.of_index(opened.index) for content, opened in streams.items()},
     )
+
+
+def open_held_out(stage: StagePlan) -> tuple[EvaluationSet, ...]:
+    """What the stage is evaluated on alone. Raises InputError as above."""
+    if stage.unit == SAMPLES:
+        return _open_samples(stage).held_out
+    opened = ((part, open_streams(part.data, stage.shape.vocab_size)) for part in stage.evaluated)
+    return tuple(_evaluation_set(stage, part, streams) for part, streams in opened)
 
 
 def _open_samples(stage: StagePlan) -> StageTexts:
@@ -111,12 +122,13 @@ class _TextRead:
         return Starts(self.documents.spans if self.documents else self.streams.train_documents)
 
 
-def _read(stage: StagePlan, name: str, data: DataPlan, streams: Streams) -> _TextRead:
+def _read(stage: StagePlan, name: str, data: DataPlan, streams: Streams, losses: np.ndarray | None) -> _TextRead:
     paces = stage.paces.get(name)
     if not paces:
         return _TextRead(streams)
     documents, curriculum = streams.train_documents, paces[0].curriculum
-    order = order_of(scores_of(data, curriculum, documents), curriculum.is_hard_first)
+    scores = losses if curriculum.scorer else scores_of(data, curriculum, documents)
+    order = order_of(scores, curriculum.is_hard_first)
     paced = PacedOrder(stage.seed, num_windows(streams.train, stage.window), paces)
     return _TextRead(streams, SortedDocuments(documents, order), paced)
 

@@ -173,7 +173,12 @@ def test_after_a_stage_that_ended_early_the_text_goes_on_from_its_real_end(text:
     ("written", "said"),
     [
         ({"by": "size"}, r"stages\[0\]\.data\.curriculum\.by: found 'size'; expected length"),
-        ({"by": {"loss": {"stage": "s0"}}}, r"data\.curriculum\.by: found loss, but this version computes no loss"),
+        ({"by": {"loss": {"stage": "s0"}}}, r"data\.curriculum\.by: loss: found .*; expected text"),
+        (
+            {"by": {"loss": "s0", "column": "x"}},
+            r"curriculum\.by: found column beside loss; expected one of them",
+        ),
+        ({"by": {}}, r"data\.curriculum\.by: found neither column nor loss; expected one of them"),
         ({"start": 0}, r"stages\[0\]\.data\.curriculum\.start"),
         ({"over": 0}, r"found over: 0; expected a fraction of the stage"),
         ({"over": 900}, r"stages\[0\]\.data\.curriculum\.over: found 900 in a stage of 800 tokens; expected at most"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -18,17 +18,27 @@ from raystage.data.reading import Leg, Shares, reading_after
 # Between the content of a text and the order that its documents are sorted in.
 _SORTED = "/"
 LENGTH = "length"
+LOSS_KEY = "data.curriculum.by.loss"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The stage whose model documents are sorted by. name: as written. key: empty until keys are known."""
+
+    name: str = field(compare=False)
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class CurriculumPlan:
-    """by: what documents are sorted by: "length", in tokens, or "column". is_hard_first: whether the highest score
-    comes first.
+    """by: what documents are sorted by: "length", in tokens, "column" or "loss". is_hard_first: whether the highest
+    score comes first.
 
     At the start of a stage windows are drawn from the share `start` of the text that comes first, and after
     `over_tokens` of the stage from all of it. pacing: how the share grows in between. levels: of the pacing "step".
 
-    column: of the numbers to sort by. digests: by content of the text that of its numbers.
+    column: of the numbers to sort by. digests: by content of the text that of its numbers. scorer: whose loss to sort
+    by; the losses are known only when the stage begins.
     """
 
     by: str
@@ -39,6 +49,7 @@ class CurriculumPlan:
     levels: int | None = None
     column: str | None = None
     digests: tuple[tuple[str, str], ...] = ()
+    scorer: Scorer | None = None
 
     def digest(self, content: str) -> str:
         """Of the numbers beside a text."""
@@ -62,6 +73,7 @@ class CurriculumPlan:
         """For a stage's key."""
         facts = {"by": self.by, "start": self.start, "pacing": self.pacing, "over_tokens": self.over_tokens}
         facts |= {"numbers": dict(self.digests)} if self.digests else {}
+        facts |= {"model": {"stage": self.scorer.key}} if self.scorer else {}
         return (
             facts | ({"from": "hard"} if self.is_hard_first else {}) | ({"levels": self.levels} if self.levels else {})
         )
@@ -69,7 +81,8 @@ class CurriculumPlan:
     @property
     def order(self) -> str:
         """What tells orders of documents apart: 8 hex digits. Pacings of one order share its cursor."""
-        return hashlib.sha256(json.dumps([self.by, self.is_hard_first, *self.digests]).encode()).hexdigest()[:8]
+        told = [self.by, self.is_hard_first, *self.digests, *([self.scorer.key] if self.scorer else ())]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord, where_it_begins, with_real_ends
 from raystage.units import SAMPLES, TOKENS, Unit, format_count, format_share
 
-# Of byte-level BPE on English text, roughly. On other text and on code it is less.
-_BYTES_PER_TOKEN = 4
 # In records of samples only.
 _OF_SAMPLES = {"train_samples", "held_out_samples", "cut_samples"}
 
@@ -105,7 +103,7 @@ def count(data: DataPlan) -> Counted:
         return Counted(0, 0, train_samples=data.train.documents, held_out_samples=data.held_out.documents)
     if data.train_tokens is not None:
         return Counted(data.train_tokens, data.held_out_tokens)
-    return Counted(*(side.num_bytes // _BYTES_PER_TOKEN + side.documents for side in sides), is_estimate=True)
+    return Counted(*map(data.about_tokens, sides), is_estimate=True)
 
 
 def counted_json(stage: StagePlan, counted: Mapping[str, Counted]) -> dict[str, Any]:

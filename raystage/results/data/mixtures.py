@@ -80,6 +80,7 @@ def order_lines(run: RunPlan) -> list[str]:
 
 def _order(curriculum: CurriculumPlan) -> str:
     by = "their length" if curriculum.column is None else f"the numbers in {curriculum.column!r}"
+    by = f"their loss under {curriculum.scorer.name}" if curriculum.scorer else by
     first = "highest" if curriculum.is_hard_first else "lowest"
     share, end = format_share(curriculum.start), format_count(curriculum.over_tokens)
     return f"documents by {by}, the {first} first; {share} of the text at its start, all of it after {end} tokens"

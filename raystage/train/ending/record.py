@@ -42,6 +42,7 @@ def finished_record(stage: StagePlan, progress: Progress, checkpoint: str) -> St
         energy_joules=progress.energy_joules,
         evaluation_energy_joules=progress.evaluation_energy_joules,
         unit=stage.unit,
+        scoring=progress.scoring,
     )
 
 
