@@ -237,6 +237,11 @@ class Model(Section):
     patch_size: Units | None = None
     """For `family: vit`: the height and width of a patch in pixels; each is one position. For `family: cnn`: the stride
     of its first convolution, 1 unless given. The size of the images follows from the data."""
+    sliding_window: Units | None = None
+    """For `family: gemma2`: how many tokens a token attends to in every second layer, itself and those before it; as
+    transformers has it for the family unless given."""
+    query_pre_attn_scalar: Units | None = None
+    """For `family: gemma2`: attention scores are divided by its square root; `head_size` unless given."""
     num_experts: Experts | None = None
     """The number of experts in each layer; of `mixtral` and `qwen3_moe`."""
     experts_per_token: Experts | None = None

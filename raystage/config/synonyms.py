@@ -35,6 +35,7 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                              "context_window ctx_len model_max_length"),
     "model.tied_embeddings": ("", "tie_word_embeddings tie_embeddings tied_word_embeddings weight_tying tie_weights"),
     "model.norm_eps": ("", "rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon"),
+    "model.sliding_window": ("in tokens", "sliding_window_size local_attention attention_window"),
     "model.num_experts": ("", "num_local_experts n_experts n_routed_experts moe_num_experts"),
     "model.experts_per_token": ("", "num_experts_per_tok top_k moe_top_k moe_router_topk"),
     "model.rope_theta": ("", "rope_base rotary_base rotary_emb_base rope_freq_base base_freq"),

@@ -33,15 +33,17 @@ POSITIONS = ("rope_theta", "rope_scaling")
 _OF_HEADS = ("head", "num_classes")
 # Fields of what embeds patches, which does not grow.
 _OF_IMAGES = ("image_size", "patch_size", "num_channels")
-# What cannot be asked for without training.
-UNCHANGEABLE = (*_OF_HEADS, *_OF_IMAGES)
+# Fields of attention, of which every value makes another function, and that no growth changes.
+_OF_ATTENTION = ("sliding_window", "query_pre_attn_scalar")
+# What cannot be asked for without training, or follows from the growth.
+UNCHANGEABLE = (*_OF_HEADS, *_OF_IMAGES, "layer_kinds")
 
 
 def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
     """The fields in which two shapes differ and that growth is about.
 
-    Left out are the norms' eps, which growth itself sets, rotary positions, heads, which are exchanged and do not grow,
-    and the context length where it has no parameters or follows from the size of images.
+    Left out are the norms' eps and the kinds of layers, which growth itself sets, rotary positions, heads, which are
+    exchanged and do not grow, and the context length where it has no parameters or follows from the size of images.
     """
     return list(_changed_fields(source, target))
 
@@ -50,7 +52,7 @@ def changed_fields(source: ModelShape, target: ModelShape) -> list[str]:
 @lru_cache(maxsize=4096)
 def _changed_fields(source: ModelShape, target: ModelShape) -> tuple[str, ...]:
     family = family_of(target.family)
-    without = {"norm_eps", "module", *POSITIONS, *_OF_HEADS}
+    without = {"norm_eps", "layer_kinds", "module", *POSITIONS, *_OF_HEADS}
     is_free = not family.learns_positions or family.reads_images or target.module
     without |= {"context_length"} if is_free else set()
     without |= {"tied_embeddings"} if source.head or target.head else set()
@@ -86,6 +88,7 @@ def refusal(
             return name, _not_taken(operator, name, value)
     return (
         _depth_refusal(source, target, chosen.get("num_layers"), options)
+        or _kinds_refusal(source, target, operator, options)
         or _heads_refusal(source, target, operator)
         or _experts_refusal(source, target, chosen.get("num_experts"))
         or own_refusal(source, target, operator, options)
@@ -105,6 +108,8 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         return "options", f"{problem}; expected the same ones"
     if field in _OF_IMAGES:
         return field, f"found {after} after {before}; expected {before}, for what embeds the patches does not grow"
+    if field in _OF_ATTENTION:
+        return field, f"found {after} after {before}; expected {before}, for a growth keeps what a layer attends to"
     if field == "tied_embeddings":
         return field, f"found {shown(after)} after {shown(before)}; {_whose(operator)} grows {_grown(operator)} only"
     if part in PARTS and part not in operators_of(operator):
@@ -153,6 +158,17 @@ def _depth_refusal(
         found = f"found {chosen.name!r} after {before} layers, which leave it nothing to copy"
         return "operator", f"{found}; expected {able}"
     return grower.refuse(before, after, options)
+
+
+def _kinds_refusal(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions) -> Refusal | None:
+    """A copy is what its origin is: it attends to as much. `with_layer_kinds` makes targets of which that is true."""
+    if family_of(source.family).windows is None:
+        return None
+    for place, origin in enumerate(layer_origins(source, target, operator, options)):
+        if origin.source is not None and target.kinds[place] != source.kinds[origin.source]:
+            found = f"found {target.kinds!r}, in which layer {place} is another kind than its origin {origin.source}"
+            return "layer_kinds", f"{found}; expected the kinds of {source.kinds!r} to go along"
+    return None
 
 
 def _heads_refusal(source: ModelShape, target: ModelShape, operator: str) -> Refusal | None:
@@ -217,6 +233,22 @@ def with_norm_eps(source: ModelShape, target: ModelShape, operator: str) -> Mode
     factor = chosen.variance(source.hidden_size, target.hidden_size, stream_of(source))
     shared = FAMILIES[target.family].norms_heads  # their variance does not change
     return replaced(target, norm_eps=source.norm_eps * (1.0 if shared else factor))
+
+
+def with_layer_kinds(
+    source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS
+) -> ModelShape:
+    """The target with the kinds of its layers: of copies those of their origins, of new layers the family's own. As it
+    is where the operator cannot grow to it."""
+    windows = family_of(target.family).windows
+    chosen = operators_of(operator).get("num_layers")
+    is_lost = chosen is None and source.num_layers != target.num_layers
+    if windows is None or is_lost or _depth_refusal(source, target, chosen, options):
+        return target
+    own = windows.kinds(target.num_layers)
+    origins = layer_origins(source, target, operator, options)
+    kinds = "".join(own[i] if one.source is None else source.kinds[one.source] for i, one in enumerate(origins))
+    return replaced(target, layer_kinds="" if kinds == own else kinds)
 
 
 def is_exact(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions = NO_OPTIONS) -> bool:

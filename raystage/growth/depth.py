@@ -57,13 +57,33 @@ class DepthOperator:
 
     layers(l, L, options): the L layer origins of the target, from l source layers; options are complete. refuse(l, L,
     options): why it cannot grow l to L layers, or None. complete(l, L, options): the options with defaults. fewest: the
-    fewest source layers that it can add layers to.
+    fewest source layers that it can add layers to. is_even: it repeats layers evenly over the model, as `layers` says
+    of layers and of whole periods of them alike.
     """
 
     layers: Callable[[int, int, GrowthOptions], tuple[LayerOrigin, ...]]
     refuse: Callable[[int, int, GrowthOptions], Refusal | None]
     complete: Callable[[int, int, GrowthOptions], GrowthOptions] = _as_given
     fewest: int = 1
+    is_even: bool = False
+
+    def origins(self, sources: int, targets: int, options: GrowthOptions, period: int) -> tuple[LayerOrigin, ...]:
+        """The layer origins. period: layers differ by their place in so many (windows in some): where whole periods
+        are added, layers are repeated by whole periods, so that every copy has its origin's place in one. Layers
+        beyond whole periods stay on top."""
+        blocks, rest = divmod(sources, period)
+        if period == 1 or not self.is_even or options.layers or not blocks or (targets - sources) % period:
+            return self.layers(sources, targets, options)
+        of_blocks = self.layers(blocks, targets // period, options)
+        repeated = (replace(one, source=one.source * period + i) for one in of_blocks for i in range(period))
+        return (*repeated, *(LayerOrigin(layer) for layer in range(sources - rest, sources)))
+
+    def completed(self, sources: int, targets: int, options: GrowthOptions, period: int) -> GrowthOptions:
+        """The options with defaults. Where `identity` repeats whole periods, it gets their order as an option."""
+        if period > 1 and self.complete is _with_spread and targets > sources > 0:
+            origins = self.origins(sources, targets, options, period)
+            return replace(options, layers=tuple(one.source for one in origins))
+        return self.complete(sources, targets, options)
 
 
 # --- lists of source layers ---------------------------------------------------------------------
@@ -232,13 +252,13 @@ def _kept_in_order(sources: int, targets: int, options: GrowthOptions) -> Refusa
 
 DEPTH_OPERATORS = {
     "stack": DepthOperator(_stack, _multiple),
-    "interleave": DepthOperator(_interleave, _not_fewer),
+    "interleave": DepthOperator(_interleave, _not_fewer, is_even=True),
     "middle": DepthOperator(_middle, _whole_blocks, complete=_with_block),
     "last": DepthOperator(_last, _at_most_twofold),
     "first": DepthOperator(_first, _at_most_twofold),
     "layers": DepthOperator(_layers, _listed),
     "random": DepthOperator(_random, _not_fewer, fewest=0),
-    "identity": DepthOperator(_identity, _kept_in_order, complete=_with_spread),
+    "identity": DepthOperator(_identity, _kept_in_order, complete=_with_spread, is_even=True),
     "masked": DepthOperator(_random, _not_fewer, fewest=0),
-    "learned": DepthOperator(_interleave, _not_fewer, complete=_with_fit_steps),
+    "learned": DepthOperator(_interleave, _not_fewer, complete=_with_fit_steps, is_even=True),
 }

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from raystage.growth import depth
 from raystage.growth.apply import STATES
 from raystage.growth.axis_maps import MEAN, AxisMap
+from raystage.growth.depth import NO_OPTIONS
+from raystage.growth.operators import layer_origins
 from raystage.growth.rules import unit_maps
 from raystage.models.build import build
 from raystage.models.shape import ModelShape, parameters, table_of
@@ -55,7 +56,7 @@ class LearnedMaps(torch.nn.Module):
                 self.register_buffer(f"{unit}_share", share, persistent=False)
         self.mixes = torch.nn.ParameterDict()
         if source.num_layers != target.num_layers:
-            origins = depth.interleave(source.num_layers, target.num_layers)
+            origins = [one.source for one in layer_origins(source, target, "learned", NO_OPTIONS)]
             self.mixes.update({_key(row): _one_hot(source.num_layers, origins) for row in self.family.layer})
 
     def forward(self, weights: Mapping[str, torch.Tensor]) -> Tensors:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from raystage.growth.depth import DEPTH_OPERATORS, GrowthOptions, LayerOrigin
 from raystage.growth.width import WIDTH_OPERATORS
+from raystage.models.families import family_of
 from raystage.models.shape import ModelShape
 from raystage.units import shown
 
@@ -210,7 +211,9 @@ def complete_options(source: ModelShape, target: ModelShape, operator: str, opti
     """The options with defaults that follow from the depths."""
     for one in each_operator(operator):
         if one.name in DEPTH_OPERATORS:
-            options = DEPTH_OPERATORS[one.name].complete(source.num_layers, target.num_layers, options)
+            options = DEPTH_OPERATORS[one.name].completed(
+                source.num_layers, target.num_layers, options, _period(source)
+            )
     return options
 
 
@@ -227,5 +230,11 @@ def layer_origins(
     if named is None:
         return tuple(LayerOrigin(layer) for layer in range(target.num_layers))
     chosen = DEPTH_OPERATORS[named.name]
-    options = chosen.complete(source.num_layers, target.num_layers, options)
-    return chosen.layers(source.num_layers, target.num_layers, options)
+    options = chosen.completed(source.num_layers, target.num_layers, options, _period(source))
+    return chosen.origins(source.num_layers, target.num_layers, options, _period(source))
+
+
+def _period(source: ModelShape) -> int:
+    """After how many layers the kinds of layers repeat."""
+    windows = family_of(source.family).windows
+    return windows.every if windows and not source.layer_kinds else 1

@@ -9,7 +9,14 @@ from typing import Any
 
 from raystage.errors import InputError
 from raystage.growth.axis_maps import AxisMap
-from raystage.growth.checks import UNCHANGEABLE, changed_positions, is_exact, refusal, with_norm_eps
+from raystage.growth.checks import (
+    UNCHANGEABLE,
+    changed_positions,
+    is_exact,
+    refusal,
+    with_layer_kinds,
+    with_norm_eps,
+)
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions, LayerOrigin
 from raystage.growth.operators import complete_options, is_trained, layer_origins, operators_of
 from raystage.growth.rules import GrowthMap, Rule, exact_in, growth_map
@@ -166,7 +173,7 @@ def _target_shape(source: ModelShape, request: GrowthRequest) -> ModelShape:
         target = with_norm_eps(source, target, request.operator)
     if target.num_layers > MOST_LAYERS:
         raise InputError(f"found {target.num_layers}; expected at most {MOST_LAYERS}", key="--set num_layers")
-    return target
+    return with_layer_kinds(source, target, request.operator, request.options)
 
 
 def _following(source: ModelShape, request: GrowthRequest, changes: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _map(
 
 
 def _with_final(maps: Maps) -> Maps:
-    """The norms before the head and behind blocks as any other."""
+    """The norms before the head, and those behind blocks where nothing else is said, as any other."""
     return {"final gain": maps["gain"], "final shift": maps["shift"], "branch gain": maps["gain"], **maps}
 
 
@@ -102,7 +102,8 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
     split differs: before a projection, copy c has the gain `u_c` and the column `1 / (n u_c)`, with its own `u` for
     every copy, so that copies become different from the second step on. Where blocks read the stream without a norm
     (BERT, OLMo 2), gains must stay equal: there columns share the source's unevenly, and for the weights that write the
-    copies only the sum of the gradients is known.
+    copies only the sum of the gradients is known. A norm behind a block makes what the stream gets, so its gains stay
+    equal everywhere.
     """
     count = target // source
     whole = repeated(source, count * source)
@@ -125,6 +126,9 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
         "gain": _map(
             "duplicate", units, FRESH,
             [root * one for one in u] + ones, [1 / (count * one * root) for one in u] + ones, **sure,
+        ),
+        "branch gain": _map(
+            "duplicate", units, FRESH, [root for _ in u] + ones, [1 / (count * root) for _ in u] + ones, **sure
         ),
         "shift": _map("duplicate", units, FRESH, u + ones, [1 / (count * one) for one in u] + ones, **sure),
     }  # fmt: skip

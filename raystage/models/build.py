@@ -15,6 +15,7 @@ from raystage.models.document_attention import ATTENTION
 from raystage.models.families import FAMILIES
 from raystage.models.rope import parameters_of
 from raystage.models.shape import ModelShape, table_of
+from raystage.models.tables.windows import KEY, LAYER_TYPES
 
 
 def config(shape: ModelShape) -> transformers.PretrainedConfig:
@@ -27,6 +28,8 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
     if family.rotary:
         rope = {**constants["rope_parameters"], **parameters_of(shape.rope_scaling), "rope_theta": shape.rope_theta}
         constants["rope_parameters"] = rope
+    if family.windows:
+        constants[KEY] = [LAYER_TYPES[kind] for kind in shape.kinds]
     return transformers.AutoConfig.for_model(family.name, **sizes, **constants, use_cache=False)
 
 

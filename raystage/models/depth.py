@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from raystage.models.shape import ModelShape, Parameter, parameters, table_of
+from raystage.models.shape import ModelShape, Parameter, attended, parameters, table_of
 from raystage.models.table import Family
 
 
@@ -64,7 +64,8 @@ def saved_flops(shape: ModelShape, frozen: frozenset[str], length: int) -> int:
             saved += 2 * (own + inputs) * _active_numel(one, shape) * acted_on[one.spec.acts_on]
     if shape.ties_head and table.embeddings[0] in frozen:  # as the head, above all layers
         saved += 2 * shape.hidden_size * shape.vocab_size * length
-    return saved + 8 * max(0, min(lowest, shape.num_layers)) * shape.units("query") * length**2
+    below = max(0, min(lowest, shape.num_layers))
+    return saved + 8 * shape.units("query") * attended(shape, length, below) * length
 
 
 def _active_numel(one: Parameter, shape: ModelShape) -> int:

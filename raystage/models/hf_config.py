@@ -13,6 +13,7 @@ from raystage.models.families import FAMILIES
 from raystage.models.network_config import named_head
 from raystage.models.shape import ModelShape, image_positions
 from raystage.models.table import Family
+from raystage.models.tables.windows import read_kinds, write_kinds
 from raystage.units import shown
 
 Config = dict[str, Any]
@@ -36,10 +37,6 @@ _USUAL_KEYS = {
 _LARGEST_SIZE = 2**40
 # The attention window of a dense model whose configuration has none.
 WINDOWS = {"mistral": 4096}
-# The base of rotary positions in a configuration without one, where it is not 10,000.
-_ROPE_THETAS = {"mixtral": 1_000_000.0}
-# The key of the base in older configurations, where it is not "rope_theta".
-_OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base"}
 # Further keys of a mixture's configuration, and those that only a dense model's has.
 _OF_MIXTURES = ("norm_topk_prob",)
 _DENSE_KEYS = ("attention_bias", "mlp_bias", "pretraining_tp")
@@ -97,11 +94,12 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
         if values.get(field) is None:
             values[field] = value
     if family.rotary:
-        values["rope_theta"] = _rope_theta(config, family.name)
+        values["rope_theta"] = rope.theta_of(config, family.name)
         if family.scales_rotary:
-            found = rope.scaling_of(rope_of(config), values["context_length"], family.rotary_share)
+            found = rope.scaling_of(rope.rope_of(config), values["context_length"], family.rotary_share)
             values["rope_scaling"] = found
-    return ModelShape(family=family.name, **values, **_head(config, family, file))
+    kinds = read_kinds(config, values["num_layers"], family.windows, file)
+    return ModelShape(family=family.name, **values, layer_kinds=kinds, **_head(config, family, file))
 
 
 def _of_images(family: str, image: int, patch: int, file: str) -> dict[str, int]:
@@ -133,22 +131,6 @@ def _num_classes(config: Config, file: str) -> int:
     if type(found) is not int or not 1 <= found < _LARGEST_SIZE:
         raise InputError(f"found {shown(found)}; expected a whole number from 1 on", key="num_labels", file=file)
     return found
-
-
-def _rope_theta(config: Config, family: str) -> float:
-    """The base of the rotary positions, under its new key or its old one."""
-    found = rope_of(config).get("rope_theta", config.get(_OLD_ROPE_THETA.get(family, "rope_theta")))
-    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a number that fits a float: JSON has integers of any length."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
-
-
-def rope_of(config: Config) -> Mapping[str, Any]:
-    found = config.get("rope_parameters") or config.get("rope_scaling")
-    return found if isinstance(found, dict) else {}
 
 
 def _value(config: Config, field: str, key: str, default: object, file: str) -> Any:
@@ -294,6 +276,8 @@ def grown_config(config: Config, source: ModelShape, target: ModelShape, layers:
         return with_part(grown, part | {layers_key(part): target.num_layers})
     if source.family != target.family:
         grown = _as_mixture(config, source, target)
+    fields, is_own = FAMILIES[target.family].fields, not target.layer_kinds
+    write_kinds(grown, target.kinds, is_own, FAMILIES[target.family].windows, fields["num_layers"][0])
     _set_sizes(grown, target, file)
     _set_windows(grown, config, source, layers)
     return grown

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from raystage.errors import InputError
 from raystage.models import rope
 from raystage.models.families import FAMILIES
-from raystage.models.hf_config import ALIASES, WINDOWS, Config, rope_of
+from raystage.models.hf_config import ALIASES, WINDOWS, Config
 from raystage.models.shape import ModelShape
 from raystage.units import shown
 
@@ -38,6 +38,12 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     },
     "vit": {"hidden_act": ("gelu",), "qkv_bias": (True,)},
     "gemma": {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "use_bidirectional_attention": (False, None)},
+    "gemma2": {
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (False, None),
+        "attn_logit_softcapping": (50.0,),
+        "final_logit_softcapping": (30.0,),
+    },
     "phi": {"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "partial_rotary_factor": (0.5, None)},
     "gpt_neox": {
         "hidden_act": ("gelu",),
@@ -89,7 +95,7 @@ def check_trainable(config: Config, shape: ModelShape, file: str) -> None:
 
 
 def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
-    found = rope_of(config)
+    found = rope.rope_of(config)
     kind = found.get("rope_type", found.get("type", "default"))
     share = FAMILIES[shape.family].rotary_share
     is_built = kind == "default" and found.get("partial_rotary_factor", share) == share
@@ -102,7 +108,9 @@ def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
 
 
 def _check_window(config: Config, shape: ModelShape, file: str) -> None:
-    """A window that is as long as the context changes nothing."""
+    """A window that is as long as the context changes nothing; some families have windows."""
+    if FAMILIES[shape.family].windows:
+        return
     window = config.get("sliding_window", WINDOWS.get(shape.family))
     if shape.family.startswith("qwen") and not config.get("use_sliding_window"):
         return
@@ -114,6 +122,8 @@ def _check_window(config: Config, shape: ModelShape, file: str) -> None:
 
 
 def _check_layer_types(config: Config, shape: ModelShape, file: str) -> None:
+    if FAMILIES[shape.family].windows:  # of which the shape has the kinds of its layers
+        return
     found = config.get("layer_types") or []
     unlike = {str(one) for one in (found if isinstance(found, list) else [found])} - {"full_attention"}
     if unlike:

@@ -57,6 +57,9 @@ def check_model(model: Mapping[str, Any]) -> None:
     _expect(model.get("module", ""), is_own_model, "a model as it is written", "model.module")
     heads = {"", *family_of(model.get("family", "")).heads}
     _expect(model.get("head", ""), heads.__contains__, f"one of {', '.join(sorted(heads))}", "model.head")
+    marks = model.get("layer_kinds", "")
+    is_whole = not marks or (set(marks) <= {"f", "s"} and len(marks) == model.get("num_layers"))
+    _expect(marks, lambda _: is_whole, "an f or an s for every layer", "model.layer_kinds")
     _expect(model.get("rope_scaling", ""), is_scaling, "scaled positions as they are written", "model.rope_scaling")
 
 

@@ -19,6 +19,10 @@ from raystage.files.reading import parse_json
 _NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
 _FURTHER = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
 TRAINED = ("default", *_NEEDED)
+# The base of rotary positions in a configuration without one, where it is not 10,000.
+_ROPE_THETAS = {"mixtral": 1_000_000.0}
+# The key of the base in older configurations, where it is not "rope_theta".
+_OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base"}
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -82,3 +86,22 @@ def is_scaling(text: str) -> bool:
 
 def _is_size(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < 2**63
+
+
+# --- in configurations ---------------------------------------------------------------------------
+
+
+def theta_of(config: Mapping[str, Any], family: str) -> float:
+    """The base of the rotary positions, under its new key or its old one."""
+    found = rope_of(config).get("rope_theta", config.get(_OLD_ROPE_THETA.get(family, "rope_theta")))
+    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that fits a float: JSON has integers of any length."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, dict) else {}

@@ -11,8 +11,9 @@ from raystage.models.families import FAMILIES
 from raystage.models.own import own_model, own_table
 from raystage.models.table import Axis, Family, ParameterSpec
 
-# Fields of heads and images with the values that say: neither.
-_UNUSED = {"module": "", "head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0}
+# Fields of heads, images and windows with the values that say: neither.
+_UNUSED = {"module": "", "head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0,
+           "sliding_window": 0, "layer_kinds": "", "query_pre_attn_scalar": 0}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class ModelShape:
     head: what the model ends in, one of `Family.heads`; "" for its family's own language head. num_classes: of a head
     for classes. image_size, patch_size: the sides of an image and of a patch, in pixels; num_channels: numbers of a
     pixel. A model of images has no vocabulary, and a context of its positions (`image_positions`).
+
+    sliding_window: of a family with windows how many tokens a layer with a window attends to: the token itself and
+    those before it. layer_kinds: "f" for each layer that attends to all, "s" for each with a window, where they are
+    not as `Family.windows` has them; else "". query_pre_attn_scalar: scores of queries and keys are divided by its
+    square root, in families that have it; in others by that of `head_size`.
 
     module: of a model without a table, what was found in it (`models.own`); "" for all others.
     """
@@ -52,19 +58,30 @@ class ModelShape:
     patch_size: int = 0
     num_channels: int = 0
     module: str = ""
+    sliding_window: int = 0
+    layer_kinds: str = ""
+    query_pre_attn_scalar: int = 0
 
     def with_layers(self, num_layers: int) -> ModelShape:
-        return replace(self, num_layers=num_layers)
+        """With so many layers, of the family's own kinds."""
+        return self if num_layers == self.num_layers else replace(self, num_layers=num_layers, layer_kinds="")
 
     def facts(self) -> dict[str, object]:
         """Its fields for keys and manifests. Fields that were added later are left out where they are not used."""
         return {name: value for name, value in self.to_json().items() if (name, value) != ("rope_scaling", "")}
 
     def to_json(self) -> dict[str, object]:
-        """Its fields; those of heads and images where it uses them. Of a user's module not where its code lies: what is
-        written can be read by others, and must not make raystage run anything there."""
+        """Its fields; those of heads, images and windows where it uses them. Of a user's module not where its code
+        lies: what is written can be read by others, and must not make raystage run anything there."""
         found = {name: value for name, value in vars(self).items() if name not in _UNUSED or value != _UNUSED[name]}
         return {**found, "module": own_model(self.module).facts()} if self.module else found
+
+    @property
+    def kinds(self) -> str:
+        """By layer: "f" for one that attends to all, "s" for one with a window."""
+        windows = FAMILIES[self.family].windows
+        own = windows.kinds(self.num_layers) if windows else "f" * self.num_layers
+        return self.layer_kinds or own
 
     @property
     def ties_head(self) -> bool:
@@ -216,11 +233,12 @@ def flops_per_token(shape: ModelShape) -> int:
 
     `6 * (non-embedding parameters + hidden_size * vocab_size) + 12 * num_layers * width * context_length` where width
     is `num_heads * head_size` (usually the hidden size). The attention term counts the whole square, not only its
-    causal half. In a mixture only the experts of a token count. Source: Kaplan et al. (2001.08361) with the attention
-    term of PaLM (2204.02311, appendix B).
+    causal half; of a layer with a window no more than the window (`attended`). In a mixture only the experts of a token
+    count. Source: Kaplan et al. (2001.08361) with the attention term of PaLM (2204.02311, appendix B).
 
     The result equals torch's count of matrix products in a forward and a backward pass, plus six for every gain and
-    bias: under 1 % from a hidden size of 128 on. Fused attention that computes its scores again in the backward pass
+    bias: under 1 % from a hidden size of 128 on. In a context beyond a window torch computes, and counts, the scores
+    outside of the window too, and then hides them. Fused attention that computes its scores again in the backward pass
     does 14 instead of 12 per score, and activation checkpointing does another forward pass. Neither is useful work, so
     neither counts.
 
@@ -228,10 +246,22 @@ def flops_per_token(shape: ModelShape) -> int:
     """
     if shape.head or shape.module:
         return sample_flops(shape, shape.context_length) // shape.context_length
-    attention = shape.num_layers * shape.units("query") * shape.context_length
+    attention = shape.units("query") * attended(shape, shape.context_length)
     active = replace(shape, num_experts=shape.experts_per_token)
     router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token)
     return 6 * (num_body_params(active) + router + shape.hidden_size * shape.vocab_size) + 12 * attention
+
+
+def attended(shape: ModelShape, length: int, layers: int | None = None) -> int:
+    """The tokens that one token attends to, added up over all layers, or over the lowest `layers`: all `length`, in a
+    layer with a window at most so many. The first tokens of a sequence count as the others do."""
+    layers = shape.num_layers if layers is None else layers
+    windows = FAMILIES[shape.family].windows
+    if windows is None:
+        return layers * length
+    kinds = shape.layer_kinds[:layers]
+    full = kinds.count("f") if kinds else windows.num_full(layers)
+    return full * length + (layers - full) * min(length, shape.sliding_window)
 
 
 def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
@@ -265,7 +295,7 @@ def sample_flops(shape: ModelShape, length: int) -> int:
         for one in parameters(active)
         if one.name not in table.embeddings or one.spec.acts_on == "patch"
     )
-    return 6 * (products + router) + 12 * shape.num_layers * shape.units("query") * length**2
+    return 6 * (products + router) + 12 * shape.units("query") * attended(shape, length) * length
 
 
 def sample_outputs(shape: ModelShape, length: int) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from raystage.models.tables.windows import LayerWindows
+
 # Kinds of units: of the residual stream, of all heads' queries end to end, of keys and values, and so on.
 TEXT_UNITS = ("hidden", "query", "key_value", "head", "ffn", "vocab", "position", "expert")
 # Of classifiers and of images: classes, channels, the side of a patch in pixels, and all numbers of a patch.
@@ -110,7 +112,8 @@ class Family:
     and not embedded. rotary_share: the part of every head that has them. scales_rotary: whether `rope_scaling` can
     scale them. inner_factor: `ffn_size` over `hidden_size`, where it is not given.
     gain_offset: what norms add to their parameters before they multiply by them (1 in Gemma, which stores gains minus
-    one).
+    one). windows: which layers attend to all, where others do not. caps_scores: attention bends its scores by a tanh,
+    which no fused kernel of torch does.
 
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
@@ -142,6 +145,8 @@ class Family:
     rotary_share: float = 1.0
     scales_rotary: bool = True
     gain_offset: float = 0.0
+    caps_scores: bool = False
+    windows: LayerWindows | None = None
     init_std: float = 0.02
     inner_factor: int = 4
     objective: str = "next token"

@@ -151,7 +151,8 @@ class Context:
 
 # Sizes that some families do not have.
 _NONE_IF_ZERO = (
-    "num_heads", "num_kv_heads", "head_size", "num_experts", "experts_per_token", "patch_size", "vocab_size"
+    "num_heads", "num_kv_heads", "head_size", "num_experts", "experts_per_token", "patch_size", "vocab_size",
+    "sliding_window", "query_pre_attn_scalar",
 )  # fmt: skip
 # What follows from the images.
 _OF_IMAGES = ("context_length", "tied_embeddings")

@@ -8,7 +8,7 @@ from raystage.config.stage import NOTHING_REQUIRED, Grow, Model
 from raystage.data.plan import StageText
 from raystage.errors import InputError
 from raystage.frozen import replaced
-from raystage.growth.checks import changed_fields, exchanges_head, refusal, with_norm_eps
+from raystage.growth.checks import changed_fields, exchanges_head, refusal, with_layer_kinds, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.growth.trained import stage_refusal
 from raystage.models.families import FAMILIES, TRAINED
@@ -34,7 +34,7 @@ def fix_shape(draft: StageDraft, context: Context) -> StageDraft:
     shape = with_positions(before, shape, asked_positions(context.schedule, draft.index))
     if before and model.norm_eps is None:
         shape = _with_inherited_eps(before, shape, draft.grow)
-    return replaced(draft, shape=shape)
+    return replaced(draft, shape=_with_inherited_kinds(before, shape, draft.grow) if before else shape)
 
 
 def check_growth(draft: StageDraft, context: Context) -> StageDraft:
@@ -91,6 +91,7 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
         **_of_head(data, objective),
         norm_eps=model.norm_eps or family.default_norm_eps,
         **_experts(model),
+        **_of_attention(model),
     )
     problem = heads_problem(shape) or head_problem(shape)
     if problem:
@@ -201,6 +202,30 @@ def _experts(model: Model) -> dict[str, int]:
         problem = f"found {chosen}; expected at most num_experts ({model.num_experts})"
         raise InputError(problem, key="model.experts_per_token")
     return {"num_experts": model.num_experts, "experts_per_token": chosen}
+
+
+def _with_inherited_kinds(before: ModelShape, shape: ModelShape, grow: Grow | None) -> ModelShape:
+    """With layers of the kinds that those of the model before have, where some have windows."""
+    if before.family != shape.family or FAMILIES[shape.family].windows is None:
+        return shape
+    if grow is not None:
+        return with_layer_kinds(before, shape, grow.operator, grow.options)
+    return replaced(shape, layer_kinds=before.layer_kinds) if before.num_layers == shape.num_layers else shape
+
+
+def _of_attention(model: Model) -> dict[str, int]:
+    """The fields of attention that some families have."""
+    family, found = FAMILIES[model.family], {}
+    for field in ("sliding_window", "query_pre_attn_scalar"):
+        asked = getattr(model, field)
+        if field in family.fields:
+            usual = {"sliding_window": family.fields[field][1], "query_pre_attn_scalar": _head_size(model)}
+            found[field] = usual[field] if asked is None else asked
+        elif asked is not None:
+            able = " or ".join(name for name in TRAINED if field in FAMILIES[name].fields)
+            problem = f"found {asked} for a {model.family}, which has none; expected family: {able}"
+            raise InputError(problem, key=f"model.{field}")
+    return found
 
 
 def _head_size(model: Model) -> int:

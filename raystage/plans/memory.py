@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 
 from raystage.config.training import Training
 from raystage.models.depth import num_in_hidden_matrices
-from raystage.models.shape import ModelShape, num_params, sample_outputs
+from raystage.models.shape import ModelShape, num_params, sample_outputs, table_of
 
 # Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
 # attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without its 5as/h term).
 # 2 of them are the layer's input: activation checkpointing keeps only these.
 _ACTIVATION_BYTES = 34
 _CHECKPOINTED_BYTES = 2
+# Bytes that a score takes where attention is not fused: its tanh and its share, the latter in fp32 too at 16 bits.
+_SCORE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def _teacher(teacher: ModelShape, tokens: int, element_bytes: int) -> int:
 def _activations(shape: ModelShape, training: Training, element_bytes: int) -> int:
     tokens = training.micro_batch_size * shape.context_length
     per_layer = tokens * shape.hidden_size * _ACTIVATION_BYTES * element_bytes // 2
+    if table_of(shape).caps_scores:
+        per_layer += tokens * shape.num_heads * shape.context_length * _SCORE_BYTES
     kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
     recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
     layers = shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer

@@ -32,6 +32,9 @@ CASES = {
     "phi3": ModelShape("phi3", 2, 192, 6, 2, 32, 512, 384, 64),
     "phi": ModelShape("phi", 2, 256, 8, 4, 32, 1024, 384, 64),
     "gemma": ModelShape("gemma", 2, 256, 4, 1, 64, 512, 384, 64, tied_embeddings=True),
+    "gemma2": ModelShape(
+        "gemma2", 3, 256, 4, 2, 64, 512, 384, 64, tied_embeddings=True, sliding_window=64, query_pre_attn_scalar=64
+    ),
     "gpt_neox": ModelShape("gpt_neox", 2, 256, 8, 8, 32, 1024, 384, 64),
     "qwen3_moe": ModelShape("qwen3_moe", 2, 128, 4, 2, 64, 192, 384, 64, num_experts=4, experts_per_token=2),
     "mixtral, one expert of eight": ModelShape(

@@ -41,6 +41,9 @@ CASES = {
     "olmo2, classes": ModelShape("olmo2", 2, 192, 6, 2, 32, 512, 384, 64, **_CLASSES),
     "gpt_neox, classes": ModelShape("gpt_neox", 2, 256, 4, 4, 64, 1024, 512, 64, **_CLASSES),
     "gemma, classes": ModelShape("gemma", 2, 192, 6, 2, 32, 512, 384, 64, tied_embeddings=True, **_CLASSES),
+    "gemma2, classes": ModelShape(
+        "gemma2", 2, 192, 6, 2, 32, 512, 384, 64, sliding_window=64, query_pre_attn_scalar=64, **_CLASSES
+    ),
     "qwen3_moe, classes": ModelShape(
         "qwen3_moe", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2, **_CLASSES
     ),

@@ -38,6 +38,10 @@ MODELS = {
     "phi3": (transformers.Phi3ForCausalLM, GROUPED),
     "phi": (transformers.PhiForCausalLM, GROUPED),
     "gemma": (transformers.GemmaForCausalLM, {**GROUPED, "head_dim": 4}),
+    "gemma2": (
+        transformers.Gemma2ForCausalLM,
+        {**GROUPED, "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 3},
+    ),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, SIZES),
     "qwen3_moe": (
         transformers.Qwen3MoeForCausalLM,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from raystage.growth.checks import changed_fields, is_exact, with_norm_eps
+from raystage.growth.checks import changed_fields, is_exact, with_layer_kinds, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.rules import GrowthMap, growth_map
 from raystage.models.families import FAMILIES
@@ -41,6 +41,8 @@ def tiny(family: str, **changes: object) -> ModelShape:
             shape, vocab_size=0, context_length=10, image_size=12, patch_size=4, num_channels=2, head="classes",
             num_classes=5,
         )  # fmt: skip
+    if table.windows:  # shorter than the samples of the tests
+        shape = replace(shape, sliding_window=5, query_pre_attn_scalar=3)
     if not table.has_attention:
         shape = replace(shape, num_heads=0, num_kv_heads=0, head_size=0)
     if table.reads_images and not table.has_attention:
@@ -71,6 +73,8 @@ SOURCES = {
     "gpt_neox": tiny("gpt_neox"),
     "gemma": tiny("gemma"),
     "gemma untied": tiny("gemma", tied_embeddings=False),
+    "gemma2": tiny("gemma2"),
+    "gemma2 untied": tiny("gemma2", tied_embeddings=False),
     "vit": tiny("vit"),
     "vit pixels": tiny("vit", head="pixels", num_classes=0),
     "llama classes": tiny("llama", head="classes", num_classes=5),
@@ -113,6 +117,7 @@ class GrowthCase:
 def growth(operator: str, name: str = "llama", options: GrowthOptions = NO_OPTIONS, **changes: object) -> GrowthCase:
     source = SOURCES[name]
     target = with_norm_eps(source, replace(source, **changes), operator)
+    target = with_layer_kinds(source, target, operator, options)
     return GrowthCase(operator, name, source, target, options)
 
 
@@ -120,7 +125,8 @@ def deeper(
     operator: str, sources: int, targets: int, options: GrowthOptions = NO_OPTIONS, name: str = "llama"
 ) -> GrowthCase:
     source = SOURCES[name].with_layers(sources)
-    return GrowthCase(operator, name, source, source.with_layers(targets), options)
+    target = with_layer_kinds(source, source.with_layers(targets), operator, options)
+    return GrowthCase(operator, name, source, target, options)
 
 
 def listed(*layers: int) -> GrowthOptions:
@@ -149,6 +155,7 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
             "phi",
             "gpt_neox",
             "gemma",
+            "gemma2",
         )
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
@@ -177,6 +184,11 @@ DEEPER = (
     ),
     *_depths("masked", (0, 2), (1, 3), (2, 2)),
     *_depths("learned", (1, 3), (2, 3), (2, 2)),
+    # Layers of two kinds by turns, in whole periods and not.
+    *(deeper(operator, *depths, name="gemma2")
+      for operator in ("stack", "interleave", "middle", "last", "identity", "learned")
+      for depths in ((2, 4), (4, 8), (3, 6))),
+    *(deeper("identity", *depths, name="gemma2") for depths in ((3, 5), (4, 6), (4, 7))),
 )  # fmt: skip
 
 # Operators that repeat heads can also part the query heads of a group; those that add empty ones cannot.

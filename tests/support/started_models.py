@@ -27,6 +27,8 @@ FOLDERS = {
     "phi3": (transformers.Phi3ForCausalLM, {**SIZES, "pad_token_id": None}),
     "phi": (transformers.PhiForCausalLM, {**SIZES, "num_attention_heads": 2}),
     "gemma": (transformers.GemmaForCausalLM, {**SIZES, "head_dim": 6}),
+    "gemma2": (transformers.Gemma2ForCausalLM,
+               {**SIZES, "head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 3}),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 2}),
     "qwen3_moe": (transformers.Qwen3MoeForCausalLM,
                   {**SIZES, "moe_intermediate_size": 24, "num_experts": 3, "num_experts_per_tok": 2,

@@ -269,7 +269,7 @@ BAD_CONFIGS = {
     "windows": ("qwen2", {"use_sliding_window": True}, "use_sliding_window: found true; expected false"),
     "scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: found true"),
     "unknown": ("llama", {"attention_chunk_size": 4}, "attention_chunk_size: found 4, which the models"),
-    "foreign": ("llama", {"model_type": "gemma2"}, "model_type: found 'gemma2'; expected one of llama, "),
+    "foreign": ("llama", {"model_type": "cohere2"}, "model_type: found 'cohere2'; expected one of llama, "),
     "objective": ("llama", {"model_type": "bert"}, "hidden_act: found 'silu'; expected 'gelu'"),
 }
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raystage.models.table import Axis, ParameterSpec, out
-from raystage.models.tables.llama import ATTENTION, LLAMA, LLAMA_CONSTANTS, LLAMA_FIELDS, MLP, NORMS
+from raystage.models.tables.llama import ATTENTION, LAYER, LLAMA, LLAMA_CONSTANTS, LLAMA_FIELDS, MLP, NORMS
+from raystage.models.tables.windows import LayerWindows
 
 _EMBEDDING = ParameterSpec("model.embed_tokens.weight", (out("vocab"), Axis("scaled out", ("hidden",))))
 
@@ -34,4 +35,45 @@ GEMMA = replace(
         "tied_embeddings": ("tie_word_embeddings", True),
     },
     constants=LLAMA_CONSTANTS,
+)
+
+
+_GAINS = tuple(
+    ParameterSpec(LAYER + name, (Axis("gain", ("hidden",)),), "zeros")
+    for name in ("input_layernorm.weight", "pre_feedforward_layernorm.weight")
+)
+_BRANCH_GAINS = tuple(
+    ParameterSpec(LAYER + name, (Axis("branch gain", ("hidden",)),), "zeros", writes_residual=True)
+    for name in ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+)
+
+
+# Blocks begin and end in a norm, every second layer has a window, and scores and logits are capped. (2408.00118)
+GEMMA2 = replace(
+    GEMMA,
+    name="gemma2",
+    layer=(
+        *ATTENTION[:3],
+        replace(ATTENTION[3], writes_residual=False),
+        *MLP[:2],
+        replace(MLP[2], writes_residual=False),
+        _GAINS[0],
+        _BRANCH_GAINS[0],
+        _GAINS[1],
+        _BRANCH_GAINS[1],
+    ),
+    heads_divide_hidden=True,
+    caps_scores=True,
+    windows=LayerWindows(every=2),
+    fields={
+        **GEMMA.fields,
+        "num_layers": ("num_hidden_layers", 26),
+        "hidden_size": ("hidden_size", 2304),
+        "num_heads": ("num_attention_heads", 8),
+        "num_kv_heads": ("num_key_value_heads", 4),
+        "ffn_size": ("intermediate_size", 9216),
+        "sliding_window": ("sliding_window", 4096),
+        "query_pre_attn_scalar": ("query_pre_attn_scalar", 256),
+    },
+    constants={**LLAMA_CONSTANTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
