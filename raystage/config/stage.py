@@ -63,12 +63,21 @@ def _as_text(value: object) -> object:
 
 
 def _as_classes(value: object) -> object:
-    if not isinstance(value, (list, tuple)) or (value and len(value) < 2) or len(set(map(str, value))) < len(value):
-        raise ValueError(f"found {shown(value)}; expected a list of two or more different names of classes")
+    return _as_names(value, 2, "two or more different names of classes")
+
+
+def _as_some_classes(value: object) -> object:
+    return _as_names(value, 1, "different names of classes")
+
+
+def _as_names(value: object, least: int, expected: str) -> object:
+    if not isinstance(value, (list, tuple)) or 0 < len(value) < least or len(set(map(str, value))) < len(value):
+        raise ValueError(f"found {shown(value)}; expected a list of {expected}")
     return [_as_text(one) for one in value]
 
 
 Classes = Annotated[tuple[Text, ...], BeforeValidator(_as_classes, json_schema_input_type=list[Text | int])]
+SomeClasses = Annotated[tuple[Text, ...], BeforeValidator(_as_some_classes, json_schema_input_type=list[Text | int])]
 EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
 
 
@@ -106,6 +115,9 @@ class TextSource(Section):
     """The column with images, in place of text, for `parquet` and `huggingface`."""
     classes: Classes = ()
     """The names of the classes in order, where they should not follow from the labels; whole numbers count from 0."""
+    only_classes: SomeClasses = ()
+    """The classes whose samples are read, by name; all unless given. The others stay classes of the model, and what is
+    held out of each class is as without it."""
     resize: Annotated[Count | None, Field(le=MOST_PIXELS)] = None
     """The height and width of images in pixels: the middle of each is scaled. Without it all must have one size."""
     channels: Literal[1, 3] | None = None

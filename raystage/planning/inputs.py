@@ -183,7 +183,7 @@ _WAYS = {
 _MOST_IDS = 2**32
 # Keys under `data` that are options of the source as they are.
 _AS_WRITTEN = ("files", "validation_split", "subset", "split", "format", "document_separator", "document_bytes",
-               "classes", "resize", "channels")  # fmt: skip
+               "classes", "only_classes", "resize", "channels")  # fmt: skip
 
 # --- mixtures -----------------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ def _end_id(data: Data) -> int | None:
 
 
 def _options(data: Data, reads: Reads) -> SourceOptions:
-    are_chats, asked = reads == "chats", columns_asked(data.source, reads, data.label, data.image)
+    are_chats, asked = reads == "chats", columns_asked(data.source, reads, data.label, data.image, data.only_classes)
     check_pixels(data.source, asked, {"data.resize": data.resize, "data.channels": data.channels})
     return SourceOptions(
         **{name: getattr(data, name) for name in _AS_WRITTEN},

@@ -29,7 +29,8 @@ class SourceOptions:
     document there.
 
     label: the part of a row that is the class of a sample. image: the part of a row that is an image, in place of text.
-    classes: their names in order, where they do not follow from the labels. resize: the height and width of all
+    classes: their names in order, where they do not follow from the labels. only_classes: those whose samples are read;
+    () for all. resize: the height and width of all
     images. channels: of all images, 1 or 3. score: the part of a row with a number that a text is read together with.
     """
 
@@ -48,6 +49,7 @@ class SourceOptions:
     label: str | None = None
     image: str | None = None
     classes: tuple[str, ...] = ()
+    only_classes: tuple[str, ...] = ()
     resize: int | None = None
     channels: int | None = None
     score: str | None = None
@@ -113,13 +115,20 @@ class SampleFacts:
     """What a plan knows of samples. classes: their names in the order of their numbers; () without classes.
 
     image: (channels, height, width) of all of them; None where they are text. train, held_out: the number of samples of
-    each class on both sides; without classes one number, that of all.
+    each class on both sides; without classes one number, that of all. only: the classes whose samples are read; () for
+    all of them.
     """
 
     classes: tuple[str, ...]
     image: tuple[int, int, int] | None
     train: tuple[int, ...]
     held_out: tuple[int, ...]
+    only: tuple[str, ...] = ()
+
+    def counts(self) -> list[tuple[str, int, int]]:
+        """(its name, samples to train on, held-out ones) of each class whose samples are read."""
+        found = zip(self.classes, self.train, self.held_out, strict=False)
+        return [one for one in found if not self.only or one[0] in self.only]
 
     @property
     def num_classes(self) -> int:

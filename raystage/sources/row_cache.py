@@ -96,6 +96,7 @@ def _is_small(format: str, place: Place, options: SourceOptions) -> bool:
 def _path(format: str, place: Place, options: SourceOptions) -> Path:
     """Only the options that decide what the documents of a file are have a part in it."""
     own = asdict(replace(options, validation_path=(), files=None, subset=None, split=None, validation_split=None))
+    del own["only_classes"]  # the index holds all classes
     asked = [_VERSION, format, place.uri, place.num_bytes, place.stamp, own]
     return user_cache("rows") / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -34,7 +34,7 @@ from raystage.sources.corpus import (
     TextSize,
     fraction_between,
 )
-from raystage.sources.labelled.classes import class_names, classes_of, image_size, numbered
+from raystage.sources.labelled.classes import class_names, classes_of, find_only, image_size, named, numbered
 from raystage.sources.places import Place, find_places
 from raystage.sources.row_index import Block, FileIndex, digest_of, index_files, is_empty, short
 
@@ -151,6 +151,8 @@ class RowCorpus:
         kind = "samples" if self._are_samples else "tokens" if self.are_tokens else "rows"
         held_out = ["held out", *(file.content for file in self.held_out)] if self.held_out else []
         classes = [json.dumps(self._names)] if self._are_samples else []
+        if self._only:
+            classes.append(f"only {json.dumps(self._only)}")
         parts = [kind, *classes, *(file.content for file in self.files), *held_out]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -171,6 +173,26 @@ class RowCorpus:
     def _names(self) -> tuple[str, ...]:
         return class_names(self._classes)
 
+    @cached_property
+    def _only(self) -> tuple[str, ...]:
+        """The classes whose samples are read, in the order of their numbers; () for all of them. Raises InputError."""
+        if not self.options.only_classes:
+            return ()
+        names = self._names if self._are_samples else ()
+        only = find_only(self.options.only_classes, names)
+        for files, key in ((self.files, "data.path"), (self.held_out or (), "data.validation_path")):
+            if files and not any(self._is_of(file, only).any() for file in files):
+                problem = f"found no sample of {named(only)} in {key}"
+                raise InputError(f"{problem}; expected classes of which there are some", key="data.only_classes")
+        return only if len(only) < len(names) else ()
+
+    def _is_read(self, file: FileIndex) -> np.ndarray:
+        """Whether each document is of a class whose samples are read."""
+        return self._is_of(file, self._only) if self._only else np.ones(len(file.digests), bool)
+
+    def _is_of(self, file: FileIndex, classes: Sequence[str]) -> np.ndarray:
+        return np.isin(self._names, classes)[numbered(file, self._classes)]
+
     def samples(self, fraction: float) -> SampleFacts | None:
         if not self._are_samples:
             return None
@@ -180,7 +202,7 @@ class RowCorpus:
             for file, sides in self._sides(fraction):
                 found += np.bincount(numbered(file, self._classes)[sides == side], minlength=len(found))
             counts.append(tuple(found.tolist()))
-        return SampleFacts(self._names, image_size(self._all), *counts)
+        return SampleFacts(self._names, image_size(self._all), *counts, only=self._only)
 
     @property
     def has_own_held_out(self) -> bool:
@@ -193,7 +215,7 @@ class RowCorpus:
         return max(found, key=lambda one: one.token, default=None)
 
     def __len__(self) -> int:
-        return sum(len(file.digests) for file in self.files)
+        return sum(int(self._is_read(file).sum()) for file in self.files)
 
     def split(self, fraction: float) -> tuple[RowSide, RowSide]:
         sides = self._sides(fraction)
@@ -222,7 +244,10 @@ class RowCorpus:
         return self._scores[column, fraction]
 
     def working_fraction(self) -> float | None:
-        positions = [_positions(file.digests) for file in self.files if len(file.digests)]
+        found = (_positions(file.digests[self._is_read(file)]) for file in self.files)
+        positions = [one for one in found if len(one)]
+        if not positions:
+            return None
         return fraction_between(*(float(pick(pick(one) for one in positions)) for pick in (min, max)))
 
     def holds_any(self, marks: Collection[bytes]) -> bool:
@@ -234,6 +259,13 @@ class RowCorpus:
 
     def _sides(self, fraction: float) -> list[tuple[FileIndex, np.ndarray]]:
         """Every file, those with separate text to hold out at the end, with the side of each document."""
+        found = self._sides_of_all(fraction)
+        if not self._only:
+            return found
+        return [(file, np.where(self._is_read(file), side, np.uint8(LEFT_OUT))) for file, side in found]
+
+    def _sides_of_all(self, fraction: float) -> list[tuple[FileIndex, np.ndarray]]:
+        """The same with the samples of all classes: which of them are read moves none to the other side."""
         if self.held_out is None:
             return [(file, (_positions(file.digests) < fraction).astype(np.uint8)) for file in self.files]
         held = np.unique(np.concatenate([file.digests for file in self.held_out]))

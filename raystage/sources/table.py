@@ -20,7 +20,8 @@ _LINES = frozenset({"text", "chats", "labels"})
 _TABLES = _LINES | {"images"}
 _IMAGES = frozenset({"labels", "images"})
 _FILES = frozenset({"path", "files", "validation_path"})
-_LABELS = frozenset({"label", "classes"})
+_CLASSES = frozenset({"classes", "only_classes"})
+_LABELS = _CLASSES | {"label"}
 _PIXELS = frozenset({"resize", "channels"})
 _COLUMNS = frozenset({"field", "image"}) | _LABELS | _PIXELS
 _DATASET = frozenset({"path", "validation_path", "subset", "split", "validation_split"}) | _COLUMNS
@@ -74,8 +75,8 @@ _ENTRIES = (
     DataSource("parquet", _TABLES, _FILES | _COLUMNS, "raystage.sources.parquet"),
     DataSource("huggingface", _TABLES, _DATASET, "raystage.sources.huggingface"),
     DataSource("tokens", frozenset({"tokens"}), _FILES | {"format"}, "raystage.sources.tokens"),
-    DataSource("images", _IMAGES, _FILES | {"classes"} | _PIXELS, "raystage.sources.labelled.images"),
-    DataSource("arrays", _IMAGES, _FILES | {"classes"} | _PIXELS, "raystage.sources.labelled.arrays", PACKAGED),
+    DataSource("images", _IMAGES, _FILES | _CLASSES | _PIXELS, "raystage.sources.labelled.images"),
+    DataSource("arrays", _IMAGES, _FILES | _CLASSES | _PIXELS, "raystage.sources.labelled.arrays", PACKAGED),
 )
 SOURCES: dict[str, DataSource] = {entry.name: entry for entry in _ENTRIES}
 

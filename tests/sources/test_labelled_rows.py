@@ -8,38 +8,22 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from labelled_files import CLASSES, LABELLED, Pair
+from labelled_files import CLASSES, FRACTION, LABELLED, Pair, pairs_of
 from raystage.errors import InputError
 from raystage.sources import row_cache, row_index
 from raystage.sources.corpus import Corpus
 from raystage.sources.table import read_corpus
 
 every_kind = pytest.mark.parametrize("kind", LABELLED)
-FRACTION = 0.3
 
 
 def written(kind: str, folder: Path, samples: list[Pair] | None = None) -> Corpus:
     source, options, make, write = LABELLED[kind]
     return read_corpus(source, (str(write(folder, samples or make())),), options)
-
-
-def comparable(content: Any) -> bytes:
-    return content if isinstance(content, bytes) else content.tobytes()
-
-
-def pairs_of(corpus: Corpus, fraction: float = FRACTION) -> tuple[list[tuple[bytes, str]], list[tuple[bytes, str]]]:
-    """(training, held-out) samples with the names of their classes, in the order in which they are read."""
-    classes = corpus.samples(fraction).classes
-    sides: tuple[list, list] = ([], [])
-    for piece in corpus.pieces(fraction):
-        for one in piece.read():
-            sides[one.is_held_out].append((comparable(one.content.content), classes[one.content.label]))
-    return sides
 
 
 def expected_of(kind: str, samples: list[Pair] | None = None) -> list[tuple[bytes, str]]:

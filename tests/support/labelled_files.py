@@ -16,10 +16,11 @@ from PIL import Image
 
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
-from raystage.sources.corpus import SourceOptions
+from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.table import read_corpus
 
 CLASSES = ("bird", "cat", "dog")
+FRACTION = 0.3  # held out
 # What a sample is and its class.
 Pair = tuple[Any, str]
 
@@ -100,6 +101,20 @@ LABELLED: dict[str, tuple[str, SourceOptions, Callable[..., list[Pair]], Callabl
     "images": ("images", SourceOptions(), images, write_folders),
     "arrays": ("arrays", SourceOptions(), images, write_npz),
 }
+
+
+def comparable(content: Any) -> bytes:
+    return content if isinstance(content, bytes) else content.tobytes()
+
+
+def pairs_of(corpus: Corpus, fraction: float = FRACTION) -> tuple[list[tuple[bytes, str]], list[tuple[bytes, str]]]:
+    """(training, held-out) samples with the names of their classes, in the order in which they are read."""
+    classes = corpus.samples(fraction).classes
+    sides: tuple[list, list] = ([], [])
+    for piece in corpus.pieces(fraction):
+        for one in piece.read():
+            sides[one.is_held_out].append((comparable(one.content.content), classes[one.content.label]))
+    return sides
 
 
 def planned(source: str, path: str, options: SourceOptions = _LABEL, fraction: float = 0.3, **facts: Any) -> DataPlan:

@@ -26,8 +26,11 @@ class AskedColumns(NamedTuple):
     image: str | None
 
 
-def columns_asked(source: str, reads: str, label: str | None, image: str | None) -> AskedColumns:
-    """What is read of a row of the source, where the objective reads `reads`. label, image: as the user gave them.
+def columns_asked(
+    source: str, reads: str, label: str | None, image: str | None, only_classes: Sequence[str] = ()
+) -> AskedColumns:
+    """What is read of a row of the source, where the objective reads `reads`. label, image, only_classes: as the user
+    gave them.
 
     Raises InputError where the source does not have what the objective reads.
     """
@@ -38,7 +41,7 @@ def columns_asked(source: str, reads: str, label: str | None, image: str | None)
         fitting = f"{', '.join(others)} or {last}" if others else last
         raise InputError(f"{problem}; expected {fitting}", key="data.source")
     if reads not in _SAMPLES:
-        for key, given in ((LABEL, label), (IMAGE, image)):
+        for key, given in ((LABEL, label), (IMAGE, image), ("only_classes", list(only_classes) or None)):
             if given is not None:
                 problem = f"found {shown(given)} with an objective that reads {_NAMES[reads]}"
                 raise InputError(f"{problem}; expected objective: classification or denoising", key=f"data.{key}")
@@ -46,7 +49,7 @@ def columns_asked(source: str, reads: str, label: str | None, image: str | None)
     if "text" not in gives:  # the source itself knows where its labels are
         return AskedColumns(None, None)
     if reads == "images":
-        return AskedColumns(label, image or IMAGE)
+        return AskedColumns(label or (LABEL if only_classes else None), image or IMAGE)
     return AskedColumns(label or LABEL, image)
 
 
@@ -64,8 +67,7 @@ def check_classes(samples: SampleFacts, key: str = "data.path") -> None:
     if samples.num_classes < 2:
         found = f"only the class {shown(samples.classes[0])}" if samples.classes else "samples without classes"
         raise InputError(f"found {found}; expected samples of two classes or more", key=key)
-    counts = zip(samples.classes, samples.train, samples.held_out, strict=True)
-    empty = [(name, held_out) for name, train, held_out in counts if not train]
+    empty = [(name, held_out) for name, train, held_out in samples.counts() if not train]
     if nowhere := [name for name, held_out in empty if not held_out]:
         problem = f"found no sample of {_named(nowhere)}"
         raise InputError(f"{problem}; expected samples of every class, or other classes in data.classes", key=key)
@@ -76,8 +78,7 @@ def check_classes(samples: SampleFacts, key: str = "data.path") -> None:
 
 def not_held_out(samples: SampleFacts) -> tuple[str, ...]:
     """The classes of which no sample is held out: nothing is said about them. For a warning."""
-    counts = zip(samples.classes, samples.held_out, strict=False)
-    return tuple(name for name, held_out in counts if not held_out)
+    return tuple(name for name, _, held_out in samples.counts() if not held_out)
 
 
 def check_agreement(first: SampleFacts, other: SampleFacts, named: str, key: str = "data.path") -> None:

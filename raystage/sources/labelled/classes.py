@@ -89,6 +89,15 @@ def classes_of(files: Sequence[FileIndex], declared: Sequence[str]) -> tuple[Lab
     return tuple(sorted(found))
 
 
+def find_only(wanted: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of `data.only_classes`, in the order of their numbers. Raises InputError for names of no class."""
+    unknown = [name for name in wanted if name not in classes]
+    if unknown:
+        there = f"some of its classes ({named(classes)})" if classes else "samples with classes"
+        raise InputError(f"found {named(unknown)}; expected {there}", key="data.only_classes")
+    return tuple(name for name in classes if name in wanted)
+
+
 def class_names(classes: Iterable[Label]) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
