@@ -19,20 +19,24 @@ from raystage.config.stages.deliver import Deliver, as_deliver
 from raystage.config.stages.freeze import Freeze, Thaw
 from raystage.config.training import Training
 from raystage.config.types import (
+    Classes,
     Context,
     Count,
     CountOrZero,
     DocumentBytes,
     Duration,
+    EndToken,
     Experts,
     Flag,
     Heads,
     Layers,
     Name,
+    Paths,
     Positive,
     Reference,
     Seed,
     Share,
+    SomeClasses,
     Text,
     Units,
     Weight,
@@ -43,42 +47,9 @@ from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
 from raystage.models.families import TRAINED
 from raystage.sources.table import SOURCES, TOKEN_FORMATS
-from raystage.units import shown
-
-
-def _as_list(value: object) -> object:
-    if not isinstance(value, (str, list, tuple)):
-        raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
-    return [value] if isinstance(value, str) else value
-
 
 MOST_SOURCES = 200
 MOST_PIXELS = 4096
-
-Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _as_classes(value: object) -> object:
-    return _as_names(value, 2, "two or more different names of classes")
-
-
-def _as_some_classes(value: object) -> object:
-    return _as_names(value, 1, "different names of classes")
-
-
-def _as_names(value: object, least: int, expected: str) -> object:
-    if not isinstance(value, (list, tuple)) or 0 < len(value) < least or len(set(map(str, value))) < len(value):
-        raise ValueError(f"found {shown(value)}; expected a list of {expected}")
-    return [_as_text(one) for one in value]
-
-
-Classes = Annotated[tuple[Text, ...], BeforeValidator(_as_classes, json_schema_input_type=list[Text | int])]
-SomeClasses = Annotated[tuple[Text, ...], BeforeValidator(_as_some_classes, json_schema_input_type=list[Text | int])]
-EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
 
 
 class TextSource(Section):

@@ -201,6 +201,36 @@ Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0), OrText(COUNT)]
 Flag = Annotated[bool, BeforeValidator(parse_bool), OrText(_FLAG)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]
 
+
+def _as_list(value: object) -> object:
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
+    return [value] if isinstance(value, str) else value
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_classes(value: object) -> object:
+    return _as_names(value, 2, "two or more different names of classes")
+
+
+def _as_some_classes(value: object) -> object:
+    return _as_names(value, 1, "different names of classes")
+
+
+def _as_names(value: object, least: int, expected: str) -> object:
+    if not isinstance(value, (list, tuple)) or 0 < len(value) < least or len(set(map(str, value))) < len(value):
+        raise ValueError(f"found {shown(value)}; expected a list of {expected}")
+    return [_as_text(one) for one in value]
+
+
+Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])]
+Classes = Annotated[tuple[Text, ...], BeforeValidator(_as_classes, json_schema_input_type=list[Text | int])]
+SomeClasses = Annotated[tuple[Text, ...], BeforeValidator(_as_some_classes, json_schema_input_type=list[Text | int])]
+EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
+
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 # File systems take 255 bytes for a name, and files and trials get a little more than the name itself.
 LONGEST_NAME_BYTES = 160
