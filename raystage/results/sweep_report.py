@@ -16,12 +16,18 @@ from raystage.units import TOKENS, Unit
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveRow:
-    """What trials are judged by, as the sweep's file has it. target: a loss. at: FLOPs."""
+    """What trials are judged by, as the sweep's file has it. target: a loss. at: FLOPs. source: of a mixture."""
 
     metric: str
     mode: str | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     target: float | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     at: int | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    source: str | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+
+    @property
+    def name(self) -> str:
+        """What its figures are kept under."""
+        return self.metric if self.source is None else f"{self.metric}/{self.source}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Everything that can be wrong with a sweep, or with the schedule that it varies, 
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -60,6 +61,14 @@ class Objective(Section):
     objective measures it; for `flops_to_loss` and `seconds_to_loss`."""
     at: Count | None = None
     """The FLOPs at which the loss is taken; for `eval_loss_at_flops`."""
+    source: Name | None = None
+    """The source of a mixture whose held-out loss counts, in place of the mean over the mixture. Where weights vary,
+    it makes trials comparable. Not for `compute_saved`."""
+
+    @property
+    def name(self) -> str:
+        """What its figures are kept under: the metric, and of which source."""
+        return self.metric if self.source is None else f"{self.metric}/{self.source}"
 
     @property
     def better(self) -> str:
@@ -81,6 +90,8 @@ class Objective(Section):
             if field != needed and getattr(self, field) is not None:
                 owners = " or ".join(metric for metric, need in NEEDS.items() if need == field)
                 raise ValueError(f"found {field}, which {self.metric} takes none of; expected it with {owners}")
+        if self.source is not None and self.metric == "compute_saved":
+            raise ValueError("found source with compute_saved, which compares whole runs; expected it with a loss")
         return self
 
 
@@ -161,6 +172,11 @@ class Sweep(Section):
     def points(self) -> Space:
         """The space, checked against the schedule."""
         return self._points
+
+    @property
+    def source(self) -> str | None:
+        """The source whose loss trials are compared by, on the way and at their end: that of the first objective."""
+        return self.objective[0].source
 
     @property
     def needs_baselines(self) -> bool:
@@ -247,14 +263,25 @@ def _check_together(sweep: Sweep) -> None:
         raise InputError(problem, key="search.num_trials")
     metrics = [one.metric for one in sweep.objective]
     for index, one in enumerate(sweep.objective):
-        if one in sweep.objective[:index]:
-            raise InputError(f"found {one.metric} a second time; expected each once", key=f"objective[{index}]")
+        if one.name in [other.name for other in sweep.objective[:index]]:
+            raise InputError(f"found {one.name} a second time; expected each once", key=f"objective[{index}]")
+    _check_comparable(sweep)
     if sweep.needs_baselines and not sweep.base.get("baseline"):
         problem = f"found compute_saved, but {sweep.schedule} has no baseline to hold trials against"
         key = "objective" if len(metrics) == 1 else f"objective[{metrics.index('compute_saved')}]"
         raise InputError(f"{problem}; expected one there", key=f"{key}.metric")
     if sweep.constraints.equal_flops is not None:
         _check_equal_flops(sweep)
+
+
+def _check_comparable(sweep: Sweep) -> None:
+    """Refuse to judge trials by the mean over mixtures whose weights vary: each would have a yardstick of its own."""
+    varied = next((path for path in sweep.space if re.search(r"\bdata\.mixture\b", path)), None)
+    judged = next((one for one in sweep.objective if one.source is None and one.metric != "compute_saved"), None)
+    if varied is not None and judged is not None:
+        problem = f"missing, and the space varies {varied}: {judged.metric} would be a mean by each trial's own weights"
+        where = "" if len(sweep.objective) == 1 else f"[{sweep.objective.index(judged)}]"
+        raise InputError(f"{problem}; expected the source whose held-out loss counts", key=f"objective{where}.source")
 
 
 def _check_equal_flops(sweep: Sweep) -> None:

@@ -27,6 +27,7 @@ from raystage.sweeps.summary import (
     better,
     caveats,
     importance_caveats,
+    loss_title,
     markdown,
     metric_of,
     objective_titles,
@@ -112,7 +113,7 @@ def trial_table(report: SweepReport) -> Table:
     """The trials, the best first, with a column for each path."""
     rows = ranked(report)
     names = short_names(dict.fromkeys(path for row in rows for path in row.config))
-    columns = ["rank", "trial", *names.values(), *objective_titles(report), "held-out loss", "FLOPs", "state"]
+    columns = ["rank", "trial", *names.values(), *objective_titles(report), loss_title(report), "FLOPs", "state"]
     several = len(report.objective) > 1
     cells = [_cells(report, row, names) for row in rows[:MOST_ROWS]]
     notes = [f"Ranked by {metric_of(report.objective[0]).words} ({better(report.objective[0])})."]

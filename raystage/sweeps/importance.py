@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 
-from raystage.results.sweep_report import TrialRow
+from raystage.results.sweep_report import ObjectiveRow, TrialRow
 from raystage.sweeps.config import METRICS
 from raystage.sweeps.space import LISTED, Dimension
 
@@ -21,24 +21,24 @@ FEWEST_TRIALS = 4
 GOOD_SHARE = 0.5
 
 
-def importance(rows: Sequence[TrialRow], metric: str, dimensions: Iterable[Dimension]) -> dict[str, float]:
+def importance(rows: Sequence[TrialRow], objective: ObjectiveRow, dimensions: Iterable[Dimension]) -> dict[str, float]:
     """Share of each path in what separates the better half of the trials from the rest, largest first; the shares add
     up to 1. By Optuna's PED-ANOVA (Watanabe et al., 2304.10255).
 
     rows: the trials of a sweep's report. dimensions: those of its space; values drawn from a range are compared by
-    their position in the range. The result is empty if too few trials have the metric, or if no path took two values.
+    their position in the range. The result is empty if too few trials have the objective, or if no path took two values.
     """
-    done = [row for row in rows if row.objectives.get(metric) is not None]
+    done = [row for row in rows if row.objectives.get(objective.name) is not None]
     axes = [axis for axis in map(_Axis, dimensions) if axis.varies(done)]
     if len(done) < FEWEST_TRIALS or not axes:
         return {}
     distributions = {axis.path: axis.distribution(done) for axis in axes}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="minimize" if METRICS[metric] == "min" else "maximize")
+    study = optuna.create_study(direction="minimize" if METRICS[objective.metric] == "min" else "maximize")
     study.add_trials(
         create_trial(
             state=TrialState.COMPLETE,
-            value=row.objectives[metric],
+            value=row.objectives[objective.name],
             params={axis.path: axis.value(row) for axis in axes},
             distributions=distributions,
         )

@@ -187,7 +187,7 @@ def coordinate_axes(report: SweepReport, most: int = MOST_LINES) -> list[Coordin
             axes.append(_axis(path, values, format_value))
     if not axes:
         return []
-    outcomes = {row.number: row.objectives[objective.metric] for row in rows}
+    outcomes = {row.number: row.objectives[objective.name] for row in rows}
     return [*axes, _axis(f"{metric.words} ({better(objective)})", outcomes, metric.format)]
 
 
@@ -195,7 +195,7 @@ def coordinate_lines(report: SweepReport, axes: Sequence[CoordinateAxis]) -> lis
     """The trials on their axes, the worst first, so that the best are drawn on top."""
     count = sum(row.rank is not None for row in report.trials)
     shown = [row for row in finished(report) if axes and row.number in axes[-1].places]
-    metric, name = metric_of(report.objective[0]), report.objective[0].metric
+    metric, name = metric_of(report.objective[0]), report.objective[0].name
     return [
         CoordinateLine(
             number=row.number,
@@ -209,7 +209,7 @@ def coordinate_lines(report: SweepReport, axes: Sequence[CoordinateAxis]) -> lis
 
 
 def _measured(report: SweepReport) -> list[TrialRow]:
-    metric = report.objective[0].metric
+    metric = report.objective[0].name
     return [row for row in finished(report) if row.objectives.get(metric) is not None]
 
 
@@ -291,8 +291,8 @@ def front(report: SweepReport) -> Front | None:
     first, second = report.objective[:2]
     points = [
         (
-            row.objectives.get(first.metric),
-            row.objectives.get(second.metric),
+            row.objectives.get(first.name),
+            row.objectives.get(second.name),
             row.number,
             row.is_pareto,
         )

@@ -134,7 +134,7 @@ def _ranked(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list[T
 
 def _costs(row: TrialRow, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """The objectives as numbers, lower is better. What was not reached is infinite."""
-    found = [(row.objectives.get(one.metric), METRICS[one.metric]) for one in objectives]
+    found = [(row.objectives.get(one.name), METRICS[one.metric]) for one in objectives]
     return tuple(math.inf if value is None else value if mode == "min" else -value for value, mode in found)
 
 

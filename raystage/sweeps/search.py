@@ -70,7 +70,7 @@ class SweepRunner:
     trial: RunTrial = run_trial
 
     def __post_init__(self) -> None:
-        self._outcomes = Outcomes([one.metric for one in self.plan.sweep.objective])
+        self._outcomes = Outcomes([one.name for one in self.plan.sweep.objective])
         self._known = TrialReports(self.store, self.name)
 
     @property
@@ -183,7 +183,7 @@ class SweepRunner:
         report = build_sweep_report(self.plan, outcomes, runs, records, state, time.time() - began)
         report = replace(
             report,
-            importance=importance(report.trials, report.objective[0].metric, self.plan.sweep.points.dimensions),
+            importance=importance(report.trials, report.objective[0], self.plan.sweep.points.dimensions),
             best=report.best and self._with_schedule(report.best),
         )
         self.store.write_run(self.name, REPORT_FILE, to_json(report))

@@ -211,9 +211,9 @@ class Watcher:
     def _best(self, outcomes: Sequence[TrialOutcome]) -> tuple[int, str, float] | None:
         objective = self.plan.sweep.objective[0]
         sign = -1.0 if objective.better == "max" else 1.0
-        ends = [(one.objectives.get(objective.metric), one.number) for one in outcomes if one.state == "FINISHED"]
+        ends = [(one.objectives.get(objective.name), one.number) for one in outcomes if one.state == "FINISHED"]
         ends = [(sign * value, number) for value, number in ends if value is not None and math.isfinite(value)]
-        return (min(ends)[1], objective.metric, sign * min(ends)[0]) if ends else None
+        return (min(ends)[1], objective.name, sign * min(ends)[0]) if ends else None
 
     def _seconds_left(
         self, trials: Sequence[TrialStanding], done: float, total: int | None, now: float

@@ -36,7 +36,8 @@ def metric_of(objective: ObjectiveRow) -> Metric:
     """The metric of an objective."""
     found = _WORDS[objective.metric]
     at = None if objective.at is None else format_flops(objective.at)
-    return replace(found, words=found.words.format(target=objective.target, at=at))
+    on = "" if objective.source is None else f" on {objective.source}"
+    return replace(found, words=found.words.format(target=objective.target, at=at) + on)
 
 
 def better(objective: ObjectiveRow) -> str:
@@ -90,7 +91,7 @@ def trial_name(report: SweepReport, row: TrialRow) -> tuple[str, str]:
 
 def trial_figures(report: SweepReport, row: TrialRow) -> list[str]:
     """The objectives of a trial, its held-out loss and its FLOPs."""
-    found = [figure(one, row.objectives.get(one.metric)) for one in _other_objectives(report)]
+    found = [figure(one, row.objectives.get(one.name)) for one in _other_objectives(report)]
     loss = "-" if row.eval_loss is None else f"{row.eval_loss:.4f}"
     return [*found, loss, "-" if row.flops is None else format_flops(row.flops)]
 
@@ -98,12 +99,19 @@ def trial_figures(report: SweepReport, row: TrialRow) -> list[str]:
 def best_in_words(report: SweepReport) -> str:
     """'trial 3 (lr 0.004): held-out loss 1.8123', of the best trial."""
     best = report.best
-    figures = [_figure_in_words(one, best.objectives.get(one.metric)) for one in report.objective]
+    figures = [_figure_in_words(one, best.objectives.get(one.name)) for one in report.objective]
     return f"trial {best.number} ({describe(best.config)}): {', '.join(figures)}"
 
 
 def _other_objectives(report: SweepReport) -> list[ObjectiveRow]:
-    return [one for one in report.objective if one.metric != "eval_loss"]
+    """Those without the loss that every trial shows."""
+    first = report.objective[0]
+    return [one for one in report.objective if one.metric != "eval_loss" or one.source != first.source]
+
+
+def loss_title(report: SweepReport) -> str:
+    """The title of the column with the held-out loss that trials are compared by."""
+    return metric_of(ObjectiveRow(metric="eval_loss", source=report.objective[0].source)).words
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -127,7 +135,7 @@ def verdict(report: SweepReport) -> str:
         cost += f", {search.sharing_factor:.2f} times fewer than its trials cost apart"
     if best is None:
         return f"No trial finished; {cost}."
-    figures = [_figure_in_words(one, best.objectives.get(one.metric)) for one in report.objective]
+    figures = [_figure_in_words(one, best.objectives.get(one.name)) for one in report.objective]
     names = short_names(best.config)
     settings = f" ({describe({names[path]: value for path, value in best.config.items()})})" if names else ""
     saving, pays = _saving(report), report.pays_for_itself_after
@@ -165,10 +173,10 @@ def _saving(report: SweepReport) -> str:
 
 def importance_caveats(report: SweepReport) -> list[str]:
     """What to keep in mind about the shares: how many trials they come from, and what these cannot show."""
-    shares, metric = report.importance, report.objective[0].metric
+    shares, name = report.importance, report.objective[0].name
     if not shares:
         return []
-    count = sum(row.objectives.get(metric) is not None for row in report.trials)
+    count = sum(row.objectives.get(name) is not None for row in report.trials)
     said = [f"The shares are of {count} trials."]
     if len(shares) == 1:
         said.append("No other path took two values, so its share is 100 %, whatever its effect.")
@@ -220,7 +228,7 @@ def failure(report: SweepReport) -> str | None:
 
 def markdown(report: SweepReport) -> str:
     """A page of Markdown: the result in words, what mattered, the trials by rank."""
-    columns = ["rank", "trial", "config", *objective_titles(report), "held-out loss", "FLOPs", "state"]
+    columns = ["rank", "trial", "config", *objective_titles(report), loss_title(report), "FLOPs", "state"]
     rows = [
         [*trial_name(report, row), describe(row.config), *trial_figures(report, row), row.state]
         for row in ranked(report)

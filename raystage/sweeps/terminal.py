@@ -12,7 +12,7 @@ from rich.tree import Tree as Branches
 from raystage.reports.columns import STATE_STYLES, FirstThatFits, WholeTable, name_column, number_column, table
 from raystage.results.sweep_report import SweepReport, TrialRow
 from raystage.sweeps.space import describe, format_value
-from raystage.sweeps.summary import objective_titles, ranked, summary, trial_figures, trial_name
+from raystage.sweeps.summary import loss_title, objective_titles, ranked, summary, trial_figures, trial_name
 from raystage.sweeps.tree import Node, Tree
 from raystage.sweeps.trials import SweepPlan, Trial
 from raystage.units import format_count, format_flops, format_share
@@ -160,7 +160,7 @@ def sweep_result_table(report: SweepReport) -> RenderableType:
 
 
 def _result_columns(report: SweepReport, config: Sequence[Column]) -> list[Column]:
-    figures = map(number_column, (*objective_titles(report), "held-out loss", "FLOPs"))
+    figures = map(number_column, (*objective_titles(report), loss_title(report), "FLOPs"))
     return [number_column("rank"), number_column("trial"), *config, *figures, Column("state", no_wrap=True)]
 
 

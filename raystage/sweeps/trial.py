@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any
@@ -21,6 +21,7 @@ from raystage.files.filesystem import open_folder
 from raystage.plans.keys import ended_after
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
+from raystage.results.data.mixtures import losses_by_name
 from raystage.results.record import Evaluation, StageRecord
 from raystage.results.report import EvaluationPoint, RunReport
 from raystage.runs.earlier import make_way
@@ -61,9 +62,9 @@ def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
         make_way(store, plan.name, ())  # a run that was called so before there was the sweep
     store.write_run(plan.name, TRIAL_FILE, {"sweep": task.sweep.name, "number": number, "config": trial.config})
     report = _carry_out(trial, plan, store, task)
-    found = {one.metric: measure(one, report) for one in task.sweep.objective}
-    figures = {metric: _for_tune(metric, value) for metric, value in found.items()}
-    tune.report({**last_metrics(report), **figures, "is_final": True})
+    found = {one.name: measure(one, report) for one in task.sweep.objective}
+    figures = {name: _for_tune(name, value) for name, value in found.items()}
+    tune.report({**last_metrics(report, task.sweep.source), **figures, "is_final": True})
 
 
 def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunReport:
@@ -81,7 +82,7 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunRe
     with RunSession(
         plan, schedule, store, command=task.command, connected_to=address, tracking=tracking, draws=False
     ) as session:
-        return session.run([ToTune([one.metric for one in task.sweep.objective])])
+        return session.run([ToTune([one.name for one in task.sweep.objective], task.sweep.source)])
 
 
 def cut_after_growth(plan: Plan, length: int) -> Plan:
@@ -98,10 +99,11 @@ def cut_after_growth(plan: Plan, length: int) -> Plan:
     return Plan(plan.name, RunPlan(plan.staged.name, tuple(stages)), (), plan.scratch_flops)
 
 
-def last_metrics(report: RunReport) -> dict[str, Any]:
-    """The metrics at the end of a staged run, under the names that evaluations are reported under."""
+def last_metrics(report: RunReport, source: str | None = None) -> dict[str, Any]:
+    """The metrics at the end of a staged run, under the names that evaluations are reported under. source: whose loss
+    counts."""
     end = report.stages[-1].evaluations[-1]
-    return {"eval_loss": end.loss, report.unit: end.position, "flops": end.flops}
+    return {"eval_loss": _loss(end, source), report.unit: end.position, "flops": end.flops}
 
 
 def _for_tune(metric: str, value: float | None) -> float:
@@ -115,10 +117,12 @@ class ToTune(RunCallback):
     """A callback that tells Tune of every evaluation of the staged run, its loss, position and FLOPs from the run's
     start, and of every stage that is finished: others may wait for it.
 
-    objectives: that are not known before the end; Optuna wants to see them in every report.
+    objectives: that are not known before the end; Optuna wants to see them in every report. source: of a mixture, whose
+    loss counts in place of the mean.
     """
 
-    def __init__(self, objectives: Sequence[str]) -> None:
+    def __init__(self, objectives: Sequence[str], source: str | None = None) -> None:
+        self._source = source
         self._unknown = dict.fromkeys(objectives, math.nan)
         self._reached = -1
 
@@ -126,24 +130,31 @@ class ToTune(RunCallback):
         # Not by position: that begins anew where a run changes from tokens to samples.
         if run.name == "staged" and point.flops > self._reached:
             self._reached = point.flops
-            self._report(stage, point)
+            self._report(run, stage, point)
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         if run.name == "staged":
-            self._report(stage, record.evaluations[-1], **{FINISHED_STAGE: record.key})
+            self._report(run, stage, record.evaluations[-1], **{FINISHED_STAGE: record.key})
 
-    def _report(self, stage: StagePlan, point: Evaluation, **more: str) -> None:
-        metrics = {"eval_loss": point.loss, stage.unit: point.position, "flops": point.flops}
+    def _report(self, run: RunPlan, stage: StagePlan, point: Evaluation, **more: str) -> None:
+        loss = point.loss if self._source is None else losses_by_name(point, run).get(self._source, math.inf)
+        metrics = {"eval_loss": loss, stage.unit: point.position, "flops": point.flops}
         tune.report({**self._unknown, **metrics, **more})
 
 
 def measure(objective: Objective, report: RunReport) -> float | None:
     """The objective of a finished trial; None if the trial never reached it. Losses are in nats per token. Only the
     staged run counts; FLOPs and seconds are counted from its start, with growth and without evaluation."""
-    points = [point for row in report.stages for point in row.evaluations if point.loss is not None]
+    points = [
+        replace(point, loss=loss)
+        for row in report.stages
+        for point in row.evaluations
+        if (loss := _loss(point, objective.source)) is not None
+    ]
     match objective.metric:
         case "eval_loss":
-            return report.stages[-1].eval_loss
+            last = report.stages[-1]
+            return last.eval_loss if objective.source is None else _loss(last.evaluations[-1], objective.source)
         case "compute_saved":
             return report.savings.compute_saved
         case "flops_to_loss":
@@ -153,6 +164,11 @@ def measure(objective: Objective, report: RunReport) -> float | None:
         case "eval_loss_at_flops":
             return loss_at(points, objective.at)
     raise ValueError(f"found {objective.metric}; expected a metric that a sweep knows")
+
+
+def _loss(point: EvaluationPoint, source: str | None) -> float | None:
+    """The loss on a source, where one is named; None where the point has none of it."""
+    return point.loss if source is None else point.sources.get(source)
 
 
 def first_at(

@@ -186,6 +186,21 @@ def _check_scheduler(sweep: Sweep, plan: Plan) -> None:
                          key=f"scheduler.after_growth.{after.unit}", file=sweep.file)  # fmt: skip
     if grace is not None:
         _check_comparable(sweep, grace, plan)
+    _check_source(sweep, plan)
+
+
+def _check_source(sweep: Sweep, plan: Plan) -> None:
+    """Refuse a source on which a trial is not evaluated: at its end, and, if it may end early, on the way."""
+    stages = plan.staged.stages if sweep.scheduler.name != "none" else plan.staged.stages[-1:]
+    for index, one in enumerate(sweep.objective):
+        for stage in stages if one.source is not None else ():
+            names = [part.name for part in stage.evaluated if part.name]
+            if one.source not in names:
+                known = ", ".join(names) or "none, for it has no mixture"
+                problem = f"found {one.source!r}, on which stage {stage.name!r} is not evaluated (its sources: {known})"
+                expected = "expected one of them, or the source there with weight: 0"
+                where = "" if len(sweep.objective) == 1 else f"[{index}]"
+                raise InputError(f"{problem}; {expected}", key=f"objective{where}.source", file=sweep.file)
 
 
 def _check_comparable(sweep: Sweep, grace: Extent, plan: Plan) -> None:

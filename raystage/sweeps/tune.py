@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raystage.errors import RaystageError
-from raystage.sweeps.config import METRICS, Sweep
+from raystage.sweeps.config import Sweep
 from raystage.sweeps.report import TrialOutcome
 from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.space import Dimension, Space
@@ -127,8 +127,8 @@ class PlacedSearch(OptunaSearch):
 def make_optuna(sweep: Sweep) -> OptunaSearch:
     """Optuna over the space, with its conditions, by the default sampler (TPE; NSGA-II for several metrics)."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    metrics = [one.metric for one in sweep.objective]
-    modes = [METRICS[metric] for metric in metrics]
+    metrics = [one.name for one in sweep.objective]
+    modes = [one.better for one in sweep.objective]
     one = len(metrics) == 1
     return PlacedSearch(
         DefinedByRun(sweep.points),

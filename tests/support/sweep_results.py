@@ -37,7 +37,7 @@ def swept(plan: SweepPlan, outcomes: Sequence[TrialOutcome], saved: Mapping[int,
         reports[number] = replace(reports[number], savings=savings)
     runs = {number: needed_of(report) for number, report in reports.items()}
     report = build_sweep_report(plan, outcomes, runs, records, "FINISHED", 754.0)
-    shares = importance(report.trials, report.objective[0].metric, plan.sweep.points.dimensions)
+    shares = importance(report.trials, report.objective[0], plan.sweep.points.dimensions)
     best = report.best and replace(report.best, schedule=plan.trials[report.best.number].content)
     return replace(report, importance=shares, best=best)
 

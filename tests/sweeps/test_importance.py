@@ -9,11 +9,12 @@ from itertools import product
 
 import pytest
 
-from raystage.results.sweep_report import TrialRow
+from raystage.results.sweep_report import ObjectiveRow, TrialRow
 from raystage.sweeps.importance import importance
 from raystage.sweeps.space import Dimension
 from sweep_results import make_row
 
+LOSS = ObjectiveRow(metric="eval_loss")
 OPERATORS, SEEDS = ("stack", "interleave", "identity"), (0, 1, 2)
 
 
@@ -34,32 +35,32 @@ def rows(metric: str = "eval_loss", sign: int = 1) -> list[TrialRow]:
 
 @pytest.mark.parametrize(("metric", "sign"), [("eval_loss", 1), ("compute_saved", -1)])
 def test_what_decides_comes_first_and_all_shares_make_one(metric: str, sign: int) -> None:
-    found = importance(rows(metric, sign), metric, CHOICES)
+    found = importance(rows(metric, sign), ObjectiveRow(metric=metric), CHOICES)
     assert list(found) == ["operator", "seed"]
     assert found["operator"] > 0.8
     assert sum(found.values()) == pytest.approx(1)
 
 
 def test_it_is_the_same_every_time() -> None:
-    assert importance(rows(), "eval_loss", CHOICES) == importance(rows(), "eval_loss", CHOICES)
+    assert importance(rows(), LOSS, CHOICES) == importance(rows(), LOSS, CHOICES)
 
 
 def test_lists_are_values_like_others() -> None:
     listed = [replace(row, config={"layers": [OPERATORS.index(row.config["operator"])]}) for row in rows()]
-    assert importance(listed, "eval_loss", CHOICES) == {"layers": 1.0}
+    assert importance(listed, LOSS, CHOICES) == {"layers": 1.0}
 
 
 def test_paths_that_some_trials_have_no_value_for_are_left_out() -> None:
     first, *others = rows()
     without = {path: value for path, value in first.config.items() if path != "seed"}
-    assert list(importance([replace(first, config=without), *others], "eval_loss", CHOICES)) == ["operator"]
+    assert list(importance([replace(first, config=without), *others], LOSS, CHOICES)) == ["operator"]
 
 
 def test_of_few_trials_or_of_one_value_nothing_is_said() -> None:
-    assert importance(rows()[:3], "eval_loss", CHOICES) == {}
-    assert importance([replace(row, config={"operator": "stack"}) for row in rows()], "eval_loss", CHOICES) == {}
-    assert importance([replace(row, objectives={}) for row in rows()], "eval_loss", CHOICES) == {}
-    assert importance([], "eval_loss", CHOICES) == {}
+    assert importance(rows()[:3], LOSS, CHOICES) == {}
+    assert importance([replace(row, config={"operator": "stack"}) for row in rows()], LOSS, CHOICES) == {}
+    assert importance([replace(row, objectives={}) for row in rows()], LOSS, CHOICES) == {}
+    assert importance([], LOSS, CHOICES) == {}
 
 
 RATES = {"loguniform": (1e-4, 1e-2), "uniform": (0.0001, 0.01), "integer": (1, 1000), "log_integer": (1, 1000)}
@@ -85,7 +86,7 @@ def test_what_is_drawn_from_a_range_matters_by_where_it_lies(kind: str, count: i
     """Hardly two trials have the same value: as so many choices, the range would seem to decide always."""
     dimensions = [CHOICES[0], Dimension("rate", kind, RATES[kind])]
     middle = sorted(row.config["rate"] for row in drawn(count, kind, lambda *_: 0.0))[count // 2]
-    by_operator = importance(drawn(count, kind, lambda operator, _: OPERATORS.index(operator)), "eval_loss", dimensions)
-    by_rate = importance(drawn(count, kind, lambda _, rate: rate > middle), "eval_loss", dimensions)
+    by_operator = importance(drawn(count, kind, lambda operator, _: OPERATORS.index(operator)), LOSS, dimensions)
+    by_rate = importance(drawn(count, kind, lambda _, rate: rate > middle), LOSS, dimensions)
     assert by_operator["operator"] > 0.7
     assert by_rate["rate"] > 0.7
