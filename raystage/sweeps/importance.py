@@ -26,7 +26,8 @@ def importance(rows: Sequence[TrialRow], objective: ObjectiveRow, dimensions: It
     up to 1. By Optuna's PED-ANOVA (Watanabe et al., 2304.10255).
 
     rows: the trials of a sweep's report. dimensions: those of its space; values drawn from a range are compared by
-    their position in the range. The result is empty if too few trials have the objective, or if no path took two values.
+    their position in the range. The result is empty if too few trials have the objective, or if no path took two
+    values.
     """
     done = [row for row in rows if row.objectives.get(objective.name) is not None]
     axes = [axis for axis in map(_Axis, dimensions) if axis.varies(done)]
