@@ -162,7 +162,7 @@ class PlainDisplay(Display):
         self._write(progress, describe_stage(progress.stage))
 
     def _show_growth(self, progress: StageProgress, growth: GrowthRecord) -> None:
-        self._write(progress, describe_growth(growth))
+        self._write(progress, describe_growth(progress.stage, growth))
 
     def _show_average(self, progress: StageProgress, average: AverageRecord) -> None:
         self._write(progress, describe_average(average))

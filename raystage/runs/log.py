@@ -191,7 +191,7 @@ class RunLog(RunCallback):
 
     def grown(self, run: RunPlan, stage: StagePlan, growth: GrowthRecord) -> None:
         if not self._is_past:
-            self._write_of(run, stage, describe_growth(growth))
+            self._write_of(run, stage, describe_growth(stage, growth))
 
     def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
         self._write_of(run, stage, f"saved checkpoint {checkpoint}")

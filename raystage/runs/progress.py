@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from raystage.growth.checks import changed_fields
 from raystage.growth.operators import in_short
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
@@ -90,12 +91,14 @@ def _batches(stage: StagePlan) -> str:
     return " to ".join(dict.fromkeys(map(format_count, sizes)))
 
 
-def describe_growth(growth: GrowthRecord) -> str:
+def describe_growth(stage: StagePlan, growth: GrowthRecord) -> str:
     """'grown by duplicate in 1.2 s: eval loss 2.290 -> 2.290, logits differ by up to 3e-06, gradients as predicted
     (to 1e-06)'. Gradients are left out unless an exact prediction of them was tested. What does not claim to keep the
     function says so. Of a model with another head than before only its having one is said."""
     certificate = growth.certificate
-    grown = f"grown by {in_short(growth.operator)} in {growth.seconds:.1f} s"
+    grows = stage.parent_shape is None or bool(changed_fields(stage.parent_shape, stage.shape))
+    by = f"grown by {in_short(growth.operator)}" if grows else "taken over"
+    grown = f"{by} in {growth.seconds:.1f} s"
     if certificate.max_logit_difference is None:
         return f"{grown}, with another head"
     error = certificate.gradient_error

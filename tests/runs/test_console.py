@@ -116,16 +116,28 @@ def test_plain_lines_of_a_stage_tell_start_growth_evaluations_and_end(plan, reco
 
 
 def test_gradients_are_spoken_of_where_an_exact_prediction_was_tested(plan, records):
-    growth = records[plan.staged.stages[1].key].growth
+    stage = plan.staged.stages[1]
+    growth = records[stage.key].growth
     exact = replace(growth, certificate=replace(growth.certificate, gradient_error=2e-6))
-    assert "gradients" not in describe_growth(growth)
-    assert describe_growth(exact).endswith("logits differ by up to 3, not exact, gradients as predicted (to 2e-06)")
+    assert "gradients" not in describe_growth(stage, growth)
+    said = describe_growth(stage, exact)
+    assert said.endswith("logits differ by up to 3, not exact, gradients as predicted (to 2e-06)")
 
 
 def test_of_another_head_no_difference_is_said(plan, records):
-    growth = records[plan.staged.stages[1].key].growth
+    stage = plan.staged.stages[1]
+    growth = records[stage.key].growth
     exchanged = replace(growth.certificate, eval_loss_after=None, max_logit_difference=None)
-    assert describe_growth(replace(growth, certificate=exchanged)) == "grown by stack in 0.5 s, with another head"
+    growth = replace(growth, certificate=exchanged)
+    assert describe_growth(stage, growth) == "grown by stack in 0.5 s, with another head"
+    only_head = replace(stage, parent_shape=replace(stage.shape, head="tokens"))
+    assert describe_growth(only_head, growth) == "taken over in 0.5 s, with another head"
+
+
+def test_a_model_that_stays_as_it_is_is_not_said_to_grow(plan, records):
+    stage = plan.staged.stages[1]
+    same, growth = replace(stage, parent_shape=stage.shape), records[stage.key].growth
+    assert describe_growth(same, growth).startswith("taken over in 0.5 s: eval loss ")
 
 
 def test_train_lines_come_at_most_every_ten_seconds(plan, records):
