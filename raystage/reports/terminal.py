@@ -115,10 +115,8 @@ _OUTCOME = (
 )
 
 
-_QUALITY = (
-    _ReportColumn("perplexity", lambda row: known(row.perplexity, format_perplexity)),
-    _ReportColumn("accuracy", lambda row: known(row.accuracy, format_share)),
-)
+_PERPLEXITY = (_ReportColumn("perplexity", lambda row: known(row.perplexity, format_perplexity)),)
+_ACCURACY = (_ReportColumn("accuracy", lambda row: known(row.accuracy, format_share)),)
 
 
 _GROWTH = (_ReportColumn("loss at growth", _growth_cell, is_number=False),)
@@ -138,6 +136,8 @@ def _length_column(rows: Sequence[ResultRow]) -> _ReportColumn:
 def _report_table(what: str, title: str | None, rows: Sequence[ResultRow]) -> RenderableType:
     name = (_ReportColumn(what, lambda row: row.name, is_number=False),)
     growth = _GROWTH if any(row.growth for row in rows) else ()
-    columns = (*name, *_WHAT, _length_column(rows), *_OUTCOME, *_QUALITY, *growth, *_END)
+    # Only models of language have one.
+    perplexity = _PERPLEXITY if any(row.perplexity is not None or row.eval_loss is None for row in rows) else ()
+    columns = (*name, *_WHAT, _length_column(rows), *_OUTCOME, *perplexity, *_ACCURACY, *growth, *_END)
     headers = tuple(number_column(one.header) if one.is_number else name_column(one.header) for one in columns)
     return WholeTable(title, headers, [[column.cell(row) for column in columns] for row in rows])
