@@ -62,6 +62,7 @@ from raystage.tools.average import average as write_average
 from raystage.tools.deliver import DeliveredModels
 from raystage.tools.grow import open_source, open_target
 from raystage.tools.load import load_model as load_model
+from raystage.tools.measured import MeasuredEnsembles
 
 STORE = ".raystage"
 Written = str | Path | Mapping[str, Any]
@@ -127,7 +128,7 @@ def run(
     session = RunSession(made, found, opened, command=command, address=joins, tracking=Tracking(mode))
     with _driving(), session:
         displays = [make_display(made, sys.stderr, session.finished)] if progress else []
-        found = session.run([*displays, DeliveredModels(made, opened)])
+        found = session.run([*displays, DeliveredModels(made, opened), MeasuredEnsembles(made, opened)])
     return Report(found, opened)
 
 

@@ -19,4 +19,5 @@ class Lazy:
 numpy = Lazy("numpy")
 huggingface_hub = Lazy("huggingface_hub")
 hf_tokenizer = Lazy("raystage.data.hf_tokenizer")  # it imports transformers
+ensembling = Lazy("raystage.tools.ensemble")  # it imports deepspeed
 own_networks = Lazy("raystage.models.networks.inspection")  # it imports torch

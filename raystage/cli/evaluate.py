@@ -94,10 +94,10 @@ def ensemble(
     """Evaluate several finished models as one, on the held-out data of a stage of SCHEDULE.
 
     Each CHECKPOINT is a raystage checkpoint, a stage of the store (its key, or mine/full: stage full of run mine) or a
-    Hugging Face folder. Without any, the members are what the runs of all seeds of SCHEDULE end with. Shown are each
-    member, the mean of their probabilities, the model with the mean of their weights where they have one shape, and the
-    FLOPs of each. All members are in memory at once. If the store has a run of SCHEDULE, its reports show the result
-    from then on.
+    Hugging Face folder. Without any, the members are those of the stage's `ensemble`, or else what the runs of all
+    seeds of SCHEDULE end with. Shown are each member, the mean of their probabilities, the model with the mean of their
+    weights where they have one shape, and the FLOPs of each. All members are in memory at once. If the store has a run
+    of SCHEDULE, its reports show the result from then on.
 
     \b
     Example:
@@ -108,8 +108,8 @@ def ensemble(
     from raystage.config.types import check_name
     from raystage.files.typed_json import to_json
     from raystage.reports.terminal import SafeConsole, ensemble_view
+    from raystage.storage.evaluations import keep_ensemble
     from raystage.tools.ensemble import measure, members_of
-    from raystage.tools.evaluations import keep_ensemble
 
     opened = open_store(store)
     plan = plan_schedule(load(schedule, overrides), schedule, None, store)[1]
@@ -122,7 +122,7 @@ def ensemble(
     except ValueError as error:
         raise InputError(str(error), key="--name") from None
     with contextlib.redirect_stdout(DebugStream()):
-        made = measure(judged, members_of(plan, checkpoints, opened), opened, named)
+        made = measure(judged, members_of(plan, checkpoints, opened, judged), opened, named)
     if plan.name in opened.run_names():
         keep_ensemble(opened, plan.name, made)
     if as_json:

@@ -13,10 +13,11 @@ from raystage.plans.rates import rates_of
 from raystage.plans.stage import Growth, StagePlan
 from raystage.reports.advice import warnings
 from raystage.reports.suggestions import suggest
+from raystage.results.branches.family import delivered_family
+from raystage.results.branches.members import members_of_ensembles
 from raystage.results.data.data_use import data_rows
 from raystage.results.data.mixtures import SourceRead, sources_read
 from raystage.results.differences import baseline_reads
-from raystage.results.family import delivered_family
 from raystage.sweeps.tree import Node
 from raystage.sweeps.trials import SweepPlan, Trial
 
@@ -35,11 +36,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "flops_apart": sum(run.flops for run in plan.baselines),
         },
         **({"delivered": to_json(family)} if (family := delivered_family(plan)) else {}),
+        **({"members": to_json(members)} if (members := members_of_ensembles(plan)) else {}),
         "variants": [_variant(one) for one in plan.variants],
         "further_seeds": [_variant(one) for one in plan.further_seeds],
         "runs": [run.name for run in plan.runs()],
         "flops_of_all_runs": flops_shared(plan.runs()),
-        "flops": plan.staged.flops,
+        "flops": plan.staged_flops,
         "scratch_flops": plan.scratch_flops,
         "predicted_saving": plan.predicted_saving,
         "data": to_json(data_rows(plan.staged)),

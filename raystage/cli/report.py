@@ -78,9 +78,9 @@ class StoredReport:
 def read_report(store: Any, name: str) -> StoredReport:
     """The report of a run or a sweep. Its name is that of its folder. Raises InputError, DamagedFile."""
     from raystage.files.typed_json import to_json
+    from raystage.storage.evaluations import ensembles, kept
     from raystage.storage.naming import known_run
     from raystage.storage.stored_files import REPORT_FILE, report_from, sweep_report_from
-    from raystage.tools.evaluations import ensembles, kept
 
     found = store.read_run(known_run(store, name, "NAME"), REPORT_FILE)
     if found is None:

@@ -70,6 +70,7 @@ def run(
     from raystage.runs.log import next_steps, run_command
     from raystage.runs.session import RunSession, Tracking
     from raystage.tools.deliver import DeliveredModels, delivered_folder
+    from raystage.tools.measured import MeasuredEnsembles
 
     joins = cluster_address(address)
     opened = open_store(store)
@@ -81,7 +82,8 @@ def run(
     session = RunSession(made, parsed, opened, command=command, address=joins, tracking=tracking)
     # The display reports in its own words what Ray prints (for example that a worker died).
     with contextlib.redirect_stdout(DebugStream()), session:
-        report = session.run([make_display(made, sys.stderr, session.finished), DeliveredModels(made, opened)])
+        display = make_display(made, sys.stderr, session.finished)
+        report = session.run([display, DeliveredModels(made, opened), MeasuredEnsembles(made, opened)])
     print_result(to_json(report), final_table(report), as_json)
     where = f" --store {store}" if store else ""
     say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)

@@ -16,6 +16,7 @@ from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
 from raystage.config.stages.averaging import Average
 from raystage.config.stages.deliver import Deliver, as_deliver
+from raystage.config.stages.ensemble import EnsembleSection
 from raystage.config.stages.freeze import Freeze, Thaw
 from raystage.config.training import Training
 from raystage.config.types import (
@@ -317,6 +318,8 @@ class Stage(Section):
     """The model that the stage ends with, as an average of its last checkpoints."""
     deliver: DeliverEntry = None
     """A finished model of the stage's size beside the run: decayed, and exported. `true`, or a section."""
+    ensemble: Annotated[EnsembleSection | None, Field(examples=["{members: 4}"])] = None
+    """Several members of the stage, and how they answer together."""
     thaw: Annotated[Thaw | None, Field(examples=["{from: top, every: 200K}"])] = None
     """How frozen parameters begin to train, layer by layer. Without `freeze` all of the model is frozen at first,
     except the last norm and the head."""

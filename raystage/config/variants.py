@@ -106,6 +106,9 @@ def _check_stage(stage: Stage, key: str, beside: str, tune: dict[str, tuple[Any,
     if tune and stage.deliver is not None:
         problem = "found beside baseline.tune, which may choose other values than those that are delivered"
         raise InputError(f"{problem}; expected the values that were chosen, without tune", key=f"{key}.deliver")
+    if stage.ensemble is not None:
+        problem = f"found beside {beside}, each of whose runs would need members of its own"
+        raise InputError(f"{problem}; remove it, or {beside}", key=f"{key}.ensemble")
     gates = {
         "accept": stage.accept is not None,
         "on_reject": stage.on_reject is not None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from raystage.config.schedule import Schedule
 from raystage.config.types import check_name
@@ -23,8 +24,8 @@ from raystage.config.variants import (
 from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.planning.baselines import plan_baselines
+from raystage.planning.branches.delivering import plan_deliveries
 from raystage.planning.chain import plan_stage, run_rate, start_after
-from raystage.planning.delivering import plan_deliveries
 from raystage.planning.draft import StageDraft
 from raystage.planning.inputs import Sources
 from raystage.planning.objective import alone, with_key
@@ -33,17 +34,18 @@ from raystage.planning.resolve import resolve
 from raystage.plans import learning_rate
 from raystage.plans.gates import Rejection, changed
 from raystage.plans.initial import InitPlan
-from raystage.plans.plan import Choice, Plan, RunPlan, Variant
+from raystage.plans.plan import Choice, EnsemblePlan, Plan, RunPlan, Variant
 from raystage.plans.stage import StagePlan
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A schedule with one set of values: its stages, resolved, and the staged run that they make up."""
+    """A schedule with one set of values: its stages, resolved, the staged run that they make up, and its ensembles."""
 
     schedule: Schedule
     stages: tuple[StageDraft, ...]
     staged: RunPlan
+    ensembles: tuple[EnsemblePlan, ...]
 
     @property
     def scratch_flops(self) -> int | None:
@@ -86,7 +88,7 @@ def replanned(schedule: Schedule, plan: Plan, tried: Sequence[Rejection]) -> Pla
     if not tried:
         return plan
     attempt = make_plan(changed(schedule, plan, tried), plan.name)
-    return replaced(plan, staged=attempt.staged, deliveries=attempt.deliveries)
+    return replaced(plan, staged=attempt.staged, deliveries=attempt.deliveries, ensembles=attempt.ensembles)
 
 
 def _check_run_name(name: str) -> None:
@@ -108,13 +110,15 @@ def _plan(schedule: Schedule, name: str, sources: Sources) -> Plan:
         values=written_values(schedule),
         values_from=schedule.baseline.values_from if schedule.baseline else None,
         deliveries=plan_deliveries(side.stages, side.staged),
+        ensembles=side.ensembles,
     )
 
 
 def _side(schedule: Schedule, sources: Sources) -> _Side:
     init = sources.init(schedule.init) if schedule.init else None
     stages = resolve(schedule, init, sources)
-    return _Side(schedule, stages, RunPlan("staged", _chain_staged(stages, init)))
+    chain, ensembles = _chain_staged(stages, init)
+    return _Side(schedule, stages, RunPlan("staged", chain), ensembles)
 
 
 # --- other values, other seeds ------------------------------------------------------------------
@@ -166,27 +170,56 @@ def _named(run: RunPlan, what: str) -> RunPlan:
 # --- the staged run -----------------------------------------------------------------------------
 
 
-def _chain_staged(stages: tuple[StageDraft, ...], init: InitPlan | None) -> tuple[StagePlan, ...]:
+def _chain_staged(
+    stages: tuple[StageDraft, ...], init: InitPlan | None
+) -> tuple[tuple[StagePlan, ...], tuple[EnsemblePlan, ...]]:
+    """The staged run, and the ensembles of its stages."""
     chain: list[StagePlan] = []
-    for index, stage in enumerate(stages):
-        before = chain[-1] if chain else None
-        run_duration = sum(one.duration for one in stages if one.unit == stage.unit)
-        rate = _own_rate(stage, index, before) if stage.own_rate else run_rate(stage.training, run_duration)
-        keyed = with_scorer_key(with_key(stage, chain), chain)
-        chain.append(
-            plan_stage(
-                keyed, stage.name, before, rate, stage.seed, stage.steps, run_duration,
-                init=None if chain else init,
-            )
-        )  # fmt: skip
+    ensembles: list[EnsemblePlan] = []
+    for stage in stages:
+        teachers = [*chain, *(member for one in ensembles for member in one.members)]
+        link = partial(_link, stages=stages, before=tuple(chain), init=init, teachers=teachers)
+        chain.append(link(stage))
+        if stage.members:
+            ensembles.append(_ensemble(stage, chain, [link(member) for member in stage.members]))
     _check_open_ends(chain)
-    return tuple(chain)
+    return tuple(chain), tuple(ensembles)
 
 
-def _own_rate(stage: StageDraft, index: int, before: StagePlan | None) -> learning_rate.Curve:
+def _link(
+    stage: StageDraft,
+    stages: tuple[StageDraft, ...],
+    before: tuple[StagePlan, ...],
+    init: InitPlan | None,
+    teachers: Sequence[StagePlan],
+) -> StagePlan:
+    """A stage of the staged run, or a member in its place, after the stages before it. teachers: those it may have."""
+    parent = before[-1] if before else None
+    run = (stage if one.index == stage.index else one for one in stages)
+    run_duration = sum(one.duration for one in run if one.unit == stage.unit)
+    rate = _own_rate(stage, parent) if stage.own_rate else run_rate(stage.training, run_duration)
+    keyed = with_scorer_key(with_key(stage, teachers), before)
+    return plan_stage(
+        keyed, stage.name, parent, rate, stage.seed, stage.steps, run_duration, init=None if before else init
+    )
+
+
+def _ensemble(stage: StageDraft, chain: Sequence[StagePlan], others: Sequence[StagePlan]) -> EnsemblePlan:
+    """chain: up to the first member. others: the further members. Raises InputError where two would be equal."""
+    keys = [chain[-1].key, *(one.key for one in others)]
+    for number, key in enumerate(keys, start=1):
+        if (equal := keys.index(key) + 1) != number:
+            problem = f"found members {equal} and {number} that are trained alike; expected values that differ"
+            raise InputError(problem, key=f"stages[{stage.index}].ensemble.set")
+    runs = tuple(RunPlan(one.name, (*chain[:-1], one)) for one in others)
+    written = stage.stage.ensemble
+    return EnsemblePlan(chain[-1], runs, written.vary, written.measure)
+
+
+def _own_rate(stage: StageDraft, before: StagePlan | None) -> learning_rate.Curve:
     """The rate of a stage that has an `lr_schedule` of its own, from the planned position on where it begins."""
     schedule, lr = stage.training.lr_schedule, stage.training.optimizer.lr
-    key, start = f"stages[{index}].training.lr_schedule", start_after(before, stage.unit)
+    key, start = f"stages[{stage.index}].training.lr_schedule", start_after(before, stage.unit)
     if schedule.start == "current":
         lr = learning_rate.rate_at(before.rate, before.end)
         if not lr:

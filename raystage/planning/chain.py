@@ -102,6 +102,7 @@ def plan_stage(
         curriculum=stage.curriculum,
         scorers=_scorers(stage, parent),
         averaging=stage.averaging,
+        weights_seed=stage.weights_seed if grows else None,
     )
     return with_own_key(_with_evaluation(planned, run_duration))
 

@@ -37,7 +37,8 @@ class StageDraft:
     from the stage's start.
     window: the text of all stages is read in windows of this length, the longest context of the run.
     also_evaluated: sources of earlier stages on which the stage is evaluated too. curriculum: the order of its text.
-    scorer: the model whose loss its documents are sorted by.
+    scorer: the model whose loss its documents are sorted by. weights_seed: as in `StagePlan`. members: of its ensemble,
+    those after the first.
     """
 
     index: int
@@ -57,6 +58,8 @@ class StageDraft:
     curriculum: CurriculumPlan | None = None
     scorer: TeacherPlan | None = None
     averaging: Averaging | None = None
+    weights_seed: int | None = None
+    members: tuple[StageDraft, ...] = ()
 
     @property
     def name(self) -> str:

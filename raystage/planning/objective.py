@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from raystage.config.objective import ALL_TOKENS, STANDARD, ObjectiveSection
 from raystage.config.schedule import Init
+from raystage.config.stages.ensemble import member_name
 from raystage.data.plan import DataPlan, vocabulary_problem
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.errors import InputError
@@ -174,7 +175,8 @@ def _check_tokenizer(one: TeacherPlan, draft: StageDraft, context: Context) -> N
     """Refuse a teacher that was trained with another tokenizer, as far as that is known."""
     init, data = one.init, draft.data
     if init is None:
-        known = next(stage.data.tokenizer_fingerprint for stage in context.stages if stage.name == one.name)
+        # Further members read the text of their stage, which is compared itself.
+        known = next((stage.data.tokenizer_fingerprint for stage in context.stages if stage.name == one.name), None)
     else:
         known = init.tokenizer
     differs = known not in (None, data.tokenizer_fingerprint)
@@ -216,8 +218,17 @@ def _distillation(written: ObjectiveSection, draft: StageDraft, sources: Sources
 
 
 def _find_teachers(names: Sequence[str], draft: StageDraft, context: Context) -> TeacherPlan:
-    first, *others = (_find_teacher(name, draft, context) for name in names)
+    first, *others = (one for name in names for one in _with_members(_find_teacher(name, draft, context), context))
     return replaced(first, others=tuple(others))
+
+
+def _with_members(teacher: TeacherPlan, context: Context) -> tuple[TeacherPlan, ...]:
+    """All members of the stage that teaches, if it has several."""
+    stage = next((one for one in context.stages if one.name == teacher.name and teacher.init is None), None)
+    if stage is None or stage.stage.ensemble is None:
+        return (teacher,)
+    numbers = range(1, 1 + stage.stage.ensemble.members)
+    return tuple(replaced(teacher, name=member_name(stage.name, number)) for number in numbers)
 
 
 def _find_teacher(name: str, draft: StageDraft, context: Context) -> TeacherPlan:

@@ -17,6 +17,7 @@ from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.objectives.table import OBJECTIVES
 from raystage.planning.averaging import fix_averaging
+from raystage.planning.branches.members import fix_members
 from raystage.planning.counting import fix_units
 from raystage.planning.draft import Context, StageDraft
 from raystage.planning.inputs import Sources
@@ -61,7 +62,7 @@ def _resolve(schedule: Schedule, init: InitPlan | None, sources: Sources) -> tup
         context = context.with_stages((*context.stages, draft))
     for fix_all in RUN_PASSES:
         context = fix_all(context)
-    return context.stages
+    return fix_members(context, PASSES, (check_alignment,)).stages
 
 
 def _check_names(schedule: Schedule) -> None:

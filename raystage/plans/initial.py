@@ -79,8 +79,9 @@ class TeacherPlan:
 
     @property
     def names(self) -> str:
-        """'small', or 'first and second'."""
-        return " and ".join(one.name for one in self.all)
+        """'small', or 'first, second and third'."""
+        *others, last = (one.name for one in self.all)
+        return f"{', '.join(others)} and {last}" if others else last
 
     def facts(self) -> dict[str, object]:
         """What identifies its weights, in any place."""

@@ -73,6 +73,21 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class EnsemblePlan:
+    """A stage with several members. first: the stage itself, in the staged run. runs: of the other members; each ends
+    with the member. vary: what differs, as written. is_measured: whether the run measures it."""
+
+    first: StagePlan
+    runs: tuple[RunPlan, ...]
+    vary: str
+    is_measured: bool
+
+    @property
+    def members(self) -> tuple[StagePlan, ...]:
+        return (self.first, *(run.stages[-1] for run in self.runs))
+
+
+@dataclass(frozen=True)
 class Variant:
     """The staged run and its baselines, with other tuned values or with another seed.
 
@@ -103,6 +118,7 @@ class Plan:
     (`is_chosen`), the written values stand in their place. values_from: where the values of the baseline come from, in
     the user's words. scratch_flops: of the last stage's model over the length of the whole staged run; None where its
     stages count in two units, whose lengths cannot be added up. deliveries: the models that stages deliver.
+    ensembles: of stages with several members.
     """
 
     name: str
@@ -117,11 +133,12 @@ class Plan:
     is_chosen: bool = True
     values_from: str | None = None
     deliveries: tuple[Delivery, ...] = ()
+    ensembles: tuple[EnsemblePlan, ...] = ()
 
     @property
     def predicted_saving(self) -> float | None:
         """1 - staged FLOPs / FLOPs of the last stage's model from scratch at equal length."""
-        return None if self.scratch_flops is None else 1 - self.staged.flops / self.scratch_flops
+        return None if self.scratch_flops is None else 1 - self.staged_flops / self.scratch_flops
 
     @property
     def candidates(self) -> tuple[Variant, ...]:
@@ -135,9 +152,30 @@ class Plan:
 
     @property
     def branches(self) -> tuple[RunPlan, ...]:
-        """The runs that begin as the staged run does and end in a model of their own. They are trained first: a stage
-        delivers its model before the next stage begins."""
-        return tuple(one.run for one in self.deliveries if one.decays)
+        """The runs that begin as the staged run does and end in a model of their own, in the order of the stages that
+        they leave it at. They are trained first: a stage delivers its model, and its members are trained, before the
+        next stage begins."""
+        decays = {one.stage: (one.run,) for one in self.deliveries if one.decays}
+        members = {one.first.name: one.runs for one in self.ensembles}
+        names = [stage.name for stage in self.staged.stages]
+        return tuple(run for name in names for run in (*decays.get(name, ()), *members.get(name, ())))
+
+    def teaching(self, run: RunPlan) -> tuple[RunPlan, ...]:
+        """The members that a run cannot do without: those that its stages learn from, and whom these learn from."""
+        of_members = [one for ensemble in self.ensembles for one in ensemble.runs]
+        found, waiting = set(), [run]
+        while waiting:
+            taught = [stage for stage in waiting.pop().stages if stage.teacher]
+            keys = {one.key for stage in taught for one in stage.teacher.all}
+            new = [one for one in of_members if one.stages[-1].key in keys and one.name not in found]
+            found |= {one.name for one in new}
+            waiting += new
+        return tuple(one for one in of_members if one.name in found)
+
+    @property
+    def staged_flops(self) -> int:
+        """FLOPs of the staged run with the members that its stages learn from."""
+        return flops_shared((self.staged, *self.teaching(self.staged)))
 
     def compared_runs(self) -> tuple[RunPlan, ...]:
         """The runs that the saving follows from."""
@@ -150,6 +188,10 @@ class Plan:
     def known_runs(self) -> tuple[RunPlan, ...]:
         """The runs whose values are known."""
         return self.runs() if self.is_chosen else (*self.branches, *self.pilots())
+
+    def ensemble_of(self, key: str) -> EnsemblePlan | None:
+        """The ensemble that the stage with this key is a member of."""
+        return next((one for one in self.ensembles if key in [member.key for member in one.members]), None)
 
     def variant_of(self, name: str) -> Variant:
         """The variant that has the run of that name. That of a branch is the schedule as written."""

@@ -79,7 +79,8 @@ class StagePlan:
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
     stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
     curriculum: the order of its text, None where that is shuffled. scorers: the models whose losses sort what it or a
-    stage before it reads. averaging: of the checkpoints that it ends with.
+    stage before it reads. averaging: of the checkpoints that it ends with. weights_seed: of new weights, where it
+    is not `seed`.
     """
 
     name: str
@@ -115,6 +116,12 @@ class StagePlan:
     curriculum: CurriculumPlan | None = None
     scorers: tuple[TeacherPlan, ...] = ()
     averaging: Averaging | None = None
+    weights_seed: int | None = None
+
+    @property
+    def drawn_with(self) -> int:
+        """The seed of its new weights."""
+        return self.seed if self.weights_seed is None else self.weights_seed
 
     @property
     def reads_by_cursors(self) -> bool:

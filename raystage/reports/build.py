@@ -14,12 +14,13 @@ from raystage.files.typed_json import finite
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
+from raystage.results.branches.family import delivered_family
+from raystage.results.branches.members import members_of_ensembles
 from raystage.results.comparison import finished, length_per_parameter, measure_savings, measure_seeds, seed_pairs
 from raystage.results.data.data_use import data_rows
 from raystage.results.data.mixtures import losses_by_name
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
-from raystage.results.family import delivered_family
 from raystage.results.ledger import measure_ledger
 from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
@@ -82,6 +83,7 @@ def build_report(
         savings=_savings(savings, measure_seeds(plan, records)),
         ledger=measure_ledger(plan, records, states, given_up.stages),
         delivered=delivered_family(plan, records),
+        members=members_of_ensembles(plan, records),
         warnings=doubts(plan, records, savings, given_up.stages),
         data=data_rows(best.staged, records),
         environment={**environment, **_trained_on(records)} if environment else {},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raystage.reports.formats import Table, format_length, format_loss, known, length_name
-from raystage.results.family import DeliveredFamily, DeliveredModel
+from raystage.results.branches.family import DeliveredFamily, DeliveredModel
+from raystage.results.branches.members import EnsembleMembers, MemberRow
 from raystage.results.report import Ensemble, EnsembleRow, ResultRow, RunReport
 from raystage.units import format_count, format_flops, format_share
 
@@ -69,8 +70,47 @@ def _delivered_cells(one: DeliveredModel, title: str) -> list[str]:
     ]
 
 
+def member_table(report: RunReport) -> Table:
+    """The members of ensembles that are not measured, whose table would have them. Empty where there are none."""
+    waiting = [one for one in report.members if one.stage not in report.ensembles]
+    unit = length_name(row.unit for one in waiting for row in one.members)
+    columns = ("ensemble", "member", unit, "FLOPs", "eval loss", "accuracy", "FLOPs of an answer")
+    rows = [cells for one in waiting for cells in _ensemble_rows(one, unit)]
+    return Table("Members of ensembles", columns, rows, " ".join(map(members_line, waiting)))
+
+
+def members_line(one: EnsembleMembers) -> str:
+    """What the members of a stage cost, and who learns from them."""
+    answer = f"An answer of all together takes {len(one.members)} forward passes"
+    whose = f"{' and '.join(one.teaches)} learn{'' if len(one.teaches) > 1 else 's'} from all of them"
+    counted = f"{whose}, so that they count as part of the staged run" if one.teaches else "They are beside the run"
+    return (
+        f"{one.stage} has {len(one.members)} members (vary: {one.vary}). The further ones take "
+        f"{format_flops(one.further_flops)} FLOPs; with the stages before, which they share, all take "
+        f"{format_flops(one.flops)}. {answer}. {counted}."
+    )
+
+
+def _ensemble_rows(one: EnsembleMembers, title: str) -> list[list[str]]:
+    """The members, and what all cost together with the stages before."""
+    together = ["", format_flops(one.flops), "", "", format_flops(one.forward_flops)]
+    return [*(_member_cells(one, row, title) for row in one.members), [one.stage, "all together", *together]]
+
+
+def _member_cells(one: EnsembleMembers, row: MemberRow, title: str) -> list[str]:
+    return [
+        one.stage,
+        row.name,
+        format_length(row.duration, row.unit, title),
+        format_flops(row.flops),
+        known(row.eval_loss, format_loss),
+        known(row.accuracy, format_share),
+        format_flops(row.forward_flops),
+    ]
+
+
 def ensemble_table(report: RunReport) -> Table:
-    """What `raystage ensemble` found. The report that a run writes has none yet."""
+    """What was found of ensembles: of a run's own, and by `raystage ensemble`."""
     return table_of_ensembles(report.ensembles.values())
 
 

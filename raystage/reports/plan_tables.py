@@ -22,12 +22,13 @@ from raystage.reports.columns import name_column as _name
 from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
 from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
-from raystage.reports.model_tables import family_line
+from raystage.reports.model_tables import family_line, members_line
 from raystage.reports.suggestions import Suggestion, why_nothing
+from raystage.results.branches.family import DeliveredModel, delivered_family
+from raystage.results.branches.members import members_of_ensembles
 from raystage.results.data.data_use import data_lines, data_rows
 from raystage.results.data.mixtures import mixture_lines, order_lines
 from raystage.results.differences import IN_WORDS, baseline_reads
-from raystage.results.family import DeliveredModel, delivered_family
 from raystage.units import format_bytes, format_count, format_flops, format_share
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -38,7 +39,10 @@ def plan_table(plan: Plan) -> RenderableType:
     stages = _stages(plan, plan.name, _SIZES, _MEMORY, _MEMORY_PARTS, _MEANS)
     data = data_lines(data_rows(plan.staged))
     reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
-    models = [*_teacher_lines(plan), *_scorer_lines(plan), *_average_lines(plan), *_delivery_lines(plan)]
+    members = map(members_line, members_of_ensembles(plan))
+    models = [
+        *_teacher_lines(plan), *members, *_scorer_lines(plan), *_average_lines(plan), *_delivery_lines(plan),
+    ]  # fmt: skip
     lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
@@ -270,7 +274,7 @@ def _prediction(plan: Plan) -> str:
     against = "from scratch" if has_baseline else "for the last stage's model all the way"
     return (
         f"Predicted saving at equal {plan.staged.unit}: {format_share(plan.predicted_saving)} of the FLOPs "
-        f"({format_flops(plan.staged.flops)} against {format_flops(plan.scratch_flops)} {against}). "
+        f"({format_flops(plan.staged_flops)} against {format_flops(plan.scratch_flops)} {against}). "
         f"The saving at equal loss is what a run {'measures' if has_baseline else 'with a baseline measures'}."
     )
 

@@ -21,7 +21,7 @@ from raystage.reports.formats import (
     known,
     length_name,
 )
-from raystage.reports.model_tables import delivered_table, ensemble_table, table_of_ensembles
+from raystage.reports.model_tables import delivered_table, ensemble_table, member_table, table_of_ensembles
 from raystage.reports.tables import downstream_table, environment_rows, metric_table, source_table
 from raystage.results.data.data_use import data_lines
 from raystage.results.differences import IN_WORDS
@@ -63,6 +63,7 @@ def final_table(report: RunReport) -> RenderableType:
         source_table,
         metric_table,
         downstream_table,
+        member_table,
         ensemble_table,
         delivered_table,
         tuning_table,

@@ -28,11 +28,13 @@ def measure_savings(plan: Plan, records: Mapping[str, StageRecord], given_up: Se
     """The staged run compared with the baselines on the written seed, each with its best values, once all runs are
     finished.
 
-    Tokens or samples per parameter stand beside the figure. What rejected attempts cost was spent too, and counts.
+    Tokens or samples per parameter stand beside the figure. What rejected attempts cost was spent too, and counts; so
+    do the members of ensembles that the staged run learns from.
     """
     on_half = is_judged_on_half(plan, records)
     plan = compared(plan, records)
-    staged = _with_given_up(finished_run(plan.staged, records, on_half), plan.staged, records, given_up)
+    further = (*given_up, *(stage for run in plan.teaching(plan.staged) for stage in run.stages))
+    staged = _with_further(finished_run(plan.staged, records, on_half), plan.staged, records, further)
     if not plan.baselines:
         return no_figure("no saving to report: the schedule has no baseline to compare with", staged)
     if _unfinished(plan, records):
@@ -59,6 +61,8 @@ def measure_seeds(plan: Plan, records: Mapping[str, StageRecord]) -> OverSeeds |
 def _beside(plan: Plan) -> str:
     """The context that every figure has to be read with."""
     length = f"at {length_per_parameter(plan.staged):.3g} {plan.staged.unit} per parameter"
+    if count := len(plan.teaching(plan.staged)):
+        length = f"{length}, with what {count} further member{'s' if count > 1 else ''} cost that it learns from"
     if plan.staged.stages[0].init is None:
         return length
     return f"{length}, and without what it cost to train the model in init"
@@ -106,13 +110,13 @@ def finished_run(run: RunPlan, records: Mapping[str, StageRecord], on_half: bool
     )
 
 
-def _with_given_up(
-    run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], given_up: Sequence[StagePlan]
+def _with_further(
+    run: FinishedRun | None, staged: RunPlan, records: Mapping[str, StageRecord], further: Sequence[StagePlan]
 ) -> FinishedRun | None:
-    """The staged run with the cost of rejected attempts. What one stage took over from another one counts once."""
-    if run is None or not given_up:
+    """The staged run with the cost of further stages. What one stage took over from another one counts once."""
+    if run is None or not further:
         return run
-    return FinishedRun(run.eval_loss, *net_cost(finished((*staged.stages, *given_up), records)))
+    return FinishedRun(run.eval_loss, *net_cost(finished((*staged.stages, *further), records)))
 
 
 def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) -> list[StageRecord]:
@@ -120,10 +124,15 @@ def finished(stages: Iterable[StagePlan], records: Mapping[str, StageRecord]) ->
 
 
 def _unfinished(plan: Plan, records: Mapping[str, StageRecord]) -> list[str]:
-    return [run.name for run in plan.compared_runs() if len(finished(run.stages, records)) < len(run.stages)]
+    return [run.name for run in _waited_for(plan) if len(finished(run.stages, records)) < len(run.stages)]
+
+
+def _waited_for(plan: Plan) -> tuple[RunPlan, ...]:
+    """The runs whose cost or loss is in the savings."""
+    return (*plan.teaching(plan.staged), *plan.compared_runs())
 
 
 def _waiting(plan: Plan, records: Mapping[str, StageRecord]) -> str:
     waiting = _unfinished(plan, records)
     names = waiting if len(waiting) <= _MOST_NAMES else [*waiting[:_MOST_NAMES], "..."]
-    return f"{len(waiting)} of {len(plan.compared_runs())} runs not finished ({', '.join(names)})"
+    return f"{len(waiting)} of {len(_waited_for(plan))} runs not finished ({', '.join(names)})"

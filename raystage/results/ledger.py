@@ -144,21 +144,28 @@ def _kinds(
 ) -> list[_Kind]:
     staged = _distinct(plan.staged.stages, records)
     baselines = _distinct_of(plan.baselines, records, staged)
-    tried = _distinct(given_up, records)
-    branches = _distinct_of(plan.branches, records, staged)
+    members = _distinct_of(plan.teaching(plan.staged), records, staged)
+    tried = _distinct([stage for stage in given_up if stage.key not in members], records)
+    beside = _distinct_of(plan.branches, records, staged | members)
+    of_ensembles = {stage.key for one in plan.ensembles for stage in one.members}
+    others = {key: stage for key, stage in beside.items() if key in of_ensembles}
+    branches = {key: stage for key, stage in beside.items() if key not in of_ensembles}
     tuning = _distinct_of(plan.pilots(), records, staged | baselines)
-    seeds = _distinct_of(plan.known_runs(), records, staged | baselines | tuning | branches)
+    seeds = _distinct_of(plan.known_runs(), records, staged | baselines | tuning | members | beside)
 
     def kind(what: str, stages: Mapping[str, StagePlan], work: _Measure, is_claimed: bool) -> _Kind:
         done = [_done(stage, records[key], work, states.get(key) == "REUSED") for key, stage in stages.items()]
         return _Kind(what, is_claimed, tuple(done))
 
-    net = _net_work([records[key] for key in (*staged, *tried)], tried)
+    net = _net_work([records[key] for key in (*staged, *members, *tried)], (*members, *tried))
     return [
         kind("training the stages", staged, _training, is_claimed=True),
         kind("growing", staged, _growing, is_claimed=True),
+        *([kind("training members that stages learn from", members, net, is_claimed=True)] if members else []),
         *([kind("attempts that were given up", tried, net, is_claimed=True)] if tried else []),
         kind("evaluating the stages", staged, _evaluation, is_claimed=False),
+        *([kind("training other members", others, _whole, is_claimed=False)] if others else []),
+        *([kind("evaluating members", members | others, _evaluation, is_claimed=False)] if members or others else []),
         *([kind("training delivered models", branches, _whole, is_claimed=False)] if branches else []),
         *([kind("evaluating delivered models", branches, _evaluation, is_claimed=False)] if branches else []),
         kind("training the baselines", baselines, _training, is_claimed=False),
@@ -178,7 +185,8 @@ def _done(stage: StagePlan, record: StageRecord, work: _Measure, is_reused: bool
 
 
 def _net_work(records: Sequence[StageRecord], tried: Iterable[str]) -> _Measure:
-    """The cost of a stage of a rejected attempt, without the part that another stage took over from it."""
+    """The cost of a stage beside the staged run, without the part that another stage took over from it. tried: their
+    keys."""
     keys, given_up = {record.key for record in records}, set(tried)
     taken = [
         (record.prefix.key if record.prefix.key in given_up else record.key, record.prefix)

@@ -14,9 +14,10 @@ from raystage.config.schedule import Costs
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, to_json, unit_key
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.plans.gates import Rejection
+from raystage.results.branches.family import DeliveredFamily
+from raystage.results.branches.members import EnsembleMembers
 from raystage.results.costs import Use, cost_of
 from raystage.results.data.data_use import DataRow
-from raystage.results.family import DeliveredFamily
 from raystage.results.ledger import Ledger
 from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
@@ -202,8 +203,8 @@ class EnsembleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """What `raystage ensemble` found on the held-out data of a stage. prediction: of all members together. weights: of
-    the model with the mean of their weights; None where their shapes differ. seconds: of measuring."""
+    """What was found of several models on the held-out data of a stage. prediction: of all members together. weights:
+    of the model with the mean of their weights; None where their shapes differ. seconds: of measuring."""
 
     name: str
     stage: str
@@ -226,9 +227,10 @@ class RunReport:
 
     stages: of the staged run; if values were tuned, of the best ones. attempts, given_up: what gates rejected, and the
     finished stages that led there. length_per_parameter: tokens or samples, of the staged run. delivered: the models
-    that stages deliver. warnings: what makes the savings open to doubt. environment: when, where and with what the run
-    was made, by name. downstream, ensembles: what `raystage evaluate` found, by stage, and `raystage ensemble`, by
-    name; kept in files of their own. unit: of the last stage, in which the baselines count.
+    that stages deliver. members: of its ensembles. warnings: what makes the savings open to doubt. environment: when,
+    where and with what the run was made, by name. downstream, ensembles: what `raystage evaluate` found, by stage, and
+    `raystage ensemble` or the run itself, by name; kept in files of their own. unit: of the last stage, in which the
+    baselines count.
     """
 
     name: str
@@ -243,6 +245,7 @@ class RunReport:
     savings: SavingsPart
     ledger: Ledger | None = None
     delivered: DeliveredFamily | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    members: tuple[EnsembleMembers, ...] = field(default=(), metadata=LEFT_OUT_IF_EMPTY)
     warnings: tuple[str, ...]
     data: tuple[DataRow, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRej
 from raystage.files.typed_json import to_json
 from raystage.planning.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
-from raystage.plans.plan import Plan
+from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.reports.build import GivenUp, build_report
 from raystage.reports.figures import run_sheet
@@ -34,6 +34,7 @@ from raystage.results.tuning import choose, tried_with
 from raystage.runs.events import EventReplay, RunCallback
 from raystage.runs.surroundings import surroundings
 from raystage.storage.claims import Claim, Claims
+from raystage.storage.evaluations import ensembles
 from raystage.storage.jobs import Job, jobs
 from raystage.storage.lease import Leases
 from raystage.storage.processes import LeaseHolder
@@ -98,6 +99,7 @@ class Driver:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
         report = self._note("FINISHED")
+        report = replace(report, ensembles=ensembles(self.store, self.plan.name))
         self._write_report_files(report)
         return report
 
@@ -215,35 +217,43 @@ class Driver:
         return True
 
     def _first_rejected(self) -> tuple[StagePlan, tuple[str, ...], StageFailed] | None:
-        """The first finished stage of the staged run that is not accepted, why, and the error that says so."""
+        """The first finished stage of the staged run, or further member of one, that is not accepted, why, and the
+        error that says so."""
         for stage in self.plan.staged.stages:
+            ensemble = self.plan.ensemble_of(stage.key)
+            for one in (*(ensemble.members[1:] if ensemble else ()), stage):
+                if one.key in self.records and (rejected := _rejected(one, self.records[one.key])):
+                    return rejected
             if stage.key not in self.records:
                 return None
-            record = self.records[stage.key]
-            try:
-                check_growth(stage, record.growth)  # the schedule may demand more now than when the stage was trained
-            except GrowthRejected as error:
-                return stage, (str(error),), error
-            reasons = judge(stage.accept, record, contents_of(stage)) if stage.accept else ()
-            if reasons:
-                return stage, reasons, StageRejected(f"stage {stage.name}: not accepted: {'; '.join(reasons)}")
         return None
 
     def _reject(self, stage: StagePlan, reasons: tuple[str, ...], error: StageFailed) -> None:
         """Do what the schedule says about a stage that is not accepted. Raises `error` if it says to stop."""
-        index = [one.key for one in self.plan.staged.stages].index(stage.key)
+        run = self._judged_run(stage)
+        if run is None:  # a run that no gate answers for
+            self.states[stage.key] = "ERRORED"
+            raise error
+        index = [one.key for one in run.stages].index(stage.key)
         rejection = answer(self.schedule, index, stage.key, reasons, self.tried)
-        self.events.tell("rejected", self.plan.staged, stage, rejection)
+        self.events.tell("rejected", run, stage, rejection)
         self.tried = (*self.tried, rejection)
         if rejection.action == ABORT:
             self.states[stage.key] = "ERRORED"
             raise error
-        given_up = {one.key: one for one in self.plan.staged.stages[: index + 1] if one.key in self.records}
+        begun = list(self.plan.staged.stages[: index + 1])
+        begun += [one for stage in begun if (ensemble := self.plan.ensemble_of(stage.key)) for one in ensemble.members]
+        given_up = {one.key: one for one in begun if one.key in self.records}
         self.plan = replanned(self.schedule, self.written, self.tried)
-        kept = {one.key for one in self.plan.staged.stages}
+        kept = self.plan.stages_by_key()
         self.discarded = {key: one for key, one in (self.discarded | given_up).items() if key not in kept}
         self._look()
         self.events.follow(self.plan.runs())
+
+    def _judged_run(self, stage: StagePlan) -> RunPlan | None:
+        """The staged run, or that of a member, whichever has the stage; None for a stage of another run."""
+        runs = (self.plan.staged, *(run for ensemble in self.plan.ensembles for run in ensemble.runs))
+        return next((run for run in runs if stage.key in [one.key for one in run.stages]), None)
 
     def _ensure_cluster(self, stack: contextlib.ExitStack) -> None:
         if not self.is_connected:
@@ -293,3 +303,15 @@ class Driver:
             with tempfile.TemporaryDirectory() as work:
                 for figure in write_image(run_sheet(report), Path(work, "curves.png")):
                     folder.write_whole(figure.name, figure.read_bytes())
+
+
+def _rejected(stage: StagePlan, record: StageRecord) -> tuple[StagePlan, tuple[str, ...], StageFailed] | None:
+    """The finished stage, why it is not accepted, and the error that says so; None if it is."""
+    try:
+        check_growth(stage, record.growth)  # the schedule may demand more now than when the stage was trained
+    except GrowthRejected as error:
+        return stage, (str(error),), error
+    reasons = judge(stage.accept, record, contents_of(stage)) if stage.accept else ()
+    if not reasons:
+        return None
+    return stage, reasons, StageRejected(f"stage {stage.name}: not accepted: {'; '.join(reasons)}")

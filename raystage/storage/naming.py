@@ -34,23 +34,27 @@ def known_run(store: Store, name: str, argument: str) -> str:
 
 @dataclass(frozen=True)
 class KnownStages:
-    """By name the keys of a run's stages; of the last stages of its baselines, by the names of their runs; and of the
-    stages that end with its delivered models."""
+    """By name the keys of a run's stages; of the last stages of its baselines, by the names of their runs; of the
+    stages that end with its delivered models; and of the members of its ensembles."""
 
     stages: Mapping[str, str]
     baselines: Mapping[str, str]
     delivered: Mapping[str, str]
+    members: Mapping[str, str]
 
     @property
     def all(self) -> Mapping[str, str]:
-        return {**self.baselines, **self.delivered, **self.stages}
+        beside = {**self.baselines, **self.delivered, **self.members}
+        return {**self.stages, **beside, **self.stages}  # stages come first, also where one has another one's name
 
 
 def known_stages(report: Mapping[str, Any]) -> KnownStages:
     """The stages that report.json names, also where the rest of it is damaged; none for a sweep."""
     stages, baselines = report.get("stages", ()), report.get("baseline", {}).get("runs", ())
     delivered = (report.get("delivered") or {}).get("models", ())
-    return KnownStages(*({row["name"]: row["key"] for row in rows} for rows in (stages, baselines, delivered)))
+    members = [row for one in report.get("members", ()) for row in one["members"]]
+    parts = (stages, baselines, delivered, members)
+    return KnownStages(*({row["name"]: row["key"] for row in rows} for rows in parts))
 
 
 def stage_key(store: Store, name: str, argument: str) -> str | None:

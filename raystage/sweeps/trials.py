@@ -165,6 +165,10 @@ def _check_single(schedule: Schedule) -> None:
 def _check_deliveries(schedule: Schedule) -> None:
     """Refuse models beside the run: a sweep trains what trials are compared by, and nothing else."""
     for index, stage in enumerate(schedule.stages):
+        if stage.ensemble is not None:
+            problem = "found in the schedule of a sweep, which trains no members"
+            raise InputError(f"{problem}; expected none, and ensemble in the schedule of the best trial",
+                             key=f"stages[{index}].ensemble")  # fmt: skip
         if stage.deliver is not None:
             problem = "found in the schedule of a sweep, which delivers no models"
             raise InputError(f"{problem}; expected none, and deliver in the schedule of the best trial",

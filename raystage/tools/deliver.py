@@ -12,7 +12,7 @@ from raystage.files.sealed_json import written
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import contents_of, judge
-from raystage.results.family import FOLDER
+from raystage.results.branches.family import FOLDER
 from raystage.results.record import StageRecord
 from raystage.runs.events import RunCallback
 from raystage.storage.store import Store, read_as

@@ -1,8 +1,8 @@
-"""`raystage ensemble`: several finished models as one, on this machine.
+"""Several finished models as one, on this machine: `raystage ensemble`, and the ensembles of a run (`tools.measured`).
 
 Every member answers every held-out sample. The ensemble's answer is the mean of their probabilities, or, where an image
 is made, the mean of the images. Beside it stand each member, the model with the mean of their weights where all have
-one shape, and what each costs. The result is kept beside the run (`tools.evaluations`).
+one shape, and what each costs. The result is kept beside the run (`storage.evaluations`).
 """
 
 from __future__ import annotations
@@ -56,25 +56,31 @@ class Member:
 # --- which models -----------------------------------------------------------------------------
 
 
-def members_of(plan: Plan, named: Sequence[str], store: Store) -> tuple[Member, ...]:
-    """The models that are named; where none is, what the runs of all seeds of the plan end with.
+def members_of(plan: Plan, named: Sequence[str], store: Store, stage: StagePlan) -> tuple[Member, ...]:
+    """The models that are named; where none is, the members of the stage, or what the runs of all seeds of the plan end
+    with.
 
     Raises InputError where there are fewer than two, or where one is not finished.
     """
     if named:
         return tuple(Member(one, open_source(one, store, CHECKPOINT)) for one in named)
+    ensemble = plan.ensemble_of(stage.key)
+    if ensemble is not None:
+        return tuple(_finished(one.name, one, store, "members", "ensemble") for one in ensemble.members)
     runs = [plan.staged, *(one.staged for one in plan.further_seeds)]
     if len(runs) < 2:
-        problem = "missing, and the schedule has one seed; expected two models or more, or seeds: 2 or more"
-        raise InputError(problem, key=CHECKPOINT)
-    found = []
-    for run in runs:
-        key = run.stages[-1].key
-        if store.record(key) is None:
-            problem = f"the last stage of {run.name} is not finished; expected the runs of all seeds to be trained"
-            raise InputError(problem, key="seeds")
-        found.append(Member(run.name, open_source(key, store, CHECKPOINT)))
-    return tuple(found)
+        problem = "missing, and the schedule has one seed"
+        expected = "expected two models or more, seeds: 2 or more, or a stage with ensemble"
+        raise InputError(f"{problem}; {expected}", key=CHECKPOINT)
+    return tuple(_finished(run.name, run.stages[-1], store, "runs of all seeds", "seeds") for run in runs)
+
+
+def _finished(name: str, stage: StagePlan, store: Store, who: str, key: str) -> Member:
+    """name: of the member, or of the run that ends with it. who: all members, in words. key: what asks for them."""
+    if store.record(stage.key) is None:
+        what = name if name == stage.name else f"the last stage of {name}"
+        raise InputError(f"{what} is not finished; expected the {who} to be trained", key=key)
+    return Member(name, open_source(stage.key, store, CHECKPOINT))
 
 
 def check_members(members: Sequence[Member], stage: StagePlan) -> None:

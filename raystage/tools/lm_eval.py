@@ -22,8 +22,8 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.explain import head_in_words
 from raystage.models.families import family_of
 from raystage.results.report import StageTasks, TaskFigure, TaskResult
+from raystage.storage.evaluations import find_stage, keep, tasks_before
 from raystage.storage.store import Store
-from raystage.tools.evaluations import find_stage, keep, tasks_before
 from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import Source, open_source
 

@@ -100,7 +100,7 @@ class StageRunner:
         fitted = None
         if stage.growth is not None and is_learned(stage.growth.operator) and not entry.resumed:
             fitted = fit_learned(runner.engine, entry.source, runner.windows)
-        fill(runner.engine, entry, steps, stage.seed, fitted)
+        fill(runner.engine, entry, steps, stage.drawn_with, fitted)
         seconds = time.monotonic() - began
         if entry.resumed:
             runner.accounting.resume(Progress.from_json(entry.source.manifest.progress), entry.prefix)

@@ -15,7 +15,7 @@ from raystage.plans import learning_rate
 from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
-from raystage.results.family import delivered_family
+from raystage.results.branches.family import delivered_family
 from raystage.results.ledger import measure_ledger
 from raystage.results.report import report_from_json
 from raystage.storage.naming import known_stages

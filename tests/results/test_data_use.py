@@ -90,7 +90,14 @@ def test_many_passes_are_warned_of(tokens: int, warned: bool, texts: Path) -> No
 
 @pytest.mark.parametrize(
     ("optimizer", "warned"),
-    [({"lr": 20}, True), ({"lr": 0.05}, False), ({"name": "sgd", "lr": 1}, False), ({"name": "sgd", "lr": 20}, True)],
+    [
+        ({"lr": 20}, True),
+        ({"lr": 0.05}, False),
+        ({"name": "sgd", "lr": 1}, False),
+        ({"name": "sgd", "lr": 20}, True),
+        ({"name": "muon", "lr": 0.02}, False),
+        ({"name": "muon", "lr": 1}, True),
+    ],
 )
 def test_an_impossible_rate_is_warned_of(optimizer: dict, warned: bool, texts: Path) -> None:
     plan = make_plan(make_schedule(texts, training={"optimizer": optimizer}))

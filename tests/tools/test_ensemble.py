@@ -181,7 +181,7 @@ def test_what_is_refused(trained: Trained, tmp_path: Path) -> None:
         (("--set", "model.context_length=20", key_of(trained.deeper), key_of(trained.deeper)),
          "found a context of 10; expected 20 or more"),
         (("--set", "seeds=3"), "is not finished; expected the runs of all seeds to be trained"),
-        (("--set", "seeds=1"), "missing, and the schedule has one seed; expected two models or more, or seeds: 2"),
+        (("--set", "seeds=1"), "missing, and the schedule has one seed; expected two models or more, seeds: 2"),
     ]  # fmt: skip
     for arguments, said in cases:
         done = trained.ensemble(*arguments)

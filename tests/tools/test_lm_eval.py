@@ -23,8 +23,8 @@ from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.results.report import StageTasks
 from raystage.runs.driver import Driver
+from raystage.storage.evaluations import keep, kept
 from raystage.storage.store import Store
-from raystage.tools.evaluations import keep, kept
 
 HAS_LM_EVAL = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not HAS_LM_EVAL, reason="lm-eval is not installed: pip install 'raystage[lm-eval]'")

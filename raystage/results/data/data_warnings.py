@@ -15,8 +15,8 @@ MOST_PASSES = 4
 # The share of the held-out text that may occur word for word in the training text.
 MOST_REPEATED = 0.01
 _MOST_NAMES = 5
-# A step of Adam moves every weight by about the learning rate; initial weights are about 0.02.
-_HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "sgd": 10.0}
+# A step of Adam, or of Muon, moves every weight by about the learning rate; initial weights are about 0.02.
+_HIGHEST_RATES = {"adamw": 0.1, "adam": 0.1, "muon": 0.1, "sgd": 10.0}
 
 
 def data_warnings(plan: Plan) -> list[tuple[str, str, str]]:
@@ -38,7 +38,7 @@ def _rate_warnings(plan: Plan) -> list[tuple[str, str, str]]:
     highest = max(too_high, key=lambda one: one.lr)
     text = (
         f"is {highest.lr:g}, at which no model learns: a step of {highest.name} then moves weights by far more than "
-        f"their size; usual are 1e-4 to 5e-3 for adamw and adam, up to 1 for sgd"
+        f"their size; usual are 1e-4 to 5e-3 for adamw and adam, up to 2e-2 for muon, up to 1 for sgd"
     )
     return [("training.optimizer.lr", text, "raystage's own rule of thumb: initial weights are about 0.02")]
 

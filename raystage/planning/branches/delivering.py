@@ -13,7 +13,6 @@ from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.planning.chain import plan_stage
 from raystage.planning.draft import StageDraft
-from raystage.planning.objective import with_key
 from raystage.plans import learning_rate
 from raystage.plans.freezing import Freezing
 from raystage.plans.plan import Delivery, RunPlan
@@ -46,9 +45,9 @@ def _decay(draft: StageDraft, written: Deliver, name: str, chain: Sequence[Stage
     training = draft.training.model_copy(update={"ramp": None, "lr_schedule": _rate(written)})
     draft = _continued(replaced(draft, training=training), name)
     steps = draft.step_schedule.steps_for(amount)
-    draft = replaced(draft, steps=steps)
+    draft = replaced(draft, steps=steps, teacher=before.teacher)
     rate = learning_rate.curve_of(training.lr_schedule, lr, before.end, draft.duration, "deliver")
-    return plan_stage(with_key(draft, chain), name, before, rate, draft.seed, steps, before.end + draft.duration)
+    return plan_stage(draft, name, before, rate, draft.seed, steps, before.end + draft.duration)
 
 
 def _rate(written: Deliver) -> LrSchedule:

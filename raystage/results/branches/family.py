@@ -60,8 +60,9 @@ def delivered_family(plan: Plan, records: Mapping[str, StageRecord] | None = Non
         return None
     models = tuple(_model(one, records or {}) for one in plan.deliveries)
     apart = [one.scratch_flops for one in models]
+    runs = [run for one in plan.deliveries for run in (one.run, *plan.teaching(one.run))]
     known = None if None in apart else sum(apart)
-    return DeliveredFamily(models, flops_shared(one.run for one in plan.deliveries), known)
+    return DeliveredFamily(models, flops_shared(runs), known)
 
 
 def _model(one: Delivery, records: Mapping[str, StageRecord]) -> DeliveredModel:
