@@ -28,7 +28,7 @@ from raystage.models.tables.mixtures import UPCYCLED
 from raystage.units import shown
 
 # Fields that have no parameters, but of which every value makes another function of the same weights.
-POSITIONS = ("rope_theta", "rope_scaling")
+POSITIONS = ("rope_theta", "rope_scaling", "local_rope_theta")
 # Fields of the head alone.
 _OF_HEADS = ("head", "num_classes")
 # Fields of what embeds patches, which does not grow.

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from raystage.models.document_attention import ATTENTION
 from raystage.models.families import FAMILIES
-from raystage.models.rope import parameters_of
+from raystage.models.rope import rope_parameters
 from raystage.models.shape import ModelShape, table_of
 from raystage.models.tables.windows import KEY, LAYER_TYPES
 
@@ -26,8 +26,10 @@ def config(shape: ModelShape) -> transformers.PretrainedConfig:
         sizes |= {key: getattr(shape, field) for key, field in family.heads[shape.head].sets.items()}
     constants = dict(family.constants)
     if family.rotary:
-        rope = {**constants["rope_parameters"], **parameters_of(shape.rope_scaling), "rope_theta": shape.rope_theta}
-        constants["rope_parameters"] = rope
+        base = constants["rope_parameters"]
+        constants["rope_parameters"] = rope_parameters(
+            base, shape.rope_theta, shape.rope_scaling, shape.local_rope_theta
+        )
     if family.windows:
         constants[KEY] = [LAYER_TYPES[kind] for kind in shape.kinds]
     return transformers.AutoConfig.for_model(family.name, **sizes, **constants, use_cache=False)

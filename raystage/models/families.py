@@ -5,7 +5,7 @@ from __future__ import annotations
 from raystage.models.own import BARE
 from raystage.models.table import Family
 from raystage.models.tables.bert import BERT
-from raystage.models.tables.gemma import GEMMA, GEMMA2
+from raystage.models.tables.gemma import GEMMA, GEMMA2, GEMMA3_TEXT
 from raystage.models.tables.gpt import GPT2, GPT_NEOX, PHI
 from raystage.models.tables.images import VIT
 from raystage.models.tables.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3
@@ -15,6 +15,7 @@ from raystage.models.tables.networks import NETWORKS
 # Those that transformers builds; their tables are in `models.tables`, by kind.
 BUILT_IN = (
     LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT, QWEN3_MOE, OLMO2, PHI3, PHI, GPT_NEOX, GEMMA, GEMMA2,
+    GEMMA3_TEXT,
 )  # fmt: skip
 
 TRANSFORMERS: dict[str, Family] = {family.name: family for family in BUILT_IN}

@@ -94,7 +94,9 @@ def _known_shape(config: Config, family: Family, file: str) -> ModelShape:
         if values.get(field) is None:
             values[field] = value
     if family.rotary:
-        values["rope_theta"] = rope.theta_of(config, family.name)
+        values["rope_theta"] = rope.theta_of(config, family.name, family.rope_theta)
+        if family.local_rope_theta:
+            values["local_rope_theta"] = rope.local_theta_of(config, family.name, family.local_rope_theta)
         if family.scales_rotary:
             found = rope.scaling_of(rope.rope_of(config), values["context_length"], family.rotary_share)
             values["rope_scaling"] = found

@@ -10,6 +10,7 @@ from raystage.models import rope
 from raystage.models.families import FAMILIES
 from raystage.models.hf_config import ALIASES, WINDOWS, Config
 from raystage.models.shape import ModelShape
+from raystage.models.tables.windows import LAYER_TYPES
 from raystage.units import shown
 
 # Keys with the values that raystage's models have. With other values the same weights compute something else.
@@ -43,6 +44,12 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "use_bidirectional_attention": (False, None),
         "attn_logit_softcapping": (50.0,),
         "final_logit_softcapping": (30.0,),
+    },
+    "gemma3_text": {
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (False, None),
+        "attn_logit_softcapping": (None,),
+        "final_logit_softcapping": (None,),
     },
     "phi": {"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "partial_rotary_factor": (0.5, None)},
     "gpt_neox": {
@@ -99,6 +106,10 @@ def _check_rope(config: Config, shape: ModelShape, file: str) -> None:
     kind = found.get("rope_type", found.get("type", "default"))
     share = FAMILIES[shape.family].rotary_share
     is_built = kind == "default" and found.get("partial_rotary_factor", share) == share
+    local = rope.rope_of(config, LAYER_TYPES["s"]) if FAMILIES[shape.family].local_rope_theta else {}
+    if set(local) - {"rope_type", "rope_theta"} or local.get("rope_type", "default") != "default":
+        problem = f"found {shown(dict(local))} for {LAYER_TYPES['s']}; expected a rope_theta alone"
+        raise InputError(problem, key="rope_parameters", file=file)
     if not (is_built or shape.rope_scaling):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
         kinds = ", ".join(rope.TRAINED if FAMILIES[shape.family].scales_rotary else rope.TRAINED[:1])

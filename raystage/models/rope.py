@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raystage.files.reading import parse_json
+from raystage.models.tables.windows import LAYER_TYPES
 
 # By kind the required numbers, and the optional ones.
 _NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
@@ -23,6 +24,8 @@ TRAINED = ("default", *_NEEDED)
 _ROPE_THETAS = {"mixtral": 1_000_000.0}
 # The key of the base in older configurations, where it is not "rope_theta".
 _OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base"}
+# The same for layers with a window, in families whose layers with one have a base of their own.
+_OLD_LOCAL_ROPE_THETA = {"gemma3_text": "rope_local_base_freq"}
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -91,10 +94,25 @@ def _is_size(value: object) -> bool:
 # --- in configurations ---------------------------------------------------------------------------
 
 
-def theta_of(config: Mapping[str, Any], family: str) -> float:
-    """The base of the rotary positions, under its new key or its old one."""
+def theta_of(config: Mapping[str, Any], family: str, default: float) -> float:
+    """The base of the rotary positions, under its new key or its old one; of layers that attend to all."""
     found = rope_of(config).get("rope_theta", config.get(_OLD_ROPE_THETA.get(family, "rope_theta")))
-    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, 10000.0)
+    return float(found) if _is_number(found) else _ROPE_THETAS.get(family, default)
+
+
+def local_theta_of(config: Mapping[str, Any], family: str, default: float) -> float:
+    """The same of layers with a window, in a family where they have a base of their own."""
+    found = rope_of(config, LAYER_TYPES["s"]).get("rope_theta", config.get(_OLD_LOCAL_ROPE_THETA[family]))
+    return float(found) if _is_number(found) else default
+
+
+def rope_parameters(base: Mapping[str, Any], theta: float, scaling: str, local_theta: float) -> dict[str, Any]:
+    """A configuration's `rope_parameters`. base: what the family's always have. local_theta: of layers with a window;
+    0 where all layers have the same positions."""
+    whole = {**base, **parameters_of(scaling), "rope_theta": theta}
+    if not local_theta:
+        return whole
+    return {LAYER_TYPES["f"]: whole, LAYER_TYPES["s"]: {**base, "rope_theta": local_theta}}
 
 
 def _is_number(value: object) -> bool:
@@ -102,6 +120,12 @@ def _is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def rope_of(config: Mapping[str, Any], layers: str = LAYER_TYPES["f"]) -> Mapping[str, Any]:
+    """What a configuration says of its rotary positions; of those of such layers, where it tells kinds of them apart.
+    An old `rope_scaling` is for layers that attend to all."""
     found = config.get("rope_parameters") or config.get("rope_scaling")
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    if any(isinstance(found.get(name), dict) for name in LAYER_TYPES.values()):
+        return found[layers] if isinstance(found.get(layers), dict) else {}
+    return found if layers == LAYER_TYPES["f"] else {}

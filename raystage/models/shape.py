@@ -13,7 +13,7 @@ from raystage.models.table import Axis, Family, ParameterSpec
 
 # Fields of heads, images and windows with the values that say: neither.
 _UNUSED = {"module": "", "head": "", "num_classes": 0, "image_size": 0, "patch_size": 0, "num_channels": 0,
-           "sliding_window": 0, "layer_kinds": "", "query_pre_attn_scalar": 0}  # fmt: skip
+           "sliding_window": 0, "layer_kinds": "", "query_pre_attn_scalar": 0, "local_rope_theta": 0.0}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ModelShape:
     sliding_window: of a family with windows how many tokens a layer with a window attends to: the token itself and
     those before it. layer_kinds: "f" for each layer that attends to all, "s" for each with a window, where they are
     not as `Family.windows` has them; else "". query_pre_attn_scalar: scores of queries and keys are divided by its
-    square root, in families that have it; in others by that of `head_size`.
+    square root, in families that have it; in others by that of `head_size`. local_rope_theta: the base of the rotary
+    positions in layers with a window, where they have one of their own; `rope_scaling` is for the other layers then.
 
     module: of a model without a table, what was found in it (`models.own`); "" for all others.
     """
@@ -61,6 +62,7 @@ class ModelShape:
     sliding_window: int = 0
     layer_kinds: str = ""
     query_pre_attn_scalar: int = 0
+    local_rope_theta: float = 0.0
 
     def with_layers(self, num_layers: int) -> ModelShape:
         """With so many layers, of the family's own kinds."""

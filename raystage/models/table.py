@@ -110,7 +110,9 @@ class Family:
     blocks read the residual stream through a norm (in OLMo 2 they do not). heads_fill_hidden: `num_heads * head_size`
     is the hidden size. heads_divide_hidden: the number of heads divides the hidden size. rotary: positions are rotary
     and not embedded. rotary_share: the part of every head that has them. scales_rotary: whether `rope_scaling` can
-    scale them. inner_factor: `ffn_size` over `hidden_size`, where it is not given.
+    scale them. rope_theta: the base of rotary positions, where none is given. local_rope_theta: that of layers with a
+    window; 0 where they have the positions of the others. inner_factor: `ffn_size` over `hidden_size`, where it is not
+    given.
     gain_offset: what norms add to their parameters before they multiply by them (1 in Gemma, which stores gains minus
     one). windows: which layers attend to all, where others do not. caps_scores: attention bends its scores by a tanh,
     which no fused kernel of torch does.
@@ -144,6 +146,8 @@ class Family:
     rotary: bool = True
     rotary_share: float = 1.0
     scales_rotary: bool = True
+    rope_theta: float = 10000.0
+    local_rope_theta: float = 0.0
     gain_offset: float = 0.0
     caps_scores: bool = False
     windows: LayerWindows | None = None

@@ -36,6 +36,12 @@ def with_positions(before: ModelShape | None, shape: ModelShape, asked: Model) -
         shape = replaced(shape, **{name: getattr(before, name) for name in POSITIONS})
     if asked.rope_theta is not None:
         shape = replaced(shape, rope_theta=asked.rope_theta)
+    if asked.local_rope_theta is not None:
+        if not FAMILIES[shape.family].local_rope_theta:
+            able = ", ".join(name for name in TRAINED if FAMILIES[name].local_rope_theta)
+            problem = f"found in a {shape.family}, whose layers all have the same positions; expected family: {able}"
+            raise InputError(problem, key="model.local_rope_theta")
+        shape = replaced(shape, local_rope_theta=asked.local_rope_theta)
     if asked.rope_scaling is not None:
         _check_scales(shape.family)
         shape = replaced(shape, rope_scaling=_scaling(before, asked.rope_scaling))

@@ -92,6 +92,8 @@ def resolve_shape(model: Model, data: StageText, objective: ObjectivePlan) -> Mo
         norm_eps=model.norm_eps or family.default_norm_eps,
         **_experts(model),
         **_of_attention(model),
+        rope_theta=family.rope_theta,
+        local_rope_theta=family.local_rope_theta,
     )
     problem = heads_problem(shape) or head_problem(shape)
     if problem:

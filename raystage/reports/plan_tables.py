@@ -145,6 +145,7 @@ def _positions_of(stage: StagePlan) -> list[str]:
     words = {
         "rope_theta": f"rope_theta {format_count(stage.shape.rope_theta)}",
         "rope_scaling": rope.in_short(stage.shape.rope_scaling),
+        "local_rope_theta": f"local_rope_theta {format_count(stage.shape.local_rope_theta)}",
     }
     return [words[name] for name in changed]
 

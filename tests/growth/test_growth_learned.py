@@ -33,7 +33,7 @@ ODD_GPT2 = {**ODD, "num_kv_heads": 6}
 # Of whole factors in width, and so of the source's function before anything is fitted.
 WHOLE = (
     *(growth("learned", name, **TWICE) for name in ("llama", "llama tied", "mistral", "qwen2", "qwen2 tied", "qwen3")),
-    *(growth("learned", name, **TWICE) for name in ("phi", "gemma", "gemma untied", "gemma2")),
+    *(growth("learned", name, **TWICE) for name in ("phi", "gemma", "gemma untied", "gemma2", "gemma3_text")),
     growth("learned", "gpt_neox", **TWICE_GPT2),
     *(growth("learned", name, **TWICE_GPT2, context_length=20) for name in ("gpt2", "gpt2 untied")),
     growth("learned", "llama tied", **TWICE, vocab_size=37),

@@ -140,3 +140,26 @@ def test_a_listed_order_takes_the_kinds_along() -> None:
     case = deeper("layers", 2, 4, listed(1, 0, 0, 1), name="gemma2")
     assert case.target.kinds == "fssf"
     assert case.target.layer_kinds == "fssf"
+
+
+def test_published_sizes_keep_their_turns_by_whole_periods() -> None:
+    """26 layers are four periods of six and two more: these stay on top, and the first period is repeated."""
+    source = tiny("gemma3_text", num_layers=26)
+    deeper_by_six = with_layer_kinds(source, source.with_layers(32), "interleave")
+    assert deeper_by_six.layer_kinds == ""
+    found = [one.source for one in layer_origins(source, deeper_by_six, "interleave", deeper("stack", 1, 1).options)]
+    assert found == [*range(6), *range(6), *range(6, 26)]
+    assert with_layer_kinds(source, source.with_layers(52), "stack").layer_kinds == 2 * source.kinds
+
+
+def test_in_gemma3_the_kinds_differ_in_contexts_of_any_length() -> None:
+    """By the base of their rotary positions."""
+    source = tiny("gemma3_text", num_layers=6, sliding_window=10)
+    target = with_layer_kinds(source, source.with_layers(7), "identity")
+    assert target.layer_kinds == "sssssff"
+    case = GrowthCase("identity", "gemma3_text", source, target)
+    assert difference(case) < 1e-10
+    whole = replace(case.target, layer_kinds="fffffff")
+    with torch.no_grad():
+        turned = logits_for(built(whole, weights(case), torch.float64), source)
+    assert (turned - source_logits(source, torch.float64)).abs().max() > 1e-4

@@ -27,7 +27,7 @@ WIDE_GPT2 = {"hidden_size": 24, "num_heads": 6, "num_kv_heads": 6, "ffn_size": 4
 # Width by no whole factor, heads with and without new groups, depth, and all at once with more tokens and positions.
 CASES = (
     *(growth("masked", name, OPTIONS, **change)
-      for name in ("llama", "llama tied", "qwen2", "qwen3", "mistral", "phi3", "gemma", "gemma2")
+      for name in ("llama", "llama tied", "qwen2", "qwen3", "mistral", "phi3", "gemma", "gemma2", "gemma3_text")
       for change in ({"hidden_size": 24}, WIDE, {**WIDE, "num_layers": 5, "vocab_size": 37, "context_length": 20})),
     *(growth("masked", "phi", OPTIONS, **change) for change in (WIDE, {**WIDE, "num_layers": 5})),
     *(growth("masked", "llama", OPTIONS, **change)

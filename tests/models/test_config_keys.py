@@ -46,6 +46,7 @@ HARMLESS = {
     "_experts_implementation_internal", "_name_or_path", "_heterogeneity_spec", "classifier_dropout",
     "hidden_dropout", "num_labels", "pooler_act", "pooler_output_size", "summary_last_dropout",
     "sep_token_id", "name_or_path", "compile_config",
+    "image_token_id", "mm_tokens_per_image",  # of models of images beside those of text
     "init_std", "initializer_factor", "gradient_checkpointing", "model_type", "is_heterogeneous",
     "_getattr_without_heterogeneous_validation", "_hasattr_without_heterogeneous_validation",
 }  # fmt: skip
@@ -77,7 +78,8 @@ def is_config(node: ast.AST) -> bool:
 def test_every_key_that_transformers_reads_has_been_looked_at(family: str) -> None:
     config = transformers.AutoConfig.for_model(family)
     read = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
-    read |= read_by(ROOT / f"models/{family}/modeling_{family}.py").union(*(read_by(ROOT / one) for one in SHARED))
+    folder = type(config).__module__.split(".")[-2]  # gemma3_text is in that of gemma3
+    read |= read_by(ROOT / f"models/{folder}/modeling_{folder}.py").union(*(read_by(ROOT / one) for one in SHARED))
     sizes = {key for key, _ in TRANSFORMERS[family].fields.values()}
     known = {*sizes, *hf_trainable._AS_BUILT, *hf_trainable._CHECKED, *WITHOUT_EFFECT, *hf_trainable._READ, *HARMLESS}
     known |= set(hf_config.ALIASES.get(family, {}).values()) | set(hf_trainable._AS_BUILT_OF.get(family, {}))

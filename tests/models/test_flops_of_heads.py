@@ -44,6 +44,21 @@ CASES = {
     "gemma2, classes": ModelShape(
         "gemma2", 2, 192, 6, 2, 32, 512, 384, 64, sliding_window=64, query_pre_attn_scalar=64, **_CLASSES
     ),
+    "gemma3_text, classes": ModelShape(
+        "gemma3_text",
+        2,
+        192,
+        6,
+        2,
+        32,
+        512,
+        384,
+        64,
+        sliding_window=64,
+        query_pre_attn_scalar=64,
+        local_rope_theta=1e4,
+        **_CLASSES,
+    ),
     "qwen3_moe, classes": ModelShape(
         "qwen3_moe", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2, **_CLASSES
     ),

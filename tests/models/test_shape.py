@@ -182,10 +182,10 @@ def test_positions_of_an_image() -> None:
 
 def test_what_a_shape_does_not_use_is_left_out_of_keys_and_records() -> None:
     later = {"rope_scaling", "head", "num_classes", "image_size", "patch_size", "num_channels", "module",
-             "sliding_window", "layer_kinds", "query_pre_attn_scalar"}  # fmt: skip
+             "sliding_window", "layer_kinds", "query_pre_attn_scalar", "local_rope_theta"}  # fmt: skip
     assert vars(SHAPE).keys() - SHAPE.facts().keys() == later
     assert vars(SHAPE).keys() - SHAPE.to_json().keys() == later - {"rope_scaling"}
-    of_attention = {"sliding_window", "layer_kinds", "query_pre_attn_scalar"}
+    of_attention = {"sliding_window", "layer_kinds", "query_pre_attn_scalar", "local_rope_theta"}
     assert vars(IMAGES).keys() - IMAGES.facts().keys() == {"rope_scaling", "module"} | of_attention
     assert ModelShape(**IMAGES.facts()) == ModelShape(**IMAGES.to_json()) == IMAGES
 

@@ -96,7 +96,12 @@ def test_a_head_is_exchanged_and_the_body_stays(family: Family, head: str) -> No
 
 
 def test_norms_of_queries_and_keys() -> None:
-    assert [name for name, family in FAMILIES.items() if family.norms_heads] == ["qwen3", "qwen3_moe", "olmo2"]
+    assert [name for name, family in FAMILIES.items() if family.norms_heads] == [
+        "qwen3",
+        "qwen3_moe",
+        "olmo2",
+        "gemma3_text",
+    ]
     assert [name for name, family in FAMILIES.items() if family.norms_queries] == ["olmo2"]
 
 

@@ -108,7 +108,7 @@ def test_the_attention_has_the_bits_of_transformers_own(family: str, kinds: str)
 @every_family
 def test_a_window_hides_what_is_beyond_it(family: str) -> None:
     """In a single layer the last token's logits follow from as many tokens as it attends to."""
-    shape = tiny(family, num_layers=1, layer_kinds="" if family == "gemma2" else "s")
+    shape = tiny(family, num_layers=1, layer_kinds="" if FAMILIES[family].windows.kinds(1) == "s" else "s")
     network, tokens = drawn(shape), torch.randint(0, shape.vocab_size, (1, 12))
     seen = attended(shape, 12)
     reach = seen if FAMILIES[family].objective == "next token" else seen // 2 + 1
@@ -181,3 +181,49 @@ def test_scores_that_no_kernel_fuses_take_memory() -> None:
     plain = replace(shape, family="gemma", sliding_window=0, query_pre_attn_scalar=0)
     more = estimate(shape, training).activations_bytes - estimate(plain, training).activations_bytes
     assert sum(kept.values()) == more == 2 * 64 * 4 * 64 * 8
+
+
+# --- positions of their own ---------------------------------------------------------------------
+
+
+LOCAL = [name for name in WINDOWED if FAMILIES[name].local_rope_theta]
+
+
+@pytest.mark.parametrize("family", LOCAL)
+def test_layers_with_a_window_have_positions_of_their_own(family: str) -> None:
+    """In the configuration, under new keys and old ones, and in the model."""
+    shape = tiny(family, rope_theta=300.0, local_rope_theta=20.0)
+    said = json.loads(config(shape).to_json_string())
+    assert [said["rope_parameters"][name]["rope_theta"] for name in LAYER_TYPES.values()] == [300.0, 20.0]
+    read = shape_of(said, "config.json")
+    assert (read.rope_theta, read.local_rope_theta) == (300.0, 20.0)
+    rotary = build(replace(shape, layer_kinds="sf")).model.rotary_emb
+    assert rotary.full_attention_inv_freq[1] == pytest.approx(300.0**-0.5)
+    assert rotary.sliding_attention_inv_freq[1] == pytest.approx(20.0**-0.5)
+    usual = transformers.AutoConfig.for_model(family).rope_parameters
+    del said["rope_parameters"]
+    read = shape_of(said, "config.json")
+    assert [read.rope_theta, read.local_rope_theta] == [usual[name]["rope_theta"] for name in LAYER_TYPES.values()]
+
+
+def test_old_configurations_of_gemma3_have_other_keys_for_its_positions_and_windows() -> None:
+    said = json.loads(config(tiny("gemma3_text", num_layers=4)).to_json_string())
+    del said["rope_parameters"], said[KEY]
+    said |= {"rope_theta": 500.0, "rope_local_base_freq": 30.0, "sliding_window_pattern": 2,
+             "rope_scaling": {"rope_type": "linear", "factor": 8.0}}  # fmt: skip
+    shape = shape_of(said, "config.json")
+    assert (shape.rope_theta, shape.local_rope_theta, shape.layer_kinds) == (500.0, 30.0, "sfsf")
+    made = transformers.AutoConfig.for_model(**said)
+    assert (config(shape).rope_parameters, config(shape).layer_types) == (made.rope_parameters, made.layer_types)
+    with pytest.raises(InputError, match="sliding_window_pattern: found 0; expected a whole number from 1 on"):
+        shape_of(said | {"sliding_window_pattern": 0}, "config.json")
+
+
+def test_scaled_positions_in_layers_with_a_window_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tiny("gemma3_text", vocab_size=40), tmp_path)
+    said = json.loads((folder / "config.json").read_text())
+    said["rope_parameters"]["sliding_attention"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10.0}
+    (folder / "config.json").write_text(json.dumps(said))
+    expected = "rope_parameters: found .* for sliding_attention; expected a rope_theta alone"
+    with pytest.raises(InputError, match=expected):
+        open_trainable(LocalFiles(folder))

@@ -21,6 +21,7 @@ GPT2 = {
     "vocab_size": VOCAB, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": LENGTH,
     "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+KINDS = ["sliding_attention", "full_attention"]
 MODELS = {
     "llama": (transformers.LlamaForCausalLM, GROUPED),
     "llama with biases": (transformers.LlamaForCausalLM, {**GROUPED, "attention_bias": True, "mlp_bias": True}),
@@ -41,6 +42,10 @@ MODELS = {
     "gemma2": (
         transformers.Gemma2ForCausalLM,
         {**GROUPED, "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 3},
+    ),
+    "gemma3_text": (
+        transformers.Gemma3ForCausalLM,
+        {**GROUPED, "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 3, "layer_types": KINDS},
     ),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, SIZES),
     "qwen3_moe": (

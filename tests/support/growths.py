@@ -42,7 +42,11 @@ def tiny(family: str, **changes: object) -> ModelShape:
             num_classes=5,
         )  # fmt: skip
     if table.windows:  # shorter than the samples of the tests
-        shape = replace(shape, sliding_window=5, query_pre_attn_scalar=3)
+        shape = replace(shape, sliding_window=5)
+    if "query_pre_attn_scalar" in table.fields:
+        shape = replace(shape, query_pre_attn_scalar=3)
+    if table.local_rope_theta:  # both so small that few positions tell them apart
+        shape = replace(shape, rope_theta=100.0, local_rope_theta=10.0)
     if not table.has_attention:
         shape = replace(shape, num_heads=0, num_kv_heads=0, head_size=0)
     if table.reads_images and not table.has_attention:
@@ -75,6 +79,7 @@ SOURCES = {
     "gemma untied": tiny("gemma", tied_embeddings=False),
     "gemma2": tiny("gemma2"),
     "gemma2 untied": tiny("gemma2", tied_embeddings=False),
+    "gemma3_text": tiny("gemma3_text", layer_kinds="sf"),
     "vit": tiny("vit"),
     "vit pixels": tiny("vit", head="pixels", num_classes=0),
     "llama classes": tiny("llama", head="classes", num_classes=5),
@@ -156,6 +161,7 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
             "gpt_neox",
             "gemma",
             "gemma2",
+            "gemma3_text",
         )
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
@@ -189,6 +195,8 @@ DEEPER = (
       for operator in ("stack", "interleave", "middle", "last", "identity", "learned")
       for depths in ((2, 4), (4, 8), (3, 6))),
     *(deeper("identity", *depths, name="gemma2") for depths in ((3, 5), (4, 6), (4, 7))),
+    *(deeper("identity", *depths, name="gemma3_text") for depths in ((6, 12), (5, 6), (7, 13))),
+    deeper("stack", 6, 12, name="gemma3_text"),
 )  # fmt: skip
 
 # Operators that repeat heads can also part the query heads of a group; those that add empty ones cannot.

@@ -32,6 +32,7 @@ GROWTHS = {
     },
     # Of one layer with a window there are two in the end.
     "gemma2": ({"family": "gemma2", "sliding_window": 3}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT),
+    "gemma3_text": ({"family": "gemma3_text", "sliding_window": 3}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT),
     "gpt2": ({"family": "gpt2"}, SMALL, LARGE, EXACT),
     "phi": ({"family": "phi"}, SMALL | GROUPED | {"head_size": 4}, LARGE | WIDER_GROUPS | {"head_size": 4}, EXACT),
     "gpt_neox": ({"family": "gpt_neox"}, SMALL | {"num_heads": 1}, LARGE | {"num_heads": 2}, EXACT),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raystage.models.table import Axis, ParameterSpec, out
-from raystage.models.tables.llama import ATTENTION, LAYER, LLAMA, LLAMA_CONSTANTS, LLAMA_FIELDS, MLP, NORMS
+from raystage.models.tables.llama import ATTENTION, HEAD_NORMS, LAYER, LLAMA, LLAMA_CONSTANTS, LLAMA_FIELDS, MLP, NORMS
 from raystage.models.tables.windows import LayerWindows
 
 _EMBEDDING = ParameterSpec("model.embed_tokens.weight", (out("vocab"), Axis("scaled out", ("hidden",))))
@@ -76,4 +76,27 @@ GEMMA2 = replace(
         "query_pre_attn_scalar": ("query_pre_attn_scalar", 256),
     },
     constants={**LLAMA_CONSTANTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+)
+
+
+# As Gemma 2, but norms of queries and keys are in place of the caps, and layers with a window, five of six, have
+# rotary positions of their own. (2503.19786)
+GEMMA3_TEXT = replace(
+    GEMMA2,
+    name="gemma3_text",
+    layer=(
+        *GEMMA2.layer[:4],
+        *(replace(row, init="zeros") for row in HEAD_NORMS),
+        *GEMMA2.layer[4:],
+    ),
+    caps_scores=False,
+    windows=LayerWindows(every=6, key="sliding_window_pattern"),
+    rope_theta=1_000_000.0,
+    local_rope_theta=10_000.0,
+    fields={
+        **GEMMA2.fields,
+        "vocab_size": ("vocab_size", 262_208),
+        "context_length": ("max_position_embeddings", 131_072),
+    },
+    constants=LLAMA_CONSTANTS,
 )
