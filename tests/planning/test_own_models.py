@@ -116,6 +116,9 @@ def test_a_stage_changes_single_options(tmp_path: Path) -> None:
           "layer_type": "basic"}, "classification", 2),
         ({"model_type": "deit", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2,
           "intermediate_size": 32, "patch_size": 4}, "classification", 2),
+        ({"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [2, 2], "num_stages": 2}, "classification", 2),
+        ({"model_type": "swin", "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2,
+          "patch_size": 2}, "classification", 2),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
 )  # fmt: skip
@@ -127,6 +130,42 @@ def test_any_architecture_of_transformers(tmp_path: Path, kind: dict, objective:
     assert shape.num_layers == layers
     assert isinstance(build(shape), transformers.PreTrainedModel)
     assert sample_flops(shape, 16) > 6 * 16
+
+
+def test_a_network_of_images_of_transformers_learns_to_tell_classes_apart(tmp_path: Path) -> None:
+    """A ConvNeXt by its config.json, on images of one brightness for each class."""
+    kind = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2,
+            "drop_path_rate": 0.0}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(kind))
+    model = {"family": "transformers", "config": str(tmp_path)}
+    shape = planned(tmp_path, model, objective="classification").staged.stages[0].shape
+    torch.manual_seed(0)
+    network = build(shape)
+    labels = torch.arange(4 * shape.num_classes) % shape.num_classes
+    size = (shape.num_channels, shape.image_size, shape.image_size)
+    images = torch.randn(len(labels), *size) * 0.1 + labels[:, None, None, None] / shape.num_classes
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(network(pixel_values=images).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "whisper", "mbart", "pegasus"])
+@pytest.mark.parametrize("objective", ["causal_lm", "classification"])
+def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path: Path, kind: str, objective: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, {"family": "transformers", "config": str(tmp_path)}, objective=objective)
+    assert str(caught.value) == (
+        f"{tmp_path}/config.json: model.config: found the model_type '{kind}', an encoder with a decoder, which learn "
+        "from pairs of sequences; expected a decoder for causal_lm and instruct, an encoder for masked_lm, either of "
+        "them for classification"
+    )
 
 
 def test_a_stage_must_say_how_a_module_grows(tmp_path: Path) -> None:

@@ -323,6 +323,10 @@ def completed(content: dict[str, Any], file: object, num_layers: int | None, siz
         problem = f"found the model_type {kind!r}, which transformers {transformers.__version__} does not know"
         raise InputError(f"{problem}; expected one that it knows", key="model.config", file=str(file))
     config = transformers.CONFIG_MAPPING[kind].from_dict(dict(content))
+    if config.is_encoder_decoder:
+        problem = f"found the model_type {kind!r}, an encoder with a decoder, which learn from pairs of sequences"
+        heads = "a decoder for causal_lm and instruct, an encoder for masked_lm, either of them for classification"
+        raise InputError(f"{problem}; expected {heads}", key="model.config", file=str(file))
     changes = {
         "num_hidden_layers": num_layers, "vocab_size": sizes["vocab_size"], "image_size": sizes["image_size"],
         "num_channels": sizes["num_channels"], "use_cache": False if hasattr(config, "use_cache") else None,
