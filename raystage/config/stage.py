@@ -222,8 +222,8 @@ class Model(Section):
     """For `family: vit`: the height and width of a patch in pixels; each is one position. For `family: cnn`: the stride
     of its first convolution, 1 unless given. The size of the images follows from the data."""
     sliding_window: Units | None = None
-    """For `family: gemma2` and `gemma3_text`: how many tokens a token attends to in layers with a window, itself and
-    those before it; as transformers has it for the family unless given."""
+    """Of `gemma2` and `gemma3_text`: how many tokens one attends to in layers with a window, itself and those before;
+    of `modernbert` half as many on either side. As transformers has it for the family unless given."""
     query_pre_attn_scalar: Units | None = None
     """Of `gemma2` and `gemma3_text`: attention scores are divided by its square root; `head_size` unless given."""
     num_experts: Experts | None = None
@@ -232,9 +232,9 @@ class Model(Section):
     """The number of experts that compute a token; 2 unless given."""
     rope_theta: RopeTheta | None = None
     """The base of rotary positions. That of the stage before unless the stage gives it; in the first stage that of
-    `init`, else 10,000 (`gemma3_text`: 1,000,000). The file's value is for the first stage."""
+    `init`, else 10,000 (`gemma3_text`: 1,000,000; `modernbert`: 160,000). The file's value is for the first stage."""
     local_rope_theta: RopeTheta | None = None
-    """For `family: gemma3_text`: the base of rotary positions in layers with a window. As `rope_theta`, but else
+    """Of `gemma3_text` and `modernbert`: the base of rotary positions in layers with a window. As `rope_theta`, else
     10,000."""
     rope_scaling: Annotated[RopeScaling | None, Field(examples=["{kind: yarn, factor: 4}"])] = None
     """How rotary positions are scaled. As in the stage before unless the stage gives it; in the first stage as in

@@ -222,7 +222,7 @@ _BY_ITSELF = ("vocab_size", "context_length")
 
 def stream_of(shape: ModelShape) -> Stream:
     family = table_of(shape)
-    return Stream(family.norm, family.reads_stream, shape.ties_head)
+    return Stream(family.norm, family.reads_stream, shape.ties_head, family.by_whole_factors)
 
 
 @lru_cache(maxsize=4096)

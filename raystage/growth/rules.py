@@ -28,7 +28,18 @@ from raystage.models.table import UNITS, Axis, Family, ParameterSpec
 from raystage.models.tables.mixtures import UPCYCLED
 
 _UNITS = tuple(unit for unit in UNITS if unit != "expert")
-_ROLES = ("out", "scaled out", "in", "gain", "branch gain", "shift", "statistic", "final gain", "final shift")
+_ROLES = (
+    "out",
+    "scaled out",
+    "in",
+    "bare in",
+    "gain",
+    "branch gain",
+    "shift",
+    "statistic",
+    "final gain",
+    "final shift",
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class _Growing:
         sources = self._sources(parameter, origin.source)
         if not sources:
             return _fresh(parameter, self.family, self.family.init_std)
-        axes = tuple(self._axis(axis, parameter.spec) for axis in parameter.spec.axes)
+        axes = tuple(self._axis(axis, parameter) for axis in parameter.spec.axes)
         if origin.silenced:
             axes = tuple(map(_apart, parameter.spec.axes, axes))
         plain = all(axis.is_identity for axis in axes)
@@ -183,6 +194,8 @@ class _Growing:
         if (name, layer, parameter.expert) in self.found:
             found = self.found[name, layer, parameter.expert]
             return (found,) if self._is_of_its_kind(found, parameter) else ()
+        if layer == 0 and name in self.family.stand_ins:  # a copy of the first layer, in another place
+            return (self.found[self.family.stand_ins[name], None, None],)
         return tuple(self.found[one, layer, None] for one in UPCYCLED.get(name, ()))
 
     def _is_of_its_kind(self, source: Parameter, target: Parameter) -> bool:
@@ -193,12 +206,14 @@ class _Growing:
     def _next(self, layer: int | None) -> int | None:
         return None if layer is None else min(layer + 1, self.source.num_layers - 1)
 
-    def _axis(self, axis: Axis, spec: ParameterSpec) -> AxisMap:
+    def _axis(self, axis: Axis, parameter: Parameter) -> AxisMap:
+        spec = parameter.spec
         if axis.role == "fixed":
             return unchanged(axis.fixed)
         if axis.role == "each":
             return _each(self.source.num_experts, self.target.num_experts)
         role = f"final {axis.role}" if spec.feeds_head else axis.role
+        role = "bare in" if role == "in" and spec.is_bare_in_first and parameter.layer == 0 else role
         maps = [self.maps[role, unit] for unit in axis.units]
         found = head_by_head(maps, self.target.head_size) if axis.by_head else end_to_end(maps)
         # A norm over copies with unequal shares mixes their gradients.
@@ -221,7 +236,7 @@ def unit_maps(source: ModelShape, target: ModelShape, operator: str) -> Mapping[
         chosen = WIDTH_OPERATORS[width_operator(operator, "hidden_size")]
         stream = replace(stream_of(source), tied=source.ties_head and target.ties_head)
         grown = chosen.hidden(source.hidden_size, target.hidden_size, stream)
-        grown["statistic"] = statistics_map(grown["out"])
+        grown = {"bare in": grown["in"], **grown, "statistic": statistics_map(grown["out"])}
         grown = _with_scaled_embeddings(grown, source, target) if table_of(target).scales_embeddings else grown
         maps |= {(role, "hidden"): _named("hidden", one) for role, one in grown.items()}
     if source.ffn_size != target.ffn_size:

@@ -50,6 +50,8 @@ def _why_untrained(family: Family) -> str | None:
         return "whose norms come after its blocks"
     if family.has_experts:
         return "which is a mixture of experts"
+    if family.stand_ins:
+        return "whose first layer lacks a norm"
     return "which is not a transformer" if not family.has_attention else None
 
 

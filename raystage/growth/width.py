@@ -26,12 +26,14 @@ Maps = dict[str, AxisMap]
 class Stream:
     """The residual stream: its norms, and whether the head is the embedding, so that a change of scale would show.
 
-    post_norm: blocks read the stream itself, without a norm before them.
+    post_norm: blocks read the stream itself, without a norm before them. by_whole_factors: something reads or makes it
+    of which only whole factors keep the function.
     """
 
     norm: str
     post_norm: bool
     tied: bool
+    by_whole_factors: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _duplicated_hidden(source: int, target: int, stream: Stream) -> Maps:
             "duplicate", units, FRESH,
             [root * one for one in u] + ones, [1 / (count * one * root) for one in u] + ones, **sure,
         ),
+        "bare in": _map("duplicate", units, FRESH, [1 / count for _ in u] + ones, **read),
         "branch gain": _map(
             "duplicate", units, FRESH, [root for _ in u] + ones, [1 / (count * root) for _ in u] + ones, **sure
         ),
@@ -291,7 +294,7 @@ def _not_under_layer_norm(source: int, target: int, stream: Stream) -> bool:
 
 
 def _before_norms_or_whole(source: int, target: int, stream: Stream) -> bool:
-    return not stream.post_norm or target % source == 0
+    return not (stream.post_norm or stream.by_whole_factors) or target % source == 0
 
 
 WIDTH_OPERATORS = {

@@ -80,6 +80,8 @@ def _passes_down(one: Parameter, depth: int, lowest: int, table: Family) -> bool
     Without a norm before them (BERT, OLMo 2) the first matrices of the lowest part that is trained have a constant
     input.
     """
+    if one.spec.is_bare_in_first and depth == lowest == 0:
+        return False
     if depth != lowest or not table.reads_stream:
         return depth >= lowest
     made = {unit for axis in one.spec.axes if axis.role == "out" for unit in axis.units}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raystage.models.own import BARE
 from raystage.models.table import Family
-from raystage.models.tables.bert import BERT
+from raystage.models.tables.bert import BERT, MODERNBERT
 from raystage.models.tables.gemma import GEMMA, GEMMA2, GEMMA3_TEXT
 from raystage.models.tables.gpt import GPT2, GPT_NEOX, PHI
 from raystage.models.tables.images import VIT
@@ -16,6 +16,7 @@ from raystage.models.tables.networks import NETWORKS
 BUILT_IN = (
     LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, MIXTRAL, VIT, QWEN3_MOE, OLMO2, PHI3, PHI, GPT_NEOX, GEMMA, GEMMA2,
     GEMMA3_TEXT,
+    MODERNBERT,
 )  # fmt: skip
 
 TRANSFORMERS: dict[str, Family] = {family.name: family for family in BUILT_IN}

@@ -140,6 +140,7 @@ def _as_stored(table: Family, tensors: Shapes) -> Family:
         layer=named(*table.layer, *(row for row in optional if "{layer}" in row.name)),
         after=named(*after, *(row for row in optional if "{layer}" not in row.name)),
         embeddings=tuple(map(name, table.embeddings)),
+        stand_ins={name(row): name(other) for row, other in table.stand_ins.items()},
         optional=(),
         base="" if is_bare else table.base,
     )

@@ -51,6 +51,15 @@ _AS_BUILT_OF: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "attn_logit_softcapping": (None,),
         "final_logit_softcapping": (None,),
     },
+    "modernbert": {
+        "hidden_activation": ("gelu",),
+        "norm_bias": (False,),
+        "head_dim": (None,),
+        "decoder_bias": (True,),
+        "classifier_bias": (False,),
+        "classifier_activation": ("gelu",),
+        "global_attn_every_n_layers": (3, None),
+    },
     "phi": {"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "partial_rotary_factor": (0.5, None)},
     "gpt_neox": {
         "hidden_act": ("gelu",),
@@ -150,10 +159,18 @@ def _check_stride(config: Config, shape: ModelShape, file: str) -> None:
         raise InputError(problem, key="encoder_stride", file=file)
 
 
+def _check_pooling(config: Config, shape: ModelShape, file: str) -> None:
+    """Classes are told by a text's first token. Without a head for classes nothing is pooled."""
+    found = config.get("classifier_pooling", "cls")
+    if shape.head == "classes" and found != "cls":
+        raise InputError(f"found {shown(found)}; expected 'cls'", key="classifier_pooling", file=file)
+
+
 _CHECKED: Mapping[str, Callable[[Config, ModelShape, str], None]] = {
     "rope_parameters": _check_rope,
     "rope_scaling": _check_rope,
     "sliding_window": _check_window,
     "layer_types": _check_layer_types,
     "encoder_stride": _check_stride,
+    "classifier_pooling": _check_pooling,
 }

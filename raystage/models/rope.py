@@ -23,9 +23,9 @@ TRAINED = ("default", *_NEEDED)
 # The base of rotary positions in a configuration without one, where it is not 10,000.
 _ROPE_THETAS = {"mixtral": 1_000_000.0}
 # The key of the base in older configurations, where it is not "rope_theta".
-_OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base"}
+_OLD_ROPE_THETA = {"gpt_neox": "rotary_emb_base", "modernbert": "global_rope_theta"}
 # The same for layers with a window, in families whose layers with one have a base of their own.
-_OLD_LOCAL_ROPE_THETA = {"gemma3_text": "rope_local_base_freq"}
+_OLD_LOCAL_ROPE_THETA = {"gemma3_text": "rope_local_base_freq", "modernbert": "local_rope_theta"}
 _ORIGINAL = "original_max_position_embeddings"
 
 

@@ -4,6 +4,7 @@ shapes of its parameters, their number, the FLOPs of a token."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -30,10 +31,11 @@ class ModelShape:
     pixel. A model of images has no vocabulary, and a context of its positions (`image_positions`).
 
     sliding_window: of a family with windows how many tokens a layer with a window attends to: the token itself and
-    those before it. layer_kinds: "f" for each layer that attends to all, "s" for each with a window, where they are
-    not as `Family.windows` has them; else "". query_pre_attn_scalar: scores of queries and keys are divided by its
-    square root, in families that have it; in others by that of `head_size`. local_rope_theta: the base of the rotary
-    positions in layers with a window, where they have one of their own; `rope_scaling` is for the other layers then.
+    those before it; of an encoder half as many on either side. layer_kinds: "f" for each layer that attends to all, "s"
+    for each with a window, where they are not as `Family.windows` has them; else "". query_pre_attn_scalar: scores of
+    queries and keys are divided by its square root, in families that have it; in others by that of `head_size`.
+    local_rope_theta: the base of the rotary positions in layers with a window, where they have one of their own;
+    `rope_scaling` is for the other layers then.
 
     module: of a model without a table, what was found in it (`models.own`); "" for all others.
     """
@@ -177,6 +179,9 @@ def heads_problem(shape: ModelShape) -> tuple[str, str] | None:
     family = FAMILIES[shape.family]
     if not family.has_attention:
         return None
+    if shape.num_layers < family.fewest_layers:
+        expected = f"expected at least {family.fewest_layers}, as transformers asks of a {family.name}"
+        return "num_layers", f"found {shape.num_layers}; {expected}"
     if shape.num_heads % shape.num_kv_heads:
         return "num_kv_heads", f"found {shape.num_kv_heads}; expected a divisor of num_heads ({shape.num_heads})"
     if family.heads_fill_hidden and shape.num_kv_heads != shape.num_heads:
@@ -263,13 +268,19 @@ def attended(shape: ModelShape, length: int, layers: int | None = None) -> int:
         return layers * length
     kinds = shape.layer_kinds[:layers]
     full = kinds.count("f") if kinds else windows.num_full(layers)
-    return full * length + (layers - full) * min(length, shape.sliding_window)
+    return full * length + (layers - full) * min(length, windows.reach(shape.sliding_window))
 
 
 def _count(shape: ModelShape, skipped: frozenset[str]) -> int:
-    """The elements of all parameters except the skipped ones, computed from a single layer: fast for any depth."""
-    one_layer = [p for p in parameters(shape.with_layers(1)) if p.name not in skipped]
-    return sum(p.numel * (1 if p.layer is None else shape.num_layers) for p in one_layer)
+    """The elements of all parameters except the skipped ones, computed from two layers: fast for any depth."""
+    return sum(one.numel * times for one, times in _counted(shape) if one.name not in skipped)
+
+
+def _counted(shape: ModelShape) -> Iterator[tuple[Parameter, int]]:
+    """The parameters of the first two layers and of what is outside of layers, with how many there are of each: all
+    layers but the first are alike."""
+    for one in parameters(shape.with_layers(min(2, shape.num_layers))):
+        yield one, shape.num_layers - 1 if one.layer == 1 else 1
 
 
 @lru_cache(maxsize=4096)
@@ -289,12 +300,12 @@ def sample_flops(shape: ModelShape, length: int) -> int:
         return own_model(shape.module).flops(length)
     if not shape.head:
         return length * token_flops(shape, length)
-    table, active = table_of(shape), replace(shape, num_experts=shape.experts_per_token).with_layers(1)
+    table, active = table_of(shape), replace(shape, num_experts=shape.experts_per_token)
     acted_on = {"position": length, "patch": length - 1, "sample": 1}
     router = shape.num_layers * shape.hidden_size * (shape.num_experts - shape.experts_per_token) * length
     products = sum(
-        one.numel * acted_on[one.spec.acts_on] * (1 if one.layer is None else shape.num_layers)
-        for one in parameters(active)
+        one.numel * acted_on[one.spec.acts_on] * times
+        for one, times in _counted(active)
         if one.name not in table.embeddings or one.spec.acts_on == "patch"
     )
     return 6 * (products + router) + 12 * shape.units("query") * attended(shape, length) * length

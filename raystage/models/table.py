@@ -57,7 +57,8 @@ class ParameterSpec:
     produces go through one norm. feeds_head: a norm whose output only the head reads. layers: the layers
     that have the parameter, where not all do. acts_on: "position" for what every position of a sample is multiplied by,
     "patch" for every position but that of the class token, "sample" for one position of each sample. is_buffer: it is
-    measured and not trained (the running statistics of a batch norm), so no optimizer knows it.
+    measured and not trained (the running statistics of a batch norm), so no optimizer knows it. after_first: all layers
+    but the first have it. is_bare_in_first: in the first layer it reads the residual stream without a norm.
     """
 
     name: str
@@ -69,6 +70,8 @@ class ParameterSpec:
     layers: frozenset[int] | None = None
     acts_on: str = "position"
     is_buffer: bool = False
+    after_first: bool = False
+    is_bare_in_first: bool = False
 
     @property
     def is_gain(self) -> bool:
@@ -76,7 +79,7 @@ class ParameterSpec:
         return any(axis.role in ("gain", "branch gain") for axis in self.axes)
 
     def is_in(self, layer: int) -> bool:
-        return self.layers is None or layer in self.layers
+        return (self.layers is None or layer in self.layers) and not (self.after_first and layer == 0)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,10 @@ class Family:
     one). windows: which layers attend to all, where others do not. caps_scores: attention bends its scores by a tanh,
     which no fused kernel of torch does.
 
+    stand_ins: for rows that the first layer does not have the parameter outside of layers that has their part there.
+    by_whole_factors: the hidden size grows by whole factors alone without a change of the function. fewest_layers: with
+    fewer transformers makes no model.
+
     objective: what such a model learns with its language head; "" for a family without one. name, fields, constants:
     transformers' name of the family, the configuration key and default of every field of the shape, and further keys of
     a configuration that is made from a shape.
@@ -153,6 +160,9 @@ class Family:
     windows: LayerWindows | None = None
     init_std: float = 0.02
     inner_factor: int = 4
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    by_whole_factors: bool = False
+    fewest_layers: int = 0
     objective: str = "next token"
     fields: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     constants: Mapping[str, object] = field(default_factory=dict)

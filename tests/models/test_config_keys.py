@@ -30,7 +30,9 @@ WITHOUT_EFFECT = frozenset({
     "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
     "output_attentions", "output_hidden_states", "is_encoder_decoder", "attention_dropout", "attn_pdrop", "embd_pdrop",
     "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj", "attention_probs_dropout_prob", "hidden_dropout_prob",
+    "summary_use_proj", "attention_probs_dropout_prob", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout",
+    "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "deterministic_flash_attn", "sparse_prediction",
+    "sparse_pred_ignore_index",
 })  # fmt: skip
 ROOT = Path(transformers.__file__).parent
 TRAINED = list(TRANSFORMERS)
@@ -144,6 +146,9 @@ def test_what_another_model_would_be_is_refused_when_planned(tmp_path: Path, cha
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: found false; expected true"),
         ("qwen3_moe", {"norm_topk_prob": None}, "norm_topk_prob: found false; expected true"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers: found [0]; expected []"),
+        ("modernbert", {"norm_bias": True}, "norm_bias: found true; expected false"),
+        ("gemma2", {"attn_logit_softcapping": 40.0}, "attn_logit_softcapping: found 40.0; expected 50.0"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: found 30.0; expected nothing"),
         ("olmo2", {"attention_bias": True}, "attention_bias: found true; expected false"),
     ],
 )  # fmt: skip

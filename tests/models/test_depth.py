@@ -24,6 +24,10 @@ SHAPES = {
     "gpt2": ModelShape("gpt2", 3, 256, 4, 4, 64, 1024, 512, 64),
     "bert": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True),
     "bert, classes": ModelShape("bert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True, **_CLASSES),
+    "modernbert": ModelShape(
+        "modernbert", 3, 256, 4, 4, 64, 1024, 512, 64, tied_embeddings=True, sliding_window=64, local_rope_theta=1e4
+    ),
+    "gemma2": ModelShape("gemma2", 3, 256, 4, 4, 64, 512, 512, 64, sliding_window=64, query_pre_attn_scalar=64),
     "mixtral": ModelShape("mixtral", 3, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2),
     "olmo2": ModelShape("olmo2", 3, 192, 6, 3, 32, 512, 384, 64),
     "phi": ModelShape("phi", 3, 256, 8, 4, 32, 1024, 384, 64),

@@ -38,6 +38,9 @@ CASES = {
     "gemma3_text": ModelShape(
         "gemma3_text", 6, 256, 4, 2, 64, 512, 384, 64, sliding_window=64, query_pre_attn_scalar=64, local_rope_theta=1e4
     ),
+    "modernbert": ModelShape(
+        "modernbert", 4, 256, 8, 8, 32, 512, 384, 64, tied_embeddings=True, sliding_window=64, local_rope_theta=1e4
+    ),
     "gpt_neox": ModelShape("gpt_neox", 2, 256, 8, 8, 32, 1024, 384, 64),
     "qwen3_moe": ModelShape("qwen3_moe", 2, 128, 4, 2, 64, 192, 384, 64, num_experts=4, experts_per_token=2),
     "mixtral, one expert of eight": ModelShape(

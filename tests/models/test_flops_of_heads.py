@@ -59,6 +59,9 @@ CASES = {
         local_rope_theta=1e4,
         **_CLASSES,
     ),
+    "modernbert, classes": ModelShape(
+        "modernbert", 4, 256, 8, 8, 32, 512, 384, 64, sliding_window=64, local_rope_theta=1e4, **_CLASSES
+    ),
     "qwen3_moe, classes": ModelShape(
         "qwen3_moe", 2, 128, 4, 2, 32, 256, 384, 64, num_experts=4, experts_per_token=2, **_CLASSES
     ),

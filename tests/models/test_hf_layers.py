@@ -125,16 +125,16 @@ def test_modernbert_grows_where_its_first_layer_stays_the_first(order: tuple[int
 
 
 @pytest.mark.parametrize("operator", ["stack", "interleave"])
-def test_where_its_first_layer_would_be_copied_the_message_names_a_list_that_works(
-    operator: str, tmp_path: Path
-) -> None:
-    modernbert(tmp_path / "source")
-    done = grow(tmp_path / "source", tmp_path / "target", "--set=num_layers=8", f"--operator={operator}")
-    assert (done.exit_code, done.stderr.count("\n"), (tmp_path / "target").exists()) == (2, 1, False)
-    assert "as a copy of model.layers.0, whose attn_norm" in done.stderr
-    way = done.stderr.split("--layers ")[1].strip()
-    assert way == "0,1,2,3,1,2,3,1"
-    grown(tmp_path / "source", tmp_path / "target", "--set=num_layers=8", "--operator=layers", f"--layers={way}")
+def test_a_copy_of_its_first_layer_has_the_gains_of_the_norm_of_the_embeddings(operator: str, tmp_path: Path) -> None:
+    """In the place of the norm that the first layer goes without: that one is before its attention there."""
+    network = modernbert(tmp_path / "source")
+    grown(tmp_path / "source", tmp_path / "target", "--set=num_layers=8", f"--operator={operator}")
+    deeper = load(tmp_path / "target", type(network))
+    place = {"stack": 4, "interleave": 1}[operator]
+    assert torch.equal(deeper.model.layers[place].attn_norm.weight, network.model.embeddings.norm.weight)
+    for name, values in network.model.layers[0].named_parameters():
+        assert torch.equal(deeper.model.layers[place].get_parameter(name), values)
+    assert deeper.config.layer_types[place] == network.config.layer_types[0] == "full_attention"
 
 
 def test_a_hybrid_grows_by_whole_periods_of_its_layers_and_else_not(tmp_path: Path) -> None:

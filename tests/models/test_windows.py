@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from exports import folder_of
+from exports import byte_shape, exported, folder_of, make_checkpoint, network_of
 from growths import tiny
 from raystage.config.training import Training
 from raystage.errors import InputError
@@ -41,7 +41,7 @@ def drawn(shape: ModelShape) -> torch.nn.Module:
 
 @every_family
 def test_the_kinds_of_a_family_are_those_that_transformers_makes(family: str) -> None:
-    for layers in range(15):
+    for layers in range(FAMILIES[family].fewest_layers, 15):
         made = transformers.AutoConfig.for_model(family, num_hidden_layers=layers)
         kinds = tiny(family, num_layers=layers).kinds
         assert [LAYER_TYPES[kind] for kind in kinds] == made.layer_types
@@ -135,6 +135,15 @@ def test_scores_and_logits_of_gemma2_are_capped_and_scaled() -> None:
     assert network.model.layers[0].self_attn.scaling == 3**-0.5
 
 
+def test_a_modernbert_is_exported_to_the_bit(tmp_path: Path) -> None:
+    shape = byte_shape("modernbert", num_layers=4)
+    exported(make_checkpoint(tmp_path / "saved", shape), tmp_path / "out")
+    network = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.randint(0, shape.vocab_size, (2, 12))
+    with torch.no_grad():
+        assert torch.equal(network(input_ids=tokens).logits, network_of(shape)(input_ids=tokens).logits)
+
+
 # --- what they cost -----------------------------------------------------------------------------
 
 
@@ -204,6 +213,16 @@ def test_layers_with_a_window_have_positions_of_their_own(family: str) -> None:
     del said["rope_parameters"]
     read = shape_of(said, "config.json")
     assert [read.rope_theta, read.local_rope_theta] == [usual[name]["rope_theta"] for name in LAYER_TYPES.values()]
+
+
+def test_old_configurations_of_modernbert_have_other_keys_for_its_positions_and_windows() -> None:
+    said = json.loads(config(tiny("modernbert", num_layers=4)).to_json_string())
+    del said["rope_parameters"], said[KEY]
+    said |= {"global_rope_theta": 500.0, "local_rope_theta": 30.0, "global_attn_every_n_layers": 2}
+    shape = shape_of(said, "config.json")
+    assert (shape.rope_theta, shape.local_rope_theta, shape.layer_kinds) == (500.0, 30.0, "fsfs")
+    made = transformers.AutoConfig.for_model(**said)
+    assert (config(shape).rope_parameters, config(shape).layer_types) == (made.rope_parameters, made.layer_types)
 
 
 def test_old_configurations_of_gemma3_have_other_keys_for_its_positions_and_windows() -> None:

@@ -47,6 +47,10 @@ MODELS = {
         transformers.Gemma3ForCausalLM,
         {**GROUPED, "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 3, "layer_types": KINDS},
     ),
+    "modernbert": (
+        transformers.ModernBertForMaskedLM,
+        {**SIZES, "local_attention": 4, "cls_token_id": None, "sep_token_id": None},
+    ),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, SIZES),
     "qwen3_moe": (
         transformers.Qwen3MoeForCausalLM,
@@ -63,7 +67,7 @@ MODELS = {
 }
 BERTS = [name for name in MODELS if name.startswith("bert")]
 # Whose heads take as much of the hidden size as there is of them, so that they grow along.
-FILLED = [*BERTS, "gpt2", "gpt2 without a head", "gpt_neox"]
+FILLED = [*BERTS, "modernbert", "gpt2", "gpt2 without a head", "gpt_neox"]
 DEEP = ("--set=num_layers=4",)
 WIDE = ("--set=hidden_size=32", "--set=ffn_size=48")
 HEADS = ("--set=num_heads=8", "--set=num_kv_heads=4")

@@ -80,6 +80,9 @@ SOURCES = {
     "gemma2": tiny("gemma2"),
     "gemma2 untied": tiny("gemma2", tied_embeddings=False),
     "gemma3_text": tiny("gemma3_text", layer_kinds="sf"),
+    "modernbert": tiny("modernbert"),
+    "modernbert untied": tiny("modernbert", tied_embeddings=False),
+    "modernbert classes": tiny("modernbert", head="classes", num_classes=5),
     "vit": tiny("vit"),
     "vit pixels": tiny("vit", head="pixels", num_classes=0),
     "llama classes": tiny("llama", head="classes", num_classes=5),
@@ -162,6 +165,7 @@ def _depths(operator: str, *depths: tuple) -> tuple[GrowthCase, ...]:
             "gemma",
             "gemma2",
             "gemma3_text",
+            "modernbert",
         )
     ]
     return (*(deeper(operator, *case) for case in depths), *others)
@@ -197,6 +201,8 @@ DEEPER = (
     *(deeper("identity", *depths, name="gemma2") for depths in ((3, 5), (4, 6), (4, 7))),
     *(deeper("identity", *depths, name="gemma3_text") for depths in ((6, 12), (5, 6), (7, 13))),
     deeper("stack", 6, 12, name="gemma3_text"),
+    *(deeper("identity", *depths, name="modernbert") for depths in ((3, 6), (4, 5), (4, 7), (1, 2))),
+    *(deeper("stack", *depths, name="modernbert") for depths in ((3, 6), (4, 8))),
 )  # fmt: skip
 
 # Operators that repeat heads can also part the query heads of a group; those that add empty ones cannot.
@@ -269,8 +275,8 @@ MIXED = (
             num_layers=4, hidden_size=32, ffn_size=48),
     mixture("hidden_size=zero_pad, num_heads=duplicate, num_experts=upcycle", hidden_size=24, num_heads=8),
     *(growth("num_layers=identity, hidden_size=duplicate, ffn_size=zero_pad, num_heads=duplicate", name,
-             num_layers=4, **(_all_at_once(name) if name != "bert" else {**_hidden(name, 32), "ffn_size": 40}))
-      for name in ("llama", "qwen2 tied", "gpt2", "bert", "mixtral", "vit", "cnn", "lstm", "mlp pixels")),
+             num_layers=4, **(_all_at_once(name) if "bert" not in name else {**_hidden(name, 32), "ffn_size": 40}))
+      for name in ("llama", "qwen2 tied", "gpt2", "bert", "modernbert", "mixtral", "vit", "cnn", "lstm", "mlp pixels")),
     growth("num_layers=stack, hidden_size=rms, ffn_size=aki, num_heads=zero_pad", num_layers=4,
            **_all_at_once("llama")),
     growth("num_layers=random, ffn_size=duplicate", "gpt2", num_layers=3, ffn_size=40),

@@ -8,6 +8,7 @@ from functools import cache, partial
 
 import numpy as np
 import torch
+from transformers.models.modernbert import modeling_modernbert
 
 from growths import GrowthCase
 from raystage.growth.apply import Grown, Read
@@ -72,6 +73,7 @@ def built(shape: ModelShape, values: Values, dtype: torch.dtype) -> torch.nn.Mod
 def _compute_in_float64(network: torch.nn.Module) -> None:
     """transformers computes RMSNorm and the router of a mixture in fp32 whatever the model's dtype, which would hide
     all below 1e-7; and its grouped matrix products of experts know no float64. The same formulas, in float64."""
+    modeling_modernbert.apply_rotary_pos_emb = _rotated  # in fp32 the same as transformers' own
     for module in network.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = _bound(_gemmas_norm if "Gemma" in type(module).__name__ else _rms_norm, module)
@@ -81,6 +83,14 @@ def _compute_in_float64(network: torch.nn.Module) -> None:
             module.forward = _bound(_route, module)
         if hasattr(module, "config"):
             module.config._experts_implementation = "eager"
+
+
+def _rotated(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    turned = (one * cos + modeling_modernbert.rotate_half(one) * sin for one in (query, key))
+    return tuple(turned)
 
 
 def _bound(function: Callable, module: torch.nn.Module) -> Callable:

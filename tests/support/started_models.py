@@ -32,6 +32,8 @@ FOLDERS = {
     "gemma3_text": (transformers.Gemma3ForCausalLM,
                     {**SIZES, "head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 3,
                      "layer_types": ["full_attention", "sliding_attention"]}),
+    "modernbert": (transformers.ModernBertForMaskedLM,
+                   {**SIZES, "num_hidden_layers": 4, "local_attention": 4, "pad_token_id": None}),
     "gpt_neox": (transformers.GPTNeoXForCausalLM, {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 2}),
     "qwen3_moe": (transformers.Qwen3MoeForCausalLM,
                   {**SIZES, "moe_intermediate_size": 24, "num_experts": 3, "num_experts_per_tok": 2,

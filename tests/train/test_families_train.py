@@ -38,6 +38,7 @@ GROWTHS = {
     "gpt_neox": ({"family": "gpt_neox"}, SMALL | {"num_heads": 1}, LARGE | {"num_heads": 2}, EXACT),
     "gpt2 untied": ({"family": "gpt2", "tied_embeddings": False}, SMALL, LARGE, EXACT),
     "bert": ({"family": "bert"}, SMALL, LARGE, EXACT),
+    "modernbert": ({"family": "modernbert", "sliding_window": 4}, SMALL, LARGE, EXACT),
     "mixtral": (EXPERTS, SMALL, LARGE, EXACT),
     "qwen3_moe": (EXPERTS | {"family": "qwen3_moe"}, SMALL | GROUPED, LARGE | WIDER_GROUPS, EXACT),
     "llama to mixtral": ({"family": "llama"}, SMALL, LARGE | EXPERTS, EXACT | {"num_experts": "upcycle"}),
@@ -63,7 +64,7 @@ def schedule_of(text: Path, model: dict, small: dict, large: dict, operator: dic
     ]
     training = {"workers": 2, "zero_stage": zero_stage, "optimizer": {"lr": 1e-2}}
     sizes = {"hidden_size": None, "num_heads": None, "ffn_size": None}
-    objective = {"name": "masked_lm" if model["family"] == "bert" else "causal_lm"}
+    objective = {"name": "masked_lm" if "bert" in model["family"] else "causal_lm"}
     return make_schedule(
         text, model={**sizes, **model}, objective=objective, stages=stages, training=training, baseline=None
     )

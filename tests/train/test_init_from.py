@@ -66,7 +66,7 @@ def loss_of(path: Path, plan: Plan) -> float:
 @pytest.mark.parametrize("family", FOLDERS)
 def test_every_slice_is_transformers_own(tmp_path: Path, family: str, dtype: torch.dtype, shards: str) -> None:
     path = make(tmp_path / "model", family, dtype, shards)
-    network = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    network = FOLDERS[family][0].from_pretrained(path, dtype=torch.float32)
     weights = FolderWeights(open_model(open_folder(path)))
     for name, parameter in network.named_parameters():
         values, cut = parameter.detach().flatten().numpy(), parameter.numel() // 3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from raystage.models.table import Family, Head, ParameterSpec, fixed, out, reads
+from raystage.models.table import Axis, Family, Head, ParameterSpec, fixed, out, reads
 from raystage.models.tables.rows import NO_SPECIAL_TOKENS, layer_norm, linear, on
+from raystage.models.tables.windows import LayerWindows
 
 _B, _E = "bert.encoder.layer.{layer}.", "bert.embeddings."
 
@@ -70,6 +71,78 @@ BERT = Family(
                 *on("sample", linear("bert.pooler.dense", "hidden", "hidden")),
                 *on("sample", linear("classifier", "hidden", "class")),
             ),
+            {"num_labels": "num_classes"},
+        )
+    },
+)
+
+
+_M = "model.layers.{layer}."
+_MODERN_HEAD = (
+    ParameterSpec("head.dense.weight", (out("hidden"), reads("hidden"))),
+    ParameterSpec("head.norm.weight", (Axis("gain", ("hidden",)),), "ones", feeds_head=True),
+)
+_DECODER = ParameterSpec("decoder.weight", (out("vocab"), reads("hidden")))
+
+
+# No biases; every third layer attends to all, the others to a window; the first layer has no norm before its attention,
+# for the embeddings have one behind them. (2412.13663)
+MODERNBERT = Family(
+    name="modernbert",
+    before=(
+        ParameterSpec("model.embeddings.tok_embeddings.weight", (out("vocab"), out("hidden"))),
+        ParameterSpec("model.embeddings.norm.weight", (Axis("branch gain", ("hidden",)),), "ones"),
+    ),
+    layer=(
+        ParameterSpec(_M + "attn_norm.weight", (Axis("gain", ("hidden",)),), "ones", after_first=True),
+        ParameterSpec(
+            _M + "attn.Wqkv.weight", (out("query", "key_value", "key_value"), reads("hidden")), is_bare_in_first=True
+        ),
+        ParameterSpec(_M + "attn.Wo.weight", (out("hidden"), reads("query")), writes_residual=True),
+        ParameterSpec(_M + "mlp_norm.weight", (Axis("gain", ("hidden",)),), "ones"),
+        ParameterSpec(_M + "mlp.Wi.weight", (out("ffn", "ffn"), reads("hidden"))),
+        ParameterSpec(_M + "mlp.Wo.weight", (out("hidden"), reads("ffn")), writes_residual=True),
+    ),
+    after=(
+        ParameterSpec("model.final_norm.weight", (Axis("gain", ("hidden",)),), "ones"),
+        *_MODERN_HEAD,
+        _DECODER,
+        ParameterSpec("decoder.bias", (out("vocab"),), "zeros"),
+    ),
+    embeddings=("model.embeddings.tok_embeddings.weight",),
+    head=_DECODER.name,
+    base="model.",
+    norm="layer",
+    heads_fill_hidden=True,
+    scales_rotary=False,
+    rope_theta=160_000.0,
+    local_rope_theta=10_000.0,
+    windows=LayerWindows(every=3, is_first=True, key="global_attn_every_n_layers", both_sides=True),
+    stand_ins={_M + "attn_norm.weight": "model.embeddings.norm.weight"},
+    by_whole_factors=True,
+    fewest_layers=1,
+    objective="masked tokens",
+    fields={
+        "num_layers": ("num_hidden_layers", 22),
+        "hidden_size": ("hidden_size", 768),
+        "num_heads": ("num_attention_heads", 12),
+        "ffn_size": ("intermediate_size", 1152),
+        "vocab_size": ("vocab_size", 50368),
+        "context_length": ("max_position_embeddings", 8192),
+        "tied_embeddings": ("tie_word_embeddings", True),
+        "norm_eps": ("norm_eps", 1e-5),
+        "sliding_window": ("local_attention", 128),
+    },
+    constants={
+        **NO_SPECIAL_TOKENS,
+        "cls_token_id": None,
+        "sep_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    heads={
+        "classes": Head(
+            "ForSequenceClassification",
+            on("sample", (*_MODERN_HEAD, *linear("classifier", "hidden", "class"))),
             {"num_labels": "num_classes"},
         )
     },

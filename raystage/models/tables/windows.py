@@ -18,17 +18,23 @@ KEY = "layer_types"
 @dataclass(frozen=True)
 class LayerWindows:
     """Which layers attend to all. every: one of so many layers does. is_first: it is the first of these, else the last.
-    key: where older configurations have `every`; "" where they have no such key."""
+    key: where older configurations have `every`; "" where they have no such key. both_sides: a window is half before a
+    token and half behind it."""
 
     every: int
     is_first: bool = False
     key: str = ""
+    both_sides: bool = False
 
     def kinds(self, num_layers: int, every: int = 0) -> str:
         """By layer: "f" for one that attends to all, "s" for one with a window. every: in place of the family's."""
         every = every or self.every
         place = 0 if self.is_first else every - 1
         return "".join("f" if layer % every == place else "s" for layer in range(num_layers))
+
+    def reach(self, window: int) -> int:
+        """How many tokens a token attends to in a layer with such a window, itself among them."""
+        return 2 * (window // 2) + 1 if self.both_sides else window
 
     def num_full(self, num_layers: int) -> int:
         """How many layers attend to all."""
