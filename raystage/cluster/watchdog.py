@@ -30,6 +30,7 @@ WAIT_SECONDS = 15.0
 # What workers may do before the first step, in their own words, and what the user is told.
 BEFORE_TRAINING = {
     "reading the text": "the workers read the text, and tokenize what is not in the cache",
+    "scoring documents": "the workers score the documents that the text is sorted by",
     "entering a stage": "the workers build the model and load what it starts from",
 }
 

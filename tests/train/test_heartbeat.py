@@ -51,6 +51,17 @@ def test_who_says_nothing_for_too_long_is_late() -> None:
     assert control.statuses() == []
 
 
+def test_what_takes_long_says_about_once_a_second_that_it_goes_on() -> None:
+    clock, said = Clock(), []
+    heartbeat = Heartbeat(lambda doing, patience: said.append((doing, patience)), clock=clock)
+    heartbeat.enter("entering a stage", HANG_SECONDS)
+    heartbeat.does("scoring documents")
+    for _ in range(16):
+        clock.seconds += 0.25
+        heartbeat.goes_on()
+    assert said[1:] == [("scoring documents", PATIENCE_BETWEEN_STEPS * HANG_SECONDS)] * 5
+
+
 def test_workers_that_are_fewer_than_before_leave_nobody_behind_to_wait_for() -> None:
     clock = Clock()
     control = ControlActor(clock)

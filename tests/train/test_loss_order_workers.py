@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from distributed import run_workers
 from factories import make_schedule
+from raystage.cluster.watchdog import BEFORE_TRAINING
 from raystage.config.schedule import Schedule
 from raystage.data.order.losses import parts_of
 from raystage.data.order.pool import PacedOrder
 from raystage.data.tokens import Streams, open_streams
-from raystage.errors import CheckpointError
+from raystage.errors import CheckpointError, InputError
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import flops_per_token
 from raystage.planning.build import make_plan
@@ -31,6 +32,8 @@ from raystage.storage.scores import KeptScores
 from raystage.storage.store import Store
 from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import open_source
+from raystage.train.heartbeat import Heartbeat
+from raystage.train.scoring import losses as scoring_losses
 from raystage.train.worker import Job, run_job
 from staged_runs import Stopped, carry_out, losses, records_of
 
@@ -236,6 +239,35 @@ def test_a_damaged_part_is_scored_again(
     assert [part.stat().st_mtime_ns != time for part, time in zip(parts, times, strict=True)] == [
         place in (1, 2) for place in range(len(parts))
     ]
+
+
+def where_a_loss_is_no_number(schedule: Schedule, store: str) -> tuple[str, list[str]]:
+    """On a worker: the first sorted stage, where the model that scores has diverged. Returns the error, and what the
+    worker said that it does."""
+    stages = make_plan(schedule).staged.stages
+    scored, done = scoring_losses.document_losses, []
+    scoring_losses.document_losses = lambda *arguments: scored(*arguments) * np.nan
+    try:
+        run_job(Job((stages[1],), store), lambda *message: None, Heartbeat(lambda doing, patience: done.append(doing)))
+    except InputError as error:
+        return str(error), done
+    finally:
+        scoring_losses.document_losses = scored
+    return "", done
+
+
+def test_a_loss_that_is_no_number_is_refused(read: dict, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "first", tmp_path / "store")
+    ((said, done),) = run_workers(
+        1, where_a_loss_is_no_number, schedule_of(folder, 1), str(tmp_path / "store"), folder=tmp_path / "processes"
+    )
+    assert said == (
+        "data.curriculum.by.loss: found 'small', which gives a document the loss nan; expected a model whose loss is a "
+        "number"
+    )
+    assert not list((tmp_path / "store").rglob("*.losses"))
+    assert done[-1] in BEFORE_TRAINING  # so that the driver tells the user what takes so long
+    assert "score" in BEFORE_TRAINING[done[-1]]
 
 
 def with_other_losses(schedule: Schedule, store: str, name: str) -> str:

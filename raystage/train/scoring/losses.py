@@ -96,7 +96,7 @@ def _record(model: TeacherPlan, scored: list[_Scored], digests: dict[str, str]) 
 
 def _losses(model: TeacherPlan, data: DataPlan, store: Store, heartbeat: Heartbeat) -> _Scored:
     """Of the documents of a text, with what it takes to compute them, whoever has done that."""
-    heartbeat.does(f"scoring documents by their loss under {model.name}")
+    heartbeat.does("scoring documents")
     streams, energy = _open(model, data), _energy()
     parts = parts_of(streams.train_documents)
     kept = KeptScores(store, model.key, data.content, [last - first for first, last in parts])
@@ -146,6 +146,8 @@ def _score(
             problem = f"found {model.name!r}, which gives a document the loss {losses[~np.isfinite(losses)][0]}"
             raise InputError(f"{problem}; expected a model whose loss is a number", key=LOSS_KEY)
         kept.write(place, ScoredPart(losses, time.monotonic() - began))
+    del network
+    get_accelerator().empty_cache()  # for the model that is trained
 
 
 def _energy() -> EnergyCount:
