@@ -21,7 +21,7 @@ PART_TOKENS = 2**16
 LEAST_PARTS, MOST_PARTS = 8, 1024
 # A batch has at most so many tokens, with padding, unless a single window is longer, and so many scores of tokens.
 BATCH_TOKENS = 2**13
-BATCH_SCORES = 2**28
+BATCH_SCORES = 2**27
 
 
 @dataclass(frozen=True)
