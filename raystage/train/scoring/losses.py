@@ -121,7 +121,9 @@ def _open(model: TeacherPlan, data: DataPlan) -> Streams:
     try:
         return open_streams(data, model.shape.vocab_size)
     except InputError as error:
-        raise InputError(f"the vocabulary of {model.name!r}: {error.problem}", key=LOSS_KEY) from None
+        if error.key != "model.vocab_size":  # the text is not as planned
+            raise
+        raise InputError(f"{model.name!r}, its vocabulary: {error.problem}", key=LOSS_KEY) from None
 
 
 def _score(
