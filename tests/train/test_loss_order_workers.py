@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import string
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -268,6 +269,24 @@ def test_a_loss_that_is_no_number_is_refused(read: dict, folder: Path, tmp_path:
     assert not list((tmp_path / "store").rglob("*.losses"))
     assert done[-1] in BEFORE_TRAINING  # so that the driver tells the user what takes so long
     assert "score" in BEFORE_TRAINING[done[-1]]
+
+
+def where_a_vocabulary_is_small(schedule: Schedule, store: str) -> str:
+    """On a worker: the first sorted stage, as planned where nobody knew how many ids the tokenizer has."""
+    stage = make_plan(schedule).staged.stages[1]
+    scorer = replace(stage.scorer, shape=replace(stage.scorer.shape, vocab_size=200))
+    try:
+        run_job(Job((replace(stage, scorers=(scorer,)),), store), lambda *message: None)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_vocabulary_that_turns_out_too_small_is_refused(read: dict, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "first", tmp_path / "store")
+    store, processes = str(tmp_path / "store"), tmp_path / "processes"
+    (said,) = run_workers(1, where_a_vocabulary_is_small, schedule_of(folder, 1), store, folder=processes)
+    assert said.startswith("data.curriculum.by.loss: 'small', its vocabulary: found 200; expected at least 257")
 
 
 def with_other_losses(schedule: Schedule, store: str, name: str) -> str:
