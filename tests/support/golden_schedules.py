@@ -141,11 +141,11 @@ def _grown(rng: random.Random, layers: int, hidden: int) -> dict[str, Any]:
 
 
 def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schedules in `jobs/`, on the text of the tests: that of the library differs with the version of Python. A
-    mixture, which one text cannot take the place of, is left out, and so are the recipes, most of which have one."""
+    """The schedules in `jobs/` that read the library alone, on the text of the tests in its place: the library differs
+    with the version of Python. What reads several sources, labels or images, no text can take the place of."""
     for path in sorted((JOBS / "schedules").glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
-        if "mixture" in content["data"]:
+        if content["data"].get("source") != "python-stdlib" or any("data" in stage for stage in content["stages"]):
             continue
         yield path.name, content | {"data": {"source": "text", "path": TEXTS, "validation_fraction": 0.5}}
 
