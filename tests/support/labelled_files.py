@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from factories import save_words
 from raystage.data.plan import DataPlan
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, NO_TOKENIZER
 from raystage.sources.corpus import Corpus, SourceOptions
@@ -115,6 +117,15 @@ def pairs_of(corpus: Corpus, fraction: float = FRACTION) -> tuple[list[tuple[byt
         for one in piece.read():
             sides[one.is_held_out].append((comparable(one.content.content), classes[one.content.label]))
     return sides
+
+
+def write_language_stand_ins(folder: Path) -> None:
+    """What jobs/text/languages.py writes, in its form."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_jsonl(folder / "all", texts(400))
+    (folder / "all/a.jsonl").rename(folder / "sentences.jsonl")
+    (folder / "all/b.jsonl").rename(folder / "labelled.jsonl")
+    save_words(folder / "words", "sample", "of", "its", "kind")
 
 
 def planned(source: str, path: str, options: SourceOptions = _LABEL, fraction: float = 0.3, **facts: Any) -> DataPlan:
