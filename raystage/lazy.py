@@ -20,4 +20,5 @@ numpy = Lazy("numpy")
 huggingface_hub = Lazy("huggingface_hub")
 hf_tokenizer = Lazy("raystage.data.hf_tokenizer")  # it imports transformers
 ensembling = Lazy("raystage.tools.ensemble")  # it imports deepspeed
+peft = Lazy("peft")  # it imports transformers and torch
 own_networks = Lazy("raystage.models.networks.inspection")  # it imports torch

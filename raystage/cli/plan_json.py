@@ -103,6 +103,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         **({"scoring": _scoring(stage)} if stage.scored else {}),
         **({"window": {"mask": "document"}} if stage.within_documents else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **({"adapter": {**stage.adapter.facts(), "num_trained": stage.num_trained}} if stage.adapter else {}),
         **({"average": stage.averaging.facts()} if stage.averaging else {}),
         **({"teacher": _teacher(stage)} if stage.teacher else {}),
         **({"init": {"from": stage.init.hub or stage.init.path, **stage.init.facts()}} if stage.init else {}),

@@ -14,6 +14,7 @@ from raystage.config.objective import ObjectiveEntry, standard_objective
 from raystage.config.order import Curriculum, Window
 from raystage.config.positions import RopeScaling, RopeTheta
 from raystage.config.section import Section
+from raystage.config.stages.adapter import Adapter
 from raystage.config.stages.averaging import Average
 from raystage.config.stages.deliver import Deliver, as_deliver
 from raystage.config.stages.ensemble import EnsembleSection
@@ -317,6 +318,8 @@ class Stage(Section):
     """How the model grows from that of the stage before. Without it the shape has to be that of the stage before."""
     freeze: Freeze | None = None
     """What is not trained."""
+    adapter: Annotated[Adapter | None, Field(examples=["{lora: {rank: 16}}"])] = None
+    """What is trained in place of the model's own parameters."""
     average: Annotated[Average | None, Field(examples=["{last: 4, every: 1M}"])] = None
     """The model that the stage ends with, as an average of its last checkpoints."""
     deliver: DeliverEntry = None

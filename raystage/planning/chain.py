@@ -62,7 +62,7 @@ def plan_stage(
     """The stage of a run after `parent`, with its key.
 
     run_duration: of the whole run. grows: False for a stage of a baseline, which has nothing of the staging: no growth,
-    no early end, no gate, no frozen parts.
+    no early end, no gate, no frozen parts, no adapter.
     """
     duration = step_schedule(stage.training, stage.shape.context_length).duration(steps)
     before = parent or init
@@ -103,6 +103,7 @@ def plan_stage(
         scorers=_scorers(stage, parent),
         averaging=stage.averaging,
         weights_seed=stage.weights_seed if grows else None,
+        adapter=stage.adapter if grows else None,
     )
     return with_own_key(_with_evaluation(planned, run_duration))
 

@@ -20,6 +20,7 @@ from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.planning.inputs import Sources
+from raystage.plans.adapters import AdapterPlan
 from raystage.plans.averaging import Averaging
 from raystage.plans.freezing import Freezing, step_costs
 from raystage.plans.initial import InitPlan, TeacherPlan, unit_flops
@@ -60,6 +61,7 @@ class StageDraft:
     averaging: Averaging | None = None
     weights_seed: int | None = None
     members: tuple[StageDraft, ...] = ()
+    adapter: AdapterPlan | None = None
 
     @property
     def name(self) -> str:
@@ -98,7 +100,7 @@ class StageDraft:
     @property
     def step_costs(self) -> StepCosts:
         """What its steps cost."""
-        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing)
+        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing, self.adapter)
 
     @property
     def flops_per_unit(self) -> int:

@@ -16,6 +16,7 @@ from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.objectives.table import OBJECTIVES
+from raystage.planning.adapters import fix_adapter
 from raystage.planning.averaging import fix_averaging
 from raystage.planning.branches.members import fix_members
 from raystage.planning.counting import fix_units
@@ -257,6 +258,7 @@ PASSES = (
     check_teacher,
     fix_training,
     fix_freezing,
+    fix_adapter,
     fix_length,
     fix_averaging,
     fix_curriculum,

@@ -22,6 +22,7 @@ from raystage.growth.depth import LayerOrigin
 from raystage.growth.operators import is_trained, layer_origins
 from raystage.models.depth import depths
 from raystage.models.shape import ModelShape, parameters, table_of
+from raystage.plans.adapters import AdapterPlan
 from raystage.plans.initial import TeacherPlan, unit_flops
 from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import StepSchedule
@@ -95,9 +96,17 @@ def _steps(part: FrozenPart, schedule: StepSchedule) -> float:
 
 
 def step_costs(
-    shape: ModelShape, teacher: TeacherPlan | None, unit: Unit, schedule: StepSchedule, freezing: Freezing | None
+    shape: ModelShape,
+    teacher: TeacherPlan | None,
+    unit: Unit,
+    schedule: StepSchedule,
+    freezing: Freezing | None,
+    adapter: AdapterPlan | None = None,
 ) -> StepCosts:
     """What the steps of a stage cost, from its start on."""
+    if adapter:
+        cost = partial(unit_flops, shape, teacher, unit=unit, frozen=adapter.frozen(shape), adapter=adapter)
+        return StepCosts(schedule, ((0, cost),))
     parts = freezing.parts(shape) if freezing else ()
     ends = {part: _steps(part, schedule) for part in parts}
     starts = sorted({0, *(end for end in ends.values() if end < math.inf)})

@@ -24,6 +24,7 @@ from raystage.models.families import TRAINED
 from raystage.models.hf_folder import CONFIG, open_trainable, weight_files
 from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape, sample_flops, token_flops
+from raystage.plans.adapters import AdapterPlan
 from raystage.units import SAMPLES, Unit, shown
 
 MANIFEST, RECORD = "manifest.json", "record.json"
@@ -110,10 +111,12 @@ def unit_flops(
     context_length: int,
     unit: Unit,
     frozen: frozenset[str] = frozenset(),
+    adapter: AdapterPlan | None = None,
 ) -> int:
     """Training FLOPs of one token, or of one whole sample, in a context of this length, with the teacher's forward
-    pass. frozen: the names of the parameters that are not trained."""
-    saved = saved_flops(shape, frozen, context_length)
+    pass. frozen: the names of the parameters that are not trained. adapter: what is trained beside them."""
+    saved = saved_flops(shape, frozen, context_length, frozenset(adapter.weights if adapter else ()))
+    saved -= adapter.sample_flops(shape, context_length) if adapter else 0
     if unit == SAMPLES:
         return sample_flops(shape, context_length) - saved
     return (
@@ -138,6 +141,9 @@ def find_init(init: Init) -> InitPlan:
     if not is_checkpoint and init.optimizer_state == "grow":
         problem = "found grow, but a Hugging Face folder has no optimizer state; expected reset"
         raise InputError(problem, key="init.optimizer_state")
+    if is_checkpoint and _manifest(folder).get("adapter"):
+        problem = "found an adapter without its model, from within a stage; expected what the finished stage ends with"
+        raise InputError(problem, key=INIT_KEY, file=str(folder))
     shape = _checkpoint_shape(folder) if is_checkpoint else open_trainable(LocalFiles(folder)).shape
     keeps = is_checkpoint and init.optimizer_state != "reset"
     seen = _trained_on(folder) if is_checkpoint else NOT_KNOWN

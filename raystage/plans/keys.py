@@ -152,6 +152,7 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
         **({"curriculum": stage.curriculum.facts()} if stage.curriculum else {}),
         **({"init": stage.init.facts()} if stage.init else {}),
         **({"freeze": stage.freezing.facts()} if stage.freezing else {}),
+        **({"adapter": stage.adapter.facts()} if stage.adapter else {}),
         **({"average": stage.averaging.facts()} if stage.averaging else {}),
         **(_until_facts(stage, stage.until) if stage.until else {}),
     }

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from raystage.config.training import Training
 from raystage.models.depth import num_in_hidden_matrices
 from raystage.models.shape import ModelShape, num_params, sample_outputs, table_of
+from raystage.plans.adapters import AdapterPlan
 
 # Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
 # attention that stores no score matrix: 34 (Korthikanti et al., 2205.05198, equation 1, without its 5as/h term).
@@ -37,7 +38,9 @@ class MemoryEstimate:
         return {**asdict(self), "total_bytes": self.total_bytes}
 
 
-def estimate(shape: ModelShape, training: Training, teachers: Sequence[ModelShape] = ()) -> MemoryEstimate:
+def estimate(
+    shape: ModelShape, training: Training, teachers: Sequence[ModelShape] = (), adapter: AdapterPlan | None = None
+) -> MemoryEstimate:
     """Weights, gradients and optimizer state as ZeRO partitions them (1910.02054, figure 1), and activations.
 
     fp32: 4 bytes for a weight and for a gradient. bf16: 2 bytes, but ZeRO 1 to 3 sums gradients in fp32. Optimizer: its
@@ -49,16 +52,20 @@ def estimate(shape: ModelShape, training: Training, teachers: Sequence[ModelShap
 
     teachers: of `distillation`. Every worker has all of their weights, in the precision of the training, and the scores
     of each for a micro batch: in fp32, as they are and as the logarithms of probabilities.
+
+    adapter: only what is trained with it has gradients and optimizer state. Activations are kept as without it.
     """
     params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
+    trained = adapter.num_trained(shape) if adapter else params
+    held = params + (adapter.num_added(shape) if adapter else 0)
     low = 4 if training.precision == "fp32" else 2
     gradient = 2 if training.precision == "bf16" and stage == 0 else 4
     master = 0 if training.precision == "fp32" and stage == 0 else 4
     without = num_in_hidden_matrices(shape) if training.optimizer.name == "muon" else 0  # these have no second moment
-    optimizer = params * (4 * len(training.optimizer.moments) + master) - 4 * without
+    optimizer = trained * (4 * len(training.optimizer.moments) + master) - 4 * without
     return MemoryEstimate(
-        weights_bytes=_cut(params * low, workers, stage >= 3),
-        gradients_bytes=_cut(params * gradient, workers, stage >= 2),
+        weights_bytes=_cut(held * low, workers, stage >= 3),
+        gradients_bytes=_cut(trained * gradient, workers, stage >= 2),
         optimizer_bytes=_cut(optimizer, workers, stage >= 1),
         activations_bytes=_activations(shape, training, low),
         teacher_bytes=sum(_teacher(one, training.micro_batch_size * shape.context_length, low) for one in teachers),

@@ -23,6 +23,7 @@ from raystage.models.depth import rates_by_depth
 from raystage.models.shape import ModelShape, num_params
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
 from raystage.plans import learning_rate, memory
+from raystage.plans.adapters import AdapterPlan
 from raystage.plans.averaging import Averaging
 from raystage.plans.freezing import Freezing, step_costs
 from raystage.plans.initial import InitPlan, TeacherPlan, scoring_flops, unit_flops
@@ -79,8 +80,8 @@ class StagePlan:
     text follows from the stage's length. earlier: what the stages before it read. also_evaluated: sources of earlier
     stages on which the stage is evaluated too. within_documents: whether attention and loss stay within documents.
     curriculum: the order of its text, None where that is shuffled. scorers: the models whose losses sort what it or a
-    stage before it reads. averaging: of the checkpoints that it ends with. weights_seed: of new weights, where it
-    is not `seed`.
+    stage before it reads. averaging: of the checkpoints that it ends with. adapter: what is trained in place of the
+    model's own parameters. weights_seed: of new weights, where it is not `seed`.
     """
 
     name: str
@@ -116,6 +117,7 @@ class StagePlan:
     curriculum: CurriculumPlan | None = None
     scorers: tuple[TeacherPlan, ...] = ()
     averaging: Averaging | None = None
+    adapter: AdapterPlan | None = None
     weights_seed: int | None = None
 
     @property
@@ -165,8 +167,9 @@ class StagePlan:
 
     @cached_property
     def step_costs(self) -> StepCosts:
-        """What its steps cost, with the teacher's forward passes and without what frozen parameters save."""
-        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing)
+        """What its steps cost, with the teacher's forward passes and an adapter, and without what frozen parameters
+        save."""
+        return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing, self.adapter)
 
     @property
     def duration(self) -> int:
@@ -183,6 +186,11 @@ class StagePlan:
     @property
     def num_params(self) -> int:
         return num_params(self.shape)
+
+    @property
+    def num_trained(self) -> int:
+        """The parameters that an optimizer knows. Frozen ones, which may thaw, are among them."""
+        return self.adapter.num_trained(self.shape) if self.adapter else self.num_params
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -251,9 +259,9 @@ class StagePlan:
     @property
     def evaluations(self) -> int:
         """The number of evaluations: at its start, at its end, and at each multiple of the cadence within it; one more
-        of an average."""
+        of an average or of a merged adapter."""
         every, start = self.evaluate_every, self.start
-        return 2 + (self.averaging is not None) + min((self.end - 1) // every - start // every, self.steps - 1)
+        return 2 + bool(self.averaging or self.adapter) + min((self.end - 1) // every - start // every, self.steps - 1)
 
     @property
     def evaluation_flops(self) -> int:
@@ -282,9 +290,8 @@ class StagePlan:
 
     @property
     def memory(self) -> memory.MemoryEstimate:
-        return memory.estimate(
-            self.shape, self.training, [one.shape for one in self.teacher.all] if self.teacher else ()
-        )
+        teachers = [one.shape for one in self.teacher.all] if self.teacher else ()
+        return memory.estimate(self.shape, self.training, teachers, self.adapter)
 
     @cached_property
     def frozen_steps(self) -> Mapping[str, float]:
@@ -296,7 +303,8 @@ class StagePlan:
     def rate_factors(self) -> Mapping[str, float]:
         """By name what the learning rate of a parameter is multiplied by; nothing where all train at the same rate."""
         factor = self.training.optimizer.lr_by_depth
-        return rates_by_depth(self.shape, factor) if factor != 1 else {}
+        found = rates_by_depth(self.shape, factor) if factor != 1 else {}
+        return {**found, **(self.adapter.rate_factors(found, self.shape) if self.adapter else {})}
 
     def member_positions(self, steps: int) -> tuple[int, ...]:
         """Where in the run the checkpoints of its average are, if it ends after `steps` steps. None without one."""

@@ -21,8 +21,9 @@ from raystage.results.data.data_use import data_rows
 from raystage.results.data.mixtures import losses_by_name
 from raystage.results.differences import baseline_reads, is_staged
 from raystage.results.doubts import doubts
+from raystage.results.endings import AverageRecord
 from raystage.results.ledger import measure_ledger
-from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
+from raystage.results.record import Evaluation, GrowthRecord, StageRecord, perplexity, where_it_begins
 from raystage.results.report import (
     AverageRow,
     BaselinePart,
@@ -201,6 +202,7 @@ def _row(
         "metrics": dict(end.metrics) if end else None,
         "unit": last.unit,
         "loss_unit": judge.loss_unit,
+        "adapter": chain[-1].adapter if done else None,
         "average": _average(chain[-1].average) if done and chain[-1].average else None,
         "evaluations": tuple(
             EvaluationPoint(

@@ -1,4 +1,4 @@
-"""A report's tables about models beside its stages: averages of checkpoints, ensembles, delivered models."""
+"""A report's tables about models beside its stages: averages of checkpoints, adapters, ensembles, delivered models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from raystage.reports.formats import Table, format_length, format_loss, known, length_name
 from raystage.results.branches.family import DeliveredFamily, DeliveredModel
 from raystage.results.branches.members import EnsembleMembers, MemberRow
+from raystage.results.endings import AdapterRecord
 from raystage.results.report import Ensemble, EnsembleRow, ResultRow, RunReport
 from raystage.units import format_count, format_flops, format_share
 
@@ -106,6 +107,25 @@ def _member_cells(one: EnsembleMembers, row: MemberRow, title: str) -> list[str]
         known(row.eval_loss, format_loss),
         known(row.accuracy, format_share),
         format_flops(row.forward_flops),
+    ]
+
+
+def adapter_table(report: RunReport) -> Table:
+    """The adapters that stages trained. Empty where none did."""
+    columns = ("stage", "adapter", "matrices", "trained", "of the model", "loss when merged", "before")
+    rows = [_adapter_cells(row, row.adapter) for row in report.stages if row.adapter]
+    return Table("Adapters", columns, rows, "The optimizer's state of an adapter ends with its stage.")
+
+
+def _adapter_cells(row: ResultRow, adapter: AdapterRecord) -> list[str]:
+    return [
+        row.name,
+        f"LoRA, rank {adapter.rank}, alpha {adapter.alpha:g}",
+        str(adapter.modules),
+        format_count(adapter.num_trained),
+        format_share(adapter.num_trained / row.num_params),
+        format_loss(adapter.eval_loss),
+        format_loss(adapter.unmerged_eval_loss),
     ]
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from raystage.growth.checks import changed_fields, changed_positions, exchanges_head
 from raystage.models import rope
 from raystage.models.shape import parameters
+from raystage.plans.adapters import BESIDE, AdapterPlan
 from raystage.plans.memory import MemoryEstimate
 from raystage.plans.plan import Plan, flops_shared
 from raystage.plans.rates import rates_of
@@ -40,9 +41,8 @@ def plan_table(plan: Plan) -> RenderableType:
     data = data_lines(data_rows(plan.staged))
     reads = [*data, *mixture_lines(plan.staged), *order_lines(plan.staged)]
     members = map(members_line, members_of_ensembles(plan))
-    models = [
-        *_teacher_lines(plan), *members, *_scorer_lines(plan), *_average_lines(plan), *_delivery_lines(plan),
-    ]  # fmt: skip
+    models = [*_teacher_lines(plan), *members, *_scorer_lines(plan), *_adapter_lines(plan), *_average_lines(plan)]
+    models += _delivery_lines(plan)
     lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
@@ -131,6 +131,8 @@ def _growth_of(stage: StagePlan) -> str:
 
 def _frozen_of(stage: StagePlan) -> list[str]:
     """What share of the parameters is frozen at the stage's start, and how it begins to train."""
+    if stage.adapter:
+        return [f"LoRA rank {stage.adapter.rank}"]
     freezing = stage.freezing
     if freezing is None:
         return []
@@ -203,6 +205,22 @@ def _scorer_line(stage: StagePlan) -> str:
         f"{stage.name} scores {'about ' if is_estimate else ''}{format_count(stage.scoring_tokens)} tokens of documents"
         f" under {stage.scorer.name} before it trains: {format_share(stage.scoring_flops / stage.flops)} of its FLOPs, "
         f"with all weights on every worker ({format_bytes(stage.scorer_bytes)})."
+    )
+
+
+def _adapter_lines(plan: Plan) -> list[str]:
+    """What stages with an adapter train, and what becomes of it."""
+    return [_adapter_line(stage, stage.adapter) for stage in plan.staged.stages if stage.adapter]
+
+
+def _adapter_line(stage: StagePlan, adapter: AdapterPlan) -> str:
+    share, full = stage.num_trained / stage.num_params, len(adapter.in_full)
+    also = f", with {full} parameter{'s' if full > 1 else ''} in full" if full else ""
+    kept = ", and it is kept beside them" if adapter.keep == BESIDE else ""
+    return (
+        f"{stage.name} trains LoRA of rank {adapter.rank} on {len(adapter.weights)} matrices{also}: "
+        f"{format_count(stage.num_trained)} parameters, {format_share(share)} of the model's. Their optimizer state "
+        f"takes {format_bytes(stage.memory.optimizer_bytes)}. At the end it is merged into the weights{kept}."
     )
 
 

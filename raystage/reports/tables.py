@@ -18,7 +18,7 @@ from raystage.reports.formats import (
     over_seeds,
     speed_up,
 )
-from raystage.reports.model_tables import average_table, delivered_table, ensemble_table, member_table
+from raystage.reports.model_tables import adapter_table, average_table, delivered_table, ensemble_table, member_table
 from raystage.results.data.data_use import DataRow, format_number_of_passes
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import (
@@ -201,8 +201,8 @@ def comparison_table(reports: Sequence[RunReport]) -> Table:
 
 _TABLES = (
     stage_table, layout_table, data_table, source_table, metric_table, downstream_table, member_table, ensemble_table,
-    growth_table, average_table, delivered_table, ends_table, attempts_table, baseline_table, tuning_table, seed_table,
-    ledger_table, cost_table,
+    growth_table, average_table, adapter_table, delivered_table, ends_table, attempts_table, baseline_table,
+    tuning_table, seed_table, ledger_table, cost_table,
 )  # fmt: skip
 
 

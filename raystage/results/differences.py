@@ -22,7 +22,7 @@ IN_WORDS = {
 
 def is_staged(plan: Plan) -> bool:
     """Whether anything is staged: the model grows, the text, its order, the context or the objective changes, or
-    parameters are frozen.
+    parameters are frozen or stand still beside an adapter.
 
     A batch or a rate that changes from stage to stage is no staging, because it could be tuned once for a whole run.
     Nor is a text, or an order of it, that changes for the baselines as well.
@@ -30,7 +30,7 @@ def is_staged(plan: Plan) -> bool:
     stages = plan.staged.stages
     models = {stage.shape for stage in stages}
     ramps = [stage.training.ramp for stage in stages if stage.training.ramp]
-    changes = any(stage.freezing for stage in stages) or any(ramp.context_length for ramp in ramps)
+    changes = any(stage.freezing or stage.adapter for stage in stages) or any(ramp.context_length for ramp in ramps)
     changes = changes or (_changes_text(plan.staged) and baseline_reads(plan) != STAGED)
     changes = changes or any((one.objective, one.teacher) != (stages[0].objective, stages[0].teacher) for one in stages)
     return len(models) > 1 or changes

@@ -23,6 +23,7 @@ from raystage.files.typed_json import (
 from raystage.models.shape import ModelShape
 from raystage.plans.keys import placed
 from raystage.plans.stage import StagePlan
+from raystage.results.endings import AdapterRecord, AverageRecord
 from raystage.results.scoring import ScoringRecord
 from raystage.units import TOKENS, Unit
 
@@ -146,38 +147,13 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class AverageRecord:
-    """The average at the end of a stage, against the last single checkpoint.
-
-    positions, weights: of its checkpoints in the run, and what each counts. best_eval_loss: the lowest of evaluations
-    at these positions. is_kept: whether the stage ends with the average. single: the folder of the last checkpoint,
-    from which a longer version of the stage continues. checkpoints: those that the stage has saved itself, for a longer
-    version to average. seconds: of averaging, without evaluation.
-    """
-
-    positions: tuple[int, ...]
-    weights: tuple[float, ...]
-    eval_loss: float
-    single_eval_loss: float
-    best_eval_loss: float
-    is_kept: bool
-    single: str
-    checkpoints: tuple[str, ...]
-    seconds: float
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> AverageRecord:
-        lists = {name: tuple(content[name]) for name in ("positions", "weights", "checkpoints")}
-        return cls(**{**content, **lists})
-
-
-@dataclass(frozen=True)
 class StageRecord:
     """A finished stage. seconds: of growing, scoring documents, training and saving; evaluation is listed separately.
 
     flops and duration are those of the stage, including its prefix, without its ancestors; seconds are wall-clock time.
     energy_joules: measured over `seconds`, of all workers' devices; None where one of them has no meter.
-    average: None where the stage ends with its last checkpoint without having tried another model.
+    average: None where the stage ends with its last checkpoint without having tried another model. adapter: what the
+    stage trained in place of the model's own parameters.
     """
 
     key: str
@@ -211,6 +187,7 @@ class StageRecord:
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     average: AverageRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    adapter: AdapterRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def end(self) -> Evaluation:
@@ -225,7 +202,8 @@ class StageRecord:
     @property
     def last_checkpoint(self) -> str:
         """Where its training ended: the checkpoint that a longer version continues from."""
-        return self.average.single if self.average else self.checkpoint
+        made = self.average or self.adapter
+        return made.single if made else self.checkpoint
 
     @property
     def needed_checkpoints(self) -> tuple[str, ...]:
@@ -244,7 +222,9 @@ class StageRecord:
     def from_json(cls, content: dict[str, Any]) -> StageRecord:
         content = with_field_names(cls, content)
         growth, average, scoring = content.pop("growth"), content.pop("average", None), content.pop("scoring", None)
+        adapter = content.pop("adapter", None)
         return cls(
+            adapter=adapter and AdapterRecord(**adapter),
             average=average and AverageRecord.from_json(average),
             scoring=scoring and ScoringRecord(**scoring),
             best_checkpoints=tuple(content.pop("best_checkpoints", ())),

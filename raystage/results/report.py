@@ -18,8 +18,9 @@ from raystage.results.branches.family import DeliveredFamily
 from raystage.results.branches.members import EnsembleMembers
 from raystage.results.costs import Use, cost_of
 from raystage.results.data.data_use import DataRow
+from raystage.results.endings import AdapterRecord, AverageRecord
 from raystage.results.ledger import Ledger
-from raystage.results.record import AverageRecord, Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
+from raystage.results.record import Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
 from raystage.results.scoring import ScoringRecord
 from raystage.results.seeds import OverSeeds
@@ -107,6 +108,7 @@ class ResultRow:
     growth: GrowthRow | None
     average: AverageRow | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    adapter: AdapterRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
 

@@ -21,9 +21,16 @@ from raystage.plans.stage import StagePlan
 from raystage.reports.columns import STATE_STYLES, FirstThatFits
 from raystage.reports.formats import format_jump, format_loss
 from raystage.reports.terminal import SafeConsole
-from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
-from raystage.runs.progress import Pace, StageProgress, describe_average, describe_growth, describe_stage
+from raystage.runs.progress import (
+    Pace,
+    StageProgress,
+    describe_adapter,
+    describe_average,
+    describe_growth,
+    describe_stage,
+)
 from raystage.safe_text import visible
 from raystage.units import format_seconds
 
@@ -114,7 +121,9 @@ class Display(RunCallback):
         progress = StageProgress(run, stage, "REUSED" if reused else "FINISHED")
         self._show_result(progress, record)
         if record.average:
-            self._show_average(progress, record.average)
+            self._show_ending(progress, describe_average(record.average))
+        if record.adapter:
+            self._show_ending(progress, describe_adapter(record.adapter))
 
     @abstractmethod
     def _show_preparing(self, what: str) -> None: ...
@@ -129,7 +138,7 @@ class Display(RunCallback):
     def _show_growth(self, progress: StageProgress, growth: GrowthRecord) -> None: ...
 
     @abstractmethod
-    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None: ...
+    def _show_ending(self, progress: StageProgress, text: str) -> None: ...
 
     @abstractmethod
     def _show_progress(self, progress: StageProgress, is_evaluation: bool) -> None: ...
@@ -164,8 +173,8 @@ class PlainDisplay(Display):
     def _show_growth(self, progress: StageProgress, growth: GrowthRecord) -> None:
         self._write(progress, describe_growth(progress.stage, growth))
 
-    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None:
-        self._write(progress, describe_average(average))
+    def _show_ending(self, progress: StageProgress, text: str) -> None:
+        self._write(progress, text)
 
     def _show_progress(self, progress: StageProgress, is_evaluation: bool) -> None:
         now = self._clock()
@@ -234,8 +243,8 @@ class LiveDisplay(Display):
             self._has_header = True
         self._console.print(_row(self._widths, _result_cells(progress, record)))
 
-    def _show_average(self, progress: StageProgress, average: AverageRecord) -> None:
-        self._console.print(Text(f"{progress.label} {describe_average(average)}", style="dim"))
+    def _show_ending(self, progress: StageProgress, text: str) -> None:
+        self._console.print(Text(f"{progress.label} {text}", style="dim"))
 
 
 @dataclass(frozen=True)

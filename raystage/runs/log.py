@@ -22,7 +22,7 @@ from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.results.record import GrowthRecord, StageRecord
 from raystage.runs.events import RunCallback
-from raystage.runs.progress import describe_average, describe_growth, describe_stage
+from raystage.runs.progress import describe_adapter, describe_average, describe_growth, describe_stage
 from raystage.storage.processes import ProcessId, this_process
 from raystage.timers import RepeatingTimer
 from raystage.units import format_count, format_flops, format_seconds
@@ -210,6 +210,7 @@ class RunLog(RunCallback):
         )
         ended = f", ended by {record.stopped_by}" if record.stopped_by else ""
         ended += f"; {describe_average(record.average)}" if record.average else ""
+        ended += f"; {describe_adapter(record.adapter)}" if record.adapter else ""
         self._write_of(run, stage, f"{'reused' if reused else 'finished'}: {result}{ended}; {checkpoint}")
 
     def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from raystage.files.typed_json import to_json
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, StageRecord, TrainPoint
+from raystage.results.endings import AverageRecord
+from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.results.report import SavingsPart
 from raystage.units import TOKENS, Unit
 

@@ -86,7 +86,8 @@ class Manifest:
 
     stage_key: the stage that wrote it; empty for a checkpoint without training. progress: the state of the training
     (steps, tokens, curves so far, ...), as the engine left it. grown_from: for a checkpoint of `raystage grow`, its
-    source and how it was grown. averaged_from: for one of `raystage average`, its sources and their weights.
+    source and how it was grown. averaged_from: for one of `raystage average`, its sources and their weights. adapter:
+    of one from within a stage with an adapter, which holds what is trained there in place of the model.
     """
 
     model: ModelShape
@@ -101,9 +102,11 @@ class Manifest:
     progress: dict[str, Any]
     grown_from: dict[str, Any] | None = None
     averaged_from: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
-        own = {name: value for name, value in vars(self).items() if name != "averaged_from" or value is not None}
+        later = ("averaged_from", "adapter")
+        own = {name: value for name, value in vars(self).items() if name not in later or value is not None}
         content = {"format": FORMAT, "version": VERSION, **own}
         return sealed(json.dumps(content, default=_plain).encode())  # asdict would first copy every fragment
 

@@ -29,6 +29,7 @@ def continues(first: StagePlan, second: StagePlan) -> bool:
     same = _same_of(first) == _same_of(second)
     # The first two part the optimizer's groups in another way; a ramp begins anew; an average may not be delivered.
     special = first.freezing or second.freezing or first.training.ramp or first.averaging
+    special = special or first.adapter or second.adapter  # which have parameters of their own
     return second.growth is None and second.parent_key == first.key and same and not special
 
 

@@ -127,7 +127,7 @@ class Store:
             is_before = stands is own and position_of(name) < position_of(last)
             if name not in kept and (is_own or is_before):
                 self.drop(folder / CHECKPOINTS / name)
-        if stands is not own and own.average and own.average.is_kept and _name(own.checkpoint) not in kept:
+        if stands is not own and own.checkpoint != own.last_checkpoint and _name(own.checkpoint) not in kept:
             self.drop(folder / own.checkpoint)
 
     def note_trunk(self, trunk: str, steps: int, key: str) -> None:
@@ -145,9 +145,10 @@ class Store:
     def checkpoint_folder(self, key: str, position: int, attempt: str) -> Folder:
         return self.stage_folder(key) / CHECKPOINTS / f"{position:015}-{attempt}"
 
-    def average_folder(self, key: str, attempt: str) -> Folder:
-        """Where an attempt writes the average of a stage's checkpoints. No training continues from there."""
-        return self.stage_folder(key) / CHECKPOINTS / f"average-{attempt}"
+    def delivered_folder(self, key: str, kind: str, attempt: str) -> Folder:
+        """Where an attempt writes what it makes of a stage's checkpoints: "average" or "merged". No training continues
+        from there."""
+        return self.stage_folder(key) / CHECKPOINTS / f"{kind}-{attempt}"
 
     def checkpoint_at(self, key: str, position: int) -> Folder | None:
         """A complete checkpoint within a stage, finished or not, at a position of the run."""

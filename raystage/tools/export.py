@@ -27,12 +27,14 @@ from raystage.models.hf_table import StoredTensorPlace, placed
 from raystage.models.network_config import network_config
 from raystage.models.own import ANY, own_model
 from raystage.models.shape import ModelShape, buffers, num_params
+from raystage.plans.adapters import ADAPTER_FILES
 from raystage.storage.checkpoint import MANIFEST
 from raystage.storage.huggingface import DTYPES, as_json, write_weights
 from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors
 
 # Types of the weights, as torch names them, and safetensors' names for them.
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ADAPTER = "adapter"
 _GENERATION_CONFIG = "generation_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -63,6 +65,7 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
             _write_weights(source, target, options)
             for file, content in _tokenizer_files(source, options, name, tokenizer, end).items():
                 target.write_whole(file, content)
+            _copy_adapter(source, target)
             if end is not None and not (source.shape.head or _is_network(source.shape)):
                 generation = transformers.GenerationConfig(eos_token_id=end)
                 target.write_whole(_GENERATION_CONFIG, generation.to_json_string().encode())
@@ -86,6 +89,14 @@ def export(source: Source, target: Folder, options: ExportOptions) -> dict[str, 
         "bytes": sum(target.size_of(file) or 0 for file in target.names()),
         "seconds": time.monotonic() - began,
     }
+
+
+def _copy_adapter(source: Source, target: Folder) -> None:
+    """The adapter that a stage kept beside its merged weights, in a folder of its own: beside a `config.json`
+    transformers would put it on the merged model."""
+    folder = source.model.folder
+    for name in ADAPTER_FILES if folder.size_of(ADAPTER_FILES[0]) is not None else ():
+        (target / ADAPTER).write_whole(name, folder.read(name))
 
 
 def config_of(shape: ModelShape, dtype: str, end: int | None, classes: Sequence[str] = ()) -> dict[str, Any]:

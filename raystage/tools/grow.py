@@ -189,6 +189,9 @@ def _named_stage(text: str, store: Store, argument: str, folder: Folder) -> str 
 def _opened_checkpoint(folder: Folder) -> Checkpoint:
     """Raises CheckpointError where it is damaged or lacks a parameter."""
     opened = Checkpoint(folder)
+    if opened.manifest.adapter:
+        problem = "found an adapter without its model, from within a stage; expected what the finished stage ends with"
+        raise CheckpointError(f"{folder.uri}: {problem}")
     family = opened.manifest.model.family
     if family not in FAMILIES:
         raise CheckpointError(

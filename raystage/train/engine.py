@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import deepspeed
 import deepspeed.ops
@@ -31,6 +32,7 @@ from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.stage import StagePlan
 from raystage.train import optimizer, partitions
+from raystage.train.state import adapters
 from raystage.train.state.buffers import Buffers
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
@@ -127,6 +129,8 @@ class StageEngine:
         model = build(self.stage.shape, DTYPES[training.precision], zero_init)
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.stage.adapter:
+            model = adapters.put_on(model, self.stage.adapter, self.stage.shape)
         return model if zero_init else model.to(self.device)
 
     def train_step(
@@ -222,6 +226,10 @@ class StageEngine:
         total = value.double()
         comm.all_reduce(total)
         return total.item()
+
+    def plain(self) -> AbstractContextManager[torch.nn.Module]:
+        """The model without an adapter, while that lasts."""
+        return adapters.without(self.deepspeed.module)
 
     def destroy(self) -> None:
         """Remove the references inside DeepSpeed that would keep this engine's memory from being freed."""

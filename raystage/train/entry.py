@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.growth.apply import Grown
 from raystage.growth.counts import HeadStarts, grown_head_starts
 from raystage.growth.learned import Fitted, Fitting, LearnedMaps, stacked
-from raystage.growth.rules import GrowthMap, growth_map, initial_map
+from raystage.growth.rules import GrowthMap, Rule, growth_map, initial_map
 from raystage.growth.trained import fitted_map, is_learned
 from raystage.models.build import drawn_weights
 from raystage.models.hf_folder import open_model
@@ -46,25 +46,48 @@ class Entry:
     """From which checkpoint a stage starts, and through which growth map.
 
     source: None for a new model. resumed: the checkpoint is from within the stage. prefix: the record of the shorter
-    stage that has written this checkpoint; None if the stage itself has.
+    stage that has written this checkpoint; None if the stage itself has. base: of a stage with an adapter, what all of
+    the model's own weights come from; source and rules are then of what is trained.
     """
 
     rules: GrowthMap
     source: Checkpoint | FolderWeights | None
     resumed: bool
     prefix: StageRecord | None = None
+    base: Entry | None = None
+
+    @property
+    def of_model(self) -> Entry:
+        """What the model's own weights come from."""
+        return self.base or self
+
+    def close(self) -> None:
+        for source in (self.source, self.of_model.source):
+            if source is not None:
+                source.close()
 
 
 def find_entry(stage: StagePlan, store: Store) -> Entry:
     """From the furthest checkpoint within the stage, its own or its prefix's; otherwise from the parent's checkpoint
     through the growth map; otherwise from new weights.
 
-    If another kind of optimizer has written the parent's checkpoint, only its weights are used.
+    If another kind of optimizer has written the parent's checkpoint, only its weights are used. A checkpoint within a
+    stage with an adapter holds what is trained; the model's own weights come from where the stage began.
     """
     within, prefix = broadcast_object(_furthest(stage, store))
+    if stage.adapter:
+        start = find_start(stage, store)
+        if within is None:
+            return Entry(_first_values(stage, start.rules), start.source, resumed=False, base=start)
+        return Entry(_same(stage.adapter.trained(stage.shape)), Checkpoint(within.unmapped), True, prefix, start)
     if within is not None:
         same = growth_map(stage.shape, stage.shape, "identity", "grow")
         return Entry(same, Checkpoint(within.unmapped), resumed=True, prefix=prefix)
+    return find_start(stage, store)
+
+
+def find_start(stage: StagePlan, store: Store) -> Entry:
+    """What the first step of the stage starts from."""
     if stage.init is not None:
         return initial_entry(stage, stage.init)
     if stage.parent_key is None:
@@ -75,6 +98,21 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
         return Entry(fitted_map(stage.shape), source, resumed=False)
     rules = growth_map(stage.parent_shape, stage.shape, growth.operator, policy, growth.options)
     return Entry(rules, source, resumed=False)
+
+
+def _first_values(stage: StagePlan, rules: GrowthMap) -> GrowthMap:
+    """Of an adapter, drawn by seed and name, with B = 0; and of what is trained in full, as the stage finds it. None of
+    it has moments."""
+    drawn = tuple(
+        Rule(one.name, one.shape, "normal" if one.is_first else "zeros", "zeros", std=one.std)
+        for one in stage.adapter.matrices(stage.shape)
+    )
+    return (*drawn, *(replace(rule, moments="zeros") for rule in rules if rule.target in stage.adapter.in_full))
+
+
+def _same(shapes: Mapping[str, tuple[int, ...]]) -> GrowthMap:
+    """Parameters as a checkpoint has them."""
+    return tuple(Rule(name, one, "copy", "copy", (name,), one) for name, one in shapes.items())
 
 
 def keeps_moments(stage: StagePlan, source: Checkpoint | FolderWeights) -> bool:
@@ -162,6 +200,9 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     grown = fitted or Grown(entry.rules, read, seed, partial(drawn_weights, engine.stage.shape, seed))
     read_into = entry.source.read_into if isinstance(entry.source, Checkpoint) and fitted is None else None
     fill_partitions(partitions.partitions(engine.deepspeed), grown, read_into)
+    if entry.base:
+        own = Grown(entry.base.rules, entry.base.source.read, seed)
+        fill_partitions(partitions.untrained(engine.deepspeed), own)
     measured = engine.buffers.partitions()
     fill_partitions(measured, grown, read_into)
     engine.buffers.fill_from(measured)
@@ -178,7 +219,7 @@ def _head_starts(engine: StageEngine, entry: Entry, steps: dict[str, int], done:
     A checkpoint from within a stage has none if they make no difference any more, or if an older version wrote it. In
     the second case those of the stage's own growth, `done` steps ago, are computed here.
     """
-    if not isinstance(entry.source, Checkpoint):
+    if entry.base or not isinstance(entry.source, Checkpoint):
         return {}
     found = grown_head_starts(entry.rules, entry.source.head_starts, entry.source.steps)
     if entry.resumed and not found:

@@ -24,6 +24,7 @@ from raystage.growth.trained import fitted_map, is_learned
 from raystage.plans.stage import StagePlan
 from raystage.train.muon import Muon
 from raystage.train.partitions import Partition
+from raystage.train.state.adapters import named_parameters
 
 NOTHING_FROZEN: Mapping[str, float] = MappingProxyType({})
 SAME_RATES: Mapping[str, float] = MappingProxyType({})
@@ -65,8 +66,8 @@ def parameter_groups(
     rates: Mapping[str, float] = SAME_RATES,
     orthogonal: frozenset[str] = frozenset(),
 ) -> list[dict]:
-    """Parameter groups. Weight decay applies to matrices and not to vectors. Parameters with different numbers of
-    optimizer steps are in different groups, because DeepSpeed keeps one count per group.
+    """Groups of the parameters that require gradients. Weight decay applies to matrices and not to vectors. Those with
+    different numbers of optimizer steps are in different groups, because DeepSpeed keeps one count per group.
 
     apart: names of parameters in groups of their own, which are marked by `is_new`. frozen: by name for how many steps
     of the stage a parameter does not train; `frozen_steps` of a group. rates: by name what the learning rate is
@@ -74,7 +75,9 @@ def parameter_groups(
     marked by `is_orthogonal`, for Muon.
     """
     groups: dict[tuple[bool, int, bool, float, float, bool], list] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
+        if not parameter.requires_grad:
+            continue
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         special = name in apart, frozen.get(name, 0), rates.get(name, 1.0), name in orthogonal
         groups.setdefault((dimensions >= 2, steps[name], *special), []).append(parameter)

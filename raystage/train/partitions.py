@@ -18,6 +18,7 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from raystage.train.muon import MatrixPlace, Muon, matrix_shape
+from raystage.train.state.adapters import named_parameters, parameter_names
 
 # Elements that are gathered at a time, over all workers: 16 MiB in fp32. With fewer or many more, gloo is slower.
 _GATHERED_NUMEL = 2**22
@@ -67,6 +68,23 @@ def partitions(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
             saves = _share(numel) if _is_replicated(engine) else (0, numel)
             found.append(Partition(parameter, start, start + numel, tensors, saves, master.flat))
     _link_state(engine)
+    return found
+
+
+def untrained(engine: deepspeed.DeepSpeedEngine) -> list[Partition]:
+    """What this worker holds of the parameters that no optimizer knows, since an adapter is trained in their place:
+    `fp32` is the weight itself, in the precision of the training. ZeRO 3 cuts them like any others."""
+    found = []
+    for name, parameter in named_parameters(engine.module):
+        if parameter.requires_grad:
+            continue
+        start, held = 0, parameter.data.view(-1)
+        if engine.zero_optimization_stage() == 3:
+            length = parameter.partition_numel()
+            start = min(comm.get_rank() * length, parameter.ds_numel)
+            held = parameter.ds_tensor.data.view(-1)[: min(length, parameter.ds_numel - start)]
+        saves = (0, held.numel()) if engine.zero_optimization_stage() == 3 else _share(held.numel())
+        found.append(Partition(name, start, start + held.numel(), {"fp32": held}, saves, held))
     return found
 
 
@@ -155,7 +173,7 @@ def _gather_groups(optimizer: object) -> None:
 
 
 def _masters(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Master]:
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    names = parameter_names(engine.module)
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
         yield from _partitioned_parameters(optimizer, names)

@@ -63,7 +63,9 @@ def write_probe(engine: StageEngine, folder: Folder, judged: Sequence[WeightedSe
         found = _answers(engine, inputs[_INPUTS], stage.shape.vocab_size, where_large)
     else:
         found = _judged_answers(engine, engine.judge, held_out, where_large)
-    norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moment_norms(engine).items()}
+    # A stage with an adapter ends with a merged model, of which there are no moments.
+    moments = {} if stage.adapter else moment_norms(engine)
+    norms = {f"{_MOMENT}{state}": np.array([norm]) for state, norm in moments.items()}
     if engine.rank == 0:
         tensors = {**inputs, **_named(judged), **found.to_tensors(), **norms}
         folder.write_whole(PROBE, save_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}))
@@ -146,7 +148,8 @@ def _answers(engine: StageEngine, inputs: np.ndarray, vocab_size: int, where: Wh
     shifted = engine.stage.objective.entry.model == "next token"
     where = _possible(engine, where)
     engine.deepspeed.eval()
-    return ask(engine.deepspeed.module, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
+    with engine.plain() as network:
+        return ask(network, inputs, shape.num_layers, vocab_size, shifted=shifted, where=where)
 
 
 def _judged_answers(engine: StageEngine, judge: Judge, held_out: HeldOut, where: Where) -> Answers:
@@ -159,7 +162,8 @@ def _judged_answers(engine: StageEngine, judge: Judge, held_out: HeldOut, where:
 
     engine.deepspeed.eval()
     valid, where = judge.inputs(batch).get("attention_mask"), _possible(engine, where)
-    return answers(engine.deepspeed.module, question, engine.stage.shape.num_layers, valid, where)
+    with engine.plain() as network:
+        return answers(network, question, engine.stage.shape.num_layers, valid, where)
 
 
 def _first_samples(engine: StageEngine, judge: Judge, held_out: HeldOut) -> Batch:

@@ -62,7 +62,7 @@ class _Save:
     folder: Folder
     fragments: list[Fragment]
     counts: Counts
-    is_average: bool = False
+    is_delivered: bool = False
 
 
 class Saver:
@@ -98,19 +98,19 @@ class Saver:
         counts: Counts,
         standing: Callable[[], Progress],
         write_beside: Callable[[Folder], None] | None = None,
-        is_average: bool = False,
+        delivered: str = "",
     ) -> None:
         """Save, and return when the checkpoint is complete.
 
         standing: gives the progress to save. write_beside: writes more into the folder, before the manifest.
-        is_average: whether it is an average of the stage's checkpoints, from which no training continues.
+        delivered: what is made of the stage's checkpoints, "average" or "merged": no training continues from it.
         Collective, like `begin` and `wait`. Raises StorageError on all workers if one of them meets it.
         """
         self.wait()
         task = self._task(stage, standing().position, fragments_of(parts), counts)
-        if is_average:
-            folder = self.store.average_folder(stage.key, self.attempt)
-            task = replace(task, folder=folder, is_average=True)
+        if delivered:
+            folder = self.store.delivered_folder(stage.key, delivered, self.attempt)
+            task = replace(task, folder=folder, is_delivered=True)
         written = self._written(task, None)
         if write_beside is not None:
             write_beside(task.folder)
@@ -165,8 +165,9 @@ class Saver:
         def commit() -> None:
             steps = {name: step for _, known in written for name, step in known.items()}
             shards = tuple(shard for shard, _ in written)
-            checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, task.counts.head_starts))
-            if not task.is_average:
+            starts, delivered = task.counts.head_starts, task.is_delivered
+            checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, starts, delivered))
+            if not task.is_delivered:
                 self._drop_older(task, progress)
 
         _agreed(commit if self._rank == 0 else lambda: None, group)

@@ -28,15 +28,16 @@ from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
 from raystage.results.data.data_use import counted_json
-from raystage.results.record import AverageRecord, Evaluation, GrowthRecord, Progress, StageRecord
-from raystage.results.stopping import Seen, fired
+from raystage.results.endings import AdapterRecord, AverageRecord
+from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord
 from raystage.storage.store import CHECKPOINTS, Store
 from raystage.train import partitions, probe
 from raystage.train.accounting import Accounting
 from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
-from raystage.train.ending import averaging
+from raystage.train.ending import averaging, merging
 from raystage.train.ending.record import finished_record
+from raystage.train.ending.stopping import fired_now
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
@@ -110,8 +111,7 @@ class StageRunner:
             runner._certify(entry, seconds)
         # The first worker decides for all: they must stop together.
         check_growth(stage, broadcast_object(runner.progress.growth))
-        if entry.source:
-            entry.source.close()
+        entry.close()
         runner.accounting.start()
         if fitted is not None:  # so that workers that start again need not fit again
             runner._save(last=False, wait=True)
@@ -134,12 +134,12 @@ class StageRunner:
         """Measure what the growth did."""
         joules = self.accounting.joules_of_growth()
         before = self.store.record(self.stage.parent_key).eval_loss
-        loss_after = self.evaluator.loss_after_growth
+        loss_after, of_model = self.evaluator.loss_after_growth, entry.of_model
         growth = GrowthRecord(
             operator=self.stage.growth.operator,
             optimizer_state=self.stage.growth.optimizer_state,
             seconds=seconds,
-            certificate=probe.certify(self.engine, entry.rules, entry.source, before, loss_after, seconds),
+            certificate=probe.certify(self.engine, of_model.rules, of_model.source, before, loss_after, seconds),
             flops=self.stage.growth_flops,
             energy_joules=joules,
         )
@@ -201,23 +201,7 @@ class StageRunner:
         return self.stage.until is not None and reads_clock(self.stage.until) and self._fired() is not None
 
     def _fired(self) -> str | None:
-        """The condition of `until` that holds; None if there is none.
-
-        None during the warm-up, which the stage after this one could not finish, and before a growth's rewarm or mask
-        is over, of which the stage after this one knows nothing.
-        """
-        stage, progress = self.stage, self.progress
-        growth_end = stage.start + (stage.growth.duration if stage.growth else 0)
-        if stage.until is None or progress.position < max(learning_rate.warmup_end(stage.rate), growth_end):
-            return None
-        seen = Seen(
-            progress=progress.position - stage.start,
-            steps=progress.steps - stage.start_steps,
-            flops=progress.flops - stage.start_flops,
-            seconds=broadcast_object(progress.seconds) if reads_clock(stage.until) else progress.seconds,
-            evaluations=tuple(progress.evaluations),
-        )
-        return fired(stage.until, seen)
+        return fired_now(self.stage, self.progress)
 
     def _step(self) -> None:
         stage, progress = self.stage, self.progress
@@ -246,22 +230,22 @@ class StageRunner:
             self._send("trained", point)
 
     def _evaluate(self) -> None:
-        """The last evaluation of a stage with an average is told when it is known which model the stage ends with."""
+        """The last evaluation of a stage that ends with another model than it trained is told with that model's."""
         self.heartbeat.does("evaluating")
         point = self.evaluator.evaluate()
-        if self.stage.averaging is None or self._end() is None:
+        if not (self.stage.averaging or self.stage.adapter) or self._end() is None:
             self._send("evaluated", point)
 
     # --- saving -------------------------------------------------------------------------------
 
-    def _save(self, last: bool, wait: bool, is_average: bool = False) -> None:
+    def _save(self, last: bool, wait: bool, delivered: str = "") -> None:
         """Every worker writes its own shard, then the first one the manifest. wait: until that is done."""
         self.heartbeat.does("saving")
         parts = [*partitions.partitions(self.engine.deepspeed), *self.engine.buffers.partitions()]
         counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
         if wait:
-            beside = self._write_probe if last else None
-            self.saver.save(self.stage, parts, counts, self._standing, beside, is_average)
+            beside = self._write_probe if last and not self.stage.adapter else None
+            self.saver.save(self.stage, parts, counts, self._standing, beside, delivered)
         else:
             self.saver.begin(self.stage, parts, counts, self._standing)
 
@@ -277,11 +261,13 @@ class StageRunner:
         """Commit the record: the stage is finished."""
         singles = tuple(self.progress.evaluations)
         average = self._average() if self.stage.averaging else None
+        adapter = self._merge() if self.stage.adapter else None
         self.accounting.count_energy()  # of the last checkpoint
         peak = torch.tensor(float(peak_memory_bytes()), dtype=torch.float64, device=self.engine.device)
         comm.all_reduce(peak, op=comm.ReduceOp.MAX)
         if self.engine.rank == 0:
-            found = self._record(int(peak.item()), ended, average, singles)
+            found = self._record(int(peak.item()), ended, singles, self._delivered(average))
+            found = replace(found, average=average, adapter=adapter)
             record = self.store.commit_record(found, trunk_key(self.stage))
             self._send("finished", record)
         comm.barrier()
@@ -303,31 +289,47 @@ class StageRunner:
         average = averaging.record_of(members, folder, single, progress.evaluations, seconds)
         del progress.evaluations[-2 if average.is_kept else -1]
         if average.is_kept:
-            self._save(last=True, wait=True, is_average=True)
+            self._save(last=True, wait=True, delivered="average")
         self._send("evaluated", progress.evaluations[-1])
         return average
 
-    def _record(
-        self, peak_bytes: int, ended: str, average: AverageRecord | None, singles: Sequence[Evaluation]
-    ) -> StageRecord:
-        """singles: the evaluations of the model as it was trained."""
+    def _merge(self) -> AdapterRecord:
+        """Merge the adapter into the weights. The stage ends with that model, and its evaluation takes the place of the
+        last one."""
+        stage, evaluations = self.stage, self.progress.evaluations
+        self.heartbeat.does("merging the adapter")
+        merged = merging.merge(self.engine, self.store)
+        self.evaluator.evaluate()
+        found = merging.record_of(stage, evaluations, self._final_checkpoint(), merged.seconds)
+        del evaluations[-2]
+
+        def beside(folder: Folder) -> None:
+            self._write_probe(folder)
+            merging.write_files(stage, merged.trained, folder)
+
+        self.saver.save(stage, merged.parts, Counts({}, {}), self._standing, beside, "merged")
+        self._send("evaluated", evaluations[-1])
+        return found
+
+    def _record(self, peak_bytes: int, ended: str, singles: Sequence[Evaluation], delivered: str) -> StageRecord:
+        """singles: the evaluations of the model as it was trained. delivered: the checkpoint that it ends with."""
         best = self.store.best_checkpoints(self.stage.key, self.stage.training.checkpoint.keep_best, singles)
         return replace(
-            finished_record(self.stage, self.progress, self._delivered(average)),
+            finished_record(self.stage, self.progress, delivered),
             num_workers=self.engine.world,
             peak_memory_bytes=peak_bytes,
             data=counted_json(self.stage, self.texts.counted),
             best_checkpoints=best,
-            average=average,
             stopped_by=ended,
             trained_for=self.context.run,
         )
 
     def _delivered(self, average: AverageRecord | None) -> str:
         """The checkpoint that the next stage starts from, as a record names it."""
-        if average is None or not average.is_kept:
+        kind = "merged" if self.stage.adapter else "average" if average and average.is_kept else ""
+        if not kind:
             return self._final_checkpoint()
-        return f"{CHECKPOINTS}/{self.store.average_folder(self.stage.key, self.saver.attempt).name}"
+        return f"{CHECKPOINTS}/{self.store.delivered_folder(self.stage.key, kind, self.saver.attempt).name}"
 
     def _final_checkpoint(self) -> str:
         """Where this stage ended. It was written before if only the record was missing when the stage was entered."""

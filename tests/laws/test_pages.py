@@ -43,6 +43,7 @@ from raystage.config.schedule import Baseline, Schedule, load, parse
 from raystage.config.section import keys_of
 from raystage.config.stage import Data, Grow, Model, Stage
 from raystage.config.training import Training
+from raystage.config.yaml_file import parse_value
 from raystage.files.filesystem import open_folder
 from raystage.growth.operators import OPERATORS
 from raystage.planning.build import make_plan
@@ -192,7 +193,7 @@ def make_model(folder: Path) -> None:
 
 def content_of(block: Block) -> dict:
     """What a block is a part of: the first schedule of the README, or one of samples, under what the block says."""
-    written = yaml.safe_load(block.text)
+    written = parse_value(block.text)  # as a schedule is read: `on` is a key
     if "name" in written:
         return written
     under = schedule_under(written)

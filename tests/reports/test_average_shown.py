@@ -19,7 +19,8 @@ from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.reports.plan_tables import plan_table
 from raystage.reports.terminal import SafeConsole
-from raystage.results.record import AverageRecord, StageRecord
+from raystage.results.endings import AverageRecord
+from raystage.results.record import StageRecord
 from raystage.results.report import report_from_json
 from raystage.runs.console import PlainDisplay
 from raystage.runs.wandb_rows import result_row

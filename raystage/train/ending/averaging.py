@@ -17,7 +17,8 @@ from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder
 from raystage.plans.keys import key_at, trunk_key
 from raystage.plans.stage import StagePlan
-from raystage.results.record import AverageRecord, Evaluation
+from raystage.results.endings import AverageRecord
+from raystage.results.record import Evaluation
 from raystage.storage.averaging import averaged
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import CHECKPOINTS, Store

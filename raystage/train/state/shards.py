@@ -65,12 +65,16 @@ def make_manifest(
     steps: dict[str, int],
     progress: Progress,
     head_starts: Mapping[str, HeadStarts] = MappingProxyType({}),
+    is_delivered: bool = False,
 ) -> Manifest:
     """The manifest of a stage's checkpoint.
 
-    steps: the optimizer steps of every parameter. head_starts: of the elements that growth made later.
+    steps: the optimizer steps of every parameter. head_starts: of the elements that growth made later. is_delivered:
+    whether it is a model made at the end of the stage. Others of a stage with an adapter hold only what is trained.
     """
     training = stage.training
+    adapter = None if is_delivered else stage.adapter
+    held = adapter.trained(stage.shape) if adapter else {one.name: one.shape for one in stored(stage.shape)}
     # The first window that is not begun yet.
     window = max(-(-progress.position // stage.window), stage.reading.first if stage.reading else 0)
     runs = {name: as_runs(_needed(found, stage, steps[name], progress.position)) for name, found in head_starts.items()}
@@ -78,8 +82,8 @@ def make_manifest(
     return Manifest(
         model=stage.shape,
         parameters=tuple(
-            ParameterEntry(one.name, one.shape, "float32", steps.get(one.name, 0), runs.get(one.name, ()))
-            for one in stored(stage.shape)
+            ParameterEntry(name, shape, "float32", steps.get(name, 0), runs.get(name, ()))
+            for name, shape in held.items()
         ),
         shards=shards,
         stage_key=stage.key,
@@ -100,6 +104,7 @@ def make_manifest(
         rng={"seed": stage.seed, "scheme": "a seed for each step and worker"},
         optimizer={**training.optimizer.used(), **layout},
         progress=progress.to_json(),
+        adapter=adapter.facts() if adapter else None,
     )
 
 
