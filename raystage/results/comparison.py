@@ -62,7 +62,7 @@ def _beside(plan: Plan) -> str:
     """The context that every figure has to be read with."""
     length = f"at {length_per_parameter(plan.staged):.3g} {plan.staged.unit} per parameter"
     if count := len(plan.teaching(plan.staged)):
-        length = f"{length}, with what {count} further member{'s' if count > 1 else ''} cost that it learns from"
+        length = f"{length}, and with the cost of {count} further member{'s' if count > 1 else ''} that it learns from"
     if plan.staged.stages[0].init is None:
         return length
     return f"{length}, and without what it cost to train the model in init"

@@ -141,7 +141,7 @@ def test_what_the_student_learns_from_is_claimed(tmp_path: Path) -> None:
     assert plan_json(plan)["flops"] == claimed
     report = build_report(plan, records, {})
     assert report.savings.flops_staged == report.ledger.flops_claimed == claimed
-    assert "with what 2 further members cost that it learns from" in report.savings.verdict
+    assert "and with the cost of 2 further members that it learns from" in report.savings.verdict
     members = entries_of(plan, records)["training members that stages learn from"]
     assert (members.flops, members.is_claimed) == (2 * further[0].flops, True)
     del records[further[1].key]
