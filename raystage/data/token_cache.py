@@ -100,7 +100,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     On a file system without locks several processes may make them, each in its own folder, and the first one's stay.
     """
-    with Path(f"{folder}.lock").open("w") as file:
+    with Path(f"{folder}.lock").open("a") as file:  # if it is a link, what it leads to stays as it is
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
             for left in folder.parent.glob(f"{folder.name}.part-*"):  # left by processes that were killed
@@ -137,11 +137,18 @@ def _make(data: DataPlan, folder: Path, making: Making) -> TokenIndex:
             folder.rename(work / "before")  # it is damaged, or of an older version
         with contextlib.suppress(OSError):  # without locks another worker may have been first, with the same streams
             work.rename(folder)
-        shutil.rmtree(folder / "before", ignore_errors=True)
+        _remove(folder / "before")
         shutil.rmtree(making.shards, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return index
+
+
+def _remove(path: Path) -> None:
+    """A folder, or what stood in its place: a file, or a link, but not what that leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _planned_tokenizer(data: DataPlan) -> Tokenizer:

@@ -54,8 +54,8 @@ def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, A
         for type_ in types:
             arrays.append(np.memmap(path, type_, "r", start, (count,)))
             start += count * _size(type_)
-        return (header, arrays) if header["seal"] == _seal(arrays) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return (header, arrays) if header.pop("seal") == _seal(header, arrays) else None
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -68,7 +68,8 @@ def save(
         return
     path = _path(format, place, options)
     work = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    line = json.dumps({**header, "documents": count, "seal": _seal(arrays)}).encode()
+    header = {**header, "documents": count}
+    line = json.dumps({**header, "seal": _seal(header, arrays)}).encode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,8 +102,9 @@ def _path(format: str, place: Place, options: SourceOptions) -> Path:
     return user_cache("rows") / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _seal(arrays: Sequence[np.ndarray]) -> str:
-    seal = xxhash.xxh3_128()
+def _seal(header: dict[str, Any], arrays: Sequence[np.ndarray]) -> str:
+    """Of all that is kept: the header has the hash that identifies a text, and the names of classes."""
+    seal = xxhash.xxh3_128(json.dumps(header, sort_keys=True).encode())
     for one in arrays:
         seal.update(memoryview(one).cast("B"))
     return seal.hexdigest()

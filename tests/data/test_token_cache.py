@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -75,7 +76,29 @@ def missing(folder: Path) -> None:
     (folder / "held_out.bin").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty_index, other_type, older_version, missing])
+def file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+
+
+def link_to_elsewhere(folder: Path) -> None:
+    shutil.rmtree(folder)
+    elsewhere = folder.parent.parent / "elsewhere"
+    elsewhere.mkdir()
+    folder.symlink_to(elsewhere)
+
+
+def folder_in_a_file(folder: Path) -> None:
+    (folder / "train.bin").unlink()
+    (folder / "train.bin").mkdir()
+
+
+DAMAGES = [
+    cut, flip, empty_index, other_type, older_version, missing, file_in_its_place, link_to_elsewhere, folder_in_a_file,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_made_anew(damage, planned: DataPlan, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     before = [np.array(stream) for stream in _streams(planned, cache)]
@@ -137,6 +160,15 @@ def _made_by(planned: DataPlan, cache: Path) -> tuple[bool, int]:
     token_cache._make = lambda *asked: made.append(1) or real(*asked)
     streams = _streams(planned, cache)
     return bool(made), int(sum(int(stream.sum()) for stream in streams))
+
+
+def test_the_file_of_the_lock_is_not_emptied_where_it_is_a_link(planned: DataPlan, tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", cache_folder(planned, tmp_path / "cache")
+    mine.write_text("to be kept")
+    folder.parent.mkdir()
+    Path(f"{folder}.lock").symlink_to(mine)
+    _streams(planned, tmp_path / "cache")
+    assert mine.read_text() == "to be kept"
 
 
 def test_one_that_is_killed_leaves_nothing_that_counts(planned: DataPlan, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from hashlib import sha256
@@ -221,6 +222,22 @@ def test_an_index_of_something_else_is_not_used(change: str, kept: Path, tmp_pat
         index.write_bytes(content)
     after = read_corpus("jsonl", (str(kept),), options)
     assert (after.fingerprint == before.fingerprint) == (change == "damaged")
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [('"cat"', '"cot"'), ('"rows": [60]', '"rows": [59]'), ('"content": "', '"content": "f'), ("blocks", "clocks")],
+)
+def test_an_index_whose_head_is_damaged_is_not_used(there: str, instead: str, kept: Path, tmp_path: Path) -> None:
+    """It has the hash that identifies the text, and the names of classes: they would be believed."""
+    labels, options = ["cat", "dog"], SourceOptions(label="label")
+    kept.write_text("".join(json.dumps({"text": text, "label": labels[n % 2]}) + "\n" for n, text in enumerate(TEXTS)))
+    os.utime(kept, ns=(10**18, 10**18))
+    before = read_corpus("jsonl", (str(kept),), options)
+    for index in (tmp_path / "cache/raystage/rows").iterdir():
+        index.write_bytes(index.read_bytes().replace(there.encode(), instead.encode(), 1))
+    after = read_corpus("jsonl", (str(kept),), options)
+    assert (after.fingerprint, after.samples(0.2)) == (before.fingerprint, before.samples(0.2))
 
 
 def test_a_change_under_the_same_stamp_is_noticed_when_tokenizing(kept: Path) -> None:
