@@ -6,6 +6,7 @@ only what is installed.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -13,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +48,8 @@ def find(reference: str) -> Callable[..., Any]:
     place, name = split_reference(reference)
     place = _MOVED.get(place, place)
     try:
-        module = _load_file(place) if file_of(reference) else importlib.import_module(place)
+        with printed_aside():
+            module = _load_file(place) if file_of(reference) else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise InputError(f"{reference} cannot be imported ({said_by(error)}); expected {_FORMS}") from None
     found = getattr(module, name, None)
@@ -55,6 +57,21 @@ def find(reference: str) -> Callable[..., Any]:
         what = "no such function" if found is None else f"a {type(found).__name__}, not a function"
         raise InputError(f"{reference} is {what}; {_others(module, name)}")
     return found
+
+
+def call(reference: str, key: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """What a function of the user's own returns. Raises InputError for whatever it raises, and where it would end the
+    process."""
+    function = find(reference)
+    try:
+        return function(*arguments, **options)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{reference} failed ({said_by(error)})", key=key) from error
+
+
+def printed_aside() -> contextlib.redirect_stdout:
+    """Within this context the user's code prints to standard error: what a command itself prints may be JSON."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> None:
@@ -75,7 +92,10 @@ def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> No
 
 def said_by(error: BaseException) -> str:
     """An error of the user's code in one line: its type, its message, and where it was raised."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # the message is the user's code, too
+        lines = []
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     where = f" at {own[-1].filename}:{own[-1].lineno}" if own and own[-1].filename != __file__ else ""

@@ -22,7 +22,7 @@ import torch
 
 from raystage.errors import InputError
 from raystage.units import shown
-from raystage.user_code import find, said_by
+from raystage.user_code import call, find
 
 KEY = "training.evaluate.metrics"
 Sums = dict[str, tuple[float, float]]
@@ -53,18 +53,20 @@ class MetricSums:
 
     def __init__(self, metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """metrics: for each the reference of the function, and its options."""
-        self._metrics = [(name, find(name), options) for name, options in metrics]
+        self._metrics = list(metrics)
+        for name, _ in self._metrics:
+            find(name)  # what is not there is said before anything is measured
         self.sums: Sums = {}
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add one micro batch. Raises InputError where a metric fails or returns something else."""
         names: set[str] = set()
-        for name, function, options in self._metrics:
-            try:
-                returned = function(logits, targets, **options)
-            except Exception as error:  # whatever the user's function raises
-                raise InputError(f"{name} failed ({said_by(error)})", key=KEY) from error
-            found = _read(name, returned)
+        for name, options in self._metrics:
+            before = logits._version, targets._version
+            found = _read(name, call(name, KEY, (logits, targets), options))
+            if (logits._version, targets._version) != before:  # others read them, and the text is evaluated again
+                problem = f"{name} changed the tensors that it was given"
+                raise InputError(f"{problem}; expected a function that works on copies of them", key=KEY)
             if twice := sorted(names & found.keys()):
                 raise InputError(f"{name} returned {twice[0]!r}, as another metric did", key=KEY)
             names |= found.keys()
@@ -104,8 +106,11 @@ def _read(function: str, returned: Any) -> Sums:
 
 def _number(value: Any) -> float | None:
     if isinstance(value, torch.Tensor):
-        return float(value) if value.numel() == 1 and not value.is_complex() else None
-    return float(value) if isinstance(value, Real) else None
+        return float(value) if value.numel() == 1 and not value.is_complex() and not value.is_meta else None
+    try:
+        return float(value) if isinstance(value, Real) else None
+    except OverflowError:
+        return None
 
 
 def _kind(value: Any) -> str:
@@ -113,4 +118,4 @@ def _kind(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_kind, value))})"
-    return "nothing" if value is None else f"a {type(value).__name__}" if not isinstance(value, Real) else f"{value}"
+    return "nothing" if value is None else f"a {type(value).__name__}" if not isinstance(value, Real) else shown(value)

@@ -17,7 +17,7 @@ Held-out text is judged by the loss of the next token, so that stages and baseli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from raystage.errors import InputError
 from raystage.objectives.learner import Arrays, Batch, Model, Reader
-from raystage.user_code import find, said_by
+from raystage.user_code import call
 
 _KEY = "objective"
 
@@ -52,19 +52,26 @@ class Own:
 
     def loss(self, model: Model, batch: Batch) -> torch.Tensor:
         found = self._called(self.function, model, batch)
-        if not isinstance(found, torch.Tensor) or found.numel() != 1 or not found.requires_grad:
-            is_tensor = isinstance(found, torch.Tensor)
-            what = f"a tensor of shape {tuple(found.shape)}" if is_tensor else f"a {type(found).__name__}"
+        if not _is_loss(found):
             expected = "expected the summed loss: one number with a gradient"
-            raise InputError(f"{self.function} returned {what}; {expected}", key=f"{_KEY}.function")
+            raise InputError(f"{self.function} returned {_in_words(found)}; {expected}", key=f"{_KEY}.function")
         return found.float().reshape(())
 
     def _called(self, reference: str, *arguments: Any) -> Any:
-        function: Callable[..., Any] = find(reference)
-        try:
-            return function(*arguments, **self.options)
-        except Exception as error:  # whatever the user's function raises
-            raise InputError(f"{reference} failed ({said_by(error)})", key=_KEY) from error
+        return call(reference, _KEY, arguments, self.options)
+
+
+def _is_loss(found: Any) -> bool:
+    """Of complex numbers the imaginary part would be lost, and a sparse tensor has no one number."""
+    is_number = isinstance(found, torch.Tensor) and found.numel() == 1 and found.requires_grad
+    return is_number and found.is_floating_point() and found.layout is torch.strided
+
+
+def _in_words(found: Any) -> str:
+    if not isinstance(found, torch.Tensor):
+        return f"a {type(found).__name__}"
+    kind = "" if found.is_floating_point() else f" of {str(found.dtype).removeprefix('torch.')}"
+    return f"a {'sparse ' * found.is_sparse}tensor{kind} of shape {tuple(found.shape)}"
 
 
 def open_learner(function: str, targets: str | None, options: Mapping[str, Any]) -> Own:

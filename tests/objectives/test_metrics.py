@@ -83,6 +83,15 @@ def test_what_is_not_there_or_cannot_be_imported(own: Path, reference: str, said
     assert said.replace("FOLDER", str(own.parent)) in str(raised.value)
 
 
+def test_what_the_code_of_others_prints_is_no_part_of_what_a_command_prints(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`raystage plan --json` imports it."""
+    (own.parent / "loud.py").write_text("print('hello')\ndef metric(logits, targets): return {}\n")
+    hooks.find(f"{own.parent}/loud.py:metric")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
 # --- in a schedule ----------------------------------------------------------------------------
 
 WRITTEN = """
@@ -160,6 +169,19 @@ def test_sums_and_counts_are_added_before_they_are_divided() -> None:
     assert math.isnan(values({"bad": (math.nan, 2.0)})["bad"])
 
 
+UNSPEAKABLE = """
+import torch
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+def unspeakable():
+    raise Unspeakable
+
+"""
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
@@ -173,12 +195,18 @@ def test_sums_and_counts_are_added_before_they_are_divided() -> None:
         ("{'loss': (1, 1)}", "returned the name 'loss'; expected letters"),
         ("{'': (1, 1)}", "returned the name ''; expected letters"),
         ("{1: (1, 1)}", "returned the name 1; expected letters"),
-        ("undefined", "failed (NameError: name 'undefined' is not defined at FOLDER/bad.py:1)"),
+        ("{'a': (10**400, 1)}", "returned (1"),
+        ("{'a': (torch.ones((), device='meta'), 1)}", "returned (a tensor of shape (), 1) for 'a'; expected"),
+        ("exit(0)", "failed (SystemExit: 0 at"),
+        ("unspeakable()", "failed (Unspeakable at"),
+        ("{'a': (targets.zero_().sum(), 1)}", "changed the tensors that it was given; expected a function that works"),
+        ("{'a': (logits.mul_(2).sum(), 1)}", "changed the tensors that it was given; expected a function that works"),
+        ("undefined", "failed (NameError: name 'undefined' is not defined at FOLDER/bad.py:11)"),
     ],
 )
 def test_what_is_no_mapping_of_sums_and_counts_is_named(tmp_path: Path, returned: str, said: str) -> None:
     file = tmp_path / "bad.py"
-    file.write_text(f"def metric(logits, targets): return {returned}\n")
+    file.write_text(f"{UNSPEAKABLE}def metric(logits, targets): return {returned}\n")
     with pytest.raises(InputError) as raised:
         tally(f"{file}:metric", torch.eye(3), torch.tensor([0, 1, 2]))
     assert f"training.evaluate.metrics: {file}:metric {said}".replace("FOLDER", str(tmp_path)) in str(raised.value)

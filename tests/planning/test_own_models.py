@@ -218,6 +218,19 @@ WRONG = {
         "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
         "        return self.layers[1](input_ids)\ndef make(vocab_size):\n    return Net(vocab_size)\n",
         r"the model failed when called with input_ids of shape \[2, 16\] \(IndexError"),
+    "the end": ("def make(vocab_size):\n    exit(0)\n", r"failed \(SystemExit: 0 at"),
+    "the end in forward": (
+        "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
+        "        exit(0)\ndef make(vocab_size):\n    return Net(vocab_size)\n",
+        r"the model failed when called with input_ids of shape \[2, 16\] \(SystemExit"),
+    "one for all calls": (
+        "KEPT = []\ndef make(vocab_size):\n    KEPT.append(nn.Sequential(nn.Embedding(vocab_size, vocab_size)))\n"
+        "    return KEPT[0]\n", "found the module of an earlier call, or one on the device meta; expected a new one"),
+    "complex numbers": (
+        "def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
+        "    made.turn = nn.Parameter(torch.ones(3, dtype=torch.cfloat))\n    return made\n",
+        "found turn of complex numbers, which no optimizer here trains"),
     "unknown argument": ("def make(size):\n    return size\n", r"failed \(TypeError: make\(\) missing 1 required"),
 }  # fmt: skip
 

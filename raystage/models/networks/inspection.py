@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raystage.errors import InputError
 from raystage.models.networks.own_build import check_runs_no_code, make
 from raystage.models.table import Axis, ParameterSpec, fixed
-from raystage.user_code import find, said_by
+from raystage.user_code import find, printed_aside, said_by
 
 _KEY = "model.build"
 _NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
@@ -119,6 +119,10 @@ def _tensors(network: torch.nn.Module) -> Named:
     if frozen is not None:
         problem = f"found {frozen} with requires_grad=False; expected freeze.parameters in the stage instead"
         raise InputError(problem, key=_KEY)
+    complex_one = next((name for name, one in stored.items() if one.is_complex()), None)
+    if complex_one is not None:
+        problem = f"found {complex_one} of complex numbers, which no optimizer here trains"
+        raise InputError(f"{problem}; expected their real and imaginary parts", key=_KEY)
     others = {name: one for name, one in stored.items() if name not in trained and not _is_tied(one, name, network)}
     return {**trained, **others}
 
@@ -250,11 +254,11 @@ def _said(network: torch.nn.Module, wanted: Wanted, length: int, device: str = "
     """What the model says of two samples, of the right shape."""
     inputs = _inputs(wanted, length, device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), printed_aside():
             answer = network(**inputs)
     except InputError:
         raise
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         called = ", ".join(f"{name} of shape {list(one.shape)}" for name, one in inputs.items())
         raise InputError(f"the model failed when called with {called} ({said_by(error)})", key=_KEY) from error
     part = "reconstruction" if wanted.head == "pixels" else "logits"
@@ -280,6 +284,9 @@ def _check_says_the_same(wanted: Wanted, numel: int) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         network = wanted.made().eval()
+        if any(one.is_meta for one in network.parameters()):
+            problem = "found the module of an earlier call, or one on the device meta"
+            raise InputError(f"{problem}; expected a new one at every call, on the device of torch", key=_KEY)
         first, second = (_said(network, wanted, min(wanted.length, 32), "cpu") for _ in range(2))
     if not torch.equal(first, second):
         problem = "found two different answers to the same input in evaluation mode"

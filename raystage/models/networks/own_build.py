@@ -15,7 +15,7 @@ from raystage.errors import InputError
 from raystage.models.own import own_model
 from raystage.models.shape import ModelShape
 from raystage.units import shown
-from raystage.user_code import find, said_by
+from raystage.user_code import call, find, printed_aside
 
 # Sizes that follow from data and objective: a function that names one of them is called with it.
 SIZES = ("vocab_size", "context_length", "num_classes", "image_size", "num_channels")
@@ -53,10 +53,8 @@ def _called(reference: str, options: Mapping[str, Any], sizes: Mapping[str, int]
     function = find(reference)
     known = inspect.signature(function).parameters
     more = {name: size for name, size in sizes.items() if name in known and name not in options}
-    try:
-        made = function(**options, **more)
-    except Exception as error:  # whatever the user's function raises
-        raise InputError(f"{reference} failed ({said_by(error)})", key="model.build") from error
+    with printed_aside():
+        made = call(reference, "model.build", (), {**options, **more})
     if not isinstance(made, torch.nn.Module):
         raise InputError(f"{reference} returned a {type(made).__name__}; expected a torch.nn.Module", key="model.build")
     return made
