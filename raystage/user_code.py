@@ -26,6 +26,8 @@ from raystage.units import shown
 # Functions that raystage ships, by the place that schedules of earlier versions name.
 _MOVED = {"raystage.metrics": "raystage.objectives.metrics"}
 _FORMS = "package.module:function or file.py:function"
+# By file of the user's code the SHA-256 of what this process loaded of it.
+_loaded: dict[str, str] = {}
 
 
 def split_reference(reference: str) -> tuple[str, str]:
@@ -57,6 +59,36 @@ def find(reference: str) -> Callable[..., Any]:
         what = "no such function" if found is None else f"a {type(found).__name__}, not a function"
         raise InputError(f"{reference} is {what}; {_others(module, name)}")
     return found
+
+
+def check_code(reference: str, planned: str, key: str) -> None:
+    """Raises InputError where this process has other code than was planned with.
+
+    planned: the SHA-256 of the file that the function is in.
+    """
+    forget_others(reference, planned)
+    found = _digest(reference)
+    if found != planned:
+        problem = f"the code of {reference} on this machine ({found[:12]}) is not what was planned with"
+        raise InputError(f"{problem} ({planned[:12]}); expected a file that stays as it is (start again)", key=key)
+
+
+def forget_others(reference: str, planned: str) -> None:
+    """Load a file once more at its next use if this process has loaded something else of it: it was edited since."""
+    file = file_of(reference)
+    if _loaded.get(file, planned) != planned:
+        del _loaded[file]
+        find.cache_clear()
+
+
+def _digest(reference: str) -> str:
+    """The SHA-256 of the file of a function: of a file as it was loaded, of a module as it lies there."""
+    function, file = find(reference), file_of(reference)
+    if file is not None:
+        return _loaded[file]
+    place, _ = split_reference(reference)
+    origin = getattr(sys.modules.get(place), "__file__", None) or inspect.getfile(function)
+    return hashlib.sha256(Path(origin).read_bytes()).hexdigest()
 
 
 def call(reference: str, key: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -111,8 +143,10 @@ def _load_file(place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    content = path.read_bytes()  # and not what Python may have kept of an earlier second
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+        _loaded[place] = hashlib.sha256(content).hexdigest()
     except BaseException:
         del sys.modules[name]
         raise

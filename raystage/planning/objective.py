@@ -127,12 +127,12 @@ def _own(written: ObjectiveSection, draft: StageDraft, sources: Sources) -> Obje
     if written.function is None:
         problem = "missing; expected the loss of own, for example function: my.losses:smooth"
         raise InputError(problem, key="objective.function")
+    code = {field: code_of(getattr(written, field), f"objective.{field}", sources) for field in ("function", "targets")}
     if sources.with_code:
         _check_call(written.function, 2, written, "function")
         if written.targets:
             _check_call(written.targets, 1, written, "targets")
     options = {"function": written.function, "targets": written.targets, "options": written.options}
-    code = {field: code_of(getattr(written, field), f"objective.{field}", sources) for field in ("function", "targets")}
     return ObjectivePlan(written.name, options, {"code": code, "options": written.options})
 
 

@@ -235,6 +235,20 @@ WRONG = {
 }  # fmt: skip
 
 
+def test_a_module_that_was_edited_after_the_plan_is_refused(tmp_path: Path) -> None:
+    """Its key is that of the code as it was."""
+    code = (
+        "def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
+        "    made[0].padding_idx = {}\n    return made\n"
+    )
+    before, after = (
+        planned(tmp_path, {"family": "module", "build": written(tmp_path, code.format(padding))}) for padding in (3, 4)
+    )
+    assert build(after.staged.stages[0].shape)[0].padding_idx == 4
+    with pytest.raises(InputError, match=r"model.build: the code of .*net.py:make .* is not what was planned with"):
+        build(before.staged.stages[0].shape)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_one_line_says_what_is_wrong_with_a_module(tmp_path: Path, name: str) -> None:
     code, said = WRONG[name]

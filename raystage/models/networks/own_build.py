@@ -15,7 +15,7 @@ from raystage.errors import InputError
 from raystage.models.own import own_model
 from raystage.models.shape import ModelShape
 from raystage.units import shown
-from raystage.user_code import call, find, printed_aside
+from raystage.user_code import call, check_code, find, printed_aside
 
 # Sizes that follow from data and objective: a function that names one of them is called with it.
 SIZES = ("vocab_size", "context_length", "num_classes", "image_size", "num_channels")
@@ -39,6 +39,8 @@ def build(shape: ModelShape) -> torch.nn.Module:
     if not own.reference and own.code:
         problem = "found a model of the user's own code, which nothing from elsewhere may run"
         raise InputError(f"{problem}; expected a schedule with it", key="model.build")
+    if own.reference:
+        check_code(own.reference, own.code[1], "model.build")
     sizes = {name: getattr(shape, name) for name in SIZES}
     return make(own.reference, json.loads(own.options), sizes, shape.head)
 

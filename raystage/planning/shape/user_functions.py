@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raystage.errors import InputError
 from raystage.planning.inputs import Sources
-from raystage.user_code import file_of, split_reference
+from raystage.user_code import file_of, forget_others, split_reference
 
 
 def code_of(reference: str | None, key: str, sources: Sources) -> list[str] | None:
@@ -17,7 +17,9 @@ def code_of(reference: str | None, key: str, sources: Sources) -> list[str] | No
     place, name = split_reference(reference)
     path = file_of(reference) or _module_file(place, key)
     try:
-        return [name, sources.code(path)]
+        found = sources.code(path)
+        forget_others(reference, found)
+        return [name, found]
     except OSError as error:
         problem = f"{path} cannot be read ({error.strerror}); expected the file that {name} is in"
         raise InputError(problem, key=key) from None
