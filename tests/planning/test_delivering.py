@@ -199,6 +199,23 @@ def test_a_decay_whose_name_a_stage_has(tmp_path: Path) -> None:
         make_plan(make_schedule(tmp_path, stages=stages, training=CONSTANT, baseline=None))
 
 
+def test_beside_an_adapter_that_has_not_decayed(tmp_path: Path) -> None:
+    """The decay would train another adapter, of a model that has this one in it."""
+    stages = [
+        {"name": "base", "model": {"num_layers": 2}, "until": {"tokens": 800}},
+        {"name": "tuned", "model": {"num_layers": 2}, "until": {"tokens": 800}, "adapter": {"lora": {"rank": 2}}},
+    ]
+
+    def planned(deliver: object, **training: object) -> Plan:
+        changed = [stages[0], {**stages[1], "deliver": deliver, "training": training}]
+        return make_plan(make_schedule(tmp_path, stages=changed, training=CONSTANT, baseline=None))
+
+    with pytest.raises(InputError, match=r"stages\[1\].deliver: found beside an adapter"):
+        planned(True)
+    assert not planned({"decay": 0}).deliveries[0].decays
+    assert not planned(True, lr_schedule={"kind": "linear"}).deliveries[0].decays
+
+
 def test_in_the_schedule_of_a_sweep(tmp_path: Path) -> None:
     import yaml
 

@@ -31,6 +31,10 @@ def plan_deliveries(drafts: Sequence[StageDraft], staged: RunPlan) -> tuple[Deli
         if decay is not None and name in names:
             problem = f"found beside a stage {name!r}, which is the name of its decay; expected another name there"
             raise InputError(problem, key=f"stages[{index}].deliver")
+        if decay is not None and draft.adapter is not None:
+            problem = "found beside an adapter, which is merged at the stage's end, where its rate has not decayed"
+            expected = "expected a rate that falls within the stage, or deliver: {decay: 0}"
+            raise InputError(f"{problem}; {expected}", key=f"stages[{index}].deliver")
         found.append(Delivery(draft.name, RunPlan(f"deliver-{draft.name}", (*chain, *((decay,) if decay else ())))))
     return tuple(found)
 
