@@ -114,11 +114,16 @@ _SYNONYMS: dict[str, tuple[str, str]] = {
 _OPTION_OF = {name: option for option, names in _OPTIONS.items() for name in names.split()}
 
 
+_FROM_DATA = frozenset(["num_classes", "num_labels", "n_classes", "nb_classes"])
+
+
 def meant(name: str, known: frozenset[str]) -> str | None:
     """The key of a schedule that a key of other trainers corresponds to, in words, if it is one of `known`."""
     plain = name.lower().replace("-", "_")
     if plain in _OPTION_OF and "stages" in known:
         return f"that is an option of the command: {_OPTION_OF[plain]}"
+    if plain in _FROM_DATA:
+        return "the number of classes follows from the labels in the data; expected no such key"
     key, unit = _SYNONYMS.get(plain, ("", ""))
     if key not in known:
         return None

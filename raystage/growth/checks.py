@@ -23,6 +23,7 @@ from raystage.growth.operators import (
 from raystage.growth.own_models import has_other_parts, own_refusal
 from raystage.growth.width import WIDTH_OPERATORS, Stream
 from raystage.models.families import FAMILIES, family_of
+from raystage.models.own import own_model
 from raystage.models.shape import ModelShape, heads_problem, table_of
 from raystage.models.tables.mixtures import UPCYCLED
 from raystage.units import shown
@@ -95,6 +96,18 @@ def refusal(
     )
 
 
+def _other_parameters(source: ModelShape, target: ModelShape) -> str:
+    """Says that two modules differ in more than depth and widths, with a parameter outside of the layers as example."""
+    problem = "found other parameters than the model before has, beside its depth and the sizes in model.widths"
+    here, there = ({row.name: row for row in (*one.before, *one.after)}
+                   for one in (own_model(source.module), own_model(target.module)))  # fmt: skip
+    other = next((name for name in {**there, **here} if here.get(name) != there.get(name)), None)
+    if other is None:
+        return f"{problem}; expected the same ones"
+    layers = "all that a layer has inside of one block, in one list of blocks"
+    return f"{problem}, such as {other}; expected the same ones, and {layers}"
+
+
 def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator: str) -> Refusal | None:
     before, after = getattr(source, field), getattr(target, field)
     part = PART_OF.get(field, field)
@@ -104,8 +117,7 @@ def _field_refusal(source: ModelShape, target: ModelShape, field: str, operator:
         key = "hidden_size" if source.hidden_size != target.hidden_size else field
         return key, f"{problem}; expected head_size: {before}, with for example num_heads: {heads}"
     if field == "module":
-        problem = "found other parameters than the model before has, beside its depth and the sizes in model.widths"
-        return "options", f"{problem}; expected the same ones"
+        return "options", _other_parameters(source, target)
     if field in _OF_IMAGES:
         return field, f"found {after} after {before}; expected {before}, for what embeds the patches does not grow"
     if field in _OF_ATTENTION:

@@ -147,7 +147,7 @@ class Context:
         try:
             yield
         except InputError as error:
-            key = written_key(self.schedule, index, error.key)
+            key = written_key(self.schedule, index, error.key) if error.key else None
             raise InputError(error.problem, key=key, file=error.file) from None
 
     def with_stages(self, stages: tuple[StageDraft, ...]) -> Context:

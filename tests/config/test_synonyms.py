@@ -73,3 +73,8 @@ def test_what_is_an_option_is_no_key() -> None:
 
 def test_every_name_leads_to_a_key_that_there_is() -> None:
     assert {key for key, _ in synonyms._SYNONYMS.values()} <= set(_paths(Schedule))
+
+
+def test_the_number_of_classes_is_no_key() -> None:
+    with pytest.raises(InputError, match=r"unknown key; the number of classes follows from the labels in the data"):
+        parse({"name": "classes", "model": {"num_classes": 5}, "stages": [{"name": "one", "until": {"tokens": 1000}}]})

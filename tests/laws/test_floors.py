@@ -49,7 +49,7 @@ FURTHER: dict[str, set[str]] = {
     "models.build": {"torch", "transformers"},
     "models.networks.cnn": {"torch", "transformers"},
     "models.networks.lstm": {"torch", "transformers"},
-    "models.networks.inspection": {"torch", "transformers"},
+    "models.networks.inspection": {"torch"},
     "models.networks.mlp": {"torch", "transformers"},
     "models.networks.network": {"torch"},
     "models.networks.own_build": {"torch", "transformers"},

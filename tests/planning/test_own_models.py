@@ -231,6 +231,8 @@ WRONG = {
         "def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
         "    made.turn = nn.Parameter(torch.ones(3, dtype=torch.cfloat))\n    return made\n",
         "found turn of complex numbers, which no optimizer here trains"),
+    "no function of that name": ("def made(vocab_size):\n    return 3\n",
+                                 "net.py:make is no such function; did you mean 'made'"),
     "unknown argument": ("def make(size):\n    return size\n", r"failed \(TypeError: make\(\) missing 1 required"),
 }  # fmt: skip
 
@@ -256,6 +258,32 @@ def test_one_line_says_what_is_wrong_with_a_module(tmp_path: Path, name: str) ->
         planned(tmp_path, {"family": "module", "build": written(tmp_path, code)})
     assert caught.value.key.endswith("model.build")
     assert "\n" not in str(caught.value)
+
+
+TWO_LISTS = """
+class Net(nn.Module):
+    def __init__(self, size, depth):
+        super().__init__()
+        self.embed = nn.Embedding(size, 8)
+        self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.RMSNorm(8) for _ in range(depth))
+        self.head = nn.Linear(8, size)
+
+    def forward(self, tokens):
+        stream = self.embed(tokens)
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            stream = stream + linear(norm(stream))
+        return self.head(stream)
+
+
+def make(vocab_size, depth=1):
+    return Net(vocab_size, depth)
+"""
+
+
+def test_two_lists_side_by_side_are_refused_with_a_parameter_of_the_second(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"such as norms\.1\.weight; .* inside of one block, in one list of blocks"):
+        planned(tmp_path, {"family": "module", "build": written(tmp_path, TWO_LISTS)}, {"options": {"depth": 2}})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ is not large, to see whether it always says the same.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +16,19 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from raystage.errors import InputError
-from raystage.models.networks.own_build import check_runs_no_code, make
+from raystage.models.networks.own_build import make, named
 from raystage.models.table import Axis, ParameterSpec, fixed
-from raystage.user_code import find, printed_aside, said_by
+from raystage.user_code import printed_aside, said_by
 
 _KEY = "model.build"
 _NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
 # A larger model is not built really when a plan is made.
 _MOST_BUILT = 50_000_000
+# What sums in another order may change, as a share of the largest score.
+_ROUNDING = 1e-5
 _UNIT_OF = {"hidden_size": "hidden", "ffn_size": "ffn"}
 
 Named = dict[str, torch.Tensor]
@@ -39,7 +39,7 @@ class Wanted:
     """What is to be built. reference: the user's function; "" for transformers. layers: the name of the list of layers,
     where that is not clear. widths: by size of the shape ("hidden_size", "ffn_size") the option that says it.
     writes_residual: patterns of the parameters that do. sizes: those that follow from data and objective. head: of
-    `ModelShape`. length: of a sample, in tokens."""
+    `ModelShape`. learns: `Objective.model` of what is to be learned. length: of a sample, in tokens."""
 
     reference: str
     options: Mapping[str, Any]
@@ -48,6 +48,7 @@ class Wanted:
     writes_residual: tuple[str, ...]
     sizes: Mapping[str, int]
     head: str
+    learns: str
     length: int
 
     def made(self, **changes: Any) -> torch.nn.Module:
@@ -56,7 +57,7 @@ class Wanted:
     def width(self, size: str) -> int:
         """The value of the option for a size, as written or as the function has it. Raises InputError."""
         option = self.widths[size]
-        known = inspect.signature(find(self.reference)).parameters
+        known = inspect.signature(named(self.reference)).parameters
         value = self.options.get(option, known[option].default if option in known else None)
         if type(value) is not int or value < 1:
             what = repr(value) if isinstance(value, (str, int, float)) else "no number"
@@ -88,7 +89,7 @@ def inspect_model(wanted: Wanted) -> Found:
     if _tensors(network).keys() != tensors.keys():
         new = sorted(_tensors(network).keys() - tensors.keys())[0]
         raise InputError(f"found {new}, which forward creates; expected all parameters in __init__", key=_KEY)
-    _check_says_the_same(wanted, sum(one.numel() for one in network.parameters()))
+    _check_answers(wanted, sum(one.numel() for one in network.parameters()))
     prefix, count = _layers(tensors, wanted.layers)
     rows = _rows(network, tensors, wanted)
     before, layer, after = _placed(rows, prefix, count)
@@ -250,9 +251,11 @@ def _inputs(wanted: Wanted, length: int, device: str) -> Named:
     return {"input_ids": torch.ones((2, length), dtype=torch.int64, device=device)}
 
 
-def _said(network: torch.nn.Module, wanted: Wanted, length: int, device: str = "meta") -> torch.Tensor:
+def _said(
+    network: torch.nn.Module, wanted: Wanted, length: int, device: str = "meta", inputs: Named | None = None
+) -> torch.Tensor:
     """What the model says of two samples, of the right shape."""
-    inputs = _inputs(wanted, length, device)
+    inputs = inputs or _inputs(wanted, length, device)
     try:
         with torch.no_grad(), printed_aside():
             answer = network(**inputs)
@@ -278,8 +281,9 @@ def _expected(wanted: Wanted, length: int) -> tuple[int, ...]:
     return (2, length, sizes["vocab_size"])
 
 
-def _check_says_the_same(wanted: Wanted, numel: int) -> None:
-    """Refuse a model in evaluation mode that says something else the second time."""
+def _check_answers(wanted: Wanted, numel: int) -> None:
+    """Refuse a model in evaluation mode that says something else the second time, or that is to learn the next token
+    and sees it."""
     if numel > _MOST_BUILT:
         return
     with torch.random.fork_rng(devices=[]):
@@ -291,6 +295,24 @@ def _check_says_the_same(wanted: Wanted, numel: int) -> None:
     if not torch.equal(first, second):
         problem = "found two different answers to the same input in evaluation mode"
         raise InputError(f"{problem}; expected the same, so that a run can be repeated", key=_KEY)
+    if not wanted.head and wanted.learns == "next token":
+        _check_sees_no_later_token(network, wanted, first)
+
+
+def _check_sees_no_later_token(network: torch.nn.Module, wanted: Wanted, said: torch.Tensor) -> None:
+    """Refuse a model whose scores at a position change with later tokens: the token to be predicted is one of them."""
+    length, middle = said.shape[1], said.shape[1] // 2
+    tokens = _inputs(wanted, length, "cpu")["input_ids"]
+    tokens[:, middle:] = 0  # all are 1 in `said`
+    other = _said(network, wanted, length, "cpu", {"input_ids": tokens})
+    difference = (other - said)[:, :middle].abs().amax() if middle else torch.zeros(())
+    if difference > _ROUNDING * said.abs().amax():
+        problem = "found scores of the next token that change with the tokens after it, so the model sees the answer"
+        how = "a model that sees earlier tokens alone"
+        if wanted.reference:
+            raise InputError(f"{problem}; expected {how}: a mask, or padding on the left only", key=_KEY)
+        flag = " (some need is_decoder: true in their config.json)"
+        raise InputError(f"{problem}; expected {how}{flag}, or objective: masked_lm", key="model.config")
 
 
 def _costs(network: torch.nn.Module, wanted: Wanted) -> tuple[str, str, str]:
@@ -316,32 +338,3 @@ def _square(lengths: Sequence[int], counts: Sequence[Fraction]) -> tuple[Fractio
     b = p / ((x - y) * (x - z)) + q / ((y - x) * (y - z)) + r / ((z - x) * (z - y))
     a = (q - p) / (y - x) - b * (x + y)
     return p - a * x - b * x * x, a, b
-
-
-# --- transformers -------------------------------------------------------------------------------
-
-
-def completed(content: dict[str, Any], file: object, num_layers: int | None, sizes: dict[str, int]) -> dict[str, Any]:
-    """A configuration as transformers writes it, with that depth and the sizes that follow from the data; without what
-    says how a saved model is loaded. Raises InputError."""
-    check_runs_no_code(content)
-    kind = content.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        problem = f"found the model_type {kind!r}, which transformers {transformers.__version__} does not know"
-        raise InputError(f"{problem}; expected one that it knows", key="model.config", file=str(file))
-    config = transformers.CONFIG_MAPPING[kind].from_dict(dict(content))
-    if config.is_encoder_decoder:
-        problem = f"found the model_type {kind!r}, an encoder with a decoder, which learn from pairs of sequences"
-        heads = "a decoder for causal_lm and instruct, an encoder for masked_lm, either of them for classification"
-        raise InputError(f"{problem}; expected {heads}", key="model.config", file=str(file))
-    changes = {
-        "num_hidden_layers": num_layers, "vocab_size": sizes["vocab_size"], "image_size": sizes["image_size"],
-        "num_channels": sizes["num_channels"], "use_cache": False if hasattr(config, "use_cache") else None,
-    }  # fmt: skip
-    for key, value in changes.items():
-        if value not in (None, 0):
-            setattr(config, key, value)
-    kept = json.loads(config.to_json_string(use_diff=True))
-    for key in ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"):
-        kept.pop(key, None)
-    return {**kept, "model_type": kind}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,8 +51,16 @@ def make(reference: str, options: Mapping[str, Any], sizes: Mapping[str, int], h
     return _answering(made, head)
 
 
+def named(reference: str) -> Callable[..., Any]:
+    """The user's function. Raises InputError at `model.build`."""
+    try:
+        return find(reference)
+    except InputError as error:
+        raise InputError(error.problem, key="model.build") from None
+
+
 def _called(reference: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> torch.nn.Module:
-    function = find(reference)
+    function = named(reference)
     known = inspect.signature(function).parameters
     more = {name: size for name, size in sizes.items() if name in known and name not in options}
     with printed_aside():
@@ -74,6 +82,32 @@ def _of_transformers(options: Mapping[str, Any], sizes: Mapping[str, int], head:
     except ValueError as error:
         found = f"transformers has no such model for {type(config).__name__}"
         raise InputError(f"{found} ({str(error).splitlines()[0]})", key="model.config") from None
+
+
+def completed(content: dict[str, Any], file: object, num_layers: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+    """A configuration as transformers writes it, with that depth and the sizes that follow from the data; without what
+    says how a saved model is loaded. Raises InputError."""
+    check_runs_no_code(content)
+    kind = content.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        problem = f"found the model_type {kind!r}, which transformers {transformers.__version__} does not know"
+        raise InputError(f"{problem}; expected one that it knows", key="model.config", file=str(file))
+    config = transformers.CONFIG_MAPPING[kind].from_dict(dict(content))
+    if config.is_encoder_decoder:
+        problem = f"found the model_type {kind!r}, an encoder with a decoder, which learn from pairs of sequences"
+        heads = "a decoder for causal_lm and instruct, an encoder for masked_lm, either of them for classification"
+        raise InputError(f"{problem}; expected {heads}", key="model.config", file=str(file))
+    changes = {
+        "num_hidden_layers": num_layers, "vocab_size": sizes["vocab_size"], "image_size": sizes["image_size"],
+        "num_channels": sizes["num_channels"], "use_cache": False if hasattr(config, "use_cache") else None,
+    }  # fmt: skip
+    for key, value in changes.items():
+        if value not in (None, 0):
+            setattr(config, key, value)
+    kept = json.loads(config.to_json_string(use_diff=True))
+    for key in ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"):
+        kept.pop(key, None)
+    return {**kept, "model_type": kind}
 
 
 def check_runs_no_code(content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raystage.config.stage import Model
 from raystage.errors import InputError
-from raystage.lazy import own_networks
+from raystage.lazy import own_build, own_networks
 from raystage.models import hub
 from raystage.models.families import TRANSFORMERS
 from raystage.models.own import ANY, OWN, OwnModel
@@ -41,7 +41,7 @@ def check_own_keys(model: Model) -> None:
         return
     for field in sorted(model.model_fields_set - {"family", *_KEYS, *_TAKEN[model.family]}):
         if getattr(model, field) is not None:
-            where = "options of its function" if model.family == OWN else "its config"
+            where = "options of its function" if model.family == OWN else "config.json"
             raise InputError(f"found for family: {model.family}; expected it in the {where}", key=f"model.{field}")
 
 
@@ -60,7 +60,7 @@ def resolve_own(draft: StageDraft, sources: Sources, before: ModelShape | None) 
         reference, code, options = "", (), _of_config(model, sizes, draft.objective.entry.model)
     asked = json.dumps({"options": options, "sizes": sizes}, sort_keys=True)
     text, num_layers, widths = _looked_at(reference, code, asked, model.layer_list, tuple(sorted(model.widths.items())),
-                                  model.writes_residual, head)  # fmt: skip
+                                  model.writes_residual, head, draft.objective.entry.model)  # fmt: skip
     if model.num_layers not in (None, num_layers):
         problem = f"found {model.num_layers}, but the model that the config makes has {num_layers} layers"
         raise InputError(f"{problem}; expected model.layer_list, or as many", key="model.num_layers")
@@ -76,13 +76,13 @@ def resolve_own(draft: StageDraft, sources: Sources, before: ModelShape | None) 
 @lru_cache(maxsize=256)
 def _looked_at(
     reference: str, code: tuple[str, ...], asked: str, layers: str | None, widths: tuple[tuple[str, str], ...],
-    writes_residual: tuple[str, ...], head: str,
+    writes_residual: tuple[str, ...], head: str, learns: str,
 ) -> tuple[str, int, tuple[tuple[str, int], ...]]:  # fmt: skip
     """What was found in the model, as text; its depth, and the sizes that grow. A sweep asks the same many times."""
     content = json.loads(asked)
     options, sizes = content["options"], content["sizes"]
     wanted = own_networks.Wanted(
-        reference, options, layers, dict(widths), writes_residual, sizes, head, sizes["context_length"]
+        reference, options, layers, dict(widths), writes_residual, sizes, head, learns, sizes["context_length"]
     )
     found = own_networks.inspect_model(wanted)
     kept = OwnModel(
@@ -140,7 +140,7 @@ def _of_config(model: Model, sizes: Mapping[str, int], learns: str) -> dict[str,
     if kind in TRANSFORMERS:
         problem = f"found the model_type {kind}, which has a table; expected family: {kind}"
         raise InputError(f"{problem}, with its sizes as keys", key="model.config")
-    return {"config": own_networks.completed(content, file, model.num_layers, dict(sizes)), "learns": learns}
+    return {"config": own_build.completed(content, file, model.num_layers, dict(sizes)), "learns": learns}
 
 
 def _config(place: str) -> tuple[dict[str, Any], Path]:
