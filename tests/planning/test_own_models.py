@@ -261,23 +261,13 @@ def test_one_line_says_what_is_wrong_with_a_module(tmp_path: Path, name: str) ->
 
 
 TWO_LISTS = """
-class Net(nn.Module):
-    def __init__(self, size, depth):
-        super().__init__()
-        self.embed = nn.Embedding(size, 8)
-        self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.RMSNorm(8) for _ in range(depth))
-        self.head = nn.Linear(8, size)
-
-    def forward(self, tokens):
-        stream = self.embed(tokens)
-        for linear, norm in zip(self.linears, self.norms, strict=True):
-            stream = stream + linear(norm(stream))
-        return self.head(stream)
-
-
 def make(vocab_size, depth=1):
-    return Net(vocab_size, depth)
+    made = nn.Sequential()
+    made.embed = nn.Embedding(vocab_size, 8)
+    made.linears = nn.Sequential(*(nn.Linear(8, 8) for _ in range(depth)))
+    made.norms = nn.Sequential(*(nn.RMSNorm(8) for _ in range(depth)))
+    made.head = nn.Linear(8, vocab_size)
+    return made
 """
 
 
