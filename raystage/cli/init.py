@@ -129,8 +129,8 @@ _PACKAGE = Path(__file__).parents[1]
 STARTER = Path(__file__).parent / "starter.yaml"
 
 
-# The lines that name what an example reads: the schedule that a sweep varies, a text, the folder of a tokenizer.
-_READ = re.compile(rb"^ *(?:schedule|path|tokenizer): *(\S+)", re.M)
+# What an example reads, on a line or between braces: the schedule that a sweep varies, a text, a tokenizer's folder.
+_READ = re.compile(rb"(?:^ *|[{,] *)(?:schedule|path|tokenizer): *([^\s,{}\[\]]+)", re.M)
 
 
 def examples_folder() -> Path:
@@ -158,10 +158,16 @@ def about(example: Path) -> str:
 
 def copies(example: Path, target: Path) -> dict[Path, bytes]:
     """The files for a copy of an example at `target`, by path. What it reads is put beside it: the schedule that a
-    sweep varies, a text, the folder of a tokenizer. Raises InputError if such a file has the target's name."""
+    sweep varies, a text, the folder of a tokenizer; in place of what a script has to make first, the script. Raises
+    InputError if such a file has the target's name."""
     content, brought = example.read_bytes(), {}
     for named in reversed(list(_READ.finditer(content))):
         read = example.parent / named[1].decode()
+        script = read.parent.with_suffix(".py")
+        if not read.exists() and script.is_file():
+            brought[target.with_name(script.name)] = script.read_bytes()
+            made = f"{read.parent.name}/{read.name}".encode()
+            content = content[: named.start(1)] + made + content[named.end(1) :]
         if not read.exists():
             continue
         if read.name == target.name:
@@ -170,6 +176,8 @@ def copies(example: Path, target: Path) -> dict[Path, bytes]:
         beside = target.with_name(read.name)
         brought |= copies(read, beside) if read.suffix == ".yaml" else _contents(read, beside)
         content = content[: named.start(1)] + read.name.encode() + content[named.end(1) :]
+    for script in (path.name for path in brought if path.suffix == ".py"):
+        content = content.replace(f"jobs/text/{script}".encode(), script.encode())  # where a comment says to run it
     return brought | {target: content}
 
 

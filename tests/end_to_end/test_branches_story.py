@@ -17,7 +17,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 def test_decays_on_several_mixtures_share_their_trunk(raystage: Raystage) -> None:
     """The more arithmetic a decay reads, the better it is at that, and the worse at code."""
-    raystage("sweep", JOBS / "sweeps/microanneals.yaml", "--json", "--wandb", "disabled")
+    raystage("sweep", JOBS / "sweeps/anneal_mixtures.yaml", "--json", "--wandb", "disabled")
     report = json.loads(raystage("report", "microanneals", "--json").stdout)
     assert report["search"]["sharing_factor"] > 3
     trials = sorted(report["trials"], key=lambda trial: trial["number"])
