@@ -181,8 +181,8 @@ class Sleeper(Driver):
     def _note(self, state: str) -> dict[str, Any]:
         return {}
 
-    def _write_report_files(self, report: dict[str, Any]) -> None:
-        pass
+    def _published(self, report: dict[str, Any]) -> dict[str, Any]:
+        return report
 
 
 def _record(stage: StagePlan, prefix: StageRecord | None, run: str) -> StageRecord:

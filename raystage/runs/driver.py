@@ -98,10 +98,7 @@ class Driver:
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
-        report = self._note("FINISHED")
-        report = replace(report, ensembles=ensembles(self.store, self.plan.name))
-        self._write_report_files(report)
-        return report
+        return self._published(self._note("FINISHED"))
 
     @property
     def is_finished(self) -> bool:
@@ -294,8 +291,10 @@ class Driver:
         )
         return report
 
-    def _write_report_files(self, report: RunReport) -> None:
-        """Write the report as a page, as Markdown and as figures, beside report.json."""
+    def _published(self, report: RunReport) -> RunReport:
+        """The report with what was measured of ensembles, after it was written as a page, as Markdown and as figures
+        beside report.json."""
+        report = replace(report, ensembles=ensembles(self.store, self.plan.name))
         folder = self.store.run_folder(self.plan.name)
         folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
         folder.write_whole("report.md", markdown(report).encode())
@@ -303,6 +302,7 @@ class Driver:
             with tempfile.TemporaryDirectory() as work:
                 for figure in write_image(run_sheet(report), Path(work, "curves.png")):
                     folder.write_whole(figure.name, figure.read_bytes())
+        return report
 
 
 def _rejected(stage: StagePlan, record: StageRecord) -> tuple[StagePlan, tuple[str, ...], StageFailed] | None:

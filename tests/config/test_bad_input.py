@@ -159,7 +159,7 @@ CASES = [
      f"family that learns it ({', '.join(name for name, one in FAMILIES.items() if one.objective == 'next token')})"),
     ("change", "objective=masked_lm",
      "objective: found masked_lm for a llama, which learns the next token; expected causal_lm or instruct or own or "
-     "distillation or classification, or a family that learns it (bert)"),
+     "distillation or classification, or a family that learns it (bert, modernbert)"),
     ("change", "objective=span", "objective.name: found 'span'; expected 'causal_lm', 'masked_lm', "
      "'instruct', 'own', 'distillation', 'classification' or 'denoising'"),
     ("change", "objective=distillation",
