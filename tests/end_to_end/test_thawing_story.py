@@ -1,4 +1,4 @@
-"""The shipped example of thawing is trained, as a user would, and comes to what its page says."""
+"""The shipped examples with frozen layers are trained, as a user would, and come to what their page says."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def test_a_short_second_stage_is_better_where_its_layers_thaw(raystage: Raystage
     begun, ended = thawed["evaluations"][0], thawed["evaluations"][-1]
     assert begun["accuracy"] < 0.3 < 0.75 < ended["accuracy"], "the head is new, and a tenth is right by chance"
     assert ended["loss"] < plain["evaluations"][-1]["loss"]
+
+
+def test_layer_by_layer_saves_compute_against_all_layers_from_scratch(raystage: Raystage) -> None:
+    raystage("run", SCHEDULES / "greedy.yaml", *QUIETLY)
+    report = raystage.report("greedy")
+    losses = [stage["eval_loss"] for stage in report["stages"]]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 1.8
+    assert report["savings"]["compute_saved"] > 0.15
