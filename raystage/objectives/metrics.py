@@ -88,13 +88,21 @@ def values(sums: Sums) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
 
 
+def beside(known: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """The figures of an objective and the user's together. Raises InputError where both have one of a name."""
+    if twice := sorted(known.keys() & own.keys()):
+        raise InputError(f"a metric returned {twice[0]!r}, which the objective has; expected another name", key=KEY)
+    return {**known, **own}
+
+
 def _read(function: str, returned: Any) -> Sums:
     """What a metric returned, as numbers. Raises InputError."""
     if not isinstance(returned, Mapping):
         raise InputError(f"{function} returned {_kind(returned)}; {_EXPECTED}", key=KEY)
     found: Sums = {}
     for name, pair in returned.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
+        # W&B has the losses on sources as eval/loss/<source>.
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN or name.startswith("loss/"):
             problem = f"{function} returned the name {shown(name)}; expected letters, digits, '_', '.', '/' and '-', "
             raise InputError(f"{problem}and none of {', '.join(_TAKEN)}", key=KEY)
         numbers = [_number(value) for value in pair] if isinstance(pair, tuple | list) and len(pair) == 2 else [None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from raystage.data.plan import DataPlan
 from raystage.objectives.judging import Scores, combined_means, mean
 from raystage.objectives.learner import Judge
-from raystage.objectives.metrics import added, values
+from raystage.objectives.metrics import added, beside, values
 from raystage.objectives.opening import open_judge
 from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, Progress
@@ -66,7 +66,7 @@ class Evaluator:
         self._accounting.count_energy()
         scores, self._known = self._known or self._score(), None
         self.last = scores
-        metrics = {**scores.figures.metrics, **values(added(all_gather_objects(scores.sums)))}
+        metrics = beside(scores.figures.metrics, values(added(all_gather_objects(scores.sums))))
         self._accounting.skip_time()
         self._accounting.count_evaluation_energy()
         progress = self._progress

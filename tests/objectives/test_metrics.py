@@ -17,7 +17,7 @@ from raystage.errors import InputError
 from raystage.objectives.causal_lm import CausalLm
 from raystage.objectives.judging import halves, loss_and_hits
 from raystage.objectives.learner import Answer
-from raystage.objectives.metrics import MetricSums, added, per_class, values
+from raystage.objectives.metrics import MetricSums, added, beside, per_class, values
 from raystage.planning.build import make_plan
 from staged_runs import carry_out, train
 
@@ -193,6 +193,7 @@ def unspeakable():
         ("{'a': (1, -1)}", "returned (1, -1) for 'a'; expected"),
         ("{'a': ('1', 1)}", "returned (a str, 1) for 'a'; expected"),
         ("{'loss': (1, 1)}", "returned the name 'loss'; expected letters"),
+        ("{'loss/code': (1, 1)}", "returned the name 'loss/code'; expected letters"),
         ("{'': (1, 1)}", "returned the name ''; expected letters"),
         ("{1: (1, 1)}", "returned the name 1; expected letters"),
         ("{'a': (10**400, 1)}", "returned (1"),
@@ -281,3 +282,10 @@ def test_one_that_fails_ends_the_stage_before_it_trains(
     where = f"{own}:{OWN.splitlines().index('def raises(logits, targets):') + 2}"
     assert said == f"training.evaluate.metrics: {own}:raises failed (ZeroDivisionError: division by zero at {where})"
     assert not list((tmp_path / "store").glob("stages/*/checkpoints/*"))
+
+
+def test_a_metric_takes_no_name_of_the_objectives_own_figures() -> None:
+    """It would take the place of that in the report, and nobody would see it."""
+    assert beside({"macro_f1": 0.5}, {"mine": 1.0}) == {"macro_f1": 0.5, "mine": 1.0}
+    with pytest.raises(InputError, match="a metric returned 'macro_f1', which the objective has; expected another"):
+        beside({"macro_f1": 0.5}, {"macro_f1": 1.0})
