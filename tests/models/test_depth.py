@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from flop_counts import counted_step
 
 from raystage.models.build import build
 from raystage.models.depth import depths, rates_by_depth, saved_flops
-from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, parameters, sample_flops
 
 SAMPLES = 2
@@ -56,16 +54,7 @@ def counted(shape: ModelShape, frozen: frozenset[str]) -> int:
     for name, parameter in network.named_parameters():
         torch.nn.init.normal_(parameter, std=0.02)
         parameter.requires_grad = name not in frozen
-    if shape.num_experts:
-        network.set_experts_implementation("eager")  # grouped matrix products are not in the count
-    inputs = {"pixel_values": torch.randn(SAMPLES, 3, shape.image_size, shape.image_size)}
-    if not shape.image_size:
-        tokens = torch.randint(0, shape.vocab_size, (SAMPLES, shape.context_length))
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    output = FAMILIES[shape.family].heads[shape.head].output if shape.head else "logits"
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        getattr(network(**inputs), output).square().mean().backward()
-    return counter.get_total_flops() // SAMPLES
+    return counted_step(network, shape, SAMPLES)
 
 
 @pytest.mark.parametrize("which", FROZEN)

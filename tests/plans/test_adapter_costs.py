@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from flop_counts import counted_step
 
 from growths import tiny
 from raystage.config.stages.adapter import Adapter
 from raystage.models.build import build
-from raystage.models.families import FAMILIES, TRANSFORMERS
+from raystage.models.families import TRANSFORMERS
 from raystage.models.shape import ModelShape, num_params, parameters
 from raystage.plans.adapters import AdapterPlan, find_adapter
 from raystage.plans.initial import unit_flops
@@ -61,16 +60,7 @@ def counted(shape: ModelShape, adapter: AdapterPlan) -> int:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     put_on(network, adapter, shape)
-    if shape.num_experts:
-        network.set_experts_implementation("eager")  # grouped matrix products are not in the count
-    inputs = {"pixel_values": torch.randn(SAMPLES, 3, shape.image_size, shape.image_size)}
-    if not shape.image_size:
-        tokens = torch.randint(0, shape.vocab_size, (SAMPLES, shape.context_length))
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    output = FAMILIES[shape.family].heads[shape.head].output if shape.head else "logits"
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        getattr(network(**inputs), output).square().mean().backward()
-    return counter.get_total_flops() // SAMPLES
+    return counted_step(network, shape, SAMPLES)
 
 
 @pytest.mark.parametrize("case", CASES)
