@@ -69,7 +69,7 @@ def run(
     from raystage.runs.earlier import make_way
     from raystage.runs.log import next_steps, run_command
     from raystage.runs.session import RunSession, Tracking
-    from raystage.tools.deliver import DeliveredModels, delivered_folder
+    from raystage.tools.deliver import DeliveredModels, delivered_models_folder
     from raystage.tools.measured import MeasuredEnsembles
 
     joins = cluster_address(address)
@@ -88,7 +88,7 @@ def run(
     where = f" --store {store}" if store else ""
     say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
     for one in made.deliveries:
-        say(f"delivered: {(delivered_folder(opened, made.name) / one.stage).uri}", err=as_json)
+        say(f"delivered: {(delivered_models_folder(opened, made.name) / one.stage).uri}", err=as_json)
     say(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
     for line in next_steps(session.invocation, None):
         say(line, err=as_json)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from raystage.config.section import Section, explain
+from raystage.config.section import Section, read_section
 from raystage.config.types import Count, Position, PositiveShare, Text
 from raystage.data.order.curriculum import LENGTH
 from raystage.units import shown
@@ -39,20 +39,11 @@ class Score(Section):
 
 def _as_score(value: object) -> object:
     if isinstance(value, dict):
-        return _read_score(value)
+        return read_section(Score, value)
     if isinstance(value, Score) or value == LENGTH:
         return value
     others = "a column of numbers such as {column: quality}, or the loss under an earlier stage such as {loss: small}"
     raise ValueError(f"found {shown(value)}; expected {LENGTH}, {others}")
-
-
-def _read_score(value: dict) -> Score:
-    """Read here, for pydantic would say that it is not the word either. Raises ValueError."""
-    try:
-        return Score.model_validate(value)
-    except ValidationError as error:
-        found = explain(error, Score)
-        raise ValueError(f"{found.key}: {found.problem}" if found.key else found.problem) from None
 
 
 By = Annotated[Literal["length"] | Score, BeforeValidator(_as_score, json_schema_input_type=Literal["length"] | Score)]

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,6 +16,8 @@ from raystage.config import yaml_file
 from raystage.config.synonyms import meant
 from raystage.errors import InputError
 from raystage.units import shown
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -81,6 +83,18 @@ def explain(error: ValidationError, root: type[Section]) -> InputError:
     else:
         problem = _wrong_value(found) + _example(found, root)
     return InputError(problem, key=yaml_file.dotted(location))
+
+
+def read_section(section: type[S], value: dict) -> S:
+    """A section that is one of several forms of a key: pydantic would say of it that it is none of the others either.
+
+    Raises ValueError, which names the key within it.
+    """
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        found = explain(error, section)
+        raise ValueError(f"{found.key}: {found.problem}" if found.key else found.problem) from None
 
 
 def _wrong_value(found: dict) -> str:

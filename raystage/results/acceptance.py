@@ -38,6 +38,11 @@ def judge(accept: Accept, record: StageRecord, sources: Mapping[str, str] = NO_S
     return tuple(reason for reason in (*_reasons(accept, record), _forgets(accept, record, sources)) if reason)
 
 
+def reasons_against(stage: StagePlan, record: StageRecord) -> tuple[str, ...]:
+    """Why the stage's own `accept` rejects its record; empty where it has none, or accepts it."""
+    return judge(stage.accept, record, contents_of(stage)) if stage.accept else ()
+
+
 def contents_of(stage: StagePlan) -> dict[str, str]:
     """By name the content of every source up to this stage, as the latest stage has it."""
     texts = (*(one.data for one in stage.earlier), stage.data)

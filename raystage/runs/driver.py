@@ -27,7 +27,7 @@ from raystage.reports.figures import run_sheet
 from raystage.reports.html import page
 from raystage.reports.image import write_image
 from raystage.reports.markdown import markdown
-from raystage.results.acceptance import check_growth, contents_of, judge
+from raystage.results.acceptance import check_growth, reasons_against
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
 from raystage.results.tuning import choose, tried_with
@@ -311,7 +311,7 @@ def _rejected(stage: StagePlan, record: StageRecord) -> tuple[StagePlan, tuple[s
         check_growth(stage, record.growth)  # the schedule may demand more now than when the stage was trained
     except GrowthRejected as error:
         return stage, (str(error),), error
-    reasons = judge(stage.accept, record, contents_of(stage)) if stage.accept else ()
+    reasons = reasons_against(stage, record)
     if not reasons:
         return None
     return stage, reasons, StageRejected(f"stage {stage.name}: not accepted: {'; '.join(reasons)}")

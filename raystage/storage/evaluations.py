@@ -7,9 +7,10 @@ runs/<name>/ensembles/<name>.json        ensembles (`raystage ensemble`)
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from raystage.errors import InputError, RaystageError
 from raystage.files.filesystem import Folder
@@ -21,6 +22,8 @@ from raystage.storage.store import Store, read_as
 from raystage.storage.stored_files import REPORT_FILE
 
 EVALUATIONS, ENSEMBLES = "evaluations", "ensembles"
+
+Found = TypeVar("Found")
 
 _logger = logging.getLogger(__name__)
 
@@ -39,11 +42,7 @@ def kept(store: Store, run: str, report: RunReport) -> dict[str, StageTasks]:
     be read is said and left out."""
     found: dict[str, StageTasks] = {}
     for row in (*report.stages, *report.baseline.runs):
-        try:
-            its = _read(store, FoundStage(run, row.name, row.key))
-        except RaystageError as error:
-            _logger.warning("left out: %s", error)
-            continue
+        its = _readable(partial(_read, store, FoundStage(run, row.name, row.key)))
         if its is not None:
             found[row.name] = its
     return found
@@ -85,6 +84,15 @@ def _read(store: Store, stage: FoundStage) -> StageTasks | None:
     return found if found is not None and found.key == stage.key else None
 
 
+def _readable(read: Callable[[], Found | None]) -> Found | None:
+    """What is read; None, after a warning, where that is damaged or cannot be reached."""
+    try:
+        return read()
+    except RaystageError as error:
+        _logger.warning("left out: %s", error)
+        return None
+
+
 def _folder(store: Store, run: str) -> Folder:
     return store.run_folder(run) / EVALUATIONS
 
@@ -101,11 +109,7 @@ def ensembles(store: Store, run: str) -> dict[str, Ensemble]:
     """By name what was found for a run. What cannot be read is said and left out."""
     folder, found = store.run_folder(run) / ENSEMBLES, {}
     for file in sorted(folder.file_names()):
-        try:
-            made = read_as(folder, file, partial(from_json, Ensemble))
-        except RaystageError as error:
-            _logger.warning("left out: %s", error)
-            continue
+        made = _readable(partial(read_as, folder, file, partial(from_json, Ensemble)))
         if made is not None:
             found[made.name] = made
     return found

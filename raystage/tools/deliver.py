@@ -11,7 +11,7 @@ from raystage.files.filesystem import Folder
 from raystage.files.sealed_json import written
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.acceptance import contents_of, judge
+from raystage.results.acceptance import reasons_against
 from raystage.results.branches.family import FOLDER
 from raystage.results.record import StageRecord
 from raystage.runs.events import RunCallback
@@ -20,7 +20,7 @@ from raystage.tools.export import ExportOptions, export
 from raystage.tools.grow import open_source
 
 
-def delivered_folder(store: Store, run: str) -> Folder:
+def delivered_models_folder(store: Store, run: str) -> Folder:
     """Where the models of a run are."""
     return store.run_folder(run) / FOLDER
 
@@ -33,7 +33,7 @@ class DeliveredModels(RunCallback):
     """
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        self._store, self._folder = store, delivered_folder(store, plan.name)
+        self._store, self._folder = store, delivered_models_folder(store, plan.name)
         # By names: a gate may change the keys.
         self._stages = {
             (one.run.name if one.decays else plan.staged.name, one.model.name): one.stage for one in plan.deliveries
@@ -41,8 +41,7 @@ class DeliveredModels(RunCallback):
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         name = self._stages.get((run.name, stage.name))
-        is_rejected = bool(stage.accept and judge(stage.accept, record, contents_of(stage)))
-        if name is not None and not is_rejected and self._exported(name) != stage.key:
+        if name is not None and not reasons_against(stage, record) and self._exported(name) != stage.key:
             self._export(name, stage.key)
 
     def _export(self, name: str, key: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from raystage.lazy import ensembling
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.results.acceptance import contents_of, judge
+from raystage.results.acceptance import reasons_against
 from raystage.results.record import StageRecord
 from raystage.runs.events import RunCallback
 from raystage.storage.evaluations import ensembles, keep_ensemble
@@ -32,9 +32,8 @@ class MeasuredEnsembles(RunCallback):
 
     def stage_finished(self, run: RunPlan, stage: StagePlan, record: StageRecord, reused: bool) -> None:
         self._finished[stage.name] = stage.key
-        is_rejected = bool(stage.accept and judge(stage.accept, record, contents_of(stage)))
         # The first member is told last: further members are trained before the staged run goes on.
-        if run.name == self._staged and stage.name in self._names and not is_rejected:
+        if run.name == self._staged and stage.name in self._names and not reasons_against(stage, record):
             self._measure(stage)
 
     def _measure(self, stage: StagePlan) -> None:

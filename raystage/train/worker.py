@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.plans.stage import StagePlan
-from raystage.results.acceptance import contents_of, judge
+from raystage.results.acceptance import reasons_against
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
@@ -153,4 +153,4 @@ def train_stages(job: Job, context: JobContext) -> None:
 def _look_up(stage: StagePlan, store: Store) -> tuple[bool, bool]:
     """Whether a stage is finished, and whether its gate rejects it."""
     record = store.record(stage.key)
-    return record is not None, bool(record and stage.accept and judge(stage.accept, record, contents_of(stage)))
+    return record is not None, bool(record and reasons_against(stage, record))

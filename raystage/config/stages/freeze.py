@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from raystage.config.section import Section, explain
+from raystage.config.section import Section, read_section
 from raystage.config.types import Count, CountOrZero, Duration, Flag, Text
 from raystage.units import parse_count, shown
 
@@ -36,7 +36,7 @@ def _as_layers(value: object) -> object:
     if value is None or value in ("old", "new") or isinstance(value, LayerRange):
         return value
     if isinstance(value, dict):
-        return _as_range(value)
+        return read_section(LayerRange, value)
     if not isinstance(value, (list, tuple)) or not value:
         expected = "expected old, new, a list of layers such as [0, 1], or {below: 3}"
         raise ValueError(f"found {shown(value)}; {expected}")
@@ -44,14 +44,6 @@ def _as_layers(value: object) -> object:
     if min(layers) < 0:
         raise ValueError(f"found layer {min(layers)}; expected 0 or more")
     return layers
-
-
-def _as_range(value: dict) -> LayerRange:
-    try:
-        return LayerRange.model_validate(value)
-    except ValidationError as error:
-        found = explain(error, LayerRange)
-        raise ValueError(f"{found.key}: {found.problem}" if found.key else found.problem) from None
 
 
 FrozenLayers = Annotated[
