@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hosts import Network, why_not
 from s3_server import CREDENTIALS
 
 BIN = Path(sys.executable).parent
@@ -77,6 +78,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         for one in [process, *process.children(recursive=True)]:
             one.kill()
         head.wait(10)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """Hosts are added by the test. All of them see `tmp_path`."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with Network(tmp_path) as opened:
+        yield opened
 
 
 class Raystage:

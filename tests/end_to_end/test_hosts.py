@@ -1,0 +1,76 @@
+"""A cluster of several hosts, each with an address, processes and folders of its own, and a token that all know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import PATIENCE, wait_until, write_tiny
+from distributed import run_workers
+from hosts import Network
+from raystage.config.schedule import Schedule, load
+from raystage.planning.build import make_plan
+from raystage.plans.stage import StagePlan
+from raystage.train.worker import Job, run_job
+from staged_runs import losses, records_of
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(3 * PATIENCE)]
+
+STAGES = """
+stages:
+  - {name: one, model: {num_layers: 1}, until: {steps: 12}, training: {workers: 1}}
+  - {name: two, model: {num_layers: 2}, until: {steps: 12}, training: {workers: 2}, grow: {operator: stack}}
+  - {name: three, model: {num_layers: 2}, until: {steps: 12}, training: {workers: 3}}
+"""
+
+
+def test_a_run_over_one_two_and_three_hosts_has_the_bits_of_one_host(network: Network, tmp_path: Path) -> None:
+    """Every stage takes over weights and optimizer state that other hosts have written."""
+    path = write_tiny(tmp_path)
+    path.write_text(path.read_text().partition("stages:")[0] + STAGES)
+    schedule = load(path)
+    head, *_ = network.start(3, cpus=[1, 1, 1])
+    command = ["raystage", "run", path, "--address", head.ray_address, "--store", tmp_path / "hosts"]
+    head.run([*command, "--wandb", "disabled"], cwd=tmp_path)
+    assert losses(records_of(schedule, str(tmp_path / "hosts"))) == losses(on_one_host(schedule, tmp_path))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from hosts import Network
+
+with Network(Path(sys.argv[1])) as network:
+    started = network.add().popen(["sh", "-c", "sleep 1000 & exec sleep 1000"])
+    print(network.hosts[0].pid, flush=True)
+    started.wait()
+"""
+
+
+def test_nothing_is_left_of_hosts_when_the_process_that_made_them_is_killed(network: Network, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path], env=environment, stdout=subprocess.PIPE, text=True
+    ) as maker:
+        first = psutil.Process(int(maker.stdout.readline()))
+        started = psutil.Process(maker.pid).children(recursive=True)
+        maker.kill()
+    assert first in started
+    wait_until(lambda: not any(one.is_running() for one in started), PATIENCE, f"still there: {started}")
+
+
+def on_one_host(schedule: Schedule, folder: Path) -> list:
+    """The records of the same stages, trained by processes of this machine."""
+    store = folder / "one"
+    for stage in make_plan(schedule).staged.stages:
+        run_workers(stage.training.workers.most, carry_out_one, stage, str(store), folder=folder / f"on-{stage.name}")
+    return records_of(schedule, str(store))
+
+
+def carry_out_one(stage: StagePlan, store: str) -> None:
+    run_job(Job((stage,), store), lambda *message: None)

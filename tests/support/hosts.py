@@ -1,0 +1,251 @@
+"""Hosts for tests of a cluster: each one a set of namespaces of Linux on this machine.
+
+A host has an address, a name, processes, a /tmp, a /dev/shm and a home folder of its own; it shares the installed
+programs with the machine, and the folder that `Network` is given. All hosts are joined by a bridge, which is in a
+namespace, too: nothing of this is seen on the machine, and no two tests meet. A host ends with its first process, and
+that ends with the process that runs the tests, however this happens.
+
+    with Network(tmp_path) as network:
+        head, *others = network.start(3, cpus=[0, 1, 1])
+        head.run(["ray", "status"])
+        others[0].cut()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+import host_init
+import raystage
+
+SUBNET = "10.77.0"
+GATEWAY = f"{SUBNET}.254"
+RAY_PORT = 6379
+TMP_BYTES = 2 * 2**30
+OBJECT_STORE_BYTES = 100 * 2**20
+# Seconds that a command may take. A limit, and no expectation.
+PATIENCE = 400
+# How long Ray waits for a host that is silent. Its own patience is longer.
+WATCHFUL = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+_BIN = Path(sys.executable).parent
+# What ends with the process that started it, whatever ends that one.
+_TIED = ("setpriv", "--pdeathsig", "KILL")
+_TOOLS = ("ip", "tc", "unshare", "nsenter", "setpriv", "mount")
+_SLOWEST_QUEUE = "400ms"
+
+
+def why_not() -> str | None:
+    """Why this machine cannot have hosts; None if it can."""
+    if not sys.platform.startswith("linux"):
+        return "hosts are namespaces of Linux"
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"hosts need {', '.join(missing)}"
+    probe = "mount -t tmpfs tmpfs /mnt && ip link add veth0 type veth peer name veth1 && ip link add br0 type bridge"
+    command = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", probe]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return None if tried.returncode == 0 else f"hosts need root's capabilities ({tried.stderr.strip()})"
+
+
+class Host:
+    """One host of a network. number: its place in the network, from 1."""
+
+    def __init__(self, network: Network, number: int, own: Mapping[Path, Path]) -> None:
+        self.name, self.address, self.number = f"host{number}", f"{SUBNET}.{number}", number
+        self._network, self._port = network, f"port{number}"
+        shown = {**{path: path for path in network.shown}, **own}
+        self._init = _start_namespaces(
+            "--mount", "--uts", "--pid", "--mount-proc", "--",
+            sys.executable, "-S", host_init.__file__, self.name, str(network.tmp_bytes), str(network.etc_hosts),
+            *(f"{source}={target}" for target, source in shown.items()),
+        )  # fmt: skip
+        self.pid = _first_process(self._init)
+        network.enter("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
+        self.mend()
+        for command in (
+            f"ip addr add {self.address}/24 dev eth0",
+            "ip link set eth0 up",
+            f"ip route add default via {GATEWAY}",
+        ):
+            self.run(command.split())
+        self.run(["sh", "-c", f"mkdir $HOME/.ray && printf {network.token} > $HOME/.ray/auth_token"])
+
+    # --- its processes ------------------------------------------------------------------------
+
+    def popen(self, command: Sequence[str | Path], **options: object) -> subprocess.Popen:
+        """Start a command on the host; `inner` has the process itself. options: of `subprocess.Popen`."""
+        environment = self._network.environment | dict(options.pop("environment", {}))
+        cwd = str(options.pop("cwd", "/tmp"))
+        entered = [
+            *_TIED, "nsenter", f"--target={self.pid}", "--mount", "--uts", "--net", "--pid", f"--wdns={cwd}", *_TIED,
+            *map(str, command),
+        ]  # fmt: skip
+        return subprocess.Popen(entered, env=environment, text=True, **options)
+
+    def run(self, command: Sequence[str | Path], **options: object) -> str:
+        """Carry out a command on the host; returns what it prints."""
+        process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, f"{command} on {self.name}: exit {process.returncode}\n{output}"
+        return output
+
+    def start_ray(self, cpus: int, head: Host | None = None, **resources: int) -> None:
+        """Start a Ray node on the host: the head of a cluster, or one that joins the cluster of `head`."""
+        command = ["ray", "start", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+                   "--disable-usage-stats"]  # fmt: skip
+        if head is None or head is self:
+            self.run([*command, "--head", f"--port={RAY_PORT}"], environment=_watchful())
+        else:
+            self.run([*command, f"--address={head.ray_address}"], environment=_watchful())
+
+    @property
+    def ray_address(self) -> str:
+        return f"{self.address}:{RAY_PORT}"
+
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """The host's living processes with one of the names in their command lines."""
+        return [one for one in psutil.process_iter() if self._has(one) and any(name in _title(one) for name in names)]
+
+    def _has(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(OSError):  # it has ended, or is the machine's
+            return os.path.samefile(f"/proc/{process.pid}/ns/pid", f"/proc/{self.pid}/ns/pid")
+        return False
+
+    # --- faults -------------------------------------------------------------------------------
+
+    def kill_processes(self) -> None:
+        """As if every program had crashed at once. The host itself stays, and can start Ray again."""
+        self.popen(["sh", "-c", "kill -9 -1"]).wait(PATIENCE)
+
+    def cut(self) -> None:
+        """Nothing that the host sends arrives, and nothing reaches it. It notices by silence alone."""
+        self._network.enter("ip", "link", "set", self._port, "up", "nomaster")
+
+    def mend(self) -> None:
+        self._network.enter("ip", "link", "set", self._port, "up", "master", "br0")
+
+    def lose(self) -> None:
+        """The host loses its power: nobody is told."""
+        self.cut()
+        self._init.kill()
+        self._init.wait(PATIENCE)
+
+    def fill_tmp(self) -> None:
+        self.popen(["sh", "-c", "cat /dev/zero > /tmp/filled 2>/dev/null"]).wait(PATIENCE)
+
+    def slow(self, rate: str) -> None:
+        """Limit what the host sends and receives. rate: in the words of `tc`, such as 10mbit."""
+        limit = f"root tbf rate {rate} burst 32k latency {_SLOWEST_QUEUE}".split()
+        self._network.enter("tc", "qdisc", "replace", "dev", self._port, *limit)
+        self.run(["tc", "qdisc", "replace", "dev", "eth0", *limit])
+
+
+class Network:
+    """A bridge that joins hosts. A context manager: at its end nothing is left of it.
+
+    shared: a folder that all hosts see under the name that it has here. own: folders below it of which each host has
+    one of its own under the same name: here it is a folder in that folder, named after the host.
+    """
+
+    def __init__(self, shared: Path, own: Sequence[Path] = (), tmp_bytes: int = TMP_BYTES) -> None:
+        code = {Path(raystage.__file__).parents[1], Path(sys.prefix), *map(Path, _paths_of_packages())}
+        self.shown = [path.resolve() for path in sorted({*code, shared}) if path.is_dir()]
+        self._own, self.tmp_bytes, self.token = own, tmp_bytes, secrets.token_hex(32)
+        self.etc_hosts = shared / "etc-hosts"
+        self.hosts: list[Host] = []
+
+    def __enter__(self) -> Network:
+        named = "".join(f"{SUBNET}.{number} host{number}\n" for number in range(1, 254))
+        self.etc_hosts.write_text(f"127.0.0.1 localhost\n{named}")
+        self._switch = _start_namespaces("--", "sh", "-c", "echo ready; exec sleep infinity")
+        self._switch_pid = _first_process(self._switch)
+        self.enter("ip", "link", "add", "br0", "type", "bridge")
+        self.enter("ip", "addr", "add", f"{GATEWAY}/24", "dev", "br0")
+        self.enter("ip", "link", "set", "br0", "up")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in (*(host._init for host in self.hosts), self._switch):
+            process.kill()
+            process.wait(PATIENCE)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process on a host."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XDG_", "WANDB_"))}
+        return kept | {
+            "HOME": host_init.HOME,
+            "PATH": f"{_BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "TMPDIR": "/tmp",
+            "WANDB_SILENT": "true",
+        }
+
+    def enter(self, *command: str) -> None:
+        """Carry out a command where the bridge is."""
+        subprocess.run(["nsenter", f"--target={self._switch_pid}", "--net", *command], check=True, timeout=PATIENCE)
+
+    def add(self) -> Host:
+        """A further host, without Ray."""
+        number = len(self.hosts) + 1
+        own = {}
+        for folder in self._own:
+            own[folder] = folder / f"host{number}"
+            own[folder].mkdir(parents=True, exist_ok=True)
+        self.hosts.append(Host(self, number, own))
+        return self.hosts[-1]
+
+    def start(self, count: int, cpus: Sequence[int]) -> list[Host]:
+        """That many further hosts, each a node of one Ray cluster, with these CPUs. The very first is the head."""
+        started = [self.add() for _ in range(count)]
+        for host, number in zip(started, cpus, strict=True):
+            host.start_ray(number, self.hosts[0])
+        return started
+
+
+def inner(process: subprocess.Popen) -> psutil.Process:
+    """The process on the host that `Host.popen` has started: signals are for this one."""
+    (found,) = psutil.Process(process.pid).children()
+    return found
+
+
+def send_signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    inner(process).send_signal(number)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _start_namespaces(*arguments: str) -> subprocess.Popen:
+    command = [*_TIED, "unshare", "--net", "--fork", "--kill-child", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process.stdout as said:
+        assert said.readline() == "ready\n", f"{command} did not start"
+    return process
+
+
+def _first_process(process: subprocess.Popen) -> int:
+    (first,) = psutil.Process(process.pid).children()
+    return first.pid
+
+
+def _paths_of_packages() -> list[str]:
+    return [path for path in sys.path if path.startswith("/tmp/")]
+
+
+def _watchful() -> dict[str, str]:
+    return {f"RAY_{name}": str(value) for name, value in WATCHFUL.items()}
