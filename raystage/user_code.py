@@ -26,6 +26,7 @@ from raystage.units import shown
 # Functions that raystage ships, by the place that schedules of earlier versions name.
 _MOVED = {"raystage.metrics": "raystage.objectives.metrics"}
 _FORMS = "package.module:function or file.py:function"
+_RAYSTAGE, _PYTHON, _PACKAGES = Path(__file__).parent, Path(inspect.__file__).parent, "site-packages"
 # By file of the user's code the SHA-256 of what this process loaded of it.
 _loaded: dict[str, str] = {}
 
@@ -123,15 +124,22 @@ def check_call(reference: str, arguments: int, options: Mapping[str, Any]) -> No
 
 
 def said_by(error: BaseException) -> str:
-    """An error of the user's code in one line: its type, its message, and where it was raised."""
+    """An error of the user's code in one line: its type, its message, and where it was raised: the last line that is
+    not in an installed package, if there is one."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # the message is the user's code, too
         lines = []
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
-    where = f" at {own[-1].filename}:{own[-1].lineno}" if own and own[-1].filename != __file__ else ""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if _is_shown(Path(one.filename))]
+    own = [one for one in frames if _PACKAGES not in Path(one.filename).parts]
+    where = next((f" at {one.filename}:{one.lineno}" for one in reversed(own or frames)), "")
     return type(error).__name__ + (f": {lines[0]}" if lines else "") + where
+
+
+def _is_shown(file: Path) -> bool:
+    """Whether a line of this file can be what is wrong: not raystage's own, not Python's, no code without a file."""
+    is_python = file.is_relative_to(_PYTHON) and _PACKAGES not in file.parts
+    return file.is_absolute() and not is_python and not file.is_relative_to(_RAYSTAGE)
 
 
 def _load_file(place: str) -> ModuleType:

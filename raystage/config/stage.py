@@ -32,8 +32,10 @@ from raystage.config.types import (
     Flag,
     Heads,
     Layers,
+    ModelFamily,
     Name,
     Paths,
+    Pixels,
     Positive,
     Reference,
     Seed,
@@ -47,11 +49,9 @@ from raystage.config.types import (
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, parse_operator
-from raystage.models.families import TRAINED
 from raystage.sources.table import SOURCES, TOKEN_FORMATS
 
 MOST_SOURCES = 200
-MOST_PIXELS = 4096
 
 
 class TextSource(Section):
@@ -91,7 +91,7 @@ class TextSource(Section):
     only_classes: SomeClasses = ()
     """The classes whose samples are read, by name; all unless given. The others stay classes of the model, and what is
     held out of each class is as without it."""
-    resize: Annotated[Count | None, Field(le=MOST_PIXELS)] = None
+    resize: Pixels = None
     """The height and width of images in pixels: the middle of each is scaled. Without it all must have one size."""
     channels: Literal[1, 3] | None = None
     """The colours of images: 1 for grey, 3 for red, green and blue. Without it all must have one number."""
@@ -177,7 +177,7 @@ class Data(TextSource):
 class Model(Section):
     """The shape of the model. What is not given follows from the rest, or from `init`."""
 
-    family: Literal[TRAINED] = "llama"
+    family: ModelFamily = "llama"
     """The model family, as transformers names it; `cnn`, `lstm`, `mlp`, residual networks of raystage's own; `module`,
     a `torch.nn.Module` of yours; or `transformers`, any other architecture of transformers."""
     build: Annotated[Reference | None, Field(examples=["my/net.py:make"])] = None

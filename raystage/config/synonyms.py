@@ -55,7 +55,8 @@ _BY_KEY: dict[str, tuple[str, str]] = {
     "training.zero_stage": ("0 to 3", "zero zero_level"),
     "training.precision": ("fp32 or bf16", "fp16 bf16 dtype torch_dtype mixed_precision amp half"),
     "training.global_batch_tokens": (
-        "the tokens of one step over all workers: sequences times context_length",
+        "the tokens of one step over all workers: sequences times context_length; global_batch_samples where progress "
+        "is counted in samples, as with classification and denoising",
         "batch_size global_batch_size train_batch_size train_batch total_batch_size batch_tokens tokens_per_batch "
         "tokens_per_step gradient_accumulation_steps grad_accum accumulate_grad_batches grad_accum_steps"),
     "training.micro_batch_size": ("sequences that a worker takes at a time",

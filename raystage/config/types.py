@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +19,8 @@ from pydantic import (
 )
 
 from raystage.config.section import Section
+from raystage.models.families import TRAINED
+from raystage.models.own import ANY
 from raystage.units import parse_bool, parse_count, parse_real, parse_seconds, shown
 from raystage.user_code import split_reference
 
@@ -145,6 +148,7 @@ MOST_HEADS = 2**14
 MOST_EXPERTS = 4_096
 MOST_WORDS = 2**24
 MOST_CONTEXT = 2**30
+MOST_PIXELS = 4096
 MOST_WORKERS = 2**20
 MOST_STAGES = 200
 MOST_BUDGETS = 30
@@ -202,6 +206,23 @@ Flag = Annotated[bool, BeforeValidator(parse_bool), OrText(_FLAG)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
+def _as_side(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        raise ValueError(f"found {shown(list(value))}; expected one number for height and width, such as 28")
+    return value
+
+
+def _as_family(value: object) -> object:
+    """Refuses other names: they may be architectures of transformers, which need no table."""
+    if value in TRAINED:
+        return value
+    close = difflib.get_close_matches(str(value), TRAINED, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    other = f"or {ANY} for any other architecture, with its config.json in model.config"
+    listed = ", ".join(name for name in TRAINED if name != ANY)
+    raise ValueError(f"found {shown(value)}; expected one of {listed}, {other}{hint}")
+
+
 def _as_list(value: object) -> object:
     if not isinstance(value, (str, list, tuple)):
         raise ValueError(f"found {shown(value)}; expected a file or folder, or a list of them")
@@ -230,6 +251,8 @@ Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_
 Classes = Annotated[tuple[Text, ...], BeforeValidator(_as_classes, json_schema_input_type=list[Text | int])]
 SomeClasses = Annotated[tuple[Text, ...], BeforeValidator(_as_some_classes, json_schema_input_type=list[Text | int])]
 EndToken = Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=Text | int)]
+ModelFamily = Annotated[Literal[TRAINED], BeforeValidator(_as_family)]
+Pixels = Annotated[Annotated[Count, Field(le=MOST_PIXELS)] | None, BeforeValidator(_as_side)]
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 # File systems take 255 bytes for a name, and files and trials get a little more than the name itself.

@@ -47,7 +47,7 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
         return _network(shape, dtype, zero_init)
     # Looking the class up imports it. This must happen before `zero_init`, which changes torch.Tensor and every module
     # class that is defined under it (Mixtral's experts would lose their config), and before `no_init_weights`.
-    made = _pooled(model_class(shape)) if shape.head == "classes" and _is_causal(shape) else model_class(shape)
+    made = pooled(model_class(shape)) if shape.head == "classes" and _is_causal(shape) else model_class(shape)
     with no_init_weights(), zero_init or nullcontext():
         model = made._from_config(config(shape), dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()  # skipped together with the initialisation
@@ -91,7 +91,7 @@ def _is_causal(shape: ModelShape) -> bool:
 
 
 @cache
-def _pooled(base: type[torch.nn.Module]) -> type[torch.nn.Module]:
+def pooled(base: type[torch.nn.Module]) -> type[torch.nn.Module]:
     """The class of transformers, answering at the last real token of each sample as a mask says where it is.
 
     transformers' own looks for the last token that is not `pad_token_id`: it needs a token that no text has, and

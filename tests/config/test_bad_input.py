@@ -15,7 +15,8 @@ from raystage.errors import InputError
 from raystage.models.families import FAMILIES
 from raystage.planning.build import make_plan
 
-ALL_BUT_LAST = ", ".join(f"'{name}'" for name in list(FAMILIES)[:-1])
+ALL_BUT_LAST = ", ".join(list(FAMILIES)[:-1])
+OTHERS = "transformers for any other architecture, with its config.json in model.config"
 
 GOOD = """
 name: tiny
@@ -153,7 +154,10 @@ CASES = [
     ("change", "data.source=books", "data.source: found 'books'; expected 'python-stdlib', 'text', 'jsonl', "
      "'parquet', 'huggingface', 'tokens', 'images' or 'arrays'"),
     ("change", "model.family=llamma",
-     f"model.family: found 'llamma'; expected {ALL_BUT_LAST} or 'transformers'; did you mean 'llama'?"),
+     f"model.family: found 'llamma'; expected one of {ALL_BUT_LAST}, or {OTHERS}; did you mean 'llama'?"),
+    ("change", "model.family=bloom", f"model.family: found 'bloom'; expected one of {ALL_BUT_LAST}, or {OTHERS}"),
+    ("change", "data.resize=[28, 28]",
+     "data.resize: found [28, 28]; expected one number for height and width, such as 28"),
     ("change", "model.family=bert",
      "objective: found causal_lm for a bert, which learns masked tokens; expected masked_lm or classification, or a "
      f"family that learns it ({', '.join(name for name, one in FAMILIES.items() if one.objective == 'next token')})"),

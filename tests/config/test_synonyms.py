@@ -9,7 +9,10 @@ from raystage.config.schedule import Schedule, parse
 from raystage.config.section import _paths
 from raystage.errors import InputError
 
-BATCH = "training.global_batch_tokens (the tokens of one step over all workers: sequences times context_length)"
+BATCH = (
+    "training.global_batch_tokens (the tokens of one step over all workers: sequences times context_length; "
+    "global_batch_samples where progress is counted in samples, as with classification and denoising)"
+)
 CASES = {
     "learning_rate": "training.optimizer.lr",
     "training.learning_rate": "training.optimizer.lr",

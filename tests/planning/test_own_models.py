@@ -26,9 +26,12 @@ WIDTHS = {"hidden_size": "width", "ffn_size": "inner"}
 _HEADER = "import torch\nfrom torch import nn\n"
 
 
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+
+
 def planned(folder: Path, model: dict, *changes: dict, objective: str = "causal_lm", grow: str = "stack") -> Plan:
     """A first stage of that model, and one more for each change of it."""
-    if objective == "causal_lm":
+    if objective != "classification":
         data = {"source": "jsonl", "path": str(write_jsonl(folder / "rows", texts(60))), "tokenizer": "bytes"}
         training, until = {"global_batch_tokens": 64}, {"tokens": 640}
         model = {"context_length": 16, **model}
@@ -155,6 +158,97 @@ def test_a_network_of_images_of_transformers_learns_to_tell_classes_apart(tmp_pa
     assert losses[-1] < 0.5 * losses[0]
 
 
+def classifier(folder: Path, kind: dict) -> torch.nn.Module:
+    """A classifier of texts, by its configuration, as a worker builds it."""
+    (folder / "config.json").write_text(json.dumps({**SMALL, **kind}))
+    rows = {
+        "source": "jsonl",
+        "path": str(write_jsonl(folder / "rows", texts(60))),
+        "tokenizer": "bytes",
+        "label": "label",
+    }
+    content = {
+        "name": "own", "data": rows, "objective": "classification",
+        "model": {"family": "transformers", "config": str(folder), "context_length": 16},
+        "stages": [{"name": "only", "until": {"samples": 40}}], "training": {"workers": 1, "global_batch_samples": 4},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return build(make_plan(parse(content)).staged.stages[0].shape).eval()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"model_type": "falcon"},  # without a pad_token_id
+        {"model_type": "bloom", "n_head": 2, "n_layer": 2},
+        {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 16},  # its pad_token_id is a token of the texts
+        {"model_type": "stablelm", "num_key_value_heads": 2},
+        {"model_type": "smollm3", "num_key_value_heads": 2},  # its special tokens are beyond the vocabulary of bytes
+        {"model_type": "deberta-v2"},
+    ],
+    ids=lambda kind: kind["model_type"],
+)
+def test_what_fills_a_text_up_does_not_change_its_class(tmp_path: Path, kind: dict) -> None:
+    """A decoder tells it at the last token that the mask does not hide, whatever its `pad_token_id`."""
+    network = classifier(tmp_path, kind)
+    text, mask = torch.tensor([[7, 1, 9, 0, 1]]), torch.ones((1, 5), dtype=torch.int64)
+    alone = network(input_ids=text, attention_mask=mask).logits
+    for filling in (0, 1, 9):
+        longer = torch.nn.functional.pad(text, (0, 4), value=filling)
+        filled = network(input_ids=longer, attention_mask=torch.nn.functional.pad(mask, (0, 4))).logits
+        torch.testing.assert_close(filled, alone)
+
+
+def test_a_classifier_that_sees_what_fills_a_text_up_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"model.config: found scores of classes that change with what fills a text up"
+    ):
+        classifier(tmp_path, {"model_type": "xlnet", "d_model": 16, "n_head": 2, "n_layer": 2, "d_inner": 32})
+
+
+def test_a_model_that_looks_at_values_is_counted_by_calling_it_really(tmp_path: Path) -> None:
+    """A Megatron-BERT costs what a model of these sizes costs that can be called without memory."""
+    costs = []
+    for name in ("megatron-bert", "ernie"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **SMALL}))
+        model = {"family": "transformers", "config": str(tmp_path)}
+        shape = planned(tmp_path, model, objective="masked_lm").staged.stages[0].shape
+        costs.append(sample_flops(shape, 16))
+    assert costs[0] == costs[1]
+
+
+def test_plans_are_made_without_a_word_of_transformers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It would warn of special tokens, of a missing is_decoder, and of padding, some of it several times."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "electra", **SMALL}))
+    with pytest.raises(InputError, match="is_decoder"):
+        planned(tmp_path, {"family": "transformers", "config": str(tmp_path)})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    """The limit of Mamba 2's time steps is infinite."""
+    kind = {"model_type": "mamba2", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "head_dim": 8,
+            "num_heads": 4, "n_groups": 1}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(kind))
+    shape = planned(tmp_path, {"family": "transformers", "config": str(tmp_path)}).staged.stages[0].shape
+    assert build(shape).config.time_step_limit[1] == float("inf")
+
+
+def test_classes_that_a_configuration_was_saved_with_do_not_count(tmp_path: Path) -> None:
+    classes = {"id2label": {str(one): f"class {one}" for one in range(7)}, "num_labels": 7}
+    kind = {
+        "model_type": "resnet",
+        "depths": [1, 1],
+        "hidden_sizes": [8, 8],
+        "embedding_size": 8,
+        "layer_type": "basic",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(kind | classes))
+    model = {"family": "transformers", "config": str(tmp_path)}
+    network = build(planned(tmp_path, model, objective="classification").staged.stages[0].shape)
+    assert network.config.num_labels == 3
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "whisper", "mbart", "pegasus"])
 @pytest.mark.parametrize("objective", ["causal_lm", "classification"])
 def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path: Path, kind: str, objective: str) -> None:
@@ -213,6 +307,8 @@ WRONG = {
                "    return made.requires_grad_(False)\n", r"found 0.weight with requires_grad=False"),
     "no module": ("def make(vocab_size):\n    return 3\n", "returned a int; expected a torch.nn.Module"),
     "failure": ("def make(vocab_size):\n    raise ValueError('too wide')\n", r"failed \(ValueError: too wide at"),
+    "failure in torch": ("def make(vocab_size):\n    return nn.Linear('wide', vocab_size)\n",
+                         r"failed \(TypeError: .* at .*net.py:4\)"),
     "failure in forward": (
         "class Net(nn.Module):\n    def __init__(self, size):\n        super().__init__()\n"
         "        self.layers = nn.ModuleList([nn.Embedding(size, size)])\n    def forward(self, input_ids):\n"
@@ -281,6 +377,7 @@ def test_two_lists_side_by_side_are_refused_with_a_parameter_of_the_second(tmp_p
     [
         ({"family": "module"}, "model.build: missing"),
         (own(num_layers=2), "model.num_layers: found for family: module; expected it in the options of its function"),
+        (own(options={"widht": 3}), r"options.widht: found an option that .* does not take; did you mean 'width'\?"),
         (own(config="x"), "model.config: found for module; expected it with family: transformers"),
         (own(layer_list="other"), "model.layer_list: found 'other'; expected one of blocks"),
         (own(widths={"hidden_size": "wide"}), "model.widths.hidden_size: found the option 'wide', which is no number"),
@@ -307,7 +404,18 @@ def test_keys_that_do_not_fit(tmp_path: Path, model: dict, said: str) -> None:
             {"model_type": "opt", "_attn_implementation": "some/kernels"},
             "_attn_implementation .* is code from elsewhere",
         ),
-        ({"model_type": "clip"}, "transformers has no such model for CLIPConfig"),
+        (
+            {"model_type": "clip"},
+            r"has no clip for this objective \(AutoModelForCausalLM\); expected classification of ",
+        ),
+        ({"model_type": "deberta-v2"}, "expected masked_lm or classification of texts, or another architecture"),
+        (
+            {"model_type": "roformer", **SMALL},
+            "embed_positions.weight, which this architecture does not train, .*; expected another architecture",
+        ),
+        ({"model_type": "roberta", **SMALL}, "some need is_decoder: true in their config.json"),
+        ({"model_type": "mobilebert", "hidden_size": "wide"}, "transformers cannot read it as a mobilebert"),
+        ({"model_type": "xmod", **SMALL}, "the model failed when called with .*Input language unknown"),
     ],
 )
 def test_configurations_that_do_not_fit(tmp_path: Path, content: dict, said: str) -> None:

@@ -6,64 +6,26 @@ is not large, to see whether it always says the same.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from raystage.errors import InputError
-from raystage.models.networks.own_build import make, named
+from raystage.models.networks.answers import BUILD, Named, Wanted, check_answers, said
 from raystage.models.table import Axis, ParameterSpec, fixed
-from raystage.user_code import printed_aside, said_by
 
-_KEY = "model.build"
 _NUMBERED = re.compile(r"((?:[^.]+\.)*?)(\d+)\.(.+)")
 # A larger model is not built really when a plan is made.
 _MOST_BUILT = 50_000_000
-# What sums in another order may change, as a share of the largest score.
-_ROUNDING = 1e-5
 _UNIT_OF = {"hidden_size": "hidden", "ffn_size": "ffn"}
-
-Named = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be built. reference: the user's function; "" for transformers. layers: the name of the list of layers,
-    where that is not clear. widths: by size of the shape ("hidden_size", "ffn_size") the option that says it.
-    writes_residual: patterns of the parameters that do. sizes: those that follow from data and objective. head: of
-    `ModelShape`. learns: `Objective.model` of what is to be learned. length: of a sample, in tokens."""
-
-    reference: str
-    options: Mapping[str, Any]
-    layers: str | None
-    widths: Mapping[str, str]
-    writes_residual: tuple[str, ...]
-    sizes: Mapping[str, int]
-    head: str
-    learns: str
-    length: int
-
-    def made(self, **changes: Any) -> torch.nn.Module:
-        return make(self.reference, {**self.options, **changes}, self.sizes, self.head)
-
-    def width(self, size: str) -> int:
-        """The value of the option for a size, as written or as the function has it. Raises InputError."""
-        option = self.widths[size]
-        known = inspect.signature(named(self.reference)).parameters
-        value = self.options.get(option, known[option].default if option in known else None)
-        if type(value) is not int or value < 1:
-            what = repr(value) if isinstance(value, (str, int, float)) else "no number"
-            problem = f"found the option {option!r}, which is {what}; expected a whole number from 1 on"
-            raise InputError(problem, key=f"model.widths.{size}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -82,14 +44,25 @@ class Found:
 
 def inspect_model(wanted: Wanted) -> Found:
     """Raises InputError where the model cannot be trained in stages, naming what is wrong with it."""
+    try:
+        return _inspected(wanted)
+    except InputError as error:
+        if wanted.reference or error.key != BUILD:
+            raise
+        raise InputError(error.problem, key="model.config") from error
+
+
+def _inspected(wanted: Wanted) -> Found:
     with torch.device("meta"):
         network = wanted.made().eval()
     tensors = _tensors(network)
-    costs = _costs(network, wanted)
+    is_small = sum(one.numel() for one in network.parameters()) <= _MOST_BUILT
+    costs = _costs(network, wanted, is_small)
     if _tensors(network).keys() != tensors.keys():
         new = sorted(_tensors(network).keys() - tensors.keys())[0]
-        raise InputError(f"found {new}, which forward creates; expected all parameters in __init__", key=_KEY)
-    _check_answers(wanted, sum(one.numel() for one in network.parameters()))
+        raise InputError(f"found {new}, which forward creates; expected all parameters in __init__", key=BUILD)
+    if is_small:
+        check_answers(wanted)
     prefix, count = _layers(tensors, wanted.layers)
     rows = _rows(network, tensors, wanted)
     before, layer, after = _placed(rows, prefix, count)
@@ -107,25 +80,31 @@ def _tensors(network: torch.nn.Module) -> Named:
     for name, one in network.named_parameters():
         if isinstance(one, torch.nn.parameter.UninitializedParameter):
             problem = f"found {name}, whose size is not known before a first call"
-            raise InputError(f"{problem}; expected layers with all sizes, not lazy ones", key=_KEY)
+            raise InputError(f"{problem}; expected layers with all sizes, not lazy ones", key=BUILD)
     stored = network.state_dict()
     for name, one in stored.items():
         if not isinstance(one, torch.Tensor):
             problem = f"found {name} in the module's state, a {type(one).__name__}"
-            raise InputError(f"{problem}; expected tensors alone, which a checkpoint can hold", key=_KEY)
+            raise InputError(f"{problem}; expected tensors alone, which a checkpoint can hold", key=BUILD)
     trained = dict(network.named_parameters())
     if not trained:
-        raise InputError("found a module without parameters; expected one that can be trained", key=_KEY)
+        raise InputError("found a module without parameters; expected one that can be trained", key=BUILD)
     frozen = next((name for name, one in trained.items() if not one.requires_grad), None)
     if frozen is not None:
-        problem = f"found {frozen} with requires_grad=False; expected freeze.parameters in the stage instead"
-        raise InputError(problem, key=_KEY)
+        raise InputError(_frozen(frozen, isinstance(network, PreTrainedModel)), key=BUILD)
     complex_one = next((name for name, one in stored.items() if one.is_complex()), None)
     if complex_one is not None:
         problem = f"found {complex_one} of complex numbers, which no optimizer here trains"
-        raise InputError(f"{problem}; expected their real and imaginary parts", key=_KEY)
+        raise InputError(f"{problem}; expected their real and imaginary parts", key=BUILD)
     others = {name: one for name, one in stored.items() if name not in trained and not _is_tied(one, name, network)}
     return {**trained, **others}
+
+
+def _frozen(name: str, is_of_transformers: bool) -> str:
+    if is_of_transformers:
+        problem = f"found {name}, which this architecture does not train, and here every parameter is trained"
+        return f"{problem}; expected another architecture"
+    return f"found {name} with requires_grad=False; expected freeze.parameters in the stage instead, or a buffer"
 
 
 def _is_tied(one: torch.Tensor, name: str, network: torch.nn.Module) -> bool:
@@ -150,7 +129,7 @@ def _layers(tensors: Named, asked: str | None) -> tuple[str, int]:
         raise InputError(f"found {asked!r}; {there}", key="model.layer_list")
     if not whole:
         example = "expected its blocks in a torch.nn.ModuleList, each with parameters"
-        raise InputError(f"found no numbered layers in the module; {example}", key=_KEY)
+        raise InputError(f"found no numbered layers in the module; {example}", key=BUILD)
     name = asked or max(whole, key=lambda one: sizes[f"{one}." if one else ""])
     return f"{name}." if name else "", whole[name]
 
@@ -240,95 +219,34 @@ def _norm(network: torch.nn.Module) -> str:
     return kinds.pop() if len(kinds) == 1 else "layer"
 
 
-# --- what it says -------------------------------------------------------------------------------
+# --- what it costs ------------------------------------------------------------------------------
 
 
-def _inputs(wanted: Wanted, length: int, device: str) -> Named:
-    sizes = wanted.sizes
-    if sizes["image_size"]:
-        shape = (2, sizes["num_channels"], sizes["image_size"], sizes["image_size"])
-        return {"pixel_values": torch.zeros(shape, device=device)}
-    return {"input_ids": torch.ones((2, length), dtype=torch.int64, device=device)}
-
-
-def _said(
-    network: torch.nn.Module, wanted: Wanted, length: int, device: str = "meta", inputs: Named | None = None
-) -> torch.Tensor:
-    """What the model says of two samples, of the right shape."""
-    inputs = inputs or _inputs(wanted, length, device)
+def _costs(network: torch.nn.Module, wanted: Wanted, is_small: bool) -> tuple[str, str, str]:
+    """See `OwnModel`. Source: torch's counter of matrix products and convolutions, at three lengths. A small model that
+    cannot be called without memory, as one that looks at values, is called really."""
     try:
-        with torch.no_grad(), printed_aside():
-            answer = network(**inputs)
+        return _counts(network, wanted, "meta")
     except InputError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's module raises
-        called = ", ".join(f"{name} of shape {list(one.shape)}" for name, one in inputs.items())
-        raise InputError(f"the model failed when called with {called} ({said_by(error)})", key=_KEY) from error
-    part = "reconstruction" if wanted.head == "pixels" else "logits"
-    found, expected = getattr(answer, part, None), _expected(wanted, length)
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
-        what = f"the shape {list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(answer).__name__}"
-        raise InputError(f"found an answer of {what}; expected {part} of shape {list(expected)}", key=_KEY)
-    return found
-
-
-def _expected(wanted: Wanted, length: int) -> tuple[int, ...]:
-    sizes = wanted.sizes
-    if wanted.head == "classes":
-        return (2, sizes["num_classes"])
-    if wanted.head == "pixels":
-        return (2, sizes["num_channels"], sizes["image_size"], sizes["image_size"])
-    return (2, length, sizes["vocab_size"])
-
-
-def _check_answers(wanted: Wanted, numel: int) -> None:
-    """Refuse a model in evaluation mode that says something else the second time, or that is to learn the next token
-    and sees it."""
-    if numel > _MOST_BUILT:
-        return
+        if not is_small:
+            raise
     with torch.random.fork_rng(devices=[]):
-        network = wanted.made().eval()
-        if any(one.is_meta for one in network.parameters()):
-            problem = "found the module of an earlier call, or one on the device meta"
-            raise InputError(f"{problem}; expected a new one at every call, on the device of torch", key=_KEY)
-        first, second = (_said(network, wanted, min(wanted.length, 32), "cpu") for _ in range(2))
-    if not torch.equal(first, second):
-        problem = "found two different answers to the same input in evaluation mode"
-        raise InputError(f"{problem}; expected the same, so that a run can be repeated", key=_KEY)
-    if not wanted.head and wanted.learns == "next token":
-        _check_sees_no_later_token(network, wanted, first)
+        return _counts(wanted.made().eval(), wanted, "cpu")
 
 
-def _check_sees_no_later_token(network: torch.nn.Module, wanted: Wanted, said: torch.Tensor) -> None:
-    """Refuse a model whose scores at a position change with later tokens: the token to be predicted is one of them."""
-    length, middle = said.shape[1], said.shape[1] // 2
-    tokens = _inputs(wanted, length, "cpu")["input_ids"]
-    tokens[:, middle:] = 0  # all are 1 in `said`
-    other = _said(network, wanted, length, "cpu", {"input_ids": tokens})
-    difference = (other - said)[:, :middle].abs().amax() if middle else torch.zeros(())
-    if difference > _ROUNDING * said.abs().amax():
-        problem = "found scores of the next token that change with the tokens after it, so the model sees the answer"
-        how = "a model that sees earlier tokens alone"
-        if wanted.reference:
-            raise InputError(f"{problem}; expected {how}: a mask, or padding on the left only", key=_KEY)
-        flag = " (some need is_decoder: true in their config.json)"
-        raise InputError(f"{problem}; expected {how}{flag}, or objective: masked_lm", key="model.config")
-
-
-def _costs(network: torch.nn.Module, wanted: Wanted) -> tuple[str, str, str]:
-    """See `OwnModel`. Source: torch's counter of matrix products and convolutions, at three lengths."""
+def _counts(network: torch.nn.Module, wanted: Wanted, device: str) -> tuple[str, str, str]:
     places = max(1, wanted.length)
     if wanted.sizes["image_size"]:
-        return str(_counted(network, wanted, places)), "0", "0"
+        return str(_counted(network, wanted, places, device)), "0", "0"
     # The longest first: a model that fails does so on samples of the length that the user gave.
     lengths = sorted({max(1, places // 4), max(2, places // 2), max(3, places)}, reverse=True)
-    return tuple(map(str, _square(lengths, [_counted(network, wanted, one) for one in lengths])))
+    return tuple(map(str, _square(lengths, [_counted(network, wanted, one, device) for one in lengths])))
 
 
-def _counted(network: torch.nn.Module, wanted: Wanted, length: int) -> Fraction:
-    """FLOPs of a forward pass over one sample."""
-    with FlopCounterMode(display=False) as counter:
-        _said(network, wanted, length)
+def _counted(network: torch.nn.Module, wanted: Wanted, length: int, device: str) -> Fraction:
+    """FLOPs of a forward pass over one sample. Of attention on a CPU torch counts only the plain products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        said(network, wanted, length, device)
     return Fraction(counter.get_total_flops(), 2)
 
 
