@@ -25,7 +25,8 @@ import pandas
 import ray
 from rich.console import RenderableType
 
-from raystage.cli.options import DebugStream, cluster_address, name_models, plan_schedule, wandb_mode_for
+from raystage.cli.options import cluster_address, name_models, plan_schedule, wandb_mode_for
+from raystage.cli.output import DebugStream
 from raystage.cli.report import read_report
 from raystage.cluster import launch
 from raystage.cluster.shutdown import SHUTDOWN
@@ -45,7 +46,7 @@ from raystage.results.report import RunReport, SavingsPart
 from raystage.results.sweep_report import SweepReport
 from raystage.runs.console import make_display
 from raystage.runs.earlier import make_way
-from raystage.runs.session import RunSession, Tracking
+from raystage.runs.session import PATIENCE_SECONDS, RunSession, Tracking
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 from raystage.sweeps import config as sweeps
@@ -105,6 +106,7 @@ def run(
     store: str = STORE,
     name: str | None = None,
     address: str | None = None,
+    patience: float = PATIENCE_SECONDS,
     wandb: Wandb | None = None,
     progress: bool = True,
 ) -> Report:
@@ -112,7 +114,8 @@ def run(
 
     store: a path, or a URI such as s3://bucket/prefix. name: of the run; the schedule's own unless given. address: of a
     running Ray cluster (HOST:PORT or "auto"); without it, and without RAY_ADDRESS, the run starts a cluster of its own
-    on this machine, which ends with it. wandb: without it WANDB_MODE and WANDB_DISABLED count, otherwise "offline".
+    on this machine, which ends with it. patience: how many seconds to wait for nodes that the cluster lacks, for which
+    its autoscaler is asked. wandb: without it WANDB_MODE and WANDB_DISABLED count, otherwise "offline".
     progress: whether lines on standard error say how it goes.
     Raises InputError, StageFailed and other RaystageError; KeyboardInterrupt after the workers have saved.
     """
@@ -125,7 +128,9 @@ def run(
     if (aside := make_way(opened, made.name, made.stage_keys())) and progress:
         print(f"raystage: {aside}", file=sys.stderr)
     command = _call("run", loaded.file, store=store, name=name, address=address)
-    session = RunSession(made, found, opened, command=command, address=joins, tracking=Tracking(mode))
+    session = RunSession(
+        made, found, opened, command=command, address=joins, patience_seconds=patience, tracking=Tracking(mode)
+    )
     with _driving(), session:
         displays = [make_display(made, sys.stderr, session.finished)] if progress else []
         found = session.run([*displays, DeliveredModels(made, opened), MeasuredEnsembles(made, opened)])
@@ -138,6 +143,7 @@ def sweep(
     store: str = STORE,
     name: str | None = None,
     address: str | None = None,
+    patience: float = PATIENCE_SECONDS,
     wandb: Wandb | None = None,
     progress: bool = True,
 ) -> Report:
@@ -159,6 +165,7 @@ def sweep(
         command=_call("sweep", loaded.file, store=store, name=name, address=address),
         wandb_mode=mode,
         wandb_folder=str(Path.cwd()),
+        patience_seconds=patience,
     )
     display = make_sweep_display(None if progress else io.StringIO())
     with _driving(), contextlib.closing(display):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raystage.cli.options import Listed, exits, json_option, plan_schedule, print_json, say, set_option, store_option
+from raystage.cli.options import exits, json_option, plan_schedule, print_json, say, set_option, store_option
+from raystage.cli.output import Listed
 
 if TYPE_CHECKING:
     from raystage.data.token_index import TokenIndex

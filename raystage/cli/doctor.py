@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 
 from raystage.cli.options import (
-    DebugStream,
     address_option,
     cluster_address,
     exits,
@@ -20,6 +19,7 @@ from raystage.cli.options import (
     store_option,
     store_uri,
 )
+from raystage.cli.output import DebugStream
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.errors import RaystageError
 from raystage.safe_text import visible

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from raystage.cli.options import (
-    DebugStream,
     exits,
     json_option,
     open_store,
@@ -19,6 +18,7 @@ from raystage.cli.options import (
     set_option,
     store_option,
 )
+from raystage.cli.output import DebugStream
 from raystage.errors import InputError
 
 

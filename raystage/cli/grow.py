@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from raystage.cli.options import (
-    DebugStream,
     exits,
     json_option,
     open_store,
@@ -17,6 +16,7 @@ from raystage.cli.options import (
     say,
     store_option,
 )
+from raystage.cli.output import DebugStream
 from raystage.errors import InputError
 from raystage.growth.depth import GrowthOptions
 from raystage.growth.operators import OPTIMIZER_STATE_POLICIES, in_short, parse_operator

@@ -9,7 +9,7 @@ from raystage.cli.doctor import doctor
 from raystage.cli.evaluate import ensemble, evaluate
 from raystage.cli.grow import average, certify, export, grow
 from raystage.cli.init import init_command
-from raystage.cli.options import Commands
+from raystage.cli.output import Commands
 from raystage.cli.plan import plan
 from raystage.cli.report import report
 from raystage.cli.run import run

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -81,6 +77,12 @@ address_option = click.option(
     help="A running Ray cluster: HOST:PORT, or auto for one that `ray start` started here. RAY_ADDRESS has the same "
     "effect. Otherwise, and with local, the run starts its own cluster on this machine.",
 )
+patience_option = click.option(
+    "--patience",
+    metavar="DURATION",
+    help="How long to wait for nodes that the cluster lacks, as 90 or 15m. Its autoscaler, if it has one, is asked for "
+    "them.  [default: 1m]",
+)
 wandb_option = click.option(
     "--wandb",
     "wandb_mode",
@@ -88,6 +90,22 @@ wandb_option = click.option(
     help="Where W&B keeps the run: offline in ./wandb, which `wandb sync` uploads later; online, with a key of "
     "`wandb login`; or disabled. This option overrides WANDB_MODE and WANDB_DISABLED.  [default: offline]",
 )
+
+
+def patience_seconds(written: str | None) -> float:
+    """How long to wait for nodes that the cluster lacks. Raises InputError."""
+    from raystage.runs.session import PATIENCE_SECONDS
+    from raystage.units import parse_seconds
+
+    if written is None:
+        return PATIENCE_SECONDS
+    try:
+        seconds = parse_seconds(written)
+    except ValueError as error:
+        raise InputError(str(error), key="--patience") from None
+    if seconds < 0:
+        raise InputError(f"found {written}; expected 0 or more", key="--patience")
+    return seconds
 
 
 def say(text: str = "", err: bool = False, nl: bool = True) -> None:
@@ -178,15 +196,6 @@ def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
     SafeConsole(stderr=as_json).print(table)
 
 
-class DebugStream(io.TextIOBase):
-    """Takes what libraries print, and logs it at debug level."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logging.getLogger("raystage.noise").debug("%s", text.rstrip())
-        return len(text)
-
-
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. stages[1].until.tokens=2M."
 )
@@ -259,79 +268,6 @@ def register_family(path: str) -> None:
         register(read_family(Path(path)))
     except ValueError as error:
         raise InputError(str(error), key="name", file=path) from None
-
-
-# --- output ----------------------------------------------------------------------------------
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-
-# More characters than the first sentence of any help text.
-_WHOLE = 500
-
-
-class Listed(click.Group):
-    """Its help shows the whole first sentence of every command; click would cut it."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-class Commands(Listed):
-    """Reports in one line that standard output cannot be written; nothing if its reader has left."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        with _kept_from_failing("stderr"):
-            try:
-                return super().main(*arguments, **options)
-            except OSError as error:
-                # An error of a file would name it. click handles readers that have left.
-                if error.filename is not None or error.errno not in _NO_ROOM:
-                    raise
-                _give_up_output(error)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        result = super().invoke(ctx)
-        sys.stdout.flush()  # otherwise the error would come when Python exits
-        return result
-
-
-def _give_up_output(error: OSError) -> None:
-    click.echo(f"raystage: standard output cannot be written to ({error.strerror})", err=True)
-    with contextlib.suppress(OSError, ValueError):  # the rest of the output would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
-
-
-class _Lenient:
-    """A stream whose writes never fail. No run should end because its progress cannot be printed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _kept_from_failing(name: str) -> Iterator[None]:
-    before = getattr(sys, name)
-    setattr(sys, name, _Lenient(before))
-    try:
-        yield
-    finally:
-        setattr(sys, name, before)
 
 
 def print_json(content: Any) -> None:

@@ -24,6 +24,7 @@ from raystage.errors import InputError, RaystageError
 @click.argument("schedule", type=click.Path(path_type=Path), metavar="SCHEDULE|SWEEP")
 @set_option
 @click.option("--suggest", "suggested", is_flag=True, help="Also suggest lengths for the stages, by published rules.")
+@click.option("--address", help="Also say what this running Ray cluster has for each stage: HOST:PORT, or auto.")
 @click.option("--store", metavar="URI", help="Also say which stages this store has: a path, s3://..., gs://...")
 @click.option(
     "--no-code", "without_code", is_flag=True, help="Import no metric that the file names, for files that others wrote."
@@ -34,6 +35,7 @@ def plan(
     schedule: Path,
     overrides: tuple[str, ...],
     suggested: bool,
+    address: str | None,
     store: str | None,
     without_code: bool,
     as_json: bool,
@@ -51,10 +53,12 @@ def plan(
       raystage plan quickstart.yaml --set stages[1].until.tokens=600K
       raystage plan quickstart.yaml --suggest
       raystage plan quickstart.yaml --store .raystage
+      raystage plan quickstart.yaml --address 10.0.0.1:6379
       raystage init --example sweeps/quickstart sweep.yaml
       raystage plan sweep.yaml
     """
-    from raystage.cli.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
+    from raystage.cli.views.capacity import capacity_json, capacity_table
+    from raystage.cli.views.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
     from raystage.reports.plan_tables import left_line, plan_table, suggestion_table
     from raystage.reports.suggestions import suggest
     from raystage.reports.terminal import SafeConsole
@@ -64,6 +68,8 @@ def plan(
     if isinstance(loaded, Sweep):
         if suggested:
             raise InputError("found with a sweep; expected a schedule", key="--suggest", file=str(schedule))
+        if address:
+            raise InputError("found with a sweep; expected a schedule", key="--address", file=str(schedule))
         _print_sweep_plan(loaded, store, not without_code, as_json)
         return
     _, made = plan_schedule(loaded, schedule, None, store, with_code=not without_code)
@@ -72,7 +78,8 @@ def plan(
         suggestions = {"suggestions": suggestions_json(made)} if suggested else {}
         left = {} if finished is None else left_json(made, finished)
         unchecked = {"unchecked": unchecked_of(made)} if without_code else {}
-        print_json(plan_json(made) | suggestions | left | unchecked)
+        cluster = {"cluster": capacity_json(_capacities(made, address))} if address else {}
+        print_json(plan_json(made) | suggestions | left | unchecked | cluster)
         return
     SafeConsole().print(plan_table(made))
     if finished is not None:
@@ -81,8 +88,17 @@ def plan(
             SafeConsole().print(warning, style="yellow", soft_wrap=True)
     if without_code:
         SafeConsole().print(unchecked_line(unchecked_of(made)), soft_wrap=True)
+    if address:
+        SafeConsole().print("", capacity_table(_capacities(made, address)), sep="\n")
     if suggested:
         SafeConsole().print("", suggestion_table(made, suggest(made)), sep="\n")
+
+
+def _capacities(plan: Any, address: str) -> list[Any]:
+    """What the cluster at `address` has for each stage of the staged run."""
+    from raystage.cluster.capacity import capacities_at
+
+    return capacities_at(address, plan.staged.stages)
 
 
 def _taken_name(store: Any, plan: Any) -> str | None:
@@ -107,7 +123,7 @@ def _taken_name(store: Any, plan: Any) -> str | None:
 
 def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: bool) -> None:
     """Print the plan of a sweep. store: if given, the stages in it count as done."""
-    from raystage.cli.plan_json import sweep_json, unchecked_line, unchecked_of
+    from raystage.cli.views.plan_json import sweep_json, unchecked_line, unchecked_of
     from raystage.reports.terminal import SafeConsole
     from raystage.sweeps.terminal import sweep_table
     from raystage.sweeps.trials import plan_sweep

@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from raystage.cli.options import (
-    DebugStream,
     address_option,
     cluster_address,
     exits,
     in_job_copy,
     json_option,
     open_store,
+    patience_option,
+    patience_seconds,
     plan_schedule,
     print_result,
     say,
@@ -25,6 +26,7 @@ from raystage.cli.options import (
     wandb_mode_for,
     wandb_option,
 )
+from raystage.cli.output import DebugStream
 from raystage.cluster.shutdown import SHUTDOWN
 
 
@@ -34,6 +36,7 @@ from raystage.cluster.shutdown import SHUTDOWN
 @store_option
 @click.option("--name", help="The run's name; the schedule's own unless given.")
 @address_option
+@patience_option
 @wandb_option
 @json_option
 @exits
@@ -43,6 +46,7 @@ def run(
     store: str | None,
     name: str | None,
     address: str | None,
+    patience: str | None,
     wandb_mode: str | None,
     as_json: bool,
 ) -> None:
@@ -59,7 +63,7 @@ def run(
     from raystage.config.schedule import load
 
     SHUTDOWN.install()
-    mode = wandb_mode_for(wandb_mode)
+    mode, waits = wandb_mode_for(wandb_mode), patience_seconds(patience)
     parsed, made = plan_schedule(load(schedule, overrides), schedule, name, store)
     # The driver computes nothing. Without this, DeepSpeed looks for a GPU here and prints it. Workers set their own.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -77,9 +81,11 @@ def run(
     folder = opened.run_folder(made.name)
     if aside := make_way(opened, made.name, made.stage_keys()):
         say(f"raystage: {aside}", err=True)
-    command = run_command(str(schedule), overrides, store, name, address, wandb_mode)
+    command = run_command(str(schedule), overrides, store, name, address, wandb_mode, patience)
     tracking = Tracking(mode, folder.path if in_job_copy() and folder.is_local else None)
-    session = RunSession(made, parsed, opened, command=command, address=joins, tracking=tracking)
+    session = RunSession(
+        made, parsed, opened, command=command, address=joins, patience_seconds=waits, tracking=tracking
+    )
     # The display reports in its own words what Ray prints (for example that a worker died).
     with contextlib.redirect_stdout(DebugStream()), session:
         display = make_display(made, sys.stderr, session.finished)

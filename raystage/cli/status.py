@@ -26,7 +26,7 @@ def status_command(name: str | None, store: str | None, as_json: bool) -> None:
       raystage status quickstart --json
       raystage status when-to-grow
     """
-    from raystage.cli.status_view import all_statuses, lines_below, notes, run_table, runs_table, status_of
+    from raystage.cli.views.run_status import all_statuses, lines_below, notes, run_table, runs_table, status_of
     from raystage.reports.terminal import SafeConsole
 
     opened, now = open_store(store), time.time()

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from raystage.cli.options import Listed, exits, json_option, open_store, print_json, say, store_option
+from raystage.cli.options import exits, json_option, open_store, print_json, say, store_option
+from raystage.cli.output import Listed
 from raystage.errors import InputError, RaystageError
 
 DAMAGED = 1

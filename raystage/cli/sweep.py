@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from raystage.cli.options import (
-    DebugStream,
     address_option,
     cluster_address,
     exits,
@@ -17,12 +16,15 @@ from raystage.cli.options import (
     json_option,
     name_models,
     open_store,
+    patience_option,
+    patience_seconds,
     print_result,
     say,
     store_option,
     wandb_mode_for,
     wandb_option,
 )
+from raystage.cli.output import DebugStream
 from raystage.cluster.shutdown import SHUTDOWN
 
 
@@ -33,6 +35,7 @@ from raystage.cluster.shutdown import SHUTDOWN
 @store_option
 @click.option("--name", help="The sweep's name; the file's own unless given.")
 @address_option
+@patience_option
 @wandb_option
 @json_option
 @exits
@@ -42,6 +45,7 @@ def sweep(
     store: str | None,
     name: str | None,
     address: str | None,
+    patience: str | None,
     wandb_mode: str | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +61,7 @@ def sweep(
       raystage sweep sweep.yaml --set search.max_concurrent=1 --wandb disabled
     """
     SHUTDOWN.install()
-    mode = wandb_mode_for(wandb_mode)
+    mode, waits = wandb_mode_for(wandb_mode), patience_seconds(patience)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
     from raystage.files.typed_json import to_json
@@ -81,9 +85,10 @@ def sweep(
     task = TrialTask(
         sweep=loaded,
         store=opened.folder.uri,
-        command=sweep_command(str(sweep), overrides, store, address, wandb_mode),
+        command=sweep_command(str(sweep), overrides, store, address, wandb_mode, patience),
         wandb_mode=mode,
         wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
+        patience_seconds=waits,
     )
     display = make_sweep_display()
     search = SweepRunner(made, opened, task, display, cluster_address(address))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ray
 from ray.exceptions import RayError
 
+from raystage.cluster.capacity import check_memory
 from raystage.cluster.joined import joined
 from raystage.cluster.own import end, is_own, started
 from raystage.cluster.placement import await_fit
-from raystage.cluster.queries import get_answer
+from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import logs_folder
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
@@ -26,7 +27,6 @@ from raystage.files.filesystem import Folder
 from raystage.storage.jobs import Job
 
 _IDLE_WORKERS = IdleWorkers()
-GROWING_CLUSTER_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     group = _IDLE_WORKERS.take(job)
     if group is None:
         on_event("preparing", "", f"starting {starting_workers(job.training)}")
-        group = _start_group(job, patience_seconds)
+        group = _start_group(job, patience_seconds, lambda what: on_event("waiting", "", what))
     control = group.control
     try:
         SHUTDOWN.saves_first = True
@@ -95,8 +95,11 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
     return not has_left
 
 
-def _start_group(job: Job, patience_seconds: float) -> WorkerGroup:
-    await_fit(job.training, patience_seconds)
+def _start_group(job: Job, patience_seconds: float, tell: Callable[[str], None]) -> WorkerGroup:
+    await_fit(job.training, patience_seconds, tell)
+    nodes = ask_cluster(ray.nodes)
+    for stage in job.stages:
+        check_memory(stage, nodes)
     group = WorkerGroup(job)
     group.assign(job)
     return group

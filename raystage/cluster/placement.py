@@ -5,16 +5,24 @@ Without this check Ray would wait without limit, and say nothing.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from raystage.cluster.queries import ask_cluster
 from raystage.cluster.ray_private import pending_group_sizes, remove_groups_of, remove_groups_of_dead_actors
+from raystage.cluster.shutdown import SHUTDOWN
+from raystage.config.node_labels import has_labels
 from raystage.config.training import Training
 from raystage.errors import ResourcesMissing
+from raystage.units import format_seconds
 
 LOOK_SECONDS = 1.0
+# Ray's autoscaler starts a node for any amount of this resource, which every node with such a GPU has.
+_SOME = 0.001
 
 
 def fits(training: Training) -> bool:
@@ -22,25 +30,68 @@ def fits(training: Training) -> bool:
     return count_places(ray.nodes(), training) >= training.workers.least
 
 
-def await_fit(training: Training, patience_seconds: float) -> None:
-    """Wait until the cluster is large enough for the workers. Raises ResourcesMissing, ClusterLost."""
+def await_fit(training: Training, patience_seconds: float, tell: Callable[[str], None]) -> None:
+    """Wait until the cluster is large enough for the workers, and meanwhile ask its autoscaler for nodes.
+
+    tell: is called once with what this waits for. Raises ResourcesMissing, ClusterLost.
+    """
+    if ask_cluster(lambda: fits(training)):
+        return
+    if patience_seconds:
+        tell(f"more nodes, for up to {format_seconds(patience_seconds)} (--patience): {_missing(training)}")
     deadline = time.monotonic() + patience_seconds
-    while not ask_cluster(lambda: fits(training)):
-        if time.monotonic() > deadline:
-            raise too_small(training)
-        time.sleep(LOOK_SECONDS)
+    with _asking_for_nodes(training):
+        while not ask_cluster(lambda: fits(training)):
+            SHUTDOWN.check()
+            if time.monotonic() > deadline:
+                raise too_small(training, patience_seconds)
+            time.sleep(LOOK_SECONDS)
+
+
+@contextlib.contextmanager
+def _asking_for_nodes(training: Training) -> Iterator[None]:
+    """Within this context the cluster's autoscaler, if it has one, sees that the workers need nodes.
+
+    A placement group that waits is such a demand. `ray.autoscaler.sdk.request_resources` is another, but every call of
+    it, also of another job, replaces the one before, and a demand stays when its job has died.
+    """
+    bundles = [resources_per_worker(training)] * training.workers.least
+    labels = [dict(training.node_labels)] * len(bundles) if training.node_labels else None
+    strategy = training.placement.upper()
+    group = ask_cluster(lambda: placement_group(bundles, strategy=strategy, bundle_label_selector=labels))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # it ends with this process at the latest
+            ask_cluster(lambda: remove_placement_group(group))
+
+
+def resources_per_worker(training: Training) -> dict[str, float]:
+    """What a worker takes of a node, under Ray's names."""
+    resources: dict[str, float] = {"CPU": training.cpus_per_worker}
+    if training.gpus_per_worker:
+        resources["GPU"] = training.gpus_per_worker
+    if training.accelerator:
+        resources[_accelerator_resource(training.accelerator)] = _SOME
+    return resources
 
 
 def count_places(nodes: list[dict], training: Training) -> int:
     """How many workers fit on the living nodes, each of them as a whole on one node."""
-    places = 0
-    for node in nodes:
-        resources = node["Resources"] if node["Alive"] else {}
-        count = resources.get("CPU", 0) // training.cpus_per_worker
-        if training.gpus_per_worker:
-            count = min(count, resources.get("GPU", 0) // training.gpus_per_worker)
-        places += int(count)
-    return places
+    return sum(places_on(node, training) for node in nodes)
+
+
+def places_on(node: dict, training: Training) -> int:
+    """How many workers fit on a node, as `ray.nodes` describes it, while nothing else uses it."""
+    if not node["Alive"] or not has_labels(node.get("Labels", {}), training.node_labels):
+        return 0
+    needs = resources_per_worker(training)
+    return int(min(node["Resources"].get(name, 0) // amount for name, amount in needs.items()))
+
+
+def _accelerator_resource(accelerator: str) -> str:
+    """Ray's resource of nodes with GPUs of a type."""
+    return f"accelerator_type:{accelerator}"
 
 
 def waits_for_resources(training: Training) -> bool:
@@ -58,14 +109,27 @@ def describe_wait(training: Training) -> str:
     return f"free resources for {workers} with {_per_worker(training)} each: {left} are free now"
 
 
-def too_small(training: Training) -> ResourcesMissing:
-    """Says what is missing."""
-    nodes, total = ray.nodes(), ray.cluster_resources()
+def too_small(training: Training, patience_seconds: float = 0.0) -> ResourcesMissing:
+    """Says what is missing. patience_seconds: how long more nodes were waited for."""
+    waited = f" after {format_seconds(patience_seconds)}" if patience_seconds else ""
+    longer = ", or wait longer for an autoscaler (--patience)" if patience_seconds else ""
+    return ResourcesMissing(f"training.workers: {_missing(training)}{waited}; start more nodes or ask for less{longer}")
+
+
+def _missing(training: Training) -> str:
+    """'2 workers with 1 CPU each do not fit on the cluster, which has places for 0 (1 CPU, 0 GPUs on 1 node)'."""
+    nodes, total = ask_cluster(ray.nodes), ask_cluster(ray.cluster_resources)
     alive = sum(node["Alive"] for node in nodes)
-    return ResourcesMissing(
-        f"training.workers: {_count(training.workers.least, 'worker')} with {_per_worker(training)} each do not fit on "
-        f"the cluster, which has places for {count_places(nodes, training)} ({_count(total.get('CPU', 0), 'CPU')}, "
-        f"{_count(total.get('GPU', 0), 'GPU')} on {_count(alive, 'node')}); start more nodes or ask for less"
+    has = f"{_count(total.get('CPU', 0), 'CPU')}, {_count(total.get('GPU', 0), 'GPU')} on {_count(alive, 'node')}"
+    if training.accelerator:
+        types = sorted(name.partition(":")[2] for name in total if name.startswith(_accelerator_resource("")))
+        has += f"; GPU types: {', '.join(types) or 'none'}"
+    if training.node_labels:
+        fit = sum(node["Alive"] and has_labels(node.get("Labels", {}), training.node_labels) for node in nodes)
+        has += f"; the labels fit {_count(fit, 'node')}"
+    return (
+        f"{_count(training.workers.least, 'worker')} with {_per_worker(training)} each do not fit on the cluster, "
+        f"which has places for {count_places(nodes, training)} ({has})"
     )
 
 
@@ -88,7 +152,8 @@ def release_resources_of_dead_controllers() -> None:
 
 
 def _per_worker(training: Training) -> str:
-    gpus = f" and {_count(training.gpus_per_worker, 'GPU')}" if training.gpus_per_worker else ""
+    kind = f"{training.accelerator} GPU" if training.accelerator else "GPU"
+    gpus = f" and {_count(training.gpus_per_worker, kind)}" if training.gpus_per_worker else ""
     return _count(training.cpus_per_worker, "CPU") + gpus
 
 

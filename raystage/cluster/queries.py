@@ -61,6 +61,13 @@ def ask_cluster(ask: Callable[[], Answer]) -> Answer:
     return found
 
 
+def own_node() -> str:
+    """The resource, 1 of it, that the node of this process has and no node at another address. Raises ClusterLost."""
+    here = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ask_cluster(ray.nodes) if node["NodeID"] == here)
+    return next(name for name in resources if name.startswith("node:") and "__" not in name)
+
+
 def _cluster_lost() -> ClusterLost:
     return ClusterLost(
         f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it is down; "

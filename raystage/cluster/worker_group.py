@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.cluster.own import is_own, notes_folder
-from raystage.cluster.placement import release_resources_of
+from raystage.cluster.placement import release_resources_of, resources_per_worker
 from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
@@ -125,12 +125,15 @@ class WorkerGroup:
 
     def _trainer(self) -> TorchTrainer:
         training, on_gpu = self._training, self._training.gpus_per_worker > 0
-        resources = {"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if on_gpu else {})}
         return TorchTrainer(
             _make_train(),
             train_loop_config={"control": self.control},
             scaling_config=ScalingConfig(
-                num_workers=_num_workers(training), use_gpu=on_gpu, resources_per_worker=resources
+                num_workers=_num_workers(training),
+                use_gpu=on_gpu,
+                resources_per_worker=resources_per_worker(training),
+                placement_strategy=training.placement.upper(),
+                label_selector=dict(training.node_labels) or None,
             ),
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             run_config=RunConfig(

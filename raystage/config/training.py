@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from raystage.config.node_labels import AcceleratorType, NodeLabels
 from raystage.config.section import Section
 from raystage.config.types import (
     MOST_POINTS,
@@ -204,6 +205,15 @@ class Training(Section):
     """The CPUs of each worker."""
     gpus_per_worker: CountOrZero = 0
     """The GPUs of each worker."""
+    placement: Literal["pack", "spread"] = "pack"
+    """`pack` puts the workers on as few nodes as have room for them, `spread` on as many as there are."""
+    accelerator: Annotated[AcceleratorType | None, Field(examples=["H200"])] = None
+    """The type of GPU that the workers need, by Ray's name of it, on a cluster that has several."""
+    node_labels: Annotated[NodeLabels, Field(examples=["{ray.io/market-type: on-demand}"])] = Field(
+        default_factory=dict
+    )
+    """Labels of Ray that the nodes of the workers must have: a value, `!value`, `in(one,another)` or
+    `!in(one,another)`. A worker with these runs on no other node."""
     zero_stage: ZeroStage = 1
     """DeepSpeed's ZeRO stage, 0 to 3."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -87,11 +87,23 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
     if training.optimizer.name == "muon" and training.offload_optimizer != "none":
         problem = f"found {training.offload_optimizer!r} with optimizer.name: muon, whose workers exchange matrices"
         raise InputError(f"{problem} between their devices; expected none", key="training.offload_optimizer")
+    _check_places(training)
     check_ramp(training, shape.context_length, unit)
     share = -(-sequences // training.workers.most)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // shape.context_length)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
+
+
+def _check_places(training: Training) -> None:
+    """Refuse what cannot decide where workers run. Raises InputError."""
+    if training.accelerator and not training.gpus_per_worker:
+        problem = f"found {shown(training.accelerator)} with gpus_per_worker: 0, whose workers use no GPU"
+        raise InputError(f"{problem}; expected gpus_per_worker: 1", key="training.accelerator")
+    if training.node_labels and training.workers.is_elastic:
+        # To choose the number of workers, Ray Train counts the nodes without these labels, too.
+        problem = f"found with {training.workers} workers, whose number Ray chooses by all nodes of the cluster"
+        raise InputError(f"{problem}; expected one number of workers", key="training.node_labels")
 
 
 def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:

@@ -26,6 +26,9 @@ CODE_EPOCH = 2
 _WITHOUT_EFFECT = {
     "hang_seconds": True,
     "max_failures": True,
+    "placement": True,
+    "accelerator": True,
+    "node_labels": True,
     "checkpoint": True,
     "evaluate": {"every", "metrics"},
     "lr_schedule": True,

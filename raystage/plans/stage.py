@@ -193,10 +193,11 @@ class StagePlan:
         return self.adapter.num_trained(self.shape) if self.adapter else self.num_params
 
     @property
-    def layout(self) -> tuple[int, ...]:
-        """The worker processes that it needs: at most and at least how many, and the CPUs and GPUs of each."""
-        training = self.training
-        return training.workers.most, training.workers.least, training.cpus_per_worker, training.gpus_per_worker
+    def layout(self) -> tuple[object, ...]:
+        """The worker processes that it needs: at most and at least how many, the CPUs and GPUs of each, and where."""
+        one = self.training
+        each = one.cpus_per_worker, one.gpus_per_worker
+        return one.workers, *each, one.placement, one.accelerator, tuple(sorted(one.node_labels.items()))
 
     @cached_property
     def growth_flops(self) -> int:

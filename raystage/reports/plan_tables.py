@@ -43,7 +43,7 @@ def plan_table(plan: Plan) -> RenderableType:
     members = map(members_line, members_of_ensembles(plan))
     models = [*_teacher_lines(plan), *members, *_scorer_lines(plan), *_adapter_lines(plan), *_average_lines(plan)]
     models += _delivery_lines(plan)
-    lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
+    lines = [_rate_line(plan), *reads, *models, *_idle_lines(plan), *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 
@@ -240,6 +240,14 @@ def _delivery_lines(plan: Plan) -> list[str]:
     if family is None:
         return []
     return [*(_delivery_line(one) for one in family.models), family_line(family)]
+
+
+def _idle_lines(plan: Plan) -> list[str]:
+    """Which stages of the staged run use fewer GPUs than its widest one."""
+    used = {stage.name: stage.training.workers.most * stage.training.gpus_per_worker for stage in plan.staged.stages}
+    most = max(used.values())
+    idle = ", ".join(f"{most - gpus} in {name}" for name, gpus in used.items() if gpus < most)
+    return [f"Of the {most} GPUs that its widest stage uses, the run leaves idle: {idle}."] if idle else []
 
 
 def _delivery_line(one: DeliveredModel) -> str:

@@ -49,7 +49,7 @@ class Driver:
     plan: changes when a gate rejects a stage, and once it is known which values further seeds train; `written` is the
     plan of the schedule as it was written. tried: what was not accepted. discarded: the finished stages of plans that
     were given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
-    command: what starts the run again.
+    command: what starts the run again. patience_seconds: how long to wait for nodes that the cluster lacks.
     """
 
     plan: Plan
@@ -66,6 +66,7 @@ class Driver:
     is_connected: bool = False
     draws: bool = True
     command: str | None = None
+    patience_seconds: float = 0.0
     events: EventReplay = field(init=False)
     _began: float = 0.0
     _surroundings: dict[str, Any] = field(default_factory=dict)
@@ -138,8 +139,7 @@ class Driver:
             self._hear(kind, key, what)
 
         try:
-            patience = launch.GROWING_CLUSTER_SECONDS if self.address else 0.0
-            is_done = launch.run_train(Job(job, self.store.folder.uri, self.plan.name), hear, patience)
+            is_done = launch.run_train(Job(job, self.store.folder.uri, self.plan.name), hear, self.patience_seconds)
         except WorkersLost:
             # The Train run may have finished several stages before it failed, and max_failures counts for each stage.
             is_done = False

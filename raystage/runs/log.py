@@ -78,21 +78,29 @@ def run_command(
     name: str | None = None,
     address: str | None = None,
     wandb_mode: str | None = None,
+    patience: str | None = None,
 ) -> str:
     """The command line that continues a run, ready to paste into a shell. Options that were not given are left out."""
     parts = ["raystage", "run", schedule]
     for override in overrides:
         parts += ["--set", override]
-    for option, value in (("--store", store), ("--name", name), ("--address", address), ("--wandb", wandb_mode)):
+    options = {"--store": store, "--name": name, "--address": address, "--patience": patience, "--wandb": wandb_mode}
+    for option, value in options.items():
         parts += [option, value] if value is not None else []
     return shlex.join(parts)
 
 
 def sweep_command(
-    sweep: str, overrides: Sequence[str], store: str | None, address: str | None, wandb_mode: str | None
+    sweep: str,
+    overrides: Sequence[str],
+    store: str | None,
+    address: str | None,
+    wandb_mode: str | None,
+    patience: str | None = None,
 ) -> str:
     """The command line that continues a sweep; its name is among the overrides."""
-    return run_command(sweep, overrides, store, None, address, wandb_mode).replace("raystage run", "raystage sweep", 1)
+    command = run_command(sweep, overrides, store, None, address, wandb_mode, patience)
+    return command.replace("raystage run", "raystage sweep", 1)
 
 
 # --- the log ----------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from raystage.runs.wandb import Mode, WandbTracker
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 
+# How long a run waits for nodes that its cluster lacks.
+PATIENCE_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -50,8 +53,9 @@ class RunSession:
     At the end of the context all callbacks are told how the run ended, and an error gets what to do next as notes.
 
     command: what starts the run again. address: the Ray cluster to join; None for a cluster of the run's own.
-    connected_to: the address of the cluster that this process is connected to already. draws: whether the curves are
-    drawn at the end, as image files.
+    connected_to: the address of the cluster that this process is connected to already. patience_seconds: how long to
+    wait for nodes that a cluster lacks which is not the run's own. draws: whether the curves are drawn at the end, as
+    image files.
     """
 
     def __init__(
@@ -63,13 +67,15 @@ class RunSession:
         command: str,
         address: str | None = None,
         connected_to: str | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
         tracking: Tracking = Tracking(),
         draws: bool = True,
     ) -> None:
         earlier = store.read_run(plan.name, RUN_FILE) or {}
         self._driver = Driver(
-            plan, schedule, store, address=address, is_connected=connected_to is not None, draws=draws, command=command
-        )
+            plan, schedule, store, address=address, is_connected=connected_to is not None, draws=draws, command=command,
+            patience_seconds=patience_seconds if address or connected_to else 0.0,
+        )  # fmt: skip
         self._tracker = _make_tracker(plan, schedule, store, tracking, earlier, self._driver.is_finished)
         self._driver.run_ids = self._tracker.run_ids
         self.invocation = Invocation(

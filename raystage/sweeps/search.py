@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from ray import tune
 from raystage.cluster import launch
 from raystage.cluster.launch import starting_cluster
 from raystage.cluster.placement import release_resources_of_dead_controllers
-from raystage.cluster.queries import ask_cluster
+from raystage.cluster.queries import ask_cluster, own_node
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.worker_group import have_all_leave
 from raystage.errors import InputError, StorageError
@@ -40,9 +39,10 @@ from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
 from raystage.sweeps.tune import Outcomes, Sparingly, TreeSearch, TrialTracker, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
-# The actor of a trial computes nothing. Tune refuses 0.
-TRIAL_CPUS = 0.01
-
+# How much the process of a trial takes of a resource that only the node of the sweep's own driver has. Tune asks for
+# some resource; a CPU would be missing where the workers need all of them. Beside its own driver a trial outlives every
+# other node. Ray counts in steps of 0.0001.
+_TRIAL_SHARE = 0.0001
 # How often the resources of trials are released that ended with their process.
 RELEASE_SECONDS = 2.0
 
@@ -115,7 +115,7 @@ class SweepRunner:
         """One run of Tune. If the store has its state, it continues from there."""
         folder = self.store.run_folder(self.name)
         trainable = tune.with_resources(
-            tune.with_parameters(_trainable, task=task, trial=self.trial), {"CPU": TRIAL_CPUS}
+            tune.with_parameters(_trainable, task=task, trial=self.trial), {own_node(): _TRIAL_SHARE}
         )
         tracker = TrialTracker(self.display.say, note)
         callbacks = [tracker, ResourceReleaser(), SaveOnShutdown(self.display.say)]
@@ -248,12 +248,12 @@ def plan_with_store(sweep: Sweep, store: Store) -> SweepPlan:
 
 
 def room(plan: SweepPlan) -> tuple[int, int]:
-    """The CPUs and GPUs that let as many trials train at a time as the sweep asks for, those of their actors too."""
+    """The CPUs and GPUs that let as many trials train at a time as the sweep asks for."""
     needs = [stage.training for trial in plan.trials for run in trial.plan.runs() for stage in run.stages]
     at_once = min(plan.sweep.search.max_concurrent, len(plan.trials))
     cpus = at_once * max(training.workers.most * training.cpus_per_worker for training in needs)
     gpus = at_once * max(training.workers.most * training.gpus_per_worker for training in needs)
-    return cpus + math.ceil(at_once * TRIAL_CPUS), gpus
+    return cpus, gpus
 
 
 def sweep_digest(plan: SweepPlan) -> str:

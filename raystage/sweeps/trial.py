@@ -39,14 +39,16 @@ FINISHED_STAGE = "finished_stage"
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a sweep have in common. command: what continues the sweep. pilot_length: if given, each trial
-    ends so many tokens or samples after its first growth; the best are continued later."""
+    """What all trials of a sweep have in common. command: what continues the sweep. patience_seconds: how long a trial
+    waits for nodes that the cluster lacks. pilot_length: if given, each trial ends so many tokens or samples after its
+    first growth; the best are continued later."""
 
     sweep: Sweep
     store: str
     command: str
     wandb_mode: Mode
     wandb_folder: str
+    patience_seconds: float = 0.0
     pilot_length: int | None = None
 
 
@@ -80,8 +82,9 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunRe
     address = ray.get_runtime_context().gcs_address
     # Figures would be half of what a trial takes besides training: `raystage report TRIAL --figures` draws them.
     with RunSession(
-        plan, schedule, store, command=task.command, connected_to=address, tracking=tracking, draws=False
-    ) as session:
+        plan, schedule, store, command=task.command, connected_to=address, patience_seconds=task.patience_seconds,
+        tracking=tracking, draws=False,
+    ) as session:  # fmt: skip
         return session.run([ToTune([one.name for one in task.sweep.objective], task.sweep.source)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.planning.build import make_plan, with_choice

@@ -69,7 +69,7 @@ FURTHER: dict[str, set[str]] = {
 # numpy is not among them: it takes a tenth of a second, and axis maps are made of it.
 HEAVY = ("torch", "ray", "deepspeed", "wandb", "transformers", "matplotlib", "pyarrow")
 # What a plan is made and shown with imports nothing heavy; nor does the command line before a command is chosen.
-LIGHT = ("", "config", "plans", "planning", "results", "cli.main", "cli.options", "cli.plan_json", "growth.rules",
+LIGHT = ("", "config", "plans", "planning", "results", "cli.main", "cli.options", "cli.views.plan_json", "growth.rules",
          "growth.operators", "growth.checks", "growth.axis_maps", "models.families", "models.shape", "models.hf_folder",
          "sources.table", "sources.text", "sources.python_stdlib", "data.tokenizer_names", "data.plan",
          "reports.plan_tables", "reports.advice", "reports.suggestions", "reports.build",

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from exports import byte_shape, exported, make_checkpoint
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule
 from raystage.data.hf_tokenizer import pretrained
 from raystage.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.errors import InputError
 from raystage.models.shape import parameters
 from raystage.planning.build import make_plan

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
 from raystage.plans.averaging import Averaging, weights_of

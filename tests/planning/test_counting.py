@@ -13,7 +13,7 @@ from rich.console import Console
 
 from factories import make_record, make_records, save_words
 from labelled_files import images, texts, write_jsonl, write_npz
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.errors import InputError
 from raystage.files.typed_json import to_json

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_record, make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.errors import InputError
 from raystage.files.typed_json import to_json
 from raystage.planning.build import make_plan

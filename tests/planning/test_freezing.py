@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.errors import InputError
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import layer_origins

@@ -16,7 +16,7 @@ from mixtures import NAMES, WINDOW, mixed_schedule, mixture, write_texts
 from rich.console import Console
 
 from factories import make_schedule, save_words
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.models.shape import flops_per_token

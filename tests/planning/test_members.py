@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from factories import make_record, make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.files.typed_json import to_json

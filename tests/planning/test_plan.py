@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.growth.depth import GrowthOptions
 from raystage.models.shape import flops_per_token

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.errors import InputError
 from raystage.growth.checks import is_exact

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from factories import make_record, make_schedule, write_documents
 from raystage.cli.main import main
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import load
 from raystage.files.filesystem import open_folder
 from raystage.models.shape import num_body_params

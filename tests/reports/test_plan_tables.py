@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from factories import make_records, make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule
 from raystage.planning.build import make_plan
 from raystage.plans.plan import Plan
@@ -128,7 +128,7 @@ def test_a_plan_without_a_baseline_says_so(schedule):
 
 
 def test_a_plan_is_planned_and_shown_without_torch_or_ray():
-    modules = "sys, raystage.reports.plan_tables, raystage.cli.plan_json"
+    modules = "sys, raystage.reports.plan_tables, raystage.cli.views.plan_json"
     check = f"import {modules}; print({{'torch', 'ray', 'wandb'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", check], text=True) == "set()\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_growth, make_records, make_schedule
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Schedule, parse
 from raystage.config.stage import Require
 from raystage.errors import GrowthRejected, InputError, StageFailed

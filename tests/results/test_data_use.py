@@ -9,7 +9,7 @@ import pytest
 
 from factories import make_record, make_records, make_schedule, save_words, write_documents
 from labelled_files import CLASSES, write_jsonl
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import parse
 from raystage.data.tokens import open_streams
 from raystage.files.typed_json import to_json

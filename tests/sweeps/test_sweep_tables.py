@@ -13,7 +13,7 @@ from rich.console import Console
 
 from factories import make_record
 from raystage.cli.main import main
-from raystage.cli.plan_json import sweep_json
+from raystage.cli.views.plan_json import sweep_json
 from raystage.files.filesystem import open_folder
 from raystage.storage.store import Store
 from raystage.sweeps.terminal import MOST_TREE_LINES, sweep_table

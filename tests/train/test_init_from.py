@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from factories import make_records
 from raystage.cli.main import main
-from raystage.cli.plan_json import plan_json
+from raystage.cli.views.plan_json import plan_json
 from raystage.config.schedule import Init, Schedule, parse
 from raystage.errors import InputError
 from raystage.files.filesystem import open_folder

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from raystage.cli.sweep_status import from_sweep_files, is_sweep, judged, place_of, trial_table
+from raystage.cli.views.sweep_status import from_sweep_files, is_sweep, judged, place_of, trial_table
 from raystage.errors import InputError, RaystageError
 from raystage.reports.build import DONE
 from raystage.reports.columns import STATE_STYLES, WholeTable
