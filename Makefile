@@ -70,10 +70,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 constraints:
 	@$(require_python)
 	"$(PYTHON)" -m venv --clear build/constraints
-	build/constraints/bin/python -m pip install '.[test,docs]' optuna $(KEEP)
+	build/constraints/bin/python -m pip install '.[test,docs,energy]' optuna $(KEEP)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude raystage \
-	| sed 's/+.*//' | grep -Ev '^(cuda|nvidia|triton)' >> build/constraints.txt
+	| sed 's/+.*//' | grep -Ev '^(cuda|nvidia-[^m]|triton)' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean:

@@ -145,7 +145,7 @@ def test_a_wheel_has_the_examples_and_so_has_what_it_is_built_from(tmp_path: Pat
     """Of the files that the cluster's image is made of."""
     source = tmp_path / "source"
     source.mkdir()
-    copied = re.findall(r"^COPY --chown=ray (.*) \S+$", (REPOSITORY / "cluster/Dockerfile").read_text(), re.M)
+    copied = re.findall(r"^COPY --chown=ray (.*) \S+$", (REPOSITORY / "cluster/docker/Dockerfile").read_text(), re.M)
     for name in " ".join(copied).split():
         if (REPOSITORY / name).is_dir():
             shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
