@@ -8,13 +8,14 @@
     ray._raylet.GcsClient                            asks a cluster whether it is alive, with a time limit
     ray.core.generated.gcs_pb2                       the format of the table of placement groups
     ray.job_config.JobConfig._serialize              where workers import from
+    ray.data._internal..., ray.train.v2._internal... the actor that tells elastic Train runs how many workers fit
 
 tests/cluster/test_ray_private.py holds that they are there; what they do is held by the tests of clusters that run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -24,9 +25,13 @@ from ray._private.state import state as cluster_state
 from ray._private.utils import read_ray_address
 from ray._raylet import GcsClient
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # --- starting and joining ---------------------------------------------------------------------
 
@@ -127,3 +132,39 @@ def _remove(groups: Iterable[Any]) -> None:
     for group in groups:
         if group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+# --- the controller of an elastic Train run ---------------------------------------------------
+
+COORDINATOR = "AutoscalingCoordinator"  # its name, and its namespace
+# A controller renews its reservation every 20 s. Ray keeps that of one that was killed for 180 s, and meanwhile other
+# elastic runs get fewer workers, or none.
+RESERVED_SECONDS = 60
+
+
+class FindsCoordinator(UserCallback):
+    """A callback of a Train run that does one thing: where it is unpickled, in the run's controller, the cluster's
+    AutoscalingCoordinator is looked up for every question.
+
+    This actor tells elastic runs how many workers there is room for. Ray starts it on the node of the first controller
+    of a cluster, and on no other. When that node is lost, all controllers keep the handle of a dead actor: their stages
+    never grow again, and those that have just lost workers never start.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], FindsCoordinator], tuple[()]]:
+        return _finding_coordinator, ()
+
+
+def _finding_coordinator() -> FindsCoordinator:
+    client = autoscaling_coordinator_client
+    client.TrainAutoscalingCoordinatorClient._autoscaling_coordinator = property(lambda self: coordinator())
+    client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = RESERVED_SECONDS
+    return FindsCoordinator()
+
+
+def coordinator() -> Any:
+    """The cluster's AutoscalingCoordinator. It is started if there is none; if its node is lost, on another one."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_AutoscalingCoordinatorActor)
+    named = {"name": COORDINATOR, "namespace": COORDINATOR, "get_if_exists": True, "lifetime": "detached"}
+    return actor.options(scheduling_strategy=here, **named).remote()

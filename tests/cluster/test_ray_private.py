@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import ray
 from ray._private import ray_constants, worker
 from ray._private.state import GlobalState
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 
 from raystage.cluster import ray_private
 
@@ -28,6 +31,19 @@ def test_ray_has_the_names_that_are_used() -> None:
     }  # fmt: skip
     assert {"PENDING", "REMOVED"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
     assert {"_serialize", "_runtime_env_has_working_dir"} <= set(dir(ray.job_config.JobConfig))
+
+
+def test_the_coordinator_of_elastic_runs_is_the_one_that_ray_train_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = inspect.getsource(default_autoscaling_coordinator.get_or_create_autoscaling_coordinator)
+    assert source.count(f'"{ray_private.COORDINATOR}"') == 2
+    assert 'lifetime="detached"' in source
+    module, name = autoscaling_coordinator_client, "AUTOSCALING_REQUESTS_EXPIRE_TIME_S"
+    client = module.TrainAutoscalingCoordinatorClient
+    monkeypatch.setattr(module, name, getattr(module, name))  # put back in the end
+    monkeypatch.setattr(client, "_autoscaling_coordinator", vars(client)["_autoscaling_coordinator"])
+    assert isinstance(pickle.loads(pickle.dumps(ray_private.FindsCoordinator())), ray_private.FindsCoordinator)
+    assert isinstance(vars(client)["_autoscaling_coordinator"], property)
+    assert getattr(module, name) == ray_private.RESERVED_SECONDS > 2 * module.AUTOSCALING_REQUESTS_INTERVAL_S
 
 
 def test_a_process_without_a_cluster_has_no_logs_folder_and_no_own_processes() -> None:
