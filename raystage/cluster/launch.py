@@ -18,7 +18,7 @@ from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import logs_folder
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
-from raystage.cluster.train_run import has_train_run
+from raystage.cluster.train_run import describe_failure, has_train_run
 from raystage.cluster.watchdog import OnEvent, Watchdog
 from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
 from raystage.config.training import Training
@@ -135,8 +135,6 @@ def worker_failure(error: Exception) -> str:
     """Which worker of a Train run failed first, its own error without Ray's wrapping, and where the logs are."""
     failures = getattr(error, "worker_failures", None) or {}
     logs = f"the workers' logs are in {logs_folder() or 'the session folder of the cluster'}"
-    for rank, failure in sorted(failures.items()):
-        lines = [line for line in str(failure).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else type(failure).__name__
-        return f"worker {rank} failed: {reason} ({logs})"
+    if failures:
+        return f"{describe_failure(failures)} ({logs})"
     return f"{str(error).strip().splitlines()[-1]} ({logs})"

@@ -1,12 +1,19 @@
-"""A run of Ray Train in a thread of its own."""
+"""A run of Ray Train in a thread of its own, and why its workers failed."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
+from raystage.errors import RaystageError
+from raystage.units import shortened
+
 _THREAD = "raystage-fit"
+_LONGEST_REASON = 300
 
 
 class TrainRun:
@@ -38,3 +45,28 @@ class TrainRun:
 def has_train_run() -> bool:
     """Whether this process still has a Train run, for example after an interruption."""
     return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
+# --- why workers failed -----------------------------------------------------------------------
+
+
+class TellsFailures(UserCallback):
+    """A callback of a Train run: tells the driver why workers failed, through the run's `ControlActor`.
+
+    Errors of raystage reach the driver by themselves.
+    """
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        failures = {rank: one for rank, one in worker_exceptions.items() if not isinstance(one, RaystageError)}
+        if failures:
+            self._control.put.remote("trouble", "", shortened(describe_failure(failures), _LONGEST_REASON))
+
+
+def describe_failure(failures: Mapping[int, Exception]) -> str:
+    """'worker 1 failed: the actor died because its node has died': the first of them, without Ray's wrapping."""
+    rank, failure = min(failures.items(), key=lambda one: one[0])
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}"

@@ -13,7 +13,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from raystage.cluster.placement import describe_wait, fits, too_small, waits_for_resources
+from raystage.cluster.nodes import LostNodes, Node, SilentNodes, describe_loss, name_of
+from raystage.cluster.placement import count_places, describe_wait, too_small, waits_for_resources
 from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import draining_nodes
 from raystage.cluster.shutdown import ShutdownSignal
@@ -44,8 +45,9 @@ class Watchdog:
     def __init__(self, control: Any, training: Training, on_event: OnEvent, shutdown: ShutdownSignal) -> None:
         self._control, self._training, self._on_event, self._shutdown = control, training, on_event, shutdown
         self._looked_at = self._fitted_at = self._heard_at = time.monotonic()
-        self._is_leaving = self._has_told_of_wait = False
+        self._is_leaving = self._has_told_of_wait = self._has_told_of_lack = False
         self._doing = ""
+        self._lost, self._silent = LostNodes(), SilentNodes()
 
     def look(self) -> None:
         """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time to save after a signal is over."""
@@ -54,10 +56,12 @@ class Watchdog:
         self._shutdown.check()
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             statuses = get_answer(self._control.statuses.remote())
+            nodes = ask_cluster(ray.nodes)
+            self._tell_of_nodes(nodes, statuses)
             self._kill_what_hangs(statuses)
-            self._leave_in_time(statuses)
-            self._check_fit()
-            self._tell_of_wait(statuses)
+            self._leave_in_time(statuses, nodes)
+            if self._has_room(nodes):
+                self._tell_of_wait(statuses)
             self._tell_of_work(statuses)
             self._looked_at = time.monotonic()
 
@@ -72,13 +76,30 @@ class Watchdog:
         # If one is dead, Ray Train starts all of them again: nothing more is heard of these.
         get_answer(self._control.forget.remote())
 
-    def _check_fit(self) -> None:
-        """After a node was lost, Ray Train waits for another one without limit. Raises ResourcesMissing."""
+    def _tell_of_nodes(self, nodes: list[Node], statuses: list[WorkerStatus]) -> None:
+        """Say which nodes were lost, and which do not answer although Ray still waits for them."""
+        used = {one.node for one in statuses}
+        for node in self._lost.since(nodes):
+            self._on_event("trouble" if node["NodeID"] in used else "note", "", describe_loss(node))
+        silence = self._silent.now(nodes, statuses)
+        if silence is not None:
+            self._on_event(*(("waiting", "", silence) if silence else ("note", "", "all nodes answer again")))
+
+    def _has_room(self, nodes: list[Node]) -> bool:
+        """Whether the cluster is large enough. After a node was lost, Ray Train waits for another one without limit.
+
+        Raises ResourcesMissing.
+        """
         now = time.monotonic()
-        if ask_cluster(lambda: fits(self._training)):
-            self._fitted_at = now
-        elif now - self._fitted_at > self._training.hang_seconds:
+        if count_places(nodes, self._training) >= self._training.workers.least:
+            self._fitted_at, self._has_told_of_lack = now, False
+            return True
+        if now - self._fitted_at > self._training.hang_seconds:
             raise too_small(self._training)
+        if not self._has_told_of_lack:
+            self._has_told_of_lack = True
+            self._on_event("waiting", "", describe_lack(nodes, self._training))
+        return False
 
     def _tell_of_wait(self, statuses: list[WorkerStatus]) -> None:
         """Say once that the workers wait, if the cluster is large enough but others use its resources."""
@@ -96,7 +117,7 @@ class Watchdog:
             self._on_event("preparing", "", BEFORE_TRAINING[doing])
         self._doing = doing
 
-    def _leave_in_time(self, statuses: list[WorkerStatus]) -> None:
+    def _leave_in_time(self, statuses: list[WorkerStatus], nodes: list[Node]) -> None:
         """Have the workers save and leave if this process is to end, or if a node of theirs is to be taken away.
 
         Raises KeyboardInterrupt if no worker trains: they wait for resources, or are being started.
@@ -110,8 +131,10 @@ class Watchdog:
         if is_ending:
             self._tell_of_trouble(f"asked to end ({name}): the workers save and leave")
         elif leaving_nodes:
-            node = leaving_nodes[0][:8]
-            self._tell_of_trouble(f"node {node} is to be taken away: the workers save, leave and start again elsewhere")
+            going = " and ".join(name_of(node) for node in nodes if node["NodeID"] in leaving_nodes)
+            self._tell_of_trouble(
+                f"node {going} is to be taken away: the workers save, leave and start again elsewhere"
+            )
         else:
             return
         self._is_leaving = True
@@ -129,6 +152,15 @@ def describe_late(late: list[WorkerStatus]) -> str:
     return (
         f"{who} made no progress for {format_seconds(longest.silent_seconds)} ({longest.doing}): "
         f"all workers are started again"
+    )
+
+
+def describe_lack(nodes: list[Node], training: Training) -> str:
+    """'more nodes: there is room for 1 of 2 workers. Without them the run ends in 30:00 (training.hang_seconds)'."""
+    places, workers = count_places(nodes, training), training.workers.least
+    return (
+        f"more nodes: there is room for {places} of {workers} worker{'s' if workers > 1 else ''}. Without them the run "
+        f"ends in {format_seconds(training.hang_seconds)} (training.hang_seconds)"
     )
 
 

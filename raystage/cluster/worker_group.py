@@ -28,9 +28,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raystage.cluster.own import is_own, notes_folder
 from raystage.cluster.placement import release_resources_of, resources_per_worker
 from raystage.cluster.queries import ask_cluster, get_answer
+from raystage.cluster.ray_private import FindsCoordinator
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
-from raystage.cluster.train_run import TrainRun
+from raystage.cluster.train_run import TellsFailures, TrainRun
 from raystage.config.training import Training
 from raystage.errors import ClusterLost
 from raystage.storage.jobs import Job
@@ -143,6 +144,7 @@ class WorkerGroup:
                 storage_filesystem=self._folder.system,
                 failure_config=FailureConfig(max_failures=training.max_failures),
                 worker_runtime_env={"env_vars": worker_environment(training)},
+                callbacks=[FindsCoordinator(), TellsFailures(self.control)],
             ),
         )
 

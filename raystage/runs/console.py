@@ -70,7 +70,9 @@ class Display(RunCallback):
             self._show_event(self._progress, f"continues from step {step} (of {stage.steps})")
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
-        self._show_waiting(StageProgress(run, stage, "SCHEDULING"), for_what)
+        if self._progress:
+            self._progress = self._progress.without_speed()
+        self._show_waiting(self._progress or StageProgress(run, stage, "SCHEDULING"), for_what)
 
     def stage_started(self, run: RunPlan, stage: StagePlan, reused: bool) -> None:
         self._progress, self._past_step = None if reused else StageProgress(run, stage, "SCHEDULING"), None
@@ -103,11 +105,19 @@ class Display(RunCallback):
         if self._past_step is None or self._progress.step > self._past_step:
             self._show_progress(self._progress, is_evaluation)
         else:
-            self._progress = replace(self._progress, step=self._past_step, speed=None, run_seconds_left=None)
+            self._progress = replace(self._progress.without_speed(), step=self._past_step)
+
+    def noted(self, run: RunPlan, stage: StagePlan, what: str) -> None:
+        self._show_event(self._progress or StageProgress(run, stage, "SCHEDULING"), what)
+
+    def interrupted(self, run: RunPlan, stage: StagePlan, why: str) -> None:
+        if self._progress:
+            self._progress = replace(self._progress.without_speed(), state="RESTARTING")
+            self._show_event(self._progress, why)
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         if self._progress:
-            self._progress = replace(self._progress, state="RESTARTING")
+            self._progress = replace(self._progress.without_speed(), state="RESTARTING")
             self._show_event(self._progress, f"RESTARTING: {reason}")
 
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
@@ -220,6 +230,8 @@ class LiveDisplay(Display):
 
     def _show_waiting(self, progress: StageProgress, for_what: str) -> None:
         self._console.print(Text(f"{progress.label} waiting for {for_what}", style="dim"))
+        if progress is self._progress:
+            self._live.update(_live_line(progress))
 
     def _show_start(self, progress: StageProgress) -> None:
         self._live.update(_live_line(progress))

@@ -16,6 +16,8 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation, GrowthRecord, Progress, StageRecord, TrainPoint, where_it_begins
 
 Point = TrainPoint | Evaluation
+# By what the watchdog says, the method of `RunCallback`.
+_FROM_WATCHDOG = {"waiting": "waiting", "trouble": "interrupted", "note": "noted"}
 
 
 class RunCallback:
@@ -52,6 +54,13 @@ class RunCallback:
 
     def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
         pass
+
+    def noted(self, run: RunPlan, stage: StagePlan, what: str) -> None:
+        """Something has happened that who watches wants to know. It changes nothing in the training."""
+
+    def interrupted(self, run: RunPlan, stage: StagePlan, why: str) -> None:
+        """Nothing trains for now: a node was lost, or the workers hang or leave. `restarted` follows if they start
+        again."""
 
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         """The workers start again, from a checkpoint."""
@@ -137,8 +146,8 @@ class EventReplay:
         match kind:
             case "preparing":
                 self.tell("preparing", what)
-            case "waiting" | "trouble" if self.stage is not None:
-                self.tell("waiting" if kind == "waiting" else "restarted", self.run, self.stage, what)
+            case "waiting" | "trouble" | "note" if self.stage is not None:
+                self.tell(_FROM_WATCHDOG[kind], self.run, self.stage, what)
             case _ if self.stage is not None and key == self.stage.key:
                 self.begin()
                 self._hear_of_stage(kind, what)

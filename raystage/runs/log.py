@@ -204,6 +204,12 @@ class RunLog(RunCallback):
     def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
         self._write_of(run, stage, f"saved checkpoint {checkpoint}")
 
+    def noted(self, run: RunPlan, stage: StagePlan, what: str) -> None:
+        self._write_of(run, stage, what)
+
+    def interrupted(self, run: RunPlan, stage: StagePlan, why: str) -> None:
+        self._write_of(run, stage, why)
+
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         self._write_of(run, stage, reason)
 

@@ -60,6 +60,10 @@ class StageProgress:
     def after_evaluation(self, point: Evaluation) -> StageProgress:
         return replace(self, state="RUNNING", step=point.steps - self.stage.start_steps, eval_loss=point.loss)
 
+    def without_speed(self) -> StageProgress:
+        """While nothing trains, the speed of before says nothing about the time that is left."""
+        return replace(self, speed=None, run_seconds_left=None)
+
     def text(self) -> str:
         """'step 64/98  loss 2.310  eval 2.290  1.2K tok/s  0:43 left', without what is not known."""
         parts = [f"step {self.step}/{self.stage.steps}"]

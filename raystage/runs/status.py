@@ -43,6 +43,7 @@ class _StageStatus:
 
     done: how far it was trained, in its unit. attempts: how often a driver has begun to train it. restarts: how often
     its workers were started again. rejections: how often it was not accepted, and tried again under another key.
+    interrupted_by: why nothing is trained at the moment, such as a lost node.
     """
 
     progress: StageProgress
@@ -53,6 +54,7 @@ class _StageStatus:
     rejections: int = 0
     checkpoint: str | None = None
     waiting_for: str | None = None
+    interrupted_by: str | None = None
 
     def row(self, invocation: Invocation) -> dict[str, Any]:
         stage, progress = self.progress.stage, self.progress
@@ -75,6 +77,7 @@ class _StageStatus:
             "checkpoints": (invocation.store / "stages" / stage.key / "checkpoints").uri,
             "last_checkpoint": self.checkpoint,
             "waiting_for": self.waiting_for,
+            "interrupted_by": self.interrupted_by,
         }
 
 
@@ -106,6 +109,7 @@ class RunStatus(RunCallback):
         self._ticker = RepeatingTimer("raystage-status", write_seconds, self._write)
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
+        self._progress(stage, speed=None)
         self._change(stage, waiting_for=for_what)
 
     def preparing(self, what: str) -> None:
@@ -124,7 +128,7 @@ class RunStatus(RunCallback):
         self._progress(stage, state="REUSED" if reused else "SCHEDULING")
 
     def trained(self, run: RunPlan, stage: StagePlan, point: TrainPoint) -> None:
-        self._change(stage, done=point.position - stage.start, lr=point.lr)
+        self._change(stage, done=point.position - stage.start, lr=point.lr, interrupted_by=None)
         self._progress(stage, point=point)
         self._doing = None
 
@@ -135,11 +139,15 @@ class RunStatus(RunCallback):
     def saved(self, run: RunPlan, stage: StagePlan, checkpoint: str) -> None:
         self._change(stage, checkpoint=checkpoint)
 
+    def interrupted(self, run: RunPlan, stage: StagePlan, why: str) -> None:
+        self._progress(stage, state="RESTARTING", speed=None)
+        self._change(stage, interrupted_by=why)
+
     def restarted(self, run: RunPlan, stage: StagePlan, reason: str) -> None:
         with self._lock:
             for one in self._of(stage):
                 one.restarts += 1
-        self._progress(stage, state="RESTARTING")
+        self._progress(stage, state="RESTARTING", speed=None)
 
     def rejected(self, run: RunPlan, stage: StagePlan, rejection: Rejection) -> None:
         with self._lock:

@@ -80,6 +80,7 @@ class StageStatus(StageState):
     checkpoints: NotRequired[str | None]
     last_checkpoint: NotRequired[str | None]
     waiting_for: NotRequired[str | None]
+    interrupted_by: NotRequired[str | None]
 
 
 class TrialStatus(TypedDict):

@@ -94,7 +94,7 @@ def test_where_no_worker_trains_nobody_is_waited_for(shutdown_signal: ShutdownSi
     shutdown_signal.saves_first = True
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"asked to end .SIGTERM. while no worker had anything to save"):
-        found._leave_in_time([])
+        found._leave_in_time([], [])
 
 
 def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

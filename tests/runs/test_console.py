@@ -164,6 +164,26 @@ def test_a_restart_says_why(plan):
     assert plain_lines(restart)[-1] == "[staged 1/2 small] RESTARTING: a worker died"
 
 
+def test_a_lost_node_is_named_and_the_speed_of_before_is_not_shown_any_more(plan, records):
+    run, stage = plan.staged, plan.staged.stages[0]
+    point = records[stage.key].train[1]
+    lost = "node host3 (10.0.0.3) was lost: health check failed"
+    console = terminal(120)
+    for display in (LiveDisplay(plan, console), PlainDisplay(io.StringIO())):
+        display.stage_started(run, stage, reused=False)
+        display.trained(run, stage, point)
+        display.interrupted(run, stage, lost)
+        assert "tok/s" not in display._progress.text()
+        display.trained(run, stage, point)
+        assert "tok/s" in display._progress.text()
+        display.waiting(run, stage, "more nodes")
+        assert "tok/s" not in display._progress.text()
+        display.noted(run, stage, "all nodes answer again")
+        display.ended(None)
+    for said in (lost, "waiting for more nodes", "all nodes answer again"):
+        assert f"[staged 1/2 small] {said}" in seen(console)
+
+
 def test_going_on_says_from_where_and_tells_nothing_of_before_again(plan, records):
     run, stage = plan.staged, plan.staged.stages[1]
     record = records[stage.key]

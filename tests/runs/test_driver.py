@@ -85,6 +85,15 @@ def test_workers_that_start_again_say_nothing_twice(plan: Plan) -> None:
     assert [call[2] for call in told.of("trained")] == [point.position for point in record.train]
 
 
+def test_what_the_watchdog_says_is_told_of_the_stage_that_is_trained(plan: Plan) -> None:
+    replay, told, record = replay_at(plan, 0)
+    say(replay, record)
+    told.calls.clear()
+    for kind in ("trouble", "note", "waiting"):
+        replay.hear(kind, "", f"{kind} of a node")
+    assert told.calls == [("interrupted", "small", None), ("noted", "small", None), ("waiting", "small", None)]
+
+
 def test_a_driver_that_starts_again_tells_what_an_earlier_one_saw(plan: Plan) -> None:
     """So that W&B and the screen show whole curves."""
     replay, told, record = replay_at(plan, 1)

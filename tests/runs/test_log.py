@@ -59,6 +59,8 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
     log.stage_started(plan.staged, full, False)
     log.grown(plan.staged, full, records[full.key].growth)
     log.saved(plan.staged, full, "000000000001000-1c2d")
+    log.noted(plan.staged, full, "node host4 was lost")
+    log.interrupted(plan.staged, full, "node host3 was lost")
     log.restarted(plan.staged, full, "the workers were started again, from step 3")
     log.stage_finished(plan.staged, full, records[full.key], False)
     log.run_finished(plan.staged, ())
@@ -74,6 +76,8 @@ def test_every_decision_is_a_line(store: Folder, plan: Plan) -> None:
         "the workers' logs are in /ray/logs",
         r"stage full \(staged 2/2\): grown by stack in .*",
         r"stage full \(staged 2/2\): saved checkpoint 000000000001000-1c2d",
+        r"stage full \(staged 2/2\): node host4 was lost",
+        r"stage full \(staged 2/2\): node host3 was lost",
         r"stage full \(staged 2/2\): the workers were started again, from step 3",
         r"stage full \(staged 2/2\): finished: eval loss .*",
         "run staged: finished",

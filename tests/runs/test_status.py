@@ -96,7 +96,7 @@ def test_every_stage_has_its_figures_while_it_is_trained(store: Store, plan: Pla
         "tokens_per_second": point.speed, "seconds_left": 600 / point.speed, "attempts": 1,
         "restarts": 1, "checkpoints": f"{store.folder.uri}/stages/{full.key}/checkpoints",
         "rejections": 0,
-        "last_checkpoint": "000000000001000-1c2d", "waiting_for": None,
+        "last_checkpoint": "000000000001000-1c2d", "waiting_for": None, "interrupted_by": None,
     }  # fmt: skip
     assert (found["state"], found["is_alive"], found["note"], found["wandb_run_ids"], found["worker_logs"]) == (
         "RUNNING", True, None, {"staged": "abc1"}, "/ray/logs")  # fmt: skip
@@ -164,6 +164,31 @@ def test_an_end_before_the_end_stands_there(
         state, stage_state, note, None)  # fmt: skip
     assert {row["state"] for row in found["stages"][1:]} == {"NOT_STARTED"}
     assert "SCHEDULING" not in call(store, "tiny").stdout
+
+
+def test_while_nothing_trains_no_speed_and_no_time_left_are_shown(store: Store, plan: Plan) -> None:
+    status, stage = RunStatus(plan, invocation_in(store), write_seconds=0.05), plan.staged.stages[0]
+    point = curved_records(plan)[stage.key].train[1]
+    status.stage_started(plan.staged, stage, False)
+    status.trained(plan.staged, stage, point)
+    soon(store, stage.key, "tokens_per_second", point.speed)
+    status.waiting(plan.staged, stage, "host3 (10.0.0.3) with worker 1, which does not answer")
+    soon(store, stage.key, "tokens_per_second", None)
+    found = shown(store, "tiny")
+    row = found["stages"][0]
+    assert (row["state"], row["seconds_left"], found["seconds_left"]) == ("RUNNING", None, None)
+    assert row["waiting_for"] == "host3 (10.0.0.3) with worker 1, which does not answer"
+    status.trained(plan.staged, stage, point)
+    soon(store, stage.key, "tokens_per_second", point.speed)
+    status.interrupted(plan.staged, stage, "node host3 (10.0.0.3) was lost")
+    soon(store, stage.key, "state", "RESTARTING")
+    found = shown(store, "tiny")
+    row = found["stages"][0]
+    assert (row["tokens_per_second"], row["seconds_left"], found["seconds_left"]) == (None, None, None)
+    assert (row["waiting_for"], row["restarts"]) == (None, 0)
+    assert "small: node host3 (10.0.0.3) was lost" in call(store, "tiny").stdout
+    status.trained(plan.staged, stage, point)
+    soon(store, stage.key, "interrupted_by", None)
 
 
 def test_attempts_and_restarts_add_up(store: Store, plan: Plan) -> None:

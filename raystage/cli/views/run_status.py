@@ -29,7 +29,7 @@ _ENDED = ("FINISHED", "ERRORED", "ABORTED", INTERRUPTED)
 NOT_STARTED = "NOT_STARTED"
 _STAGE_FIELDS = (
     "step", "steps", "{unit}", "loss", "eval_loss", "lr", "{unit}_per_second", "seconds_left", "attempts", "restarts",
-    "checkpoints", "last_checkpoint", "waiting_for",
+    "checkpoints", "last_checkpoint", "waiting_for", "interrupted_by",
 )  # fmt: skip
 
 
@@ -164,8 +164,9 @@ def _time_left(status: Mapping[str, Any]) -> list[str]:
 
 
 def lines_below(status: Mapping[str, Any]) -> list[str]:
-    """What is waited for, the problem if there is one, and where files are."""
+    """What is waited for, why nothing is trained, the problem if there is one, and where files are."""
     waiting = [f"{row['name']} waits for {row['waiting_for']}" for row in status["stages"] if row["waiting_for"]]
+    stopped = [f"{row['name']}: {row['interrupted_by']}" for row in status["stages"] if row.get("interrupted_by")]
     places = (
         ("log", status["log"]),
         ("workers' logs", status["worker_logs"]),
@@ -174,7 +175,7 @@ def lines_below(status: Mapping[str, Any]) -> list[str]:
         ("command", status["command"]),
     )
     note = [status["note"]] if status["note"] else []
-    return ["", *waiting, *note, *(f"{what}: {place}" for what, place in places if place)]
+    return ["", *stopped, *waiting, *note, *(f"{what}: {place}" for what, place in places if place)]
 
 
 def _title(status: Mapping[str, Any], now: float) -> Text:
