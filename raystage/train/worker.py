@@ -6,6 +6,7 @@ Only workers import this: drivers do not need DeepSpeed, which takes seconds to 
 from __future__ import annotations
 
 import pickle
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -17,13 +18,14 @@ import ray.train
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from raystage.errors import GrowthRejected, NonFiniteLoss, RaystageError
+from raystage.errors import GrowthRejected, InputError, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
 from raystage.plans.stage import StagePlan
 from raystage.results.acceptance import reasons_against
 from raystage.results.record import where_it_begins, with_real_ends
 from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
+from raystage.storage.stored_files import RUN_FILE
 from raystage.train.collectives import broadcast_object
 from raystage.train.control_actor import Task, WorkerStatus
 from raystage.train.heartbeat import Heartbeat
@@ -111,11 +113,27 @@ def run_job(job: Job, send: Send, heartbeat: Heartbeat | None = None) -> None:
     join_process_group()
     torch.set_num_threads(job.training.cpus_per_worker)
     store = Store(open_folder(job.store))
+    check_store(store, job.run)
     # A new name for what this attempt writes: it never writes into what an earlier attempt left unfinished.
     attempt = broadcast_object(uuid.uuid4().hex[:8])
     in_background = any(stage.training.checkpoint.background for stage in job.stages)
     with Saver(store, attempt, send, in_background) as saver:
         train_stages(job, JobContext(job.run, store, saver, send, heartbeat or Heartbeat()))
+
+
+def check_store(store: Store, run: str) -> None:
+    """Raises InputError if this node does not see what the driver has written into the store before it started workers.
+
+    The first worker would otherwise write the manifest of a checkpoint whose other shards are on other nodes.
+    run: the name of a run; '' if there is no driver.
+    """
+    if run and store.run_folder(run).size_of(RUN_FILE) is None:
+        missing = (store.run_folder(run) / RUN_FILE).uri
+        raise InputError(
+            f"node {socket.gethostname()} does not see what the driver has written there: found no {missing}; "
+            f"expected storage that every node sees under the same name, such as a shared file system or s3://",
+            key="--store",
+        )
 
 
 def join_process_group() -> None:
