@@ -11,13 +11,10 @@ import psutil
 import pytest
 
 from conftest import PATIENCE, wait_until, write_tiny
-from distributed import run_workers
+from host_runs import HostRun, curves, on_one_host
 from hosts import Network
-from raystage.config.schedule import Schedule, load
-from raystage.planning.build import make_plan
-from raystage.plans.stage import StagePlan
-from raystage.train.worker import Job, run_job
-from staged_runs import losses, records_of
+from raystage.config.schedule import load
+from staged_runs import losses
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(3 * PATIENCE)]
 
@@ -33,11 +30,9 @@ def test_a_run_over_one_two_and_three_hosts_has_the_bits_of_one_host(network: Ne
     """Every stage takes over weights and optimizer state that other hosts have written."""
     path = write_tiny(tmp_path)
     path.write_text(path.read_text().partition("stages:")[0] + STAGES)
-    schedule = load(path)
     head, *_ = network.start(3, cpus=[1, 1, 1])
-    command = ["raystage", "run", path, "--address", head.ray_address, "--store", tmp_path / "hosts"]
-    head.run([*command, "--wandb", "disabled"], cwd=tmp_path)
-    assert losses(records_of(schedule, str(tmp_path / "hosts"))) == losses(on_one_host(schedule, tmp_path))
+    HostRun(head, head, path).end()
+    assert curves(path) == losses(on_one_host(load(path), tmp_path))
 
 
 KILLED = """
@@ -62,15 +57,3 @@ def test_nothing_is_left_of_hosts_when_the_process_that_made_them_is_killed(netw
         maker.kill()
     assert first in started
     wait_until(lambda: not any(one.is_running() for one in started), PATIENCE, f"still there: {started}")
-
-
-def on_one_host(schedule: Schedule, folder: Path) -> list:
-    """The records of the same stages, trained by processes of this machine."""
-    store = folder / "one"
-    for stage in make_plan(schedule).staged.stages:
-        run_workers(stage.training.workers.most, carry_out_one, stage, str(store), folder=folder / f"on-{stage.name}")
-    return records_of(schedule, str(store))
-
-
-def carry_out_one(stage: StagePlan, store: str) -> None:
-    run_job(Job((stage,), store), lambda *message: None)

@@ -1,9 +1,9 @@
 """The first process of a host of `hosts.py`. Everything on the host ends with it.
 
-    python -S host_init.py NAME TMP_BYTES ETC_HOSTS [SOURCE=TARGET]...
+    python -S host_init.py NAME TMP_BYTES FOLDER...
 
 It runs in namespaces of its own, gives the host a /tmp, a /dev/shm and a home folder of its own, says "ready", and
-then takes care of processes whose parents have ended. Each folder SOURCE of the machine is seen as TARGET.
+then takes care of processes whose parents have ended. Those of the folders that are in /tmp stay visible.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ HOME = "/mnt/home"
 _NEW_TMP = "/mnt/tmp"
 
 
-def main(name: str, tmp_bytes: str, etc_hosts: str, *shown: str) -> None:
+def main(name: str, tmp_bytes: str, *folders: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     socket.sethostname(name)
     _run("ip", "link", "set", "lo", "up")
     _mount("-t", "tmpfs", "tmpfs", "/mnt")
     for folder in (HOME, _NEW_TMP):
         Path(folder).mkdir()
-    # Each folder must be read before the new /tmp hides it: so the new one gets all that it shows, and moves last.
+    # The new /tmp hides the folders in the old one: so it gets them first, and is moved to its place last.
     _mount("-t", "tmpfs", "-o", f"size={tmp_bytes}", "tmpfs", _NEW_TMP)
-    _mount("--bind", etc_hosts, "/etc/hosts")
-    for source, target in (one.split("=") for one in shown):
-        place = _NEW_TMP + target.removeprefix("/tmp") if target.startswith("/tmp/") else target
-        Path(place).mkdir(parents=True, exist_ok=True)
-        _mount("--bind", source, place)
+    for folder in folders:
+        if folder.startswith("/tmp/"):
+            place = Path(_NEW_TMP, folder.removeprefix("/tmp/"))
+            place.mkdir(parents=True, exist_ok=True)
+            _mount("--bind", folder, str(place))
     _mount("--move", _NEW_TMP, "/tmp")
     Path("/tmp").chmod(0o1777)
     _mount("-t", "tmpfs", "tmpfs", "/dev/shm")

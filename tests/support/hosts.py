@@ -35,8 +35,13 @@ TMP_BYTES = 2 * 2**30
 OBJECT_STORE_BYTES = 100 * 2**20
 # Seconds that a command may take. A limit, and no expectation.
 PATIENCE = 400
-# How long Ray waits for a host that is silent. Its own patience is longer.
-WATCHFUL = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+# How long Ray waits for a host that is silent: by default 40 s, in most tests some seconds, or for as long as it takes.
+WATCHFUL = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
+PATIENT = {"RAY_health_check_failure_threshold": "100", "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 _BIN = Path(sys.executable).parent
 # What ends with the process that started it, whatever ends that one.
 _TIED = ("setpriv", "--pdeathsig", "KILL")
@@ -59,14 +64,12 @@ def why_not() -> str | None:
 class Host:
     """One host of a network. number: its place in the network, from 1."""
 
-    def __init__(self, network: Network, number: int, own: Mapping[Path, Path]) -> None:
+    def __init__(self, network: Network, number: int) -> None:
         self.name, self.address, self.number = f"host{number}", f"{SUBNET}.{number}", number
         self._network, self._port = network, f"port{number}"
-        shown = {**{path: path for path in network.shown}, **own}
         self._init = _start_namespaces(
             "--mount", "--uts", "--pid", "--mount-proc", "--",
-            sys.executable, "-S", host_init.__file__, self.name, str(network.tmp_bytes), str(network.etc_hosts),
-            *(f"{source}={target}" for target, source in shown.items()),
+            sys.executable, "-S", host_init.__file__, self.name, str(network.tmp_bytes), *map(str, network.shown),
         )  # fmt: skip
         self.pid = _first_process(self._init)
         network.enter("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
@@ -77,6 +80,7 @@ class Host:
             f"ip route add default via {GATEWAY}",
         ):
             self.run(command.split())
+        self.show(network.etc_hosts, Path("/etc/hosts"))
         self.run(["sh", "-c", f"mkdir $HOME/.ray && printf {network.token} > $HOME/.ray/auth_token"])
 
     # --- its processes ------------------------------------------------------------------------
@@ -98,14 +102,11 @@ class Host:
         assert process.returncode == 0, f"{command} on {self.name}: exit {process.returncode}\n{output}"
         return output
 
-    def start_ray(self, cpus: int, head: Host | None = None, **resources: int) -> None:
+    def start_ray(self, cpus: int, head: Host, environment: Mapping[str, str] = WATCHFUL) -> None:
         """Start a Ray node on the host: the head of a cluster, or one that joins the cluster of `head`."""
-        command = ["ray", "start", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
-                   "--disable-usage-stats"]  # fmt: skip
-        if head is None or head is self:
-            self.run([*command, "--head", f"--port={RAY_PORT}"], environment=_watchful())
-        else:
-            self.run([*command, f"--address={head.ray_address}"], environment=_watchful())
+        role = ["--head", f"--port={RAY_PORT}"] if head is self else [f"--address={head.ray_address}"]
+        size = [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        self.run(["ray", "start", *role, *size, "--disable-usage-stats"], environment=environment)
 
     @property
     def ray_address(self) -> str:
@@ -119,6 +120,10 @@ class Host:
         with contextlib.suppress(OSError):  # it has ended, or is the machine's
             return os.path.samefile(f"/proc/{process.pid}/ns/pid", f"/proc/{self.pid}/ns/pid")
         return False
+
+    def show(self, source: Path, place: Path) -> None:
+        """From now on the host sees, in that place, another file or folder that it can see already."""
+        self.run(["mount", "--bind", source, place])
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -152,14 +157,13 @@ class Host:
 class Network:
     """A bridge that joins hosts. A context manager: at its end nothing is left of it.
 
-    shared: a folder that all hosts see under the name that it has here. own: folders below it of which each host has
-    one of its own under the same name: here it is a folder in that folder, named after the host.
+    shared: a folder that all hosts see under the name that it has here.
     """
 
-    def __init__(self, shared: Path, own: Sequence[Path] = (), tmp_bytes: int = TMP_BYTES) -> None:
+    def __init__(self, shared: Path, tmp_bytes: int = TMP_BYTES) -> None:
         code = {Path(raystage.__file__).parents[1], Path(sys.prefix), *map(Path, _paths_of_packages())}
         self.shown = [path.resolve() for path in sorted({*code, shared}) if path.is_dir()]
-        self._own, self.tmp_bytes, self.token = own, tmp_bytes, secrets.token_hex(32)
+        self.tmp_bytes, self.token = tmp_bytes, secrets.token_hex(32)
         self.etc_hosts = shared / "etc-hosts"
         self.hosts: list[Host] = []
 
@@ -197,19 +201,14 @@ class Network:
 
     def add(self) -> Host:
         """A further host, without Ray."""
-        number = len(self.hosts) + 1
-        own = {}
-        for folder in self._own:
-            own[folder] = folder / f"host{number}"
-            own[folder].mkdir(parents=True, exist_ok=True)
-        self.hosts.append(Host(self, number, own))
+        self.hosts.append(Host(self, len(self.hosts) + 1))
         return self.hosts[-1]
 
-    def start(self, count: int, cpus: Sequence[int]) -> list[Host]:
+    def start(self, count: int, cpus: Sequence[int], environment: Mapping[str, str] = WATCHFUL) -> list[Host]:
         """That many further hosts, each a node of one Ray cluster, with these CPUs. The very first is the head."""
         started = [self.add() for _ in range(count)]
         for host, number in zip(started, cpus, strict=True):
-            host.start_ray(number, self.hosts[0])
+            host.start_ray(number, self.hosts[0], environment)
         return started
 
 
@@ -245,7 +244,3 @@ def _first_process(process: subprocess.Popen) -> int:
 
 def _paths_of_packages() -> list[str]:
     return [path for path in sys.path if path.startswith("/tmp/")]
-
-
-def _watchful() -> dict[str, str]:
-    return {f"RAY_{name}": str(value) for name, value in WATCHFUL.items()}
