@@ -18,13 +18,14 @@ JOBS ?= 2
 KILLS ?= 30
 SEED ?= 0
 
-.PHONY: help setup demo test drills lint docs constraints clean
+.PHONY: help setup demo test drills gpu lint docs constraints clean
 
 help:
 	@echo "make setup        create $(VENV) and install raystage with the versions of constraints.txt"
 	@echo "make demo         setup, then train the quickstart in three stages and report what it saved"
 	@echo "make test         setup, then the tests; ARGS=... goes to pytest"
 	@echo "make drills       setup, then the tests that take minutes: every fault, and 30 random kills (KILLS=30)"
+	@echo "make gpu          setup, then what only a GPU can show: speed, memory, energy, bits; figures in build/gpu.json"
 	@echo "make lint         setup, then ruff"
 	@echo "make docs         setup, then write the generated pages and build the site in build/site; a dead link fails"
 	@echo "make constraints  write constraints.txt again from the newest versions; KEEP=... keeps some as they are"
@@ -39,13 +40,17 @@ demo: setup
 # others for them, too, takes seconds. If ARGS selects no test of a kind, pytest ends with status 5; if it selects no test
 # at all, this target does, too.
 test: setup
-	$(VENV)/bin/python -m pytest -m "not drill and not cluster" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); first=$$?; \
+	$(VENV)/bin/python -m pytest -m "not drill and not cluster and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); first=$$?; \
 	[ $$first -eq 0 ] || [ $$first -eq 5 ] || exit $$first; \
 	$(VENV)/bin/python -m pytest -m "not drill and cluster" --ignore-glob='tests/[!e]*' $(ARGS); second=$$?; \
 	[ $$second -ne 5 ] || exit $$first; exit $$second
 
 drills: setup
 	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest -m drill $(ARGS)
+
+# Everything that only a GPU can show, in under 8 minutes. Its figures are in build/gpu.json as soon as they are there.
+gpu: setup
+	$(VENV)/bin/python -m pytest -s -m gpu tests/gpu $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
