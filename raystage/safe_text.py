@@ -60,11 +60,16 @@ def secret_in(address: str) -> str | None:
     if _login(scheme, rest):
         return "a key" if scheme in _BUCKETS else "a password"
     for name, value in _queries(rest):
-        if _SECRET_NAME.fullmatch(name):
+        if is_secret_name(name):
             return f"the option {name}"
         if _has_login(value):
             return f"a password in the option {name}"
     return None
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name is usually a secret: HF_TOKEN, AWS_SECRET_ACCESS_KEY."""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def without_secrets(text: str) -> str:
@@ -73,7 +78,7 @@ def without_secrets(text: str) -> str:
         return text
     text = _URI.sub(_quoted, text)
     text = _LOGIN.sub(f"{HIDDEN}@", text)
-    return _SETTING.sub(lambda match: f"{match[1]}={HIDDEN}" if _SECRET_NAME.fullmatch(match[1]) else match[0], text)
+    return _SETTING.sub(lambda match: f"{match[1]}={HIDDEN}" if is_secret_name(match[1]) else match[0], text)
 
 
 def secrets_in(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:

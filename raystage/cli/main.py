@@ -9,6 +9,7 @@ from raystage.cli.doctor import doctor
 from raystage.cli.evaluate import ensemble, evaluate
 from raystage.cli.grow import average, certify, export, grow
 from raystage.cli.init import init_command
+from raystage.cli.jobs.submit import submit
 from raystage.cli.output import Commands
 from raystage.cli.plan import plan
 from raystage.cli.report import report
@@ -35,6 +36,6 @@ def main() -> None:
 
 for _command in (
     average, certify, data_group, doctor, ensemble, evaluate, export, grow, init_command, plan, report, run,
-    schema_command, status_command, store_group, sweep,
+    schema_command, status_command, store_group, submit, sweep,
 ):  # fmt: skip
     main.add_command(_command)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from raystage.cli.jobs.inside import in_job_copy
 from raystage.errors import InputError, RaystageError
 from raystage.safe_text import secret_in, visible
 from raystage.units import shown
@@ -22,8 +23,6 @@ WANDB_MODES = ("offline", "online", "disabled")
 _WANDB_NAMES = {"dryrun": "offline", "run": "online"}
 # Ray's own name for it.
 OWN_CLUSTER = "local"
-# `ray job submit --working-dir` unpacks a working directory here: a copy that is deleted later.
-_JOB_COPY = "runtime_resources/working_dir_files"
 
 
 def exits(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,14 +35,14 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         except RaystageError as error:
             say(f"raystage: {error}", err=True)
             _say_what_next(error)
-            _leave(error.exit_status)
+            leave(error.exit_status)
         except KeyboardInterrupt as interrupt:
             why = str(interrupt) or "interrupted"
             say(f"raystage: {why}; the same command continues from the last checkpoint", err=True)
             _say_what_next(interrupt)
-            _leave(INTERRUPTED)
+            leave(INTERRUPTED)
         if _has_train_run():
-            _leave(0)
+            leave(0)
 
     return guarded
 
@@ -53,7 +52,7 @@ def _say_what_next(error: BaseException) -> None:
         say(f"raystage: {line}", err=True)
 
 
-def _leave(status: int) -> None:
+def leave(status: int) -> None:
     """Exit; at once if a thread still waits for a Train run. Otherwise Ray's own clean-up would end the process with
     another status. Ray notices that the process is gone and ends its workers."""
     if _has_train_run():
@@ -181,10 +180,6 @@ def wandb_mode_for(given: str | None, environment: Mapping[str, str] = os.enviro
     if mode not in WANDB_MODES:
         raise InputError(f"found {shown(said)}; expected {', '.join(WANDB_MODES)}", key="WANDB_MODE")
     return mode
-
-
-def in_job_copy() -> bool:
-    return _JOB_COPY in str(Path.cwd())
 
 
 def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import click
 
+from raystage.cli.jobs.inside import continuing, how_to_sync, in_job, wandb_place
 from raystage.cli.options import (
     address_option,
     cluster_address,
     exits,
-    in_job_copy,
     json_option,
     open_store,
     patience_option,
@@ -82,7 +83,7 @@ def run(
     if aside := make_way(opened, made.name, made.stage_keys()):
         say(f"raystage: {aside}", err=True)
     command = run_command(str(schedule), overrides, store, name, address, wandb_mode, patience)
-    tracking = Tracking(mode, folder.path if in_job_copy() and folder.is_local else None)
+    command, tracking = continuing(command, sys.argv), Tracking(mode, *wandb_place(folder))
     session = RunSession(
         made, parsed, opened, command=command, address=joins, patience_seconds=waits, tracking=tracking
     )
@@ -91,10 +92,12 @@ def run(
         display = make_display(made, sys.stderr, session.finished)
         report = session.run([display, DeliveredModels(made, opened), MeasuredEnsembles(made, opened)])
     print_result(to_json(report), final_table(report), as_json)
-    where = f" --store {store}" if store else ""
-    say(f"report: {folder.uri}/report.html (and report.md, curves.png, report.json)", err=as_json)
+    where = f" --store {shlex.quote(store)}" if store else ""
+    say(f"report: {(folder / 'report.html').uri} (and report.md, curves.png, report.json)", err=as_json)
     for one in made.deliveries:
         say(f"delivered: {(delivered_models_folder(opened, made.name) / one.stage).uri}", err=as_json)
+    if in_job() and mode == "offline":
+        say(how_to_sync(folder), err=as_json)
     say(f"compare: raystage report {made.name} OTHER --html both.html{where}", err=as_json)
     for line in next_steps(session.invocation, None):
         say(line, err=as_json)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
 
+from raystage.cli.jobs.inside import continuing, how_to_sync, in_job, wandb_place
 from raystage.cli.options import (
     address_option,
     cluster_address,
     exits,
-    in_job_copy,
     json_option,
     name_models,
     open_store,
@@ -82,12 +83,13 @@ def sweep(
     made = plan_with_store(loaded, opened)
     SafeConsole(stderr=True).print(sweep_table(made))
     folder = opened.run_folder(loaded.name)
+    in_store, copied_to = wandb_place(folder)
     task = TrialTask(
         sweep=loaded,
         store=opened.folder.uri,
-        command=sweep_command(str(sweep), overrides, store, address, wandb_mode, patience),
+        command=continuing(sweep_command(str(sweep), overrides, store, address, wandb_mode, patience), sys.argv),
         wandb_mode=mode,
-        wandb_folder=folder.path if in_job_copy() and folder.is_local else str(Path.cwd()),
+        wandb_folder=None if copied_to else in_store or str(Path.cwd()),
         patience_seconds=waits,
     )
     display = make_sweep_display()
@@ -97,7 +99,9 @@ def sweep(
         report = search.run()
     write_papers(opened, made, report)
     print_result(to_json(report), sweep_result_table(report), as_json)
-    best = f"; the best schedule: {folder.uri}/best.yaml" if report.best else ""
-    say(f"report: {folder.uri}/report.html, report.md, report.json{best}", err=as_json)
+    best = f"; the best schedule: {(folder / 'best.yaml').uri}" if report.best else ""
+    say(f"report: {(folder / 'report.html').uri}, report.md, report.json{best}", err=as_json)
+    if in_job() and mode == "offline":
+        say(how_to_sync(folder), err=as_json)
     if problem := failure(report):
         raise SweepFailed(problem)

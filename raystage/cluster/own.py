@@ -15,6 +15,7 @@ import psutil
 import ray
 
 from raystage.cluster.cleanup import ClusterCleanup
+from raystage.cluster.joined import check_token_settings
 from raystage.cluster.ray_private import JobImportingFrom, kill_on_shutdown, listen_on_loopback_only
 from raystage.cluster.same_code import import_path
 from raystage.cluster.shutdown import SHUTDOWN, signals_blocked
@@ -76,6 +77,7 @@ def _start(folder: Path, cpus: int) -> None:
     os.environ[FOLDER_VARIABLE] = str(folder)
     _bind_to_loopback()
     _make_token()
+    check_token_settings()
     try:
         ray.init(
             address="local",

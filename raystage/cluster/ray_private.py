@@ -5,6 +5,10 @@
     ray._private.state.state                         placement groups with their creators; nodes that are drained
     ray._private.utils.read_ray_address              the cluster that `ray start` has started on this machine
     ray._private.authentication...                   shows a cluster the token of this user
+    ray._raylet.AuthenticationTokenLoader            whether there is one
+    ray._private.services.find_node_ids              the nodes of clusters on this machine
+    ray._private.runtime_env.packaging               a folder as one file, as Ray sends it
+    JobSubmissionClient._do_request                  leaves something in the GCS, over HTTP
     ray._raylet.GcsClient                            asks a cluster whether it is alive, with a time limit
     ray.core.generated.gcs_pb2                       the format of the table of placement groups
     ray.job_config.JobConfig._serialize              where workers import from
@@ -15,23 +19,33 @@ tests/cluster/test_ray_private.py holds that they are there; what they do is hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.runtime_env.packaging import create_package
+from ray._private.services import find_node_ids
 from ray._private.state import state as cluster_state
 from ray._private.utils import read_ray_address
-from ray._raylet import GcsClient
+from ray._raylet import AuthenticationTokenLoader, GcsClient
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
+from ray.job_submission import JobSubmissionClient
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_STDERR = 2
 
 # --- starting and joining ---------------------------------------------------------------------
 
@@ -54,12 +68,48 @@ def check_alive(address: str, timeout_seconds: float) -> None:
 
     Raises AuthenticationError, RayError, RuntimeError.
     """
+    with _without_ray_warnings():
+        try:
+            GcsClient(address=address).check_alive([], timeout=timeout_seconds)
+        except AuthenticationError:
+            if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+                raise
+            GcsClient(address=address).check_alive([], timeout=timeout_seconds)
+
+
+@contextlib.contextmanager
+def _without_ray_warnings() -> Iterator[None]:
+    """What Ray's C++ part prints is not shown: it has no other switch for a process that is connected to nothing."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(_STDERR), os.open(os.devnull, os.O_WRONLY)
     try:
-        GcsClient(address=address).check_alive([], timeout=timeout_seconds)
-    except AuthenticationError:
-        if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
-            raise
-        GcsClient(address=address).check_alive([], timeout=timeout_seconds)
+        os.dup2(nowhere, _STDERR)
+        yield
+    finally:
+        os.dup2(before, _STDERR)
+        os.close(before)
+        os.close(nowhere)
+
+
+def has_token() -> bool:
+    """Whether this user has a token. Where RAY_AUTH_MODE asks for one that is not there, Ray ends the process."""
+    try:
+        return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    except AuthenticationError:  # the file that is named cannot be read
+        return False
+
+
+def show_token_if_there() -> None:
+    """Show clusters the token of this user, if there is one and RAY_AUTH_MODE does not say otherwise."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it would explain what it does
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def has_node_here(address: str, timeout_seconds: float) -> bool:
+    """Whether this machine has a living node of the cluster at `address`. A driver needs one."""
+    here = find_node_ids()
+    known = GcsClient(address=address).get_all_node_info(timeout=timeout_seconds) if here else {}
+    return any(node.hex() in here for node in known)
 
 
 class JobImportingFrom(JobConfig):
@@ -90,6 +140,32 @@ def logs_folder() -> str | None:
     """Where each node of the cluster has its logs; None if this process is connected to no cluster."""
     node = ray._private.worker.global_worker.node
     return node.get_logs_dir_path() if node else None
+
+
+# --- jobs -------------------------------------------------------------------------------------
+
+
+def zip_folder(folder: Path, target: Path, honors_ignore_files: bool, excludes: Sequence[str] = ()) -> None:
+    """Write a folder into one file, as Ray sends working directories. excludes: patterns as in a `.gitignore`."""
+    create_package(str(folder), target, include_gitignore=honors_ignore_files, excludes=list(excludes))
+
+
+def put_parcel(client: JobSubmissionClient, name: str, content: bytes) -> None:
+    """Leave something in the GCS of the cluster of `client`, where Ray itself keeps the folders of jobs.
+
+    Raises RuntimeError, OSError, AuthenticationError.
+    """
+    answer = client._do_request("PUT", f"/api/packages/gcs/{name}", data=content)
+    if answer.status_code != 200:
+        raise RuntimeError(f"HTTP {answer.status_code} for what was sent")
+
+
+def take_parcel(address: str, name: str, timeout_seconds: float) -> bytes | None:
+    """What `put_parcel` has left in the cluster at `address`, and remove it. None if it is gone."""
+    gcs, key = GcsClient(address=address), f"gcs://{name}".encode()
+    content = gcs.internal_kv_get(key, None, timeout=timeout_seconds)
+    gcs.internal_kv_del(key, False, None, timeout=timeout_seconds)
+    return content or None
 
 
 # --- nodes and placement groups ---------------------------------------------------------------

@@ -25,6 +25,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raystage.cluster.job_variables import WithVariables
 from raystage.cluster.own import is_own, notes_folder
 from raystage.cluster.placement import release_resources_of, resources_per_worker
 from raystage.cluster.queries import ask_cluster, get_answer
@@ -144,7 +145,7 @@ class WorkerGroup:
                 storage_filesystem=self._folder.system,
                 failure_config=FailureConfig(max_failures=training.max_failures),
                 worker_runtime_env={"env_vars": worker_environment(training)},
-                callbacks=[FindsCoordinator(), TellsFailures(self.control)],
+                callbacks=[WithVariables(), FindsCoordinator(), TellsFailures(self.control)],
             ),
         )
 
@@ -257,6 +258,7 @@ def _make_train() -> Callable[[dict[str, Any]], None]:
         if difference := compare():
             ray.get(control.refuse.remote(difference))
             raise RuntimeError(difference)
+        importlib.import_module("raystage.cluster.job_variables").get_variables()
         # Imported by name, so that DeepSpeed is loaded by the workers and not by the driver.
         importlib.import_module("raystage.train.worker").train_on_worker(control)
 

@@ -79,6 +79,14 @@ class LocalReader:
         return self._file.read(num_bytes)
 
 
+def uri_in(files: Files, name: str) -> str:
+    """The path or URI of a file; what follows the `?` of a URI stays its end."""
+    if "://" not in files.uri:
+        return f"{files.uri}/{name}"
+    place, mark, query = files.uri.partition("?")
+    return f"{place}/{name}{mark}{query}"
+
+
 def parse_json(text: bytes | str) -> Any:
     """Raises ValueError, also where the JSON is nested deeper than Python reads it."""
     try:
@@ -89,7 +97,7 @@ def parse_json(text: bytes | str) -> Any:
 
 def read_json(files: Files, name: str, key: str | None = None) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError. key: the user's key or option that names the folder."""
-    place = f"{files.uri}/{name}"
+    place = uri_in(files, name)
     size = files.size_of(name)
     if size is None:
         raise InputError("no such file; expected JSON", key=key, file=place)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.files.reading import Files, parse_json
+from raystage.files.reading import Files, parse_json, uri_in
 from raystage.units import shown
 
 # The bytes of one element, by the type's name in safetensors.
@@ -91,7 +91,7 @@ def read_header(folder: Files, name: str) -> dict[str, StoredTensor]:
     """The tensors of the file, by name. Raises InputError where the file is missing, cut off or not safetensors."""
     size = folder.size_of(name)
     if size is None:
-        raise InputError("no such file; expected safetensors", file=f"{folder.uri}/{name}")
+        raise InputError("no such file; expected safetensors", file=uri_in(folder, name))
     try:
         with folder.open_reader(name) as file:
             (length,) = struct.unpack("<Q", file.read_at(8, 0))
@@ -103,7 +103,7 @@ def read_header(folder: Files, name: str) -> dict[str, StoredTensor]:
         if end != size:
             raise ValueError(f"found {size} bytes; expected {end}")
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise InputError(f"damaged ({error}); expected safetensors", file=f"{folder.uri}/{name}") from None
+        raise InputError(f"damaged ({error}); expected safetensors", file=uri_in(folder, name)) from None
     return {tensor.name: StoredTensor(tensor, folder, name, 8 + length + tensor.place) for tensor in tensors}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.errors import InputError
-from raystage.files.reading import Files, read_json
+from raystage.files.reading import Files, read_json, uri_in
 from raystage.files.safetensors import StoredTensor, read_header
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.hf_config import shape_of
@@ -69,10 +69,10 @@ def open_model(files: Files) -> HuggingFaceModel:
     """The model in a folder. Raises InputError where its files are not a complete model."""
     config = read_json(files, CONFIG)
     if files.size_of(_ADAPTER) is not None:  # transformers would load it, and perhaps a base model that it names
-        raise InputError("found an adapter; expected it merged into the weights", file=f"{files.uri}/{_ADAPTER}")
-    shape = shape_of(config, f"{files.uri}/{CONFIG}")
+        raise InputError("found an adapter; expected it merged into the weights", file=uri_in(files, _ADAPTER))
+    shape = shape_of(config, uri_in(files, CONFIG))
     tensors = _stored_tensors(files)
-    _check_counts(shape, len(tensors), f"{files.uri}/{CONFIG}")
+    _check_counts(shape, len(tensors), uri_in(files, CONFIG))
     shape = _as_tied(shape, tensors, files.uri)
     table = folder_table(shape, {name: stored.tensor.shape for name, stored in tensors.items()}, files.uri)
     return HuggingFaceModel(files, config, shape, tensors, table)
@@ -80,7 +80,7 @@ def open_model(files: Files) -> HuggingFaceModel:
 
 def open_trainable(files: Files) -> HuggingFaceModel:
     """The model in a folder, which a schedule can train as it is. Raises InputError where that is not possible."""
-    config, file = read_json(files, CONFIG), f"{files.uri}/{CONFIG}"
+    config, file = read_json(files, CONFIG), uri_in(files, CONFIG)
     shape = shape_of(config, file)
     if shape.family not in TRAINED:
         problem = f"found {shown(shape.family)}; expected one of {', '.join(TRAINED)}"
@@ -110,11 +110,11 @@ def _weight_map(files: Files) -> dict[str, str]:
     found = read_json(files, INDEX).get("weight_map")
     if not isinstance(found, dict):
         problem = "damaged; expected the file of every tensor"
-        raise InputError(problem, key="weight_map", file=f"{files.uri}/{INDEX}")
+        raise InputError(problem, key="weight_map", file=uri_in(files, INDEX))
     for name in found.values():
         if not isinstance(name, str) or not _FILE.fullmatch(name):
             problem = f"found {shown(name)}; expected names of .safetensors files in this folder"
-            raise InputError(problem, key="weight_map", file=f"{files.uri}/{INDEX}")
+            raise InputError(problem, key="weight_map", file=uri_in(files, INDEX))
     return found
 
 

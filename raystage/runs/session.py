@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.cluster.ray_private import logs_folder
 from raystage.config.schedule import Schedule
+from raystage.files.filesystem import Folder
 from raystage.plans.plan import Plan
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
@@ -20,6 +21,7 @@ from raystage.runs.events import RunCallback
 from raystage.runs.log import Invocation, LogFile, RunLog, next_steps
 from raystage.runs.status import RunStatus
 from raystage.runs.wandb import Mode, WandbTracker
+from raystage.runs.wandb_copy import WandbCopy
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 
@@ -31,13 +33,15 @@ PATIENCE_SECONDS = 60.0
 class Tracking:
     """How W&B keeps a run.
 
-    folder: where `wandb/` is made; None for the working directory. group: None for the name of the schedule.
+    folder: where `wandb/` is made; None for the working directory. copied_to: a folder of a store; if given, what W&B
+    writes offline is copied there, and not kept here. group: None for the name of the schedule.
     config: what W&B shows as the run's configuration; None for the schedule with all its defaults. resumes: whether W&B
     continues the runs of an earlier invocation that did not reach the end of the same plan.
     """
 
     mode: Mode = "disabled"
     folder: str | None = None
+    copied_to: Folder | None = None
     group: str | None = None
     job_type: str = "staged"
     config: Mapping[str, Any] | None = None
@@ -72,6 +76,10 @@ class RunSession:
         draws: bool = True,
     ) -> None:
         earlier = store.read_run(plan.name, RUN_FILE) or {}
+        is_copied = tracking.copied_to is not None and tracking.mode == "offline"
+        self._copy = WandbCopy(tracking.copied_to) if is_copied else None
+        if self._copy is not None:
+            tracking = replace(tracking, folder=self._copy.folder)
         self._driver = Driver(
             plan, schedule, store, address=address, is_connected=connected_to is not None, draws=draws, command=command,
             patience_seconds=patience_seconds if address or connected_to else 0.0,
@@ -97,7 +105,9 @@ class RunSession:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        with contextlib.ExitStack() as stack:  # in reverse: W&B, which may still upload, comes last
+        with contextlib.ExitStack() as stack:  # in reverse: W&B, which may still upload, comes last, and then its copy
+            if self._copy is not None:
+                stack.callback(self._copy.end)
             for callback in self._callbacks:
                 stack.callback(callback.ended, error)
         if error is not None:

@@ -21,6 +21,7 @@ import torch
 
 from raystage.errors import InputError
 from raystage.files.filesystem import Folder
+from raystage.files.reading import uri_in
 from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
 from raystage.growth.apply import Grown, slices
 from raystage.growth.request import PlannedGrowth
@@ -61,7 +62,7 @@ def configured(source: HuggingFaceModel, target: ModelShape, layers: tuple[int, 
 
     Raises InputError where no configuration makes every copy what its origin is.
     """
-    config, file, count = source.config, f"{source.folder.uri}/{CONFIG}", source.shape.num_layers
+    config, file, count = source.config, uri_in(source.folder, CONFIG), source.shape.num_layers
     if source.shape.family in {family.name for family in (*BUILT_IN, *NETWORKS)} or layers == tuple(range(count)):
         config = by_name(config, count, layers, file)
     elif is_known(config):

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from raystage.cluster.job_variables import get_variables
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
 from raystage.plans.keys import ended_after
@@ -39,21 +40,23 @@ FINISHED_STAGE = "finished_stage"
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a sweep have in common. command: what continues the sweep. patience_seconds: how long a trial
-    waits for nodes that the cluster lacks. pilot_length: if given, each trial ends so many tokens or samples after its
-    first growth; the best are continued later."""
+    """What all trials of a sweep have in common. command: what continues the sweep. wandb_folder: where `wandb/` is
+    made; None if what W&B writes is copied to the sweep's folder in the store. patience_seconds: how long a trial waits
+    for nodes that the cluster lacks. pilot_length: if given, each trial ends so many tokens or samples after its first
+    growth; the best are continued later."""
 
     sweep: Sweep
     store: str
     command: str
     wandb_mode: Mode
-    wandb_folder: str
+    wandb_folder: str | None
     patience_seconds: float = 0.0
     pilot_length: int | None = None
 
 
 def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
     """The function that Tune runs. config: the number of the trial, and its point of the space by path."""
+    get_variables()
     point = dict(config)
     number = point.pop("number")
     trial = Planner(task.sweep).trial(number, point)
@@ -74,6 +77,7 @@ def _carry_out(trial: Trial, plan: Plan, store: Store, task: TrialTask) -> RunRe
     tracking = Tracking(
         task.wandb_mode,
         task.wandb_folder,
+        None if task.wandb_folder else store.run_folder(task.sweep.name) / "wandb",
         group=task.sweep.name,
         job_type="trial",
         config={**schedule.content(), **trial.config},

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from raystage.data.tokenizers import ByteTokenizer
 from raystage.errors import InputError
+from raystage.files.reading import uri_in
 from raystage.growth.certificate import (
     Answers,
     Where,
@@ -171,7 +172,7 @@ def _from_folder(source: Source) -> torch.nn.Module:
     if model_class is None or not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")):
         found = f"found {architecture or 'nothing'}"
         problem = f"{found}; expected a language model of transformers, such as LlamaForCausalLM"
-        raise InputError(problem, key="architectures", file=f"{folder.uri}/config.json")
+        raise InputError(problem, key="architectures", file=uri_in(folder, "config.json"))
     _refuse_hub_kernels(source)
     try:
         network = model_class.from_pretrained(
@@ -189,7 +190,7 @@ def _refuse_hub_kernels(source: Source) -> None:
     for key, value in source.model.config.items():
         if key.endswith("_implementation") and "/" in json.dumps(value):
             problem = f"found {shown(value)}, which is code of the hub; expected a configuration without it"
-            raise InputError(problem, key=key, file=f"{source.uri}/config.json")
+            raise InputError(problem, key=key, file=uri_in(source, "config.json"))
 
 
 def _architecture(source: Source) -> str:

@@ -12,6 +12,7 @@ from ray._private import ray_constants, worker
 from ray._private.state import GlobalState
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+from ray.job_submission import JobSubmissionClient
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 
 from raystage.cluster import ray_private
@@ -30,6 +31,8 @@ def test_ray_has_the_names_that_are_used() -> None:
         "placement_group_id", "bundles", "state", "creator_job_id", "creator_actor_id", "creator_actor_dead",
     }  # fmt: skip
     assert {"PENDING", "REMOVED"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
+    assert {"internal_kv_get", "internal_kv_del", "get_all_node_info"} <= set(dir(ray._raylet.InnerGcsClient))
+    assert "_do_request" in dir(JobSubmissionClient)
     assert {"_serialize", "_runtime_env_has_working_dir"} <= set(dir(ray.job_config.JobConfig))
 
 

@@ -39,6 +39,7 @@ PACKAGES: dict[str, set[str]] = {
     "reports": {"jinja2", "markupsafe", "rich", "yaml"},
     "runs": {"psutil", "rich"},
     "sweeps": {"optuna", "pydantic", "ray", "rich", "yaml"},
+    "jobs": {"packaging", "ray", "yaml"},
     "tools": {"numpy", "packaging", "ray", "safetensors", "torch", "transformers"},
     "cli": {"click", "rich"},
 }
@@ -46,6 +47,7 @@ PACKAGES: dict[str, set[str]] = {
 FURTHER: dict[str, set[str]] = {
     API: {"pandas", "ray", "rich"},
     "data.hf_tokenizer": {"tokenizers", "transformers"},
+    "jobs.follow": {"aiohttp"},
     "models.build": {"torch", "transformers"},
     "models.networks.cnn": {"torch", "transformers"},
     "models.networks.lstm": {"torch", "transformers"},

@@ -21,6 +21,7 @@ FOLDERS = (
     "reports",  # results for people: tables, HTML, pictures
     "runs",  # one plan carried out
     "sweeps",  # many plans
+    "jobs",  # runs as jobs of a cluster that is elsewhere
     "tools",  # whole models without a cluster, and the doctor
     "cli",  # one file per command
 )

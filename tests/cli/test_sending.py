@@ -1,0 +1,96 @@
+"""What `raystage submit` sends, before there is a cluster."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from raystage.cli.jobs.sending import Request, pack, read
+from raystage.cli.main import main
+from raystage.errors import InputError
+from raystage.jobs import client
+
+SCHEDULE = """
+name: mine
+data: {source: text, path: ../text}
+model: {hidden_size: 32, num_heads: 4, context_length: 32}
+training: {workers: 1, global_batch_tokens: 64}
+stages: [{name: one, model: {num_layers: 1}, until: {steps: 1}}]
+"""
+REQUEST = Request(
+    schedule=Path("schedules/mine.yaml"), overrides=(), store="/mnt/store", name=None, address=None,
+    wandb_mode=None, patience=None,
+    working_dir=None, runtime_env=None, install=False, named=(), no_env=False, python="python", follow=False,
+    detach=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    files = {
+        "schedules/mine.yaml": SCHEDULE,
+        "text/a.txt": "a text",
+        "text/.gitignore": "*",  # texts are often kept out of Git, and are sent all the same
+        "notes.md": "",
+        ".venv/bin/python": "",
+        ".raystage/stages/x": "",
+        "wandb/run": "",
+        "cache/x": "",
+        ".gitignore": "cache\n",
+    }
+    for name, content in files.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def packed(request: Request, own: dict, folder: Path) -> tuple[set[str], str, str]:
+    package, place, file = pack(request, read(request), own, folder)
+    return {name for name in ZipFile(package).namelist() if not name.endswith("/")}, place, file
+
+
+def test_what_the_schedule_names_is_sent_and_nothing_else(project: Path, tmp_path: Path) -> None:
+    names, place, file = packed(REQUEST, {}, tmp_path)
+    assert names == {"files/schedules/mine.yaml", "files/text/a.txt", "files/text/.gitignore"}
+    assert (place, file) == ("files/schedules", "mine.yaml")
+
+
+def test_a_whole_folder_is_sent_without_what_never_goes(project: Path, tmp_path: Path) -> None:
+    (project / "text/.gitignore").unlink()
+    names, place, file = packed(replace(REQUEST, working_dir=Path()), {}, tmp_path)
+    assert names == {"schedules/mine.yaml", "text/a.txt", "notes.md", ".gitignore"}
+    assert (place, file) == (".", "schedules/mine.yaml")
+
+
+def test_a_folder_must_have_the_schedule_in_it(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--working-dir: found text, which does not have"):
+        packed(replace(REQUEST, working_dir=Path("text")), {}, tmp_path)
+    with pytest.raises(InputError, match="--working-dir: found no folder nowhere"):
+        packed(replace(REQUEST, working_dir=Path("nowhere")), {}, tmp_path)
+    with pytest.raises(InputError, match="--working-dir: found working_dir in the runtime environment, too"):
+        packed(replace(REQUEST, working_dir=Path()), {"working_dir": "."}, tmp_path)
+
+
+def test_too_much_is_refused_before_it_is_sent(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MOST_BYTES", 100)
+    with pytest.raises(InputError, match=r"found \d+ B to send, zipped; a job may have 100 B; put large files where"):
+        packed(REQUEST, {}, tmp_path)
+
+
+def test_the_command_to_submit_again_is_one_that_the_command_line_takes() -> None:
+    asked = replace(
+        REQUEST, overrides=("stages[0].until.steps=3",), name="other", wandb_mode="online", named=("MY_KEY",),
+        working_dir=Path("my folder"), install=True, patience="2h", store="s3://b/p?region=x&scheme=http",
+    )  # fmt: skip
+    program, name, *arguments = shlex.split(asked.command("http://head:8265"))
+    parsed = main.commands[name].make_context(name, arguments).params
+    assert program == "raystage"
+    assert parsed.pop("address") == "http://head:8265"
+    assert parsed.pop("as_json") is False
+    assert parsed == {key: value for key, value in vars(asked).items() if key != "address"}
