@@ -203,10 +203,18 @@ def _layers(model: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList | tu
 def _hear(
     heard: dict[int, float], layer: int, valid: torch.Tensor | None, module: torch.nn.Module, inputs: Any, output: Any
 ) -> None:
-    states = (output[0] if isinstance(output, tuple) else output).detach().float()
-    squares = states.pow(2).mean(dim=-1)
-    valid = torch.ones_like(squares) if valid is None else valid
-    heard[layer] = math.sqrt(((squares * valid).sum() / valid.sum()).item())
+    """Positions are the second axis, or in a model without a table the last one (convolutions). What is neither is
+    heard as a whole, and what is no tensor of numbers not at all."""
+    states = output[0] if isinstance(output, tuple) else output
+    if not isinstance(states, torch.Tensor) or states.ndim < 2:
+        return
+    squares = states.detach().float().pow(2)
+    by_position = squares.mean(dim=-1)
+    if valid is not None and valid.shape != by_position.shape:
+        are_last = states.ndim == 3 and (states.shape[0], states.shape[2]) == tuple(valid.shape)
+        by_position, valid = (squares.mean(dim=1), valid) if are_last else (by_position, None)
+    valid = torch.ones_like(by_position) if valid is None else valid
+    heard[layer] = math.sqrt(((by_position * valid).sum() / valid.sum()).item())
 
 
 def _sketches(loss: torch.Tensor, model: torch.nn.Module, where: Where) -> dict[str, Sketch]:

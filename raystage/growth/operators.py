@@ -79,8 +79,8 @@ OPERATORS = {
         ),
         Operator(
             "layers", _DEPTH, exact=False,
-            summary="the source's layers as listed",
-            source="SOLAR's depth up-scaling (2312.15166); any other order",
+            summary="the source's layers as listed; it may be fewer",
+            source="SOLAR's depth up-scaling (2312.15166), DistilBERT's student (1910.01108); any other order",
             takes=("layers",),
         ),
         Operator(

@@ -298,6 +298,11 @@ def _check_unchanged(source: ModelShape, target: ModelShape) -> None:
         layers = f"num_layers goes from {source.num_layers} to {target.num_layers}"
         operator = "stack" if source.num_layers else "random"
         raise InputError(f"missing, though {layers}; expected for example grow: {{operator: {operator}}}", key="grow")
+    if changed == ["num_layers"] and target.num_layers:
+        layers = f"num_layers goes from {source.num_layers} to {target.num_layers}"
+        kept = [number * source.num_layers // target.num_layers for number in range(target.num_layers)]
+        example = f"grow: {{operator: layers, layers: {kept}}}"
+        raise InputError(f"missing, though {layers}; expected which layers stay, for example {example}", key="grow")
     if changed:
         field = changed[0]
         found, before = getattr(target, field), getattr(source, field)

@@ -65,3 +65,34 @@ def test_a_model_with_another_head_is_heard_on_the_same_samples() -> None:
     with torch.no_grad(), hearing(classifier, LAYERS, None, heard):
         assert classifier(**judge.inputs(batch)).logits.shape == (24, len(CLASSES))
     assert tuple(heard.values()) == pytest.approx(found.activation_rms)
+
+
+class _Passing(torch.nn.Module):
+    """A model of one layer that passes its states on in some form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Identity()])
+
+    def forward(self, states: object) -> None:
+        self.layers[0](states)
+
+
+STATES, VALID = torch.arange(1.0, 31.0).reshape(2, 5, 3), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("states", "counted"),
+    [
+        (STATES, STATES[VALID > 0]),
+        (STATES.transpose(1, 2), STATES[VALID > 0]),  # channels first, as of convolutions
+        (STATES.transpose(0, 1), STATES),  # positions first
+        ({"states": STATES}, None),
+    ],
+    ids=["usual", "channels first", "positions first", "by name"],
+)
+def test_layers_are_heard_as_far_as_their_positions_are_known(states: object, counted: torch.Tensor | None) -> None:
+    network, heard = _Passing(), {}
+    with hearing(network, 1, VALID, heard):
+        network(states)
+    assert heard == ({} if counted is None else {0: pytest.approx(counted.square().mean().sqrt().item())})

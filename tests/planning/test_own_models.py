@@ -184,7 +184,7 @@ def classifier(folder: Path, kind: dict) -> torch.nn.Module:
         {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 16},  # its pad_token_id is a token of the texts
         {"model_type": "stablelm", "num_key_value_heads": 2},
         {"model_type": "smollm3", "num_key_value_heads": 2},  # its special tokens are beyond the vocabulary of bytes
-        {"model_type": "deberta-v2"},
+        {"model_type": "deberta-v2", "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     ],
     ids=lambda kind: kind["model_type"],
 )
@@ -257,8 +257,8 @@ def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path: Path, kind: 
         planned(tmp_path, {"family": "transformers", "config": str(tmp_path)}, objective=objective)
     assert str(caught.value) == (
         f"{tmp_path}/config.json: model.config: found the model_type '{kind}', an encoder with a decoder, which learn "
-        "from pairs of sequences; expected a decoder for causal_lm and instruct, an encoder for masked_lm, either of "
-        "them for classification"
+        "from pairs of sequences; expected a decoder (such as opt) for causal_lm and instruct, an encoder (such as "
+        "roberta) for masked_lm, either of them for classification"
     )
 
 
@@ -323,6 +323,9 @@ WRONG = {
     "one for all calls": (
         "KEPT = []\ndef make(vocab_size):\n    KEPT.append(nn.Sequential(nn.Embedding(vocab_size, vocab_size)))\n"
         "    return KEPT[0]\n", "found the module of an earlier call, or one on the device meta; expected a new one"),
+    "a number": ("def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
+                 "    made.gain = nn.Parameter(torch.tensor(1.0))\n    return made\n",
+                 r"found gain, a parameter without an axis, which .*; expected one of shape \[1\]"),
     "complex numbers": (
         "def make(vocab_size):\n    made = nn.Sequential(nn.Embedding(vocab_size, vocab_size))\n"
         "    made.turn = nn.Parameter(torch.ones(3, dtype=torch.cfloat))\n    return made\n",

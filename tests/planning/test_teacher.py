@@ -13,6 +13,7 @@ from exports import folder_of
 from factories import make_schedule, save_words
 from growths import SOURCES
 from raystage.errors import InputError
+from raystage.growth.rules import growth_map
 from raystage.models.shape import flops_per_token, num_params
 from raystage.objectives.plan import NEXT_TOKEN
 from raystage.planning.build import make_plan
@@ -72,6 +73,33 @@ def test_a_baseline_has_no_teacher_that_only_the_staged_run_trained(tmp_path: Pa
     assert (baseline.objective, baseline.teacher) == (NEXT_TOKEN, None)
     assert plan.scratch_flops == 800 * flops_per_token(baseline.shape)
     assert any(one.startswith("objective (causal_lm in the baseline") for one in differences(plan))
+
+
+STUDENT = {"name": "student", "model": {"num_layers": 1}, "until": {"tokens": 400}}
+LEARNS = {"objective": {"name": "distillation", "teacher": "full"}}
+
+
+def test_a_student_has_some_of_the_layers_of_its_teacher(tmp_path: Path) -> None:
+    """A teacher and a smaller student in one run. The student goes on with the optimizer's state of what it keeps."""
+    keeps = {"grow": {"operator": "layers", "layers": [1]}}
+    _, full, student = stages_of(tmp_path, stages=[*TWO, {**STUDENT, **LEARNS, **keeps}])
+    assert (student.teacher.key, student.parent_key) == (full.key, full.key)
+    assert (student.teacher.shape.num_layers, student.shape.num_layers) == (2, 1)
+    rules = growth_map(student.parent_shape, student.shape, "layers", "grow", student.growth.options)
+    assert {rule.source for rule in rules if ".layers." in rule.target} == {
+        rule.target.replace(".0.", ".1.") for rule in rules if ".layers." in rule.target
+    }
+    assert {(rule.weights, rule.moments) for rule in rules} == {("copy", "copy")}
+    assert student.start_flops == full.end_flops, "the teacher's training counts"
+
+
+def test_a_student_of_fewer_layers_says_which(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        stages_of(tmp_path, stages=[*TWO, {**STUDENT, **LEARNS}])
+    assert str(caught.value) == (
+        "stages[2].grow: missing, though num_layers goes from 2 to 1; expected which layers stay, for example "
+        "grow: {operator: layers, layers: [0]}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,42 @@ class Convolutions(nn.Module):
         return self.head(stream.mean((-2, -1)))
 
 
+class Causal(nn.Module):
+    """A convolution over earlier positions, of (samples, channels, length), times a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.conv = nn.Conv1d(width, width, 3)
+        self.gain = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return stream + self.gain * torch.relu(self.conv(nn.functional.pad(self.norm(stream), (2, 0))))
+
+
+class Temporal(nn.Module):
+    """Says of every token which one comes next, by convolutions."""
+
+    def __init__(self, width: int, depth: int, vocab_size: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width)
+        self.levels = nn.ModuleList(Causal(width) for _ in range(depth))
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        stream = self.embed(tokens).transpose(1, 2)
+        for level in self.levels:
+            stream = level(stream)
+        return self.head(stream.transpose(1, 2))
+
+
 def reader(vocab_size: int, width: int = 8, inner: int = 16, depth: int = 1) -> Reader:
     return Reader(width, inner, depth, vocab_size)
 
 
 def convolutions(num_classes: int, num_channels: int, width: int = 4, depth: int = 1) -> Convolutions:
     return Convolutions(width, depth, num_classes, num_channels)
+
+
+def temporal(vocab_size: int, width: int = 8, depth: int = 1) -> Temporal:
+    return Temporal(width, depth, vocab_size)

@@ -44,6 +44,8 @@ CASES = {
     "wider reader": ("rows", READER, {"options": {"width": 16, "inner": 32}}, "duplicate", "causal_lm"),
     "convolutions": ("npz", {"family": "module", "build": f"{NET}:convolutions"}, {"options": {"depth": 2}}, "stack",
                      "classification"),
+    "temporal": ("rows", {"family": "module", "build": f"{NET}:temporal", "context_length": 16},
+                 {"options": {"depth": 2}}, "stack", "causal_lm"),
     "opt": ("rows", {"family": "transformers", "context_length": 16, "num_layers": 1}, {"num_layers": 2}, "stack",
             "causal_lm"),
 }  # fmt: skip

@@ -92,6 +92,11 @@ def _tensors(network: torch.nn.Module) -> Named:
     frozen = next((name for name, one in trained.items() if not one.requires_grad), None)
     if frozen is not None:
         raise InputError(_frozen(frozen, isinstance(network, PreTrainedModel)), key=BUILD)
+    number = next((name for name, one in trained.items() if not one.ndim), None)
+    if number is not None:
+        problem = f"found {number}, a parameter without an axis, which DeepSpeed does not send to workers"
+        expected = "another architecture" if isinstance(network, PreTrainedModel) else "one of shape [1]"
+        raise InputError(f"{problem}; expected {expected}", key=BUILD)
     complex_one = next((name for name, one in stored.items() if one.is_complex()), None)
     if complex_one is not None:
         problem = f"found {complex_one} of complex numbers, which no optimizer here trains"
@@ -244,9 +249,14 @@ def _counts(network: torch.nn.Module, wanted: Wanted, device: str) -> tuple[str,
 
 
 def _counted(network: torch.nn.Module, wanted: Wanted, length: int, device: str) -> Fraction:
-    """FLOPs of a forward pass over one sample. Of attention on a CPU torch counts only the plain products."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        said(network, wanted, length, device)
+    """FLOPs of a forward pass over one sample. Of attention on a CPU torch counts only the plain products. It follows
+    what needs a gradient, also a parameter that is the input of a layer (the positions of a DeBERTa), and cannot."""
+    network.requires_grad_(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            said(network, wanted, length, device)
+    finally:
+        network.requires_grad_(True)
     return Fraction(counter.get_total_flops(), 2)
 
 

@@ -193,7 +193,10 @@ def completed(content: dict[str, Any], file: object, num_layers: int | None, siz
 def _check_is_one_stack(config: transformers.PretrainedConfig, kind: str, file: object) -> None:
     if config.is_encoder_decoder:
         problem = f"found the model_type {kind!r}, an encoder with a decoder, which learn from pairs of sequences"
-        heads = "a decoder for causal_lm and instruct, an encoder for masked_lm, either of them for classification"
+        heads = (
+            "a decoder (such as opt) for causal_lm and instruct, an encoder (such as roberta) for masked_lm, either of "
+        )
+        heads += "them for classification"
         raise InputError(f"{problem}; expected {heads}", key="model.config", file=str(file))
 
 
