@@ -101,12 +101,18 @@ def waits_for_resources(training: Training) -> bool:
 
 
 def describe_wait(training: Training) -> str:
-    """'free resources for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'."""
+    """'free resources for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'.
+
+    Where enough is free, Ray is only slow: 'Ray to place 2 workers with 1 CPU each: 4 of 4 CPUs are free now'.
+    """
     total, free = ray.cluster_resources(), ray.available_resources()
     kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
     left = " and ".join(f"{free.get(kind, 0):g} of {_count(total.get(kind, 0), kind)}" for kind in kinds)
     workers = _count(training.workers.least, "worker")
-    return f"free resources for {workers} with {_per_worker(training)} each: {left} are free now"
+    needs = {name: amount * training.workers.least for name, amount in resources_per_worker(training).items()}
+    is_free = all(free.get(name, 0) >= amount for name, amount in needs.items())
+    thing = f"Ray to place {workers}" if is_free else f"free resources for {workers}"
+    return f"{thing} with {_per_worker(training)} each: {left} are free now"
 
 
 def too_small(training: Training, patience_seconds: float = 0.0) -> ResourcesMissing:
