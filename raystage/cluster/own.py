@@ -34,7 +34,10 @@ NO_API_SERVER = f"http://{LOOPBACK}:9"
 LONGEST_FOLDER_BYTES = 39
 # The folder of Ray's sessions; set only for the processes of such a cluster.
 FOLDER_VARIABLE = "RAYSTAGE_OWN_CLUSTER"
-# Of the cluster that is there now, if one is.
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+# Variables that were set for the cluster that is there now, if one is.
+_SET_HERE: list[str] = []
+# Of that cluster.
 _CLEANUP: list[ClusterCleanup] = []
 
 
@@ -99,8 +102,9 @@ def _bind_to_loopback() -> None:
     """Have Ray and gloo listen on the loopback interface alone. gloo would use the address of the host's name."""
     listen_on_loopback_only()
     for interface, addresses in psutil.net_if_addrs().items():
-        if any(one.address == LOOPBACK for one in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if _GLOO_INTERFACE not in os.environ and any(one.address == LOOPBACK for one in addresses):
+            os.environ[_GLOO_INTERFACE] = interface
+            _SET_HERE.append(_GLOO_INTERFACE)
 
 
 def _make_token() -> None:
@@ -117,6 +121,8 @@ def _shut_down() -> None:
     kill_on_shutdown()
     ray.shutdown()
     os.environ.pop(FOLDER_VARIABLE, None)
+    while _SET_HERE:  # workers of a cluster that this process joins later would get it, too
+        os.environ.pop(_SET_HERE.pop(), None)
 
 
 # --- its folder -------------------------------------------------------------------------------

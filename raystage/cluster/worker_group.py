@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import pickle
 import time
 import uuid
@@ -33,10 +34,11 @@ from raystage.cluster.ray_private import FindsCoordinator
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
 from raystage.cluster.train_run import TellsFailures, TrainRun
+from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import ClusterLost
 from raystage.storage.jobs import Job
-from raystage.train.control_actor import ControlActor, Task
+from raystage.train.control_actor import ControlActor, Task, longest_wait_seconds
 
 POLL_SECONDS = 0.2
 # Idle workers have nothing to save.
@@ -137,7 +139,7 @@ class WorkerGroup:
                 placement_strategy=training.placement.upper(),
                 label_selector=dict(training.node_labels) or None,
             ),
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=TorchConfig("nccl" if on_gpu else "gloo", timeout_s=_group_seconds(training)),
             run_config=RunConfig(
                 # A new name: Ray would silently continue a run that it finds under the same name.
                 name=f"{self._folder.name}-{uuid.uuid4().hex[:8]}",
@@ -180,7 +182,7 @@ class IdleWorkers:
 
 def _requirements(job: Job) -> tuple[Any, ...]:
     """What must be equal in two jobs for the same workers to carry out both."""
-    return job.stages[0].layout, job.training.max_failures
+    return job.stages[0].layout, job.training.max_failures, _group_seconds(job.training)
 
 
 # --- control actors ---------------------------------------------------------------------------
@@ -235,16 +237,8 @@ def _num_workers(training: Training) -> int | tuple[int, int]:
     return (workers.least, workers.most) if workers.is_elastic else workers.most
 
 
-def worker_environment(training: Training) -> dict[str, str]:
-    """Environment variables that must be set before a worker imports torch and DeepSpeed."""
-    variables = {
-        "OMP_NUM_THREADS": str(training.cpus_per_worker),
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        # raystage compiles nothing. Without this DeepSpeed loads the whole compiler to check for it (2 s).
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    return {**variables, "DS_ACCELERATOR": "cuda" if training.gpus_per_worker else "cpu"}
+def _group_seconds(training: Training) -> int:
+    return math.ceil(longest_wait_seconds(training.hang_seconds))
 
 
 def _make_train() -> Callable[[dict[str, Any]], None]:

@@ -204,7 +204,7 @@ class Training(Section):
     cpus_per_worker: Count = 1
     """The CPUs of each worker."""
     gpus_per_worker: CountOrZero = 0
-    """The GPUs of each worker."""
+    """The GPUs of each worker, 0 or 1. For more GPUs take more workers."""
     placement: Literal["pack", "spread"] = "pack"
     """`pack` puts the workers on as few nodes as have room for them, `spread` on as many as there are."""
     accelerator: Annotated[AcceleratorType | None, Field(examples=["H200"])] = None
@@ -218,6 +218,8 @@ class Training(Section):
     """DeepSpeed's ZeRO stage, 0 to 3."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The precision of the computation. Master weights and moments are fp32."""
+    deterministic: Flag = False
+    """Whether GPUs compute the same bits every time, and slower. On CPUs they do so in any case."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """`cpu` keeps the optimizer and its state in host memory, with ZeRO stage 1, 2 or 3."""
     global_batch_tokens: Count | None = None

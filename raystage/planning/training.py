@@ -78,6 +78,9 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
         batches = f"{sequences} {'sequences' if unit == TOKENS else unit}"
         problem = f"found {training.workers}; expected at most one for each of a global batch's {batches}"
         raise InputError(problem, key="training.workers")
+    if training.gpus_per_worker > 1:
+        problem = f"found {training.gpus_per_worker}, but a worker trains on one GPU"
+        raise InputError(f"{problem}; expected 1, and more training.workers", key="training.gpus_per_worker")
     if training.workers.is_elastic and not training.max_failures:
         problem = f"found 0 with {training.workers} workers, which start again when they become fewer"
         raise InputError(f"{problem}; expected 1 or more", key="training.max_failures")

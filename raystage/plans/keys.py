@@ -133,7 +133,7 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
     training["evaluate"][stage.unit] = evaluation_amount or stage.training.evaluate.amount
     for section, name in ((training["evaluate"], other), (training, f"global_batch_{other}")):
         section.pop(name, None)
-    for name, without in (("offload_optimizer", "none"), ("ramp", None)):
+    for name, without in (("offload_optimizer", "none"), ("ramp", None), ("deterministic", False)):
         if training[name] == without:  # options added later: without them a key stays what it was before
             del training[name]
     if "ramp" in training:

@@ -194,9 +194,10 @@ class StagePlan:
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """The worker processes that it needs: at most and at least how many, the CPUs and GPUs of each, and where."""
+        """The worker processes that it needs: at most and at least how many, the CPUs and GPUs of each, how they are
+        set up, and where."""
         one = self.training
-        each = one.cpus_per_worker, one.gpus_per_worker
+        each = one.cpus_per_worker, one.gpus_per_worker, one.deterministic
         return one.workers, *each, one.placement, one.accelerator, tuple(sorted(one.node_labels.items()))
 
     @cached_property

@@ -7,8 +7,9 @@ what is finished. Tune hears of every evaluation and of every finished stage, an
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any
@@ -17,6 +18,7 @@ import ray
 from ray import tune
 
 from raystage.cluster.job_variables import get_variables
+from raystage.cluster.worker_environment import passed_on
 from raystage.config.schedule import parse
 from raystage.files.filesystem import open_folder
 from raystage.plans.keys import ended_after
@@ -42,8 +44,9 @@ FINISHED_STAGE = "finished_stage"
 class TrialTask:
     """What all trials of a sweep have in common. command: what continues the sweep. wandb_folder: where `wandb/` is
     made; None if what W&B writes is copied to the sweep's folder in the store. patience_seconds: how long a trial waits
-    for nodes that the cluster lacks. pilot_length: if given, each trial ends so many tokens or samples after its first
-    growth; the best are continued later."""
+    for nodes that the cluster lacks. environment: variables of the process that makes this, which trials pass on to
+    their workers. pilot_length: if given, each trial ends so many tokens or samples after its first growth; the best
+    are continued later."""
 
     sweep: Sweep
     store: str
@@ -51,12 +54,14 @@ class TrialTask:
     wandb_mode: Mode
     wandb_folder: str | None
     patience_seconds: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=lambda: passed_on(os.environ))
     pilot_length: int | None = None
 
 
 def run_trial(config: Mapping[str, Any], task: TrialTask) -> None:
     """The function that Tune runs. config: the number of the trial, and its point of the space by path."""
     get_variables()
+    os.environ.update(task.environment)
     point = dict(config)
     number = point.pop("number")
     trial = Planner(task.sweep).trial(number, point)

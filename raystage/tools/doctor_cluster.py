@@ -24,7 +24,8 @@ from raystage.cluster.launch import cluster, worker_failure
 from raystage.cluster.placement import await_fit
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_run import TrainRun, has_train_run
-from raystage.cluster.worker_group import POLL_SECONDS, worker_environment
+from raystage.cluster.worker_environment import worker_environment
+from raystage.cluster.worker_group import POLL_SECONDS
 from raystage.config.training import Training
 from raystage.config.types import Workers
 from raystage.errors import RaystageError, WorkersLost

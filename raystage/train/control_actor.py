@@ -11,6 +11,16 @@ from raystage.errors import OtherCode, RaystageError
 
 # How long workers stay idle before they leave. New workers would take 12 s to start.
 KEEP_SECONDS = 10.0
+# Building an engine, evaluating and saving take long, and send no heartbeats meanwhile.
+PATIENCE_BETWEEN_STEPS = 10
+# The time-out of torch's process groups, unless workers may be silent for longer.
+GROUP_SECONDS = 1800.0
+
+
+def longest_wait_seconds(hang_seconds: float) -> float:
+    """How long a worker may wait for the others: as long as one of them may take for something other than steps. torch
+    must not end them earlier; what hangs, the driver ends."""
+    return max(GROUP_SECONDS, PATIENCE_BETWEEN_STEPS * hang_seconds)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class StageEngine:
 
     def __init__(self, stage: StagePlan, steps: dict[str, int], done: int = 0, models: Models = NO_MODELS) -> None:
         self.world, self.rank = comm.get_world_size(), comm.get_rank()
+        torch.use_deterministic_algorithms(stage.training.deterministic)
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
         self.learner, self.judge = open_learner(stage.objective, models), open_judge(stage.objective)

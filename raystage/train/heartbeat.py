@@ -13,10 +13,9 @@ from collections.abc import Callable
 from torch import distributed
 
 from raystage.train.collectives import broadcast_object
+from raystage.train.control_actor import PATIENCE_BETWEEN_STEPS
 
 HEARTBEAT_SECONDS = 1.0
-# Building an engine, evaluating and saving take long, and send no heartbeats meanwhile.
-PATIENCE_BETWEEN_STEPS = 10
 MOST_STEPS_UNASKED = 1000
 
 STEPPING = "training"

@@ -12,11 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import deepspeed
 import ray
 import ray.train
 import torch
-from deepspeed.accelerator import get_accelerator
 
 from raystage.errors import GrowthRejected, InputError, NonFiniteLoss, RaystageError
 from raystage.files.filesystem import open_folder
@@ -26,8 +24,8 @@ from raystage.results.record import where_it_begins, with_real_ends
 from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
-from raystage.train.collectives import broadcast_object
-from raystage.train.control_actor import Task, WorkerStatus
+from raystage.train.collectives import broadcast_object, join_process_group, let_groups_wait
+from raystage.train.control_actor import Task, WorkerStatus, longest_wait_seconds
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Saver, Send
 from raystage.train.stage_runner import JobContext, StageRunner
@@ -111,6 +109,7 @@ def run_job(job: Job, send: Send, heartbeat: Heartbeat | None = None) -> None:
     Raises NonFiniteLoss and GrowthRejected on all workers alike; CheckpointError, InputError.
     """
     join_process_group()
+    let_groups_wait(longest_wait_seconds(job.training.hang_seconds))
     torch.set_num_threads(job.training.cpus_per_worker)
     store = Store(open_folder(job.store))
     check_store(store, job.run)
@@ -134,11 +133,6 @@ def check_store(store: Store, run: str) -> None:
             f"expected storage that every node sees under the same name, such as a shared file system or s3://",
             key="--store",
         )
-
-
-def join_process_group() -> None:
-    """Join the process group of the workers through DeepSpeed. Further calls do nothing."""
-    deepspeed.init_distributed(get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False)
 
 
 def train_stages(job: Job, context: JobContext) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raystage.cluster.placement import count_places
-from raystage.cluster.worker_group import worker_environment
+from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import NonFiniteLoss, StageFailed
-from raystage.train.control_actor import ControlActor
+from raystage.train.control_actor import ControlActor, longest_wait_seconds
 
 
 def node(alive: bool = True, **resources: float) -> dict:
@@ -35,6 +35,30 @@ def test_workers_know_their_device_and_threads_before_they_import_anything() -> 
     assert worker_environment(Training(cpus_per_worker=3))["OMP_NUM_THREADS"] == "3"
     assert worker_environment(Training())["DS_ACCELERATOR"] == "cpu"
     assert worker_environment(Training(gpus_per_worker=1))["DS_ACCELERATOR"] == "cuda"
+
+
+def test_how_to_communicate_is_passed_on_and_nothing_else() -> None:
+    of_driver = {"NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "ib0", "FI_PROVIDER": "efa", "TORCH_NCCL_DUMP": "1",
+                 "OMP_NUM_THREADS": "7", "WANDB_API_KEY": "secret", "HF_TOKEN": "secret", "PATH": "/bin"}  # fmt: skip
+    found = worker_environment(Training(), of_driver)
+    assert found.keys() - worker_environment(Training(), {}).keys() == {
+        "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "FI_PROVIDER", "TORCH_NCCL_DUMP",
+    }  # fmt: skip
+    assert found["OMP_NUM_THREADS"] == "1"
+
+
+def test_deterministic_workers_on_gpus_have_one_order_of_sums_unless_the_user_names_another() -> None:
+    on_gpu = Training(gpus_per_worker=1, deterministic=True)
+    found = worker_environment(on_gpu, {})
+    assert (found["CUBLAS_WORKSPACE_CONFIG"], found["NCCL_ALGO"]) == (":4096:8", "Ring")
+    assert worker_environment(on_gpu, {"NCCL_ALGO": "^NVLS"})["NCCL_ALGO"] == "^NVLS"
+    assert "NCCL_ALGO" not in worker_environment(Training(deterministic=True), {})
+    assert "NCCL_ALGO" not in worker_environment(Training(gpus_per_worker=1), {})
+
+
+@pytest.mark.parametrize(("hang_seconds", "waits"), [(5.0, 1800.0), (1800.0, 18_000.0)])
+def test_torch_waits_as_long_as_the_watchdog(hang_seconds: float, waits: float) -> None:
+    assert longest_wait_seconds(hang_seconds) == waits
 
 
 def test_the_control_actor_gives_every_message_once_and_keeps_the_first_failure() -> None:

@@ -416,6 +416,9 @@ CASES = [
      "stages[1].training.global_batch_tokens: found 3; expected a multiple of context_length (8), such as 8"),
     ("change", "training.workers=9",
      "training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
+    ("change", "stages[1].training.gpus_per_worker=2",
+     "stages[1].training.gpus_per_worker: found 2, but a worker trains on one GPU; expected 1, and more "
+     "training.workers"),
     ("change", "stages[1].training.workers=9",
      "stages[1].training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
     # --- the rate and the baseline

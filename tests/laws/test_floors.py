@@ -49,6 +49,7 @@ FURTHER: dict[str, set[str]] = {
     "data.hf_tokenizer": {"tokenizers", "transformers"},
     "jobs.follow": {"aiohttp"},
     "models.build": {"torch", "transformers"},
+    "train.collectives": {"psutil"},
     "models.networks.cnn": {"torch", "transformers"},
     "models.networks.lstm": {"torch", "transformers"},
     "models.networks.answers": {"torch", "transformers"},

@@ -109,23 +109,23 @@ def _measured(record):
 
 
 def priced(folder, **changes):
-    training = {"workers": 2, "gpus_per_worker": 4, "global_batch_tokens": 100}
+    training = {"workers": 2, "gpus_per_worker": 1, "global_batch_tokens": 100}
     return make_plan(make_schedule(folder, training=training, costs=PRICES, **changes))
 
 
 def test_a_stages_cost_by_hand(tmp_path):
-    """2 stages of 1 h on 2 workers with 4 GPUs each: 4 worker-hours at 2.50, 16 GPU-hours, 4 kWh at 0.5 kg; growing is
+    """2 stages of 1 h on 2 workers with a GPU each: 4 worker-hours at 2.50, 4 GPU-hours, 4 kWh at 0.5 kg; growing is
     listed apart."""
     plan = priced(tmp_path)
     ledger = measure_ledger(plan, an_hour_each(plan), {})
     training, growing = entry(ledger, "training the stages"), entry(ledger, "growing")
     assert (growing.worker_seconds, growing.gpu_hours, growing.energy_kwh) == (
         1.0,
-        pytest.approx(4 / 3600),
+        pytest.approx(1 / 3600),
         1800 / 3.6e6,
     )
     assert training.worker_seconds + growing.worker_seconds == 4 * 3600
-    assert training.gpu_hours + growing.gpu_hours == pytest.approx(16)
+    assert training.gpu_hours + growing.gpu_hours == pytest.approx(4)
     assert training.energy_kwh + growing.energy_kwh == pytest.approx(4)
     assert training.co2_kg + growing.co2_kg == pytest.approx(2)
     assert training.money + growing.money == pytest.approx(10)
@@ -187,7 +187,7 @@ def test_an_attempt_that_was_given_up_costs_what_nobody_took_over(tmp_path):
     given_up = (replace(first, key="tried"),)
     found = entry(measure_ledger(plan, known, {}, given_up), "attempts that were given up")
     assert found.flops == first.flops - 1000
-    assert (found.worker_seconds, found.gpu_hours, found.energy_kwh) == (3600, 4, 1)
+    assert (found.worker_seconds, found.gpu_hours, found.energy_kwh) == (3600, 1, 1)
     assert found.flops_reused == 0
     reused = measure_ledger(plan, known, {"tried": "REUSED"}, given_up)
     assert entry(reused, "attempts that were given up").flops_reused == first.flops - 1000
@@ -197,7 +197,7 @@ def test_prices_are_part_of_no_key(tmp_path):
     assert [stage.key for stage in priced(tmp_path).staged.stages] == [
         stage.key
         for stage in make_plan(
-            make_schedule(tmp_path, training={"workers": 2, "gpus_per_worker": 4, "global_batch_tokens": 100})
+            make_schedule(tmp_path, training={"workers": 2, "gpus_per_worker": 1, "global_batch_tokens": 100})
         ).staged.stages
     ]
 
@@ -205,7 +205,7 @@ def test_prices_are_part_of_no_key(tmp_path):
 def test_the_page_has_a_table_of_costs_where_there_are_any(tmp_path, plan, records):
     paid = priced(tmp_path)
     page = markdown(build_report(paid, an_hour_each(paid), {}))
-    assert "| claimed | 4:00:00 | 16 | 4 kWh | 2 kg | 10.00 EUR |" in page
+    assert "| claimed | 4:00:00 | 4 | 4 kWh | 2 kg | 10.00 EUR |" in page
     unmeasured = markdown(build_report(paid, an_hour_each(paid, energy_joules=None), {}))
-    assert "| claimed | 4:00:00 | 16 | not measured | - | 10.00 EUR |" in unmeasured
+    assert "| claimed | 4:00:00 | 4 | not measured | - | 10.00 EUR |" in unmeasured
     assert "## Costs" not in markdown(build_report(plan, records, {}))
