@@ -121,7 +121,7 @@ def ship(
     environment |= {name: os.environ[name] for name in request.named if name in os.environ}
     variables = sent_variables(environment, request.named, [request.store or "", *submitted.places], mode)
     if shown := shown_secrets(own.get("env_vars") or {}):
-        tell(f"warning: everybody who may list the cluster's jobs sees env_vars ({', '.join(shown)}); expected --env")
+        tell(f"warning: everybody who may list the cluster's jobs sees env_vars ({', '.join(shown)}); --env hides them")
     if mode == "online" and "WANDB_API_KEY" not in variables:
         tell("WANDB_API_KEY is not sent (it is not set here): the cluster needs a W&B key of its own")
     package, place, file = pack(request, submitted, own, folder)

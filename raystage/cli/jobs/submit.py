@@ -89,7 +89,7 @@ def submit(schedule: Path, as_json: bool, **options: Any) -> None:
             job, parcel = ship(jobs, request, read_file, Path(folder), _tell)
         _tell(f"submitted job {job} to {jobs.address}")
     _tell(f"progress: raystage status {read_file.name} --store {shlex.quote(request.store)}, where the store is seen")
-    again = f"ray job {{}} {job} --address {jobs.address}"
+    again = f"ray job {{}} {job} --address {shlex.quote(jobs.address)}"
     if request.detach:
         _tell(f"follow it: the same command with --follow, or {again.format('logs --follow')}")
         if as_json:
