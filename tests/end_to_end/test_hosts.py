@@ -26,6 +26,7 @@ stages:
 """
 
 
+@pytest.mark.drill
 def test_a_run_over_one_two_and_three_hosts_has_the_bits_of_one_host(network: Network, tmp_path: Path) -> None:
     """Every stage takes over weights and optimizer state that other hosts have written."""
     path = write_tiny(tmp_path)
