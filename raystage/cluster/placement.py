@@ -13,7 +13,12 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raystage.cluster.queries import ask_cluster
-from raystage.cluster.ray_private import pending_group_sizes, remove_groups_of, remove_groups_of_dead_actors
+from raystage.cluster.ray_private import (
+    logs_folder,
+    pending_group_sizes,
+    remove_groups_of,
+    remove_groups_of_dead_actors,
+)
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.config.node_labels import has_labels
 from raystage.config.training import Training
@@ -103,7 +108,7 @@ def waits_for_resources(training: Training) -> bool:
 def describe_wait(training: Training) -> str:
     """'free resources for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'.
 
-    Where enough is free, Ray is only slow: 'Ray to place 2 workers with 1 CPU each: 4 of 4 CPUs are free now'.
+    Where enough is free, Ray is slow, or a node starts no processes; Ray Train then tries again without limit.
     """
     total, free = ray.cluster_resources(), ray.available_resources()
     kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
@@ -111,8 +116,13 @@ def describe_wait(training: Training) -> str:
     workers = _count(training.workers.least, "worker")
     needs = {name: amount * training.workers.least for name, amount in resources_per_worker(training).items()}
     is_free = all(free.get(name, 0) >= amount for name, amount in needs.items())
-    thing = f"Ray to place {workers}" if is_free else f"free resources for {workers}"
-    return f"{thing} with {_per_worker(training)} each: {left} are free now"
+    each = f"{workers} with {_per_worker(training)} each"
+    if is_free:
+        return (
+            f"Ray to start {each}: {left} are free now. If this lasts, a node starts no processes, for example because "
+            f"its disk is full: see {logs_folder()}/train"
+        )
+    return f"free resources for {each}: {left} are free now"
 
 
 def too_small(training: Training, patience_seconds: float = 0.0) -> ResourcesMissing:
