@@ -35,7 +35,8 @@ from raystage.growth.operators import parse_operator
 from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape, num_params, parameters
 from raystage.storage import checkpoint
-from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, Shard
+from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
+from raystage.storage.shards.writing import WrittenShard, placed, shard_name
 from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
 from raystage.train.state.shards import fragments_of, write_fragments
@@ -120,13 +121,13 @@ def _spans(shape: ModelShape, rank: int, world: int, zero_stage: int) -> Iterato
 def save(rank: int, world: int, tell: Callable, shape: ModelShape, path: str) -> Iterator[None]:
     parts = partitions(shape, rank, world, 1)
     yield
-    name = checkpoint.shard_name(rank, world)
+    name = shard_name(rank, world)
     tell(write_fragments(fragments_of(parts), open_folder(path), name))
 
 
-def commit(shape: ModelShape, path: str, shards: list[Shard]) -> None:
+def commit(shape: ModelShape, path: str, shards: list[WrittenShard]) -> None:
     entries = tuple(ParameterEntry(one.name, one.shape, "float32", 1) for one in parameters(shape))
-    checkpoint.commit(open_folder(path), Manifest(shape, entries, tuple(shards), "", 1, 1, {}, {}, {}, {}))
+    checkpoint.commit(open_folder(path), Manifest(shape, entries, placed(shards), "", 1, 1, {}, {}, {}, {}))
 
 
 def load(

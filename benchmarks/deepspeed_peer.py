@@ -50,6 +50,7 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.shards.writing import placed
 from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
@@ -162,7 +163,7 @@ def _save_ours(engine: StageEngine, stage: StagePlan, path: str) -> None:
     shards, known = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {name: step for one in known for name, step in one.items()}
-        checkpoint.commit(folder, make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))
+        checkpoint.commit(folder, make_manifest(stage, placed(shards), merged, Progress.at_start(stage)))
 
 
 def _digests(engine: StageEngine) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Whether a checkpoint's manifest, as read from JSON, can be what a worker wrote.
 
-A manifest that passes cannot lead to wrong numbers: every fragment lies within its parameter and in its file, and no
-two fragments hold the same elements. Missing elements are found when they are read.
+A manifest that passes cannot lead to wrong numbers: every fragment lies within its parameter, and no two fragments hold
+the same elements. Missing elements are found when they are read, and shards of another size when they are opened.
 """
 
 from __future__ import annotations
@@ -41,7 +41,19 @@ def check_manifest(content: Mapping[str, Any]) -> None:
     sizes = _check_parameters(_list(content["parameters"], "parameters"))
     # Beside an adapter the model's own parameters are in another checkpoint.
     _check_counts(content["model"], 0 if content.get("adapter") else len(sizes))
-    _check_shards(_list(content["shards"], "shards"), sizes)
+    shards = _list(content["shards"], "shards")
+    _check_files(shards)
+    if content.get("version") == 1:
+        _check_listed(shards, sizes)
+        return
+    for place, shard in enumerate(shards):
+        where, size = f"shards[{place}]", shard["size_bytes"]
+        _expect(shard["header_bytes"], lambda found, size=size: _is_count(found) and found <= size,
+                f"a count of at most {size}", f"{where}.header_bytes")  # fmt: skip
+        _expect(shard["index_checksum"], lambda found: _matches(_CHECKSUM, found), "32 hex digits",
+                f"{where}.index_checksum")  # fmt: skip
+    _expect(content["fragment_numel"], lambda found: _is_count(found) and found, "a count", "fragment_numel")
+    _check_layout(_list(content["layout"], "layout"), sizes, len(shards))
 
 
 def check_model(model: Mapping[str, Any]) -> None:
@@ -106,9 +118,8 @@ def _check_head_starts(axes: Any, shape: list[int], step: int, where: str) -> No
         _expect(covered, lambda found, size=size: found in (0, size), f"{size} indices", where)
 
 
-def _check_shards(shards: list[Any], sizes: Mapping[str, int]) -> None:
+def _check_files(shards: list[Any]) -> None:
     files: set[str] = set()
-    held: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for place, shard in enumerate(shards):
         where = f"shards[{place}]"
         _expect(shard, _is_mapping, "a mapping", where)
@@ -117,6 +128,42 @@ def _check_shards(shards: list[Any], sizes: Mapping[str, int]) -> None:
         files.add(shard["file"])
         _expect(shard["size_bytes"], _is_count, "a count", f"{where}.size_bytes")
         _expect(shard["checksum"], lambda text: _matches(_WHOLE_CHECKSUM, text), "xxh3_128:...", f"{where}.checksum")
+
+
+def _check_layout(layout: list[Any], sizes: Mapping[str, int], num_shards: int) -> None:
+    """Each state of a parameter is in it once, in runs that lie within the parameter and in shards that there are."""
+    known: set[tuple[str, str]] = set()
+    for place, held in enumerate(layout):
+        where = f"layout[{place}]"
+        _expect(held, _is_mapping, "a mapping", where)
+        parameter, states = held["parameter"], _list(held["states"], f"{where}.states")
+        _expect(parameter, lambda name: _is_text(name) and name in sizes, "one of the parameters", f"{where}.parameter")
+        for state in states:
+            _expect(state, lambda name, owner=parameter: _is_text(name) and name and (owner, name) not in known,
+                    "another state's name", f"{where}.states")  # fmt: skip
+            known.add((parameter, state))
+        end = 0
+        for run in _list(held["runs"], f"{where}.runs"):
+            _check_run(run, sizes[parameter], num_shards, f"{where}.runs")
+            _expect(run[0], lambda start, end=end: end <= start, f"{end} or more, for no two shards hold one element",
+                    f"{where}.runs")  # fmt: skip
+            end = run[1]
+
+
+def _check_run(run: Any, size: int, num_shards: int, where: str) -> None:
+    is_run = isinstance(run, list) and len(run) == 4 and all(map(_is_count, run))
+    _expect(run, lambda _: is_run, "start, stop, length and shard", where)
+    start, stop, length, shard = run
+    _expect(run, lambda _: start < stop <= size and length, f"a stretch within [0, {size})", where)
+    last = shard + (stop - start - 1) // length
+    _expect(last, lambda found: found < num_shards, f"a shard below {num_shards}", where)
+
+
+def _check_listed(shards: list[Any], sizes: Mapping[str, int]) -> None:
+    """Of version 1, which lists every fragment."""
+    held: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for place, shard in enumerate(shards):
+        where = f"shards[{place}]"
         _check_fragments(_list(shard["fragments"], f"{where}.fragments"), shard["size_bytes"], sizes, held, where)
     for (parameter, state), spans in held.items():
         _check_overlap(spans, f"{state} of {parameter}")

@@ -1,18 +1,20 @@
 """Sharded checkpoints: safetensors fragments written by the workers that own them, a manifest last.
 
-    shard-00000-of-00002.safetensors   flat fp32 fragments, one tensor each
+    shard-00000-of-00002.safetensors   flat fp32 fragments, one tensor each, and behind them their checksums
     manifest.json                      written last; without it the checkpoint does not exist
 
 A fragment is the flat slice [start, stop) of one state of one parameter: of the weight (`fp32`) or of what the
-optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which fragments each shard holds,
-where in the file and with which checksum. Nothing is pickled. Any slice of any parameter can be read without reading
-the rest, into any number of workers. docs/checkpoints.md describes the format.
+optimizer keeps (`exp_avg` and `exp_avg_sq`, or `momentum_buffer`). The manifest says which shard holds what
+(`shards.placed`). Nothing is pickled. Any slice of any parameter can be read without reading the rest, into any number
+of workers: a reader needs the manifest, and of each shard from which it reads the index. docs/checkpoints.md describes
+the format.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,46 +23,20 @@ import xxhash
 
 from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder, OpenFile
-from raystage.files.safetensors import Tensor, header_bytes, laid_out
 from raystage.files.sealed_json import NoObject, sealed, unsealed
 from raystage.growth.counts import HeadStarts, Runs, from_runs
 from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape
+from raystage.storage.shards.contents import ITEM_BYTES, ListedShards, Shard, Shards, StoredFragment
+from raystage.storage.shards.placed import PlacedShards
+from raystage.storage.shards.writing import FORMAT
 
-FORMAT = "raystage-checkpoint"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
-_ITEM_BYTES = 4
-_LARGEST_MANIFEST = 2**30  # some 7 million fragments, of a model of 600 billion parameters with Adam
-_CHUNK_BYTES = 2**20
+_LARGEST_MANIFEST = 2**30  # of version 1, which lists fragments: some 7 million
 _READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little memory
-_SYNC_BYTES = 32 * 2**20  # handed to the disk at a time, while more is written
-
-
-@dataclass(frozen=True)
-class StoredFragment:
-    """A slice of a state in a shard: the bytes [offset, offset + 4 * (stop - start)) of the file."""
-
-    parameter: str
-    state: str
-    start: int
-    stop: int
-    offset: int
-    checksum: str
-
-    @property
-    def num_bytes(self) -> int:
-        return (self.stop - self.start) * _ITEM_BYTES
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One worker's file."""
-
-    file: str
-    size_bytes: int
-    checksum: str
-    fragments: tuple[StoredFragment, ...]
+_MOST_OPEN = 64  # files of shards; a system may allow 1,024 to a process
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ class Manifest:
 
     model: ModelShape
     parameters: tuple[ParameterEntry, ...]
-    shards: tuple[Shard, ...]
+    shards: Shards
     stage_key: str
     step: int
     tokens: int
@@ -107,76 +83,15 @@ class Manifest:
     def to_bytes(self) -> bytes:
         later = ("averaged_from", "adapter")
         own = {name: value for name, value in vars(self).items() if name not in later or value is not None}
-        content = {"format": FORMAT, "version": VERSION, **own}
-        return sealed(json.dumps(content, default=_plain).encode())  # asdict would first copy every fragment
+        del own["shards"]
+        content = {"format": FORMAT, "version": VERSION, **own, **self.shards.to_json()}
+        return sealed(json.dumps(content, default=_plain).encode())
 
 
 def _plain(one: Any) -> dict[str, Any]:
     if isinstance(one, ModelShape):
         return one.facts()
     return one.to_json() if isinstance(one, ParameterEntry) else vars(one)
-
-
-# What a worker writes: parameter, state, start and the flat float32 values.
-Piece = tuple[str, str, int, np.ndarray]
-# What a fragment is going to hold: parameter, state, start and stop.
-Span = tuple[str, str, int, int]
-
-# The longest fragment that workers write, in elements. A reader verifies every fragment of which it reads a part. With
-# short fragments several workers verify less of the same data; each fragment takes about 150 bytes in the manifest.
-FRAGMENT_NUMEL = 2**18
-
-
-def shard_name(rank: int, world: int) -> str:
-    return f"shard-{rank:05}-of-{world:05}.safetensors"
-
-
-def write_shard(folder: Folder, name: str, pieces: Iterable[Piece]) -> Shard:
-    """Write one worker's fragments as a safetensors file, from front to back, and sync it to disk."""
-    pieces = list(pieces)
-    spans = [(parameter, state, start, start + values.size) for parameter, state, start, values in pieces]
-    return stream_shard(folder, name, spans, (values for *_, values in pieces))
-
-
-def stream_shard(folder: Folder, name: str, spans: list[Span], values: Iterable[np.ndarray]) -> Shard:
-    """Write a shard whose fragments are known before; `values` yields their flat float32 values one after the other.
-
-    The file is written in a stream, because the safetensors library would first build all of it in memory.
-    """
-    tensors = laid_out(_tensor(*span) for span in spans)
-    header = header_bytes(tensors, {"format": FORMAT})
-    whole = xxhash.xxh3_128(header)
-    fragments, begun = [], 0
-    with folder.open_writer(name) as file:
-        file.write(header)
-        for span, tensor, part in zip(spans, tensors, values, strict=True):
-            data = memoryview(np.ascontiguousarray(part, dtype="<f4")).cast("B") if part.size else b""
-            if len(data) != tensor.num_bytes:
-                raise ValueError(f"found {len(data)} bytes for {tensor.name}; expected {tensor.num_bytes}")
-            checksum = xxhash.xxh3_128()
-            for first in range(0, len(data), _CHUNK_BYTES):  # written and hashed while it is in the CPU cache
-                chunk = data[first : first + _CHUNK_BYTES]
-                file.write(chunk)
-                whole.update(chunk)
-                checksum.update(chunk)
-            fragments.append(StoredFragment(*span, len(header) + tensor.place, checksum.hexdigest()))
-            end = tensor.place + tensor.num_bytes
-            if end - begun >= _SYNC_BYTES:
-                begun = end
-                folder.begin_sync(name)
-        size = file.tell()
-    folder.sync(name)
-    return Shard(name, size, f"xxh3_128:{whole.hexdigest()}", tuple(fragments))
-
-
-def shard_header(shard: Shard) -> bytes:
-    """The header of a shard with these fragments."""
-    tensors = laid_out(_tensor(one.parameter, one.state, one.start, one.stop) for one in shard.fragments)
-    return header_bytes(tensors, {"format": FORMAT})
-
-
-def _tensor(parameter: str, state: str, start: int, stop: int) -> Tensor:
-    return Tensor(f"{parameter}:{state}:{start}-{stop}", "F32", (stop - start,))
 
 
 def commit(folder: Folder, manifest: Manifest) -> None:
@@ -190,19 +105,32 @@ def exists(folder: Folder) -> bool:
 
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of the checkpoint in `folder`. Raises CheckpointError where it is missing, damaged or not ours."""
+    return manifest_from(manifest_bytes(folder), folder)
+
+
+def manifest_bytes(folder: Folder) -> bytes:
+    """The file of the manifest. Raises CheckpointError where there is none."""
     try:
-        content = unsealed(folder.read(MANIFEST, _LARGEST_MANIFEST))
+        return folder.read(MANIFEST, _LARGEST_MANIFEST)
     except FileNotFoundError:
         raise CheckpointError(f"{folder.uri}: no {MANIFEST}; not a finished checkpoint") from None
+    except ValueError as error:
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: damaged ({error})") from None
+
+
+def manifest_from(file: bytes, folder: Folder) -> Manifest:
+    """The manifest that was read from `folder`. Raises CheckpointError where it is damaged or not ours."""
+    try:
+        content = unsealed(file)
     except NoObject:
         content = {}
     except ValueError as error:
         raise CheckpointError(f"{(folder / MANIFEST).uri}: damaged ({error})") from None
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{(folder / MANIFEST).uri}: not a raystage checkpoint")
-    version = content.pop("version", None)
-    if version != VERSION:
-        raise CheckpointError(f"{(folder / MANIFEST).uri}: found format version {version!r}; expected {VERSION}")
+    if (version := content.get("version")) not in READABLE:
+        expected = " or ".join(map(str, READABLE))
+        raise CheckpointError(f"{(folder / MANIFEST).uri}: found format version {version!r}; expected {expected}")
     try:
         check_manifest(content)
         return _manifest_from(content)
@@ -213,16 +141,21 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 class Checkpoint:
-    """A finished checkpoint, open for reading slices. Every fragment is verified when it is first read."""
+    """A finished checkpoint, open for reading slices. Every fragment is verified when it is first read, and the index
+    of a shard, too.
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
-        self._index = _index(self.manifest.shards)
-        self._files: dict[str, OpenFile] = {}
-        self._checked: set[tuple[str, int]] = set()
+    manifest: as it was read before, of a checkpoint whose shards are known to be there; otherwise it is read, and the
+    sizes of all shards are checked.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest | None = None) -> None:
+        self.folder, self.manifest = folder, manifest or read_manifest(folder)
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._indexes: dict[int, bytes] = {}
+        self._checked: set[tuple[int, int]] = set()
         self.bytes_read = 0
-        for shard in self.manifest.shards:
-            self._check_size(shard)
+        if manifest is None:
+            self._check_sizes()
 
     @property
     def steps(self) -> dict[str, int]:
@@ -240,15 +173,19 @@ class Checkpoint:
     @property
     def states(self) -> tuple[str, ...]:
         """The states it holds, the weights first."""
-        found = {fragment.state for shard in self.manifest.shards for fragment in shard.fragments}
-        return tuple(sorted(found, key=lambda state: (state != "fp32", state)))
+        return self.manifest.shards.states
 
     def states_of(self, parameter: str) -> tuple[str, ...]:
         """The states it holds of one parameter. Muon keeps fewer of matrices."""
-        return tuple(state for state in self.states if (parameter, state) in self._index)
+        held = self.manifest.shards.states_by_parameter.get(parameter, ())
+        return tuple(state for state in self.states if state in held)
 
     def has(self, states: Iterable[str]) -> bool:
         return set(states) <= set(self.states)
+
+    def fragments(self, number: int) -> tuple[StoredFragment, ...]:
+        """All fragments of a shard, in the order of its file. Raises CheckpointError where its index is damaged."""
+        return tuple(self.manifest.shards.fragments(number, self._index))
 
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
         """The flat slice [start, stop) of a state: float32, assembled from its fragments.
@@ -264,11 +201,10 @@ class Checkpoint:
         undefined."""
         stop = start + into.size
         filled = start
-        for shard, fragment in self._index.get((parameter, state), ()):
+        for number, fragment in self.manifest.shards.overlapping(parameter, state, start, stop, self._index):
             first, last = max(start, fragment.start), min(stop, fragment.stop)
-            if first < last:
-                self._copy(shard, fragment, first, into[first - start : last - start])
-                filled += last - first
+            self._copy(number, fragment, first, into[first - start : last - start])
+            filled += last - first
         if filled != stop:
             raise CheckpointError(f"{self.folder.uri}: {state} of {parameter} [{start}:{stop}] is not all there")
 
@@ -277,14 +213,14 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def _copy(self, shard: Shard, fragment: StoredFragment, first: int, into: np.ndarray) -> None:
+    def _copy(self, number: int, fragment: StoredFragment, first: int, into: np.ndarray) -> None:
         """Copy the fragment's values from `first` on into `into`, as many as fit.
 
         The first read of a fragment reads all of it, for its checksum. Beside `into` at most _READ_BYTES are in memory.
         """
-        begin = _ITEM_BYTES * (first - fragment.start)
+        begin = ITEM_BYTES * (first - fragment.start)
         wanted, data = range(begin, begin + into.nbytes), into.view(np.uint8)
-        file, place = self._opened(shard), (shard.file, fragment.offset)
+        file, place = self._opened(number), (number, fragment.offset)
         is_checked, checksum, is_whole = place in self._checked, xxhash.xxh3_128(), True
         touched = wanted if is_checked else range(fragment.num_bytes)
         for start in range(touched.start, touched.stop, _READ_BYTES):
@@ -302,48 +238,71 @@ class Checkpoint:
             if not is_checked:
                 checksum.update(chunk)
         if not is_whole or (not is_checked and checksum.hexdigest() != fragment.checksum):
-            raise CheckpointError(
-                f"{(self.folder / shard.file).uri}: damaged; {fragment.state} of {fragment.parameter} "
-                f"does not match its checksum"
-            )
+            what = f"{fragment.state} of {fragment.parameter} does not match its checksum"
+            raise self._damaged(number, what)
         self._checked.add(place)
 
-    def _opened(self, shard: Shard) -> OpenFile:
-        """The file of the shard. Its header must be the one that follows from its fragments, so that the shard of
-        another checkpoint is refused, unless it is equal."""
-        if shard.file not in self._files:
-            file = self._files[shard.file] = self.folder.open_reader(shard.file)
-            header = shard_header(shard)
-            if file.read_at(len(header), 0) != header:
-                self._files.pop(shard.file).close()
-                raise CheckpointError(f"{(self.folder / shard.file).uri}: damaged; its header is not what was written")
-        return self._files[shard.file]
+    def _index(self, number: int) -> bytes:
+        """The checksums of a shard's fragments, as they stand behind them."""
+        if number not in self._indexes:
+            shards = self.manifest.shards
+            shard, length = shards[number], shards.index_bytes(number)
+            if (size := shards.sized(number)) != shard.size_bytes:
+                what = f"the manifest gives it {shard.size_bytes} bytes; expected {size} for what it holds"
+                raise self._damaged(number, what)
+            found = self._opened(number).read_at(length, shard.size_bytes - length) if length else b""
+            self.bytes_read += len(found)
+            if xxhash.xxh3_128_hexdigest(found) != shard.index_checksum:
+                raise self._damaged(number, "its index, the checksums at its end, does not match its checksum")
+            self._indexes[number] = found
+        return self._indexes[number]
 
-    def _check_size(self, shard: Shard) -> None:
-        size = self.folder.size_of(shard.file)
-        if size != shard.size_bytes:
-            found = "no such file" if size is None else f"found {size} bytes"
-            raise CheckpointError(f"{(self.folder / shard.file).uri}: {found}; expected {shard.size_bytes}")
+    def _opened(self, number: int) -> OpenFile:
+        """The file of a shard. Those that were used last stay open."""
+        name = self.manifest.shards[number].file
+        if name not in self._files:
+            if len(self._files) == _MOST_OPEN:
+                self._files.popitem(last=False)[1].close()
+            self._files[name] = self._open(name)
+        self._files.move_to_end(name)
+        return self._files[name]
 
+    def _open(self, name: str) -> OpenFile:
+        try:
+            return self.folder.open_reader(name)
+        except FileNotFoundError:
+            raise CheckpointError(f"{(self.folder / name).uri}: no such file; the manifest names it") from None
 
-def _index(shards: Iterable[Shard]) -> Mapping[tuple[str, str], list[tuple[Shard, StoredFragment]]]:
-    index: dict[tuple[str, str], list[tuple[Shard, StoredFragment]]] = {}
-    for shard in shards:
-        for fragment in shard.fragments:
-            index.setdefault((fragment.parameter, fragment.state), []).append((shard, fragment))
-    return index
+    def _damaged(self, number: int, what: str) -> CheckpointError:
+        return CheckpointError(f"{(self.folder / self.manifest.shards[number].file).uri}: damaged; {what}")
+
+    def _check_sizes(self) -> None:
+        sizes = {file.path: file.bytes for file in self.folder.files()}  # one request for all of them
+        for shard in self.manifest.shards:
+            if (size := sizes.get(shard.file)) != shard.size_bytes:
+                found = "no such file" if size is None else f"found {size} bytes"
+                raise CheckpointError(f"{(self.folder / shard.file).uri}: {found}; expected {shard.size_bytes}")
 
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:
-    shards = tuple(
-        Shard(**{**shard, "fragments": tuple(StoredFragment(**fragment) for fragment in shard["fragments"])})
-        for shard in content.pop("shards")
-    )
+    """content: checked."""
+    shards = _listed(content) if content.pop("version") == 1 else _placed(content)
     parameters = tuple(
         ParameterEntry(**{**entry, "shape": tuple(entry["shape"]), "head_starts": _runs(entry.get("head_starts", ()))})
         for entry in content.pop("parameters")
     )
     return Manifest(model=ModelShape(**content.pop("model")), shards=shards, parameters=parameters, **content)
+
+
+def _placed(content: dict[str, Any]) -> PlacedShards:
+    return PlacedShards.from_json(content.pop("shards"), content.pop("layout"), content.pop("fragment_numel"))
+
+
+def _listed(content: dict[str, Any]) -> ListedShards:
+    fragments, shards = [], content.pop("shards")
+    for shard in shards:
+        fragments.append(tuple(StoredFragment(**one) for one in shard.pop("fragments")))
+    return ListedShards(tuple(Shard(**shard) for shard in shards), tuple(fragments))
 
 
 def _runs(axes: Iterable[Iterable[Iterable[int]]]) -> Runs:

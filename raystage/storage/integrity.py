@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -10,7 +10,9 @@ import xxhash
 from raystage.errors import CheckpointError
 from raystage.files.filesystem import Folder, OpenFile
 from raystage.files.safetensors import CHUNK_BYTES
-from raystage.storage.checkpoint import MANIFEST, Shard, read_manifest, shard_header
+from raystage.storage.checkpoint import MANIFEST, Checkpoint, read_manifest
+from raystage.storage.shards.contents import Shard, StoredFragment
+from raystage.storage.shards.writing import header_of
 
 
 @dataclass(frozen=True)
@@ -37,36 +39,47 @@ def examine(folder: Folder) -> Examination:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return Examination((Damage(MANIFEST, str(error).removeprefix(f"{(folder / MANIFEST).uri}: ")),), 0)
+    opened = Checkpoint(folder.unmapped, manifest)
     damages: list[Damage] = []
     bytes_read = 0
-    for shard in manifest.shards:
+    for number, shard in enumerate(manifest.shards):
         size = folder.size_of(shard.file)
         if size != shard.size_bytes:
             found = "no such file" if size is None else f"found {size} bytes"
             damages.append(Damage(shard.file, f"{found}; expected {shard.size_bytes}"))
             continue
+        try:
+            fragments = opened.fragments(number)
+        except CheckpointError as error:
+            damages.append(Damage(shard.file, str(error).partition("damaged; ")[2]))
+            continue
         with folder.unmapped.open_reader(shard.file) as file:
-            damages += _damages(shard, file)
+            damages += _damages(shard, fragments, file)
         bytes_read += size
+    opened.close()
     return Examination(tuple(damages), bytes_read)
 
 
-def _damages(shard: Shard, file: OpenFile) -> Iterator[Damage]:
+def _damages(shard: Shard, fragments: Sequence[StoredFragment], file: OpenFile) -> Iterator[Damage]:
     """The damages of a shard of the right size. Its file is read once, for its checksum and its fragments'."""
-    header = shard_header(shard)
+    spans = ((one.parameter, one.state, one.start, one.stop) for one in fragments)
+    header = header_of(spans, has_index=bool(shard.index_checksum))
     found = file.read_at(len(header), 0)
     whole, clean = xxhash.xxh3_128(found), True
     if found != header:
         clean = False
         yield Damage(shard.file, "its header is not what was written")
-    for fragment in shard.fragments:
+    end = len(header)
+    for fragment in fragments:
         checksum = xxhash.xxh3_128()
-        for start in range(0, fragment.num_bytes, CHUNK_BYTES):
-            part = file.read_at(min(CHUNK_BYTES, fragment.num_bytes - start), fragment.offset + start)
+        end = fragment.offset + fragment.num_bytes
+        for start in range(fragment.offset, end, CHUNK_BYTES):
+            part = file.read_at(min(CHUNK_BYTES, end - start), start)
             whole.update(part)
             checksum.update(part)
         if checksum.hexdigest() != fragment.checksum:
             clean = False
             yield Damage(shard.file, "does not match its checksum", fragment.parameter, fragment.state)
+    whole.update(file.read_at(shard.size_bytes - end, end))  # the index
     if clean and f"xxh3_128:{whole.hexdigest()}" != shard.checksum:
         yield Damage(shard.file, "the whole file does not match its checksum")

@@ -23,8 +23,10 @@ from raystage.models.shape import num_params, stored
 from raystage.plans.averaging import weights_of
 from raystage.storage import checkpoint
 from raystage.storage.averaging import averaged
-from raystage.storage.checkpoint import Checkpoint, Manifest, Span
+from raystage.storage.checkpoint import Checkpoint, Manifest
 from raystage.storage.huggingface import write_averaged
+from raystage.storage.shards.contents import Shards, Span
+from raystage.storage.shards.writing import placed, shard_name, stream_shard
 from raystage.tools.grow import MAX_SHARD_BYTES, Source, as_input_errors, fresh_progress
 from raystage.units import parse_real, shown
 
@@ -154,17 +156,17 @@ def _write_checkpoint(
     """Every state of every parameter in fragments of bounded size, then the manifest."""
     models: list[Checkpoint] = [one.model for one in sources]
     last = models[-1]
-    spans = [
+    spans = sorted(
         (one.name, state, start, min(start + _STEP, one.numel))
         for one in stored(last.manifest.model)
         for state in (("fp32",) if one.spec.is_buffer else last.states)
         for start in range(0, one.numel, _STEP)
-    ]
+    )
     parts = cut_into_shards([4 * (stop - start) for *_, start, stop in spans], max_shard_bytes)
     read = _reader(models, weights)
-    shards = tuple(
-        checkpoint.stream_shard(
-            target, checkpoint.shard_name(number, len(parts)), spans[places.start : places.stop],
+    shards = placed(
+        stream_shard(
+            target, shard_name(number, len(parts)), spans[places.start : places.stop],
             map(read, spans[places.start : places.stop]),
         )
         for number, places in enumerate(parts)
@@ -184,9 +186,7 @@ def _reader(models: Sequence[Checkpoint], weights: Sequence[float]) -> Callable[
     return read
 
 
-def _manifest(
-    models: Sequence[Checkpoint], shards: tuple[checkpoint.Shard, ...], averaged_from: dict[str, Any]
-) -> Manifest:
+def _manifest(models: Sequence[Checkpoint], shards: Shards, averaged_from: dict[str, Any]) -> Manifest:
     """That of the last model, which has seen the text of all of them."""
     last = models[-1].manifest
     return replace(

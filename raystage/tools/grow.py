@@ -30,6 +30,8 @@ from raystage.safe_text import visible
 from raystage.storage import checkpoint, huggingface
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
 from raystage.storage.naming import STAGE_KEY, key_that_begins, stage_key
+from raystage.storage.shards.contents import Shards
+from raystage.storage.shards.writing import placed, shard_name, stream_shard
 from raystage.storage.store import Store
 from raystage.units import shown
 
@@ -210,18 +212,18 @@ def _write_checkpoint(
     """Every state of every parameter in fragments of bounded size, then the manifest."""
     opened = source.model
     grown = Grown(growth.rules, opened.read, source.seed, partial(drawn_weights, growth.target, source.seed))
-    spans = [
+    spans = sorted(
         (rule.target, state, start, stop)
         for rule in growth.rules
         for state in _states_of(opened, rule)
         for start, stop in slices(rule, CHUNK_BYTES // _ITEM_BYTES)
-    ]
+    )
     parts = cut_into_shards([_ITEM_BYTES * (stop - start) for *_, start, stop in spans], max_shard_bytes)
     shards = []
     for number, places in enumerate(parts):
         chosen = [spans[place] for place in places]
         values = (grown.slice(*span) for span in chosen)
-        shards.append(checkpoint.stream_shard(target, checkpoint.shard_name(number, len(parts)), chosen, values))
+        shards.append(stream_shard(target, shard_name(number, len(parts)), chosen, values))
     opened.close()
     counts_apart = opened.has(("exp_avg_sq",))  # of nothing else does a step depend on the count
     starts = grown_head_starts(growth.rules, opened.head_starts, opened.steps) if counts_apart else {}
@@ -230,7 +232,7 @@ def _write_checkpoint(
         ParameterEntry(rule.target, rule.shape, "float32", steps[rule.target], as_runs(starts.get(rule.target, ())))
         for rule in growth.rules
     )
-    checkpoint.commit(target, _grown_manifest(opened.manifest, growth.target, entries, tuple(shards), grown_from))
+    checkpoint.commit(target, _grown_manifest(opened.manifest, growth.target, entries, placed(shards), grown_from))
 
 
 def _states_of(opened: Checkpoint, rule: Rule) -> tuple[str, ...]:
@@ -244,7 +246,7 @@ def _grown_manifest(
     source: Manifest,
     shape: ModelShape,
     entries: tuple[ParameterEntry, ...],
-    shards: tuple[checkpoint.Shard, ...],
+    shards: Shards,
     grown_from: dict[str, Any],
 ) -> Manifest:
     """Steps, tokens and FLOPs stand where the source's stand, for growing trains nothing."""

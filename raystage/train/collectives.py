@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import psutil
@@ -14,16 +15,44 @@ from deepspeed.accelerator import get_accelerator
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+Result = TypeVar("Result")
 
-def broadcast_object(value: Any) -> Any:
-    """The first worker's value, on every worker. What was found in the store must not differ between workers."""
+
+def broadcast_object(value: Any, group: Any = None) -> Any:
+    """The first worker's value, on every worker. What was found in the store must not differ between workers. group: a
+    process group; None stands for the default one, here and below."""
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 
+def from_first(find: Callable[[], Result]) -> Result:
+    """What the first worker finds, on every worker; the others do not look. An error of it is raised on all of them.
+    A process without others is the first."""
+    if not distributed.is_initialized():
+        return find()
+    found: tuple[Any, Exception | None] = None, None
+    if distributed.get_rank() == 0:
+        try:
+            found = find(), None
+        except Exception as error:  # raised below, on all workers
+            found = None, error
+    result, error = broadcast_object(found)
+    if error is not None:
+        raise error
+    return result
+
+
+def gather_objects(value: Any, group: Any = None) -> list:
+    """On the first worker every worker's value, in the order of ranks; on the others an empty list."""
+    is_first = distributed.get_rank() == 0
+    values: list = [None] * distributed.get_world_size() if is_first else []
+    distributed.gather_object(value, values if is_first else None, dst=0, group=group)
+    return values
+
+
 def all_gather_objects(value: Any, group: Any = None) -> list:
-    """Every worker's value, in the order of ranks. group: a process group; None stands for the default one."""
+    """Every worker's value, in the order of ranks."""
     values: list = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value, group)
     return values

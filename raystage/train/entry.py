@@ -28,10 +28,11 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.huggingface import FolderWeights
 from raystage.storage.store import Store, position_of
 from raystage.train import partitions
-from raystage.train.collectives import broadcast_object
+from raystage.train.collectives import from_first
 from raystage.train.ending.averaging import has_members_up_to
 from raystage.train.engine import DTYPES, StageEngine
 from raystage.train.partitions import Partition
+from raystage.train.state.opening import finished_checkpoint, opened_by_all
 from raystage.train.state.shards import in_pieces
 
 # (parameter, state, start, into) -> nothing. Sets `into`, flat float32, to the slice that begins at `start`.
@@ -74,15 +75,15 @@ def find_entry(stage: StagePlan, store: Store) -> Entry:
     If another kind of optimizer has written the parent's checkpoint, only its weights are used. A checkpoint within a
     stage with an adapter holds what is trained; the model's own weights come from where the stage began.
     """
-    within, prefix = broadcast_object(_furthest(stage, store))
+    within, prefix = from_first(lambda: _furthest(stage, store))
     if stage.adapter:
         start = find_start(stage, store)
         if within is None:
             return Entry(_first_values(stage, start.rules), start.source, resumed=False, base=start)
-        return Entry(_same(stage.adapter.trained(stage.shape)), Checkpoint(within.unmapped), True, prefix, start)
+        return Entry(_same(stage.adapter.trained(stage.shape)), opened_by_all(within), True, prefix, start)
     if within is not None:
         same = growth_map(stage.shape, stage.shape, "identity", "grow")
-        return Entry(same, Checkpoint(within.unmapped), resumed=True, prefix=prefix)
+        return Entry(same, opened_by_all(within), resumed=True, prefix=prefix)
     return find_start(stage, store)
 
 
@@ -92,7 +93,7 @@ def find_start(stage: StagePlan, store: Store) -> Entry:
         return initial_entry(stage, stage.init)
     if stage.parent_key is None:
         return Entry(initial_map(stage.shape), None, resumed=False)
-    source, growth = Checkpoint(store.finished_checkpoint(stage.parent_key).unmapped), stage.growth or UNCHANGED
+    source, growth = opened_by_all(finished_checkpoint(store, stage.parent_key)), stage.growth or UNCHANGED
     policy = growth.optimizer_state if keeps_moments(stage, source) else "reset"
     if is_learned(growth.operator):
         return Entry(fitted_map(stage.shape), source, resumed=False)
@@ -160,7 +161,7 @@ def initial_entry(stage: StagePlan, init: InitPlan) -> Entry:
 def open_planned(init: InitPlan, key: str = INIT_KEY) -> Checkpoint | FolderWeights:
     """The weights of a model from outside of the run. key: that names it in a schedule. Raises InputError as above."""
     folder = open_folder(check_same(init, key))
-    return Checkpoint(folder.unmapped) if init.is_checkpoint else FolderWeights(open_model(folder))
+    return opened_by_all(folder) if init.is_checkpoint else FolderWeights(open_model(folder))
 
 
 # --- filling the partitions -------------------------------------------------------------------

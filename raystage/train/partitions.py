@@ -17,6 +17,7 @@ from deepspeed import comm
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
+from raystage.storage.shards.telling import equal_cut
 from raystage.train.muon import MatrixPlace, Muon, matrix_shape
 from raystage.train.state.adapters import named_parameters, parameter_names
 
@@ -242,9 +243,7 @@ def _is_replicated(engine: deepspeed.DeepSpeedEngine) -> bool:
 
 
 def _share(numel: int) -> tuple[int, int]:
-    length = -(-numel // comm.get_world_size())
-    start = min(comm.get_rank() * length, numel)
-    return start, min(start + length, numel)
+    return equal_cut(numel, comm.get_rank(), comm.get_world_size())
 
 
 def _flatten(groups: object) -> Iterator[torch.Tensor]:

@@ -11,6 +11,7 @@ The two phases are "snapshot" and "persist" of CheckFreq (Mohan et al., FAST 202
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import threading
@@ -29,12 +30,14 @@ from raystage.growth.counts import HeadStarts
 from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
-from raystage.storage.checkpoint import Shard
+from raystage.storage.shards.contents import Shards
+from raystage.storage.shards.telling import Told, packed_steps, placed_as_told, told, unpacked_steps
+from raystage.storage.shards.writing import shard_name
 from raystage.storage.store import Store
-from raystage.train.collectives import all_gather_objects
+from raystage.train.collectives import broadcast_object, gather_objects
 from raystage.train.ending.averaging import wanted_positions
 from raystage.train.partitions import Partition
-from raystage.train.state.shards import Fragment, fragments_of, make_manifest, write_fragments
+from raystage.train.state.shards import Fragment, fragments_of, held_shapes, make_manifest, write_fragments
 
 Result = TypeVar("Result")
 Send = Callable[[str, str, Any], None]
@@ -63,6 +66,11 @@ class _Save:
     fragments: list[Fragment]
     counts: Counts
     is_delivered: bool = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The elements of every parameter of the checkpoint."""
+        return {name: math.prod(shape) for name, shape in held_shapes(self.stage, self.is_delivered).items()}
 
 
 class Saver:
@@ -154,17 +162,23 @@ class Saver:
         """The work of the thread."""
         self._committed(task, self._written(task, self._group), progress, self._group)
 
-    def _written(self, task: _Save, group: Any) -> list[tuple[Shard, dict[str, int]]]:
-        """Write this worker's shard. Returns the shards of all workers, each with the steps that its worker knows."""
-        name = checkpoint.shard_name(self._rank, self._world)
-        return _agreed(lambda: (write_fragments(task.fragments, task.folder, name), task.counts.steps), group)
+    def _written(self, task: _Save, group: Any) -> list[tuple[Told, dict[int, int]]]:
+        """Write this worker's shard. Returns, on the first worker, what is to be known of all shards, each with the
+        steps that its worker knows."""
+
+        def write() -> tuple[Told, dict[int, int]]:
+            written = write_fragments(task.fragments, task.folder, shard_name(self._rank, self._world))
+            sizes = task.sizes
+            return told(written, sizes, self._rank, self._world), packed_steps(task.counts.steps, sizes)
+
+        return _agreed(write, group)
 
     def _committed(self, task: _Save, written: list, progress: Progress, group: Any) -> None:
         """On the first worker, write the manifest and delete older checkpoints. The others wait for it."""
 
         def commit() -> None:
-            steps = {name: step for _, known in written for name, step in known.items()}
-            shards = tuple(shard for shard, _ in written)
+            steps = unpacked_steps((known for _, known in written), task.sizes)
+            shards: Shards = placed_as_told([one for one, _ in written], task.sizes)
             starts, delivered = task.counts.head_starts, task.is_delivered
             checkpoint.commit(task.folder, make_manifest(task.stage, shards, steps, progress, starts, delivered))
             if not task.is_delivered:
@@ -225,20 +239,20 @@ def _be_nice() -> None:
 
 
 def _agreed(action: Callable[[], Result], group: Any) -> list[Result]:
-    """Run `action` on all workers of the group. Returns all results, by rank. If it fails on one worker, this raises on
-    all of them."""
+    """Run `action` on all workers of the group. Returns all results, by rank, on the first worker, and nothing on the
+    others. If it fails on one worker, this raises on all of them."""
     own: Exception | None = None
     result = None
     try:
         result = action()
     except Exception as error:  # raised below, after the others have been told
         own = error
-    outcomes = all_gather_objects((result, own and _portable(own)), group)
+    outcomes = gather_objects((result, own and _portable(own)), group)
+    first = broadcast_object(next((error for _, error in outcomes if error is not None), None), group)
     if own is not None:
         raise own
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    if first is not None:
+        raise first
     return [result for result, _ in outcomes]
 
 

@@ -24,6 +24,7 @@ from raystage.storage.store import Store
 from raystage.train.engine import DTYPES
 from raystage.train.entry import open_planned
 from raystage.train.state.buffers import persistent_buffers
+from raystage.train.state.opening import finished_checkpoint, opened_by_all
 
 
 def models_of(stage: StagePlan, store: Store) -> Models:
@@ -70,5 +71,5 @@ def frozen_model(shape: ModelShape, source: Checkpoint | FolderWeights, dtype: t
 
 def _weights(teacher: TeacherPlan, store: Store) -> Checkpoint | FolderWeights:
     if teacher.init is None:
-        return Checkpoint(store.finished_checkpoint(teacher.key).unmapped)
+        return opened_by_all(finished_checkpoint(store, teacher.key))
     return open_planned(teacher.init, TEACHER_KEY)

@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from raystage.results.record import where_it_begins, with_real_ends
 from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
-from raystage.train.collectives import broadcast_object, join_process_group, let_groups_wait
+from raystage.train.collectives import broadcast_object, from_first, join_process_group, let_groups_wait
 from raystage.train.control_actor import Task, WorkerStatus, longest_wait_seconds
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Saver, Send
@@ -141,13 +142,12 @@ def train_stages(job: Job, context: JobContext) -> None:
     runner: StageRunner | None = None
     for planned in job.stages:
         context.heartbeat.enter("entering a stage", planned.training.hang_seconds)
-        is_finished, is_rejected = broadcast_object(_look_up(planned, store))
+        is_finished, is_rejected = from_first(partial(_look_up, planned, store))
         if is_rejected:
             break  # the driver decides what to train instead
         if is_finished:
             continue
-        parent = store.record(planned.parent_key) if planned.parent_key else None
-        stage = broadcast_object(with_real_ends(where_it_begins(planned, parent), store.record))
+        stage = from_first(partial(_as_it_begins, planned, store))
         if runner is not None and continues(runner.stage, stage):
             runner = runner.into(stage)
         else:
@@ -156,10 +156,16 @@ def train_stages(job: Job, context: JobContext) -> None:
             runner = StageRunner.enter(stage, context)
         if not runner.train():
             return  # asked to leave
-        if stage.accept and broadcast_object(_look_up(stage, store))[1]:
+        if stage.accept and from_first(partial(_look_up, stage, store))[1]:
             break
     if runner is not None:
         runner.leave()  # another job may come
+
+
+def _as_it_begins(planned: StagePlan, store: Store) -> StagePlan:
+    """The stage with the positions at which the stages before it have really ended."""
+    parent = store.record(planned.parent_key) if planned.parent_key else None
+    return with_real_ends(where_it_begins(planned, parent), store.record)
 
 
 def _look_up(stage: StagePlan, store: Store) -> tuple[bool, bool]:

@@ -18,10 +18,10 @@ from raystage.errors import StorageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
-from raystage.storage import checkpoint
 from raystage.storage.checkpoint import MANIFEST, Checkpoint
 from raystage.storage.maintenance import remove, survey
 from raystage.storage.prune import removals, with_ancestors
+from raystage.storage.shards.writing import shard_name
 from raystage.storage.store import RECORD, Store
 from s3_server import S3Server
 from small_checkpoints import flat_cuts, write
@@ -125,21 +125,21 @@ def test_verify_names_every_bad_shard_and_goes_on(store: Store, template: StageP
     finish(store, template, 1)
     other = save(store, 2, 100)
     folder = store.finished_checkpoint(key(1))
-    shard = checkpoint.read_manifest(folder).shards[1]
+    opened = Checkpoint(folder)
+    shard, hit = opened.manifest.shards[1], opened.fragments(1)[2]
     path = Path(folder.path, shard.file)
     content = bytearray(path.read_bytes())
-    content[shard.fragments[2].offset] ^= 1
+    content[hit.offset] ^= 1
     path.write_bytes(content)
-    Path(other.path, checkpoint.shard_name(0, 2)).unlink()
+    Path(other.path, shard_name(0, 2)).unlink()
     done = call(store, "verify", "--json")
     assert done.exit_code == 1
     first, second = json.loads(done.stdout)["damaged"]
-    hit = shard.fragments[2]
     assert (first["key"], first["file"], first["parameter"], first["state"]) == (
         key(1), shard.file, hit.parameter, hit.state)  # fmt: skip
     assert (second["key"], second["file"], second["problem"][:12]) == (
         key(2),
-        checkpoint.shard_name(0, 2),
+        shard_name(0, 2),
         "no such file",
     )
     assert (

@@ -17,6 +17,7 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.models.shape import ModelShape
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.shards.writing import WrittenShard, placed, shard_name, write_shard
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -114,7 +115,7 @@ folder, what = open_folder(sys.argv[1]), sys.argv[2]
 try:
     if what == "shard":
         pieces = [("weight", "fp32", 0, np.zeros(10)), ("other", "fp32", 0, np.zeros(100_000))]
-        checkpoint.write_shard(folder, "shard", pieces)
+        write_shard(folder, "shard", pieces)
     else:
         folder.write_whole(what, bytes(200_000))
 except StorageError as error:
@@ -137,7 +138,7 @@ def write_on_a_full_disk(folder: Folder, what: str) -> str:
 
 def test_a_shard_without_room_is_one_error_and_the_checkpoint_before_loads(tmp_path: Path) -> None:
     before, after = open_folder(tmp_path / "before"), open_folder(tmp_path / "after")
-    shard = checkpoint.write_shard(before, checkpoint.shard_name(0, 1), [("weight", "fp32", 0, np.arange(10))])
+    shard = write_shard(before, shard_name(0, 1), [("weight", "fp32", 0, np.arange(10))])
     checkpoint.commit(before, manifest_of(shard))
     error = write_on_a_full_disk(after, "shard")
     assert error.startswith(f"{after.path}/shard: cannot be written (")
@@ -158,10 +159,10 @@ def test_a_record_without_room_leaves_the_one_before(tmp_path: Path) -> None:
     assert folder.read("record.json") == b"old"
 
 
-def manifest_of(shard: checkpoint.Shard) -> checkpoint.Manifest:
+def manifest_of(shard: WrittenShard) -> checkpoint.Manifest:
     shape = ModelShape("llama", 1, 8, 2, 2, 4, 16, 11, 10)
     entries = (checkpoint.ParameterEntry("weight", (10,), "float32", 0),)
-    return checkpoint.Manifest(shape, entries, (shard,), "key", 0, 0, {}, {}, {}, {})
+    return checkpoint.Manifest(shape, entries, placed([shard]), "key", 0, 0, {}, {}, {}, {})
 
 
 def test_files_are_listed_with_size_and_time_however_deep(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.models.shape import ModelShape
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import MANIFEST, Checkpoint, Manifest, ParameterEntry
+from raystage.storage.shards.writing import placed, shard_name, write_shard
 
 SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, 11, 10)
 VALUES = {
@@ -33,11 +34,11 @@ def write(folder: Folder, cuts: tuple[int, ...] = (0, 4, 10)) -> Manifest:
         pieces = [(name, state, start, VALUES[name, state][start:stop]) for name, state in VALUES if name == "weight"]
         if rank == 0:
             pieces.append(("scalar", "fp32", 0, VALUES["scalar", "fp32"]))
-        shards.append(checkpoint.write_shard(folder, checkpoint.shard_name(rank, len(parts)), pieces))
+        shards.append(write_shard(folder, shard_name(rank, len(parts)), pieces))
     manifest = Manifest(
         model=SHAPE,
         parameters=(ParameterEntry("weight", (2, 5), "float32", 3), ParameterEntry("scalar", (1,), "float32", 0)),
-        shards=tuple(shards),
+        shards=placed(shards),
         stage_key="key",
         step=3,
         tokens=300,
@@ -82,7 +83,7 @@ def test_the_manifest_comes_back_as_it_was_written(folder: Folder) -> None:
 
 
 def test_without_its_manifest_a_checkpoint_does_not_exist(folder: Folder) -> None:
-    checkpoint.write_shard(folder, checkpoint.shard_name(0, 1), [("weight", "fp32", 0, VALUES["weight", "fp32"])])
+    write_shard(folder, shard_name(0, 1), [("weight", "fp32", 0, VALUES["weight", "fp32"])])
     assert not checkpoint.exists(folder)
     with pytest.raises(CheckpointError, match="not a finished checkpoint"):
         Checkpoint(folder)
@@ -104,7 +105,7 @@ def test_every_flipped_byte_of_a_shard_is_noticed(folder: Folder) -> None:
     manifest = write(folder)
     path = Path(folder.path, manifest.shards[0].file)
     whole = path.read_bytes()
-    first = manifest.shards[0].fragments[0].offset
+    first = manifest.shards[0].header_bytes
     for position in range(first, len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         opened = Checkpoint(folder)
@@ -131,7 +132,7 @@ def test_a_shard_of_the_wrong_size_is_refused_on_opening(folder: Folder, change:
         (b"{", "damaged"),
         (b"[]", "not a raystage checkpoint"),
         (b'{"format": "other"}', "not a raystage checkpoint"),
-        (b'{"format": "raystage-checkpoint", "version": 99}', "found format version 99; expected 1"),
+        (b'{"format": "raystage-checkpoint", "version": 99}', "found format version 99; expected 1 or 2"),
         (b'{"format": "raystage-checkpoint", "version": 1}', "damaged"),
     ],
 )
@@ -144,7 +145,9 @@ def test_a_foreign_or_damaged_manifest_is_named(folder: Folder, content: bytes, 
 
 def test_a_gap_between_fragments_is_noticed(folder: Folder) -> None:
     manifest = write(folder, (0, 4, 10))
-    checkpoint.commit(folder, replace(manifest, shards=manifest.shards[:1]))
+    held = tuple(replace(one, runs=one.runs[:1]) for one in manifest.shards.held)
+    first = replace(manifest.shards, files=manifest.shards.files[:1], held=held)
+    checkpoint.commit(folder, replace(manifest, shards=first))
     opened = Checkpoint(folder)
     with pytest.raises(CheckpointError, match="not all there"):
         opened.read("weight", "fp32", 0, 10)
@@ -154,9 +157,11 @@ def test_a_gap_between_fragments_is_noticed(folder: Folder) -> None:
 def test_the_manifest_is_readable_json_with_what_the_format_promises(folder: Folder) -> None:
     write(folder)
     content = json.loads(Path(folder.path, MANIFEST).read_text())
-    assert (content["format"], content["version"]) == ("raystage-checkpoint", 1)
+    assert (content["format"], content["version"]) == ("raystage-checkpoint", 2)
     assert content["parameters"][0] == {"name": "weight", "shape": [2, 5], "dtype": "float32", "step": 3}
-    fragment = content["shards"][1]["fragments"][0]
-    assert (fragment["parameter"], fragment["state"], fragment["start"], fragment["stop"]) == ("weight", "fp32", 4, 10)
+    assert content["layout"] == [
+        {"parameter": "scalar", "states": ["fp32"], "runs": [[0, 1, 1, 0]]},
+        {"parameter": "weight", "states": ["exp_avg", "fp32"], "runs": [[0, 4, 4, 0], [4, 10, 6, 1]]},
+    ]
     for key in ("model", "step", "tokens", "data_cursor", "rng", "optimizer"):
         assert key in content

@@ -53,9 +53,10 @@ def test_a_whole_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_any_fragment_is_noticed(tmp_path: Path) -> None:
     """The first and the last byte of every fragment of every shard."""
-    manifest = write(open_folder(tmp_path), CUTS)
-    for shard in manifest.shards:
-        for fragment in shard.fragments:
+    write(open_folder(tmp_path), CUTS)
+    opened = Checkpoint(open_folder(tmp_path))
+    for number, shard in enumerate(opened.manifest.shards):
+        for fragment in opened.fragments(number):
             for position in (fragment.offset, fragment.offset + fragment.num_bytes - 1):
                 flip(tmp_path / shard.file, position, 6)
                 with pytest.raises(CheckpointError, match=f"{shard.file}: damaged; {fragment.state} of"):
@@ -68,16 +69,28 @@ def test_a_flipped_bit_in_any_fragment_is_noticed(tmp_path: Path) -> None:
     read_all(tmp_path)
 
 
-def test_a_flipped_bit_anywhere_in_a_header_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_in_a_header_is_noticed_where_all_is_examined(tmp_path: Path) -> None:
+    """Reading does not need it: where everything lies follows from the manifest."""
     manifest = write(open_folder(tmp_path), CUTS)
-    for position in range(manifest.shards[1].fragments[0].offset):
+    for position in range(manifest.shards[1].header_bytes):
         flip(tmp_path / SECOND, position, position % 8)
-        with pytest.raises(CheckpointError, match=f"{SECOND}: damaged; its header"):
+        (found,) = examine(open_folder(tmp_path)).damages
+        assert (found.file, found.problem) == (SECOND, "its header is not what was written")
+        flip(tmp_path / SECOND, position, position % 8)
+    assert examine(open_folder(tmp_path)).damages == ()
+
+
+def test_a_flipped_bit_anywhere_in_an_index_is_noticed(tmp_path: Path) -> None:
+    """Once, with the name of the shard, and not as damage of what it is the checksum of."""
+    shards = write(open_folder(tmp_path), CUTS).shards
+    size = shards[1].size_bytes
+    for position in range(size - shards.index_bytes(1), size):
+        flip(tmp_path / SECOND, position, position % 8)
+        with pytest.raises(CheckpointError, match=f"{SECOND}: damaged; its index, the checksums at its end,"):
             read_all(tmp_path)
+        (found,) = examine(open_folder(tmp_path)).damages
+        assert (found.file, found.problem[:9]) == (SECOND, "its index")
         flip(tmp_path / SECOND, position, position % 8)
-    flip(tmp_path / SECOND, 8, 0)
-    assert_refused(tmp_path, SECOND)
-    flip(tmp_path / SECOND, 8, 0)
     read_all(tmp_path)
 
 
@@ -147,27 +160,36 @@ EDITS: dict[str, tuple[tuple, Any, str]] = {
     "a shard is a number": (("shards", 0), 1, r"shards\[0\]: found 1; expected a mapping"),
     "no shards": (("shards",), None, "the key 'shards' is missing"),
     "no parameters": (("parameters",), None, "the key 'parameters' is missing"),
-    "no offset": (("shards", 0, "fragments", 1, "offset"), None, "the key 'offset' is missing"),
+    "no layout": (("layout",), None, "the key 'layout' is missing"),
+    "no runs": (("layout", 0, "runs"), None, "the key 'runs' is missing"),
     "an unknown key": (("shards", 0, "colour"), "red", "colour"),
-    "negative offset": (("shards", 0, "fragments", 0, "offset"), -8, "offset: found -8; expected a count"),
-    "another offset": (("shards", 0, "fragments", 1, "offset"), 8, r"fragments\[1\]\.offset: found 8"),
-    "offset is NaN": (("shards", 0, "fragments", 0, "offset"), math.nan, "offset: found nan"),
-    "start is NaN": (("shards", 0, "fragments", 0, "start"), math.nan, "expected a stretch within"),
-    "start is a fraction": (("shards", 0, "fragments", 0, "start"), 0.5, "expected a stretch within"),
-    "start is true": (("shards", 1, "fragments", 0, "start"), True, "expected a stretch within"),
-    "negative start": (("shards", 0, "fragments", 0, "start"), -1, "expected a stretch within"),
-    "stop before start": (("shards", 1, "fragments", 0, "stop"), 0, "expected a stretch within"),
-    "stop behind the end": (("shards", 0, "fragments", 0, "stop"), 10**9, "expected a stretch within"),
-    "overlapping": (("shards", 1, "fragments", 0, "start"), 0, "found two fragments|offset: found"),
-    "checksum is a number": (("shards", 0, "fragments", 0, "checksum"), 7, "expected 32 hex digits"),
+    "a run is text": (("layout", 0, "runs", 0), "all", "expected start, stop, length and shard"),
+    "start is NaN": (("layout", 0, "runs", 0, 0), math.nan, "expected start, stop, length and shard"),
+    "start is a fraction": (("layout", 0, "runs", 0, 0), 0.5, "expected start, stop, length and shard"),
+    "start is true": (("layout", 0, "runs", 0, 0), True, "expected start, stop, length and shard"),
+    "negative start": (("layout", 0, "runs", 0, 0), -1, "expected start, stop, length and shard"),
+    "stop before start": (("layout", 0, "runs", 0, 1), 0, "expected a stretch within"),
+    "stop behind the end": (("layout", 0, "runs", 0, 1), 10**9, "expected a stretch within"),
+    "length is 0": (("layout", 0, "runs", 0, 2), 0, "expected a stretch within"),
+    "more shards than there are": (("layout", 0, "runs", 0, 2), 1, "found .*; expected a shard below 3"),
+    "a shard that is not there": (("layout", 0, "runs", 0, 3), 9, "found .*; expected a shard below 3"),
+    "overlapping": (("layout", 2, "runs", 0, 1), 100, "for no two shards hold one element"),
+    "fewer elements than the shard has": (("layout", 2, "runs", 1, 1), 100, "bytes; expected"),
+    "fragment_numel is 0": (("fragment_numel",), 0, "fragment_numel: found 0"),
+    "other fragments": (("fragment_numel",), 1, "bytes; expected"),
+    "header beyond the file": (("shards", 0, "header_bytes"), 10**9, "header_bytes: found 1000000000"),
+    "another header": (("shards", 0, "header_bytes"), 8, "bytes; expected"),
+    "no index checksum": (("shards", 0, "index_checksum"), "", "index_checksum: found ''"),
+    "a state twice": (("layout", 0, "states"), ["fp32", "fp32"], "states: found 'fp32'"),
+    "checksum is a number": (("shards", 0, "index_checksum"), 7, "expected 32 hex digits"),
     "checksum of another length": (("shards", 0, "checksum"), "xxh3_128:0", "expected xxh3_128:"),
     "size is NaN": (("shards", 0, "size_bytes"), math.nan, "size_bytes: found nan"),
     "negative size": (("shards", 0, "size_bytes"), -1, "size_bytes: found -1"),
     "a file twice": (("shards", 1, "file"), FIRST, "file: found 'shard-00000"),
     "a file elsewhere": (("shards", 0, "file"), "../../secret.safetensors", "file: found '../../secret"),
     "file is null": (("shards", 0, "file"), [], "file: found"),
-    "unknown parameter": (("shards", 0, "fragments", 0, "parameter"), "x", "parameter: found 'x'"),
-    "empty state": (("shards", 0, "fragments", 0, "state"), "", "state: found ''"),
+    "unknown parameter": (("layout", 0, "parameter"), "x", "parameter: found 'x'"),
+    "empty state": (("layout", 0, "states", 0), "", "states: found ''"),
     "shape is a number": (("parameters", 0, "shape"), 88, "shape: found 88; expected a list"),
     "negative shape": (("parameters", 0, "shape"), [-11, -8], "expected counts"),
     "another shape": (("parameters", 0, "shape"), [2, 2], "expected a stretch within"),
@@ -200,14 +222,16 @@ def test_a_manifest_that_no_worker_wrote_is_refused(tmp_path: Path, place: tuple
     else:
         inner[key] = value
     (tmp_path / MANIFEST).write_bytes(sealed(json.dumps(content).encode()))
-    with pytest.raises(CheckpointError, match=rf"/manifest\.json: damaged \(.*({message})"):
+    with pytest.raises(
+        CheckpointError, match=r"(/manifest\.json|/shard-0000\d-of-00003\.safetensors): damaged.*" + f"({message})"
+    ):
         read_all(tmp_path)
 
 
 def test_two_fragments_of_the_same_elements_are_refused(tmp_path: Path) -> None:
     """Where each shard by itself is in order."""
     write(open_folder(tmp_path), [[("scale", 0, 1)], [("scale", 0, 1)]])
-    with pytest.raises(CheckpointError, match="two fragments that both hold element 0"):
+    with pytest.raises(CheckpointError, match="expected 1 or more, for no two shards hold one element"):
         Checkpoint(open_folder(tmp_path))
 
 

@@ -21,6 +21,7 @@ from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
+from raystage.storage.shards.writing import placed, shard_name, write_shard
 from raystage.storage.store import Store
 from s3_server import Environ, Fault, S3Server, answers, completes_an_upload, cut_after, cut_before, cut_half_way
 
@@ -61,9 +62,9 @@ def save(folder: Folder, shape: ModelShape = SHAPE, world: int = 2) -> dict[str,
         for name, whole in values.items():
             start, stop = rank * whole.size // world, (rank + 1) * whole.size // world
             pieces += [(name, state, start, whole[start:stop]) for state in ("fp32", "exp_avg", "exp_avg_sq")]
-        shards.append(checkpoint.write_shard(folder, checkpoint.shard_name(rank, world), pieces))
+        shards.append(write_shard(folder, shard_name(rank, world), pieces))
     entries = tuple(ParameterEntry(one.name, one.shape, "float32", 3) for one in parameters(shape))
-    manifest = Manifest(shape, entries, tuple(shards), "key", 3, 300, {"seed": 0}, {}, {}, {"flops": 1, "tokens": 300})
+    manifest = Manifest(shape, entries, placed(shards), "key", 3, 300, {"seed": 0}, {}, {}, {"flops": 1, "tokens": 300})
     checkpoint.commit(folder, manifest)
     return values
 
@@ -95,7 +96,7 @@ def test_a_store_keeps_records_runs_and_the_furthest_checkpoint(store: Store, st
     for tokens in (100, 200, 300):
         save(store.checkpoint_folder(stage.key, tokens, "one"))
     half = store.checkpoint_folder(stage.key, 400, "one")
-    checkpoint.write_shard(half, checkpoint.shard_name(0, 1), [])
+    write_shard(half, shard_name(0, 1), [])
     store.drop_older_checkpoints(stage.key, keep=2)
     latest = store.latest_checkpoint(stage.key)
     checkpoints = store.stage_folder(stage.key) / "checkpoints"
@@ -237,7 +238,7 @@ def test_a_part_that_never_gets_through_ends_the_upload_after_a_few_attempts(fol
 
     with s3.faults.injected(SLOW_DOWN, chosen=is_part) as faults:
         with pytest.raises(StorageError, match=r"shard.*SLOW_DOWN"):
-            checkpoint.write_shard(folder, "shard", [("weight", "fp32", 0, np.zeros(10))])
+            write_shard(folder, "shard", [("weight", "fp32", 0, np.zeros(10))])
         assert faults.met == REQUEST_ATTEMPTS
     assert folder.names() == []
 

@@ -15,6 +15,7 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import Evaluation
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Manifest
+from raystage.storage.shards.writing import placed, shard_name, write_shard
 from raystage.storage.store import RECORD, Store
 
 
@@ -33,9 +34,9 @@ def save(store: Store, stage: StagePlan, tokens: int, whole: bool = True) -> Fol
     """A checkpoint at `tokens`, with or without its manifest."""
     folder = store.checkpoint_folder(stage.key, tokens, "attempt")
     folder.make()
-    shard = checkpoint.write_shard(folder, checkpoint.shard_name(0, 1), [])
+    shard = write_shard(folder, shard_name(0, 1), [])
     if whole:
-        manifest = Manifest(stage.shape, (), (shard,), stage.key, 0, tokens, {}, {}, {}, {})
+        manifest = Manifest(stage.shape, (), placed([shard]), stage.key, 0, tokens, {}, {}, {}, {})
         checkpoint.commit(folder, manifest)
     return folder
 
@@ -59,7 +60,7 @@ def test_the_latest_checkpoint_is_the_furthest_whole_one(store: Store, stage: St
     save(store, stage, 200)
     save(store, stage, 3000, whole=False)
     cut_short = save(store, stage, 2000)
-    Path(cut_short.path, checkpoint.shard_name(0, 1)).write_bytes(b"")
+    Path(cut_short.path, shard_name(0, 1)).write_bytes(b"")
     assert store.latest_checkpoint(stage.key) == expected
 
 

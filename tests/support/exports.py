@@ -19,6 +19,7 @@ from raystage.models import build as model
 from raystage.models.shape import ModelShape, stored
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Manifest, ParameterEntry
+from raystage.storage.shards.writing import placed, shard_name, write_shard
 from raystage.train.state.buffers import persistent_buffers
 
 SEED = 5
@@ -44,9 +45,7 @@ def make_checkpoint(
          for start, stop in [((0, values.size // 2), (values.size // 2, values.size))[rank]]]
         for rank in range(2)
     ]  # fmt: skip
-    shards = tuple(
-        checkpoint.write_shard(folder, checkpoint.shard_name(rank, 2), half) for rank, half in enumerate(halves)
-    )
+    shards = placed(write_shard(folder, shard_name(rank, 2), half) for rank, half in enumerate(halves))
     named = {} if tokenizer is None else {"tokenizer": tokenizer, "tokenizer_fingerprint": fingerprint(tokenizer)}
     named |= cursor
     manifest = Manifest(

@@ -47,8 +47,8 @@ def run_together(store: Store, records: list[StageRecord], parties: int) -> None
 def whole(folder: Folder) -> bool:
     """Whether a checkpoint opens and every fragment of it matches its checksum."""
     opened = checkpoint.Checkpoint(folder)
-    for shard in opened.manifest.shards:
-        for one in shard.fragments:
+    for number in range(len(opened.manifest.shards)):
+        for one in opened.fragments(number):
             opened.read(one.parameter, one.state, one.start, one.stop)
     opened.close()
     return True

@@ -26,7 +26,9 @@ from pyarrow import fs
 from raystage.files.filesystem import Folder
 from raystage.models.shape import ModelShape
 from raystage.storage import checkpoint
-from raystage.storage.checkpoint import Manifest, ParameterEntry, Piece, Shard, StoredFragment
+from raystage.storage.checkpoint import Manifest, ParameterEntry
+from raystage.storage.shards.contents import Shard, Shards
+from raystage.storage.shards.writing import Piece, WrittenShard, placed, shard_name, write_shard
 from raystage.storage.store import Store
 
 KEY = "stage"
@@ -69,7 +71,7 @@ def values(tokens: int, state: str) -> np.ndarray:
     return np.random.default_rng([tokens, STATES.index(state)]).standard_normal(NUMEL, dtype=np.float32)
 
 
-def manifest(tokens: int, shards: tuple[Shard, ...]) -> Manifest:
+def manifest(tokens: int, shards: Shards) -> Manifest:
     entry = ParameterEntry(PARAMETER, (SHAPE.vocab_size, SHAPE.hidden_size), "float32", tokens)
     return Manifest(SHAPE, (entry,), shards, KEY, tokens, tokens, {}, {}, {}, {})
 
@@ -154,19 +156,19 @@ def write_checkpoints(store: Store, rank: int, request: dict[str, Any], peer: so
         shards = [_write_shard(folder, tokens, number) for number in range(rank, NUM_SHARDS, request["writers"])]
         if rank == 0:
             shards += _received(peer) if peer else []
-            checkpoint.commit(folder, manifest(tokens, tuple(shards)))
+            checkpoint.commit(folder, manifest(tokens, placed(shards)))
             yield tokens
             store.drop_older_checkpoints(KEY, KEPT)
         _meet(peer, rank, shards)
 
 
-def _write_shard(folder: Folder, tokens: int, number: int) -> Shard:
+def _write_shard(folder: Folder, tokens: int, number: int) -> WrittenShard:
     start, stop = (NUMEL * edge // NUM_SHARDS for edge in (number, number + 1))
     pieces: list[Piece] = [(PARAMETER, state, start, values(tokens, state)[start:stop]) for state in STATES]
-    return checkpoint.write_shard(folder, checkpoint.shard_name(number, NUM_SHARDS), pieces)
+    return write_shard(folder, shard_name(number, NUM_SHARDS), pieces)
 
 
-def _received(peer: socket.socket) -> list[Shard]:
+def _received(peer: socket.socket) -> list[WrittenShard]:
     """The other writer's shards; where it died this one ends, as a worker does that loses its process group."""
     line = b""
     while not line.endswith(b"\n"):
@@ -174,12 +176,10 @@ def _received(peer: socket.socket) -> list[Shard]:
         if not part:
             os._exit(1)
         line += part
-    return [
-        Shard(**{**one, "fragments": tuple(StoredFragment(**f) for f in one["fragments"])}) for one in json.loads(line)
-    ]
+    return [WrittenShard(Shard(**one["file"]), tuple(map(tuple, one["spans"]))) for one in json.loads(line)]
 
 
-def _meet(peer: socket.socket | None, rank: int, shards: list[Shard]) -> None:
+def _meet(peer: socket.socket | None, rank: int, shards: list[WrittenShard]) -> None:
     """The second writer hands its shards over and waits until the first one is through with the checkpoint."""
     if peer and rank == 0:
         peer.sendall(b"!")

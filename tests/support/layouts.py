@@ -25,6 +25,7 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.shards.writing import placed
 from raystage.train import collectives
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
@@ -187,6 +188,6 @@ def _save(engine: StageEngine, stage: StagePlan, path: str) -> None:
     shards, all_steps = collectives.all_gather_objects(shard), collectives.all_gather_objects(steps)
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
-        manifest = make_manifest(stage, tuple(shards), merged, Progress.at_start(stage))
+        manifest = make_manifest(stage, placed(shards), merged, Progress.at_start(stage))
         checkpoint.commit(folder, manifest)
     comm.barrier()

@@ -20,6 +20,7 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.shards.writing import placed
 from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry
@@ -117,7 +118,7 @@ def _round(stage: StagePlan, entry: Entry, folder: str) -> Peaks:
     for one in collectives.all_gather_objects(known):
         merged |= one
     if comm.get_rank() == 0:
-        checkpoint.commit(open_folder(folder), make_manifest(stage, tuple(shards), merged, Progress.at_start(stage)))
+        checkpoint.commit(open_folder(folder), make_manifest(stage, placed(shards), merged, Progress.at_start(stage)))
     comm.barrier()
     if entry.source:
         entry.source.close()

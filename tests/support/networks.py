@@ -63,9 +63,7 @@ def saved(schedule: Schedule, store: Path) -> list[dict[tuple[str, str], np.ndar
     for stage in make_plan(schedule).staged.stages:
         checkpoint = Checkpoint(Store(open_folder(str(store))).finished_checkpoint(stage.key))
         sizes = {entry.name: int(np.prod(entry.shape)) for entry in checkpoint.manifest.parameters}
-        held = dict.fromkeys(
-            (one.parameter, one.state) for shard in checkpoint.manifest.shards for one in shard.fragments
-        )
+        held = [(name, state) for name in sizes for state in checkpoint.states_of(name)]
         found.append({(name, state): checkpoint.read(name, state, 0, sizes[name]) for name, state in held})
         checkpoint.close()
     return found

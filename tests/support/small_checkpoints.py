@@ -10,7 +10,8 @@ import numpy as np
 from raystage.files.filesystem import Folder
 from raystage.models.shape import ModelShape
 from raystage.storage import checkpoint
-from raystage.storage.checkpoint import Manifest, ParameterEntry, Piece
+from raystage.storage.checkpoint import Manifest, ParameterEntry
+from raystage.storage.shards.writing import Piece, placed, shard_name, write_shard
 
 SHAPE = ModelShape("llama", 1, 8, 2, 2, 4, 16, 11, 10)
 SHAPES = {"embed.weight": (11, 8), "layers.0.up.weight": (16, 8), "layers.0.norm.weight": (8,), "scale": (1,)}
@@ -63,9 +64,8 @@ def write(
 ) -> Manifest:
     """A checkpoint of `make_values(seed)` with a shard for each list of slices. shape: what its manifest says."""
     values = make_values(seed)
-    shards = tuple(
-        checkpoint.write_shard(folder, checkpoint.shard_name(rank, len(cuts)), _pieces(values, own))
-        for rank, own in enumerate(cuts)
+    shards = placed(
+        write_shard(folder, shard_name(rank, len(cuts)), _pieces(values, own)) for rank, own in enumerate(cuts)
     )
     entries = tuple(ParameterEntry(name, shape, "float32", 3) for name, shape in SHAPES.items())
     manifest = Manifest(shape, entries, shards, "key", 3, tokens, {}, {"seed": seed}, {"name": "adamw"}, {"steps": 3})

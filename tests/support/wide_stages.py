@@ -21,6 +21,7 @@ from raystage.plans.stage import Growth, StagePlan
 from raystage.results.record import Progress
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint
+from raystage.storage.shards.writing import placed
 from raystage.train import collectives
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
@@ -95,7 +96,7 @@ def save(engine: StageEngine, place: str) -> None:
     if engine.rank == 0:
         merged = {key: step for one in all_steps for key, step in one.items()}
         progress, starts = Progress.at_start(engine.stage), engine.head_starts
-        manifest = make_manifest(engine.stage, tuple(shards), merged, progress, starts)
+        manifest = make_manifest(engine.stage, placed(shards), merged, progress, starts)
         checkpoint.commit(open_folder(place), manifest)
     engine.destroy()
     collectives.all_gather_objects(None)

@@ -18,7 +18,7 @@ from raystage.data.tokenizers import ByteTokenizer, LabelledTexts, PretrainedTok
 from raystage.models import build as model
 from raystage.models.families import TRANSFORMERS
 from raystage.sources.corpus import Sample
-from raystage.storage import checkpoint
+from raystage.storage.shards.writing import shard_name
 
 LEARNS_NEXT = [name for name, family in TRANSFORMERS.items() if family.objective == "next token"]
 TEXTS = ["two\nlines", "  ¡ñandú! \x00\x7f\x80ÿĀ 漢字 🙂", "an <|endoftext|> in the text", ""]
@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, case: str, mon
     make_checkpoint(tmp_path / "moved", shape, str(tmp_path / "hf"))
     config = tmp_path / "hf/tokenizer_config.json"
     config.write_text(config.read_text() + "\n")
-    shard = make_checkpoint(tmp_path / "damaged", shape) / checkpoint.shard_name(1, 2)
+    shard = make_checkpoint(tmp_path / "damaged", shape) / shard_name(1, 2)
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
     arguments, message = BAD[case]
     done = invoke(*arguments)

@@ -31,6 +31,7 @@ from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape, parameters
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry
+from raystage.storage.shards.writing import Piece, placed, shard_name, write_shard
 from raystage.storage.store import Store
 from raystage.tools.grow import Source, open_source, open_target, write
 
@@ -198,7 +199,7 @@ def make_checkpoint(
 ) -> Manifest:
     """A checkpoint such as `workers` leave: every state of every parameter cut among them, steps of their own."""
     generator = np.random.default_rng(5)
-    pieces: list[list[checkpoint.Piece]] = [[] for _ in range(workers)]
+    pieces: list[list[Piece]] = [[] for _ in range(workers)]
     for parameter in parameters(shape):
         for state in states:
             values = generator.random(parameter.numel, dtype=np.float32)
@@ -206,9 +207,7 @@ def make_checkpoint(
             for rank, part in enumerate(np.array_split(values, workers)):
                 pieces[rank].append((parameter.name, state, start, part))
                 start += part.size
-    shards = tuple(
-        checkpoint.write_shard(folder, checkpoint.shard_name(rank, workers), own) for rank, own in enumerate(pieces)
-    )
+    shards = placed(write_shard(folder, shard_name(rank, workers), own) for rank, own in enumerate(pieces))
     manifest = Manifest(
         model=shape,
         parameters=tuple(
@@ -313,7 +312,7 @@ def test_growing_in_two_steps_is_growing_in_one(tmp_path: Path) -> None:
     assert shards[0] == shards[1]
 
 
-def test_a_checkpoint_is_cut_into_shards_and_fragments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raystage.tools.grow.CHUNK_BYTES", 400)
     make_checkpoint(open_folder(tmp_path / "source"))
     source = open_source(str(tmp_path / "source"), Store(open_folder(tmp_path / "store")))
@@ -321,9 +320,6 @@ def test_a_checkpoint_is_cut_into_shards_and_fragments(tmp_path: Path, monkeypat
     write(source, growth, open_target(str(tmp_path / "target")), max_shard_bytes=10_000)
     target = Checkpoint(open_folder(tmp_path / "target"))
     assert len(target.manifest.shards) > 3
-    drawn = {rule.target for rule in growth.rules if rule.weights == "normal"}
-    for fragment in (one for shard in target.manifest.shards for one in shard.fragments):
-        assert fragment.num_bytes <= 400 or (fragment.parameter in drawn)
     grown = Grown(growth.rules, source.model.read, SEED)
     for rule in growth.rules:
         np.testing.assert_array_equal(
@@ -559,12 +555,12 @@ CASES = {
                          "SOURCE: FOLDER/manifest.json: damaged ("),
     "family of a manifest": (CKPT, lambda at: change_json(at / "manifest.json", model=SHAPE.__dict__ | {
                                  "family": "x"}), [FOUR], "SOURCE: FOLDER/manifest.json: found the family 'x'"),
-    "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[], shards=[]), [FOUR],
+    "parameter not listed": (CKPT, lambda at: change_json(at / "manifest.json", parameters=[], layout=[]), [FOUR],
                              "SOURCE: FOLDER/manifest.json: damaged (model.embed_tokens.weight is not in it)"),
     "shard cut": (CKPT, lambda at: cut(at / "shard-00001-of-00002.safetensors", 4), [FOUR],
                   "SOURCE: FOLDER/shard-00001-of-00002.safetensors: found "),
     "byte flipped": (CKPT, lambda at: flip_last_byte(at / "shard-00001-of-00002.safetensors"), [FOUR],
-                     "SOURCE: FOLDER/shard-00001-of-00002.safetensors: damaged; exp_avg_sq of lm_head.weight does not"),
+                     "SOURCE: FOLDER/shard-00001-of-00002.safetensors: damaged; its index, the checksums at its end,"),
     "key unknown": (STAGES, "abcdef01", [FOUR], "FOLDER: SOURCE: no stage key begins with 'abcdef01'"),
     "key of several": (STAGES, "77777777", [FOUR], "FOLDER: SOURCE: 2 stage keys begin with '77777777'; expected just"),
     "key of an unfinished": (STAGES, "00000000", [FOUR], "no record.json; the stage is not finished"),

@@ -107,8 +107,9 @@ def test_a_buffer_that_is_missing_or_damaged_is_refused(tmp_path: Path) -> None:
         assert "manifest.json: damaged" in done.output
         assert "norm.running_var" in done.output
     torn = saved(tmp_path / "torn", SOURCES["cnn"])
-    shard = next(one for one in checkpoint.read_manifest(open_folder(torn)).shards)
-    place = next(one.offset for one in shard.fragments if one.parameter == "norm.running_var")
+    opened = Checkpoint(open_folder(torn))
+    shard = opened.manifest.shards[0]
+    place = next(one.offset for one in opened.fragments(0) if one.parameter == "norm.running_var")
     content = bytearray((torn / shard.file).read_bytes())
     content[place] ^= 1
     (torn / shard.file).write_bytes(content)

@@ -12,7 +12,8 @@ from raystage.files.filesystem import open_folder
 from raystage.growth.apply import Grown
 from raystage.growth.rules import growth_map
 from raystage.models.shape import ModelShape
-from raystage.storage.checkpoint import FRAGMENT_NUMEL, Checkpoint, Manifest, ParameterEntry, commit
+from raystage.storage.checkpoint import Checkpoint, Manifest, ParameterEntry, commit
+from raystage.storage.shards.writing import FRAGMENT_NUMEL, placed
 from raystage.train.entry import fill_partitions
 from raystage.train.partitions import Partition
 from raystage.train.state.shards import fragments_of, write_fragments
@@ -30,10 +31,11 @@ def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Pat
     shard = write_fragments(
         fragments_of([part, replace(part, saves=(5, 5))]), folder, "shard-00000-of-00001.safetensors"
     )
-    assert [(one.start, one.stop) for one in shard.fragments] == [(0, FRAGMENT_NUMEL), (FRAGMENT_NUMEL, numel)]
     entry = ParameterEntry(NAME, (SHAPE.vocab_size, SHAPE.hidden_size), "float32", 0)
-    commit(folder, Manifest(SHAPE, (entry,), (shard,), "", 0, 0, {}, {}, {}, {}))
+    commit(folder, Manifest(SHAPE, (entry,), placed([shard]), "", 0, 0, {}, {}, {}, {}))
     opened = Checkpoint(folder)
+    lengths = [(one.start, one.stop) for one in opened.fragments(0)]
+    assert lengths == [(0, FRAGMENT_NUMEL), (FRAGMENT_NUMEL, numel)]
     found = torch.zeros(numel - 7)
     slices = Partition(NAME, 7, numel, {"fp32": found}, (0, numel - 7), found)
     grown = Grown(growth_map(SHAPE, SHAPE, "identity", "grow"), opened.read, 0)

@@ -20,10 +20,10 @@ from raystage.plans.stage import StagePlan
 from raystage.results.endings import AverageRecord
 from raystage.results.record import Evaluation
 from raystage.storage.averaging import averaged
-from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import CHECKPOINTS, Store
 from raystage.train import partitions
 from raystage.train.engine import StageEngine
+from raystage.train.state.opening import opened_by_all
 from raystage.train.state.shards import in_pieces
 
 # --- which checkpoints ------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def fill_average(engine: StageEngine, members: Members) -> None:
     Collective. Needs memory for a fragment of each checkpoint besides.
     """
     with ExitStack() as opened:
-        sources = [opened.enter_context(closing(Checkpoint(folder.unmapped))) for folder in members.folders]
+        sources = [opened.enter_context(closing(opened_by_all(folder))) for folder in members.folders]
         measured = engine.buffers.partitions()
         for part in (*partitions.partitions(engine.deepspeed), *measured):
             held = part.tensors["fp32"]

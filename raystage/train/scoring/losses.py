@@ -23,13 +23,13 @@ from raystage.errors import CheckpointError, InputError
 from raystage.plans.initial import TeacherPlan, scoring_flops
 from raystage.plans.stage import StagePlan
 from raystage.results.scoring import ScoringRecord, check_same_order
-from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.scores import KeptScores, ScoredPart
 from raystage.storage.store import Store
 from raystage.train.collectives import all_gather_objects, broadcast_object
 from raystage.train.devices import EnergyCount, open_meter
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.scoring.documents import document_losses
+from raystage.train.state.opening import finished_checkpoint, opened_by_all
 from raystage.train.teacher import frozen_model
 from raystage.train.texts import sources_read
 
@@ -137,7 +137,7 @@ def _score(
 ) -> None:
     """Score this worker's share of the missing parts, and keep each."""
     device = torch.device(get_accelerator().current_device_name())
-    with closing(Checkpoint(store.finished_checkpoint(model.key).unmapped)) as source:
+    with closing(opened_by_all(finished_checkpoint(store, model.key))) as source:
         network = frozen_model(model.shape, source, torch.float32).to(device)
     for place in missing[comm.get_rank() :: comm.get_world_size()]:
         began = time.monotonic()

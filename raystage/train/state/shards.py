@@ -14,8 +14,9 @@ from raystage.growth.counts import HeadStarts, as_runs, unsettled
 from raystage.models.shape import stored
 from raystage.plans.stage import StagePlan
 from raystage.results.record import Progress
-from raystage.storage import checkpoint
-from raystage.storage.checkpoint import FRAGMENT_NUMEL, Manifest, ParameterEntry, Shard, Span
+from raystage.storage.checkpoint import Manifest, ParameterEntry
+from raystage.storage.shards.contents import Shards, Span
+from raystage.storage.shards.writing import FRAGMENT_NUMEL, WrittenShard, shard_name, stream_shard
 from raystage.train import partitions
 from raystage.train.engine import StageEngine
 from raystage.train.partitions import Partition
@@ -30,13 +31,14 @@ class Fragment:
 
 
 def fragments_of(parts: Iterable[Partition]) -> list[Fragment]:
-    """What this worker saves of its partitions, cut into fragments. The values are live views."""
-    return [
+    """What this worker saves of its partitions, in pieces and in the order of a shard. The values are live views."""
+    found = [
         Fragment((part.parameter, state, part.start + first, part.start + last), part.tensors[state][first:last])
         for part in parts
         for state in part.tensors
         for first, last in in_pieces(*part.saves)
     ]
+    return sorted(found, key=lambda one: one.span)
 
 
 def in_pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -45,23 +47,30 @@ def in_pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + FRAGMENT_NUMEL, stop)
 
 
-def write_fragments(fragments: list[Fragment], folder: Folder, name: str) -> Shard:
+def write_fragments(fragments: list[Fragment], folder: Folder, name: str) -> WrittenShard:
     """Write a shard. Values on a GPU are copied to the host one fragment at a time."""
     values = (one.values.cpu().numpy() for one in fragments)
-    return checkpoint.stream_shard(folder, name, [one.span for one in fragments], values)
+    return stream_shard(folder, name, (one.span for one in fragments), values)
 
 
-def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[Shard, dict[str, int]]:
-    """Write this worker's part of all state. Returns its shard's entry and the step counts it knows."""
-    name = checkpoint.shard_name(engine.rank, engine.world)
+def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[WrittenShard, dict[str, int]]:
+    """Write this worker's part of all state. Returns its shard and the step counts it knows."""
+    name = shard_name(engine.rank, engine.world)
     parts = [*partitions.partitions(engine.deepspeed), *engine.buffers.partitions()]
     shard = write_fragments(fragments_of(parts), folder, name)
     return shard, partitions.get_steps(engine.deepspeed)
 
 
+def held_shapes(stage: StagePlan, is_delivered: bool = False) -> dict[str, tuple[int, ...]]:
+    """The parameters of a stage's checkpoint, with their shapes. is_delivered: as of `make_manifest`."""
+    if stage.adapter and not is_delivered:
+        return dict(stage.adapter.trained(stage.shape))
+    return {one.name: one.shape for one in stored(stage.shape)}
+
+
 def make_manifest(
     stage: StagePlan,
-    shards: tuple[Shard, ...],
+    shards: Shards,
     steps: dict[str, int],
     progress: Progress,
     head_starts: Mapping[str, HeadStarts] = MappingProxyType({}),
@@ -74,7 +83,7 @@ def make_manifest(
     """
     training = stage.training
     adapter = None if is_delivered else stage.adapter
-    held = adapter.trained(stage.shape) if adapter else {one.name: one.shape for one in stored(stage.shape)}
+    held = held_shapes(stage, is_delivered)
     # The first window that is not begun yet.
     window = max(-(-progress.position // stage.window), stage.reading.first if stage.reading else 0)
     runs = {name: as_runs(_needed(found, stage, steps[name], progress.position)) for name, found in head_starts.items()}
