@@ -17,6 +17,7 @@ from typing import Any
 from raystage.config.schedule import Init
 from raystage.data.trained_on import NOT_KNOWN, NOTHING, TrainedOn
 from raystage.errors import InputError
+from raystage.files.file_facts import facts_of
 from raystage.files.reading import LocalFiles, read_json
 from raystage.models import hub
 from raystage.models.depth import saved_flops
@@ -174,7 +175,8 @@ def fingerprint(folder: Path, is_checkpoint: bool) -> str:
         content = _manifest(folder)
         facts: Any = [content["model"], content["parameters"], [shard["checksum"] for shard in content["shards"]]]
     else:
-        facts = [[name, _digest(folder / name)] for name in (CONFIG, *weight_files(LocalFiles(folder)))]
+        files = [folder / name for name in (CONFIG, *weight_files(LocalFiles(folder)))]
+        facts = [[str(file.relative_to(folder)), digest] for file, digest in facts_of(("SHA-256",), files, _digest)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

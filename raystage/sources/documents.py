@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from raystage.errors import InputError
+from raystage.files.file_facts import facts_of
 from raystage.lazy import numpy as np
 from raystage.sources.corpus import (
     BUCKETS,
@@ -178,12 +180,15 @@ class FileCorpus:
 
     def holds_any(self, marks: Collection[bytes]) -> bool:
         """Whether one of these byte strings occurs in the files."""
-        return any(holds_any(file, marks) for file in self.files)
+        if not marks:
+            return False
+        kind = "holds any", sorted(mark.hex() for mark in marks)
+        return any(found for _, found in facts_of(kind, self.files, lambda file: holds_any(file, marks)))
 
     def check_utf8(self) -> None:
         """Raises InputError for the first byte that is not UTF-8."""
-        for file in self.files:
-            check_utf8(file)
+        for _ in facts_of(("UTF-8",), self.files, check_utf8):
+            pass
 
     @property
     def files(self) -> list[Path]:
@@ -206,18 +211,27 @@ def find_documents(
     place: for messages. package_of: the package of each file, where whole packages stay together.
     """
     found: list[Document] = []
-    for file in files:
+    for file, spans in _measured(list(files), options, key):
         package = package_of(file) if package_of else None
-        spans = measured(file, options.document_separator, options.document_bytes, options.may_be_any, key)
-        for span in spans:
-            if span.num_bytes:
-                found.append(Document(file, span.digest, span.num_bytes, package, span.start))
+        for start, num_bytes, digest in spans:
+            if num_bytes:
+                found.append(Document(file, digest, num_bytes, package, start))
             if len(found) > MOST_DOCUMENTS:
                 problem = f"found more than {MOST_DOCUMENTS:,} documents; expected longer ones, or fewer"
                 raise InputError(f"{problem} (data.document_separator, data.document_bytes)", key=key)
     if not found:
         raise InputError(f"found no text in {place}; expected files with something in them", key=key)
     return tuple(sorted(found, key=_order))
+
+
+def _measured(files: Sequence[Path], options: SourceOptions, key: str) -> Iterator[tuple[Path, list[list[Any]]]]:
+    """Each file with [start, number of bytes, digest] of its documents."""
+    how = options.document_separator, options.document_bytes, options.may_be_any
+
+    def find(file: Path) -> list[list[Any]]:
+        return [[span.start, span.num_bytes, span.digest] for span in measured(file, *how, key)]
+
+    return facts_of(("documents", *how), files, find) if files else iter(())
 
 
 def _order(document: Document) -> tuple[str, str, str, int]:

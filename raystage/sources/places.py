@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raystage.errors import InputError, RaystageError
+from raystage.files.file_facts import stamp_of
 from raystage.files.filesystem import Folder, open_folder
 from raystage.sources.text_files import text_files, unreadable
 
@@ -23,7 +24,8 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 @dataclass(frozen=True)
 class Place:
-    """A file. uri: its absolute path, or where it is in an object store. stamp: changes where the file does."""
+    """A file. uri: its absolute path, or where it is in an object store. stamp: changes where the file does, and begins
+    with its times in nanoseconds: two of a file of this machine, one of an object."""
 
     uri: str
     num_bytes: int
@@ -100,7 +102,7 @@ def place_of(file: Path, key: str) -> Place:
         status = file.stat()
     except OSError as error:
         raise unreadable(error, key) from None
-    return Place(str(file), status.st_size, (status.st_mtime_ns, status.st_ino, status.st_dev))
+    return Place(str(file), status.st_size, stamp_of(status))
 
 
 def _remote(path: str, pattern: str | None, endings: tuple[str, ...], key: str) -> list[Place]:

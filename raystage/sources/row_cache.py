@@ -1,7 +1,8 @@
 """The indexes that a machine keeps of large files, so that a second plan does not read them again.
 
-A file is known by its place, size, time stamp and number in the file system. A file that changes in spite of the same
-stamp is noticed when it is tokenized, because every document is hashed once more then; its index is then forgotten.
+A file is known by its place, size, times and number in the file system, an object of a store by its size and its time
+of the last change (pyarrow gives no ETag). A file that changes in spite of the same stamp is noticed when it is
+tokenized, because every document is hashed once more then; its index is then forgotten.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from raystage.files.file_facts import is_fresh
 from raystage.files.local import user_cache
 from raystage.sources.corpus import SourceOptions
-from raystage.sources.places import Place
+from raystage.sources.places import Place, is_remote
 
-SMALL_BYTES = 2**24  # a smaller file is hashed in a tenth of a second
+SMALL_BYTES = 2**18  # a smaller file is hashed in some milliseconds
 _SMALL_IMAGES = 2**15  # images take longer: they are decoded, and many are small
 _IMAGES = "raystage.sources.labelled."  # what the formats of images alone begin with
-_FRESH_SECONDS = 2.0  # a file that changed just now may change again under the same time stamp
 _VERSION = 1
 _TYPES = np.uint64, np.uint32, np.uint32  # digests, lengths, and of samples their labels
 
@@ -60,11 +60,16 @@ def load(format: str, place: Place, options: SourceOptions) -> tuple[dict[str, A
 
 
 def save(
-    format: str, place: Place, options: SourceOptions, header: dict[str, Any], arrays: Sequence[np.ndarray]
+    format: str,
+    place: Place,
+    options: SourceOptions,
+    header: dict[str, Any],
+    arrays: Sequence[np.ndarray],
+    began: float,
 ) -> None:
-    """Keep an index; where that is not possible, nothing. arrays: as `load` gives them."""
-    count = len(arrays[0])
-    if _is_small(format, place, options) or time.time() - place.stamp[0] / 1e9 < _FRESH_SECONDS or not count:
+    """Keep an index; where that is not possible, nothing. arrays: as `load` gives them. began: when reading did."""
+    count, times = len(arrays[0]), place.stamp[: 1 if is_remote(place.uri) else 2]
+    if _is_small(format, place, options) or is_fresh(times, began) or not count:
         return
     path = _path(format, place, options)
     work = path.with_name(f"{path.name}.{uuid.uuid4().hex}")

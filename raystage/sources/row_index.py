@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,14 +108,14 @@ def index_file(format: str, place: Place, options: SourceOptions) -> FileIndex:
     kept = row_cache.load(format, place, options)
     if kept is not None:
         return _kept(place, *kept)
-    index = _hashed(format, place, options)
+    began, index = time.time(), _hashed(format, place, options)
     header: dict[str, Any] = {"blocks": index.blocks, "rows": index.rows, "content": index.content}
     header["largest"] = index.largest
     arrays = [index.digests, index.lengths]
     if (found := index.samples) is not None:
         header["samples"] = {"classes": found.classes, "names": found.names, "image": found.image, "first": found.first}
         arrays.append(found.labels)
-    row_cache.save(format, place, options, header, arrays)
+    row_cache.save(format, place, options, header, arrays, began)
     return index
 
 

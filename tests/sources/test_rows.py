@@ -14,6 +14,7 @@ import pytest
 
 import raystage.sources.jsonl
 from raystage.errors import InputError
+from raystage.files import file_facts
 from raystage.sources import row_cache, row_index
 from raystage.sources.corpus import Corpus, SourceOptions
 from raystage.sources.table import read_corpus
@@ -192,9 +193,9 @@ def test_several_processes_hash_what_one_does(tmp_path: Path, monkeypatch: pytes
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that was indexed, and is old enough to be kept in mind."""
     monkeypatch.setattr(row_cache, "SMALL_BYTES", 0)
+    monkeypatch.setattr(file_facts, "FRESH_SECONDS", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_jsonl(tmp_path / "a.jsonl")
-    os.utime(path, ns=(10**18, 10**18))
     read_corpus("jsonl", (str(path),))
     return path
 
@@ -213,7 +214,6 @@ def test_an_index_of_something_else_is_not_used(change: str, kept: Path, tmp_pat
         write_jsonl(kept, TEXTS[::-1])
     if change == "field":
         write_jsonl(kept, TEXTS[::-1], "body")
-        os.utime(kept, ns=(10**18, 10**18))
         options = SourceOptions(field="body")
     if change == "damaged":
         (index,) = (tmp_path / "cache/raystage/rows").iterdir()
@@ -232,7 +232,6 @@ def test_an_index_whose_head_is_damaged_is_not_used(there: str, instead: str, ke
     """It has the hash that identifies the text, and the names of classes: they would be believed."""
     labels, options = ["cat", "dog"], SourceOptions(label="label")
     kept.write_text("".join(json.dumps({"text": text, "label": labels[n % 2]}) + "\n" for n, text in enumerate(TEXTS)))
-    os.utime(kept, ns=(10**18, 10**18))
     before = read_corpus("jsonl", (str(kept),), options)
     for index in (tmp_path / "cache/raystage/rows").iterdir():
         index.write_bytes(index.read_bytes().replace(there.encode(), instead.encode(), 1))
@@ -240,15 +239,36 @@ def test_an_index_whose_head_is_damaged_is_not_used(there: str, instead: str, ke
     assert (after.fingerprint, after.samples(0.2)) == (before.fingerprint, before.samples(0.2))
 
 
-def test_a_change_under_the_same_stamp_is_noticed_when_tokenizing(kept: Path) -> None:
-    content = kept.read_bytes()
-    status = kept.stat()
-    with kept.open("r+b") as file:
-        file.write(content.replace(b"document 5", b"document 6"))
-    os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns))
+def change_in_place(file: Path) -> None:
+    """Other bytes of the same size, with the time of the last change set back."""
+    content, status = file.read_bytes(), file.stat()
+    with file.open("r+b") as stream:
+        stream.write(content.replace(b"document 5", b"document 6"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_change_whose_time_was_set_back_is_noticed(kept: Path) -> None:
+    before = read_corpus("jsonl", (str(kept),)).fingerprint
+    change_in_place(kept)
+    assert read_corpus("jsonl", (str(kept),)).fingerprint != before
+
+
+def test_a_change_under_the_same_stamp_is_noticed_when_tokenizing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that keeps no time of the last change of status."""
+    same = kept.stat()
+    monkeypatch.setattr("raystage.sources.places.stamp_of", lambda _: file_facts.stamp_of(same))
+    change_in_place(kept)
     with pytest.raises(InputError, match="changed after it was planned with"):
         texts_of(read_corpus("jsonl", (str(kept),)))
     assert texts_of(read_corpus("jsonl", (str(kept),)))  # what was kept of it is forgotten
+
+
+def test_nothing_is_kept_of_a_file_that_changed_just_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_cache, "SMALL_BYTES", 0)
+    monkeypatch.setattr(file_facts, "FRESH_SECONDS", 3600)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read_corpus("jsonl", (str(write_jsonl(tmp_path / "a.jsonl")),))
+    assert not (tmp_path / "cache/raystage/rows").exists()
 
 
 def test_a_document_takes_twelve_bytes(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def _place(folder: Path, pattern: str | None, key: str) -> Place:
         problem = f"found no image {what} in {str(folder)!r}"
         raise InputError(f"{problem}; expected images of every class, or no such folder", key=key)
     listing = "\n".join(f"{file.uri} {file.num_bytes} {file.stamp}" for file in files)
-    stamp = max(file.stamp[0] for file in files), int(hashlib.sha256(os.fsencode(listing)).hexdigest()[:15], 16)
-    return Place(str(folder), sum(file.num_bytes for file in files), stamp)
+    times = (max(file.stamp[which] for file in files) for which in range(2))
+    digest = int(hashlib.sha256(os.fsencode(listing)).hexdigest()[:15], 16)
+    return Place(str(folder), sum(file.num_bytes for file in files), (*times, digest))
 
 
 def _files(folder: str, pattern: str | None) -> list[Path]:
