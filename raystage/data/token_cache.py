@@ -122,7 +122,15 @@ class Making:
     def workers_for(self, data: DataPlan) -> int:
         if self.workers is not None:
             return self.workers
-        return num_cpus() if data.train.num_bytes + data.held_out.num_bytes >= PARALLEL_BYTES else 1
+        return num_cpus() if _is_long(data) else 1
+
+    def has_shards(self, data: DataPlan) -> bool:
+        """Whether it takes so long that a process which is killed should not have to begin again."""
+        return self.workers_for(data) > 1 or _is_long(data)
+
+
+def _is_long(data: DataPlan) -> bool:
+    return data.train.num_bytes + data.held_out.num_bytes >= PARALLEL_BYTES
 
 
 def _make(data: DataPlan, folder: Path, making: Making) -> TokenIndex:
@@ -174,7 +182,7 @@ def _write(corpus: Corpus, data: DataPlan, tokenizer: Tokenizer, work: Path, mak
     dtype = _dtype(data, tokenizer)
     pieces = corpus.pieces(data.validation_fraction)
     names = stream_names(parts_of(data))
-    if making.workers_for(data) > 1 and len(pieces) > 1:
+    if making.has_shards(data) and len(pieces) > 1:
         shards = making.shards
         write_shards(pieces, data, dtype, shards, making.workers_for(data), making.progress)
         files = _join_shards(pieces, shards, work, names)

@@ -15,6 +15,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from raystage.errors import RaystageError
+
 Result = TypeVar("Result")
 
 
@@ -31,16 +33,23 @@ def from_first(find: Callable[[], Result]) -> Result:
     A process without others is the first."""
     if not distributed.is_initialized():
         return find()
-    found: tuple[Any, Exception | None] = None, None
+    result, own = None, None
     if distributed.get_rank() == 0:
         try:
-            found = find(), None
+            result = find()
         except Exception as error:  # raised below, on all workers
-            found = None, error
-    result, error = broadcast_object(found)
+            own = error
+    result, error = broadcast_object((result, own and portable(own)))
     if error is not None:
-        raise error
+        raise own or error
     return result
+
+
+def portable(error: Exception) -> Exception:
+    """An error as the other workers get it. Errors of other packages may not be picklable: those become text."""
+    if isinstance(error, RaystageError):
+        return error
+    return RuntimeError(f"worker {distributed.get_rank()} failed: {type(error).__name__}: {error}")
 
 
 def gather_objects(value: Any, group: Any = None) -> list:

@@ -24,7 +24,6 @@ import torch
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 
-from raystage.errors import RaystageError
 from raystage.files.filesystem import Folder
 from raystage.growth.counts import HeadStarts
 from raystage.plans.stage import StagePlan
@@ -34,7 +33,7 @@ from raystage.storage.shards.contents import Shards
 from raystage.storage.shards.telling import Told, packed_steps, placed_as_told, told, unpacked_steps
 from raystage.storage.shards.writing import shard_name
 from raystage.storage.store import Store
-from raystage.train.collectives import broadcast_object, gather_objects
+from raystage.train.collectives import broadcast_object, gather_objects, portable
 from raystage.train.ending.averaging import wanted_positions
 from raystage.train.partitions import Partition
 from raystage.train.state.shards import Fragment, fragments_of, held_shapes, make_manifest, write_fragments
@@ -247,17 +246,10 @@ def _agreed(action: Callable[[], Result], group: Any) -> list[Result]:
         result = action()
     except Exception as error:  # raised below, after the others have been told
         own = error
-    outcomes = gather_objects((result, own and _portable(own)), group)
+    outcomes = gather_objects((result, own and portable(own)), group)
     first = broadcast_object(next((error for _, error in outcomes if error is not None), None), group)
     if own is not None:
         raise own
     if first is not None:
         raise first
     return [result for result, _ in outcomes]
-
-
-def _portable(error: Exception) -> Exception:
-    """An error as the other workers get it. Errors of other packages may not be picklable: those become text."""
-    if isinstance(error, RaystageError):
-        return error
-    return RuntimeError(f"worker {comm.get_rank()} could not save: {type(error).__name__}: {error}")

@@ -46,6 +46,7 @@ from raystage.train.saving import Counts, Saver, Send
 from raystage.train.scoring.losses import Losses, find_losses
 from raystage.train.teacher import models_of
 from raystage.train.texts import open_texts
+from raystage.train.together import done_together
 
 POINT_EVERY_STEPS = 10
 POINTS_PER_STAGE = 400
@@ -76,7 +77,7 @@ class StageRunner:
         self.stage, self.context, self.engine = stage, context, engine
         self.store, self.saver, self.heartbeat = context.store, context.saver, context.heartbeat
         self.heartbeat.does("reading the text")
-        self.texts = open_texts(stage, losses.by_name)
+        self.texts = done_together(lambda: open_texts(stage, losses.by_name), self.heartbeat)
         self.windows = self.texts.train
         self.accounting = Accounting(stage, engine, losses.record)
         self.evaluator = Evaluator(stage, engine, self.texts.held_out, self.accounting, known)

@@ -47,10 +47,13 @@ def streams_of(data: DataPlan, cache: Path, workers: int, progress: token_shards
     return [(folder / name).read_bytes() for name in names if name != "index.json"]
 
 
-def test_several_processes_make_the_bytes_of_one_and_continue_where_one_was_killed(
-    planned: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_killed_is_continued_and_makes_the_same_bytes(
+    planned: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    """By several processes, and on one core where the text is long."""
     alone = streams_of(planned, tmp_path / "alone", 1)
+    monkeypatch.setattr(token_cache, "PARALLEL_BYTES", 0)
     told: list[tuple[int, int]] = []
 
     def killed(done: int, total: int) -> None:
@@ -59,7 +62,7 @@ def test_several_processes_make_the_bytes_of_one_and_continue_where_one_was_kill
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        streams_of(planned, tmp_path / "cache", 2, killed)
+        streams_of(planned, tmp_path / "cache", workers, killed)
     shards = Path(f"{cache_folder(planned, tmp_path / 'cache')}.shards")
     finished = sorted(path.name for path in shards.glob("*.json"))
     assert len(finished) >= 2
@@ -72,7 +75,7 @@ def test_several_processes_make_the_bytes_of_one_and_continue_where_one_was_kill
         again.append((done, total))
         assert {name: (shards / name).stat().st_mtime_ns for name in kept} == kept
 
-    assert streams_of(planned, tmp_path / "cache", 2, look) == alone
+    assert streams_of(planned, tmp_path / "cache", workers, look) == alone
     assert 0 < again[0][0] < 60
     assert again[-1] == (60, 60)
     assert again == sorted(again)

@@ -32,6 +32,7 @@ from raystage.train.scoring.documents import document_losses
 from raystage.train.state.opening import finished_checkpoint, opened_by_all
 from raystage.train.teacher import frozen_model
 from raystage.train.texts import sources_read
+from raystage.train.together import done_together
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _record(model: TeacherPlan, scored: list[_Scored], digests: dict[str, str]) 
 def _losses(model: TeacherPlan, data: DataPlan, store: Store, heartbeat: Heartbeat) -> _Scored:
     """Of the documents of a text, with what it takes to compute them, whoever has done that."""
     heartbeat.does("scoring documents")
-    streams, energy = _open(model, data), _energy()
+    streams, energy = done_together(lambda: _open(model, data), heartbeat), _energy()
     parts = parts_of(streams.train_documents)
     kept = KeptScores(store, model.key, data.content, [last - first for first, last in parts])
     looked_up = kept.missing() if comm.get_rank() == 0 else None
