@@ -152,6 +152,8 @@ class Checkpointing(Section):
 
     every: Count | None = None
     """The distance between two checkpoints in tokens or samples; a quarter of the stage unless given."""
+    every_seconds: Seconds = 1800.0
+    """The longest time between two checkpoints, in seconds or as `10m`: one is written after this time, too."""
     keep_last: Count = 2
     """How many of the latest checkpoints stay."""
     keep_best: CountOrZero = 0

@@ -121,6 +121,11 @@ class StagePlan:
     weights_seed: int | None = None
 
     @property
+    def most_repeated(self) -> int:
+        """The tokens or samples that are trained again at most if workers die: those between two checkpoints."""
+        return min(self.checkpoint_every, self.duration)
+
+    @property
     def drawn_with(self) -> int:
         """The seed of its new weights."""
         return self.seed if self.weights_seed is None else self.weights_seed

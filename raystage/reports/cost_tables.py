@@ -1,9 +1,11 @@
-"""A report's tables of what a run tried and what it cost: tuning, seeds, compute, money."""
+"""Tables of what a run tried and what it cost: tuning, seeds, compute, money; and what a fault may cost."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from raystage.plans.plan import Plan
+from raystage.plans.stage import StagePlan
 from raystage.reports.formats import Table, format_interval, format_loss, known
 from raystage.results.costs import Cost
 from raystage.results.ledger import LedgerEntry
@@ -140,3 +142,17 @@ def _cost_cells(what: str, cost: Cost, currency: str | None) -> list[str]:
         known(cost.co2_kg, "{:.3g} kg".format),
         known(cost.money, lambda money: f"{money:.2f} {currency}"),
     ]
+
+
+# --- of a plan --------------------------------------------------------------------------------
+
+
+def lost_work_line(plan: Plan) -> str:
+    """'..., at most: small 100K tokens or 30:00, full 300K tokens or 30:00.'"""
+    work = ", ".join(f"{one.name} {_repeated(one)}" for one in plan.staged.stages)
+    return f"If workers die, they repeat what came after the last checkpoint, at most: {work}."
+
+
+def _repeated(stage: StagePlan) -> str:
+    time = format_seconds(stage.training.checkpoint.every_seconds)
+    return f"{format_count(stage.most_repeated)} {stage.unit} or {time}"

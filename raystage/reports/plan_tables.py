@@ -22,6 +22,7 @@ from raystage.reports.columns import WholeTable
 from raystage.reports.columns import name_column as _name
 from raystage.reports.columns import number_column as _number
 from raystage.reports.columns import table as _table
+from raystage.reports.cost_tables import lost_work_line
 from raystage.reports.formats import KEY_DIGITS, format_layers, format_length, length_name
 from raystage.reports.model_tables import family_line, members_line
 from raystage.reports.suggestions import Suggestion, why_nothing
@@ -43,7 +44,8 @@ def plan_table(plan: Plan) -> RenderableType:
     members = map(members_line, members_of_ensembles(plan))
     models = [*_teacher_lines(plan), *members, *_scorer_lines(plan), *_adapter_lines(plan), *_average_lines(plan)]
     models += _delivery_lines(plan)
-    lines = [_rate_line(plan), *reads, *models, *_idle_lines(plan), *_baseline_lines(plan), *_variant_lines(plan)]
+    models += [*_idle_lines(plan), lost_work_line(plan)]
+    lines = [_rate_line(plan), *reads, *models, *_baseline_lines(plan), *_variant_lines(plan)]
     return Group(stages, "", *map(Text, lines), Text(_prediction(plan)), *_warning_lines(plan))
 
 

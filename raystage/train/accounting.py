@@ -145,14 +145,18 @@ class Accounting:
         self._trained = self._targets = self._flops = 0
         return point if has_targets else None
 
-    def set_pending_aside(self) -> None:
-        """Put what was counted since the last point into the progress, to be continued from a checkpoint. No point is
-        made here: an uninterrupted run makes none. Collective."""
+    @contextmanager
+    def pending_aside(self) -> Iterator[bool]:
+        """Within this, the progress has what was counted since the last point, so that a checkpoint is continued from
+        there. No point is made: a run without the checkpoint makes none. Collective. Yields whether all losses are
+        numbers."""
         if self.progress.pending_steps:
             self.progress.pending_seconds += self.tick()
             self.count_energy()
             self.progress.pending_targets = None if self._targets == self._trained else self._targets
-        self.progress.pending_losses = all_gather_objects(self._loss.item())
+        self.progress.pending_losses = losses = all_gather_objects(self._loss.item())
+        yield all(map(math.isfinite, losses))
+        self.progress.pending_losses, self.progress.pending_targets = [], None
 
     # --- time and energy ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import distributed
 
@@ -26,6 +27,16 @@ SendHeartbeat = Callable[[str, float], None]
 
 def _send_nothing(doing: str, patience_seconds: float) -> None:
     """For workers without a driver."""
+
+
+class AfterStep(NamedTuple):
+    """What all workers are to do after a step. leave: save and leave. save: save, since the time for it has come."""
+
+    leave: bool
+    save: bool
+
+
+NOTHING_ASKED = AfterStep(leave=False, save=False)
 
 
 class Heartbeat:
@@ -56,23 +67,24 @@ class Heartbeat:
         if self._clock() - self._sent_at >= HEARTBEAT_SECONDS:
             self.does(self._doing)
 
-    def stepped(self) -> bool:
-        """A step is done. All workers call this. Returns on all of them alike whether to save and leave now."""
+    def stepped(self, is_save_due: bool = False) -> AfterStep:
+        """A step is done. All workers call this. Returns the same on all of them. is_save_due: what the first worker
+        finds counts."""
         if self._doing != STEPPING or self._clock() - self._sent_at >= HEARTBEAT_SECONDS:
             self._beat(STEPPING, self._hang_seconds)
         self._steps_left -= 1
-        return self._steps_left == 0 and self._ask_together()
+        return self._ask_together(is_save_due) if self._steps_left == 0 else NOTHING_ASKED
 
-    def _ask_together(self) -> bool:
+    def _ask_together(self, is_save_due: bool) -> AfterStep:
         """The first worker asks for all, and decides after how many steps it asks again: those of about a second."""
         now = self._clock()
         step_seconds = (now - self._asked_at) / self._stride
         self._asked_at = now
         steps = int(min(max(HEARTBEAT_SECONDS / max(step_seconds, 1e-9), 1), MOST_STEPS_UNASKED))
         is_leaving = self._ask_to_leave() if distributed.get_rank() == 0 else False
-        is_leaving, self._stride = broadcast_object((is_leaving, steps))
+        asked, self._stride = broadcast_object((AfterStep(is_leaving, is_save_due), steps))
         self._steps_left = self._stride
-        return is_leaving
+        return asked
 
     def _beat(self, doing: str, patience_seconds: float) -> None:
         self._doing, self._sent_at = doing, self._clock()

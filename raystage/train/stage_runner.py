@@ -46,10 +46,8 @@ from raystage.train.saving import Counts, Saver, Send
 from raystage.train.scoring.losses import Losses, find_losses
 from raystage.train.teacher import models_of
 from raystage.train.texts import open_texts
-from raystage.train.together import done_together
-
-POINT_EVERY_STEPS = 10
-POINTS_PER_STAGE = 400
+from raystage.train.timing.due import SaveClock, crossed, point_steps
+from raystage.train.timing.together import done_together
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class StageRunner:
     ) -> None:
         self.stage, self.context, self.engine = stage, context, engine
         self.store, self.saver, self.heartbeat = context.store, context.saver, context.heartbeat
+        self.save_clock = SaveClock(stage.training.checkpoint.every_seconds)
         self.heartbeat.does("reading the text")
         self.texts = done_together(lambda: open_texts(stage, losses.by_name), self.heartbeat)
         self.windows = self.texts.train
@@ -163,7 +162,7 @@ class StageRunner:
             self._step()
             self.saver.tell()
             self._compare_duplicates()
-            is_pointed = self.progress.steps % self._point_steps() == 0
+            is_pointed = self.progress.steps % point_steps(self.stage.steps) == 0
             if is_pointed:
                 self._point()
             is_over = self._is_at_cap() or (is_pointed and self._is_time_up())
@@ -171,15 +170,15 @@ class StageRunner:
                 self._point()
                 self._evaluate()
                 ended = self._end()
-            is_due = crossed(self.stage.checkpoint_every, before, self.progress.position, self.stage)
+            is_due = crossed(self.stage.checkpoint_every, before, self.progress.position, self.stage.start)
             is_due |= averaging.is_member(self.stage, self.progress.steps - self.stage.start_steps)
             if ended or is_due:
                 self._point()
-                self._save(last=ended is not None, wait=bool(ended) or not self.stage.training.checkpoint.background)
-            if self.heartbeat.stepped() and not ended:
-                if not is_due:
-                    self.accounting.set_pending_aside()
-                    self._save(last=False, wait=True)
+                self._save(last=ended is not None, wait=bool(ended))
+            asked = self.heartbeat.stepped(self.save_clock.is_due)
+            if (asked.leave or asked.save) and not (ended or is_due):
+                self._save_between_points(asked.leave)
+            if asked.leave and not ended:
                 self.saver.wait()
                 return False
         self._finish(ended)
@@ -223,9 +222,6 @@ class StageRunner:
             with self.accounting.measuring():
                 self.progress.growth = probe.with_duplicates(self.engine, self.progress.growth, step)
 
-    def _point_steps(self) -> int:
-        return max(min(POINT_EVERY_STEPS, self.stage.steps // 20), self.stage.steps // POINTS_PER_STAGE, 1)
-
     def _point(self) -> None:
         if point := self.accounting.make_point():
             self._send("trained", point)
@@ -240,15 +236,22 @@ class StageRunner:
     # --- saving -------------------------------------------------------------------------------
 
     def _save(self, last: bool, wait: bool, delivered: str = "") -> None:
-        """Every worker writes its own shard, then the first one the manifest. wait: until that is done."""
+        """Every worker writes its own shard, then the first one the manifest. wait: until that is done, in any case."""
         self.heartbeat.does("saving")
+        self.save_clock.restart()
         parts = [*partitions.partitions(self.engine.deepspeed), *self.engine.buffers.partitions()]
         counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
-        if wait:
+        if wait or not self.stage.training.checkpoint.background:
             beside = self._write_probe if last and not self.stage.adapter else None
             self.saver.save(self.stage, parts, counts, self._standing, beside, delivered)
         else:
             self.saver.begin(self.stage, parts, counts, self._standing)
+
+    def _save_between_points(self, leaves: bool) -> None:
+        """Not where a loss is no number: the next point ends the training, and the last good checkpoint stays."""
+        with self.accounting.pending_aside() as are_finite:
+            if leaves or are_finite:
+                self._save(last=False, wait=leaves)
 
     def _standing(self) -> Progress:
         self.accounting.tick()
@@ -342,9 +345,3 @@ class StageRunner:
     def _send(self, kind: str, what: Any) -> None:
         if self.engine.rank == 0:
             self.context.send(kind, self.stage.key, what)
-
-
-def crossed(every: int, before: int, after: int, stage: StagePlan | None = None) -> bool:
-    """Whether a multiple of `every` lies in (before, after], counted from the start of the run, or of `stage`."""
-    start = stage.start if stage else 0
-    return (after - start) // every > (before - start) // every

@@ -104,6 +104,7 @@ def test_the_plan_says_the_rates_and_the_positions_that_change(tmp_path):
     training = {"lr_schedule": {"kind": "constant", "warmup": 100}}
     made = make_schedule(tmp_path, model={"num_layers": 2}, training=training, stages=stages, baseline=None)
     text = "\n".join(render(plan_table(make_plan(made)), 200))
+    assert "at most: a 200 tokens or 30:00, b" in text
     assert "Learning rate: a 0 to 0.002, b 0.002 to 0.0002, c 0 to 0 (at most 0.002)." in text
     assert [text.count(words) for words in ("rope_theta 2M", "yarn 4x")] == [1, 1]
 

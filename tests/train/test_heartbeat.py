@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from raystage.cluster.watchdog import describe_late
 from raystage.files.filesystem import open_folder
 from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
-from raystage.storage.store import Store
+from raystage.storage.store import Store, position_of
 from raystage.train.control_actor import ControlActor, WorkerStatus
 from raystage.train.heartbeat import PATIENCE_BETWEEN_STEPS, Heartbeat
+from raystage.train.timing.due import SaveClock
 from raystage.train.worker import Job, run_job
 
 HANG_SECONDS = 60.0
@@ -104,6 +106,16 @@ def test_who_is_late_is_told_in_one_sentence() -> None:
     )
 
 
+def test_a_checkpoint_is_due_after_its_time_and_not_again_at_once() -> None:
+    clock = Clock()
+    due = SaveClock(600.0, clock)
+    assert not due.is_due
+    clock.seconds = 600.0
+    assert due.is_due
+    due.restart()
+    assert not due.is_due
+
+
 # --- on real workers --------------------------------------------------------------------------
 
 LEAVE_AFTER_STEPS = 7
@@ -134,6 +146,23 @@ def train_calmly_and_with_a_leave(stages: tuple[StagePlan, ...], folder: str) ->
     return left_at
 
 
+def save_by_time_and_continue(stages: tuple[StagePlan, ...], folder: str) -> list[str]:
+    """The checkpoints of a stage that is saved at all steps but those after 32, and trained again from the last one."""
+    (stage,) = stages
+    said: list[str] = []
+    leave = iter([False] * 32 + [True])
+    job = Job(stages, f"{folder}/timed")
+    run_job(job, lambda kind, key, what: said.append(what) if kind == "saved" else None,
+            Heartbeat(ask_to_leave=lambda: next(leave), clock=SlowToAll()))  # fmt: skip
+    run_job(Job((with_time(stage, 1e9),), job.store), lambda *message: None)
+    return said
+
+
+def with_time(stage: StagePlan, every_seconds: float) -> StagePlan:
+    checkpoint = stage.training.checkpoint.model_copy(update={"every_seconds": every_seconds})
+    return replace(stage, training=stage.training.model_copy(update={"checkpoint": checkpoint}))
+
+
 @pytest.mark.end_to_end
 def test_leaving_between_two_points_of_the_curve_changes_no_bit(tmp_path: Path) -> None:
     """Steps 6 and 7 belong to a point that the second half makes: the sum of their losses goes along, per worker."""
@@ -152,3 +181,32 @@ def test_leaving_between_two_points_of_the_curve_changes_no_bit(tmp_path: Path) 
     assert [(point.steps, point.loss) for point in left.train] == [(point.steps, point.loss) for point in calm.train]
     assert [point.loss for point in left.evaluations] == [point.loss for point in calm.evaluations]
     assert [point.steps for point in calm.train][:2] == [5, 10]
+
+
+@pytest.mark.end_to_end
+def test_checkpoints_by_time_change_no_bit_and_no_point(tmp_path: Path) -> None:
+    """At nearly every step, whichever worker's clock is ahead; and continued from one between two points."""
+    text = tmp_path / "text"
+    text.mkdir()
+    schedule = make_schedule(
+        text,
+        stages=[{"name": "one", "model": {"num_layers": 1}, "until": {"steps": 60}}],
+        training={"workers": 2, "checkpoint": {"every": "1M"}},
+    )
+    stages = make_plan(schedule).staged.stages
+    folder = tmp_path / "processes"
+    run_workers(2, run_plainly, stages, str(tmp_path), folder=folder)
+    timed = (with_time(stages[0], 1e-9),)
+    assert timed[0].key == stages[0].key
+    said, other = run_workers(2, save_by_time_and_continue, timed, str(tmp_path), folder=folder)
+    batch = stages[0].training.global_batch_tokens
+    saved_at = {position_of(name) // batch for name in said}
+    assert {7, 11, 33} <= saved_at
+    assert other == []
+    calm, left = (Store(open_folder(tmp_path / name)).record(stages[0].key) for name in ("calm", "timed"))
+    assert [(point.steps, point.loss) for point in left.train] == [(point.steps, point.loss) for point in calm.train]
+    assert [point.loss for point in left.evaluations] == [point.loss for point in calm.evaluations]
+
+
+def run_plainly(stages: tuple[StagePlan, ...], folder: str) -> None:
+    run_job(Job(stages, f"{folder}/calm"), lambda *message: None)

@@ -13,7 +13,7 @@ from distributed import run_workers
 from raystage.errors import InputError
 from raystage.train.collectives import broadcast_object
 from raystage.train.heartbeat import Heartbeat
-from raystage.train.together import done_together
+from raystage.train.timing.together import done_together
 
 POLL_SECONDS = 0.05
 POLLS = 5

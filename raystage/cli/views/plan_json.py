@@ -93,6 +93,7 @@ def _stage(stage: StagePlan, run: RunPlan) -> dict[str, Any]:
         "evaluations": stage.evaluations,
         "evaluation_flops": stage.evaluation_flops,
         "evaluation_share": stage.evaluation_share,
+        "repeated_at_most": {stage.unit: stage.most_repeated, "seconds": training.checkpoint.every_seconds},
         "memory": stage.memory.as_dict(),
         "num_workers": training.workers.most,
         **({"min_workers": training.workers.least} if training.workers.is_elastic else {}),

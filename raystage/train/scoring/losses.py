@@ -32,7 +32,7 @@ from raystage.train.scoring.documents import document_losses
 from raystage.train.state.opening import finished_checkpoint, opened_by_all
 from raystage.train.teacher import frozen_model
 from raystage.train.texts import sources_read
-from raystage.train.together import done_together
+from raystage.train.timing.together import done_together
 
 
 @dataclass(frozen=True)
