@@ -52,7 +52,7 @@ def list_command(store: str | None, as_json: bool) -> None:
     from raystage.storage.maintenance import survey
 
     opened = _open(store)
-    listing = survey(opened)
+    listing = survey(opened, may_remember=True)
     for problem in listing.problems:
         say(problem, err=True)
     if not as_json:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ FRESH_SECONDS = 2.0
 _VERSION = 1
 
 Stamp = tuple[int, ...]
-# By path the stamp that a file had, and the fact.
+# By name, which is a file's path, the stamp that it had, and the fact.
 _Kept = dict[str, tuple[Stamp, Any]]
 
 
@@ -49,32 +49,44 @@ def facts_of(kind: Sequence[Any], files: Sequence[Path], find: Callable[[Path], 
     kind: what the facts depend on besides the files; it and they can be written as JSON. An error of `find` is raised
     at the turn of its file. What was found up to there is kept.
     """
-    stamps = {file: _stamped(file) for file in files}
+    stamps = {str(file): _stamped(file) for file in files}
     if sum(stamp[2] for stamp in stamps.values() if stamp) < SMALL_BYTES:
         yield from ((file, find(file)) for file in files)
         return
-    place = _place(kind, files)
+    # Known by a folder of them all, so that it stays the same where some are added.
+    kind = (*kind, os.path.commonpath([file.absolute() for file in files]))
+    for path, fact in remembered(kind, stamps, lambda path: find(Path(path)), os.path.exists):
+        yield Path(path), fact
+
+
+def remembered(
+    kind: Sequence[Any], stamps: Mapping[str, Stamp | None], find: Callable[[str], Any], stays: Callable[[str], bool]
+) -> Iterator[tuple[str, Any]]:
+    """The same of things with these names and stamps, however few. stays: whether something that is not among them may
+    be asked for again."""
+    place = _place(kind)
     kept = _load(place)
-    known = {file: kept[str(file)][1] for file in files if _is_known(kept, file, stamps[file])}
+    known = {name: kept[name][1] for name, stamp in stamps.items() if stamp and kept.get(name, (None,))[0] == stamp}
     found: _Kept = {}
     with ThreadPoolExecutor(num_cpus()) as pool:
-        tasks = {file: pool.submit(_timed, find, file) for file in stamps if file not in known}
+        tasks = {name: pool.submit(_timed, find, name) for name in stamps if name not in known}
         try:
-            for file in files:
-                if file not in known:
-                    began, known[file] = tasks[file].result()
-                    if stamps[file] and not is_fresh(stamps[file][:2], began):
-                        found[str(file)] = stamps[file], known[file]
-                yield file, known[file]
+            for name, stamp in stamps.items():
+                if name not in known:
+                    began, known[name] = tasks[name].result()
+                    if stamp and not is_fresh(stamp[:2], began):
+                        found[name] = stamp, known[name]
+                yield name, known[name]
         finally:
             for task in tasks.values():
                 task.cancel()
             if found:
-                _save(place, kept | found)
+                before = {name: one for name, one in kept.items() if name in stamps or stays(name)}
+                _save(place, before | found)
 
 
-def _timed(find: Callable[[Path], Any], file: Path) -> tuple[float, Any]:
-    return time.time(), find(file)
+def _timed(find: Callable[[str], Any], name: str) -> tuple[float, Any]:
+    return time.time(), find(name)
 
 
 def _stamped(file: Path) -> Stamp | None:
@@ -84,14 +96,8 @@ def _stamped(file: Path) -> Stamp | None:
         return None  # `find` says what is wrong with it
 
 
-def _is_known(kept: _Kept, file: Path, stamp: Stamp | None) -> bool:
-    return stamp is not None and kept.get(str(file), (None,))[0] == stamp
-
-
-def _place(kind: Sequence[Any], files: Sequence[Path]) -> Path:
-    """One file for all files of a folder, so that it stays the same where some are added."""
-    asked = [_VERSION, *kind, os.path.commonpath([file.absolute() for file in files])]
-    return user_cache("files") / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+def _place(kind: Sequence[Any]) -> Path:
+    return user_cache("files") / hashlib.sha256(json.dumps([_VERSION, *kind]).encode()).hexdigest()[:32]
 
 
 def _load(place: Path) -> _Kept:
@@ -106,9 +112,8 @@ def _load(place: Path) -> _Kept:
 
 
 def _save(place: Path, kept: _Kept) -> None:
-    """Keep this of the files that are still there; where that is not possible, nothing."""
-    there = [(path, *one) for path, one in kept.items() if os.path.exists(path)]
-    body = json.dumps(there, separators=(",", ":")).encode()
+    """Where that is not possible, nothing is kept."""
+    body = json.dumps([(name, *one) for name, one in kept.items()], separators=(",", ":")).encode()
     work = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raystage.errors import CheckpointError, DamagedFile, InputError, RaystageError
+from raystage.files.file_facts import remembered
 from raystage.files.filesystem import StoredFile
 from raystage.files.sealed_json import LARGEST_BYTES
 from raystage.results.record import StageRecord
@@ -36,17 +37,47 @@ class Verified:
     damages: tuple[Damage, ...]
 
 
-def survey(store: Store) -> Listing:
-    """All stages and runs. Damaged ones are listed with what is wrong with them."""
+def survey(store: Store, may_remember: bool = False) -> Listing:
+    """All stages and runs. Damaged ones are listed with what is wrong with them.
+
+    may_remember: whether a record that is as it was, by its size and time, need not be read again on this machine.
+    """
     by_stage: dict[str, list[StoredFile]] = {}
     for file in (store.folder / STAGES).files():
         key, slash, path = file.path.partition("/")
         if slash:  # a file beside the folders of stages was not written by raystage
             by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
     return Listing(
-        stages=tuple(_stage(store, key, files) for key, files in sorted(by_stage.items())),
+        stages=tuple(_remembered(store, by_stage) if may_remember else _afresh(store, by_stage)),
         runs=tuple(_run(store, name) for name in store.run_names()),
     )
+
+
+def _afresh(store: Store, by_stage: Mapping[str, list[StoredFile]]) -> Iterator[StoredStage]:
+    return (_stage(store, key, files) for key, files in sorted(by_stage.items()))
+
+
+def _remembered(store: Store, by_stage: Mapping[str, list[StoredFile]]) -> Iterator[StoredStage]:
+    """The same, with what this machine keeps of records. Those that cannot be read are read again each time."""
+    records = {key: file for key, files in sorted(by_stage.items()) for file in files if file.path == RECORD}
+    stamps = {key: _stamp(file) for key, file in records.items()}
+    known = dict(remembered(("records", store.folder.uri), stamps, lambda key: _read(store, key), lambda _: False))
+    for key, files in sorted(by_stage.items()):
+        facts = known.get(key, {})
+        yield _stored(key, files, facts) if facts is not None else _stage(store, key, files)
+
+
+def _stamp(file: StoredFile) -> tuple[int, ...]:
+    changed_ns = int(file.changed_at * 1e9)
+    return changed_ns, changed_ns, file.bytes
+
+
+def _read(store: Store, key: str) -> dict[str, Any] | None:
+    """The facts of a record; None where it cannot be read."""
+    try:
+        return _facts(store.record(key))
+    except RaystageError:
+        return None
 
 
 def checked(store: Store, listing: Listing) -> Listing:
@@ -143,13 +174,17 @@ def _loss(store: Store, stage: StoredStage) -> str | None:
 
 
 def _stage(store: Store, key: str, files: Sequence[StoredFile]) -> StoredStage:
-    size, changed_at = sum(file.bytes for file in files), max(file.changed_at for file in files)
-    checkpoints = tuple(_checkpoints(files))
     try:
-        record = store.record(key)
+        return _stored(key, files, _facts(store.record(key)))
     except RaystageError as error:
-        return StoredStage(key, checkpoints, size, changed_at, problem=str(error))
-    return StoredStage(key, checkpoints, size, changed_at, **_facts(record))
+        return _stored(key, files, {"problem": str(error)})
+
+
+def _stored(key: str, files: Sequence[StoredFile], facts: Mapping[str, Any]) -> StoredStage:
+    """facts: of `_facts`, as they are or as they were written as JSON."""
+    size, changed_at = sum(file.bytes for file in files), max(file.changed_at for file in files)
+    needed = tuple(facts.get("needed", ()))
+    return StoredStage(key, tuple(_checkpoints(files)), size, changed_at, **{**facts, "needed": needed})
 
 
 def _facts(record: StageRecord | None) -> dict[str, Any]:

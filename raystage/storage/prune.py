@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, unit_key
 from raystage.units import TOKENS, Unit
@@ -78,7 +79,15 @@ class Listing:
         return [stage.lost for stage in self.stages if stage.lost]
 
     def runs_of(self, key: str) -> list[str]:
-        return [run.name for run in self.runs if key in run.stage_keys]
+        return self._runs_by_key.get(key, [])
+
+    @cached_property
+    def _runs_by_key(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for run in self.runs:
+            for key in run.stage_keys:
+                found.setdefault(key, []).append(run.name)
+        return found
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from raystage.errors import StorageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
+from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import MANIFEST, Checkpoint
 from raystage.storage.maintenance import remove, survey
 from raystage.storage.prune import removals, with_ancestors
@@ -98,6 +99,43 @@ def test_list_shows_stages_and_runs(store: Store, template: StagePlan) -> None:
     shown = call(store, "list")
     assert shown.exit_code == 0
     assert all(text in shown.stdout for text in (key(1)[:12], "finished", "unfinished", "1.5000", "mine"))
+
+
+def test_a_second_list_reads_only_records_that_changed(
+    store: Store, template: StagePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        finish(store, template, number)
+    age(store)
+    first, read, record = call(store, "list", "--json").stdout, [], Store.record
+
+    def recorded(self: Store, stage: str) -> StageRecord | None:
+        read.append(stage)
+        return record(self, stage)
+
+    monkeypatch.setattr(Store, "record", recorded)
+    assert call(store, "list", "--json").stdout == first
+    assert read == []
+    path = Path(store.folder.path, "stages", key(2), RECORD)
+    path.write_bytes(path.read_bytes().replace(b'"name"', b'"nome"', 1))
+    os.utime(path, (LONG_AGO + 5, LONG_AGO + 5))
+    assert [stage["state"] for stage in json.loads(call(store, "list", "--json").stdout)["stages"]] == [
+        "finished", "damaged", "finished"]  # fmt: skip
+    assert set(read) == {key(2)}
+
+
+def test_verify_and_prune_read_every_record(store: Store, template: StagePlan) -> None:
+    """One that the disk changed, under the same time and size."""
+    finish(store, template, 1)
+    age(store)
+    call(store, "list")
+    path = Path(store.folder.path, "stages", key(1), RECORD)
+    path.write_bytes(path.read_bytes().replace(b'"name"', b'"nome"', 1))
+    age(store)
+    for command in ("verify", "prune"):
+        done = call(store, command)
+        assert done.exit_code == 1
+        assert "does not match its checksum" in done.output
 
 
 def test_a_damaged_record_is_listed_and_verified_and_stops_no_one(store: Store, template: StagePlan) -> None:
