@@ -1,15 +1,19 @@
-"""cluster/slurm/slurm.sh with stand-ins for Ray and for what SLURM and containers bring."""
+"""cluster/slurm/slurm.sh with stand-ins for what SLURM and containers bring; the drill runs Ray and a training."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_files import ROOT, planned
 from ray.scripts import scripts, symmetric_run
@@ -181,3 +185,72 @@ def test_what_sbatch_is_asked() -> None:
     assert asked["signal"] == "B:TERM@120"
     assert "requeue" in asked
     assert asked["open-mode"] == "append", "a job that continues would overwrite its log"
+
+
+# --- with Ray
+
+SMALL = """
+name: quickstart
+data:     {source: python-stdlib, tokenizer: bytes}
+model:    {family: llama, num_layers: 2, hidden_size: 32, num_heads: 2, ffn_size: 64, context_length: 64}
+training: {global_batch_tokens: 128}
+stages:
+  - {name: only, until: {tokens: 60K}}
+"""
+# A node of its own: `ray symmetric-run` stops every Ray process that it sees. Its address is not that of the loopback.
+NODE = """
+ip link set lo up && ip link add eth0 type veth peer name eth1 && ip addr add 10.9.8.1/24 dev eth0 &&
+ip link set eth0 up && ip link set eth1 up && exec "$@"
+"""
+NEW_NODE = (
+    "unshare",
+    "--net",
+    "--pid",
+    "--mount",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "bash",
+    "-c",
+    NODE,
+    "node",
+)
+
+
+@pytest.fixture
+def with_ray(tmp_path: Path) -> Iterator[Slurm]:
+    if subprocess.run([*NEW_NODE, "true"], capture_output=True).returncode:
+        pytest.skip("makes no network namespaces here")
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        write(tmp_path / "bin" / name, text)
+    write(tmp_path / ".venv" / "bin" / "activate", f'PATH="{Path(sys.executable).parent}:$PATH"\n')
+    write(tmp_path / "jobs" / "run.py", (ROOT / "jobs" / "run.py").read_text())
+    write(tmp_path / "jobs" / "schedules" / "quickstart.yaml", SMALL)
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    yield Slurm(tmp_path)
+    shutil.rmtree(f"/tmp/ray-{os.getpid()}", ignore_errors=True)
+
+
+@pytest.mark.drill
+@pytest.mark.end_to_end
+def test_a_training_that_is_sent_back_continues(with_ray: Slurm) -> None:
+    node = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2",
+            "RAY_AUTH_TOKEN_PATH": str(with_ray.folder / "token"), "WANDB_MODE": "disabled"}  # fmt: skip
+    job = with_ray.start(*NEW_NODE, **node)
+    stages = with_ray.folder / ".raystage" / "stages"
+    deadline = time.monotonic() + 5 * PATIENCE
+    while not list(stages.glob("*/checkpoints/*/manifest.json")):
+        assert job.poll() is None, job.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (script,) = psutil.Process(job.pid).children()
+    script.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=5 * PATIENCE)
+    assert with_ray.asked("scontrol") == [f"requeue {os.getpid()}"], output
+    assert job.returncode == 130, output
+    assert not list(stages.glob("*/record.json"))
+    job = with_ray.start(*NEW_NODE, **node)  # SLURM starts it again
+    output, _ = job.communicate(timeout=5 * PATIENCE)
+    assert job.returncode == 0, output
+    assert "resumed" in output or "continues" in output
+    assert list(stages.glob("*/record.json"))
