@@ -39,6 +39,7 @@ from own_runs import COMMAND, records, step_seconds, train, write_schedule, writ
 from raystage.files.filesystem import open_folder
 from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
+from raystage.storage.shards.writing import placed
 from raystage.storage.store import CHECKPOINTS
 
 # Layers, width and heads of each size, a vocabulary of bytes added; the batch in sequences and their length.
@@ -244,7 +245,7 @@ def _save_and_load(rank: int, stage: StagePlan, place: str, on_gpu: bool) -> Non
     folder, seconds = open_folder(place), {}
     began = time.monotonic()
     shard, known = write_own_shard(engine, folder)
-    checkpoint.commit(folder, make_manifest(stage, (shard,), known, Progress.at_start(stage)))
+    checkpoint.commit(folder, make_manifest(stage, placed([shard]), known, Progress.at_start(stage)))
     seconds["raystage saves"] = time.monotonic() - began
     began = time.monotonic()
     source = Checkpoint(folder)

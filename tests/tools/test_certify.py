@@ -17,7 +17,7 @@ from raystage.files.filesystem import open_folder
 from raystage.models.shape import parameters
 from raystage.storage import checkpoint
 from raystage.storage.checkpoint import Manifest, ParameterEntry
-from raystage.storage.shards.writing import shard_name, write_shard
+from raystage.storage.shards.writing import placed, shard_name, write_shard
 from real_models import made_up
 
 SIZES = {
@@ -132,7 +132,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_folder(folder), shard_name(0, 1), [(n, s, i, v.astype(np.float32)) for n, s, i, v in pieces]
     )
     entries = tuple(ParameterEntry(one.name, one.shape, "float32", 7) for one in parameters(shape))
-    manifest = Manifest(shape, entries, (shard,), "", 7, 700, {}, {"seed": 0}, {}, {})
+    manifest = Manifest(shape, entries, placed([shard]), "", 7, 700, {}, {"seed": 0}, {}, {})
     checkpoint.commit(open_folder(folder), manifest)
     return folder
 
