@@ -338,7 +338,8 @@ CASES = [
     ("change", "stages[1].grow.operator=interleave | stages[1].model.num_layers=1",
      "stages[1].model.num_layers: found 1 layers after 2; expected at least 2"),
     ("change", "stages[1].grow= | stages[1].model.num_layers=1",
-     "stages[1].model.num_layers: found 1 after 2; a stage without grow keeps its shape"),
+     "stages[1].grow: missing, though num_layers goes from 2 to 1; expected which layers stay, for example "
+     "grow: {operator: layers, layers: [0]}"),
     ("change", "stages[1].model.hidden_size=32",
      "stages[1].model.hidden_size: found 32 after 16; stack grows num_layers only; "
      "expected for example operator: {num_layers: stack, width: duplicate}"),

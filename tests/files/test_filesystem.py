@@ -107,9 +107,9 @@ LIMIT_BYTES = 100_000
 WRITING = """
 import sys
 import numpy as np
-from raystage.storage import checkpoint
 from raystage.errors import StorageError
 from raystage.files.filesystem import open_folder
+from raystage.storage.shards.writing import write_shard
 
 folder, what = open_folder(sys.argv[1]), sys.argv[2]
 try:

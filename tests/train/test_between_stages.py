@@ -206,7 +206,8 @@ REFUSED: dict[str, tuple[dict, dict, str]] = {
         "stages[1].grow: missing, though num_layers goes from 2 to 4; expected for example grow: {operator: stack}"),
     "fewer layers": (
         {"model": {"num_layers": 1}}, {},
-        "stages[1].model.num_layers: found 1 after 2; a stage without grow keeps its shape"),
+        "stages[1].grow: missing, though num_layers goes from 2 to 1; expected which layers stay, for example "
+        "grow: {operator: layers, layers: [0]}"),
     "another family": (
         {"model": {"family": "qwen3"}}, {},
         "stages[1].model.family: found qwen3 after llama; a stage without grow keeps its shape"),
