@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -76,7 +77,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
     finally:
         for one in [process, *process.children(recursive=True)]:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+                one.kill()
         head.wait(10)
 
 
