@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cluster_files import KUBERAY, commands, document, documents, pins, planned
+from cluster_files import KUBERAY, NODE_START_SECONDS, commands, document, documents, patience_of, pins, planned
 from ray.scripts import scripts
 
 from raystage.cluster.shutdown import LEAVE_SECONDS
@@ -47,10 +47,15 @@ def environment(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in container.get("env", ())}
 
 
+def arguments_of(name: str) -> list[str]:
+    """Those of the job that the file runs or shows."""
+    (arguments,) = [shlex.split(resource(name)["spec"]["entrypoint"])[2:]] if name in JOBS else commands(name, RUN)
+    return arguments
+
+
 def trained_with(name: str) -> tuple[Any, str]:
     """The training section of the job that the file runs or shows, and its store."""
-    (arguments,) = [shlex.split(resource(name)["spec"]["entrypoint"])[2:]] if name in JOBS else commands(name, RUN)
-    plan, store = planned(arguments)
+    plan, store = planned(arguments_of(name))
     return plan.staged.stages[0].training, store
 
 
@@ -104,6 +109,11 @@ def test_the_workers_fit_on_the_pods(name: str) -> None:
         per_pod = min(per_pod, int(limits["nvidia.com/gpu"]) // needed.gpus_per_worker)
     assert group["replicas"] * per_pod >= needed.workers.most
     assert needed.gpus_per_worker == int(name in GPU)
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_job_waits_for_a_pool_that_an_autoscaler_starts(name: str) -> None:
+    assert patience_of(arguments_of(name)) >= NODE_START_SECONDS
 
 
 @pytest.mark.parametrize("name", KUBERAY)

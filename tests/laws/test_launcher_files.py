@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_files import CLUSTER, LAUNCHER, commands, documents, planned
+from cluster_files import CLUSTER, LAUNCHER, NODE_START_SECONDS, commands, documents, patience_of, planned
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
 
@@ -46,6 +46,13 @@ def test_the_machines_are_as_many_as_the_job_needs(name: str) -> None:
     workers, gpus = plan.staged.stages[0].training.workers.most, kinds["gpu"]["resources"].get("GPU")
     assert workers % kinds["gpu"]["min_workers"] == 0
     assert gpus is None or workers == gpus * kinds["gpu"]["min_workers"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_job_waits_for_machines_that_the_launcher_starts(name: str) -> None:
+    """`ray up` returns before they are there."""
+    ((arguments),) = commands(name, "python jobs/run.py")
+    assert patience_of(arguments) >= NODE_START_SECONDS
 
 
 @pytest.mark.parametrize("name", LAUNCHER)

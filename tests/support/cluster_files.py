@@ -13,6 +13,7 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from raystage.cli import main
+from raystage.cli.options import patience_seconds
 from raystage.config.schedule import load
 from raystage.planning.build import make_plan
 
@@ -23,6 +24,8 @@ KUBERAY = [name for name in FILES if name.startswith("kuberay/")]
 LAUNCHER = [name for name in FILES if name.startswith("launcher/") and name.endswith(".yaml")]
 SCRIPTS = [name for name in FILES if name.endswith(".sh")]
 DOCKERFILES = [name for name in FILES if name.startswith("docker/")]
+# Within this a cloud starts a machine with GPUs, pulls an image on it, and has it join the cluster.
+NODE_START_SECONDS = 1800
 _OPTION = re.compile(r"^#\+", re.MULTILINE)
 
 
@@ -58,6 +61,11 @@ def planned(arguments: list[str]) -> tuple[Any, str]:
     store = main.main.commands["run"].make_context("run", list(arguments)).params["store"]
     overrides = tuple(value for option, value in pairwise(arguments) if option == "--set")
     return _plan(arguments[0], overrides), store
+
+
+def patience_of(arguments: list[str]) -> float:
+    """How many seconds a `raystage run` with these arguments waits for nodes."""
+    return patience_seconds(main.main.commands["run"].make_context("run", list(arguments)).params["patience"])
 
 
 @cache
