@@ -30,7 +30,11 @@ _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 @click.command()
 @address_option
-@click.option("--train", is_flag=True, help="Also let two workers of a Train run sum a tensor over NCCL or gloo.")
+@click.option(
+    "--train",
+    is_flag=True,
+    help="Also measure how fast workers of a Train run, spread over the nodes, sum tensors over NCCL or gloo.",
+)
 @store_option
 @json_option
 @exits

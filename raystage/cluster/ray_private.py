@@ -10,6 +10,8 @@
     ray._private.runtime_env.packaging               a folder as one file, as Ray sends it
     JobSubmissionClient._do_request                  leaves something in the GCS, over HTTP
     ray._raylet.GcsClient                            asks a cluster whether it is alive, with a time limit
+    ray._raylet.Config                               how often the GCS checks that nodes are alive
+    ray._private.worker._global_node.webui_url       where the dashboard is
     ray.core.generated.gcs_pb2                       the format of the table of placement groups
     ray.job_config.JobConfig._serialize              where workers import from
     ray.data._internal..., ray.train.v2._internal... the actor that tells elastic Train runs how many workers fit
@@ -22,8 +24,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray._private.services import find_node_ids
 from ray._private.state import state as cluster_state
 from ray._private.utils import read_ray_address
-from ray._raylet import AuthenticationTokenLoader, GcsClient
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.exceptions import AuthenticationError
@@ -46,6 +50,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _STDERR = 2
+# What a process that imports Ray may take until it asks.
+_IMPORT_SECONDS = 30.0
 
 # --- starting and joining ---------------------------------------------------------------------
 
@@ -140,6 +146,71 @@ def logs_folder() -> str | None:
     """Where each node of the cluster has its logs; None if this process is connected to no cluster."""
     node = ray._private.worker.global_worker.node
     return node.get_logs_dir_path() if node else None
+
+
+def session_folder() -> str | None:
+    """Where this node keeps sockets, logs and spilled objects; None if this process is connected to no cluster."""
+    node = ray._private.worker.global_worker.node
+    return node.get_session_dir_path() if node else None
+
+
+def dashboard_address() -> str | None:
+    """HOST:PORT of the cluster's dashboard; None if it has none, or this process is connected to no cluster."""
+    node = ray._private.worker._global_node
+    return (node.webui_url or None) if node else None
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """How the GCS finds out that a node is lost: so many checks in a row without an answer."""
+
+    period_seconds: float
+    timeout_seconds: float
+    failures: int
+
+    @property
+    def shortest_seconds(self) -> float:
+        """Until a node counts as lost whose connections are refused at once."""
+        return self.period_seconds * self.failures
+
+    @property
+    def longest_seconds(self) -> float:
+        """Until a node counts as lost that says nothing at all."""
+        return (self.period_seconds + self.timeout_seconds) * self.failures
+
+
+def health_check() -> HealthCheck:
+    """As the environment of this process sets it. Of a worker on the head node that is the environment of the GCS."""
+    milliseconds = Config.health_check_period_ms(), Config.health_check_timeout_ms()
+    period, timeout = (value / 1000 for value in milliseconds)
+    return HealthCheck(period, timeout, Config.health_check_failure_threshold())
+
+
+# Ray reads the mode of authentication once for each process.
+_ASK_WITHOUT_TOKEN = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1]).check_alive([], timeout=float(sys.argv[2]))
+except AuthenticationError:
+    print("refused")
+else:
+    print("answered")
+"""
+
+
+def refuses_without_token(gcs_address: str, timeout_seconds: float) -> bool | None:
+    """Whether the GCS refuses a request without a token; None if it cannot be asked. Asked in a process of its own."""
+    command = [sys.executable, "-c", _ASK_WITHOUT_TOKEN, gcs_address, str(timeout_seconds)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment["RAY_AUTH_MODE"] = "disabled"
+    limit = timeout_seconds + _IMPORT_SECONDS
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"refused": True, "answered": False}.get(done.stdout.strip())
 
 
 # --- jobs -------------------------------------------------------------------------------------

@@ -1,55 +1,41 @@
-"""What raystage needs of a Ray cluster: it answers, its nodes agree and see the store, its workers can communicate."""
+"""What raystage needs of a Ray cluster: it answers, its nodes agree, see the store and each other, its workers can
+communicate."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import platform
-import socket
+import os
 import time
+import urllib.error
+import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
-import ray.train
-import torch
-from ray.exceptions import RayError
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raystage.cluster.launch import cluster, worker_failure
-from raystage.cluster.placement import await_fit
-from raystage.cluster.same_code import make_comparer
-from raystage.cluster.train_run import TrainRun, has_train_run
-from raystage.cluster.worker_environment import worker_environment
-from raystage.cluster.worker_group import POLL_SECONDS
+from raystage.cluster.launch import cluster
+from raystage.cluster.nodes import Node, name_of
+from raystage.cluster.queries import ask_cluster
+from raystage.cluster.ray_private import dashboard_address, refuses_without_token
+from raystage.cluster.train_run import has_train_run
 from raystage.config.training import Training
-from raystage.config.types import Workers
-from raystage.errors import RaystageError, WorkersLost
-from raystage.files.filesystem import open_folder
+from raystage.errors import RaystageError
+from raystage.files.filesystem import Folder, open_folder
+from raystage.tools import node_findings as judge
+from raystage.tools.doctor_workers import FEWEST_WORKERS, check_workers
 from raystage.tools.findings import Finding, failed, ok, warning
 from raystage.tools.machine_check import mark_in
-from raystage.tools.versions import SHOWN, installed_version
+from raystage.tools.node_agent import NodeAgent, NodeFacts, Port
+from raystage.tools.node_group import DIFFERENCE, NodeGroup
 
-WORKERS = 2
-NODE_SECONDS = 60.0
-TRAIN_SECONDS = 180.0
-_SUMMED_ELEMENTS = 2**20
+_SERVER_SECONDS = 5.0
+# How many other nodes each node connects to: on a large cluster all pairs would be too many.
+_NEIGHBOURS = 8
+_HEAD = "node:__internal_head__"
 _CLUSTER_ADVICE = "`ray status` must answer on the head node; where it asks for a token, set RAY_AUTH_MODE=token here"
 _OWN_ADVICE = "a run without --address needs a folder for Ray's sockets, and room in /dev/shm and on the disk"
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """What a node says of itself. packages: versions by name; store_problem: why it does not see the store."""
-
-    host: str
-    python: str
-    packages: dict[str, str | None]
-    store_problem: str | None = None
 
 
 class _StillWaiting(Exception):
@@ -65,8 +51,9 @@ def check_cluster(address: str | None, store: str | None, with_train: bool = Fal
     where = f"at {address}" if address else "started on this machine"
     began = time.monotonic()
     try:
-        with cluster(address, WORKERS, 0):
+        with cluster(address, FEWEST_WORKERS, 0):
             yield ok("Ray cluster", f"{where} in {time.monotonic() - began:.1f} s{_resources()}")
+            yield _check_token()
             with _marked(store) as mark:
                 yield from _check_nodes(store, mark)
                 if with_train:
@@ -84,9 +71,6 @@ def _resources() -> str:
     return f": {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
 
 
-# --- its nodes --------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _marked(store: str | None) -> Iterator[str | None]:
     """The name of a file in the store for as long as this lasts; None where there is no store."""
@@ -97,62 +81,151 @@ def _marked(store: str | None) -> Iterator[str | None]:
             yield mark
 
 
+# --- its token --------------------------------------------------------------------------------
+
+
+def _check_token() -> Finding:
+    gcs = ray.get_runtime_context().gcs_address
+    refusals = {f"the GCS ({gcs})": refuses_without_token(gcs, _SERVER_SECONDS)}
+    if dashboard := dashboard_address():
+        answer = dashboard_refuses(dashboard) if _is_reachable(dashboard) else None
+        refusals[f"the dashboard ({dashboard})"] = answer
+    return judge.judge_token(refusals, os.environ.get("RAY_AUTH_MODE", "").lower() == "token")
+
+
+def _is_reachable(server: str) -> bool:
+    """Whether HOST:PORT, an address of the head node, means that node here, too: loopback means another one."""
+    own = ray.get_runtime_context().get_node_id()
+    is_head = any(_HEAD in node["Resources"] for node in ask_cluster(ray.nodes) if node["NodeID"] == own)
+    return is_head or not server.startswith(("127.", "localhost"))
+
+
+def dashboard_refuses(address: str) -> bool | None:
+    """Whether the server at HOST:PORT refuses a request for its jobs without a token; None if it does not answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(f"http://{address}/api/jobs/", timeout=_SERVER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True if error.code in (401, 403) else None
+    except (OSError, ValueError):
+        return None
+    return False
+
+
+# --- its nodes --------------------------------------------------------------------------------
+
+
 def _check_nodes(store: str | None, mark: str | None) -> Iterator[Finding]:
-    """One task on each living node, all at once."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    here, tell = describe(None, None), ray.remote(num_cpus=0, max_retries=0)(_make_describer())
-    told = {
-        node["NodeID"]: tell.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(store, mark)
-        for node in nodes
+    alive = [node for node in ask_cluster(ray.nodes) if node["Alive"]]
+    nodes = {node["NodeID"]: node for node in sorted(alive, key=name_of)}
+    with _folder_in(store) as folder, NodeGroup(list(nodes.values())) as group:
+        facts = yield from _check_each(group, nodes, store, mark)
+        yield from _check_facts(group, nodes, facts)
+        group.silent.clear()  # they have findings of their own
+        if folder is not None:
+            yield from _check_store(group, folder)
+        if offsets := group.clock_offsets():
+            yield judge.judge_clocks(_by_name(group, offsets))
+        yield from _check_ports(group, nodes)
+        if group.silent:
+            yield judge.judge_silent(_by_name(group, group.silent))
+
+
+@contextlib.contextmanager
+def _folder_in(store: str | None) -> Iterator[Folder | None]:
+    """A folder for the files of nodes. It is removed when no node can write to it any more."""
+    if store is None:
+        yield None
+        return
+    folder = open_folder(store) / f"doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        yield folder
+    finally:
+        folder.delete()
+
+
+def _check_each(
+    group: NodeGroup, nodes: Mapping[str, Node], store: str | None, mark: str | None
+) -> Generator[Finding, None, dict[str, NodeFacts]]:
+    """A finding for each node. Only nodes with this process's raystage are asked more than that."""
+    for node, difference in group.ask_all(DIFFERENCE).items():
+        if difference:
+            yield failed(_check_of(nodes[node]), *difference.rsplit(": ", 1))
+            group.leave_out(node)
+    facts, here = group.ask_all("describe", store, mark), NodeAgent().describe(None, None)
+    for node, why in group.silent.items():
+        advice = "see the logs of its workers, and whether its disk is full"
+        yield failed(_check_of(nodes[node]), f"carries out no task ({why})", advice)
+    for node, told in facts.items():
+        yield judge_node(_check_of(nodes[node]), nodes[node]["Resources"], told, here)
+    return facts
+
+
+def _check_of(node: Node) -> str:
+    return f"node {node['NodeManagerAddress']}"
+
+
+def _by_name(group: NodeGroup, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {group.names[node]: one for node, one in found.items()}
+
+
+def _check_facts(group: NodeGroup, nodes: Mapping[str, Node], facts: Mapping[str, NodeFacts]) -> Iterator[Finding]:
+    named = _by_name(group, facts)
+    if temporary := {name: told.temporary for name, told in named.items() if told.temporary}:
+        yield judge.judge_temporary(temporary)
+    if shared := {name: told.shared_memory for name, told in named.items() if told.shared_memory}:
+        yield judge.judge_shared_memory(shared)
+    for node, told in facts.items():
+        if _HEAD in nodes[node]["Resources"] and told.health_check:
+            yield judge.judge_time_outs(told.health_check, Training().hang_seconds)
+
+
+def _check_store(group: NodeGroup, folder: Folder) -> Iterator[Finding]:
+    """Every node writes a file; then every node looks for all of them, and reads that of the next node."""
+    files = {node: f"{node}.bin" for node in group.answering}
+    written = group.ask("write", {node: (folder.uri, file) for node, file in files.items()})
+    if written:
+        yield judge.judge_writing(_by_name(group, written))
+    whole = [node for node, one in written.items() if not one.problem]
+    names = [files[node] for node in whole]
+    asked = {
+        node: (folder.uri, names, files[other], written[other].digest)
+        for node, others in neighbours(whole, 1).items()
+        for other in others or [node]
     }
-    ray.wait(list(told.values()), num_returns=len(told), timeout=NODE_SECONDS)
-    for node in nodes:
-        yield _judge_answer(node, told[node["NodeID"]], here)
+    if read := group.ask("read", asked):
+        writers = {file: f"that of {group.names[node]}" for node, file in files.items()}
+        named = {node: replace(one, missing=tuple(writers[file] for file in one.missing)) for node, one in read.items()}
+        yield judge.judge_reading(_by_name(group, named))
 
 
-def _make_describer() -> Callable[[str | None, str | None], NodeFacts | str]:
-    """`describe`, or what is wrong with the raystage there. Nested, so that it comes to run whatever that is."""
-    compare = make_comparer()
+def _check_ports(group: NodeGroup, nodes: Mapping[str, Node]) -> Iterator[Finding]:
+    """Every node connects to some others: to Ray there, and to a port that the system has chosen, as workers use it."""
+    listening = group.ask("listen", {node: (nodes[node]["NodeManagerAddress"],) for node in group.answering})
+    ports = {node: _ports_of(nodes[node], group.names[node], free) for node, free in listening.items()}
+    asked = {
+        node: ([port for other in others for port in ports[other]],)
+        for node, others in neighbours(list(ports), _NEIGHBOURS).items()
+    }
+    if reached := group.ask("reach", asked):
+        yield judge.judge_ports(_by_name(group, reached))
 
-    def look(store: str | None, mark: str | None) -> NodeFacts | str:
-        return compare() or importlib.import_module("raystage.tools.doctor_cluster").describe(store, mark)
 
-    return look
-
-
-def describe(store: str | None, mark: str | None) -> NodeFacts:
-    """What runs on a node: versions, and whether it finds the file `mark` in the store."""
-    return NodeFacts(
-        socket.gethostname(),
-        platform.python_version(),
-        {name: installed_version(name) for name in SHOWN},
-        None if store is None else _store_problem(store, mark),
+def _ports_of(node: Node, name: str, free: int) -> tuple[Port, ...]:
+    address = node["NodeManagerAddress"]
+    return (
+        Port(name, address, node["NodeManagerPort"], "node manager"),
+        Port(name, address, node["ObjectManagerPort"], "object manager"),
+        Port(name, address, free, "a free port"),
     )
 
 
-def _store_problem(store: str, mark: str) -> str | None:
-    try:
-        open_folder(store).read(mark)
-    except FileNotFoundError:
-        return f"does not see what was written to {store}"
-    except RaystageError as error:
-        return str(error)
-    return None
-
-
-def _judge_answer(node: dict[str, Any], answer: ray.ObjectRef, here: NodeFacts) -> Finding:
-    check = f"node {node['NodeManagerAddress']}"
-    try:
-        facts = ray.get(answer, timeout=0)
-    except RayError as error:  # a GetTimeoutError, too
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else type(error).__name__
-        return failed(check, f"carries out no task ({reason})", "see the logs of its workers")
-    if isinstance(facts, str):
-        return failed(check, *facts.rsplit(": ", 1))
-    return judge_node(check, node["Resources"], facts, here)
+def neighbours(nodes: Sequence[str], count: int) -> dict[str, list[str]]:
+    """For each node the next ones, in a ring: so every node has as many that look at it."""
+    most = min(count, len(nodes) - 1)
+    ring = [*nodes, *nodes]
+    return {node: ring[place + 1 : place + 1 + most] for place, node in enumerate(nodes)}
 
 
 def judge_node(check: str, resources: dict[str, float], facts: NodeFacts, here: NodeFacts) -> Finding:
@@ -176,61 +249,3 @@ def judge_node(check: str, resources: dict[str, float], facts: NodeFacts, here: 
 
 def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
-
-
-# --- its workers ------------------------------------------------------------------------------
-
-
-def check_workers(store: str | None, seconds: float = TRAIN_SECONDS) -> Finding:
-    """Two workers of a Train run sum a tensor over both: over NCCL where the cluster has two GPUs, else over gloo."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= WORKERS else 0
-    backend = "nccl" if gpus else "gloo"
-    check = f"{WORKERS} workers over {backend}"
-    if store is None:
-        return failed(check, "not tried, for they would write to the store", "see above")
-    advice = "see what the workers' logs say; firewalls between nodes, NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME"
-    began = time.monotonic()
-    try:
-        training = Training(workers=Workers.exactly(WORKERS), gpus_per_worker=gpus)
-        await_fit(training, 0.0)
-        _sum_in_train_run(training, backend, store, seconds)
-    except RaystageError as error:
-        return failed(check, str(error), advice)
-    return ok(check, f"started, and summed {_SUMMED_ELEMENTS} numbers, in {time.monotonic() - began:.1f} s")
-
-
-def _sum_in_train_run(training: Training, backend: str, store: str, seconds: float) -> None:
-    """Raises WorkersLost, also where it takes longer than `seconds`."""
-    folder = open_folder(store) / f"doctor-{uuid.uuid4().hex[:8]}"
-    gpus = training.gpus_per_worker
-    resources = {"CPU": training.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
-        _sum_over_workers,
-        scaling_config=ScalingConfig(num_workers=WORKERS, use_gpu=gpus > 0, resources_per_worker=resources),
-        torch_config=TorchConfig(backend=backend),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.path,
-            storage_filesystem=folder.system,
-            worker_runtime_env={"env_vars": worker_environment(training)},
-        ),
-    )
-    deadline, fit = time.monotonic() + seconds, TrainRun(trainer)
-    try:
-        while not fit.is_over:
-            if time.monotonic() > deadline:
-                raise WorkersLost(f"they were not done after {seconds:g} s")
-            fit.wait(POLL_SECONDS)
-    finally:
-        folder.delete()
-    if fit.error is not None:
-        raise WorkersLost(worker_failure(fit.error))
-
-
-def _sum_over_workers() -> None:
-    """What runs on each worker."""
-    numbers = torch.ones(_SUMMED_ELEMENTS, device=get_device())
-    torch.distributed.all_reduce(numbers)
-    wrong = int((numbers != ray.train.get_context().get_world_size()).sum().item())
-    if wrong:
-        raise RuntimeError(f"{wrong} of {_SUMMED_ELEMENTS} sums over the workers are wrong")

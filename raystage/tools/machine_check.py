@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import queue
 import shutil
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ from raystage.units import format_bytes
 # Ray's object store uses it, and workers of one machine exchange data there. Docker gives only 64 MiB.
 LEAST_SHARED_BYTES = 512 * 2**20
 LEAST_DISK_BYTES = 5 * 2**30
+STORE_SECONDS = 60.0
 _WANDB_HOST = "https://api.wandb.ai"
 
 
@@ -72,8 +75,30 @@ def check_shared_memory(place: Path = Path("/dev/shm"), least_bytes: int = LEAST
 # --- the store --------------------------------------------------------------------------------
 
 
-def check_store(uri: str, least_bytes: int = LEAST_DISK_BYTES) -> Iterator[Finding]:
-    """Whether a file can be written there, read again and removed, and how much space is free."""
+def check_store(
+    uri: str, least_bytes: int = LEAST_DISK_BYTES, limit_seconds: float = STORE_SECONDS
+) -> Iterator[Finding]:
+    """Whether a file can be written there, read again and removed, and how much space is free.
+
+    It runs in a thread: a call into a file system whose server is gone may not return.
+    """
+    findings: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        for finding in _look_at_store(uri, least_bytes):
+            findings.put(finding)
+        findings.put(None)
+
+    threading.Thread(target=look, name="raystage-store", daemon=True).start()
+    try:
+        while finding := findings.get(timeout=limit_seconds):
+            yield finding
+    except queue.Empty:
+        advice = "see whether its server answers: a network file system waits for it without limit"
+        yield failed("store", f"{uri}: no answer within {limit_seconds:g} s", advice)
+
+
+def _look_at_store(uri: str, least_bytes: int) -> Iterator[Finding]:
     try:
         folder = open_folder(uri)
         with mark_in(folder) as (_, seconds):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
-from ray._private import ray_constants, worker
+from ray._private import node, ray_constants, worker
 from ray._private.state import GlobalState
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
@@ -33,6 +36,7 @@ def test_ray_has_the_names_that_are_used() -> None:
     assert {"PENDING", "REMOVED"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
     assert {"internal_kv_get", "internal_kv_del", "get_all_node_info"} <= set(dir(ray._raylet.InnerGcsClient))
     assert "_do_request" in dir(JobSubmissionClient)
+    assert {"webui_url", "get_session_dir_path"} <= set(dir(node.Node))
     assert {"_serialize", "_runtime_env_has_working_dir"} <= set(dir(ray.job_config.JobConfig))
 
 
@@ -60,3 +64,13 @@ def test_the_cluster_that_ray_start_left_is_found_by_its_file(tmp_path: Path, mo
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:6379")
     assert ray_private.started_here() == "127.0.0.1:6379"
+
+
+def test_health_checks_are_read_from_the_environment() -> None:
+    """Ray reads it once for each process."""
+    code = "from raystage.cluster.ray_private import health_check as h; c = h(); print(c.period_seconds, c.failures)"
+    environment = os.environ | {"RAY_health_check_period_ms": "1500", "RAY_health_check_failure_threshold": "7"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["1.5", "7"]
+    found = ray_private.HealthCheck(3, 10, 5)
+    assert (found.shortest_seconds, found.longest_seconds) == (15, 65)

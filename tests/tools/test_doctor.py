@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +16,11 @@ from packaging.requirements import Requirement
 
 from raystage.cli.main import main
 from raystage.files.filesystem import open_folder
-from raystage.tools.doctor_cluster import NodeFacts, describe, judge_node
+from raystage.tools import machine_check
+from raystage.tools.doctor_cluster import judge_node
 from raystage.tools.findings import Finding
 from raystage.tools.machine_check import check_devices, check_shared_memory, check_store, check_token, check_wandb
+from raystage.tools.node_agent import NodeAgent, NodeFacts
 from raystage.tools.versions import (
     CONSTRAINTS,
     SHOWN,
@@ -127,6 +132,21 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
     assert states(check_store(str(tmp_path), FAR_TOO_MUCH)) == {"store": "ok", "disk": "warning"}
 
 
+def test_a_store_whose_server_is_gone_is_waited_for_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the call that does not return is a stand-in: a file system that hangs would outlive the test."""
+    answers = threading.Event()
+
+    @contextlib.contextmanager
+    def waiting(folder: object) -> Iterator[tuple[str, float]]:
+        answers.wait()
+        yield "mark", 0.0
+
+    monkeypatch.setattr(machine_check, "mark_in", waiting)
+    (finding,) = check_store(str(tmp_path), 0, limit_seconds=0.1)
+    answers.set()
+    assert (finding.state, finding.found) == ("FAILED", f"{tmp_path}: no answer within 0.1 s")
+
+
 def test_a_store_on_s3(s3: S3Server) -> None:
     assert states(check_store(s3.uri(f"{BUCKET}/doctor"))) == {"store": "ok"}
     assert open_folder(s3.uri(f"{BUCKET}/doctor")).files() == []
@@ -190,8 +210,9 @@ def test_a_node_beside_this_process(changes: dict, state: str, said: str) -> Non
 
 def test_a_node_says_whether_it_sees_the_store(tmp_path: Path) -> None:
     (tmp_path / "mark.txt").write_text("here")
-    assert describe(str(tmp_path), "mark.txt").store_problem is None
-    assert describe(str(tmp_path), "other.txt").store_problem == f"does not see what was written to {tmp_path}"
+    agent = NodeAgent()
+    assert agent.describe(str(tmp_path), "mark.txt").store_problem is None
+    assert agent.describe(str(tmp_path), "other.txt").store_problem == f"does not see what was written to {tmp_path}"
 
 
 # --- the command ------------------------------------------------------------------------------
