@@ -144,6 +144,13 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(raystage: Raystage, t
     assert losses_in(raystage(*command).stdout) == calm
 
 
+def saved_on_the_way(store: Path) -> list[int]:
+    """The tokens at which checkpoints were saved within the tiny run's stages. On a fast machine the first stage, of 90
+    steps, may end before the workers hear that they are to leave."""
+    saved = (store / "stages").glob("*/checkpoints/*/manifest.json")
+    return [tokens for path in saved if (tokens := int(path.parent.name.split("-")[0])) % (90 * 4096)]
+
+
 def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Raystage, tiny: Path, calm: dict) -> None:
     """SIGTERM, with checkpoints so far apart that nothing would have been saved."""
     chaos = ["run", tiny, *RUN, "--store", "asked", "--set", "training.checkpoint.every=100M"]
@@ -153,9 +160,8 @@ def test_a_driver_that_is_asked_to_end_has_the_workers_save_first(raystage: Rays
     output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (130, ""), errors
     assert "all is saved; the same command continues" in errors
-    saved = [path.parent.name for path in (raystage.folder / "asked/stages").glob("*/checkpoints/*/manifest.json")]
-    assert len(saved) == 1
-    assert 16 * 4096 <= int(saved[0].split("-")[0]) < 90 * 4096
+    (position,) = saved_on_the_way(raystage.folder / "asked")
+    assert position >= 16 * 4096
     # Only of evaluations: every checkpoint begins a new point of the training curve.
     assert losses_in(raystage(*chaos).stdout)["evaluations"] == calm["evaluations"]
 
@@ -178,7 +184,7 @@ def test_a_signal_to_every_process_of_a_run_saves_and_ends_with_its_driver(
     assert (process.returncode, output) == (130, ""), errors
     assert "all is saved; the same command continues" in errors
     assert run_files(raystage.folder)  # W&B's own process may have ended: what it had by then is on the disk
-    assert len(list((raystage.folder / "own/stages").glob("*/checkpoints/*/manifest.json"))) == 1
+    assert len(saved_on_the_way(raystage.folder / "own")) == 1
     wait_until(
         lambda: other_ray_processes(cluster) <= before, PATIENCE, "processes of the run's cluster are still there"
     )
