@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raystage.frozen import once
 from raystage.objectives.table import CAUSAL_LM, OBJECTIVES, ObjectiveSpec
 
 
@@ -22,7 +23,7 @@ class ObjectivePlan:
     decisive: Mapping[str, Any] = field(default_factory=dict)
     num_ids: int | None = None
 
-    @property
+    @once
     def entry(self) -> ObjectiveSpec:
         return OBJECTIVES[self.name]
 

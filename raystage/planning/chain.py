@@ -7,7 +7,7 @@ from functools import reduce
 from raystage.config.training import Training
 from raystage.data.plan import EarlierText
 from raystage.data.trained_on import NOTHING, TrainedOn
-from raystage.frozen import replaced
+from raystage.frozen import renewed
 from raystage.growth.checks import exchanges_head
 from raystage.growth.operators import complete_options
 from raystage.models.shape import ModelShape
@@ -119,8 +119,8 @@ def _with_evaluation(stage: StagePlan, run_duration: int) -> StagePlan:
     waits = waits_for_evaluations(stage.until, stage.accept)
     stage = evaluated_after(stage, stage.steps)
     every = cadence.default_every(stage.duration, run_duration, stage.training_flops, stage.training.evaluate.amount,
-                                  stage.model_flops(stage.shape.context_length), not waits)  # fmt: skip
-    return replaced(stage, evaluate_every=written.every or every)
+                                  stage.unit_model_flops, not waits)  # fmt: skip
+    return renewed(stage, evaluate_every=written.every or every)
 
 
 def _growth_of(stage: StageDraft, before: ModelShape | None, is_first: bool) -> Growth | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.schedule import Schedule
@@ -15,7 +14,7 @@ from raystage.config.training import Training
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import MixturePart, StageText
 from raystage.errors import InputError
-from raystage.frozen import replaced
+from raystage.frozen import once, replaced
 from raystage.growth.checks import POSITIONS
 from raystage.models.shape import ModelShape
 from raystage.objectives.plan import NEXT_TOKEN, ObjectivePlan
@@ -85,11 +84,11 @@ class StageDraft:
         """What its progress is counted in."""
         return self.objective.entry.unit
 
-    @property
+    @once
     def step_schedule(self) -> StepSchedule:
         return step_schedule(self.training, self.shape.context_length)
 
-    @cached_property
+    @once
     def duration(self) -> int:
         return self.step_schedule.duration(self.steps)
 

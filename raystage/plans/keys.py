@@ -11,7 +11,7 @@ import math
 
 from raystage.config.conditions import Until
 from raystage.config.deepspeed import ONLY_LOGGED
-from raystage.frozen import replaced
+from raystage.frozen import renewed, replaced
 from raystage.growth.checks import changed_fields
 from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
@@ -54,7 +54,7 @@ def key_at(stage: StagePlan, steps: int) -> str:
 
 def with_own_key(stage: StagePlan) -> StagePlan:
     """A stage, evaluated as its own length implies, with its key: the one at its last step."""
-    return replaced(stage, key=_key(stage, stage.steps))
+    return renewed(stage, key=_key(stage, stage.steps))
 
 
 def trunk_key(stage: StagePlan) -> str:
@@ -75,11 +75,11 @@ def evaluated_after(stage: StagePlan, steps: int) -> StagePlan:
     """
     if not stage.evaluation_follows:
         return stage
-    unit_flops = stage.model_flops(stage.shape.context_length)
-    flops = stage.step_costs.of_first(steps)
+    unit_flops = stage.unit_model_flops
+    flops = stage.training_flops if steps == stage.steps else stage.step_costs.of_first(steps)
     amount = cadence.default_amount(flops, stage.start_flops + flops, unit_flops, stage.unit)
     evaluate = stage.training.evaluate.model_copy(update={stage.unit: amount})
-    return replaced(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
+    return renewed(stage, training=stage.training.model_copy(update={"evaluate": evaluate}))
 
 
 def placed(stage: StagePlan, position: int, steps: int, flops: int) -> StagePlan:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from raystage.config.conditions import Accept, Until
 from raystage.config.stage import NOTHING_REQUIRED, Require
@@ -16,6 +15,7 @@ from raystage.data.order.curriculum import CurriculumPlan, TextPace
 from raystage.data.plan import EarlierText, MixturePart, StageText, paces_read, reading_of, reads_by_cursors
 from raystage.data.reading import Reading
 from raystage.data.trained_on import NOTHING, TrainedOn
+from raystage.frozen import once
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
 from raystage.growth.operators import in_short
 from raystage.growth.trained import fit_steps
@@ -51,7 +51,7 @@ class Growth:
         rewarm = {"rewarm": {"factor": self.rewarm.factor, "tokens": self.rewarm.rise}} if self.rewarm else {}
         return {"operator": self.operator, "optimizer_state": self.optimizer_state, **self.options.given(), **rewarm}
 
-    @cached_property
+    @once
     def duration(self) -> int:
         """For how long from the stage's start new parameters have a rate or a mask of their own."""
         return max(2 * self.rewarm.rise if self.rewarm else 0, self.options.grow_tokens or 0)
@@ -135,13 +135,13 @@ class StagePlan:
         """Whether `reading` is not None."""
         return reads_by_cursors(self.data, self.earlier, self.curriculum)
 
-    @cached_property
+    @once
     def reading(self) -> Reading | None:
         """Which window of which source it reads where. None where neither this stage nor one before has a mixture or a
         curriculum: the windows of the run are then those of the text."""
         return reading_of(self.data, self.earlier, self.window, self.curriculum)
 
-    @cached_property
+    @once
     def paces(self) -> dict[str, tuple[TextPace, ...]]:
         """By name in `reading` the texts that a curriculum has sorted, now or before, and what of them is read when."""
         return paces_read(self.data, self.earlier, self.window, self.curriculum)
@@ -165,18 +165,18 @@ class StagePlan:
         """What its progress is counted in."""
         return self.objective.entry.unit
 
-    @cached_property
+    @once
     def step_schedule(self) -> StepSchedule:
         """Its steps: all equal, except where a ramp changes them."""
         return step_schedule(self.training, self.shape.context_length)
 
-    @cached_property
+    @once
     def step_costs(self) -> StepCosts:
         """What its steps cost, with the teacher's forward passes and an adapter, and without what frozen parameters
         save."""
         return step_costs(self.shape, self.teacher, self.unit, self.step_schedule, self.freezing, self.adapter)
 
-    @property
+    @once
     def duration(self) -> int:
         return self.step_schedule.duration(self.steps)
 
@@ -205,7 +205,7 @@ class StagePlan:
         each = one.cpus_per_worker, one.gpus_per_worker, one.deterministic
         return one.workers, *each, one.placement, one.accelerator, tuple(sorted(one.node_labels.items()))
 
-    @cached_property
+    @once
     def growth_flops(self) -> int:
         """FLOPs of the growth: 0, except for operators that fit something."""
         if self.growth is None:
@@ -213,7 +213,7 @@ class StagePlan:
         amount = fit_steps(self.growth.operator, self.growth.options) * self.training.global_batch
         return amount * self.unit_flops(self.shape.context_length)
 
-    @cached_property
+    @once
     def scored(self) -> tuple[MixturePart, ...]:
         """The sources whose documents it scores before it trains: those that it sorts by a loss by which no stage
         before has sorted them."""
@@ -234,12 +234,12 @@ class StagePlan:
         wanted = self.curriculum.scorer if self.curriculum else None
         return next((one for one in self.scorers if wanted and one.key == wanted.key), None)
 
-    @cached_property
+    @once
     def scoring_tokens(self) -> int:
         """The tokens that it scores; for some tokenizers an estimate."""
         return sum(part.data.about_train_tokens for part in self.scored)
 
-    @cached_property
+    @property
     def scoring_flops(self) -> int:
         """FLOPs of the forward passes of scoring."""
         return scoring_flops(self.scorer, self.scoring_tokens) if self.scored else 0
@@ -249,7 +249,7 @@ class StagePlan:
         """The weights of the model that scores, in fp32, on every worker until training begins."""
         return 4 * num_params(self.scorer.shape) if self.scorer else 0
 
-    @cached_property
+    @once
     def training_flops(self) -> int:
         """FLOPs of the training, without the growth and without scoring documents."""
         return self.step_costs.of_first(self.steps)
@@ -290,6 +290,11 @@ class StagePlan:
         """FLOPs of one token or sample in a context of this length for training the model, without its teacher."""
         return unit_flops(self.shape, None, context_length, self.unit)
 
+    @property
+    def unit_model_flops(self) -> int:
+        """The same in its full context."""
+        return self.model_flops(self.shape.context_length)
+
     def unit_flops(self, context_length: int) -> int:
         """Training FLOPs of one token or sample in a context of this length, with the teacher's forward pass, while
         nothing is frozen."""
@@ -300,13 +305,13 @@ class StagePlan:
         teachers = [one.shape for one in self.teacher.all] if self.teacher else ()
         return memory.estimate(self.shape, self.training, teachers, self.adapter)
 
-    @cached_property
+    @once
     def frozen_steps(self) -> Mapping[str, float]:
         """By name for how many steps from its start each of its frozen parameters does not train; infinite for the
         whole stage."""
         return self.freezing.steps(self.shape, self.step_schedule) if self.freezing else {}
 
-    @cached_property
+    @once
     def rate_factors(self) -> Mapping[str, float]:
         """By name what the learning rate of a parameter is multiplied by; nothing where all train at the same rate."""
         factor = self.training.optimizer.lr_by_depth
