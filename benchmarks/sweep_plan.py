@@ -1,7 +1,8 @@
 """Seconds to plan a sweep of ten thousand trials: python benchmarks/sweep_plan.py [--trials 10000]
 
 The quickstart's three stages, of random lengths, operators, rates and weight decays, so that nearly every trial has
-stages of its own; under wsd, where they share their starts, and under cosine, where they share nothing.
+stages of its own; under wsd, where they share their starts, and under cosine, where they share nothing. And the same
+stages at a constant rate, with a fourth one in which it falls: trials that differ in this last stage alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,6 +28,11 @@ SPACE = {
     "training.optimizer.lr": {"choice": ["1e-3", "2e-3", "4e-3"]},
     "stages[2].training.optimizer.weight_decay": {"uniform": [0, 0.2]},
 }
+ENDINGS = {
+    "stages.end.until.tokens": {"integer": ["30K", "300K"]},
+    "stages.end.training.lr_schedule.kind": {"choice": ["linear", "1-sqrt", "cosine"]},
+    "stages.end.training.optimizer.weight_decay": {"uniform": [0, 0.2]},
+}
 
 
 def main() -> None:
@@ -36,22 +43,34 @@ def main() -> None:
     print("| rate | trials | different stages | sharing factor | seconds | of CPU |")
     print("|---|---|---|---|---|---|")
     for kind in ("wsd", "cosine"):
-        print(row(kind, trials))
+        print(row(kind, with_rate(kind), SPACE, trials))
+    print(row("endings", with_end(), ENDINGS, trials))
 
 
-def row(kind: str, trials: int) -> str:
+def with_rate(kind: str) -> dict[str, Any]:
+    schedule = read_mapping(SCHEDULE)
+    schedule["training"]["lr_schedule"]["kind"] = kind
+    return schedule
+
+
+def with_end() -> dict[str, Any]:
+    schedule = with_rate("constant")
+    rate = {"from": "current", "kind": "linear"}
+    end = {"name": "end", "model": {"num_layers": 12}, "until": {"tokens": "60K"}, "training": {"lr_schedule": rate}}
+    return {**schedule, "stages": [*schedule["stages"], end]}
+
+
+def row(name: str, schedule: dict[str, Any], space: dict[str, Any], trials: int) -> str:
     """A line of the table: what was planned, and how long it took."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder, "sweep.yaml")
-        schedule = read_mapping(SCHEDULE)
-        schedule["training"]["lr_schedule"]["kind"] = kind
         Path(folder, "schedule.yaml").write_text(yaml.safe_dump(schedule))
         search = {"algorithm": "random", "num_trials": trials}
-        sweep.write_text(yaml.safe_dump({"name": kind, "schedule": "schedule.yaml", "space": SPACE, "search": search}))
+        sweep.write_text(yaml.safe_dump({"name": name, "schedule": "schedule.yaml", "space": space, "search": search}))
         began, began_cpu = time.perf_counter(), time.process_time()
         tree = plan_sweep(load(sweep)).tree
         seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return f"| {kind} | {tree.trials} | {len(tree.nodes)} | {tree.sharing_factor:.2f} | {seconds:.1f} | {cpu:.1f} |"
+    return f"| {name} | {tree.trials} | {len(tree.nodes)} | {tree.sharing_factor:.2f} | {seconds:.1f} | {cpu:.1f} |"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def renewed(instance: T, **changes: Any) -> T:
     from."""
     _fields(instance, changes)
     copy = object.__new__(type(instance))
-    copy.__dict__.update(instance.__dict__, **changes)
+    # One by one: a whole dictionary would be copied with the room that it once grew to.
+    copy.__dict__.update({name: value for name, value in instance.__dict__.items()}, **changes)  # noqa: C416
     return copy
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 
 import pytest
 
-from raystage.frozen import replaced
+from raystage.frozen import once, renewed, replaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +14,9 @@ class Pair:
     first: int
     second: int = 2
 
-    @cached_property
+    @once
     def sum(self) -> int:
+        """Both together."""
         return self.first + self.second
 
 
@@ -31,6 +31,24 @@ def test_a_copy_is_that_of_dataclasses() -> None:
         copy.first = 6
 
 
+def test_a_renewed_copy_keeps_what_was_worked_out() -> None:
+    pair = Pair(1)
+    assert vars(renewed(pair, first=5)) == {"first": 5, "second": 2}
+    assert pair.sum == 3
+    assert vars(renewed(pair, first=5)) == {"first": 5, "second": 2, "sum": 3}
+    assert pair == Pair(1)
+
+
+def test_a_value_is_worked_out_once() -> None:
+    pair = Pair(1)
+    assert "sum" not in vars(pair)
+    assert (pair.sum, vars(pair)["sum"]) == (3, 3)
+    vars(pair)["sum"] = 4
+    assert pair.sum == 4
+    assert Pair.sum.__doc__ == "Both together."
+
+
 def test_a_field_that_is_not_there_is_refused() -> None:
-    with pytest.raises(TypeError, match="Pair has no field third"):
-        replaced(Pair(1), third=3)
+    for change in (replaced, renewed):
+        with pytest.raises(TypeError, match="Pair has no field third"):
+            change(Pair(1), third=3)

@@ -91,7 +91,7 @@ class Until(Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Until:
-        if not self.given:
+        if not any(value is not None for value in vars(self).values()):
             raise ValueError(f"found nothing; expected one or more of {', '.join(Until.model_fields)}")
         return self
 

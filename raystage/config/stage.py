@@ -19,7 +19,7 @@ from raystage.config.stages.averaging import Average
 from raystage.config.stages.deliver import Deliver, as_deliver
 from raystage.config.stages.ensemble import EnsembleSection
 from raystage.config.stages.freeze import Freeze, Thaw
-from raystage.config.training import Training
+from raystage.config.training import Training, nothing_of_its_own
 from raystage.config.types import (
     Classes,
     Context,
@@ -335,5 +335,5 @@ class Stage(Section):
     """The shape of the model, over the file's."""
     objective: ObjectiveEntry = Field(default_factory=standard_objective)
     """What is learned, in place of the file's."""
-    training: Training = Field(default_factory=Training)
+    training: Training = Field(default_factory=nothing_of_its_own)
     """The training, over the file's."""

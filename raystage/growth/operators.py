@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raystage.growth.depth import DEPTH_OPERATORS, GrowthOptions, LayerOrigin
 from raystage.growth.width import WIDTH_OPERATORS
@@ -207,6 +208,7 @@ def width_operator(operator: str, part: str) -> str:
     return chosen.name if chosen and chosen.name in WIDTH_OPERATORS else "zero_pad"
 
 
+@lru_cache(maxsize=4096)
 def complete_options(source: ModelShape, target: ModelShape, operator: str, options: GrowthOptions) -> GrowthOptions:
     """The options with defaults that follow from the depths."""
     for one in each_operator(operator):
@@ -217,6 +219,8 @@ def complete_options(source: ModelShape, target: ModelShape, operator: str, opti
     return options
 
 
+# Cached: ten thousand trials of a sweep name a few operators.
+@lru_cache(maxsize=1024)
 def each_operator(operator: str) -> tuple[Operator, ...]:
     """The operators of a growth, each one once."""
     return tuple({one.name: one for one in operators_of(operator).values()}.values())

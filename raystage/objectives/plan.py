@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raystage.frozen import once
 from raystage.objectives.table import CAUSAL_LM, OBJECTIVES, ObjectiveSpec
 
 
@@ -23,7 +22,7 @@ class ObjectivePlan:
     decisive: Mapping[str, Any] = field(default_factory=dict)
     num_ids: int | None = None
 
-    @once
+    @property
     def entry(self) -> ObjectiveSpec:
         return OBJECTIVES[self.name]
 

@@ -130,6 +130,8 @@ def _with_variants(plan: Plan, schedule: Schedule, sources: Sources) -> Plan:
     # Until the best values are known, the written ones stand in their place.
     written = Choice(plan.values, (plan.values,) * len(plan.baselines))
     further = _further_seeds(schedule, plan, written, sources)
+    if not variants and not further:
+        return plan
     return replaced(plan, variants=variants, further_seeds=further, is_chosen=not (variants and further))
 
 

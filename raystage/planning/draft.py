@@ -133,8 +133,20 @@ class Context:
         if self.init is not None:
             schedule = schedule.model_copy(update={"model": _model_of(self.init.shape, schedule.model)})
         stage = schedule.resolved(index)
-        own_rate = "lr_schedule" in schedule.stages[index].training.model_fields_set
-        return StageDraft(index, stage, schedule.seed if stage.seed is None else stage.seed, own_rate)
+        return StageDraft(index, stage, self._seed_of(stage), self._has_own_rate(index))
+
+    def continued(self, index: int, begun: StageDraft) -> StageDraft:
+        """Stage `index` as it was begun for a schedule with the same data, model and objective; all else is as here."""
+        written, known = self.schedule.stages[index], begun.stage
+        same = {"data": known.data, "model": known.model, "objective": known.objective}
+        stage = written.model_copy(update={**same, "training": self.schedule.training.overlaid(written.training)})
+        return replaced(begun, stage=stage, seed=self._seed_of(stage), own_rate=self._has_own_rate(index))
+
+    def _seed_of(self, stage: Stage) -> int:
+        return self.schedule.seed if stage.seed is None else stage.seed
+
+    def _has_own_rate(self, index: int) -> bool:
+        return "lr_schedule" in self.schedule.stages[index].training.model_fields_set
 
     def error(self, index: int, key: str, problem: str) -> InputError:
         """An error in a key of stage `index` ('model.hidden_size'), told at the place where the user wrote it."""

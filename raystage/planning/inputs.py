@@ -25,6 +25,7 @@ from raystage.errors import InputError
 from raystage.lazy import huggingface_hub
 from raystage.models import hub
 from raystage.objectives.table import Reads
+from raystage.planning.shared import Shared
 from raystage.plans.initial import InitPlan, find_init
 from raystage.sources.corpus import DEFAULTS, Corpus, LargestToken, Side, SourceOptions
 from raystage.sources.labelled.asked import check_agreement, check_classes, check_pixels, columns_asked
@@ -47,6 +48,7 @@ class Sources:
     _pinned: dict[str, str] = field(default_factory=dict)
     _overlaps: dict[tuple[str, str], int] = field(default_factory=dict)
     _code: dict[str, str] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
     def data(self, data: Data, reads: Reads = "text") -> StageText:
         """What a stage reads, as its objective wants it. Raises InputError, with the stage's own key."""
@@ -344,7 +346,5 @@ def _check_split(corpus: Corpus, data: Data) -> None:
         ways = _WAYS.get(data.source, "data.validation_path")
         raise InputError(f"found {found}; expected two or more, some of them to hold out ({ways})", key="data.path")
     side = "holds out none" if training else "leaves none for training"
-    problem = (
-        f"found {fraction:g}, which {side} of {count} documents; expected more documents, or for example {working}"
-    )
-    raise InputError(problem, key="data.validation_fraction")
+    problem = f"found {fraction:g}, which {side} of {count} documents"
+    raise InputError(f"{problem}; expected more documents, or for example {working}", key="data.validation_fraction")

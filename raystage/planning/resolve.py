@@ -55,15 +55,36 @@ def _resolve(schedule: Schedule, init: InitPlan | None, sources: Sources) -> tup
     check_optimizer(schedule.training.optimizer, schedule.training.optimizer)
     check_run_rate(schedule.training.lr_schedule, "training.lr_schedule")
     context = Context(schedule, init, sources)
+    names, before = tuple(stage.name for stage in schedule.stages), None
     for index in range(len(schedule.stages)):
-        draft = context.draft(index)
         with context.errors_of(index):
-            for fix in PASSES:
+            before = _begun(context, index, names, before)
+            draft = context.continued(index, before)
+            for fix in LATER_PASSES:
                 draft = fix(draft, context)
         context = context.with_stages((*context.stages, draft))
     for fix_all in RUN_PASSES:
         context = fix_all(context)
     return fix_members(context, PASSES, (check_alignment,)).stages
+
+
+def _begun(context: Context, index: int, names: tuple[str, ...], before: StageDraft | None) -> StageDraft:
+    """Stage `index` after the first passes, made once for all schedules that differ in what these do not look at.
+
+    names: of all stages. before: the stage before it, as this returned it.
+    """
+    schedule = context.schedule
+    stage = schedule.stages[index]
+    parts = (context.init, before, schedule.data, schedule.model, schedule.objective, stage.data, stage.model,
+             stage.objective, stage.grow, stage.accept, stage.ensemble)  # fmt: skip
+
+    def make() -> StageDraft:
+        draft = context.draft(index)
+        for fix in FIRST_PASSES:
+            draft = fix(draft, context)
+        return draft
+
+    return context.sources.shared.found(names, parts, make)
 
 
 def _check_names(schedule: Schedule) -> None:
@@ -247,15 +268,11 @@ def text_problem(stage: StageDraft, part: MixturePart) -> str | None:
     return None
 
 
-# Over each stage in turn, with the stages before it in the context.
-PASSES = (
-    read_data,
-    find_evaluated,
-    fix_objective,
+# Over each stage in turn, with the stages before it in the context. The first ones do not look at its length and its
+# training.
+FIRST_PASSES = (read_data, find_evaluated, fix_objective, check_documents, fix_shape, check_teacher)
+LATER_PASSES = (
     fix_units,
-    check_documents,
-    fix_shape,
-    check_teacher,
     fix_training,
     fix_freezing,
     fix_adapter,
@@ -265,5 +282,6 @@ PASSES = (
     check_growth,
     check_freezing,
 )
+PASSES = (*FIRST_PASSES, *LATER_PASSES)
 # Over all stages together.
 RUN_PASSES = (check_held_out, check_held_out_of_others, fix_windows, check_alignment, check_text)

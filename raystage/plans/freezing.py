@@ -104,6 +104,8 @@ def step_costs(
     adapter: AdapterPlan | None = None,
 ) -> StepCosts:
     """What the steps of a stage cost, from its start on."""
+    if teacher is freezing is adapter is None:
+        return _plain_costs(shape, unit, schedule)
     if adapter:
         cost = partial(unit_flops, shape, teacher, unit=unit, frozen=adapter.frozen(shape), adapter=adapter)
         return StepCosts(schedule, ((0, cost),))
@@ -111,6 +113,12 @@ def step_costs(
     ends = {part: _steps(part, schedule) for part in parts}
     starts = sorted({0, *(end for end in ends.values() if end < math.inf)})
     return StepCosts(schedule, tuple((start, _cost(shape, teacher, unit, ends, start)) for start in starts))
+
+
+# Cached: the stages of ten thousand trials have a few shapes.
+@lru_cache(maxsize=4096)
+def _plain_costs(shape: ModelShape, unit: Unit, schedule: StepSchedule) -> StepCosts:
+    return StepCosts(schedule, ((0, partial(unit_flops, shape, None, unit=unit)),))
 
 
 def _cost(

@@ -116,8 +116,10 @@ def unit_flops(
 ) -> int:
     """Training FLOPs of one token, or of one whole sample, in a context of this length, with the teacher's forward
     pass. frozen: the names of the parameters that are not trained. adapter: what is trained beside them."""
-    saved = saved_flops(shape, frozen, context_length, frozenset(adapter.weights if adapter else ()))
-    saved -= adapter.sample_flops(shape, context_length) if adapter else 0
+    saved = 0
+    if frozen or adapter:
+        saved = saved_flops(shape, frozen, context_length, frozenset(adapter.weights if adapter else ()))
+        saved -= adapter.sample_flops(shape, context_length) if adapter else 0
     if unit == SAMPLES:
         return sample_flops(shape, context_length) - saved
     return (

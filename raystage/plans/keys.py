@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import lru_cache
 
 from raystage.config.conditions import Until
 from raystage.config.deepspeed import ONLY_LOGGED
@@ -15,6 +16,7 @@ from raystage.frozen import renewed, replaced
 from raystage.growth.checks import changed_fields
 from raystage.growth.counts import is_settled
 from raystage.growth.operators import PART_OF, operators_of
+from raystage.models.shape import ModelShape
 from raystage.plans import cadence, learning_rate
 from raystage.plans.stage import StagePlan
 from raystage.units import SAMPLES, TOKENS, Unit
@@ -22,7 +24,8 @@ from raystage.units import SAMPLES, TOKENS, Unit
 # Raise this when the code changes what a stage computes. Every key then changes, and no old result is reused.
 CODE_EPOCH = 2
 
-# What may differ between two runs of a stage without changing its result. The learning rate is added separately.
+# What may differ between two runs of a stage without changing its result. The learning rate, the optimizer and the
+# amount of held-out text are added separately.
 _WITHOUT_EFFECT = {
     "hang_seconds": True,
     "max_failures": True,
@@ -30,13 +33,14 @@ _WITHOUT_EFFECT = {
     "accelerator": True,
     "node_labels": True,
     "checkpoint": True,
-    "evaluate": {"every", "metrics"},
+    "evaluate": True,
     "lr_schedule": True,
+    "optimizer": True,
     "deepspeed": set(ONLY_LOGGED),
 }
 
 # One for all keys: `json.dumps` makes an encoder at every call.
-_ENCODER = json.JSONEncoder(sort_keys=True)
+_ENCODER = json.JSONEncoder(sort_keys=True, check_circular=False)
 
 # Growing one of these adds whole parameters; it adds no elements to existing ones.
 _WHOLLY_NEW = {"num_layers", "num_experts"}
@@ -130,9 +134,9 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
     """
     training = stage.training.model_dump(exclude=_WITHOUT_EFFECT)
     other = SAMPLES if stage.unit == TOKENS else TOKENS
-    training["evaluate"][stage.unit] = evaluation_amount or stage.training.evaluate.amount
-    for section, name in ((training["evaluate"], other), (training, f"global_batch_{other}")):
-        section.pop(name, None)
+    training["evaluate"] = {stage.unit: evaluation_amount or stage.training.evaluate.amount}
+    training["optimizer"] = stage.training.optimizer.used()
+    training.pop(f"global_batch_{other}", None)
     for name, without in (("offload_optimizer", "none"), ("ramp", None), ("deterministic", False)):
         if training[name] == without:  # options added later: without them a key stays what it was before
             del training[name]
@@ -142,9 +146,9 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
         "epoch": CODE_EPOCH,
         "parent": stage.parent_key,
         "growth": stage.growth.facts() if stage.growth else None,
-        "shape": stage.shape.facts(),
+        "shape": _shape_facts(stage.shape),
         "data": stage.data.facts(),
-        "training": training | {"optimizer": stage.training.optimizer.used()},
+        "training": training,
         **stage.objective.facts(),
         **({"teacher": stage.teacher.facts()} if stage.teacher else {}),
         "seed": stage.seed,
@@ -159,6 +163,12 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
         **({"average": stage.averaging.facts()} if stage.averaging else {}),
         **(_until_facts(stage, stage.until) if stage.until else {}),
     }
+
+
+# Cached: the stages of ten thousand trials have a few shapes.
+@lru_cache(maxsize=4096)
+def _shape_facts(shape: ModelShape) -> dict[str, object]:
+    return shape.facts()
 
 
 def _ramp_facts(ramp: dict[str, object], other: Unit) -> dict[str, object]:

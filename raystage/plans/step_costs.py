@@ -22,7 +22,7 @@ class StepCosts:
         """FLOPs of the first `steps` steps."""
         ends = [start for start, _ in self.phases[1:]] + [steps]
         return sum(
-            self.schedule.flops(min(end, steps), cost) - self.schedule.flops(start, cost)
+            self.schedule.flops(min(end, steps), cost) - (self.schedule.flops(start, cost) if start else 0)
             for (start, cost), end in zip(self.phases, ends, strict=True)
             if start < steps
         )

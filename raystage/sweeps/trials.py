@@ -7,9 +7,11 @@ import gc
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from raystage.config import yaml_file
+from raystage.config.loading.known import KnownSections
 from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.planning.build import make_plan
@@ -104,7 +106,7 @@ class Planner:
 
     def __init__(self, sweep: Sweep, with_code: bool = True) -> None:
         self.sweep = sweep
-        self._sources = Sources(with_code=with_code)
+        self._sources, self._known = Sources(with_code=with_code), KnownSections()
         equal = sweep.constraints.equal_flops
         self._flops = None
         if equal is not None:
@@ -130,7 +132,7 @@ class Planner:
     def _plan(self, content: dict[str, Any]) -> Plan:
         if not self.sweep.needs_baselines:
             content = {key: value for key, value in content.items() if key != "baseline"}
-        schedule = parse(content, self.sweep.schedule_file.parent)
+        schedule = self._known.read(content, partial(parse, beside=self.sweep.schedule_file.parent))
         _check_single(schedule)
         return make_plan(schedule, sources=self._sources)
 

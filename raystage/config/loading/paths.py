@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from raystage.config.objective import ObjectiveSection
 from raystage.config.section import Section
@@ -15,6 +15,8 @@ from raystage.config.training import Training, UserMetric
 from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.sources.table import SOURCES
 from raystage.user_code import file_of, split_reference
+
+S = TypeVar("S", bound=Section)
 
 
 class Parts(Protocol):
@@ -53,10 +55,14 @@ def _located(data: Data, beside: Path | None, resolved: Data) -> Data:
         changes["chat_template"] = _locate(data.chat_template, beside)
     if data.mixture is not None:
         entries = zip(data.mixture, resolved.mixture, strict=True)
-        changes["mixture"] = tuple(
-            entry.model_copy(update=_located_paths(entry, beside, full.source)) for entry, full in entries
-        )
-    return data.model_copy(update=changes) if changes else data
+        changes["mixture"] = tuple(_with(entry, _located_paths(entry, beside, full.source)) for entry, full in entries)
+    return _with(data, changes)
+
+
+def _with(section: S, changes: dict[str, object]) -> S:
+    """The section with changes; itself where its paths are absolute already."""
+    found = {name: value for name, value in changes.items() if value != getattr(section, name)}
+    return section.model_copy(update=found) if found else section
 
 
 def _located_paths(text: TextSource, beside: Path | None, source: str) -> dict[str, object]:
@@ -82,7 +88,7 @@ def _located_model(model: Model, beside: Path | None) -> dict[str, Model]:
     found = {"build": _located_reference(model.build, beside)} if model.build else {}
     if model.config and os.path.exists(_locate(model.config, beside)):
         found["config"] = _locate(model.config, beside)
-    return {"model": model.model_copy(update=found)} if found else {}
+    return {"model": _with(model, found)} if found else {}
 
 
 def _located_metrics(training: Training, beside: Path | None) -> dict[str, Training]:
@@ -105,6 +111,8 @@ def _located_objective(
 
     names: of all stages. A teacher of such a name is that stage.
     """
+    if not (objective.function or objective.targets or objective.teacher):
+        return {}
     named = {name: getattr(objective, name) for name in ("function", "targets")}
     found = {name: _located_reference(one, beside) for name, one in named.items() if one}
     located = [_located_teacher(one, beside, names) for one in objective.teachers]
