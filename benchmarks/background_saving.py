@@ -112,7 +112,7 @@ class Trainer:
         """One step, until all workers are through with it; returns its seconds and CPU seconds."""
         clock, length, done = Clock(), self.stage.shape.context_length, self.progress.steps
         count = self.stage.training.global_batch_tokens // length
-        self.engine.train_step(self.reader, done * count, count, length, 1e-4, done)
+        self.engine.train_step(self.engine.batches(self.reader, done * count, count, length), 1e-4, done)
         self.progress.steps += 1
         self.progress.position += self.stage.training.global_batch_tokens
         comm.barrier()

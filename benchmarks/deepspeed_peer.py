@@ -115,7 +115,7 @@ def train_and_save(stage: StagePlan, place: str) -> dict[str, float]:
     engine = _engine(stage, Entry(initial_map(stage.shape), None, resumed=False))
     count = stage.training.global_batch_tokens // CONTEXT
     drawn = np.random.default_rng(0).integers(0, stage.shape.vocab_size, (count, CONTEXT + 1), dtype=np.int64)
-    engine.train_step(HeldOut({"tokens": drawn}), 0, count, CONTEXT, 1e-3, 0)
+    engine.train_step(engine.batches(HeldOut({"tokens": drawn}), 0, count, CONTEXT), 1e-3, 0)
     return {
         NATIVE: timed(lambda: _save_native(engine, f"{place}/{NATIVE}")),
         OURS: timed(lambda: _save_ours(engine, stage, f"{place}/{OURS}")),

@@ -48,7 +48,6 @@ CPU_SIZES = {"0.1M": (2, 64, 2), "0.4M": (3, 96, 3), "1M": (4, 128, 4)}
 GPU_BATCH, CPU_BATCH = (64, 1024), (8, 64)
 GROW = {"operator": {"width": "zero_pad", "num_layers": "identity"}}
 NO_GPU = "needs an NVIDIA GPU"
-DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 Row = dict[str, Any]
 
 
@@ -170,14 +169,13 @@ def resume(at: Setting) -> Iterator[Row]:
     size, (sequences, length) = next(iter(at.sizes)), at.batch
     checkpoint = {"every": 10 * sequences * length}
     stages = [{"name": "only", "model": at.model(size), "until": {"steps": 40 if at.on_gpu else 120}}]
-    content = _content(at, stages, at.training(checkpoint=checkpoint))
+    content = _content(at, stages, at.training(checkpoint=checkpoint, deterministic=True))
     path, planned = write_schedule(at.folder, "resume", content)
-    os.environ |= DETERMINISTIC
     whole = train(path, planned, at.folder / "whole", at.left)
     restarts = _train_and_kill(path, at.folder / "killed", planned[0], at.left)
     killed = records(planned, at.folder / "killed")
     yield {
-        "what": "a worker killed within a stage", "settings": DETERMINISTIC, "restarts": restarts,
+        "what": "a worker killed within a stage", "restarts": restarts,
         "same_losses": _curve(whole[0]) == _curve(killed[0]),
         "same_bits": _checksums(at.folder / "whole", whole[0]) == _checksums(at.folder / "killed", killed[0]),
     }  # fmt: skip
@@ -241,7 +239,7 @@ def _save_and_load(rank: int, stage: StagePlan, place: str, on_gpu: bool) -> Non
     engine = StageEngine(stage, steps)
     fill(engine, entry, steps, stage.seed)
     count = stage.training.global_batch_tokens // stage.shape.context_length
-    engine.train_step(open_texts(stage).train, 0, count, stage.shape.context_length, 1e-3, 0)
+    engine.train_step(engine.batches(open_texts(stage).train, 0, count, stage.shape.context_length), 1e-3, 0)
     folder, seconds = open_folder(place), {}
     began = time.monotonic()
     shard, known = write_own_shard(engine, folder)

@@ -1,14 +1,12 @@
 """The DeepSpeed engine of a stage: builds it, steps it, evaluates it. One per worker.
 
-The global batch does not depend on the number of workers. Worker r of W takes its even share of the sequences; workers
-with one sequence less pad with a sequence of weight zero; every target has the same weight in the gradient. So 3
+The global batch does not depend on the number of workers: every target has the same weight in the gradient, and 3
 workers can share 64 sequences.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -31,7 +29,9 @@ from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, 
 from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
 from raystage.plans.stage import StagePlan
+from raystage.results.record import Progress
 from raystage.train import optimizer, partitions
+from raystage.train.reading.micro_batches import MicroBatch, Share, StepBatches, moved
 from raystage.train.state import adapters
 from raystage.train.state.buffers import Buffers
 
@@ -46,9 +46,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def deepspeed_config(stage: StagePlan, world: int) -> dict:
     """DeepSpeed's configuration of a stage: the values that raystage sets override those of the schedule."""
     training = stage.training
-    accumulation = accumulation_steps(
-        stage, world, training.global_batch // stage.sample_length(stage.shape.context_length)
-    )
+    samples = training.global_batch // stage.sample_length(stage.shape.context_length)
+    accumulation = Share(training.micro_batch_size, 0, world).number(samples)
     zero = dict(training.deepspeed.get("zero_optimization", {}))
     if training.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -71,11 +70,6 @@ def deepspeed_config(stage: StagePlan, world: int) -> dict:
     return {**passed_on, **config, "steps_per_print": passed_on.get("steps_per_print", config["steps_per_print"])}
 
 
-def accumulation_steps(stage: StagePlan, world: int, sequences: int) -> int:
-    """The number of micro steps for a batch: as many as the worker with the largest share needs."""
-    return math.ceil(math.ceil(sequences / world) / stage.training.micro_batch_size)
-
-
 class StageEngine:
     """The model of a stage under DeepSpeed. Its weights are still to be filled.
 
@@ -88,6 +82,8 @@ class StageEngine:
         torch.use_deterministic_algorithms(stage.training.deterministic)
         self.device = torch.device(get_accelerator().current_device_name())
         self.stage = stage
+        gpu = self.device if self.device.type == "cuda" else None
+        self.share = Share(stage.training.micro_batch_size, self.rank, self.world, gpu)
         self.learner, self.judge = open_learner(stage.objective, models), open_judge(stage.objective)
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
@@ -134,44 +130,52 @@ class StageEngine:
             model = adapters.put_on(model, self.stage.adapter, self.stage.shape)
         return model if zero_init else model.to(self.device)
 
-    def train_step(
-        self, reader: Reader, first: int, count: int, length: int, lr: float, step: int
-    ) -> tuple[torch.Tensor, int]:
-        """One optimizer step on a global batch: samples `first` to `first + count` of the run, of `length` tokens each.
+    def batches(self, reader: Reader, first: int, count: int, length: int) -> StepBatches:
+        """This worker's part of a step on samples `first` to `first + count` of the run, of `length` tokens each."""
+        return self.share.step(self.learner, reader, first, count, length)
 
-        Returns this worker's sum of losses over its own targets, on the device, and the targets of the whole batch.
-        """
+    def steps_of(self, stage: StagePlan, reader: Reader, progress: Progress) -> Iterator[StepBatches]:
+        """Its part of each step of a stage up to its cap, from its progress at this call on."""
+        return self._steps(stage, reader, progress.steps, progress.position)
+
+    def _steps(self, stage: StagePlan, reader: Reader, steps: int, position: int) -> Iterator[StepBatches]:
+        for step in range(steps, stage.start_steps + stage.steps):
+            segment = stage.step_schedule.at(step - stage.start_steps)
+            length = stage.sample_length(segment.context_length)
+            yield self.batches(reader, position // length, segment.batch // length, length)
+            position += segment.batch
+
+    def train_step(self, batches: StepBatches, lr: float, step: int) -> torch.Tensor:
+        """One optimizer step. Returns the sum of the losses of this worker's own targets, on its device."""
         torch.manual_seed(_step_seed(self.stage.seed, step, self.rank))
         self._set_rates(lr, step)
         done = step - self.stage.start_steps
         self.open_mask(done + 0.5)
         self.deepspeed.train()
-        targets = self.learner.num_targets(reader, first, count, length)
-        accumulation = self._accumulate(count)
+        self._accumulate(batches.number)
         total = torch.zeros((), device=self.device)
         self.buffers.begin_step()
         with self._frozen.at(done):
-            for batch, weight in self.shares(reader, first, count, length):
+            for held, weight in batches.micro_batches:
+                batch = moved(held, self.device)
                 self.buffers.begin_micro_batch()
                 loss = self.learner.loss(self.deepspeed, batch)
                 self.buffers.end_micro_batch(weight * _samples(batch))
                 # DeepSpeed divides by the accumulation steps and averages over the workers.
-                self.deepspeed.backward(loss * (weight * accumulation * self.world / max(1, targets)))
+                self.deepspeed.backward(loss * (weight * batches.number * self.world / max(1, batches.targets)))
                 self.deepspeed.step()
                 total += loss.detach() * weight
         self.buffers.end_step()
         self.open_mask(done + 1)
-        return total, targets
+        return total
 
-    def _accumulate(self, sequences: int) -> int:
+    def _accumulate(self, steps: int) -> None:
         """Tell DeepSpeed how many micro steps the next optimizer step has, if the number has changed."""
-        steps = accumulation_steps(self.stage, self.world, sequences)
         if steps != self.deepspeed.gradient_accumulation_steps():
             self.deepspeed.set_train_batch_size(self.stage.training.micro_batch_size * steps * self.world)
             self.deepspeed.micro_steps = 0  # it takes an optimizer step where these are a multiple
             if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # ZeRO's own copy
                 self.deepspeed.optimizer.gradient_accumulation_steps = steps
-        return steps
 
     def open_mask(self, done: float) -> None:
         """Set the mask of the stage's growth, if it has one, to its value after `done` steps of the stage."""
@@ -239,17 +243,10 @@ class StageEngine:
 
     def shares(
         self, reader: Reader, first: int, count: int, length: int, by: Learner | Judge | None = None
-    ) -> Iterator[tuple[Batch, float]]:
-        """This worker's micro batches of a global batch, with their weights: 1, or 0 for one that only keeps the
-        workers in step. No worker reads another's samples."""
-        micro, by = self.stage.training.micro_batch_size, by or self.learner
-        mine, end = first + self.rank * count // self.world, first + (self.rank + 1) * count // self.world
-        for index in range(accumulation_steps(self.stage, self.world, count)):
-            start = mine + index * micro
-            number = min(micro, end - start)
-            weight = 1.0 if number > 0 else 0.0
-            part = by.batch(reader, *((start, number) if weight else (first, 1)), length)
-            yield {name: torch.from_numpy(values).to(self.device) for name, values in part.items()}, weight
+    ) -> Iterator[MicroBatch]:
+        """This worker's micro batches of a global batch on its device, with their weights."""
+        for batch, weight in self.share.read(by or self.learner, reader, first, count, length):
+            yield moved(batch, self.device), weight
 
 
 def _steps_at_start(steps: dict[str, int], frozen: Mapping[str, float], done: int) -> dict[str, int]:

@@ -23,7 +23,6 @@ from raystage.growth.trained import is_learned
 from raystage.objectives.judging import Scores
 from raystage.plans import learning_rate
 from raystage.plans.keys import trunk_key
-from raystage.plans.open_ends import reads_clock
 from raystage.plans.stage import StagePlan
 from raystage.plans.steps import rate_factor
 from raystage.results.acceptance import check_growth
@@ -37,11 +36,13 @@ from raystage.train.collectives import broadcast_object
 from raystage.train.devices import forget_peak_memory, peak_memory_bytes
 from raystage.train.ending import averaging, merging
 from raystage.train.ending.record import finished_record
-from raystage.train.ending.stopping import fired_now
+from raystage.train.ending.stopping import fired_now, is_time_up
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill, find_entry, fit_learned
 from raystage.train.evaluation import Evaluator
 from raystage.train.heartbeat import Heartbeat
+from raystage.train.reading.ahead import ReadAhead
+from raystage.train.reading.micro_batches import StepBatches
 from raystage.train.saving import Counts, Saver, Send
 from raystage.train.scoring.losses import Losses, find_losses
 from raystage.train.teacher import models_of
@@ -156,16 +157,24 @@ class StageRunner:
         self._send("started", self.progress.steps - self.stage.start_steps)
         if not self.progress.evaluations:
             self._evaluate()
+        with ReadAhead(self.engine.steps_of(self.stage, self.windows, self.progress)) as ahead:
+            ended = self._train(ahead)
+        if ended is not None:
+            self._finish(ended)
+        return ended is not None
+
+    def _train(self, ahead: ReadAhead) -> str | None:
+        """Step until the stage ends. Returns why it ends; None if the driver asked to leave before that."""
         ended = self._end()
         while ended is None:
             before = self.progress.position
-            self._step()
+            self._step(ahead.next_step())
             self.saver.tell()
             self._compare_duplicates()
             is_pointed = self.progress.steps % point_steps(self.stage.steps) == 0
             if is_pointed:
                 self._point()
-            is_over = self._is_at_cap() or (is_pointed and self._is_time_up())
+            is_over = self._is_at_cap() or (is_pointed and is_time_up(self.stage, self.progress))
             if is_over or crossed(self.stage.evaluate_every, before, self.progress.position):
                 self._point()
                 self._evaluate()
@@ -180,9 +189,8 @@ class StageRunner:
                 self._save_between_points(asked.leave)
             if asked.leave and not ended:
                 self.saver.wait()
-                return False
-        self._finish(ended)
-        return True
+                return None
+        return ended
 
     def _is_at_cap(self) -> bool:
         return self.progress.steps == self.stage.start_steps + self.stage.steps
@@ -197,23 +205,16 @@ class StageRunner:
         is_evaluated = self.progress.evaluations[-1].position == self.progress.position
         return self._fired() if is_evaluated else None
 
-    def _is_time_up(self) -> bool:
-        return self.stage.until is not None and reads_clock(self.stage.until) and self._fired() is not None
-
     def _fired(self) -> str | None:
         return fired_now(self.stage, self.progress)
 
-    def _step(self) -> None:
-        stage, progress = self.stage, self.progress
-        done = progress.steps - stage.start_steps
-        segment = stage.step_schedule.at(done)
-        batch, context = segment.batch, segment.context_length
-        length = stage.sample_length(context)
-        first, count = progress.position // length, batch // length
+    def _step(self, batches: StepBatches) -> None:
+        stage, progress, batch = self.stage, self.progress, batches.amount
         # The rate in the middle of the step: it is zero neither in the first step nor in the last.
         lr = learning_rate.rate_at(stage.rate, progress.position + batch / 2) * rate_factor(stage.training, batch)
-        loss, targets = self.engine.train_step(self.windows, first, count, length, lr, progress.steps)
-        self.accounting.count_step(loss, targets, batch, stage.step_costs.of_step(done), lr)
+        loss = self.engine.train_step(batches, lr, progress.steps)
+        flops = stage.step_costs.of_step(progress.steps - stage.start_steps)
+        self.accounting.count_step(loss, batches.targets, batch, flops, lr)
 
     def _compare_duplicates(self) -> None:
         """Complete the certificate once duplicates have had time to become different."""

@@ -172,10 +172,10 @@ def _stepped(stage: StagePlan, entry: Entry, steps: range, store: str, name: str
     tokens = stage.training.global_batch_tokens
     count = tokens // stage.shape.context_length
     length = stage.shape.context_length
-    losses = [
-        engine.sum_over_workers(engine.train_step(reader, step * count, count, length, LR, step)[0]) / tokens
-        for step in steps
-    ]
+    losses = []
+    for step in steps:
+        batches = engine.batches(reader, step * count, count, length)
+        losses.append(engine.sum_over_workers(engine.train_step(batches, LR, step)) / tokens)
     eval_loss = engine.evaluate(evaluation_set(stage)).loss
     _save(engine, stage, f"{store}/{name}")
     engine.destroy()

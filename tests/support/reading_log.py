@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from raystage.config.schedule import Schedule
-from raystage.data.tokens import MixedWindows, TokenWindows
 from raystage.planning.build import make_plan
 from raystage.train.engine import StageEngine
+from raystage.train.reading.micro_batches import MicroBatch, StepBatches
 from raystage.train.worker import Job, run_job
 
 
@@ -18,19 +19,19 @@ def read_by(schedule: Schedule, store: str, names: list[str]) -> list[list[list[
     """On one of the workers: the stages of these names are trained. Returns, for each stage and each step, the
     sequences that this worker trained on, as the model got them."""
     steps: list[list[list[int]]] = []
-    shares, train_step = StageEngine.shares, StageEngine.train_step
+    train_step = StageEngine.train_step
 
-    def logged_shares(engine: StageEngine, reader: Any, *place: Any) -> Iterator[Any]:
-        for batch, weight in shares(engine, reader, *place):
-            if weight and isinstance(reader, MixedWindows | TokenWindows):
+    def logged(micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        for batch, weight in micro_batches:
+            if weight:
                 steps[-1].extend(batch["tokens"].tolist())
             yield batch, weight
 
-    def logged_step(*arguments: Any) -> Any:
+    def logged_step(engine: StageEngine, batches: StepBatches, *arguments: Any) -> Any:
         steps.append([])
-        return train_step(*arguments)
+        return train_step(engine, replace(batches, micro_batches=logged(batches.micro_batches)), *arguments)
 
-    StageEngine.shares, StageEngine.train_step = logged_shares, logged_step
+    StageEngine.train_step = logged_step
     found = []
     try:
         for stage in make_plan(schedule).staged.stages:
@@ -39,7 +40,7 @@ def read_by(schedule: Schedule, store: str, names: list[str]) -> list[list[list[
                 run_job(Job((stage,), store), lambda *message: None)
                 found.append(steps)
     finally:
-        StageEngine.shares, StageEngine.train_step = shares, train_step
+        StageEngine.train_step = train_step
     return found
 
 

@@ -87,7 +87,7 @@ def train(engine: StageEngine, steps: int) -> None:
     stage = engine.stage
     reader = TokenWindows(open_streams(stage.data, stage.shape.vocab_size).train, stage.shape.context_length, 0)
     for step in range(stage.start_steps, stage.start_steps + steps):
-        engine.train_step(reader, 10 * step, 10, stage.shape.context_length, 1e-2, step)
+        engine.train_step(engine.batches(reader, 10 * step, 10, stage.shape.context_length), 1e-2, step)
 
 
 def save(engine: StageEngine, place: str) -> None:

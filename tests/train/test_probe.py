@@ -106,7 +106,7 @@ def losses(full: StagePlan, store: str | None) -> list[float]:
             probe.write_probe(engine, open_folder(store) / "traceless", [(evaluation_set(full), 1.0)])
             probe.with_duplicates(engine, GrowthRecord("duplicate", "grow", 0.0, Certificate(1.0, 1.0, 0.0)), step)
         length = full.shape.context_length
-        loss, _ = engine.train_step(reader, 10 * step, 10, length, 1e-2, full.start_steps + step)
+        loss = engine.train_step(engine.batches(reader, 10 * step, 10, length), 1e-2, full.start_steps + step)
         found.append(engine.sum_over_workers(loss))
     engine.destroy()
     return found

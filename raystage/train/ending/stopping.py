@@ -27,3 +27,8 @@ def fired_now(stage: StagePlan, progress: Progress) -> str | None:
         evaluations=tuple(progress.evaluations),
     )
     return fired(stage.until, seen)
+
+
+def is_time_up(stage: StagePlan, progress: Progress) -> bool:
+    """Whether the stage ends now since its time is over, also where no evaluation is due. Collective if it has one."""
+    return stage.until is not None and reads_clock(stage.until) and fired_now(stage, progress) is not None
