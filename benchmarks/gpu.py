@@ -11,7 +11,7 @@ resume       a worker is killed within a stage: whether the resumed run has the 
 checkpoints  saving 124M parameters with Adam's moments from the device, and loading them, against `cp`
 
 Every part writes its lines into the JSON file as soon as it has them, so that a run that is cut off loses nothing.
---cpu takes the same way with small models and gloo; what a CPU cannot show is named with the reason.
+--cpu takes the same way with small models and gloo, compiles nothing, and names what it cannot show.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import psutil
 import torch
 import torch.multiprocessing
 from bare_loops import DEEPSPEED, TORCH, run, task_of
-from own_runs import COMMAND, records, step_seconds, train, write_schedule, write_text
+from own_runs import COMMAND, checksums_of, losses_of, records, step_seconds, train, write_schedule, write_text
 
 from raystage.files.filesystem import open_folder
 from raystage.plans.stage import StagePlan
@@ -111,6 +111,11 @@ def speed(at: Setting) -> Iterator[Row]:
                 "tokens_per_second": stage.training.global_batch_tokens / bare.step_seconds,
                 "of_bare": bare.step_seconds / (row["step_ms"] / 1000), "peak_bytes": bare.peak_bytes,
             }  # fmt: skip
+    fast = at.training(zero_stage=1, compile=at.on_gpu, optimizer={"lr": 3e-4, "fused": True})
+    path, (stage,) = write_schedule(at.folder, "fast", _content(at, [{**stages[-1], "grow": None}], fast))
+    (record,) = train(path, [stage], at.folder / "fast", at.left)
+    row = {name: value for name, value in _own_row(stage, record).items() if "estimate" not in name}
+    yield {**row, "what": f"{stage.name}: raystage run, fused AdamW, compiled", "graphs": record.compiled_graphs}
 
 
 def _own_row(stage: StagePlan, record: StageRecord) -> Row:
@@ -176,8 +181,8 @@ def resume(at: Setting) -> Iterator[Row]:
     killed = records(planned, at.folder / "killed")
     yield {
         "what": "a worker killed within a stage", "restarts": restarts,
-        "same_losses": _curve(whole[0]) == _curve(killed[0]),
-        "same_bits": _checksums(at.folder / "whole", whole[0]) == _checksums(at.folder / "killed", killed[0]),
+        "same_losses": losses_of(whole[0]) == losses_of(killed[0]),
+        "same_bits": checksums_of(at.folder / "whole", whole[0]) == checksums_of(at.folder / "killed", killed[0]),
     }  # fmt: skip
 
 
@@ -258,15 +263,6 @@ def _save_and_load(rank: int, stage: StagePlan, place: str, on_gpu: bool) -> Non
 
 def _content(at: Setting, stages: list[dict], training: dict[str, Any]) -> dict[str, Any]:
     return {"model": {"family": "llama", "context_length": at.batch[1]}, "training": training, "stages": stages}
-
-
-def _curve(record: StageRecord) -> list[float]:
-    return [point.loss for point in (*record.train, *record.evaluations)]
-
-
-def _checksums(store: Path, record: StageRecord) -> Any:
-    folder = open_folder(str(store / "stages" / record.key / record.checkpoint))
-    return json.loads(folder.read("manifest.json"))["shards"]
 
 
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,3 +60,14 @@ def step_seconds(curve: Sequence[TrainPoint], stage: StagePlan) -> float:
     warm = stage.start_steps + stage.steps * WARM_UP_SHARE
     first = next(point for point in curve if point.steps >= warm)
     return (curve[-1].seconds - first.seconds) / (curve[-1].steps - first.steps)
+
+
+def losses_of(record: StageRecord) -> list[float]:
+    """In training and on held-out data."""
+    return [point.loss for point in (*record.train, *record.evaluations)]
+
+
+def checksums_of(store: Path, record: StageRecord) -> Any:
+    """Of the shards of the checkpoint that a stage ended with."""
+    folder = open_folder(str(store / "stages" / record.key / record.checkpoint))
+    return json.loads(folder.read("manifest.json"))["shards"]

@@ -29,7 +29,7 @@ def worker_environment(training: Training, environment: Mapping[str, str] = os.e
         "OMP_NUM_THREADS": str(training.cpus_per_worker),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        # raystage compiles nothing. Without this DeepSpeed loads the whole compiler to check for it (2 s).
-        "TORCHDYNAMO_DISABLE": "1",
+        # Where nothing is compiled, DeepSpeed would load the whole compiler to check for it (2 s).
+        "TORCHDYNAMO_DISABLE": "0" if training.compile else "1",
         "DS_ACCELERATOR": "cuda" if has_gpu else "cpu",
     }

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import torch
 import transformers
+from transformers import masking_utils
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
@@ -16,6 +17,8 @@ from raystage.models.families import FAMILIES
 from raystage.models.rope import rope_parameters
 from raystage.models.shape import ModelShape, table_of
 from raystage.models.tables.windows import KEY, LAYER_TYPES
+
+_FIND_PACKED = masking_utils.find_packed_sequence_indices
 
 
 def config(shape: ModelShape) -> transformers.PretrainedConfig:
@@ -52,6 +55,19 @@ def build(shape: ModelShape, dtype: torch.dtype = torch.float32, zero_init: obje
         model = made._from_config(config(shape), dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()  # skipped together with the initialisation
     return model
+
+
+def look_for_packed(looks: bool) -> None:
+    """Whether models of transformers look for sequences that were packed into one, by the positions of its tokens.
+
+    That reads a value from the device at every call, and compiled it makes a mask over whole sequences. Whoever passes
+    no positions, or positions with a mask of `DocumentRows`, has nothing packed: the answers are the same without.
+    """
+    masking_utils.find_packed_sequence_indices = _FIND_PACKED if looks else _nothing_packed
+
+
+def _nothing_packed(position_ids: torch.Tensor) -> None:
+    """As transformers answers for sequences that are not packed."""
 
 
 def _network(shape: ModelShape, dtype: torch.dtype, zero_init: object) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.growth.checks import changed_fields, exchanges_head, refusal, with_layer_kinds, with_norm_eps
 from raystage.growth.operators import is_trained, layer_origins
-from raystage.growth.trained import stage_refusal
+from raystage.growth.trained import is_masked, stage_refusal
 from raystage.models.families import FAMILIES, TRAINED
 from raystage.models.shape import ModelShape, head_problem, heads_problem, image_positions
 from raystage.models.table import Family
@@ -46,6 +46,9 @@ def check_growth(draft: StageDraft, context: Context) -> StageDraft:
         _check_unchanged(before, draft.shape)
     if before is not None and grow is not None:
         _check_grow(before, draft, grow)
+        if draft.training.compile and is_masked(grow.operator):
+            problem = "found true with operator: masked, whose mask is another one at every step"
+            raise InputError(f"{problem}; expected another operator, or false", key="training.compile")
     if before is not None:
         check_limits(before, draft)
     return draft

@@ -21,6 +21,8 @@ DEFAULT_MICRO_BATCH_TOKENS = 8_192
 
 # The baselines have no ramp, and are evaluated like the last stage.
 _NOT_ITS_OWN = ("ramp", "evaluate")
+# The optimizers that take a key.
+_TAKEN_BY = {"momentum": "sgd or muon", "fused": "adamw or adam"}
 
 
 def fix_training(draft: StageDraft, context: Context) -> StageDraft:
@@ -30,6 +32,9 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     begins = _from_current(draft.stage.training, written.training, draft.index)
     training = resolve_training(begins, draft.shape, draft.unit)
     _check_metrics(training, draft, context.sources.with_code)
+    if training.compile and draft.within_documents:
+        problem = "found true with data.window.mask: document, where every batch has documents of other lengths"
+        raise InputError(f"{problem}; expected false", key="training.compile")
     return replaced(draft, training=training)
 
 
@@ -90,6 +95,9 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
     if training.optimizer.name == "muon" and training.offload_optimizer != "none":
         problem = f"found {training.offload_optimizer!r} with optimizer.name: muon, whose workers exchange matrices"
         raise InputError(f"{problem} between their devices; expected none", key="training.offload_optimizer")
+    if training.compile and training.zero_stage == 3:
+        problem = "found true with zero_stage: 3, which gathers the parameters of each module when it is called"
+        raise InputError(f"{problem}; expected zero_stage 0, 1 or 2, or false", key="training.compile")
     _check_places(training)
     check_ramp(training, shape.context_length, unit)
     share = -(-sequences // training.workers.most)
@@ -112,7 +120,7 @@ def _check_places(training: Training) -> None:
 def check_optimizer(written: Optimizer, chosen: Optimizer) -> None:
     """Refuse a key that the optimizer it was written for does not use."""
     for field in sorted(written.model_fields_set.intersection(chosen.unused)):
-        fitting = "sgd or muon" if field == "momentum" else "adamw, adam or muon"
+        fitting = _TAKEN_BY.get(field, "adamw, adam or muon")
         problem = f"found {shown(written.model_dump(mode='json')[field])}, but {chosen.name} takes no {field}"
         raise InputError(f"{problem}; expected it with {fitting} alone", key=f"training.optimizer.{field}")
 

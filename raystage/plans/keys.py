@@ -137,7 +137,7 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
     training["evaluate"] = {stage.unit: evaluation_amount or stage.training.evaluate.amount}
     training["optimizer"] = stage.training.optimizer.used()
     training.pop(f"global_batch_{other}", None)
-    for name, without in (("offload_optimizer", "none"), ("ramp", None), ("deterministic", False)):
+    for name, without in (("offload_optimizer", "none"), ("ramp", None), ("deterministic", False), ("compile", False)):
         if training[name] == without:  # options added later: without them a key stays what it was before
             del training[name]
     if "ramp" in training:

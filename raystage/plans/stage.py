@@ -202,7 +202,7 @@ class StagePlan:
         """The worker processes that it needs: at most and at least how many, the CPUs and GPUs of each, how they are
         set up, and where."""
         one = self.training
-        each = one.cpus_per_worker, one.gpus_per_worker, one.deterministic
+        each = one.cpus_per_worker, one.gpus_per_worker, one.deterministic, one.compile
         return one.workers, *each, one.placement, one.accelerator, tuple(sorted(one.node_labels.items()))
 
     @once

@@ -203,6 +203,7 @@ def _row(
         "unit": last.unit,
         "loss_unit": judge.loss_unit,
         "adapter": chain[-1].adapter if done else None,
+        "compiled_graphs": chain[-1].compiled_graphs if done else None,
         "average": _average(chain[-1].average) if done and chain[-1].average else None,
         "evaluations": tuple(
             EvaluationPoint(

@@ -188,6 +188,7 @@ class StageRecord:
     average: AverageRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     adapter: AdapterRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    compiled_graphs: int | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)  # by its last workers, if it compiles
 
     @property
     def end(self) -> Evaluation:

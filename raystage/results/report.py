@@ -109,6 +109,7 @@ class ResultRow:
     average: AverageRow | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     scoring: ScoringRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
     adapter: AdapterRecord | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+    compiled_graphs: int | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)  # by torch, with training.compile
     unit: Unit = field(default=TOKENS, metadata=LEFT_OUT_IF_DEFAULT)
     loss_unit: str = field(default=NEXT_TOKEN.entry.loss_unit, metadata=LEFT_OUT_IF_DEFAULT)
 

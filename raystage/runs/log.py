@@ -225,6 +225,7 @@ class RunLog(RunCallback):
         ended = f", ended by {record.stopped_by}" if record.stopped_by else ""
         ended += f"; {describe_average(record.average)}" if record.average else ""
         ended += f"; {describe_adapter(record.adapter)}" if record.adapter else ""
+        ended += f"; compiled {record.compiled_graphs} graphs" if record.compiled_graphs is not None else ""
         self._write_of(run, stage, f"{'reused' if reused else 'finished'}: {result}{ended}; {checkpoint}")
 
     def run_finished(self, run: RunPlan, records: tuple[StageRecord, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 
 import deepspeed
 import deepspeed.ops
@@ -21,7 +21,7 @@ from raystage.config.training import UserMetric
 from raystage.growth.counts import HeadStarts
 from raystage.growth.masked import GrowthMask
 from raystage.growth.trained import is_masked, mask_value
-from raystage.models.build import build
+from raystage.models.build import build, look_for_packed
 from raystage.models.depth import hidden_matrices
 from raystage.models.shape import parameters
 from raystage.objectives.judging import Scores, Tally
@@ -34,6 +34,7 @@ from raystage.train import optimizer, partitions
 from raystage.train.reading.micro_batches import MicroBatch, Share, StepBatches, moved
 from raystage.train.state import adapters
 from raystage.train.state.buffers import Buffers
+from raystage.train.state.compiled import Compiled, uncompiled
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
 # 30 s or more. DeepSpeed does not document this name, so a test holds that it exists.
@@ -85,6 +86,7 @@ class StageEngine:
         gpu = self.device if self.device.type == "cuda" else None
         self.share = Share(stage.training.micro_batch_size, self.rank, self.world, gpu)
         self.learner, self.judge = open_learner(stage.objective, models), open_judge(stage.objective)
+        look_for_packed(stage.objective.name == "own")
         config = deepspeed_config(stage, self.world)
         model = self._build(config)
         self.growth = optimizer.growth_of(stage)
@@ -114,6 +116,7 @@ class StageEngine:
         self._frozen = optimizer.Frozen(self.deepspeed.basic_optimizer, held)
         self._mask = _growth_mask(stage, self.deepspeed.module, self.device)
         self.open_mask(0)
+        self._compiled = Compiled(self.deepspeed) if stage.training.compile else None
 
     def _build(self, config: dict) -> torch.nn.Module:
         training = self.stage.training
@@ -232,9 +235,16 @@ class StageEngine:
         comm.all_reduce(total)
         return total.item()
 
-    def plain(self) -> AbstractContextManager[torch.nn.Module]:
-        """The model without an adapter, while that lasts."""
-        return adapters.without(self.deepspeed.module)
+    @contextmanager
+    def plain(self) -> Iterator[torch.nn.Module]:
+        """The model without an adapter and not compiled, while that lasts."""
+        with uncompiled(self.deepspeed.module), adapters.without(self.deepspeed.module) as network:
+            yield network
+
+    @property
+    def compiled_graphs(self) -> int | None:
+        """How many graphs torch has compiled for this model; None where it compiles nothing."""
+        return self._compiled.graphs if self._compiled else None
 
     def destroy(self) -> None:
         """Remove the references inside DeepSpeed that would keep this engine's memory from being freed."""

@@ -47,7 +47,8 @@ def build(
         made.register_step_post_hook(_count_step)
         return made
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+    # Not given, torch chooses by the device: a loop on CPUs, a step over lists of tensors on GPUs.
+    return kind(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=options.fused or None)
 
 
 def _count_step(optimizer: torch.optim.Optimizer, arguments: tuple, named: dict) -> None:

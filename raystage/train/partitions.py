@@ -226,7 +226,8 @@ def _state_of(engine: deepspeed.DeepSpeedEngine, master: _Master) -> dict[str, t
     state = basic.state[master.flat]
     if "step" not in state:
         is_orthogonal = isinstance(basic, Muon) and any(name in basic.orthogonal for name, *_ in master.places)
-        state["step"] = torch.tensor(0.0)
+        # Where torch itself has it: beside the tensor if one kernel takes the step.
+        state["step"] = torch.zeros((), device=master.flat.device if basic.defaults.get("fused") else "cpu")
         for name in ("exp_avg",) if is_orthogonal else moments_of(basic):
             state[name] = torch.zeros_like(master.flat, memory_format=torch.preserve_format).detach()
     return state

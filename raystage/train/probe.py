@@ -43,6 +43,7 @@ from raystage.storage.checkpoint import Checkpoint
 from raystage.train import partitions
 from raystage.train.engine import StageEngine
 from raystage.train.optimizer import growth_of
+from raystage.train.state.compiled import uncompiled
 from raystage.train.texts import WeightedSet
 
 PROBE = "probe.safetensors"
@@ -189,8 +190,8 @@ def _heard(engine: StageEngine, probe: dict[str, np.ndarray]) -> Answers:
     heard: dict[int, float] = {}
     engine.deepspeed.eval()
     layers, valid = engine.stage.shape.num_layers, inputs.get("attention_mask")
-    with torch.no_grad(), hearing(engine.deepspeed.module, layers, valid, heard):
-        engine.deepspeed.module(**inputs)
+    with torch.no_grad(), uncompiled(engine.deepspeed.module) as network, hearing(network, layers, valid, heard):
+        network(**inputs)
     return Answers(np.zeros(0, dtype=np.float32), tuple(heard[layer] for layer in sorted(heard)), {})
 
 

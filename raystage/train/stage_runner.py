@@ -326,6 +326,7 @@ class StageRunner:
             data=counted_json(self.stage, self.texts.counted),
             best_checkpoints=best,
             stopped_by=ended,
+            compiled_graphs=self.engine.compiled_graphs,
             trained_for=self.context.run,
         )
 

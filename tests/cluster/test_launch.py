@@ -56,6 +56,11 @@ def test_deterministic_workers_on_gpus_have_one_order_of_sums_unless_the_user_na
     assert "NCCL_ALGO" not in worker_environment(Training(gpus_per_worker=1), {})
 
 
+@pytest.mark.parametrize(("compiles", "is_disabled"), [(False, "1"), (True, "0")])
+def test_workers_load_the_compiler_only_where_something_is_compiled(compiles: bool, is_disabled: str) -> None:
+    assert worker_environment(Training(compile=compiles), {})["TORCHDYNAMO_DISABLE"] == is_disabled
+
+
 @pytest.mark.parametrize(("hang_seconds", "waits"), [(5.0, 1800.0), (1800.0, 18_000.0)])
 def test_torch_waits_as_long_as_the_watchdog(hang_seconds: float, waits: float) -> None:
     assert longest_wait_seconds(hang_seconds) == waits
