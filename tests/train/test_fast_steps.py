@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def carry_out_each(schedules: Mapping[str, Schedule], store: str) -> list[str]:
     found: list[str] = []
     with reads_of_steps(found):
         carry_out(schedules["usual"], store)
-    torch._dynamo.config.disable = False  # as the environment of a worker says
+    os.environ["TORCHDYNAMO_DISABLE"] = "0"  # as the environment of a worker says
+    torch._dynamo.config.disable = False
     get_accelerator().set_compile_backend("aot_eager")  # takes no C++ compiler, and a tenth of the time
     for schedule in schedules.values():
         carry_out(schedule, store)
@@ -90,10 +92,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str,
 
 @pytest.mark.end_to_end
 def test_a_step_reads_no_value_but_those_that_deepspeed_reads(runs: tuple) -> None:
-    """One or two for each of the 20 steps: the norm of the gradient, to clip it."""
+    """For each of the 20 steps whether the norm of each parameter group's gradient is a number, and that of all."""
     found, _ = runs
     assert [where for where in found if "/deepspeed/" not in where] == []
-    assert len(found) <= 2 * 20
+    assert len(found) <= 3 * 20
 
 
 @pytest.mark.end_to_end
