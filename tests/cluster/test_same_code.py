@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,26 @@ def test_other_sources_are_named_with_the_node_and_both_folders(clone: Path, tmp
     assert f"has {clone / 'raystage'} (version " in said
     assert f"the driver {PACKAGE} (version " in said
     assert said.endswith("install the driver's raystage on every node, and change no sources while it runs")
+
+
+TORCH = metadata.version("torch").partition("+")[0]
+
+
+@pytest.mark.parametrize(("there", "is_other"), [("0.1", True), (f"{TORCH}+other", False)])
+def test_another_torch_is_named_with_both_versions_and_another_build_of_it_is_none(
+    tmp_path: Path, there: str, is_other: bool
+) -> None:
+    """The first distribution on the path counts, as it does for imports."""
+    info = tmp_path / "path/torch-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {there}\n")
+    said = compared_in(tmp_path / "path", tmp_path)
+    assert said.endswith(
+        f"has torch 0.1 (the driver {TORCH}): install the same versions on every node, for example with pip install -c "
+        "constraints.txt"
+        if is_other
+        else "None"
+    )
 
 
 def test_workers_import_neither_from_the_working_directory_nor_from_the_scripts_folder() -> None:
