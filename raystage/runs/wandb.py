@@ -10,7 +10,8 @@ A `WandbTracker` is a `RunCallback` that turns what it is told into rows. Every 
     savings/*  in the summary of the staged run
 
 Finished checkpoints are artifacts that refer to their manifest; no weights are uploaded. Training never fails because
-of W&B: after the first error of W&B there is one warning, and tracking ends.
+of W&B: after the first error of W&B there is one warning, and tracking ends. A service of W&B that has ended is started
+once more before: a signal to every process of a job ends it, while the workers still save.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+from wandb.sdk.mailbox import MailboxClosedError
 
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
@@ -56,6 +59,10 @@ DEFAULT_PROJECT = "raystage"
 # How long the end of a run waits for its uploads. What is left stays on the disk for `wandb sync`.
 _UPLOAD_SECONDS = 120
 _ARTIFACT_SECONDS = 30
+# W&B names the folder of a run by the second in which it begins, and refuses one that is there.
+_FOLDER_SECONDS = 1.0
+# What calls of W&B raise when its service has ended.
+_SERVICE_ENDED = (ConnectionError, MailboxClosedError)
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +102,7 @@ class WandbTracker(RunCallback):
         self._open: dict[str, _OpenRun] = {}
         self._artifacts: dict[str, wandb.Artifact] = {}
         self._session: Any = None
-        self._gave_up = False
+        self._gave_up = self._has_restarted = False
         self._attempts = 0
 
     @property
@@ -142,7 +149,7 @@ class WandbTracker(RunCallback):
         """Put every field that has a value into the staged run's summary."""
         opened = self._open.get(self._plan.staged.name)
         if opened:
-            self._call(partial(opened.run.summary.update, savings_summary(savings, self._plan.staged.unit)))
+            self._call(lambda: opened.run.summary.update(savings_summary(savings, self._plan.staged.unit)))
 
     def ended(self, error: BaseException | None) -> None:
         """Finish the W&B runs that are still open, and stop W&B's service process unless others need it."""
@@ -162,16 +169,16 @@ class WandbTracker(RunCallback):
     # --- calls of W&B -------------------------------------------------------------------------
 
     def _start(self, run: RunPlan) -> None:
-        # W&B's service has a session of its own. A SIGTERM to every process of a job ends it all the same: it is a Go
-        # program, which accepts the signal although it is blocked.
-        self._begin(run, _quiet_settings(self._mode))
+        resumed = self._mode == "online" and run.name in self._resumed_ids
+        self._open[run.name] = _OpenRun(opened := self._begin(run, resumed))
+        _define_metrics(opened, [stage.unit for stage in run.stages])
 
-    def _begin(self, run: RunPlan, settings: wandb.Settings) -> None:
+    def _begin(self, run: RunPlan, resumed: bool) -> wandb.Run:
+        settings = _quiet_settings(self._mode)
         if self._session is None:
             # Before the first run, because wandb prints messages before it reads the settings of a run.
             self._session = wandb.setup(settings)
-        resumed = self._mode == "online" and run.name in self._resumed_ids
-        opened = wandb.init(
+        return wandb.init(
             id=self._ids[run.name],
             resume="allow" if resumed else None,
             project=self._project,
@@ -183,13 +190,29 @@ class WandbTracker(RunCallback):
             reinit="create_new",
             settings=settings,
         )
-        self._open[run.name] = _OpenRun(opened)
-        _define_metrics(opened, [stage.unit for stage in run.stages])
+
+    def _restart(self) -> bool:
+        """Start W&B's service once more, and the open runs in it under their ids, as a later command does.
+
+        The service has a session of its own, but it is a Go program: it accepts a SIGTERM although that is blocked.
+        What it was sent before that is in the first folder of the run. Returns whether this was the first time.
+        """
+        if self._has_restarted:
+            return False
+        self._has_restarted = True
+        with contextlib.suppress(Exception, SystemExit):
+            wandb.teardown()
+        self._session = None
+        time.sleep(_FOLDER_SECONDS)
+        for run in self._plan.runs():
+            if run.name in self._open:
+                self._open[run.name].run = self._begin(run, resumed=self._mode == "online")
+        return True
 
     def _log(self, run: RunPlan, curve: str, row: Row) -> None:
         opened = self._open.get(run.name)
         if opened and opened.is_new(curve, row):
-            self._call(partial(opened.run.log, row))
+            self._call(lambda: opened.run.log(row))
 
     def _log_checkpoint(self, run: RunPlan, stage: StagePlan, record: StageRecord) -> None:
         opened, parent = self._open[run.name].run, self._artifacts.get(stage.parent_key or "")
@@ -204,14 +227,20 @@ class WandbTracker(RunCallback):
 
     def _finish(self, name: str, exit_code: int, always: bool = False) -> None:
         if name in self._open and (always or not self._gave_up):
-            self._call(partial(self._open.pop(name).run.finish, exit_code=exit_code), always=True)
+            self._call(lambda: self._open[name].run.finish(exit_code=exit_code), always=True)
+            del self._open[name]
 
     def _call(self, call: Callable[[], object], always: bool = False) -> None:
-        """Call W&B. If that fails, warn once and do not call it again."""
+        """Call W&B. If that fails, warn once and do not call it again; but first, once, try a new service."""
         if self._gave_up and not always:
             return
         try:
-            call()
+            try:
+                call()
+            except _SERVICE_ENDED:
+                if self._gave_up or not self._restart():
+                    raise
+                call()
         # Training continues whatever W&B raises: wandb.errors.Error (no key, no server), OSError (service gone,
         # disk full), but also bare Exceptions such as MailboxClosedError, and ValueError from its server's answers.
         except Exception as error:

@@ -341,38 +341,59 @@ from pathlib import Path
 
 import psutil
 from factories import make_schedule
-from playback import curved_records, play
+from playback import curved_records, play_stage
 
 from raystage.planning.build import make_plan
 from raystage.results.report import SavingsPart
 from raystage.results.savings import no_figure
 from raystage.runs.wandb import WandbTracker
 
-folder, next_call = Path(sys.argv[1]), sys.argv[2]
+folder, next_call, deaths = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = make_plan(make_schedule(folder))
 tracker = WandbTracker(plan, {}, lambda record: str(folder), directory=folder)
+baselines = [run for run in plan.runs() if run is not plan.staged]
 tracker.run_started(plan.staged)
-for service in psutil.Process().children():
-    service.kill()
-    service.wait()
-if next_call == "a row":
-    tracker.stage_started(plan.staged, plan.staged.stages[0], reused=False)
-play(tracker, plan, curved_records(plan))
+for _ in range(deaths):
+    for service in psutil.Process().children():
+        service.kill()
+        service.wait()
+    if next_call == "a row":
+        tracker.stage_started(plan.staged, plan.staged.stages[0], reused=False)
+for run in baselines:
+    tracker.run_started(run)
+    tracker.run_finished(run, ())
+for stage in plan.staged.stages:
+    play_stage(tracker, plan.staged, stage, curved_records(plan)[stage.key])
 tracker.savings(SavingsPart(**vars(no_figure("none"))))
 tracker.ended(None)
 print("trained on, children:", psutil.Process().children())
 """
 
 
-@pytest.mark.parametrize("next_call", ["a row", "a new run"])
-def test_a_service_that_dies_is_one_warning(tmp_path, next_call):
-    """In a process of its own: wandb never waits for its dead service, of which Python warns at some later time."""
-    command = [sys.executable, "-c", DYING_SERVICE, str(tmp_path), next_call]
+def with_dying_service(folder: Path, next_call: str, deaths: int) -> str:
+    """What is said. In a process of its own: wandb never waits for its dead service, of which Python warns later."""
+    command = [sys.executable, "-c", DYING_SERVICE, str(folder), next_call, str(deaths)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert child.stdout == "trained on, children: []\n"
-    assert child.stderr.startswith("W&B stops here, training continues without it: ")
-    assert child.stderr.count("\n") == 1
+    return child.stderr
+
+
+@pytest.mark.parametrize("next_call", ["a row", "a new run"])
+def test_a_service_that_dies_is_started_once_more_and_gets_all_that_follows(tmp_path, next_call, told):
+    """A signal to every process of a job ends it, while the workers still save."""
+    assert with_dying_service(tmp_path, next_call, deaths=1) == ""
+    finished = [run for file in run_files(tmp_path) if (run := read_run(file)).exit_code == 0]
+    assert sorted(run.job_type for run in finished).count("staged") == 1
+    assert len(finished) == len({run.run_id for run in finished}) > 1
+    (staged,) = (run for run in finished if run.job_type == "staged")
+    assert len(staged.curve("train/loss")) == len(told["staged"].curve("train/loss"))
+
+
+def test_a_service_that_dies_again_is_one_warning(tmp_path):
+    said = with_dying_service(tmp_path, "a row", deaths=2)
+    assert said.startswith("W&B stops here, training continues without it: ")
+    assert said.count("\n") == 1
 
 
 def test_online_without_a_key_is_one_warning(plan, records, manifest, tmp_path, monkeypatch, caplog):
