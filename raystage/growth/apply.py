@@ -103,33 +103,42 @@ class Grown:
         return np.where(_over_axes(rule, "indices", start, stop, np.minimum) == ZERO, values.dtype.type(0), values)
 
     def _moments(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
-        values = self._mapped(rule, state, start, stop)
-        if all(axis.keeps.all() for axis in rule.axes):
-            return values
-        np.copyto(values, 0, where=~_over_axes(rule, "keeps", start, stop, np.logical_and))
-        return values
+        rows, cut = _rows_of(rule, start, stop)
+        values = self._mapped_rows(rule, state, rows)
+        *lead, last = rule.axes
+        for axis, place in zip(lead, _places(rule, rows), strict=True):
+            for first, end in _stretches(~axis.keeps[place]):
+                values[first:end] = 0
+        for first, end in _stretches(~last.keeps):
+            values[:, first:end] = 0
+        return values.reshape(-1)[cut]
 
     def _mapped(self, rule: Rule, state: str, start: int, stop: int) -> np.ndarray:
-        """The source's elements in their places, times the factors of all axes; means where an axis asks for one.
+        rows, cut = _rows_of(rule, start, stop)
+        return self._mapped_rows(rule, state, rows).reshape(-1)[cut]
+
+    def _mapped_rows(self, rule: Rule, state: str, rows: range) -> np.ndarray:
+        """The source's elements in their places, times the factors of all axes; means where an axis asks for one:
+        (rows, columns).
 
         A new array, which the caller may change. Elements that are drawn, zero or not kept have any value: the caller
         sets them.
         """
-        rows, cut = _rows_of(rule, start, stop)
         columns = rule.axes[-1].indices
-        values = _columns(self._rows(rule, rule.sources, state, rows), columns)
+        block = self._rows(rule, rule.sources, state, rows)
+        factors = _factors(rule, state, rows).astype(block.dtype)
+        offset = block.dtype.type(rule.offset if state == "fp32" else 0.0)
+        if not (offset or rule.beyond or (columns == MEAN).any()):
+            return _taken(block, np.maximum(columns, 0), factors)
+        values = _columns(block, columns)
         if rule.beyond and state == "fp32":
             beyond = _over_axes(rule, "from_beyond", rows.start * len(columns), rows.stop * len(columns), np.logical_or)
             following = _columns(self._rows(rule, rule.beyond, state, rows), columns)
             values = np.where(beyond.reshape(values.shape), following, values)
-        factors = _factors(rule, state, rows).astype(values.dtype)
-        offset = values.dtype.type(rule.offset if state == "fp32" else 0.0)
-        values = (values + offset) * factors - offset if offset else values * factors
-        return values.reshape(-1)[cut]
+        return (values + offset) * factors - offset if offset else values * factors
 
     def _rows(self, rule: Rule, sources: tuple[str, ...], state: str, rows: range) -> np.ndarray:
-        """For each of the target's `rows` (all axes but the last) the whole row of the source: (rows, source's
-        last)."""
+        """For each of the target's `rows` (all axes but the last) the source's row: (rows, source's last)."""
         origins = row_origins(rule, rows)
         width = rule.source_shape[-1]
         block: np.ndarray | None = None
@@ -140,6 +149,8 @@ class Grown:
                 part = self._mean_rows(rule, sources, state, rows[at])
             else:
                 continue
+            if count == len(rows):
+                return part.reshape(-1, width)
             if block is None:
                 block = np.zeros((len(rows), width), dtype=part.dtype)
             block[at : at + count] = part.reshape(-1, width)
@@ -260,8 +271,10 @@ def _rows_of(rule: Rule, start: int, stop: int) -> tuple[range, slice]:
     return rows, slice(start - rows.start * width, stop - rows.start * width)
 
 
-def _places(rule: Rule, rows: range) -> tuple[np.ndarray, ...]:
+def _places(rule: Rule, rows: range) -> tuple[np.ndarray | slice, ...]:
     """The indices of rows along every axis but the last."""
+    if len(rule.axes) == 2:
+        return (slice(rows.start, rows.stop),)  # a view, no copy
     return np.unravel_index(np.arange(rows.start, rows.stop), rule.shape[:-1]) if len(rule.axes) > 1 else ()
 
 
@@ -296,22 +309,30 @@ def _columns(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """A block's columns in the order of `columns`; where these ask for the mean, the mean of all."""
     if len(columns) == block.shape[1] and (columns == np.arange(len(columns))).all():
         return block
-    taken = _taken(block, np.maximum(columns, 0))
+    taken = _taken(block, np.maximum(columns, 0), np.ones((), block.dtype))
     mean = columns == MEAN
     if mean.any():
         taken[:, mean] = block.mean(axis=1, dtype=np.float64).astype(block.dtype)[:, None]
     return taken
 
 
-def _taken(block: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """block[:, columns]: run by run where runs are long, which is much faster."""
+def _taken(block: np.ndarray, columns: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """block[:, columns] * factors: run by run where runs are long, which is much faster."""
     runs = list(_runs(columns))
     if len(runs) * _SHORT_RUN > len(columns):
-        return np.take(block, columns, axis=1)  # faster than indexing
+        taken = np.take(block, columns, axis=1)  # faster than indexing
+        return np.multiply(taken, factors, out=taken)
     taken = np.empty((len(block), len(columns)), block.dtype)
+    factors = np.broadcast_to(factors, taken.shape)
     for at, count, origin in runs:
-        taken[:, at : at + count] = block[:, origin : origin + count]
+        here = slice(at, at + count)
+        np.multiply(block[:, origin : origin + count], factors[:, here], out=taken[:, here])
     return taken
+
+
+def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
+    """[start, stop) of every stretch on which a vector of bools is true."""
+    return np.flatnonzero(np.diff(where, prepend=False, append=False)).reshape(-1, 2).tolist()
 
 
 def _fresh_over_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
