@@ -22,6 +22,7 @@ from raystage.config.types import (
     Negative,
     NotNegative,
     Positive,
+    PositiveShare,
     Real,
     Seconds,
     Share,
@@ -70,6 +71,8 @@ class Until(Section):
     epochs: Annotated[Positive | None, Field(examples=["3"])] = None
     """Passes over the training data of the stage: of samples, and of text with `tokenizer: bytes` or `source: tokens`.
     The plan turns them into samples or tokens. The tokens of other text are not known before it is tokenized."""
+    share: Annotated[PositiveShare | None, Field(examples=["0.35"])] = None
+    """The share of the run's `length` that the stage takes. The plan turns it into tokens."""
     steps: Count | None = None
     """Optimizer steps."""
     flops: Count | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
@@ -25,6 +25,7 @@ from raystage.config.types import (
     Count,
     Name,
     NotNegative,
+    Positive,
     Seed,
     Seeds,
     Text,
@@ -89,9 +90,16 @@ TunedValues = Annotated[
 class Baseline(Section):
     """The last stage's model, trained from scratch once for each budget. It is what the staged run is compared with."""
 
-    budgets: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
+    budgets: (
+        Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
+        | None
+    ) = None
     """The length of each run, in tokens or samples as the last stage counts. Each has a whole learning-rate schedule of
     its own."""
+    budgets_per_parameter: (
+        Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[10, 14, 20]"])] | None
+    ) = None
+    """The same for every parameter of the last stage's model, in place of `budgets`."""
     tune: TunedValues = Field(default_factory=dict)
     """By path in the file's `training` the values to try, on both sides of the comparison: of the optimizer, the batch,
     and `warmup`, `decay` and `min_lr_ratio` of the learning rate."""
@@ -102,6 +110,21 @@ class Baseline(Section):
     each over the same share of the run."""
     values_from: Annotated[Text, AfterValidator(_check_words)] | None = None
     """In your own words how the values were found, where `tune` does not find them. The report prints it."""
+
+    @model_validator(mode="after")
+    def _has_budgets(self) -> Self:
+        if (self.budgets is None) == (self.budgets_per_parameter is None):
+            found = "missing budgets" if self.budgets is None else "found budgets beside budgets_per_parameter"
+            raise ValueError(f"{found}; expected one of the two, for example budgets: [800K, 1.2M, 1.6M]")
+        return self
+
+    @property
+    def num_budgets(self) -> int:
+        return len(self.budgets or self.budgets_per_parameter)
+
+    def budgets_of(self, num_params: int) -> tuple[int, ...]:
+        """The budgets where the last stage's model has so many parameters."""
+        return self.budgets or tuple(max(1, round(one * num_params)) for one in self.budgets_per_parameter)
 
 
 class Costs(Section):
@@ -135,6 +158,21 @@ class Init(Section):
     unless given."""
 
 
+class RunLength(Section):
+    """The length of the whole staged run, of which stages take a `share`. One of the two."""
+
+    tokens: Count | None = None
+    """Tokens of training."""
+    tokens_per_parameter: Annotated[Positive | None, Field(examples=["20"])] = None
+    """Tokens of training for every parameter of the last stage's model."""
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.tokens is None) == (self.tokens_per_parameter is None):
+            raise ValueError(f"found {'both' if self.tokens else 'nothing'}; expected tokens or tokens_per_parameter")
+        return self
+
+
 class Schedule(Section):
     """A schedule: the stages of a run, their defaults, and the baseline they are compared with."""
 
@@ -152,6 +190,8 @@ class Schedule(Section):
     """What is learned, in all stages."""
     training: Training = Field(default_factory=Training)
     """The training, for all stages."""
+    length: Annotated[RunLength | None, Field(examples=["{tokens_per_parameter: 20}"])] = None
+    """The length of the staged run, where stages end after a `share` of it."""
     stages: Annotated[
         tuple[Stage, ...],
         Field(

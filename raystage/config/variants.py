@@ -95,7 +95,7 @@ def check_variants(schedule: Schedule) -> None:
     if count > MOST_COMBINATIONS:
         problem = f"found {count} combinations of values; expected at most {MOST_COMBINATIONS}"
         raise InputError(problem, key="baseline.tune")
-    runs = (count + schedule.seeds - 1) * (1 + len(schedule.baseline.budgets))
+    runs = (count + schedule.seeds - 1) * (1 + schedule.baseline.num_budgets)
     if runs > MOST_RUNS:
         problem = f"found {runs:,} runs, of {count} combinations and {schedule.seeds} seeds with all budgets"
         raise InputError(f"{problem}; expected at most {MOST_RUNS:,}", key=beside)

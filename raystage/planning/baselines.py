@@ -17,6 +17,7 @@ from raystage.config.training import Evaluate
 from raystage.data.order.curriculum import CurriculumPlan
 from raystage.data.plan import StageText
 from raystage.errors import InputError
+from raystage.models.shape import num_params
 from raystage.planning.averaging import averaging_problem
 from raystage.planning.chain import plan_stage, run_rate
 from raystage.planning.draft import StageDraft
@@ -68,12 +69,14 @@ def plan_baselines(schedule: Schedule, stages: Sequence[StageDraft], evaluate: E
     last = replace(last, training=last.training.model_copy(update={"evaluate": evaluate}), curriculum=None)
     texts = _texts(schedule, stages, last)
     batch = last.training.global_batch
-    lengths = [-(-budget // batch) for budget in schedule.baseline.budgets]
+    budgets = schedule.baseline.budgets_of(num_params(last.shape))
+    written = "budgets" if schedule.baseline.budgets else "budgets_per_parameter"
+    lengths = [-(-budget // batch) for budget in budgets]
     runs: list[RunPlan] = []
     for index, steps in sorted(enumerate(lengths), key=lambda pair: pair[1]):
-        key = f"baseline.budgets[{index}]"
+        key = f"baseline.{written}[{index}]"
         if steps in lengths[:index]:
-            found = f"found {schedule.baseline.budgets[index]}, {steps} steps of {batch} {last.unit}, a second time"
+            found = f"found {budgets[index]}, {steps} steps of {batch} {last.unit}, a second time"
             raise InputError(f"{found}; expected each budget once", key=key)
         runs.append(_baseline(last, _legs(texts, steps, batch, key), schedule.seed, runs, key))
     return tuple(runs)

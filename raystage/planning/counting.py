@@ -29,7 +29,7 @@ def fix_units(draft: StageDraft, context: Context) -> StageDraft:
     _check_batch(written.training, stage.training, unit, other, stage)
     training = _in_unit(stage.training, unit, other)
     _check_until(stage.until, "until", unit, other, stage)
-    until = _without_epochs(stage.until, draft)
+    until = _without_share(_without_epochs(stage.until, draft), draft, context.run_tokens)
     if training is stage.training and until is stage.until:
         return draft
     return replaced(draft, stage=stage.model_copy(update={"training": training, "until": until}))
@@ -150,3 +150,23 @@ def _of_epochs(epochs: float, draft: StageDraft, key: str) -> int:
         problem = f"found {epochs:g}, but how many tokens the text has is known only once it is tokenized"
         raise InputError(f"{problem}; expected tokens in place of epochs", key=key)
     return max(1, round(epochs * data.train_tokens))
+
+
+def _without_share(until: Until, draft: StageDraft, run_tokens: int | None, key: str = "until") -> Until:
+    """With a share of the run's length as tokens; the smaller one where both are given."""
+    changes: dict[str, object] = {}
+    if until.share is not None:
+        if draft.unit != TOKENS:
+            problem = f"found in a stage of {draft.stage.objective.name}, which counts {draft.unit}"
+            raise InputError(f"{problem}; expected {draft.unit}", key=f"{key}.share")
+        if run_tokens is None:
+            problem = f"found {until.share:g} in a run whose length is not given; expected length"
+            raise InputError(f"{problem}: {{tokens: 10M}} in the file, or tokens in place of share", key=f"{key}.share")
+        tokens = max(1, round(until.share * run_tokens))
+        changes = {"share": None, "tokens": min(tokens, until.tokens or tokens)}
+    for name in ("any", "all"):
+        parts = getattr(until, name)
+        if parts is not None:
+            found = tuple(_without_share(one, draft, run_tokens, f"{key}.{name}[{at}]") for at, one in enumerate(parts))
+            changes |= {name: found} if found != parts else {}
+    return until.model_copy(update=changes) if changes else until

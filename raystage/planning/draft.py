@@ -109,12 +109,15 @@ class StageDraft:
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may look at beside its draft: the schedule as written, and the stages that are resolved already."""
+    """What a pass may look at beside its draft: the schedule as written, and the stages that are resolved already.
+
+    run_tokens: the length of the run, where the schedule gives it."""
 
     schedule: Schedule
     init: InitPlan | None
     sources: Sources
     stages: tuple[StageDraft, ...] = ()
+    run_tokens: int | None = None
 
     @property
     def shape_before(self) -> ModelShape | None:

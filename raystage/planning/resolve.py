@@ -15,6 +15,7 @@ from raystage.data.tokenizer_names import BYTE_TOKENIZER
 from raystage.data.trained_on import TrainingText
 from raystage.errors import InputError
 from raystage.frozen import replaced
+from raystage.models.shape import num_params
 from raystage.objectives.table import OBJECTIVES
 from raystage.planning.adapters import fix_adapter
 from raystage.planning.averaging import fix_averaging
@@ -56,6 +57,7 @@ def _resolve(schedule: Schedule, init: InitPlan | None, sources: Sources) -> tup
     check_run_rate(schedule.training.lr_schedule, "training.lr_schedule")
     context = Context(schedule, init, sources)
     names, before = tuple(stage.name for stage in schedule.stages), None
+    context = replaced(context, run_tokens=_run_tokens(context, names))
     for index in range(len(schedule.stages)):
         with context.errors_of(index):
             before = _begun(context, index, names, before)
@@ -85,6 +87,19 @@ def _begun(context: Context, index: int, names: tuple[str, ...], before: StageDr
         return draft
 
     return context.sources.shared.found(names, parts, make)
+
+
+def _run_tokens(context: Context, names: tuple[str, ...]) -> int | None:
+    """The length of the run, where the schedule gives it. names: of all stages."""
+    length = context.schedule.length
+    if length is None or length.tokens is not None:
+        return length and length.tokens
+    before = None
+    for index in range(len(names)):
+        with context.errors_of(index):
+            before = _begun(context, index, names, before)
+        context = context.with_stages((*context.stages, before))
+    return max(1, round(length.tokens_per_parameter * num_params(before.shape)))
 
 
 def _check_names(schedule: Schedule) -> None:

@@ -23,7 +23,7 @@ from raystage.results.ledger import Ledger
 from raystage.results.record import Certificate, Evaluation, GrowthRecord, Prefix, TrainPoint
 from raystage.results.savings import Savings
 from raystage.results.scoring import ScoringRecord
-from raystage.results.seeds import OverSeeds
+from raystage.results.seeds import Interval, OverSeeds
 from raystage.results.tuning import Tuning
 from raystage.units import TOKENS, Unit
 
@@ -151,6 +151,17 @@ class SavingsPart(Savings):
     """The savings of the schedule's own seed. With several seeds also those over all, and the verdict is theirs."""
 
     seeds: OverSeeds | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
+
+    @property
+    def interval(self) -> Interval | None:
+        """The mean of the compute saved over the seeds with its interval; None with one seed, or where one of them has
+        no figure."""
+        return self.seeds and self.seeds.compute_saved
+
+    @property
+    def share(self) -> float | None:
+        """The compute saved: the mean where there are several seeds."""
+        return self.compute_saved if self.seeds is None else self.interval and self.interval.mean
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, LEFT_OUT_IF_EMPTY, from_json, json_key, unit_key
 from raystage.results.record import Prefix
+from raystage.results.seeds import Interval
 from raystage.units import TOKENS, Unit
 
 
@@ -51,7 +52,8 @@ class TrialRow:
     """A trial. name: of its run. error: why it failed.
 
     eval_loss, flops: at its last evaluation; FLOPs are counted from the start of its run. objectives: by metric, only
-    of a finished trial. compute_saved: None where it was not measured. rank: from 1, of finished trials.
+    of a finished trial. compute_saved: None where it was not measured. interval: the same over several seeds, whose
+    mean it is then. rank: from 1, of finished trials.
     is_pareto: whether no other trial is better in one objective and no worse in the others.
     """
 
@@ -67,6 +69,7 @@ class TrialRow:
     compute_saved: float | None
     rank: int | None = None
     is_pareto: bool = False
+    interval: Interval | None = field(default=None, metadata=LEFT_OUT_IF_EMPTY)
 
 
 @dataclass(frozen=True, kw_only=True)

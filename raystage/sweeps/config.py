@@ -6,6 +6,7 @@ Everything that can be wrong with a sweep, or with the schedule that it varies, 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,8 @@ from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.space import Space, SpaceEntry, grid_points, read_space
 from raystage.units import shown
 
+# What an override of the schedule begins with, among those of the sweep.
+_OF_SCHEDULE = "schedule."
 MOST_TRIALS = 10_000  # planning them takes some seconds
 ALGORITHMS = ("grid", "random", "optuna")
 # The metrics of an objective, and whether lower or higher is better.
@@ -179,6 +182,12 @@ class Sweep(Section):
         return self.objective[0].source
 
     @property
+    def judges_savings(self) -> bool:
+        """Whether each trial runs to its end and is judged by its saving alone, which seeds and tuned values belong
+        to."""
+        return self.scheduler.name == "none" and all(one.metric == "compute_saved" for one in self.objective)
+
+    @property
     def needs_baselines(self) -> bool:
         """Whether trials are held against training from scratch."""
         return any(one.metric == "compute_saved" for one in self.objective)
@@ -191,7 +200,8 @@ def load_any(path: str | Path, overrides: tuple[str, ...] = ()) -> Schedule | Sw
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None = None) -> Sweep:
-    """The sweep in the file at `path`, with `KEY=VALUE` overrides of its own keys applied.
+    """The sweep in the file at `path`, with `KEY=VALUE` overrides applied: of its own keys, and after `schedule.` of
+    keys of the schedule that it varies.
 
     content: what was read of the file, where it was read already. Raises InputError: one message, for the first thing
     that is wrong, in the sweep or in the schedule it varies.
@@ -202,13 +212,15 @@ def load(path: str | Path, overrides: tuple[str, ...] = (), content: dict | None
         raise InputError(f"found a schedule; expected a sweep, or the command: raystage run {path}", file=str(file))
     try:
         for override in overrides:
-            yaml_file.apply_override(content, override)
-        return _load(content, file)
+            if not override.startswith(_OF_SCHEDULE):
+                yaml_file.apply_override(content, override)
+        of_schedule = [one.removeprefix(_OF_SCHEDULE) for one in overrides if one.startswith(_OF_SCHEDULE)]
+        return _load(content, file, of_schedule)
     except InputError as error:
         raise error.inside(str(file)) from None
 
 
-def _load(content: dict, file: Path) -> Sweep:
+def _load(content: dict, file: Path, of_schedule: Sequence[str]) -> Sweep:
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
@@ -217,7 +229,7 @@ def _load(content: dict, file: Path) -> Sweep:
     if not schedule_file.is_file():
         problem = f"found {shown(sweep.schedule)}, but there is no file {schedule_file}"
         raise InputError(f"{problem}; expected a schedule, by its path from the sweep's folder", key="schedule")
-    base = _read_schedule(schedule_file)
+    base = _read_schedule(schedule_file, of_schedule)
     # Absolute: a trial runs in a process of its own, elsewhere.
     sweep._file, sweep._base, sweep._schedule_file = str(file), base, schedule_file.absolute()
     sweep._points = read_space(sweep.space, base, schedule_file.parent)
@@ -232,12 +244,14 @@ def _as_written(error: InputError, content: dict) -> InputError:
     return error
 
 
-def _read_schedule(file: Path) -> dict[str, Any]:
-    """The content of the file, which must be a valid schedule by itself. Raises InputError."""
+def _read_schedule(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The content of the file with overrides applied, which must be a valid schedule by itself. Raises InputError."""
     content = yaml_file.read_mapping(file)
     if is_sweep(content):
         raise InputError("is a sweep itself; expected a schedule", key="schedule", file=str(file))
     try:
+        for override in overrides:
+            yaml_file.apply_override(content, override)
         parse(content, file.parent)
     except InputError as error:
         raise error.inside(str(file)) from None

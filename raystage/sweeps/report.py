@@ -102,7 +102,8 @@ def _trial_row(plan: SweepPlan, outcome: TrialOutcome, run: TrialRun | None) -> 
         eval_loss=outcome.eval_loss,
         flops=outcome.flops,
         objectives={metric: _finite(value) for metric, value in outcome.objectives.items()},
-        compute_saved=run.savings.compute_saved if run else None,
+        compute_saved=run.savings.share if run else None,
+        interval=run.savings.interval if run else None,
     )
 
 

@@ -90,10 +90,16 @@ def trial_name(report: SweepReport, row: TrialRow) -> tuple[str, str]:
 
 
 def trial_figures(report: SweepReport, row: TrialRow) -> list[str]:
-    """The objectives of a trial, its held-out loss and its FLOPs."""
-    found = [figure(one, row.objectives.get(one.name)) for one in _other_objectives(report)]
+    """The objectives of a trial, its held-out loss and its FLOPs. A saving over several seeds has its interval."""
+    found = [figure(one, row.objectives.get(one.name)) + _interval(one, row) for one in _other_objectives(report)]
     loss = "-" if row.eval_loss is None else f"{row.eval_loss:.4f}"
     return [*found, loss, "-" if row.flops is None else format_flops(row.flops)]
+
+
+def _interval(objective: ObjectiveRow, row: TrialRow) -> str:
+    if objective.metric != "compute_saved" or row.interval is None or row.interval.low is None:
+        return ""
+    return f" ({format_share(row.interval.low)} to {format_share(row.interval.high)})"
 
 
 def best_in_words(report: SweepReport) -> str:

@@ -47,7 +47,9 @@ def _summary(plan: SweepPlan) -> Iterable[str]:
     if tree.flops_left < tree.flops_shared:
         yield f"The store has {format_flops(tree.flops_shared - tree.flops_left)} of them already."
     if plan.baselines:
-        yield f"Their baselines come to {format_flops(plan.baselines.flops_shared)} more, each trained once."
+        repeats = any(trial.plan.variants or trial.plan.further_seeds for trial in plan.trials)
+        what = "baselines, tuned values and further seeds" if repeats else "baselines"
+        yield f"Their {what} come to {format_flops(plan.baselines.flops_shared)} more, each trained once."
     yield f"The longest row of stages that wait for each other: {format_flops(tree.longest_flops)}."
 
 

@@ -168,7 +168,7 @@ def measure(objective: Objective, report: RunReport) -> float | None:
             last = report.stages[-1]
             return last.eval_loss if objective.source is None else _loss(last.evaluations[-1], objective.source)
         case "compute_saved":
-            return report.savings.compute_saved
+            return report.savings.share
         case "flops_to_loss":
             return first_at(points, objective.target, attrgetter("flops"))
         case "seconds_to_loss":

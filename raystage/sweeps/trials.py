@@ -39,7 +39,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """tree: of the staged runs. baselines: of the runs from scratch, if an objective needs them.
+    """tree: of the staged runs. baselines: of all other runs, if an objective needs them: those from scratch, tuned
+    values, further seeds.
 
     is_foreseen: whether these are the trials that will run. Optuna chooses trials while results come in; its plan holds
     random points of the same space.
@@ -67,7 +68,7 @@ def plan_sweep(sweep: Sweep, finished: Collection[str] = frozenset(), with_code:
     with _no_collection():
         trials = tuple(planner.trial(number, config) for number, config in enumerate(configs(sweep)))
         chains = [Chain(trial.plan.staged.stages, _settings(sweep, trial.config)) for trial in trials]
-        baselines = [_bare(run) for trial in trials for run in trial.plan.baselines]
+        baselines = [_bare(run) for trial in trials for run in trial.plan.runs() if run is not trial.plan.staged]
         return SweepPlan(sweep, trials, build(chains, finished), build(baselines, finished) if baselines else None)
 
 
@@ -133,7 +134,7 @@ class Planner:
         if not self.sweep.needs_baselines:
             content = {key: value for key, value in content.items() if key != "baseline"}
         schedule = self._known.read(content, partial(parse, beside=self.sweep.schedule_file.parent))
-        _check_single(schedule)
+        _check_single(self.sweep, schedule)
         return make_plan(schedule, sources=self._sources)
 
     def _with_equal_flops(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -152,15 +153,19 @@ class Planner:
         return {**content, "stages": changed}
 
 
-def _check_single(schedule: Schedule) -> None:
-    """Refuse schedules that would repeat every trial: a sweep varies values and seeds itself."""
-    if schedule.seeds > 1:
-        problem = f"found {schedule.seeds} in the schedule of a sweep"
-        raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")
+def _check_single(sweep: Sweep, schedule: Schedule) -> None:
+    """Refuse schedules that would repeat a trial whose figure comes from one run: a sweep varies values and seeds
+    itself. A saving is that of all seeds, with the best values of either side."""
     _check_deliveries(schedule)
+    if sweep.judges_savings:
+        return
+    beside = "in the schedule of a sweep that is not judged by compute_saved alone, or that ends trials early"
+    if schedule.seeds > 1:
+        problem = f"found {schedule.seeds} {beside}"
+        raise InputError(f"{problem}; expected 1, and seed in the sweep's space", key="seeds")
     if schedule.baseline is not None and schedule.baseline.tune:
         paths = ", ".join(schedule.baseline.tune)
-        problem = f"found {paths} in the schedule of a sweep"
+        problem = f"found {paths} {beside}"
         raise InputError(f"{problem}; expected none, and its values in the sweep's space", key="baseline.tune")
 
 

@@ -35,10 +35,10 @@ REAL = "expected a number such as 0.1 or 3e-4"
 MAPPING = "expected a mapping of keys to values"
 KEY_VALUE = "expected KEY=VALUE with a key such as stages[1].until.tokens"
 TRIGGERS = (
-    "expected one or more of tokens, samples, epochs, steps, flops, seconds, eval_loss, plateau, slope, mixing, any, "
-    "all"
+    "expected one or more of tokens, samples, epochs, share, steps, flops, seconds, eval_loss, plateau, slope, mixing, "
+    "any, all"
 )
-KNOWN_TOP = "known here: baseline, costs, data, init, model, name, objective, seed, seeds, stages, training"
+KNOWN_TOP = "known here: baseline, costs, data, init, length, model, name, objective, seed, seeds, stages, training"
 TUNABLE = ", ".join(
     [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
     + ["training.global_batch_tokens"]
@@ -223,7 +223,14 @@ CASES = [
     ("change", "stages[0]={name: small}", "stages[0].until: missing; expected for example until: {tokens: 400K}"),
     ("change", "stages[0]={until: {tokens: 5}}", "stages[0].name: missing; expected for example name: small"),
     ("change", "stages[1].grow={}", "stages[1].grow.operator: missing; expected for example operator: stack"),
-    ("change", "baseline={}", "baseline.budgets: missing; expected for example budgets: [800K, 1.2M, 1.6M]"),
+    ("change", "baseline={}", "baseline: missing budgets; expected one of the two, for example budgets: [800K, 1.2M, "
+     "1.6M]"),
+    ("change", "baseline.budgets_per_parameter=[1]", "baseline: found budgets beside budgets_per_parameter; expected "),
+    ("change", "length={}", "length: found nothing; expected tokens or tokens_per_parameter"),
+    ("change", "length={tokens: 1M, tokens_per_parameter: 2}", "length: found both; expected tokens or "),
+    ("change", "stages[0].until={share: 0.5}", "stages[0].until.share: found 0.5 in a run whose length is not given; "
+     "expected length: {tokens: 10M} in the file, or tokens in place of share"),
+    ("change", "stages[0].until={share: 1.5}", "stages[0].until.share: found 1.5; expected at most 1"),
     ("change", "baseline.budgets=[]", "baseline.budgets: found 0 entries; expected at least one"),
     ("change", "model.hidden_size=",
      "model.hidden_size: missing; expected a number, in the file's model section or a stage's: "

@@ -12,6 +12,7 @@ from raystage.errors import InputError
 from raystage.planning.build import make_plan
 from raystage.planning.length import cap_steps, placed_mixing
 from raystage.plans.open_ends import is_open, reads_clock
+from raystage.plans.plan import Plan
 from raystage.plans.step_costs import StepCosts
 from raystage.plans.steps import Doubling, doubling_steps
 from raystage.results.record import Evaluation
@@ -40,6 +41,47 @@ def evaluated(*losses: float) -> tuple[Evaluation, ...]:
 
 def seen(*losses: float, tokens: int = 0, steps: int = 0, flops: int = 0, seconds: float = 0.0) -> Seen:
     return Seen(tokens, steps, flops, seconds, evaluated(*losses))
+
+
+# --- shares of a run ---------------------------------------------------------------------------
+
+
+def shared(folder: Path, length: dict, *shares: float, **baseline: list) -> Plan:
+    """Stages of so many shares of a run, of 1 layer and more."""
+    stages = [
+        {"name": f"of{index}", "model": {"num_layers": 1 + index}, "until": {"share": share}}
+        | ({"grow": {"operator": "stack"}} if index else {})
+        for index, share in enumerate(shares)
+    ]
+    return make_plan(
+        make_schedule(
+            folder, stages=stages, length=length, baseline={"budgets": None, **baseline} if baseline else None
+        )
+    )
+
+
+def test_stages_are_shares_of_the_run(tmp_path: Path) -> None:
+    plan = shared(tmp_path, {"tokens": 10_000}, 0.25, 0.75)
+    batch = plan.staged.stages[0].training.global_batch_tokens
+    assert [stage.steps for stage in plan.staged.stages] == [-(-2_500 // batch), -(-7_500 // batch)]
+
+
+def test_tokens_per_parameter_are_those_of_the_last_model(tmp_path: Path) -> None:
+    plan = shared(tmp_path, {"tokens_per_parameter": 20}, 0.5, 0.5, budgets_per_parameter=[5, 10])
+    size, batch = plan.staged.stages[-1].num_params, plan.staged.stages[0].training.global_batch_tokens
+    assert plan.staged.stages[0].num_params < size
+    assert [stage.steps for stage in plan.staged.stages] == [-(-10 * size // batch)] * 2
+    assert [run.duration for run in plan.baselines] == [-(-times * size // batch) * batch for times in (5, 10)]
+    in_tokens = shared(tmp_path, {"tokens": 20 * size}, 0.5, 0.5, budgets=[5 * size, 10 * size])
+    assert plan.stage_keys() == in_tokens.stage_keys()
+
+
+def test_of_a_share_and_tokens_the_smaller_one_counts(tmp_path: Path) -> None:
+    written = {"name": "one", "model": {"num_layers": 1}, "until": {"share": 0.5, "tokens": 2_000}}
+    (stage,) = make_plan(
+        make_schedule(tmp_path, stages=[written], length={"tokens": 10_000}, baseline=None)
+    ).staged.stages
+    assert stage.steps == -(-2_000 // stage.training.global_batch_tokens)
 
 
 # --- what is fixed ----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from raystage.cli.main import main
 from raystage.errors import InputError
 from raystage.sweeps.config import load
 from raystage.sweeps.scheduler import Extent
+from raystage.sweeps.trials import plan_sweep
 from sweeps import make_sweep, write_sweep
 
 LAG = {"name": "lag", "after_growth": {"tokens": "50K", "keep": 2}}
@@ -73,6 +74,15 @@ def test_overrides_are_of_the_sweeps_own_keys(tmp_path: Path) -> None:
     assert sweep.objective[0].metric == "compute_saved"
     sweep = load(path, ("space={seed: {grid: [1, 2]}}",))
     assert [one.path for one in sweep.points.dimensions] == ["seed"]
+
+
+def test_overrides_after_schedule_are_of_the_schedule(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    sweep = load(path, ("schedule.model.hidden_size=16", "name=other"))
+    assert (sweep.base["model"]["hidden_size"], sweep.name) == (16, "other")
+    assert {trial.plan.staged.stages[0].shape.hidden_size for trial in plan_sweep(sweep).trials} == {16}
+    with pytest.raises(InputError, match=r"tiny.yaml: model.hidden_sise: unknown key"):
+        load(path, ("schedule.model.hidden_sise=16",))
 
 
 # Sections of a sweep, and what is said of them.

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from raystage.results.report import BaselinePart, EvaluationPoint, RunReport, SavingsPart, StageRow
-from raystage.results.savings import no_figure
+from raystage.results.savings import FinishedRun, no_figure
+from raystage.results.seeds import SeedPair, over_seeds
 from raystage.sweeps.config import Objective
 from raystage.sweeps.trial import measure
 
@@ -57,6 +58,20 @@ RUN = report([(0, 5.0), (100, 3.0), (1_000, 2.0)], [(1_000, 2.6), (4_000, 1.8), 
 )
 def test_a_figure_of_a_run(objective: dict, expected: float | None) -> None:
     assert measure(Objective(**objective), RUN) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_saving_of_several_seeds_is_their_mean() -> None:
+    def with_baselines(*flops: int) -> RunReport:
+        pairs = [
+            SeedPair(seed, FinishedRun(2.0, 1e3, 1), (FinishedRun(3.0, one / 2, 1), FinishedRun(2.0, one, 1)))
+            for seed, one in enumerate(flops)
+        ]
+        return replace(RUN, savings=replace(RUN.savings, seeds=over_seeds(pairs)))
+
+    saved = Objective(metric="compute_saved")
+    assert measure(saved, with_baselines(2_000, 4_000)) == pytest.approx((0.5 + 0.75) / 2)
+    one_without = [SeedPair(0, FinishedRun(2.0, 1e3, 1), (FinishedRun(3.0, 2e3, 1),))]
+    assert measure(saved, replace(RUN, savings=replace(RUN.savings, seeds=over_seeds(one_without)))) is None
 
 
 def test_between_evaluations_the_loss_is_straight_over_log_flops() -> None:

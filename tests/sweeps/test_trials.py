@@ -65,6 +65,34 @@ def test_baselines_are_planned_where_an_objective_needs_them(tmp_path: Path) -> 
     assert not set(plan.baselines.nodes) & set(plan.tree.nodes)
 
 
+REPEATED = ("seeds=2", "baseline.tune={training.optimizer.lr: [1e-3, 2e-3]}")
+
+
+def test_a_saving_is_that_of_all_seeds_with_the_best_values(tmp_path: Path) -> None:
+    plan = planned(tmp_path, SPACE, *REPEATED, objective={"metric": "compute_saved"})
+    trial = plan.trials[0].plan
+    assert (len(trial.variants), len(trial.further_seeds)) == (1, 1)
+    beside = {stage.key for run in trial.runs()[1:] for stage in run.stages}
+    assert beside <= plan.baselines.nodes.keys()
+    assert trial.staged.stages[-1].key not in plan.baselines.nodes
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objective": [{"metric": "compute_saved"}, {"metric": "eval_loss"}]},
+        {"objective": {"metric": "compute_saved"}, "scheduler": {"name": "asha", "grace": {"tokens": 400}}},
+    ],
+    ids=["judged by a loss", "ended early"],
+)
+def test_a_figure_of_one_run_has_no_seeds_and_no_tuned_values(tmp_path: Path, sections: dict) -> None:
+    why = "in the schedule of a sweep that is not judged by compute_saved alone, or that ends trials early"
+    with pytest.raises(InputError, match=f"seeds: found 2 {why}; expected 1, and seed in the sweep's space"):
+        planned(tmp_path, SPACE, REPEATED[0], **sections)
+    with pytest.raises(InputError, match=f"baseline.tune: found training.optimizer.lr {why}"):
+        planned(tmp_path, SPACE, REPEATED[1], **sections)
+
+
 # --- equal FLOPs ------------------------------------------------------------------------------
 
 
