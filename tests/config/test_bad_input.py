@@ -225,9 +225,11 @@ CASES = [
     ("change", "stages[1].grow={}", "stages[1].grow.operator: missing; expected for example operator: stack"),
     ("change", "baseline={}", "baseline: missing budgets; expected one of the two, for example budgets: [800K, 1.2M, "
      "1.6M]"),
-    ("change", "baseline.budgets_per_parameter=[1]", "baseline: found budgets beside budgets_per_parameter; expected "),
+    ("change", "baseline.budgets_per_parameter=[1]", "baseline: found budgets beside budgets_per_parameter; expected "
+     "one of the two, for example budgets: [800K, 1.2M, 1.6M]"),
     ("change", "length={}", "length: found nothing; expected tokens or tokens_per_parameter"),
-    ("change", "length={tokens: 1M, tokens_per_parameter: 2}", "length: found both; expected tokens or "),
+    ("change", "length={tokens: 1M, tokens_per_parameter: 2}", "length: found both; expected tokens or "
+     "tokens_per_parameter"),
     ("change", "stages[0].until={share: 0.5}", "stages[0].until.share: found 0.5 in a run whose length is not given; "
      "expected length: {tokens: 10M} in the file, or tokens in place of share"),
     ("change", "stages[0].until={share: 1.5}", "stages[0].until.share: found 1.5; expected at most 1"),
