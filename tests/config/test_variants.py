@@ -12,8 +12,6 @@ from raystage.config.schedule import Schedule, parse
 from raystage.errors import InputError
 from raystage.planning.build import make_plan, with_choice
 from raystage.plans.plan import Choice, Plan, RunPlan, flops_shared
-from raystage.sweeps.trials import plan_sweep
-from sweeps import SPACE, make_sweep
 
 LR, DECAY = "training.optimizer.lr", "training.optimizer.weight_decay"
 BATCH, WARMUP = "training.global_batch_tokens", "training.lr_schedule.warmup"
@@ -171,13 +169,3 @@ def test_which_runs_are_staged(tmp_path: Path) -> None:
         "staged", "staged-lr-0.001", "staged-lr-0.004", "staged-seed-1",
     ]  # fmt: skip
     assert plan.variant_of("baseline-2000-seed-1").seed == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [("seeds", "seeds=2"), ("baseline.tune", f"baseline={{budgets: [1000], tune: {{{LR}: {RATES}}}}}")],
-)
-def test_a_sweep_refuses_what_would_repeat_every_trial(key: str, change: str, tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, SPACE, change, objective={"metric": "compute_saved"})
-    with pytest.raises(InputError, match=f"{key}: found .* in the schedule of a sweep; expected"):
-        plan_sweep(sweep)
