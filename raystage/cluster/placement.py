@@ -8,21 +8,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raystage.cluster.queries import ask_cluster
 from raystage.cluster.ray_private import (
+    RESERVED_SECONDS,
+    group_sizes,
     logs_folder,
-    pending_group_sizes,
     remove_groups_of,
     remove_groups_of_dead_actors,
 )
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.config.node_labels import has_labels
 from raystage.config.training import Training
-from raystage.errors import ResourcesMissing
+from raystage.errors import ResourcesMissing, WorkersLost
 from raystage.units import format_seconds
 
 LOOK_SECONDS = 1.0
@@ -99,30 +101,62 @@ def _accelerator_resource(accelerator: str) -> str:
     return f"accelerator_type:{accelerator}"
 
 
-def waits_for_resources(training: Training) -> bool:
-    """Whether a placement group of this job, as a Train run of these workers makes one, waits for resources that
-    others use."""
-    return any(training.workers.least <= size <= training.workers.most for size in pending_group_sizes())
+@dataclass(frozen=True)
+class Wait:
+    """Why workers have not started. what: what they wait for, in words; '' if they have their places, and are starting.
+    may_last: whether others use what they need; what else keeps them should pass."""
+
+    what: str
+    may_last: bool
 
 
-def describe_wait(training: Training) -> str:
-    """'free resources for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'.
+def find_wait(training: Training) -> Wait:
+    """What the workers of a Train run of this job wait for, none of which was heard of.
 
-    Where enough is free, Ray is slow, or a node starts no processes; Ray Train then tries again without limit.
+    Ray says nothing of it. The controller of a fixed number of workers makes a placement group, which waits. That of an
+    elastic stage makes none before the AutoscalingCoordinator has reserved room for it.
     """
+    of_such_runs = [waits for size, waits in group_sizes() if training.workers.least <= size <= training.workers.most]
     total, free = ray.cluster_resources(), ray.available_resources()
-    kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
-    left = " and ".join(f"{free.get(kind, 0):g} of {_count(total.get(kind, 0), kind)}" for kind in kinds)
-    workers = _count(training.workers.least, "worker")
     needs = {name: amount * training.workers.least for name, amount in resources_per_worker(training).items()}
     is_free = all(free.get(name, 0) >= amount for name, amount in needs.items())
-    each = f"{workers} with {_per_worker(training)} each"
-    if is_free:
+    is_unreserved = training.workers.is_elastic and not of_such_runs
+    if not (any(of_such_runs) or is_unreserved):
+        # The group of an elastic stage may be that of another trial of the same sweep.
+        return Wait("", may_last=training.workers.is_elastic and not is_free)
+    kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
+    left = " and ".join(f"{free.get(kind, 0):g} of {_count(total.get(kind, 0), kind)}" for kind in kinds)
+    return Wait(describe_wait(training, left, is_free, is_unreserved), may_last=not is_free)
+
+
+def describe_wait(training: Training, left: str, is_free: bool, is_unreserved: bool) -> str:
+    """'free resources for 2 workers with 1 CPU each: 0 of 4 CPUs are free now'.
+
+    left: '0 of 4 CPUs'. Where enough is free, Ray keeps it for another elastic run, or is slow, or a node starts no
+    processes; Ray Train then tries again without limit.
+    """
+    each = f"{_count(training.workers.least, 'worker')} with {_per_worker(training)} each"
+    if not is_free:
+        return f"free resources for {each}: {left} are free now"
+    if is_unreserved:
         return (
-            f"Ray to start {each}: {left} are free now. If this lasts, a node starts no processes, for example because "
-            f"its disk is full: see {logs_folder()}/train"
+            f"Ray to reserve room for {each}: {left} are free now. What it had reserved for a run that was killed, it "
+            f"gives to others after {RESERVED_SECONDS} s"
         )
-    return f"free resources for {each}: {left} are free now"
+    return (
+        f"Ray to start {each}: {left} are free now. If this lasts, a node starts no processes, for example because "
+        f"its disk is full: see {logs_folder()}/train"
+    )
+
+
+def not_started(training: Training, seconds: float) -> WorkersLost:
+    """For workers that have their places, or could have them, and do not come."""
+    each = f"{_count(training.workers.least, 'worker')} with {_per_worker(training)} each"
+    return WorkersLost(
+        f"Ray has started no workers for {format_seconds(seconds)} although there is room for {each}: a node starts no "
+        f"processes, for example because its disk is full, or the nodes do not reach each other; see "
+        f"{logs_folder()}/train. The same command continues from the last checkpoint"
+    )
 
 
 def too_small(training: Training, patience_seconds: float = 0.0) -> ResourcesMissing:

@@ -5,14 +5,16 @@ If the cluster's head node is gone, Ray does not return from a call before it en
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.errors import ClusterLost
 
@@ -59,6 +61,33 @@ def ask_cluster(ask: Callable[[], Answer]) -> Answer:
     if error is not None:
         raise error
     return found
+
+
+class Inquiry:
+    """A function that some nodes carry out at once, each with an argument of its own; nobody waits for them.
+
+    answers: by the node's id what was returned so far. A node may never answer.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], arguments: Mapping[str, Any]) -> None:
+        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        self.answers: dict[str, Any] = {}
+        self._pending = {
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(argument): node
+            for node, argument in arguments.items()
+        }
+        self._deadline = time.monotonic() + CLUSTER_SECONDS
+
+    def is_over(self) -> bool:
+        """Whether all have answered, or have had the time to."""
+        ready, _ = (
+            ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0) if self._pending else ((), ())
+        )
+        for reference in ready:
+            node = self._pending.pop(reference)
+            with contextlib.suppress(RayError):  # of a node that starts no processes, or was lost
+                self.answers[node] = ray.get(reference)
+        return not self._pending or time.monotonic() > self._deadline
 
 
 def own_node() -> str:

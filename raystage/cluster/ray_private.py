@@ -247,10 +247,10 @@ def draining_nodes() -> set[str]:
     return set(cluster_state.get_draining_nodes())
 
 
-def pending_group_sizes() -> list[int]:
-    """The numbers of bundles of this job's placement groups that wait for resources."""
-    pending = PlacementGroupTableData.PENDING
-    return [len(group.bundles) for group in _groups_of_this_job() if group.state == pending]
+def group_sizes() -> list[tuple[int, bool]]:
+    """Of each placement group of this job the number of its bundles, and whether it waits for resources."""
+    gone, pending = PlacementGroupTableData.REMOVED, PlacementGroupTableData.PENDING
+    return [(len(one.bundles), one.state == pending) for one in _groups_of_this_job() if one.state != gone]
 
 
 def remove_groups_of(actor_id: str) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from raystage.cluster.nodes import LostNodes, Node, SilentNodes, describe_loss, name_of
-from raystage.cluster.placement import count_places, describe_wait, too_small, waits_for_resources
+from raystage.cluster.nodes import ApartNodes, LostNodes, Node, SilentNodes, describe_loss, name_of
+from raystage.cluster.placement import count_places, find_wait, not_started, too_small
 from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import draining_nodes
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.training import Training
+from raystage.errors import WorkersLost
 from raystage.train.control_actor import WorkerStatus
 from raystage.units import format_seconds
 
@@ -28,6 +29,8 @@ LOOK_SECONDS = 1.0
 PING_SECONDS = 2.0
 # If no worker was heard of for this time, the workers may be waiting for resources.
 WAIT_SECONDS = 15.0
+# Workers that could start have this time, or `training.hang_seconds` if that is longer. Ray Train has no limit.
+START_SECONDS = 600.0
 # What workers may do before the first step, in their own words, and what the user is told.
 BEFORE_TRAINING = {
     "reading the text": "the workers read the text, and tokenize what is not in the cache",
@@ -44,13 +47,14 @@ class Watchdog:
 
     def __init__(self, control: Any, training: Training, on_event: OnEvent, shutdown: ShutdownSignal) -> None:
         self._control, self._training, self._on_event, self._shutdown = control, training, on_event, shutdown
-        self._looked_at = self._fitted_at = self._heard_at = time.monotonic()
+        self._looked_at = self._fitted_at = self._heard_at = self._could_start_at = time.monotonic()
         self._is_leaving = self._has_told_of_wait = self._has_told_of_lack = False
         self._doing = ""
-        self._lost, self._silent = LostNodes(), SilentNodes()
+        self._lost, self._silent, self._apart = LostNodes(), SilentNodes(), ApartNodes()
 
     def look(self) -> None:
-        """Raises ClusterLost, ResourcesMissing; KeyboardInterrupt when the time to save after a signal is over."""
+        """Raises ClusterLost, ResourcesMissing, WorkersLost; KeyboardInterrupt when the time to save after a signal is
+        over."""
         for event in get_answer(self._control.take.remote(), self._shutdown.check):
             self._on_event(*event)
         self._shutdown.check()
@@ -58,6 +62,7 @@ class Watchdog:
             statuses = get_answer(self._control.statuses.remote())
             nodes = ask_cluster(ray.nodes)
             self._tell_of_nodes(nodes, statuses)
+            self._tell_of_nodes_apart(nodes, statuses)
             self._kill_what_hangs(statuses)
             self._leave_in_time(statuses, nodes)
             if self._has_room(nodes):
@@ -85,6 +90,21 @@ class Watchdog:
         if silence is not None:
             self._on_event(*(("waiting", "", silence) if silence else ("note", "", "all nodes answer again")))
 
+    def _tell_of_nodes_apart(self, nodes: list[Node], statuses: list[WorkerStatus]) -> None:
+        """Say which nodes do not reach each other.
+
+        Raises WorkersLost if this lasts, and the workers were ended because they hang: new ones would wait as they did.
+        """
+        said = ask_cluster(lambda: self._apart.now(nodes, statuses))
+        if said is not None:
+            self._on_event(*(("waiting", "", said) if said else ("note", "", "all nodes reach each other again")))
+        since, limit = self._apart.apart_since, self._training.hang_seconds
+        if since is not None and not statuses and time.monotonic() - since > limit:
+            raise WorkersLost(
+                f"waited {format_seconds(limit)} (training.hang_seconds) for {self._apart.told}; the same command "
+                f"continues from the last checkpoint"
+            )
+
     def _has_room(self, nodes: list[Node]) -> bool:
         """Whether the cluster is large enough. After a node was lost, Ray Train waits for another one without limit.
 
@@ -94,6 +114,7 @@ class Watchdog:
         if count_places(nodes, self._training) >= self._training.workers.least:
             self._fitted_at, self._has_told_of_lack = now, False
             return True
+        self._could_start_at = now
         if now - self._fitted_at > self._training.hang_seconds:
             raise too_small(self._training)
         if not self._has_told_of_lack:
@@ -102,13 +123,23 @@ class Watchdog:
         return False
 
     def _tell_of_wait(self, statuses: list[WorkerStatus]) -> None:
-        """Say once that the workers wait, if the cluster is large enough but others use its resources."""
+        """Say once what the workers wait for, if the cluster is large enough but none is heard of.
+
+        Raises WorkersLost for workers that do not come although nobody else uses what they need.
+        """
+        now = time.monotonic()
         if statuses:
-            self._heard_at, self._has_told_of_wait = time.monotonic(), False
-        elif not self._has_told_of_wait and time.monotonic() - self._heard_at > WAIT_SECONDS:
-            self._has_told_of_wait = ask_cluster(lambda: waits_for_resources(self._training))
-            if self._has_told_of_wait:
-                self._on_event("waiting", "", ask_cluster(lambda: describe_wait(self._training)))
+            self._heard_at, self._could_start_at, self._has_told_of_wait = now, now, False
+        elif now - self._heard_at > WAIT_SECONDS:
+            wait = ask_cluster(lambda: find_wait(self._training))
+            if wait.what and not self._has_told_of_wait:
+                self._has_told_of_wait = True
+                self._on_event("waiting", "", wait.what)
+            if wait.may_last:
+                self._could_start_at = now
+            limit = max(START_SECONDS, self._training.hang_seconds)
+            if now - self._could_start_at > limit:
+                raise not_started(self._training, limit)
 
     def _tell_of_work(self, statuses: list[WorkerStatus]) -> None:
         """Say what the first worker does before it trains, which may take minutes."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from raystage.cluster import queries, shutdown, watchdog
+from raystage.cluster.placement import Wait, describe_wait
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.training import Training
-from raystage.errors import ClusterLost
+from raystage.errors import ClusterLost, WorkersLost
 
 
 @pytest.fixture
@@ -95,6 +97,46 @@ def test_where_no_worker_trains_nobody_is_waited_for(shutdown_signal: ShutdownSi
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"asked to end .SIGTERM. while no worker had anything to save"):
         found._leave_in_time([], [])
+
+
+def test_workers_that_could_start_and_do_not_come_are_given_up_and_others_are_waited_for(
+    shutdown_signal: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train tries again without limit."""
+    told, wait = [], [Wait("free resources", may_last=True)]
+    monkeypatch.setattr(watchdog, "find_wait", lambda training: wait[0])
+    monkeypatch.setattr(watchdog, "WAIT_SECONDS", -1.0)
+    monkeypatch.setattr(watchdog, "START_SECONDS", 0.05)
+    training = Training(hang_seconds=0.01)
+    found = watchdog.Watchdog(None, training, lambda *event: told.append(event), shutdown_signal)
+    for _ in range(2):
+        time.sleep(0.1)
+        found._tell_of_wait([])
+    assert told == [("waiting", "", "free resources")], "as long as others use what they need"
+    wait[0] = Wait("", may_last=False)
+    time.sleep(0.1)
+    with pytest.raises(WorkersLost, match="no workers for 0:00 although there is room for 1 worker with 1 CPU each"):
+        found._tell_of_wait([])
+
+
+@pytest.mark.parametrize(
+    ("is_free", "is_unreserved", "said"),
+    [
+        (False, True, "free resources for 1 worker with 1 CPU each: 0 of 2 CPUs are free now"),
+        (
+            True,
+            True,
+            "Ray to reserve room for 1 worker with 1 CPU each: 0 of 2 CPUs are free now. What it had reserved",
+        ),
+        (
+            True,
+            False,
+            "Ray to start 1 worker with 1 CPU each: 0 of 2 CPUs are free now. If this lasts, a node starts no",
+        ),
+    ],
+)
+def test_what_workers_wait_for_is_said(is_free: bool, is_unreserved: bool, said: str) -> None:
+    assert describe_wait(Training(), "0 of 2 CPUs", is_free, is_unreserved).startswith(said)
 
 
 def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
