@@ -39,6 +39,7 @@ from raystage.files.filesystem import open_folder
 from raystage.storage.claims import Claims
 from raystage.storage.store import Store
 from raystage.sweeps.config import load
+from raystage.sweeps.console import PlainSweep
 from raystage.sweeps.search import SweepRunner
 from raystage.sweeps.summary import failure
 from raystage.sweeps.trial import TrialTask, run_trial
@@ -132,7 +133,7 @@ def carried_out(
     Path(folder, CLOCKS).mkdir(parents=True)
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # what Ray says
-        search = way(plan, Store(open_folder(folder)), task, lambda line: print(line, file=sys.stderr), trial=trial)
+        search = way(plan, Store(open_folder(folder)), task, PlainSweep(sys.stderr), trial=trial)
         report = search.run()
     seconds = time.monotonic() - began
     if problem := failure(report):
