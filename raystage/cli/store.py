@@ -49,10 +49,10 @@ def list_command(store: str | None, as_json: bool) -> None:
     """
     from raystage.files.typed_json import to_json
     from raystage.reports.terminal import SafeConsole
-    from raystage.storage.maintenance import survey
+    from raystage.storage.survey import survey
 
     opened = _open(store)
-    listing = survey(opened, may_remember=True)
+    listing = survey(opened, may_remember=True, whole=False)
     for problem in listing.problems:
         say(problem, err=True)
     if not as_json:
@@ -78,7 +78,8 @@ def verify_command(keys: tuple[str, ...], store: str | None, as_json: bool) -> N
     Example:
       raystage store verify 3f9a2c41
     """
-    from raystage.storage.maintenance import chosen, survey, verify
+    from raystage.storage.maintenance import chosen, verify
+    from raystage.storage.survey import survey
     from raystage.units import format_bytes
 
     opened, began = _open(store), time.monotonic()
@@ -128,8 +129,9 @@ def prune_command(yes: bool, older_than: str, store: str | None, as_json: bool) 
       raystage store prune --yes
     """
     from raystage.cluster.train_notes import abandoned_notes
-    from raystage.storage.maintenance import checked, links, remove, survey
+    from raystage.storage.maintenance import checked, links, remove
     from raystage.storage.prune import removals
+    from raystage.storage.survey import survey
     from raystage.units import format_bytes, parse_duration
 
     try:
@@ -185,11 +187,10 @@ def _length(duration: int | None, unit: str) -> str:
 
 
 def _store_table(listing: Any) -> Any:
-    """A line for each stage and each run. listing: of `raystage.storage.maintenance.survey`."""
+    """A line for each stage and each run. listing: of `raystage.storage.survey.survey`."""
     from rich.console import Group
-    from rich.text import Text
 
-    from raystage.reports.columns import WholeTable, name_column, number_column, table
+    from raystage.reports.columns import WholeTable, name_column, number_column
     from raystage.reports.formats import KEY_DIGITS, known
     from raystage.units import format_bytes
 
@@ -211,7 +212,6 @@ def _store_table(listing: Any) -> Any:
         )
         for stage in listing.stages
     ]
-    runs = table("runs", [name_column("name"), name_column("state"), number_column("stages")])
-    for run in listing.runs:
-        runs.add_row(Text(run.name), run.state or "-", str(len(run.stage_keys)))
-    return Group(WholeTable("stages", columns, rows), "", runs)
+    of_runs = (name_column("name"), name_column("state"), number_column("stages"))
+    runs = [(run.name, run.state or "-", str(len(run.stage_keys))) for run in listing.runs]
+    return Group(WholeTable("stages", columns, rows), "", WholeTable("runs", of_runs, runs))

@@ -60,20 +60,25 @@ def facts_of(kind: Sequence[Any], files: Sequence[Path], find: Callable[[Path], 
 
 
 def remembered(
-    kind: Sequence[Any], stamps: Mapping[str, Stamp | None], find: Callable[[str], Any], stays: Callable[[str], bool]
+    kind: Sequence[Any],
+    stamps: Mapping[str, Stamp | None],
+    find: Callable[[str], Any],
+    stays: Callable[[str], bool],
+    threads: int | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """The same of things with these names and stamps, however few. stays: whether something that is not among them may
-    be asked for again."""
+    be asked for again. threads: that read; one for each CPU unless given."""
     place = _place(kind)
     kept = _load(place)
     known = {name: kept[name][1] for name, stamp in stamps.items() if stamp and kept.get(name, (None,))[0] == stamp}
     found: _Kept = {}
-    with ThreadPoolExecutor(num_cpus()) as pool:
-        tasks = {name: pool.submit(_timed, find, name) for name in stamps if name not in known}
+    with ThreadPoolExecutor(threads or num_cpus()) as pool:
+        waiting = [name for name in stamps if name not in known] if threads != 1 else []
+        tasks = {name: pool.submit(_timed, find, name) for name in waiting}
         try:
             for name, stamp in stamps.items():
                 if name not in known:
-                    began, known[name] = tasks[name].result()
+                    began, known[name] = tasks[name].result() if tasks else _timed(find, name)
                     if stamp and not is_fresh(stamp[:2], began):
                         found[name] = stamp, known[name]
                 yield name, known[name]

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,9 +87,9 @@ class Folder:
         """The files directly in the folder, sorted."""
         return sorted(name for name, is_folder in self._entries().items() if not is_folder)
 
-    def files(self, follow_links: bool = True) -> list[StoredFile]:
-        """All files in the folder and below, sorted by path; empty where there is no folder."""
-        return sorted(self._tried("listed", lambda: list(self._walk(follow_links))))
+    def files(self, follow_links: bool = True, deep: bool = True) -> list[StoredFile]:
+        """All files in the folder and below, sorted by path; empty where there is no folder. deep: whether below."""
+        return sorted(self._tried("listed", lambda: list(self._walk(follow_links, deep))), key=attrgetter("path"))
 
     def first_link(self, root: Folder) -> str | None:
         """The first symbolic link on the way from `root` to this folder; object stores have none."""
@@ -227,16 +228,16 @@ class Folder:
         listed = self._tried("listed", lambda: self.system.get_file_info(selector))
         return {one.base_name: one.type == fs.FileType.Directory for one in listed}
 
-    def _walk(self, follow_links: bool) -> Iterator[StoredFile]:
+    def _walk(self, follow_links: bool, deep: bool) -> Iterator[StoredFile]:
         prefix = len(self.path) + 1
         if self.is_local:
-            for entry in local.walk(self.path, follow_links):
+            for entry in local.walk(self.path, follow_links) if deep else local.entries(self.path):
                 with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                     if entry.is_file(follow_symlinks=follow_links):
                         found = entry.stat()
                         yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)
             return
-        for one in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True)):
+        for one in self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=deep)):
             if one.type == fs.FileType.File:
                 yield StoredFile(one.path[prefix:], one.size, (one.mtime_ns or 0) / 1e9)
 

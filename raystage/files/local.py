@@ -109,15 +109,36 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def walk(folder: str, follow_links: bool = True, _seen: set[str] | None = None) -> Iterator[os.DirEntry[str]]:
+def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
     """Everything in a folder and below, each entry once. Links to folders are followed unless told not to."""
-    seen = set() if _seen is None else _seen
-    seen.add(os.path.realpath(folder))
+    yield from _walk(folder, follow_links, {os.path.realpath(folder)}, is_linked=False)
+
+
+def _walk(folder: str, follow_links: bool, roots: set[str], is_linked: bool) -> Iterator[os.DirEntry[str]]:
+    """roots: the real paths of the folder where the walk began and of those that links have led to; all below them is
+    walked on the way there. is_linked: whether a link leads to this folder, which may hold one of the roots."""
     for entry in entries(folder):
         yield entry
         with contextlib.suppress(OSError):
-            if entry.is_dir(follow_symlinks=follow_links) and os.path.realpath(entry.path) not in seen:
-                yield from walk(entry.path, follow_links, seen)
+            if not entry.is_dir(follow_symlinks=follow_links):
+                continue
+            if entry.is_symlink() or is_linked:  # only then is its real path asked for, which takes long
+                real = os.path.realpath(entry.path)
+                if real in roots or (entry.is_symlink() and _is_below(real, roots)):
+                    continue
+                if entry.is_symlink():
+                    roots.add(real)
+            yield from _walk(entry.path, follow_links, roots, is_linked or entry.is_symlink())
+
+
+def _is_below(path: str, roots: set[str]) -> bool:
+    """Whether a folder is one of the roots, or below one."""
+    while path not in roots:
+        above = os.path.dirname(path)
+        if above == path:
+            return False
+        path = above
+    return True
 
 
 def first_link(root: str, path: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import xxhash
@@ -49,6 +50,23 @@ def unsealed(text: bytes) -> dict[str, Any]:
             raise ValueError("it does not match its checksum")
     _check_values(content, has_halves=_HALF_CHARACTER.search(text) is not None)
     return content
+
+
+def body_of(text: bytes) -> bytes | None:
+    """The object in a file whose checksum is right, unread and without the checksum; None for every other file."""
+    text = text.strip()
+    body, found, _ = text.rpartition(_SEAL)
+    return body + b"}" if found and _with_seal(body) == text else None
+
+
+def without_lists(body: bytes, keys: Iterable[str]) -> bytes:
+    """An object as `written` lays it out, with these lists of it empty: they are cut out unread. In text that is laid
+    out otherwise they stay."""
+    for key in keys:  # a line of its own that is indented by one can only be the object's own
+        before, found, after = body.partition(f'\n "{key}": [\n'.encode())
+        if found:
+            body = before + f'\n "{key}": []'.encode() + after.partition(b"\n ]")[2]
+    return body
 
 
 def _with_seal(body: bytes) -> bytes:

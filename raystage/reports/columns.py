@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,6 +17,8 @@ STATE_STYLES = {
     "SCHEDULING": "dim", "RUNNING": "cyan", "RESTARTING": "yellow", "ERRORED": "red", "ABORTED": "red",
     "FINISHED": "green", "REUSED": "green", "WAITING": "dim", "NOT_STARTED": "dim", "INTERRUPTED": "yellow",
 }  # fmt: skip
+
+MOST_ROWS_OF_RICH = 100  # of a table; a longer one is put together here, with the same look
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,39 @@ def number_column(header: str) -> Column:
 
 
 @dataclass(frozen=True)
+class _LongTable:
+    """What `table` makes of these rows, each a line: rich takes a millisecond and more for every row."""
+
+    title: str | None
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        headers = [str(column.header).split("\n") for column in self.columns]
+        height = max(map(len, headers))
+        top = list(zip(*([""] * (height - len(one)) + one for one in headers), strict=True))
+        widths = [max(map(_width, cells)) for cells in zip(*top, *self.rows, strict=True)]
+        whole = sum(widths) + 2 * len(widths) - 1
+        if self.title:
+            yield from (Segment(f"{self.title:<{whole}}", console.get_style("bold")), Segment.line())
+        for row in top:
+            yield from self._line(row, widths, console)
+        yield from (Segment("─" * whole), Segment.line())
+        for row in self.rows:
+            yield from self._line(row, widths, console)
+
+    def _line(self, row: Sequence[str | Text], widths: Sequence[int], console: Console) -> Iterator[Segment]:
+        for place, (column, cell, width) in enumerate(zip(self.columns, row, widths, strict=True)):
+            blank = " " * (width - _width(cell))
+            before, behind = (blank, "") if column.justify == "right" else ("", blank)
+            style = console.get_style(cell.style) if isinstance(cell, Text) and cell.style else None
+            yield Segment(f"{' ' if place else ''}{before}")
+            yield Segment(str(cell), style)
+            yield Segment(f"{behind} ")
+        yield Segment.line()
+
+
+@dataclass(frozen=True)
 class WholeTable:
     """A table that never cuts a cell. If it is too wide, it continues in a second table below; if not even two columns
     fit, every row becomes a list of its cells.
@@ -63,10 +100,10 @@ class WholeTable:
     make: Callable[[str | None, Iterable[Column]], Table] = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.update(width=10_000)
+        wide, widest = options.update(width=10_000), replace(self, rows=self._widest(), totals=0)
 
         def fits(indices: Sequence[int]) -> bool:
-            return Measurement.get(console, wide, self._table(None, indices)).maximum <= options.max_width
+            return Measurement.get(console, wide, widest._table(None, indices)).maximum <= options.max_width
 
         others = range(1, len(self.columns))
         if not all(fits((0, index)) for index in others):
@@ -76,11 +113,24 @@ class WholeTable:
         title = self.title
         for index in others:
             if not fits((*group, index)):
-                yield self._table(title, group)
+                yield self._part(title, group)
                 yield ""
                 group, title = [0], None
             group.append(index)
-        yield self._table(title, group)
+        yield self._part(title, group)
+
+    def _widest(self) -> list[list[str | Text]]:
+        """A row with the widest cell of every column, in place of all: a table of it is as wide."""
+        columns = list(zip(*self.rows, strict=True))
+        return [[max(cells, key=_width) for cells in columns]] if columns else []
+
+    def _part(self, title: str | None, indices: Sequence[int]) -> Table | _LongTable:
+        columns = [self.columns[index] for index in indices]
+        rows = [[row[index] for index in indices] for row in self.rows]
+        is_long = len(rows) > MOST_ROWS_OF_RICH and not self.totals and self.make is table
+        if is_long and all(_is_one_line(cell) for row in rows for cell in row):
+            return _LongTable(title, columns, rows)
+        return self._table(title, indices)
 
     def _table(self, title: str | None, indices: Sequence[int]) -> Table:
         shown = [self.columns[index] for index in indices]
@@ -101,6 +151,16 @@ class WholeTable:
             yield Text.assemble(_as_text(row[0]), style="bold")
             for column, cell in zip(self.columns[1:], row[1:], strict=True):
                 yield Text.assemble(f"  {' '.join(str(column.header).split())}: ", _as_text(cell), overflow="fold")
+
+
+def _width(cell: str | Text) -> int:
+    """In cells of a terminal, of the longest line."""
+    return max(map(cell_len, str(cell).split("\n")))
+
+
+def _is_one_line(cell: str | Text) -> bool:
+    """Whether a cell is shown as it is: in one style, and without control characters."""
+    return str(cell).isprintable() and not (isinstance(cell, Text) and cell.spans)
 
 
 def _as_text(cell: str | Text) -> Text:

@@ -14,13 +14,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from raystage.errors import DamagedFile
+from raystage.files.sealed_json import body_of, without_lists
 from raystage.files.typed_json import with_field_names
 from raystage.models.manifest import check_model
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport, report_from_json
 from raystage.results.sweep_report import SweepReport, sweep_report_from_json
 from raystage.safe_text import visible
-from raystage.units import shown
+from raystage.units import TOKENS, Unit, shown
 
 RUN_FILE, REPORT_FILE, STATUS_FILE = "run.json", "report.json", "status.json"
 SWEEP_FILE, TRIAL_FILE = "sweep.json", "trial.json"
@@ -151,6 +152,32 @@ class ReportFile(TypedDict):
     baseline: NotRequired[NamedRuns]
 
 
+# --- records ------------------------------------------------------------------------------------
+
+
+class _OneModel(TypedDict):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    single: str
+    checkpoints: NotRequired[list[str]]
+
+
+class RecordHead(TypedDict):
+    """record.json, as far as a listing shows it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+    key: str
+    parent_key: str | None
+    name: str
+    tokens: NotRequired[Count]
+    samples: NotRequired[Count]
+    unit: NotRequired[Unit]
+    eval_loss: Number
+    checkpoint: str
+    best_checkpoints: NotRequired[list[str]]
+    average: NotRequired[_OneModel | None]
+    adapter: NotRequired[_OneModel | None]
+
+
 # --- checks -------------------------------------------------------------------------------------
 
 _KINDS = {RUN_FILE: RunFile, REPORT_FILE: ReportFile, STATUS_FILE: StatusFile, SWEEP_FILE: SweepNote}
@@ -203,11 +230,39 @@ def record_from(content: dict[str, Any], key: str) -> StageRecord:
     return record
 
 
+def record_head(text: bytes, key: str) -> dict[str, Any] | None:
+    """What a listing says of the finished stage `key`, from a record whose checksum is right. None for any other file:
+    `record_from` says what is wrong with it."""
+    body = body_of(text)
+    if body is None:
+        return None
+    try:
+        head = _adapter(RecordHead).validate_json(without_lists(body, ("train", "evaluations")))
+    except ValidationError:
+        return None
+    unit, average = head.get("unit", TOKENS), head.get("average") or {}
+    single = (average or head.get("adapter") or {}).get("single", head["checkpoint"])
+    needed = (head["checkpoint"], single, *head.get("best_checkpoints", ()), *average.get("checkpoints", ()))
+    if head["key"] != key or unit not in head or not all(map(_CHECKPOINT.fullmatch, needed)):
+        return None
+    return {
+        "parent_key": head["parent_key"],
+        "needed": tuple(dict.fromkeys(place.rsplit("/", 1)[-1] for place in needed)),
+        "name": head["name"],
+        "duration": head[unit],
+        "unit": unit,
+        "eval_loss": head["eval_loss"],
+    }
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+
+
 def _check(kind: Any, content: Mapping[str, Any]) -> None:
     """Checked as JSON, where a list stands for a tuple and a mapping for a dataclass."""
-    adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
-        adapter.validate_json(json.dumps(content), strict=True)
+        _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = visible(".".join(map(str, first["loc"])))  # keys of a file: the message may be logged

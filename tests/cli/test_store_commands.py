@@ -20,10 +20,11 @@ from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import MANIFEST, Checkpoint
-from raystage.storage.maintenance import remove, survey
+from raystage.storage.maintenance import remove
 from raystage.storage.prune import removals, with_ancestors
 from raystage.storage.shards.writing import shard_name
 from raystage.storage.store import RECORD, Store
+from raystage.storage.survey import survey
 from s3_server import S3Server
 from small_checkpoints import flat_cuts, write
 

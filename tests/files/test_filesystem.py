@@ -175,6 +175,13 @@ def test_files_are_listed_with_size_and_time_however_deep(tmp_path: Path) -> Non
     assert found[1].changed_at == (tmp_path / "some/b/c/d").stat().st_mtime
 
 
+def test_files_below_are_left_out_where_only_the_folder_is_asked_for(folder: Folder) -> None:
+    folder.write_whole("one", b"1")
+    (folder / "below").write_whole("two", b"22")
+    assert [one.path for one in folder.files()] == ["below/two", "one"]
+    assert [(one.path, one.bytes) for one in folder.files(deep=False)] == [("one", 1)]
+
+
 def test_a_file_is_deleted_once_and_a_second_time_nothing_happens(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.write_whole("a", b"1")

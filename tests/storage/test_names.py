@@ -21,9 +21,9 @@ from raystage.runs.driver import Driver
 from raystage.runs.earlier import make_way
 from raystage.runs.log import Invocation
 from raystage.runs.status import RunStatus
-from raystage.storage.maintenance import survey
 from raystage.storage.naming import stage_key
 from raystage.storage.store import Store
+from raystage.storage.survey import survey
 from small_checkpoints import flat_cuts, write
 
 

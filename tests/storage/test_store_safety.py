@@ -22,9 +22,10 @@ from raystage.files.filesystem import Folder, open_folder
 from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
 from raystage.storage.checkpoint import MANIFEST
-from raystage.storage.maintenance import remove, survey
+from raystage.storage.maintenance import remove
 from raystage.storage.prune import removals
 from raystage.storage.store import RECORD, Store
+from raystage.storage.survey import survey
 from s3_server import S3Server
 from small_checkpoints import flat_cuts, write
 

@@ -23,8 +23,8 @@ from raystage.planning.build import make_plan
 from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
-from raystage.storage.maintenance import survey
 from raystage.storage.store import Store, position_of
+from raystage.storage.survey import survey
 from raystage.train.worker import Job, run_job
 from staged_runs import carry_out, records_of
 
