@@ -137,7 +137,7 @@ def load(
     yield
     opened = Checkpoint(open_folder(path).unmapped)  # as `entry.find_entry` opens it
     grown = Grown(growth_map(source, target, parse_operator(operator), "grow"), opened.read, 0)
-    fill_partitions(parts, grown, opened.read_into)
+    fill_partitions(parts, grown, opened)
     opened.close()
     tell(None)
 

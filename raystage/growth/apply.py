@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from raystage.growth.axis_maps import FRESH, MEAN, ZERO
-from raystage.growth.counts import HeadStarts
 from raystage.growth.rules import GrowthMap, Rule
 
+Slice = tuple[str, str, int, int]
 # (parameter, state, start, stop) -> the flat slice [start, stop), of floats
 Read = Callable[[str, str, int, int], np.ndarray]
 OwnWeights = Callable[[], Mapping[str, torch.Tensor]]
@@ -64,6 +64,17 @@ class Grown:
         rule = self.rules[parameter]
         is_copy = rule.weights == "copy" if state == "fp32" else rule.moments == "copy" and not rule.axes
         return rule.sources[0] if is_copy and len(rule.sources) == 1 else None
+
+    def reads(self, parameter: str, state: str, start: int, stop: int) -> Iterator[Slice]:
+        """The slices of the source that `slice` reads for this one, to be read ahead; a mean's are left out."""
+        rule = self.rules[parameter]
+        is_read = (rule.weights if state == "fp32" else rule.moments) in ("copy", "mapped") and start < stop
+        spans = [(start, stop)] if is_read else []
+        if is_read and rule.axes:
+            runs, width = _runs(row_origins(rule, _rows_of(rule, start, stop)[0])), rule.source_shape[-1]
+            spans = [(origin * width, (origin + count) * width) for _, count, origin in runs if origin >= 0]
+        sources = (rule.sources, rule.beyond) if rule.beyond and state == "fp32" else (rule.sources,)
+        return (part for span in spans for names in sources for part in _parts(rule, names, state, *span))
 
     def predicted_gradient(self, parameter: str, start: int, stop: int) -> np.ndarray:
         """The gradient that follows from the source's (its state "gradient"), exact or estimated, as the rule says. NaN
@@ -182,15 +193,19 @@ class Grown:
 
     def _from(self, rule: Rule, sources: tuple[str, ...], state: str, start: int, stop: int) -> np.ndarray:
         """The flat slice [start, stop) of the sources laid end to end."""
-        if len(sources) == 1:
-            return self._read(sources[0], state, start, stop)
-        size = math.prod(rule.source_shape) // len(sources)
-        parts = [
-            self._read(name, state, max(start - at, 0), min(stop - at, size))
-            for at, name in zip(range(0, size * len(sources), size), sources, strict=True)
-            if start < at + size and stop > at
-        ]
-        return np.concatenate(parts)
+        parts = [self._read(*one) for one in _parts(rule, sources, state, start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _parts(rule: Rule, sources: tuple[str, ...], state: str, start: int, stop: int) -> Iterator[Slice]:
+    """The flat slice [start, stop) of the sources laid end to end, as slices of each; never none of them."""
+    if len(sources) == 1:
+        yield sources[0], state, start, stop
+        return
+    size = math.prod(rule.source_shape) // len(sources)
+    for at, name in zip(range(0, size * len(sources), size), sources, strict=True):
+        if start < at + size and stop > at:
+            yield name, state, max(start - at, 0), min(stop - at, size)
 
 
 def row_origins(rule: Rule, rows: range) -> np.ndarray:
@@ -212,25 +227,9 @@ def is_new(rule: Rule, start: int, stop: int) -> np.ndarray:
     return ~_over_axes(rule, "keeps", start, stop, np.logical_and)
 
 
-def head_starts_in(starts: HeadStarts, start: int, stop: int) -> np.ndarray:
-    """The head starts of the elements of the flat slice [start, stop) of a parameter."""
-    shape = tuple(map(len, starts))
-    places = np.unravel_index(np.arange(start, stop), shape)
-    found = [np.array(axis, dtype=np.int64)[place] for axis, place in zip(starts, places, strict=True)]
-    return np.maximum.reduce(found)
-
-
 def grown_steps(rules: GrowthMap, source_steps: dict[str, int]) -> dict[str, int]:
     """For each target parameter the optimizer steps that its moments have seen: 0 where they start new."""
     return {rule.target: source_steps[rule.source] if rule.moments == "copy" else 0 for rule in rules}
-
-
-def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
-    """The target parameter as slices of at most `most` elements, of whole rows where rows are shorter."""
-    row = rule.shape[-1] if rule.shape else 1
-    step = most // row * row or most
-    for start in range(0, rule.numel, step):
-        yield start, min(rule.numel, start + step)
 
 
 def drawn(rule: Rule, start: int, stop: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ can be computed from it (`growth.apply`), so each worker reads only what it owns
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from raystage.growth.axis_maps import (
@@ -108,6 +108,14 @@ def growth_map(
         raise ValueError(found[1])
     tables = families or (table_of(source), table_of(target))
     return _Growing(source, target, operator, optimizer_state, options, tables).rules()
+
+
+def slices(rule: Rule, most: int) -> Iterator[tuple[int, int]]:
+    """The target parameter as slices of at most `most` elements, of whole rows where rows are shorter."""
+    row = rule.shape[-1] if rule.shape else 1
+    step = most // row * row or most
+    for start in range(0, rule.numel, step):
+        yield start, min(rule.numel, start + step)
 
 
 def exact_in(rules: GrowthMap) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -27,14 +28,18 @@ from raystage.files.sealed_json import NoObject, sealed, unsealed
 from raystage.growth.counts import HeadStarts, Runs, from_runs
 from raystage.models.manifest import check_manifest
 from raystage.models.shape import ModelShape
-from raystage.storage.shards.contents import ITEM_BYTES, ListedShards, Shard, Shards, StoredFragment
+from raystage.storage.shards.ahead import Ahead, AheadFile, in_order_of_files, wanted_of
+from raystage.storage.shards.contents import ITEM_BYTES, ListedShards, Shards, Span, StoredFragment
 from raystage.storage.shards.placed import PlacedShards
 from raystage.storage.shards.writing import FORMAT
+
+Item = TypeVar("Item")
 
 VERSION = 2
 READABLE = (1, 2)
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 2**30  # of version 1, which lists fragments: some 7 million
+_LARGEST_INDEX = 2**27  # of 8 million fragments, 8 TiB at their usual length
 _READ_BYTES = 16 * 2**20  # of a fragment at a time: few requests to an object store, little memory
 _MOST_OPEN = 64  # files of shards; a system may allow 1,024 to a process
 
@@ -142,7 +147,7 @@ def manifest_from(file: bytes, folder: Folder) -> Manifest:
 
 class Checkpoint:
     """A finished checkpoint, open for reading slices. Every fragment is verified when it is first read, and the index
-    of a shard, too.
+    of a shard, too. From an object store neighbours come in one request (`shards.ahead`); for one thread at a time.
 
     manifest: as it was read before, of a checkpoint whose shards are known to be there; otherwise it is read, and the
     sizes of all shards are checked.
@@ -153,6 +158,8 @@ class Checkpoint:
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._indexes: dict[int, bytes] = {}
         self._checked: set[tuple[int, int]] = set()
+        self._ahead = None if folder.is_local else Ahead()
+        self._is_planned = False
         self.bytes_read = 0
         if manifest is None:
             self._check_sizes()
@@ -187,6 +194,31 @@ class Checkpoint:
         """All fragments of a shard, in the order of its file. Raises CheckpointError where its index is damaged."""
         return tuple(self.manifest.shards.fragments(number, self._index))
 
+    def in_reading_order(self, items: Sequence[Item], needs: Callable[[Item], Iterable[Span]]) -> Sequence[Item]:
+        """Prepare to read what the items need; returns them in an order that takes few requests. On a disk nothing is
+        prepared, and they stay as they are. needs: slices; none that are missing.
+
+        Ends with `forget`. Raises CheckpointError where an index is damaged.
+        """
+        if self._ahead is None:
+            return items
+        ordered, wanted = in_order_of_files(items, lambda item: [self._overlapping(*need) for need in needs(item)])
+        self._ahead.want(wanted)
+        self._is_planned = True
+        return ordered
+
+    def cuts(self, parameter: str, state: str, start: int, stop: int) -> list[tuple[int, int]]:
+        """The slice [start, stop), cut where fragments end, so that each part comes from one. On a disk it stays
+        whole."""
+        found = [one.stop for _, one in self._overlapping(parameter, state, start, stop)] if self._ahead else []
+        return list(pairwise(sorted({start, stop, *(one for one in found if one < stop)})))
+
+    def forget(self) -> None:
+        """Drop what was prepared and held."""
+        self._is_planned = False
+        if self._ahead is not None:
+            self._ahead.want(())
+
     def read(self, parameter: str, state: str, start: int, stop: int) -> np.ndarray:
         """The flat slice [start, stop) of a state: float32, assembled from its fragments.
 
@@ -201,7 +233,11 @@ class Checkpoint:
         undefined."""
         stop = start + into.size
         filled = start
-        for number, fragment in self.manifest.shards.overlapping(parameter, state, start, stop, self._index):
+        found = self._overlapping(parameter, state, start, stop)
+        if self._ahead is not None and not self._is_planned:
+            found = list(found)
+            self._ahead.want(wanted_of(found))
+        for number, fragment in found:
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             self._copy(number, fragment, first, into[first - start : last - start])
             filled += last - first
@@ -212,6 +248,10 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self.forget()
+
+    def _overlapping(self, *needed: Any) -> Iterable[tuple[int, StoredFragment]]:
+        return self.manifest.shards.overlapping(*needed, self._index)
 
     def _copy(self, number: int, fragment: StoredFragment, first: int, into: np.ndarray) -> None:
         """Copy the fragment's values from `first` on into `into`, as many as fit.
@@ -220,7 +260,7 @@ class Checkpoint:
         """
         begin = ITEM_BYTES * (first - fragment.start)
         wanted, data = range(begin, begin + into.nbytes), into.view(np.uint8)
-        file, place = self._opened(number), (number, fragment.offset)
+        file, place = self._reader(number), (number, fragment.offset)
         is_checked, checksum, is_whole = place in self._checked, xxhash.xxh3_128(), True
         touched = wanted if is_checked else range(fragment.num_bytes)
         for start in range(touched.start, touched.stop, _READ_BYTES):
@@ -234,7 +274,9 @@ class Checkpoint:
                 if low < high:
                     data[low - begin : high - begin] = np.frombuffer(chunk, np.uint8)[low - start : high - start]
             self.bytes_read += len(chunk)
-            is_whole &= len(chunk) == stop - start
+            is_whole = len(chunk) == stop - start
+            if not is_whole:  # a sparse file may be said to have any size
+                break
             if not is_checked:
                 checksum.update(chunk)
         if not is_whole or (not is_checked and checksum.hexdigest() != fragment.checksum):
@@ -250,12 +292,18 @@ class Checkpoint:
             if (size := shards.sized(number)) != shard.size_bytes:
                 what = f"the manifest gives it {shard.size_bytes} bytes; expected {size} for what it holds"
                 raise self._damaged(number, what)
+            if length > _LARGEST_INDEX:
+                raise self._damaged(number, f"an index of {length} bytes; expected at most {_LARGEST_INDEX}")
             found = self._opened(number).read_at(length, shard.size_bytes - length) if length else b""
             self.bytes_read += len(found)
             if xxhash.xxh3_128_hexdigest(found) != shard.index_checksum:
                 raise self._damaged(number, "its index, the checksums at its end, does not match its checksum")
             self._indexes[number] = found
         return self._indexes[number]
+
+    def _reader(self, number: int) -> OpenFile | AheadFile:
+        file = self._opened(number)
+        return file if self._ahead is None else AheadFile(self._ahead, number, file)
 
     def _opened(self, number: int) -> OpenFile:
         """The file of a shard. Those that were used last stay open."""
@@ -277,7 +325,7 @@ class Checkpoint:
         return CheckpointError(f"{(self.folder / self.manifest.shards[number].file).uri}: damaged; {what}")
 
     def _check_sizes(self) -> None:
-        sizes = {file.path: file.bytes for file in self.folder.files()}  # one request for all of them
+        sizes = {one.path: one.bytes for one in self.folder.files(deep=False)}  # one request for all
         for shard in self.manifest.shards:
             if (size := sizes.get(shard.file)) != shard.size_bytes:
                 found = "no such file" if size is None else f"found {size} bytes"
@@ -286,23 +334,15 @@ class Checkpoint:
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:
     """content: checked."""
-    shards = _listed(content) if content.pop("version") == 1 else _placed(content)
+    if content.pop("version") == 1:
+        shards: Shards = ListedShards.from_json(content.pop("shards"))
+    else:
+        shards = PlacedShards.from_json(content.pop("shards"), content.pop("layout"), content.pop("fragment_numel"))
     parameters = tuple(
         ParameterEntry(**{**entry, "shape": tuple(entry["shape"]), "head_starts": _runs(entry.get("head_starts", ()))})
         for entry in content.pop("parameters")
     )
     return Manifest(model=ModelShape(**content.pop("model")), shards=shards, parameters=parameters, **content)
-
-
-def _placed(content: dict[str, Any]) -> PlacedShards:
-    return PlacedShards.from_json(content.pop("shards"), content.pop("layout"), content.pop("fragment_numel"))
-
-
-def _listed(content: dict[str, Any]) -> ListedShards:
-    fragments, shards = [], content.pop("shards")
-    for shard in shards:
-        fragments.append(tuple(StoredFragment(**one) for one in shard.pop("fragments")))
-    return ListedShards(tuple(Shard(**shard) for shard in shards), tuple(fragments))
 
 
 def _runs(axes: Iterable[Iterable[Iterable[int]]]) -> Runs:

@@ -23,9 +23,9 @@ from raystage.errors import InputError
 from raystage.files.filesystem import Folder
 from raystage.files.reading import uri_in
 from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
-from raystage.growth.apply import Grown, slices
+from raystage.growth.apply import Grown
 from raystage.growth.request import PlannedGrowth
-from raystage.growth.rules import Rule
+from raystage.growth.rules import Rule, slices
 from raystage.models.build import drawn_weights
 from raystage.models.families import BUILT_IN
 from raystage.models.hf_config import by_name, check_no_rule, grown_config

@@ -16,11 +16,11 @@ from typing import Any
 from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.files.safetensors import CHUNK_BYTES, cut_into_shards
-from raystage.growth.apply import Grown, grown_steps, slices
+from raystage.growth.apply import Grown, grown_steps
 from raystage.growth.counts import as_runs, grown_head_starts
 from raystage.growth.explain import layer_sources
 from raystage.growth.request import GrowthRequest, PlannedGrowth, plan_growth
-from raystage.growth.rules import Rule
+from raystage.growth.rules import Rule, slices
 from raystage.models import hf_folder
 from raystage.models.build import drawn_weights
 from raystage.models.families import FAMILIES

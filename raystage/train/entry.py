@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -199,19 +199,23 @@ def fill(engine: StageEngine, entry: Entry, steps: dict[str, int], seed: int, fi
     """
     read = entry.source.read if entry.source else _nothing_to_read
     grown = fitted or Grown(entry.rules, read, seed, partial(drawn_weights, engine.stage.shape, seed))
-    read_into = entry.source.read_into if isinstance(entry.source, Checkpoint) and fitted is None else None
-    fill_partitions(partitions.partitions(engine.deepspeed), grown, read_into)
+    source = _checkpoint(entry.source) if fitted is None else None
+    fill_partitions(partitions.partitions(engine.deepspeed), grown, source)
     if entry.base:
         own = Grown(entry.base.rules, entry.base.source.read, seed)
-        fill_partitions(partitions.untrained(engine.deepspeed), own)
+        fill_partitions(partitions.untrained(engine.deepspeed), own, _checkpoint(entry.base.source))
     measured = engine.buffers.partitions()
-    fill_partitions(measured, grown, read_into)
+    fill_partitions(measured, grown, source)
     engine.buffers.fill_from(measured)
     partitions.set_steps(engine.deepspeed, steps)
     partitions.refresh(engine.deepspeed)
     done = entry.source.manifest.step - engine.stage.start_steps if entry.resumed else 0
     engine.count_new_apart(_head_starts(engine, entry, steps, done))
     engine.open_mask(done)
+
+
+def _checkpoint(source: Checkpoint | FolderWeights | None) -> Checkpoint | None:
+    return source if isinstance(source, Checkpoint) else None
 
 
 def _head_starts(engine: StageEngine, entry: Entry, steps: dict[str, int], done: int) -> dict[str, HeadStarts]:
@@ -229,20 +233,56 @@ def _head_starts(engine: StageEngine, entry: Entry, steps: dict[str, int], done:
     return found
 
 
-def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted, read_into: ReadInto | None = None) -> None:
-    """Set every slice that the partitions hold, in place. Needs memory for one fragment besides.
+def fill_partitions(parts: Iterable[Partition], grown: Grown | Fitted, source: Checkpoint | None = None) -> None:
+    """Set every slice that the partitions hold, in place. Needs memory for one fragment besides, and for what is read
+    ahead (`shards.ahead`).
 
-    read_into: reads what is a plain copy of the source directly into its place. Not with a `Fitted`.
+    source: what `grown` reads, if that is a checkpoint: it is read in few requests, and what is a plain copy comes
+    directly into its place.
     """
-    for part in parts:
-        for state, held in part.tensors.items():
-            source = grown.copy_of(part.parameter, state) if read_into and held.device.type == "cpu" else None
-            for first, last in in_pieces(0, part.stop - part.start):
-                if source is not None:
-                    read_into(source, state, part.start + first, held[first:last].detach().numpy())
-                    continue
-                values = grown.slice(part.parameter, state, part.start + first, part.start + last)
-                held[first:last].copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
+    pieces = [piece for part in parts for state in part.tensors for piece in _pieces(part, state, grown, source)]
+    if source is None:
+        for piece in pieces:
+            _set(piece, grown)
+        return
+    for piece in source.in_reading_order(pieces, lambda one: grown.reads(one.part.parameter, one.state, *one.slice)):
+        _set(piece, grown, source.read_into)
+    source.forget()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The part [first, last) of one tensor of a partition."""
+
+    part: Partition
+    state: str
+    first: int
+    last: int
+
+    @property
+    def slice(self) -> tuple[int, int]:
+        """Where it lies in the parameter."""
+        return self.part.start + self.first, self.part.start + self.last
+
+
+def _pieces(part: Partition, state: str, grown: Grown | Fitted, source: Checkpoint | None) -> Iterator[_Piece]:
+    """What is a plain copy is also cut as the source is, so that a piece needs no second fragment."""
+    name = grown.copy_of(part.parameter, state) if source else None
+    for start, stop in source.cuts(name, state, part.start, part.stop) if name else [(part.start, part.stop)]:
+        for cut in in_pieces(start - part.start, stop - part.start):
+            yield _Piece(part, state, *cut)
+
+
+def _set(piece: _Piece, grown: Grown | Fitted, read_into: ReadInto | None = None) -> None:
+    parameter, state = piece.part.parameter, piece.state
+    held = piece.part.tensors[state][piece.first : piece.last]
+    is_direct = read_into and held.device.type == "cpu" and held.dtype == torch.float32
+    source = grown.copy_of(parameter, state) if is_direct else None
+    if source is not None:
+        read_into(source, state, piece.slice[0], held.detach().numpy())
+        return
+    values = grown.slice(parameter, state, *piece.slice)
+    held.copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])))
 
 
 def _nothing_to_read(parameter: str, state: str, start: int, stop: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raystage.config.training import Optimizer
-from raystage.growth.apply import head_starts_in, is_new
+from raystage.growth.apply import is_new
 from raystage.growth.counts import HeadStarts, is_settled
 from raystage.growth.rules import GrowthMap, Rule, growth_map
 from raystage.growth.trained import fitted_map, is_learned
@@ -271,3 +271,11 @@ class NewElements:
         update = young.tensors["exp_avg"][young.mask] / (1 - beta**own) / (root + group["eps"])
         decay = rate * group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
         return before * (1 - decay) - rate * update
+
+
+def head_starts_in(starts: HeadStarts, start: int, stop: int) -> np.ndarray:
+    """The head starts of the elements of the flat slice [start, stop) of a parameter."""
+    shape = tuple(map(len, starts))
+    places = np.unravel_index(np.arange(start, stop), shape)
+    found = [np.array(axis, dtype=np.int64)[place] for axis, place in zip(starts, places, strict=True)]
+    return np.maximum.reduce(found)

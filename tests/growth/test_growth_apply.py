@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from growths import GROWTHS, LLAMA, SOURCES, GrowthCase, deeper, growth, in_blocks, listed, mixture
-from raystage.growth.apply import STATES, Grown, drawn, grown_steps, is_new, slices
-from raystage.growth.axis_maps import AxisMap
+from raystage.growth.apply import STATES, Grown, drawn, grown_steps, is_new
+from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.depth import NO_OPTIONS
-from raystage.growth.rules import GrowthMap, Rule, growth_map, initial_map
+from raystage.growth.rules import GrowthMap, Rule, growth_map, initial_map, slices
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import reads
@@ -29,6 +29,10 @@ def never_read(name: str, state: str, start: int, stop: int) -> np.ndarray:
 def from_nothing(shape: ModelShape) -> dict[str, np.ndarray]:
     rules = initial_map(shape)
     return whole(rules, Grown(rules, never_read, SEED), "fp32")
+
+
+def _takes_means(case: GrowthCase) -> bool:
+    return any((axis.indices == MEAN).any() for rule in case.map() for axis in rule.axes)
 
 
 # --- slices -------------------------------------------------------------------------------------
@@ -48,6 +52,30 @@ def test_growing_by_slices_is_growing_whole(case: GrowthCase) -> None:
             assert (complete.dtype, complete.shape) == (np.float32, (rule.numel,))
         new = [is_new(rule, a, b) for a, b in itertools.pairwise(cuts)]
         assert np.array_equal(np.concatenate(new), is_new(rule, 0, rule.numel))
+
+
+@pytest.mark.parametrize("case", [case for case in GROWTHS if not _takes_means(case)][::5], ids=str)
+def test_what_a_slice_reads_is_known_before(case: GrowthCase) -> None:
+    """As readers are told who read ahead. Of a mean they are not told."""
+    chance, read, view = np.random.default_rng(SEED), [], grown(case, dtype=np.float32)
+    source = view._read
+
+    def recorded(*asked: str | int) -> np.ndarray:
+        read.append(asked)
+        return source(*asked)
+
+    view._read = recorded
+    for rule in view.rules.values():
+        start = int(chance.integers(0, rule.numel))
+        stop = int(chance.integers(start, rule.numel)) + 1
+        for state in STATES:
+            read.clear()
+            view.slice(rule.target, state, start, stop)
+            assert sorted(filter(_is_any, view.reads(rule.target, state, start, stop))) == sorted(filter(_is_any, read))
+
+
+def _is_any(slice_of: tuple[str, str, int, int]) -> bool:
+    return slice_of[2] < slice_of[3]
 
 
 @pytest.mark.parametrize("operator", ["zero_pad", "duplicate", "rms"])

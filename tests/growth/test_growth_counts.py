@@ -12,12 +12,20 @@ import pytest
 
 from factories import make_schedule
 from growths import GROWTHS, GrowthCase, growth
-from raystage.growth.apply import Grown, head_starts_in, is_new
-from raystage.growth.counts import HeadStarts, as_runs, from_runs, grown_head_starts, is_settled, unsettled
+from raystage.growth.apply import Grown, is_new
+from raystage.growth.counts import (
+    HeadStarts,
+    as_runs,
+    from_runs,
+    grown_head_starts,
+    is_settled,
+    unsettled,
+)
 from raystage.models.manifest import _check_head_starts
 from raystage.models.shape import ModelShape, parameters
 from raystage.planning.build import make_plan
 from raystage.storage.checkpoint import ParameterEntry, _plain
+from raystage.train.optimizer import head_starts_in
 
 STEP = 7
 every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)

@@ -39,6 +39,6 @@ def test_a_partition_longer_than_a_fragment_comes_back_bit_for_bit(tmp_path: Pat
     found = torch.zeros(numel - 7)
     slices = Partition(NAME, 7, numel, {"fp32": found}, (0, numel - 7), found)
     grown = Grown(growth_map(SHAPE, SHAPE, "identity", "grow"), opened.read, 0)
-    fill_partitions([slices], grown, opened.read_into if is_direct else None)
+    fill_partitions([slices], grown, opened if is_direct else None)
     opened.close()
     assert torch.equal(found, whole[7:])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 ITEM_BYTES = 4
 CHECKSUM_BYTES = 16
@@ -124,3 +125,12 @@ class ListedShards(Shards):
         for number, one in self._by_name.get((parameter, state), ()):
             if max(start, one.start) < min(stop, one.stop):
                 yield number, one
+
+    @classmethod
+    def from_json(cls, shards: Iterable[Mapping[str, Any]]) -> ListedShards:
+        """Of a manifest that was checked."""
+        files, by_shard = [], []
+        for shard in shards:
+            files.append(Shard(**{key: value for key, value in shard.items() if key != "fragments"}))
+            by_shard.append(tuple(StoredFragment(**one) for one in shard["fragments"]))
+        return cls(tuple(files), tuple(by_shard))
