@@ -21,6 +21,7 @@ from raystage.units import shown
 
 ITEM_BYTES = 4
 _MOST_EXPERTS, _MOST_AXES, _LARGEST_COUNT = 400_000, 16, 2**63
+_LARGEST_NUMEL = 2**56  # their bytes are added up in 64 bits
 _FEW_LAYERS = 1000  # the limit for a checkpoint without parameters
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
@@ -133,6 +134,7 @@ def _check_files(shards: list[Any]) -> None:
 def _check_layout(layout: list[Any], sizes: Mapping[str, int], num_shards: int) -> None:
     """Each state of a parameter is in it once, in runs that lie within the parameter and in shards that there are."""
     known: set[tuple[str, str]] = set()
+    numel = 0
     for place, held in enumerate(layout):
         where = f"layout[{place}]"
         _expect(held, _is_mapping, "a mapping", where)
@@ -148,6 +150,8 @@ def _check_layout(layout: list[Any], sizes: Mapping[str, int], num_shards: int) 
             _expect(run[0], lambda start, end=end: end <= start, f"{end} or more, for no two shards hold one element",
                     f"{where}.runs")  # fmt: skip
             end = run[1]
+            numel += len(states) * (run[1] - run[0])
+    _expect(numel, lambda found: found < _LARGEST_NUMEL, f"fewer than {_LARGEST_NUMEL} elements", "layout")
 
 
 def _check_run(run: Any, size: int, num_shards: int, where: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,44 @@ def test_two_fragments_of_the_same_elements_are_refused(tmp_path: Path) -> None:
     """Where each shard by itself is in order."""
     write(open_folder(tmp_path), [[("scale", 0, 1)], [("scale", 0, 1)]])
     with pytest.raises(CheckpointError, match="expected 1 or more, for no two shards hold one element"):
+        Checkpoint(open_folder(tmp_path))
+
+
+def enlarge(folder: Path, numel: int, fragment_numel: int) -> None:
+    """A checkpoint whose only shard holds so many zeros, and says so. The file is sparse; the largest ones no
+    file system has."""
+    write(open_folder(folder), [[("embed.weight", 0, 88)]])
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["checksum"]
+    (shard,) = content["shards"]
+    size = shard["size_bytes"] = shard["header_bytes"] + 4 * numel + 16 * -(-numel // fragment_numel)
+    content["fragment_numel"] = fragment_numel
+    content["layout"] = [{"parameter": "embed.weight", "states": ["fp32"], "runs": [[0, numel, numel, 0]]}]
+    next(one for one in content["parameters"] if one["name"] == "embed.weight")["shape"] = [numel]
+    (folder / MANIFEST).write_bytes(sealed(json.dumps(content).encode()))
+    if size < 2**40:
+        os.truncate(folder / shard["file"], size)
+
+
+def test_an_index_of_a_billion_fragments_is_not_read(tmp_path: Path) -> None:
+    enlarge(tmp_path, 10**9, 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"damaged; an index of 16000000000 bytes; expected at most \d+$"):
+            Checkpoint(open_folder(tmp_path)).read("embed.weight", "fp32", 0, 10)
+        (found,) = examine(open_folder(tmp_path)).damages
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert found.problem.startswith("an index of 16000000000 bytes")
+
+
+def test_more_elements_than_can_be_added_up_are_refused(tmp_path: Path) -> None:
+    """In 64 bits the sum of their bytes could be anything."""
+    enlarge(tmp_path, 2**57, 2**57)
+    with pytest.raises(
+        CheckpointError, match=r"manifest\.json: damaged \(layout: found \d+; expected fewer than \d+ elem"
+    ):
         Checkpoint(open_folder(tmp_path))
 
 
