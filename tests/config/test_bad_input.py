@@ -40,7 +40,7 @@ TRIGGERS = (
 )
 KNOWN_TOP = "known here: baseline, costs, data, init, length, model, name, objective, seed, seeds, stages, training"
 TUNABLE = ", ".join(
-    [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay")]
+    [f"training.optimizer.{name}" for name in ("name", "lr", "betas", "eps", "momentum", "weight_decay", "fused")]
     + ["training.global_batch_tokens"]
     + [f"training.lr_schedule.{name}" for name in ("warmup", "decay", "decay_shape", "min_lr_ratio")]
 )
