@@ -1,0 +1,211 @@
+"""What growing saves over the length of training: the figures of finished runs, and their picture.
+
+    raystage sweep jobs/sweeps/saving_over_length.yaml
+    python benchmarks/saving_over_length/figure.py --store .raystage --runs 'saving_over_length-*'
+    python benchmarks/saving_over_length/figure.py
+
+The first form keeps the figures of runs of a store in saving_over_length.json, the second makes the picture of what is
+kept there. README.md says what was fixed before the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import groupby
+from pathlib import Path
+
+from raystage.files.filesystem import open_folder
+from raystage.files.typed_json import from_json, to_json
+from raystage.reports.svg import WIDE, Chart, ChartAxis, Level, Line, Mark, draw, sheet
+from raystage.results.report import RunReport
+from raystage.results.seeds import Interval, interval
+from raystage.storage.store import Store
+from raystage.units import format_share
+
+HERE = Path(__file__).parent
+KEPT = HERE / "saving_over_length.json"
+PICTURE = HERE / "saving_over_length.svg"
+TITLE = "Compute saved by growing 1 -> 6 layers late, at equal held-out loss"
+# How far apart two arms of one length are drawn, as a factor on the axis.
+_BESIDE = 1.04
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget of the baseline on the first seed, in tokens, with the values that were best for it."""
+
+    tokens: int
+    eval_loss: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A length and a way to grow. layers: of the stages. tokens_per_parameter: of the whole staged run, by the
+    parameters of its last model. compute_saved: the mean over the seeds with its 95 % interval; at_most: the mean that
+    straight lines between the budgets would give. by_seed: the shares of single seeds. eval_loss, flops, values: of the
+    staged run on the first seed, whose baseline has `budgets`. staged_at_edge, baseline_at_edge: whether a best value
+    is the smallest or the largest one that was tried."""
+
+    layers: tuple[int, ...]
+    tokens_per_parameter: float
+    num_params: int
+    compute_saved: Interval | None
+    at_most: float | None
+    by_seed: tuple[float | None, ...]
+    eval_loss: float
+    flops: int
+    values: dict[str, float]
+    budgets: tuple[Budget, ...]
+    staged_at_edge: bool
+    baseline_at_edge: bool
+    verdict: str
+
+    @property
+    def arm(self) -> str:
+        """'1 -> 3 -> 6 layers', each number once."""
+        return f"{' -> '.join(str(count) for count, _ in groupby(self.layers))} layers"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The points, the shortest length first."""
+
+    points: tuple[Point, ...]
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def point_of(report: RunReport) -> Point:
+    """A finished run with tuned values. With one seed its saving has no interval."""
+    savings, last = report.savings, report.stages[-1]
+    budgets = [
+        Budget(loss.budget, loss.eval_loss, dict(row.values))
+        for row in report.tuning.baseline.rows
+        for loss in row.eval_losses
+        if loss.is_best
+    ]
+    single = None if savings.compute_saved is None else interval([savings.compute_saved])
+    most = savings.seeds.compute_saved_at_most.mean if savings.interval else savings.compute_saved_at_most
+    return Point(
+        layers=tuple(stage.num_layers for stage in report.stages),
+        tokens_per_parameter=report.length_per_parameter,
+        num_params=last.num_params,
+        compute_saved=savings.interval if savings.seeds else single,
+        at_most=most,
+        by_seed=tuple(row.compute_saved for row in report.seeds) or (savings.compute_saved,),
+        eval_loss=last.eval_loss,
+        flops=sum(stage.flops for stage in report.stages),
+        values=next(dict(row.values) for row in report.tuning.staged.rows if row.is_best),
+        budgets=tuple(sorted(budgets, key=lambda one: one.tokens)),
+        staged_at_edge=report.tuning.staged.at_edge,
+        baseline_at_edge=report.tuning.baseline.at_edge,
+        verdict=savings.verdict,
+    )
+
+
+def collect(store: Store, pattern: str) -> Kept:
+    """The points of the finished runs of a store whose names match."""
+    names = [name for name in store.run_names() if fnmatch(name, pattern)]
+    reports = [store.run_report(name) for name in names]
+    finished = [one for one in reports if isinstance(one, RunReport) and one.state == "FINISHED" and one.tuning]
+    points = map(point_of, finished)
+    return Kept(tuple(sorted(points, key=lambda one: (one.tokens_per_parameter, one.layers))))
+
+
+def read(file: Path) -> Kept:
+    return from_json(Kept, json.loads(file.read_text()))
+
+
+def table(points: Iterable[Point]) -> str:
+    """Markdown."""
+    lines = [
+        "| tokens per parameter | layers | compute saved | 95 % interval | each seed | best rates |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in points:
+        found = one.compute_saved
+        mean = format_share(found.mean) if found else "-"
+        ends = f"{format_share(found.low)} to {format_share(found.high)}" if found and found.low is not None else "-"
+        seeds = ", ".join("-" if share is None else format_share(share) for share in one.by_seed)
+        rates = ", ".join(f"{value:g}" for value in one.values.values())
+        lines.append(f"| {one.tokens_per_parameter:.3g} | {one.arm} | {mean} | {ends} | {seeds} | {rates} |")
+    return "\n".join(lines)
+
+
+# --- the picture ------------------------------------------------------------------------------
+
+
+def picture(points: Sequence[Point]) -> str:
+    """A line for each way to grow, through the points of several seeds, with a bar for each interval."""
+    shown = [one for one in points if one.compute_saved]
+    arms = list(dict.fromkeys(one.arm for one in shown))
+    lines, marks = [], []
+    for number, arm in enumerate(arms):
+        own = [(_place(one, number, len(arms)), one) for one in shown if one.arm == arm]
+        style = f"run-{number + 1}"
+        means = [(x, 100 * one.compute_saved.mean) for x, one in own if one.compute_saved.low is not None]
+        lines.append(Line(means, f"curve {style}"))
+        for x, one in own:
+            found = one.compute_saved
+            if found.low is not None:
+                lines.append(Line([(x, 100 * found.low), (x, 100 * found.high)], "curve baseline"))
+            marks.append(Mark(x, 100 * found.mean, f"dot {style}", _words(one)))
+    low, high = _range(shown)
+    lengths = sorted({round(one.tokens_per_parameter, 1) for one in shown})
+    chart = Chart(
+        summary=f"{TITLE}: {'; '.join(map(_words, shown))}",
+        x=ChartAxis(
+            "training tokens per parameter", lengths[0] / 1.3, lengths[-1] * 1.3,
+            tuple((one, f"{one:g}") for one in lengths), is_log=True,
+        ),
+        y=ChartAxis("compute saved, %", low, high, tuple((float(one), str(one)) for one in range(low, high + 1, 10))),
+        levels=(Level(0.0, "equal"),) if low <= 0 else (),
+        lines=tuple(lines),
+        marks=tuple(marks),
+    )  # fmt: skip
+    legend = [(f"curve run-{number + 1}", arm) for number, arm in enumerate(arms)]
+    legend.append(("curve baseline", "95 % interval; a point without it has one seed"))
+    return sheet(TITLE, [draw(chart, WIDE, "saving")], legend)
+
+
+def _place(point: Point, number: int, count: int) -> float:
+    return point.tokens_per_parameter * _BESIDE ** (2 * number - count + 1)
+
+
+def _range(points: Sequence[Point]) -> tuple[int, int]:
+    """Tens of per cent around all intervals, from 0 at the most."""
+    found = [one.compute_saved for one in points]
+    low = min(one.mean if one.low is None else one.low for one in found)
+    high = max(one.mean if one.high is None else one.high for one in found)
+    return min(0, int(10 * low // 1) * 10), int(10 * high // 1 + 1) * 10
+
+
+def _words(point: Point) -> str:
+    found = point.compute_saved
+    words = f"{point.arm}, {point.tokens_per_parameter:.3g} tokens per parameter: {format_share(found.mean)}"
+    return words if found.low is None else f"{words} ({format_share(found.low)} to {format_share(found.high)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="a store with finished runs, whose figures are kept")
+    parser.add_argument("--runs", default="saving_over_length-*", help="names of the runs; * stands for anything")
+    parser.add_argument("--kept", type=Path, default=KEPT)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    arguments = parser.parse_args()
+    if arguments.store:
+        found = collect(Store(open_folder(arguments.store)), arguments.runs)
+        arguments.kept.write_text(json.dumps(to_json(found), indent=1) + "\n")
+    kept = read(arguments.kept)
+    arguments.picture.write_text(picture(kept.points), encoding="utf-8")
+    print(table(kept.points))
+
+
+if __name__ == "__main__":
+    main()

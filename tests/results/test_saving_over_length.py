@@ -1,0 +1,43 @@
+"""The figures of benchmarks/saving_over_length: the picture and the tables are made of what is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from raystage.files.typed_json import to_json
+from raystage.results.seeds import interval
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "benchmarks/saving_over_length/figure.py"
+
+
+@pytest.fixture(scope="module")
+def figure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("saving_over_length_figure", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["saving_over_length_figure"] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_that_of_the_kept_figures(figure: ModuleType) -> None:
+    """`python benchmarks/saving_over_length/figure.py` makes it again."""
+    assert figure.PICTURE.read_text(encoding="utf-8") == figure.picture(figure.read(figure.KEPT).points)
+
+
+def test_the_table_is_that_of_the_kept_figures(figure: ModuleType) -> None:
+    found = figure.table(figure.read(figure.KEPT).points)
+    assert found in (FILE.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_interval_is_that_of_its_seeds(figure: ModuleType) -> None:
+    kept = figure.read(figure.KEPT)
+    assert to_json(kept) == json.loads(figure.KEPT.read_text())
+    for point in kept.points:
+        assert to_json(point.compute_saved) == pytest.approx(to_json(interval(point.by_seed)))
