@@ -28,6 +28,8 @@ READS = ("aten::_local_scalar_dense", "aten::nonzero")
 # In a step with Adam's loop over tensors, as on CPUs, torch reads its own step count, which lies in host memory.
 OF_HOST = "torch/optim/adam.py"
 COMPILED = {"compile": True, "gradient_clipping": 0}
+# So many stages that torch would compile none of the last ones any more if it counted those before.
+DEPTHS = (1, 2, 3, 4, 5, 6)
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "usual": {}, "fused": {"optimizer": {"lr": 2e-3, "fused": True}}, "not clipped": {"gradient_clipping": 0},
     "compiled": COMPILED,
@@ -85,6 +87,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str,
         name: make_schedule(texts, training={"micro_batch_size": 5, "evaluate": {"tokens": 100}, **training})
         for name, training in RUNS.items()
     }
+    stages = [
+        {"name": f"of-{depth}", "model": {"num_layers": depth}, "until": {"tokens": 200}, "grow": {"operator": "random"}}
+        for depth in DEPTHS
+    ]
+    del stages[0]["grow"]
+    schedules["many stages"] = make_schedule(
+        texts, training={"micro_batch_size": 5, "evaluate": {"tokens": 100}, **COMPILED}, stages=stages
+    )
     store = str(folder / "store")
     (found,) = run_workers(1, carry_out_each, schedules, store, folder=folder / "workers")
     return found, {name: records_of(schedule, store) for name, schedule in schedules.items()}
@@ -114,6 +124,12 @@ def test_a_compiled_model_learns_the_same_and_is_compiled_for_each_way_of_callin
     graphs = [record.compiled_graphs for record in records["compiled"]]
     assert all(2 <= number <= 4 for number in graphs), graphs
     assert records["usual"][0].compiled_graphs is None
+
+
+@pytest.mark.end_to_end
+def test_the_last_of_many_stages_is_compiled_too(runs: tuple) -> None:
+    _, records = runs
+    assert all(record.compiled_graphs >= 2 for record in records["many stages"])
 
 
 @pytest.mark.end_to_end

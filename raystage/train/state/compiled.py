@@ -18,6 +18,8 @@ class Compiled:
     """The model of an engine, compiled at its first calls through DeepSpeed, in place."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        # torch compiles a function eight times and no more. Workers stay for many stages, each with its own model.
+        torch._dynamo.reset()
         self._before = _graphs()
         engine.compile(backend=get_accelerator().get_compile_backend())
 
