@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ import s3_server
 
 # Before anything imports torch, DeepSpeed or W&B.
 _CACHE = tempfile.mkdtemp(prefix="raystage-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ |= {
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
