@@ -24,6 +24,7 @@ BIN = Path(sys.executable).parent
 # Seconds that a command, or what a test waits for, may take. A limit, and no expectation: a start takes 20 s on an idle
 # machine, and minutes on a busy one.
 PATIENCE = 400
+HEAD_STARTS = 4
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -69,17 +70,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     environment = os.environ | QUIET | CREDENTIALS  # workers have theirs from the node, not from the driver
-    with log.open("w") as output:
-        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    process = psutil.Process(head.pid)
+    process = _started_head(command, environment, log)
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), PATIENCE, f"no Ray head; see {log}")
         yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
     finally:
         for one in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
                 one.kill()
-        head.wait(10)
+        process.wait(10)
+
+
+def _started_head(command: list[str | Path], environment: dict[str, str], log: Path) -> psutil.Process:
+    """Ray gives up a head whose agents need more than 15 s to start, as they may on a busy machine: so it is tried
+    again."""
+    for _ in range(HEAD_STARTS):
+        with log.open("w") as output:
+            head = psutil.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        wait_until(lambda: _is_up(log) or head.poll() is not None, PATIENCE, f"no Ray head; see {log}")
+        if _is_up(log):
+            return head
+    raise AssertionError(f"no Ray head; see {log}")
+
+
+def _is_up(log: Path) -> bool:
+    return "Ray runtime started" in log.read_text()
 
 
 @pytest.fixture

@@ -88,7 +88,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str,
         for name, training in RUNS.items()
     }
     stages = [
-        {"name": f"of-{depth}", "model": {"num_layers": depth}, "until": {"tokens": 200}, "grow": {"operator": "random"}}
+        {
+            "name": f"of-{depth}",
+            "model": {"num_layers": depth},
+            "until": {"tokens": 200},
+            "grow": {"operator": "random"},
+        }
         for depth in DEPTHS
     ]
     del stages[0]["grow"]
