@@ -86,10 +86,15 @@ def _started_head(command: list[str | Path], environment: dict[str, str], log: P
     for _ in range(HEAD_STARTS):
         with log.open("w") as output:
             head = psutil.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-        wait_until(lambda: _is_up(log) or head.poll() is not None, PATIENCE, f"no Ray head; see {log}")
-        if _is_up(log):
+        if _comes_up(head, log):
             return head
     raise AssertionError(f"no Ray head; see {log}")
+
+
+def _comes_up(head: psutil.Popen, log: Path) -> bool:
+    """Whether it has started, once it has or has ended."""
+    wait_until(lambda: _is_up(log) or head.poll() is not None, PATIENCE, f"no Ray head; see {log}")
+    return _is_up(log)
 
 
 def _is_up(log: Path) -> bool:
