@@ -209,3 +209,10 @@ def test_trials_are_not_compared_by_losses_of_different_objectives(tmp_path: Pat
 def test_no_trial_of_samples_is_judged_after_some_tokens(tmp_path: Path, scheduler: dict, key: str) -> None:
     with pytest.raises(InputError, match=rf"scheduler\.{key}\.tokens: found tokens for trials that count samples"):
         digits(tmp_path, **scheduler)
+
+
+def test_a_sweep_that_branches_late_shares_all_but_the_ends() -> None:
+    """The factor that docs/sweeps.md gives."""
+    plan = plan_sweep(load(Path(__file__).parents[2] / "jobs/sweeps/endings.yaml"))
+    assert (plan.tree.trials, len(plan.tree.nodes)) == (8, 2 + 8)
+    assert round(plan.tree.sharing_factor, 2) == 5.26
