@@ -11,7 +11,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from raystage.config import yaml_file
 from raystage.config.loading.paths import absolute_paths
@@ -87,8 +87,13 @@ TunedValues = Annotated[
 ]
 
 
+BUDGET_KEYS = ("budgets", "budgets_per_parameter")
+
+
 class Baseline(Section):
     """The last stage's model, trained from scratch once for each budget. It is what the staged run is compared with."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [key]} for key in BUDGET_KEYS]})
 
     budgets: (
         Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_BUDGETS, examples=["[800K, 1.2M, 1.6M]"])]
