@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from benchmark_files import module_of
 from raystage.files.typed_json import to_json
 from raystage.results.seeds import interval
 
@@ -19,11 +18,7 @@ FILE = ROOT / "benchmarks/saving_over_length/figure.py"
 
 @pytest.fixture(scope="module")
 def figure() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("saving_over_length_figure", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["saving_over_length_figure"] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return module_of(FILE)
 
 
 def test_the_picture_is_that_of_the_kept_figures(figure: ModuleType) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from benchmark_files import module_of
 from raystage.files.filesystem import open_folder
 from raystage.storage.store import Store
 
@@ -17,11 +16,7 @@ FILE = Path(__file__).parents[2] / "benchmarks/sweep_slots.py"
 
 @pytest.fixture(scope="module")
 def sweep_slots() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sweep_slots", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep_slots"] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return module_of(FILE)
 
 
 @pytest.mark.parametrize("space", ["rates", "lengths"])
