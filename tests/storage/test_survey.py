@@ -102,14 +102,14 @@ def test_keys_are_found_wherever_they_are() -> None:
 
 
 def test_on_an_object_store_a_record_takes_two_requests(s3: S3Server, template: StagePlan) -> None:
-    """pyarrow asks for the size of an object, then for its content."""
+    """pyarrow asks for the size of an object, then for its content. What it sends again on a slow day counts once."""
     store, taken = Store(open_folder(s3.uri(f"bucket/{uuid.uuid4().hex}"))), []
     for number in range(8):
         note(store, template, number)
         if number in (2, 7):
-            with s3.faults.injected(fault=None):
+            with s3.faults.injected(fault=None) as faults:
                 survey(store, whole=False)
-                taken.append(len(s3.faults.requests))
+                taken.append(len(faults.distinct))
     assert taken[1] - taken[0] == 2 * 5
 
 

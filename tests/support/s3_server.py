@@ -40,6 +40,7 @@ class Faults:
     every: int = 1
     chosen: Callable[[Environ], bool] = lambda environ: True
     requests: list[str] = field(default_factory=list)
+    distinct: set[tuple[str, ...]] = field(default_factory=set)
     met: int = 0
     _seen: int = 0
     _hit: set[tuple[str, ...]] = field(default_factory=set)
@@ -53,10 +54,11 @@ class Faults:
     def _is_next(self, environ: Environ) -> bool:
         with self._lock:
             self.requests.append(environ["REQUEST_METHOD"])
+            request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
+            self.distinct.add(request)
             if self.fault is None or not self.chosen(environ):
                 return False
             self._seen += 1
-            request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
             is_next = self.every == 1 or (self._seen % self.every == 0 and request not in self._hit)
             if is_next:
                 self._hit.add(request)
@@ -69,8 +71,8 @@ class Faults:
     def injected(
         self, fault: Fault, every: int = 1, chosen: Callable[[Environ], bool] = lambda environ: True
     ) -> Iterator[Faults]:
-        self.fault, self.every, self.chosen, self.met, self._seen, self.requests = fault, every, chosen, 0, 0, []
-        self._hit = set()
+        self.fault, self.every, self.chosen, self.met, self._seen = fault, every, chosen, 0, 0
+        self.requests, self.distinct, self._hit = [], set(), set()
         try:
             yield self
         finally:
