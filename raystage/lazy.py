@@ -21,5 +21,6 @@ huggingface_hub = Lazy("huggingface_hub")
 hf_tokenizer = Lazy("raystage.data.hf_tokenizer")  # it imports transformers
 ensembling = Lazy("raystage.tools.ensemble")  # it imports deepspeed
 peft = Lazy("peft")  # it imports transformers and torch
+liger = Lazy("liger_kernel.transformers")  # it imports triton, and runs on GPUs alone
 own_build = Lazy("raystage.models.networks.own_build")  # it imports torch
 own_networks = Lazy("raystage.models.networks.inspection")  # it imports torch

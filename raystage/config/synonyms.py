@@ -66,6 +66,9 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                                    "gradient_clip grad_norm_clip clip"),
     "training.activation_checkpointing": ("true or false", "gradient_checkpointing recompute activation_recompute "
                                           "checkpoint_activations remat"),
+    "training.cross_entropy": ("whole, chunked or liger", "fused_cross_entropy fused_loss use_liger_kernel "
+                               "fused_linear_cross_entropy liger_fused_linear_cross_entropy chunked_cross_entropy "
+                               "cut_cross_entropy"),
     "training.optimizer.name": ("adamw, adam, sgd or muon", "optim optimizer_type optimizer_name"),
     "training.optimizer.lr": ("", "learning_rate learningrate max_lr max_learning_rate base_lr peak_lr"),
     "training.optimizer.betas": ("such as [0.9, 0.95]", "adam_beta1 adam_beta2 beta1 beta2 adam_betas"),

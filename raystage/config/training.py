@@ -228,6 +228,10 @@ class Training(Section):
     compile: Flag = False
     """Whether torch compiles the model when a stage begins, which is faster on GPUs. The last digits differ from those
     without it. Not with ZeRO stage 3."""
+    cross_entropy: Literal["whole", "chunked", "liger"] = "whole"
+    """How the loss of tokens is computed: from the scores of all targets of a micro batch, or some targets at a time,
+    so that a large vocabulary takes little memory: by torch alone (`chunked`), or by the kernel of the package
+    liger-kernel, on GPUs. The last digits differ."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """`cpu` keeps the optimizer and its state in host memory, with ZeRO stage 1, 2 or 3."""
     global_batch_tokens: Count | None = None

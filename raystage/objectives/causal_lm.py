@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from raystage.objectives.documents import STARTS, num_starts, told_apart, with_rows
-from raystage.objectives.judging import ByScores, summed_loss
-from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
+from raystage.objectives.judging import OfTokens
+from raystage.objectives.learner import Arrays, Batch, Reader
 
 
 @dataclass(frozen=True)
-class CausalLm(ByScores):
+class CausalLm(OfTokens):
     """Every token but the first of a sequence is a target; of a document, where these are told apart."""
 
     def batch(self, reader: Reader, first: int, count: int, length: int) -> Arrays:
@@ -26,16 +26,11 @@ class CausalLm(ByScores):
     def inputs(self, batch: Batch) -> Mapping[str, Any]:
         return {"input_ids": batch["tokens"][:, :-1], "use_cache": False, **told_apart(batch)}
 
-    def answer(self, model: Model, batch: Batch) -> Answer:
-        logits = model(**self.inputs(batch)).logits
-        targets = batch["tokens"][:, 1:]
-        if STARTS not in batch:
-            return Answer(logits.float().flatten(0, 1), targets.flatten())
-        is_target = batch[STARTS][:, 1:] == 0
-        return Answer(logits[is_target].float(), targets[is_target])
+    def at_targets(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return values[batch[STARTS][:, 1:] == 0] if STARTS in batch else values.flatten(0, 1)
 
-    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        return summed_loss(self.answer(model, batch))
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return self.at_targets(batch["tokens"][:, 1:], batch)
 
 
 def open_learner() -> CausalLm:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from raystage.objectives.documents import STARTS, told_apart, with_rows
-from raystage.objectives.judging import ByScores, summed_loss
-from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
+from raystage.objectives.judging import OfTokens
+from raystage.objectives.learner import Arrays, Batch, Reader
 
 
 @dataclass(frozen=True)
-class Instruct(ByScores):
+class Instruct(OfTokens):
     """Every token of an answer is a target. In text without marks every token is; where documents are told apart, none
     that begins one."""
 
@@ -38,13 +38,11 @@ class Instruct(ByScores):
     def inputs(self, batch: Batch) -> Mapping[str, Any]:
         return {"input_ids": batch["tokens"][:, :-1], "use_cache": False, **told_apart(batch)}
 
-    def answer(self, model: Model, batch: Batch) -> Answer:
-        is_target = batch["mask"][:, 1:].bool()
-        logits = model(**self.inputs(batch)).logits
-        return Answer(logits[is_target].float(), batch["tokens"][:, 1:][is_target])
+    def at_targets(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return values[batch["mask"][:, 1:].bool()]
 
-    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        return summed_loss(self.answer(model, batch))
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return self.at_targets(batch["tokens"][:, 1:], batch)
 
 
 def _targets(marks: np.ndarray | None, starts: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

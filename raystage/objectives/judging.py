@@ -7,14 +7,14 @@ number of workers, also where they are no mean over targets: F1 follows from a m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
-from raystage.objectives.learner import Answer, Batch, Figures, HeldOut, Judge
+from raystage.objectives.learner import Answer, Batch, Figures, HeldOut, Judge, Model
 from raystage.objectives.metrics import MetricSums, Sums
 
 
@@ -47,6 +47,31 @@ class ByScores:
 
     def figures(self, means: Sequence[float]) -> Figures:
         return Figures(accuracy=means[1])
+
+
+class OfTokens(ByScores):
+    """Objectives whose targets are tokens: what a language model's head says at some places, and what is right there.
+
+    A subclass says what the model is called with, as every judge, where the targets are, and which.
+    """
+
+    def inputs(self, batch: Batch) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def at_targets(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Of values (samples, length, width) those of the targets: (targets, width)."""
+        raise NotImplementedError
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """int64 of shape (targets,), in the same order."""
+        raise NotImplementedError
+
+    def answer(self, model: Model, batch: Batch) -> Answer:
+        logits = model(**self.inputs(batch)).logits
+        return Answer(self.at_targets(logits, batch).float(), self.targets(batch))
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        return summed_loss(self.answer(model, batch))
 
 
 def summed_loss(answer: Answer, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from raystage.objectives.documents import STARTS, told_apart, with_rows
-from raystage.objectives.judging import ByScores, summed_loss
-from raystage.objectives.learner import Answer, Arrays, Batch, Model, Reader
+from raystage.objectives.judging import OfTokens
+from raystage.objectives.learner import Arrays, Batch, Reader
 
 _MASKED, _RANDOM = 0.8, 0.1  # of the targets
 # Keeps these draws apart from those of other uses of a seed.
@@ -26,7 +26,7 @@ _STREAM = 0x6D61736B
 
 
 @dataclass(frozen=True)
-class MaskedLm(ByScores):
+class MaskedLm(OfTokens):
     """mask_share: of the tokens of a sequence, those that are targets. mask_id: of the mask token. num_ids: a random
     token is one of the ids below it."""
 
@@ -66,13 +66,12 @@ class MaskedLm(ByScores):
     def inputs(self, batch: Batch) -> Mapping[str, Any]:
         return {"input_ids": batch["tokens"], **told_apart(batch)}
 
-    def answer(self, model: Model, batch: Batch) -> Answer:
-        logits = model(**self.inputs(batch)).logits
-        places = batch["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-        return Answer(logits.gather(1, places).float().flatten(0, 1), batch["answers"].flatten())
+    def at_targets(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        places = batch["places"].unsqueeze(-1).expand(-1, -1, values.shape[-1])
+        return values.gather(1, places).flatten(0, 1)
 
-    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        return summed_loss(self.answer(model, batch))
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return batch["answers"].flatten()
 
 
 def _draws(seed: int, position: int, count: int) -> np.ndarray:

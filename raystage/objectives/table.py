@@ -30,7 +30,8 @@ class ObjectiveSpec:
     of a model (`ModelShape.head`): "" for a language model's own, "classes" or "pixels". loss_unit: of the judge's
     loss. shows: the figures beside the loss that make sense for its judge. measures: further metrics that its
     judge finds, without those of single classes. keeps_documents: whether its learner can keep the documents of a
-    window apart.
+    window apart. in_chunks: whether its loss is the cross-entropy of a language model's head and no more, so that it
+    can be computed some targets at a time (`objectives.by_head`).
     """
 
     name: str
@@ -47,23 +48,28 @@ class ObjectiveSpec:
     shows: tuple[Figure, ...] = ("perplexity", "accuracy")
     measures: tuple[str, ...] = ()
     keeps_documents: bool = False
+    in_chunks: bool = False
 
 
 CAUSAL_LM = "causal_lm"
+# So many targets are scored at a time where the scores of a micro batch are never whole. It decides the last digits of
+# a stage: another number needs another CODE_EPOCH.
+CHUNK_TARGETS = 1024
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     one.name: one
     for one in (
         ObjectiveSpec(
-            CAUSAL_LM, "the next token", "next token", CAUSAL_LM, "raystage.objectives.causal_lm", keeps_documents=True
+            CAUSAL_LM, "the next token", "next token", CAUSAL_LM, "raystage.objectives.causal_lm", keeps_documents=True,
+            in_chunks=True,
         ),
         ObjectiveSpec(
             "masked_lm", "masked tokens", "masked tokens", "masked_lm", "raystage.objectives.masked_lm",
-            ("mask_share", "mask_token"), keeps_documents=True,
+            ("mask_share", "mask_token"), keeps_documents=True, in_chunks=True,
         ),
         ObjectiveSpec(
             "instruct", "the answers of conversations", "next token", "instruct", "raystage.objectives.instruct",
-            reads="chats", keeps_documents=True,
+            reads="chats", keeps_documents=True, in_chunks=True,
         ),
         ObjectiveSpec(
             "own", "what a function of the user's own says", "next token", CAUSAL_LM, "raystage.objectives.own",

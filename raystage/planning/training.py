@@ -9,7 +9,7 @@ from raystage.config.schedule import Schedule
 from raystage.config.training import LrSchedule, Optimizer, Training
 from raystage.errors import InputError
 from raystage.frozen import replaced
-from raystage.models.shape import ModelShape
+from raystage.models.shape import ModelShape, table_of
 from raystage.objectives.table import OBJECTIVES
 from raystage.planning.draft import Context, StageDraft
 from raystage.plans.learning_rate import span_length
@@ -35,7 +35,32 @@ def fix_training(draft: StageDraft, context: Context) -> StageDraft:
     if training.compile and draft.within_documents:
         problem = "found true with data.window.mask: document, where every batch has documents of other lengths"
         raise InputError(f"{problem}; expected false", key="training.compile")
+    check_cross_entropy(training, draft)
     return replaced(draft, training=training)
+
+
+def check_cross_entropy(training: Training, draft: StageDraft) -> None:
+    """Refuse a loss in chunks where no head of a language model gives it, or not it alone. Raises InputError."""
+    kernel, key = training.cross_entropy, "training.cross_entropy"
+    if kernel == "whole":
+        return
+    table = table_of(draft.shape)
+    if not draft.objective.entry.in_chunks:
+        fitting = " or ".join(name for name, one in OBJECTIVES.items() if one.in_chunks)
+        problem = f"found {kernel!r} with objective: {draft.objective.name}, whose loss is not that of tokens alone"
+        raise InputError(f"{problem}; expected whole, or objective: {fitting}", key=key)
+    if not table.head:
+        problem = f"found {kernel!r} with family: {draft.shape.family}, whose head no table names"
+        raise InputError(f"{problem}; expected whole", key=key)
+    if table.constants.get("final_logit_softcapping") is not None:
+        problem = f"found {kernel!r} with family: {draft.shape.family}, which bends the scores behind its head"
+        raise InputError(f"{problem}; expected whole", key=key)
+    if kernel == "liger" and not training.gpus_per_worker:
+        problem = "found 'liger' with gpus_per_worker: 0, and its kernels run on GPUs alone"
+        raise InputError(f"{problem}; expected chunked, or gpus_per_worker: 1", key=key)
+    if kernel == "liger" and training.deterministic:
+        problem = "found 'liger' with deterministic: true, and torch cannot check kernels that are not its own"
+        raise InputError(f"{problem}; expected chunked", key=key)
 
 
 def _from_current(training: Training, written: Training, index: int) -> Training:
@@ -168,7 +193,9 @@ def baseline_stage(schedule: Schedule, stages: Sequence[StageDraft]) -> StageDra
     training = schedule.resolved(len(stages) - 1).training.model_copy(update=changes).overlaid(written)
     try:
         check_optimizer(written.optimizer, training.optimizer)
-        return replaced(last, training=resolve_training(training, last.shape, last.unit))
+        resolved = resolve_training(training, last.shape, last.unit)
+        check_cross_entropy(resolved, last)
+        return replaced(last, training=resolved)
     except InputError as error:
         raise InputError(error.problem, key=f"baseline.{error.key}") from None
 

@@ -39,6 +39,11 @@ _WITHOUT_EFFECT = {
     "deepspeed": set(ONLY_LOGGED),
 }
 
+# Options of training that were added later: without them a key stays what it was before.
+_ADDED_LATER = {
+    "offload_optimizer": "none", "ramp": None, "deterministic": False, "compile": False, "cross_entropy": "whole",
+}  # fmt: skip
+
 # One for all keys: `json.dumps` makes an encoder at every call.
 _ENCODER = json.JSONEncoder(sort_keys=True, check_circular=False)
 
@@ -137,8 +142,8 @@ def _facts(stage: StagePlan, evaluation_amount: int | None = None) -> dict[str, 
     training["evaluate"] = {stage.unit: evaluation_amount or stage.training.evaluate.amount}
     training["optimizer"] = stage.training.optimizer.used()
     training.pop(f"global_batch_{other}", None)
-    for name, without in (("offload_optimizer", "none"), ("ramp", None), ("deterministic", False), ("compile", False)):
-        if training[name] == without:  # options added later: without them a key stays what it was before
+    for name, without in _ADDED_LATER.items():
+        if training[name] == without:
             del training[name]
     if "ramp" in training:
         training["ramp"] = _ramp_facts(training["ramp"], other)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from raystage.config.training import Training
 from raystage.models.depth import num_in_hidden_matrices
 from raystage.models.shape import ModelShape, num_params, sample_outputs, table_of
+from raystage.objectives.table import CHUNK_TARGETS
 from raystage.plans.adapters import AdapterPlan
 
 # Bytes that a transformer layer keeps per token and hidden unit for its backward pass at 16 bits, with a fused
@@ -54,6 +55,9 @@ def estimate(
     of each for a micro batch: in fp32, as they are and as the logarithms of probabilities.
 
     adapter: only what is trained with it has gradients and optimizer state. Activations are kept as without it.
+
+    The scores of a micro batch and their gradient are counted in fp32; where they are computed some targets at a time,
+    those of a chunk, and the gradient of the head, which is summed up in fp32 beside the others.
     """
     params, workers, stage = num_params(shape), training.workers.most, training.zero_stage
     trained = adapter.num_trained(shape) if adapter else params
@@ -67,7 +71,7 @@ def estimate(
         weights_bytes=_cut(held * low, workers, stage >= 3),
         gradients_bytes=_cut(trained * gradient, workers, stage >= 2),
         optimizer_bytes=_cut(optimizer, workers, stage >= 1),
-        activations_bytes=_activations(shape, training, low),
+        activations_bytes=_activations(shape, training, low) + _scores(shape, training, adapter),
         teacher_bytes=sum(_teacher(one, training.micro_batch_size * shape.context_length, low) for one in teachers),
     )
 
@@ -87,6 +91,14 @@ def _activations(shape: ModelShape, training: Training, element_bytes: int) -> i
         per_layer += tokens * shape.num_heads * shape.context_length * _SCORE_BYTES
     kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
     recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
-    layers = shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
-    outputs = training.micro_batch_size * sample_outputs(shape, shape.context_length)
-    return layers + 2 * outputs * 4  # fp32 logits and their gradient
+    return shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
+
+
+def _scores(shape: ModelShape, training: Training, adapter: AdapterPlan | None) -> int:
+    """What a model says of a micro batch and its gradient, in fp32."""
+    outputs, of_head = training.micro_batch_size * sample_outputs(shape, shape.context_length), 0
+    if training.cross_entropy != "whole":
+        outputs = min(outputs, CHUNK_TARGETS * shape.vocab_size)
+        is_trained = adapter is None or table_of(shape).head in adapter.in_full
+        of_head = is_trained * shape.vocab_size * shape.hidden_size * 4
+    return 2 * outputs * 4 + of_head

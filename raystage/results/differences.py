@@ -145,6 +145,8 @@ def _speed_facts(stage: StagePlan) -> Mapping[str, str]:
         "training.offload_optimizer": training.offload_optimizer,
         "training.micro_batch_size": "the whole batch" if is_whole else str(training.micro_batch_size),
         "training.activation_checkpointing": str(training.activation_checkpointing).lower(),
+        "training.compile": str(training.compile).lower(),
+        "training.cross_entropy": training.cross_entropy,
     }
 
 

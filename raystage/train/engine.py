@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
@@ -24,7 +25,8 @@ from raystage.growth.trained import is_masked, mask_value
 from raystage.models.build import build, look_for_packed
 from raystage.models.depth import hidden_matrices
 from raystage.models.shape import parameters
-from raystage.objectives.judging import Scores, Tally
+from raystage.objectives.by_head import ByHead, LossHead, loss_head
+from raystage.objectives.judging import OfTokens, Scores, Tally
 from raystage.objectives.learner import Batch, HeldOut, Judge, Learner, Models, Reader
 from raystage.objectives.metrics import MetricSums
 from raystage.objectives.opening import NO_MODELS, open_judge, open_learner
@@ -88,6 +90,7 @@ class StageEngine:
         self.learner, self.judge = open_learner(stage.objective, models), open_judge(stage.objective)
         look_for_packed(stage.objective.name == "own")
         config = deepspeed_config(stage, self.world)
+        self._head: LossHead | None = None
         model = self._build(config)
         self.growth = optimizer.growth_of(stage)
         self.head_starts: Mapping[str, HeadStarts] = {}
@@ -129,6 +132,8 @@ class StageEngine:
         model = build(self.stage.shape, DTYPES[training.precision], zero_init)
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if training.cross_entropy != "whole":
+            self._head = loss_head(model, self.stage.shape, training.cross_entropy, training.compile)
         if self.stage.adapter:
             model = adapters.put_on(model, self.stage.adapter, self.stage.shape)
         return model if zero_init else model.to(self.device)
@@ -155,6 +160,7 @@ class StageEngine:
         done = step - self.stage.start_steps
         self.open_mask(done + 0.5)
         self.deepspeed.train()
+        learner = self._in_chunks(self.learner)
         self._accumulate(batches.number)
         total = torch.zeros((), device=self.device)
         self.buffers.begin_step()
@@ -162,7 +168,7 @@ class StageEngine:
             for held, weight in batches.micro_batches:
                 batch = moved(held, self.device)
                 self.buffers.begin_micro_batch()
-                loss = self.learner.loss(self.deepspeed, batch)
+                loss = learner.loss(self.deepspeed, batch)
                 self.buffers.end_micro_batch(weight * _samples(batch))
                 # DeepSpeed divides by the accumulation steps and averages over the workers.
                 self.deepspeed.backward(loss * (weight * batches.number * self.world / max(1, batches.targets)))
@@ -171,6 +177,10 @@ class StageEngine:
         self.buffers.end_step()
         self.open_mask(done + 1)
         return total
+
+    def _in_chunks(self, objective: Any) -> Any:
+        """The same learner or judge, without the scores of all targets at once where the stage asks for that."""
+        return ByHead(objective, self._head) if self._head and isinstance(objective, OfTokens) else objective
 
     def _accumulate(self, steps: int) -> None:
         """Tell DeepSpeed how many micro steps the next optimizer step has, if the number has changed."""
@@ -221,6 +231,7 @@ class StageEngine:
         judge: in place of the stage's own.
         """
         judge, count = judge or self.judge, held_out.count
+        judge = judge if metrics else self._in_chunks(judge)  # the user's metrics are told the scores
         own = MetricSums((metric.function, metric.options) for metric in metrics)
         tally = Tally(judge, held_out, self.rank * count // self.world, own)
         self.deepspeed.eval()

@@ -6,6 +6,8 @@ import pytest
 
 from raystage.config.training import Training
 from raystage.models.shape import ModelShape, num_params
+from raystage.objectives.table import CHUNK_TARGETS
+from raystage.plans.adapters import AdapterPlan
 from raystage.plans.memory import estimate
 
 SHAPE = ModelShape("llama", 3, 8, 4, 2, 6, 20, 257, 16)
@@ -67,6 +69,25 @@ def test_activations_by_hand(precision: str, checkpointing: bool, layers: int) -
 def test_without_layers_there_are_no_activations_of_any(checkpointing: bool) -> None:
     found = estimate(SHAPE.with_layers(0), training(activation_checkpointing=checkpointing))
     assert found.activations_bytes == 2 * TOKENS * 257 * 4
+
+
+@pytest.mark.parametrize("kernel", ["chunked", "liger"])
+def test_scores_in_chunks_are_those_of_so_many_targets_and_the_heads_gradient(kernel: str) -> None:
+    """The more targets a micro batch has, the more is saved; of few targets all are one chunk."""
+    long = replace(SHAPE.with_layers(0), context_length=4096)
+    whole = estimate(long, training())
+    found = estimate(long, training(cross_entropy=kernel))
+    assert whole.activations_bytes == 2 * (2 * 4096) * 257 * 4
+    assert found.activations_bytes == 2 * CHUNK_TARGETS * 257 * 4 + 257 * 8 * 4
+    short = estimate(SHAPE.with_layers(0), training(cross_entropy=kernel))
+    assert short.activations_bytes == 2 * TOKENS * 257 * 4 + 257 * 8 * 4
+
+
+def test_a_head_beside_an_adapter_has_no_gradient() -> None:
+    adapter = AdapterPlan(2, 4.0, 0.0, ("model.layers.0.self_attn.q_proj.weight",))
+    found = estimate(SHAPE.with_layers(1), training(cross_entropy="chunked"), adapter=adapter)
+    usual = estimate(SHAPE.with_layers(1), training(), adapter=adapter)
+    assert found == usual
 
 
 def test_what_a_model_says_is_counted_by_its_head() -> None:

@@ -118,6 +118,8 @@ def test_a_ramp_is_a_difference_where_the_batch_that_it_comes_to_is_tuned(tmp_pa
         ),
         ({"micro_batch_size": 1}, "micro_batch_size (1 in the baseline, the whole batch in small and full)"),
         ({"offload_optimizer": "cpu"}, "offload_optimizer (cpu in the baseline, none in small and full)"),
+        ({"compile": True}, "compile (true in the baseline, false in small and full)"),
+        ({"cross_entropy": "chunked"}, "cross_entropy (chunked in the baseline, whole in small and full)"),
         ({"cpus_per_worker": 2}, "cpus_per_worker (2 in the baseline, 1 in small and full)"),
     ],
 )

@@ -32,7 +32,7 @@ COMPILED = {"compile": True, "gradient_clipping": 0}
 DEPTHS = (1, 2, 3, 4, 5, 6)
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "usual": {}, "fused": {"optimizer": {"lr": 2e-3, "fused": True}}, "not clipped": {"gradient_clipping": 0},
-    "compiled": COMPILED,
+    "compiled": COMPILED, "compiled, loss in chunks": {**COMPILED, "cross_entropy": "chunked"},
 }  # fmt: skip
 
 
@@ -126,6 +126,9 @@ def test_a_compiled_model_learns_the_same_and_is_compiled_for_each_way_of_callin
     """In training and in evaluation; a growth builds another model, which is compiled anew."""
     _, records = runs
     assert losses(records["compiled"]) == [pytest.approx(one, abs=1e-4) for one in losses(records["not clipped"])]
+    in_chunks = losses(records["compiled, loss in chunks"])
+    assert in_chunks == [pytest.approx(one, abs=1e-4) for one in losses(records["not clipped"])]
+    assert all(2 <= record.compiled_graphs <= 8 for record in records["compiled, loss in chunks"])
     graphs = [record.compiled_graphs for record in records["compiled"]]
     assert all(2 <= number <= 4 for number in graphs), graphs
     assert records["usual"][0].compiled_graphs is None
