@@ -168,8 +168,8 @@ def unreached_from_here(nodes: Sequence[Node]) -> list[str]:
 def _describe_apart(nodes: Sequence[Node], answers: Mapping[str, Sequence[str]]) -> str:
     """'host2 (10.77.0.2) and host3 (10.77.0.3) to reach each other: these nodes answer here, but ...'."""
     names = {node["NodeID"]: name_of(node) for node in nodes if node["Alive"]}
-    pairs = sorted({tuple(sorted((one, other))) for one, others in answers.items() for other in others})
-    named = [f"{names[one]} and {names[other]}" for one, other in pairs if one in names and other in names]
+    pairs = {(one, other) for one, others in answers.items() for other in others if one in names and other in names}
+    named = sorted({" and ".join(sorted((names[one], names[other]))) for one, other in pairs})
     if not named:
         return ""
     more = f", and {len(named) - _MOST_NAMED} more pairs" if len(named) > _MOST_NAMED else ""

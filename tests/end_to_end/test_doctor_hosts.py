@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import PATIENCE
-from hosts import PATIENT, Host, Network
+from hosts import PATIENT, Host, Link, Network
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill, pytest.mark.timeout(3 * PATIENCE)]
 
@@ -24,8 +24,8 @@ def examine(host: Host, head: Host, store: Path, *options: str, status: int = 0)
 
 
 def test_hosts_that_work_together_and_a_link_that_is_slow(network: Network, tmp_path: Path) -> None:
-    head, _, last = network.start(3, cpus=[1, 1, 1])
-    last.slow("20mbit")
+    head, _ = network.start(2, cpus=[1, 1])
+    network.add(Link(delay=0.0, bytes_per_second=20e6 / 8, loss=0.0)).start_ray(1, head)
     checks = examine(head, head, tmp_path / "store", "--train")
     assert {name: check["found"] for name, check in checks.items() if check["state"] == "FAILED"} == {}
     found = {name: check["found"] for name, check in checks.items()}

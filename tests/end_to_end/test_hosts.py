@@ -36,6 +36,19 @@ def test_a_run_over_one_two_and_three_hosts_has_the_bits_of_one_host(network: Ne
     assert curves(path) == losses(on_one_host(load(path), tmp_path))
 
 
+def test_a_host_is_lost_and_another_one_takes_its_place(network: Network, tiny: Path) -> None:
+    """The story of hosts that runs in every test run; the others are drills."""
+    head, last = network.start(2, cpus=[1, 1])
+    run = HostRun(head, head, tiny)
+    run.say("small] step 1")
+    last.lose()
+    run.say("node host2 (10.77.0.2) was lost")
+    network.start(1, cpus=[1])
+    run.say("started again, from step")
+    run.end()
+    assert curves(tiny) == losses(on_one_host(load(tiny), tiny.parent))
+
+
 KILLED = """
 import sys
 from pathlib import Path

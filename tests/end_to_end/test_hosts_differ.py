@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +15,9 @@ import pytest
 import raystage
 from conftest import PATIENCE
 from host_runs import HostRun, curves, on_one_host
-from hosts import Network
+from hosts import WATCHFUL, Link, Network
 from raystage.config.schedule import load
+from s3_server import CREDENTIALS
 from staged_runs import losses
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.drill, pytest.mark.timeout(3 * PATIENCE)]
@@ -45,12 +51,65 @@ def test_a_host_with_another_raystage_is_named(network: Network, tiny: Path) -> 
     assert "install the driver's raystage on every node" in said
 
 
-def test_a_slow_link_changes_nothing_but_the_time(network: Network, tiny: Path) -> None:
-    head, *others = network.start(3, cpus=[0, 1, 1])
-    for host in others:
-        host.slow("20mbit")
+def shorten(schedule: Path) -> None:
+    schedule.write_text(schedule.read_text().replace("until: {steps: 90}", "until: {steps: 16}"))
+
+
+# A port where nobody listens says so at once.
+ROUND_TRIP = """
+import socket, sys, time
+began = time.monotonic()
+socket.socket().connect_ex((sys.argv[1], 9))
+print(time.monotonic() - began)
+"""
+
+
+def test_a_slow_link_that_loses_frames_changes_nothing_but_the_time(network: Network, tiny: Path) -> None:
+    """50 ms there and back, 10 Mbit/s, and one frame in a hundred lost."""
+    head, near = network.start(2, cpus=[0, 1])
+    far = network.add(Link(delay=0.025, bytes_per_second=10e6 / 8, loss=0.01))
+    far.start_ray(1, head)
+    assert float(near.run(["python", "-S", "-c", ROUND_TRIP, far.address])) >= 0.05
+    shorten(tiny)  # each sum over the workers waits for the link: a step takes a second
     HostRun(head, head, tiny).end()
     assert curves(tiny) == losses(on_one_host(load(tiny), tiny.parent))
+
+
+# A server with one bucket, for all hosts.
+OBJECT_STORE = """
+import os, sys, time
+import s3_server
+
+os.environ.update(s3_server.CREDENTIALS)
+with s3_server.running(sys.argv[1]) as s3:
+    print(s3.uri("bucket/runs"), flush=True)
+    time.sleep(10 ** 6)
+"""
+
+
+def test_an_object_store_on_a_host_of_its_own_may_be_cut_off_for_a_while(network: Network, tiny: Path) -> None:
+    """Saving waits and tries again; what is trained has the bits of a folder as the store."""
+    server = network.add()
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", OBJECT_STORE, server.address]
+    with server.popen(command, environment=environment, stdout=subprocess.PIPE) as serving:
+        store = serving.stdout.readline().strip()
+        head, *_ = [network.add() for _ in range(3)]
+        for host, cpus in zip(network.hosts[1:], (0, 1, 1), strict=True):
+            host.start_ray(cpus, head, WATCHFUL | CREDENTIALS)
+        run = HostRun(head, head, tiny, store=store, environment=CREDENTIALS)
+        run.say("small] step 1")
+        server.cut()
+        time.sleep(20)
+        server.mend()
+        run.end()
+        told = head.run(
+            ["raystage", "report", "tiny", "--store", store, "--json"], environment=CREDENTIALS, cwd=tiny.parent
+        )
+        serving.kill()
+    rows = json.loads(told[told.index("{") :])["stages"]
+    trained = [[point["loss"] for point in row["train"] + row["evaluations"]] for row in rows]
+    assert trained == losses(on_one_host(load(tiny), tiny.parent))
 
 
 def test_a_full_tmp_that_keeps_a_host_from_starting_workers_is_waited_for_and_said(

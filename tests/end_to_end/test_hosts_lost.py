@@ -42,6 +42,34 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for(network: Network, tiny: Pa
     assert curves(tiny) == calm
 
 
+def test_hosts_that_do_not_reach_each_other_are_named_and_waited_for(network: Network, tiny: Path, calm: list) -> None:
+    """The head reaches both: only the workers notice, and they wait for each other without a word."""
+    head, second, third = network.start(3, cpus=[0, 1, 1])
+    run = HostRun(head, head, tiny)
+    run.say(TRAINS)
+    second.part_from(third)
+    run.say("waiting for host2 (10.77.0.2) and host3 (10.77.0.3) to reach each other")
+    second.meet(third)
+    run.say("all nodes reach each other again")
+    run.end()
+    assert curves(tiny) == calm
+
+
+def test_hosts_that_never_reach_each_other_again_end_the_run_and_the_same_command_continues_it(
+    network: Network, tiny: Path, calm: list
+) -> None:
+    head, second, third = network.start(3, cpus=[0, 1, 1])
+    impatient = ["--set", "training.hang_seconds=45", "--set", "training.max_failures=20"]
+    run = HostRun(head, head, tiny, *impatient)
+    run.say(TRAINS)
+    second.part_from(third)
+    said = run.end(status=1)
+    assert "(training.hang_seconds) for host2 (10.77.0.2) and host3 (10.77.0.3) to reach each other" in said
+    second.meet(third)
+    HostRun(head, head, tiny, *impatient).end()
+    assert curves(tiny) == calm
+
+
 def test_a_host_that_was_cut_off_for_too_long_trains_again_once_ray_is_started_there(
     network: Network, tiny: Path, calm: list
 ) -> None:

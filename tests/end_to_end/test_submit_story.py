@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import raystage
 from conftest import PATIENCE, wait_until, write_tiny
-from hosts import RAY_PORT, Host, Network, send_signal
+from hosts import Host, Network, send_signal
 from s3_server import CREDENTIALS
 from wandb_reader import read_run, run_files
 
@@ -65,10 +66,7 @@ class Client:
 def cluster_host(network: Network) -> Host:
     """The head of a cluster whose dashboard other hosts reach."""
     head = network.add()
-    head.run([
-        "ray", "start", "--head", "--num-cpus=2", f"--port={RAY_PORT}", "--dashboard-host=0.0.0.0",
-        "--object-store-memory=100000000", "--disable-usage-stats",
-    ])  # fmt: skip
+    head.start_ray(2, head, {}, "--dashboard-host=0.0.0.0")
     return head
 
 
@@ -169,6 +167,21 @@ def test_a_job_that_is_stopped_saves_even_if_ray_does_not_wait_and_continues(cli
     assert again.returncode == 130
     assert "raystage: job tiny-2 goes on; the same command with --follow shows it again" in errors
     client.host.run(["ray", "job", "stop", "tiny-2", "--address", client.address])
+
+
+def test_nodes_without_raystage_get_it_with_the_job(
+    client: Client, cluster_host: Host, network: Network, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    (other,) = network.start(1, cpus=[2])
+    for host in (cluster_host, other):
+        host.show(tmp_path / "nothing", Path(raystage.__file__).parent)
+        assert "No module named 'raystage" in host.run(["sh", "-c", "python -c 'import raystage.api' 2>&1 || true"])
+    spread = ["--set", "training.workers=2", "--set", "training.placement=spread"]
+    output, errors = client.submit("--install", "--env", "PROBED", *spread, PROBED=str(tmp_path))
+    assert "raystage: job tiny has succeeded" in errors
+    assert "[staged 2/2 full] FINISHED" in output
+    assert (tmp_path / other.name).exists()
 
 
 def test_what_is_wrong_is_one_sentence(client: Client, cluster_host: Host) -> None:

@@ -59,21 +59,22 @@ class Timing:
     heartbeat_seconds: float
 
 
-def note_holding(stages: str, number: int, timing: Timing, until: float, notes: Any) -> None:
-    """Take the lease again and again as a process of its own host, and note from when to when it was surely held."""
+def note_holding(stages: str, number: int, timing: Timing, over: Any, notes: Any) -> None:
+    """Take the lease again and again as a process of its own host, until the event `over`, and note from when to when it
+    was surely held."""
     leases = Leases(open_folder(stages), elsewhere(number), timing.ttl_seconds, timing.heartbeat_seconds)
-    while time.monotonic() < until:
+    while not over.is_set():
         lease = leases.acquire(KEY)
         if lease is not None:
             with lease:
-                notes.put((number, *_held_from_to(lease, min(until, time.monotonic() + 2.5))))
+                notes.put((number, *_held_from_to(lease, over)))
         time.sleep(0.01)
 
 
-def _held_from_to(lease: Any, until: float) -> tuple[float, float]:
+def _held_from_to(lease: Any, over: Any) -> tuple[float, float]:
     """After the first and before the last time that it said so."""
-    first = last = None
-    while time.monotonic() < until and not lease.lost:
+    first, last, until = None, None, time.monotonic() + 2.5
+    while not over.is_set() and time.monotonic() < until and not lease.lost:
         asked = time.monotonic()
         if lease.held:
             first, last = first or time.monotonic(), asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from distributed import run_workers
 from hosts import PATIENCE, Host
@@ -16,11 +18,21 @@ from staged_runs import losses, records_of
 
 
 class HostRun:
-    """`raystage run` on a host. Its store is the folder `store` beside the schedule."""
+    """`raystage run` on a host. Its store is by default the folder `store` beside the schedule."""
 
-    def __init__(self, host: Host, head: Host, path: Path, *more: str) -> None:
-        command = ["raystage", "run", path, "--address", head.ray_address, "--wandb", "disabled", "--store", "store"]
-        self.process = host.popen([*command, *more], cwd=path.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(
+        self,
+        host: Host,
+        head: Host,
+        path: Path,
+        *more: str,
+        store: str = "store",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        command = ["raystage", "run", path, "--address", head.ray_address, "--wandb", "disabled", "--store", store]
+        self.process = host.popen(
+            [*command, *more], cwd=path.parent, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         self.said = ""
 
     def say(self, text: str) -> None:

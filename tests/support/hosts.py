@@ -20,13 +20,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 import host_init
 import raystage
+import slow_link
 
 SUBNET = "10.77.0"
 GATEWAY = f"{SUBNET}.254"
@@ -35,6 +38,8 @@ TMP_BYTES = 2 * 2**30
 OBJECT_STORE_BYTES = 100 * 2**20
 # Seconds that a command may take. A limit, and no expectation.
 PATIENCE = 400
+RAY_STARTS = 4
+_LOOK_SECONDS = 0.2
 # How long Ray waits for a host that is silent: by default 40 s, in most tests some seconds, or for as long as it takes.
 WATCHFUL = {
     "RAY_health_check_period_ms": "1000",
@@ -45,8 +50,7 @@ PATIENT = {"RAY_health_check_failure_threshold": "100", "RAY_gcs_rpc_server_reco
 _BIN = Path(sys.executable).parent
 # What ends with the process that started it, whatever ends that one.
 _TIED = ("setpriv", "--pdeathsig", "KILL")
-_TOOLS = ("ip", "tc", "unshare", "nsenter", "setpriv", "mount")
-_SLOWEST_QUEUE = "400ms"
+_TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount")
 
 
 def why_not() -> str | None:
@@ -61,10 +65,19 @@ def why_not() -> str | None:
     return None if tried.returncode == 0 else f"hosts need root's capabilities ({tried.stderr.strip()})"
 
 
-class Host:
-    """One host of a network. number: its place in the network, from 1."""
+@dataclass(frozen=True)
+class Link:
+    """A cable that is not ideal. delay: seconds, in each direction. loss: of all frames that are sent, 0 to 1."""
 
-    def __init__(self, network: Network, number: int) -> None:
+    delay: float
+    bytes_per_second: float
+    loss: float
+
+
+class Host:
+    """One host of a network. number: its place in the network, from 1. link: an ideal one by default."""
+
+    def __init__(self, network: Network, number: int, link: Link | None) -> None:
         self.name, self.address, self.number = f"host{number}", f"{SUBNET}.{number}", number
         self._network, self._port = network, f"port{number}"
         self._init = _start_namespaces(
@@ -72,7 +85,7 @@ class Host:
             sys.executable, "-S", host_init.__file__, self.name, str(network.tmp_bytes), *map(str, network.shown),
         )  # fmt: skip
         self.pid = _first_process(self._init)
-        network.enter("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
+        self._carrier = self._connected(link)
         self.mend()
         for command in (
             f"ip addr add {self.address}/24 dev eth0",
@@ -82,6 +95,17 @@ class Host:
             self.run(command.split())
         self.show(network.etc_hosts, Path("/etc/hosts"))
         self.run(["sh", "-c", f"mkdir $HOME/.ray && printf {network.token} > $HOME/.ray/auth_token"])
+
+    def _connected(self, link: Link | None) -> subprocess.Popen | None:
+        """Lay a cable to the bridge; returns the process that carries its frames, if the kernel does not."""
+        network = self._network
+        if link is None:
+            peer = ("peer", "name", "eth0", "netns", str(self.pid))
+            network.enter("ip", "link", "add", self._port, "type", "veth", *peer)
+            return None
+        inside = ("nsenter", f"--target={network.switch_pid}", "--net", *_TIED, sys.executable, "-S")
+        numbers = (link.delay, link.bytes_per_second, link.loss)
+        return _said_ready([*_TIED, *inside, slow_link.__file__, str(self.pid), self._port, *map(str, numbers)])
 
     # --- its processes ------------------------------------------------------------------------
 
@@ -102,11 +126,30 @@ class Host:
         assert process.returncode == 0, f"{command} on {self.name}: exit {process.returncode}\n{output}"
         return output
 
-    def start_ray(self, cpus: int, head: Host, environment: Mapping[str, str] = WATCHFUL) -> None:
-        """Start a Ray node on the host: the head of a cluster, or one that joins the cluster of `head`."""
+    def start_ray(self, cpus: int, head: Host, environment: Mapping[str, str] = WATCHFUL, *more: str) -> None:
+        """Start a Ray node on the host: the head of a cluster, or one that joins the cluster of `head`.
+
+        Ray gives up a node whose agents need more than 15 s to start, as they may on a busy machine: so it is tried
+        again.
+        """
         role = ["--head", f"--port={RAY_PORT}"] if head is self else [f"--address={head.ray_address}"]
         size = [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        self.run(["ray", "start", *role, *size, "--disable-usage-stats"], environment=environment)
+        for _ in range(RAY_STARTS):
+            earlier = self._nodes_started()
+            command = ["ray", "start", *role, *size, "--disable-usage-stats", *more]
+            starting = self.popen(command, environment=environment)
+            starting.wait(PATIENCE)
+            while self.processes("raylet/raylet"):
+                if self._nodes_started() > earlier:
+                    return
+                time.sleep(_LOOK_SECONDS)
+            self.run(["ray", "stop", "--force"])
+        raise AssertionError(f"Ray does not start on {self.name}")
+
+    def _nodes_started(self) -> int:
+        """How many times Ray has said here that a node is there."""
+        logs = Path(f"/proc/{self.pid}/root/tmp/ray").glob("session_2*/logs/raylet*.out")
+        return sum(log.read_text(errors="replace").count("Raylet consists of") for log in logs)
 
     @property
     def ray_address(self) -> str:
@@ -138,6 +181,13 @@ class Host:
     def mend(self) -> None:
         self._network.enter("ip", "link", "set", self._port, "up", "master", "br0")
 
+    def part_from(self, other: Host) -> None:
+        """The hosts no longer reach each other, and everybody else still reaches both."""
+        self.run(["ip", "route", "add", "blackhole", f"{other.address}/32"])
+
+    def meet(self, other: Host) -> None:
+        self.run(["ip", "route", "del", "blackhole", f"{other.address}/32"])
+
     def lose(self) -> None:
         """The host loses its power: nobody is told."""
         self.cut()
@@ -146,12 +196,6 @@ class Host:
 
     def fill_tmp(self) -> None:
         self.popen(["sh", "-c", "cat /dev/zero > /tmp/filled 2>/dev/null"]).wait(PATIENCE)
-
-    def slow(self, rate: str) -> None:
-        """Limit what the host sends and receives. rate: in the words of `tc`, such as 10mbit."""
-        limit = f"root tbf rate {rate} burst 32k latency {_SLOWEST_QUEUE}".split()
-        self._network.enter("tc", "qdisc", "replace", "dev", self._port, *limit)
-        self.run(["tc", "qdisc", "replace", "dev", "eth0", *limit])
 
 
 class Network:
@@ -171,14 +215,15 @@ class Network:
         named = "".join(f"{SUBNET}.{number} host{number}\n" for number in range(1, 254))
         self.etc_hosts.write_text(f"127.0.0.1 localhost\n{named}")
         self._switch = _start_namespaces("--", "sh", "-c", "echo ready; exec sleep infinity")
-        self._switch_pid = _first_process(self._switch)
+        self.switch_pid = _first_process(self._switch)
         self.enter("ip", "link", "add", "br0", "type", "bridge")
         self.enter("ip", "addr", "add", f"{GATEWAY}/24", "dev", "br0")
         self.enter("ip", "link", "set", "br0", "up")
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in (*(host._init for host in self.hosts), self._switch):
+        carriers = [host._carrier for host in self.hosts if host._carrier is not None]
+        for process in (*(host._init for host in self.hosts), *carriers, self._switch):
             process.kill()
             process.wait(PATIENCE)
 
@@ -197,11 +242,11 @@ class Network:
 
     def enter(self, *command: str) -> None:
         """Carry out a command where the bridge is."""
-        subprocess.run(["nsenter", f"--target={self._switch_pid}", "--net", *command], check=True, timeout=PATIENCE)
+        subprocess.run(["nsenter", f"--target={self.switch_pid}", "--net", *command], check=True, timeout=PATIENCE)
 
-    def add(self) -> Host:
+    def add(self, link: Link | None = None) -> Host:
         """A further host, without Ray."""
-        self.hosts.append(Host(self, len(self.hosts) + 1))
+        self.hosts.append(Host(self, len(self.hosts) + 1, link))
         return self.hosts[-1]
 
     def start(self, count: int, cpus: Sequence[int], environment: Mapping[str, str] = WATCHFUL) -> list[Host]:
@@ -230,7 +275,10 @@ def _title(process: psutil.Process) -> str:
 
 
 def _start_namespaces(*arguments: str) -> subprocess.Popen:
-    command = [*_TIED, "unshare", "--net", "--fork", "--kill-child", *arguments]
+    return _said_ready([*_TIED, "unshare", "--net", "--fork", "--kill-child", *arguments])
+
+
+def _said_ready(command: Sequence[str]) -> subprocess.Popen:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with process.stdout as said:
         assert said.readline() == "ready\n", f"{command} did not start"

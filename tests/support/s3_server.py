@@ -124,22 +124,23 @@ def _cut(environ: Environ, start: Callable) -> Iterable[bytes]:
 class S3Server:
     port: int
     faults: Faults
+    address: str = "127.0.0.1"
 
     def uri(self, path: str = BUCKET) -> str:
-        return f"s3://{path}?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{self.port}"
+        return f"s3://{path}?region=us-east-1&scheme=http&endpoint_override={self.address}:{self.port}"
 
 
 @contextlib.contextmanager
-def running() -> Iterator[S3Server]:
-    """A server on a free port with one empty bucket; CREDENTIALS must be in the environment."""
+def running(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A server on a free port of that address with one empty bucket; CREDENTIALS must be in the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     faults = Faults(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, faults, threaded=True)
+    server = make_server(address, 0, faults, threaded=True)
     server.daemon_threads = True  # a client keeps its connections open
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        opened = S3Server(server.server_port, faults)
+        opened = S3Server(server.server_port, faults, address)
         system, path = fs.FileSystem.from_uri(f"{opened.uri()}&allow_bucket_creation=true")
         system.create_dir(path)
         yield opened
