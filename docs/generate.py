@@ -65,6 +65,7 @@ FORMS = {
     "_parse_bound": "number",
     "parse_seconds": "duration",
     "parse_bool": "`true` or `false`",
+    "parse_recomputed": "`true`, `false` or `selective`",
     "parse_span": "fraction below 1, or tokens",
     "parse_position": "fraction up to 1, or tokens",
     "parse_base": "number",

@@ -64,7 +64,8 @@ _BY_KEY: dict[str, tuple[str, str]] = {
                                   "micro_batch device_batch_size batch_size_per_gpu"),
     "training.gradient_clipping": ("a norm", "max_grad_norm grad_clip clip_grad clip_grad_norm gradient_clip_val "
                                    "gradient_clip grad_norm_clip clip"),
-    "training.activation_checkpointing": ("true or false", "gradient_checkpointing recompute activation_recompute "
+    "training.activation_checkpointing": ("true, false or selective",
+                                          "gradient_checkpointing recompute activation_recompute "
                                           "checkpoint_activations remat"),
     "training.cross_entropy": ("whole, chunked or liger", "fused_cross_entropy fused_loss use_liger_kernel "
                                "fused_linear_cross_entropy liger_fused_linear_cross_entropy chunked_cross_entropy "

@@ -20,6 +20,7 @@ from raystage.config.types import (
     Position,
     Positive,
     PositiveShare,
+    Recomputed,
     Reference,
     Seconds,
     Span,
@@ -245,8 +246,9 @@ class Training(Section):
     """What grows while the stage trains: the batch, the context length or both."""
     gradient_clipping: NotNegative = 1.0
     """The largest norm of the gradient; 0 clips nothing."""
-    activation_checkpointing: Flag = False
-    """Whether activations are computed again in the backward pass, to save memory."""
+    activation_checkpointing: Recomputed = False
+    """Whether activations are computed again in the backward pass, to save memory: all that a layer keeps, or with
+    `selective` all but the outputs of matrix products and of attention, which take the time. The bits are the same."""
     optimizer: Annotated[Optimizer, Field(examples=["{name: adamw, lr: 1e-3}"])] = Optimizer()
     """The optimizer."""
     lr_schedule: Annotated[LrSchedule, Field(examples=["{kind: wsd, warmup: 0.02, decay: 0.2}"])] = LrSchedule()

@@ -125,6 +125,7 @@ def _written(workers: Workers) -> int | dict[str, int]:
 
 
 REST = "rest"  # the weight of the source that gets what the others leave
+SELECTIVE = "selective"  # of what is computed again: all but what takes long
 
 
 def parse_weight(value: object) -> float | str:
@@ -138,6 +139,16 @@ def parse_weight(value: object) -> float | str:
     if not 0 <= weight <= 1:
         raise ValueError(f"found {shown(value)}; expected a share from 0 to 1, or rest")
     return weight
+
+
+def parse_recomputed(value: object) -> bool | str:
+    """Whether something is computed again, or "selective". Raises ValueError."""
+    if value == SELECTIVE:
+        return SELECTIVE
+    try:
+        return parse_bool(value)
+    except ValueError:
+        raise ValueError(f"found {shown(value)}; expected true, false or {SELECTIVE}") from None
 
 
 # Larger than anything that was ever trained, and small enough to be planned in seconds: a plan has a row for every
@@ -203,6 +214,8 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0), OrText(_
 Position = Annotated[float, BeforeValidator(parse_position), Field(ge=0), OrText(COUNT)]
 Span = Annotated[float, BeforeValidator(parse_span), Field(ge=0), OrText(COUNT)]
 Flag = Annotated[bool, BeforeValidator(parse_bool), OrText(_FLAG)]
+_RECOMPUTED_SCHEMA = {"anyOf": [{"type": ["boolean", "string"], "pattern": _FLAG}, {"const": SELECTIVE}]}
+Recomputed = Annotated[bool | str, BeforeValidator(parse_recomputed), WithJsonSchema(_RECOMPUTED_SCHEMA)]
 Text = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 

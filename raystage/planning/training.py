@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from raystage.config.deepspeed import DEEPSPEED_OPTIONS, read_deepspeed
 from raystage.config.schedule import Schedule
 from raystage.config.training import LrSchedule, Optimizer, Training
+from raystage.config.types import SELECTIVE
 from raystage.errors import InputError
 from raystage.frozen import replaced
 from raystage.models.shape import ModelShape, table_of
@@ -123,12 +124,26 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
     if training.compile and training.zero_stage == 3:
         problem = "found true with zero_stage: 3, which gathers the parameters of each module when it is called"
         raise InputError(f"{problem}; expected zero_stage 0, 1 or 2, or false", key="training.compile")
+    _check_recomputed(training)
     _check_places(training)
     check_ramp(training, shape.context_length, unit)
     share = -(-sequences // training.workers.most)
     micro = training.micro_batch_size or max(1, DEFAULT_MICRO_BATCH_TOKENS // shape.context_length)
     options = read_deepspeed(training.deepspeed, DEEPSPEED_OPTIONS)
     return training.model_copy(update={"micro_batch_size": min(micro, share), "deepspeed": options})
+
+
+def _check_recomputed(training: Training) -> None:
+    """Refuse what is computed again in parts where torch cannot tell the parts. Raises InputError."""
+    if training.activation_checkpointing != SELECTIVE:
+        return
+    key = "training.activation_checkpointing"
+    if training.zero_stage == 3:
+        problem = "found selective with zero_stage: 3, which gathers parameters at other places the second time"
+        raise InputError(f"{problem}; expected zero_stage 0, 1 or 2, or true", key=key)
+    if training.compile:
+        problem = "found selective with compile: true, where the compiler chooses what is computed again"
+        raise InputError(f"{problem}; expected true or false", key=key)
 
 
 def _check_places(training: Training) -> None:

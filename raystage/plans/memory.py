@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from raystage.config.training import Training
+from raystage.config.types import SELECTIVE
 from raystage.models.depth import num_in_hidden_matrices
-from raystage.models.shape import ModelShape, num_params, sample_outputs, table_of
+from raystage.models.shape import ModelShape, num_params, parameters, sample_outputs, table_of
 from raystage.objectives.table import CHUNK_TARGETS
 from raystage.plans.adapters import AdapterPlan
 
@@ -90,8 +92,22 @@ def _activations(shape: ModelShape, training: Training, element_bytes: int) -> i
     if table_of(shape).caps_scores:
         per_layer += tokens * shape.num_heads * shape.context_length * _SCORE_BYTES
     kept = tokens * shape.hidden_size * _CHECKPOINTED_BYTES * element_bytes // 2
+    if training.activation_checkpointing == SELECTIVE:
+        kept += tokens * _products(shape) * element_bytes
     recomputed = min(shape.num_layers, 1) * per_layer  # one layer at a time
     return shape.num_layers * kept + recomputed if training.activation_checkpointing else shape.num_layers * per_layer
+
+
+def _products(shape: ModelShape) -> int:
+    """The numbers that the matrix products of a layer, and its attention, make of one position. Of a mixture a position
+    goes through `experts_per_token` of the experts."""
+    active = replace(shape.with_layers(1), num_experts=shape.experts_per_token)
+    total = shape.num_heads * shape.head_size
+    for one in parameters(active):
+        roles = [axis.role for axis in one.spec.axes]
+        if one.layer is not None and {"out", "in"} <= set(roles):
+            total += math.prod(size for size, role in zip(one.shape, roles, strict=True) if role in ("out", "each"))
+    return total
 
 
 def _scores(shape: ModelShape, training: Training, adapter: AdapterPlan | None) -> int:

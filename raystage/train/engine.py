@@ -37,6 +37,7 @@ from raystage.train.reading.micro_batches import MicroBatch, Share, StepBatches,
 from raystage.train.state import adapters
 from raystage.train.state.buffers import Buffers
 from raystage.train.state.compiled import Compiled, uncompiled
+from raystage.train.state.recomputing import recompute
 
 # Without this, DeepSpeed compiles a shared-memory all-reduce with a C++ compiler at every start on a CPU, which takes
 # 30 s or more. DeepSpeed does not document this name, so a test holds that it exists.
@@ -131,7 +132,7 @@ class StageEngine:
             zero_init = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
         model = build(self.stage.shape, DTYPES[training.precision], zero_init)
         if training.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(model, training.activation_checkpointing)
         if training.cross_entropy != "whole":
             self._head = loss_head(model, self.stage.shape, training.cross_entropy, training.compile)
         if self.stage.adapter:

@@ -65,7 +65,29 @@ def test_activations_by_hand(precision: str, checkpointing: bool, layers: int) -
     assert found.activations_bytes == layers + 2 * TOKENS * 257 * 4
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("precision", "element_bytes"), [("bf16", 2), ("fp32", 4)])
+def test_what_is_kept_of_a_layer_selectively_by_hand(precision: str, element_bytes: int) -> None:
+    """Its input of 8, queries of 4 heads of 6, keys and values of 2 each, attention, its projection, two of the
+    feed-forward layer and the last."""
+    found = estimate(SHAPE, training(precision=precision, activation_checkpointing="selective"))
+    kept = 8 + 24 + 12 + 12 + 24 + 8 + 20 + 20 + 8
+    expected = (3 * TOKENS * kept + TOKENS * 8 * 17) * element_bytes + 2 * TOKENS * 257 * 4
+    assert found.activations_bytes == expected
+
+
+def test_of_a_mixture_the_experts_of_a_token_are_kept() -> None:
+    kinds = ("mixtral", "qwen3_moe")
+    for dense, mixture in zip((SHAPE, replace(SHAPE, family="qwen3")), kinds, strict=True):
+        many = replace(dense, family=mixture, num_experts=8, experts_per_token=3)
+        kept = [
+            estimate(one, training(activation_checkpointing="selective")).activations_bytes
+            - estimate(one, training(activation_checkpointing=True)).activations_bytes
+            for one in (dense, many)
+        ]
+        assert kept[1] - kept[0] == 3 * TOKENS * 2 * (20 + 20 + 8) * 4
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 def test_without_layers_there_are_no_activations_of_any(checkpointing: bool) -> None:
     found = estimate(SHAPE.with_layers(0), training(activation_checkpointing=checkpointing))
     assert found.activations_bytes == 2 * TOKENS * 257 * 4

@@ -92,6 +92,7 @@ CHANGES_ALL = [
     "training.micro_batch_size=2",
     "training.gradient_clipping=0.5",
     "training.activation_checkpointing=true",
+    "training.activation_checkpointing=selective",
     "training.optimizer.name=adam",
     "training.optimizer.name=sgd",
     "training.optimizer={name: sgd, momentum: 0.8}",

@@ -50,7 +50,8 @@ def resolve_own(draft: StageDraft, sources: Sources, before: ModelShape | None) 
     model = draft.stage.model
     check_own_keys(model)
     if model.family == OWN and draft.stage.training.activation_checkpointing:
-        problem = "found true for a module, which only its own code can compute a second time"
+        found = str(draft.stage.training.activation_checkpointing).lower()
+        problem = f"found {found} for a module, which only its own code can compute a second time"
         raise InputError(f"{problem}; expected false", key="training.activation_checkpointing")
     sizes = _sizes(draft, before)
     head = draft.objective.entry.head
