@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_losses_and_hits_are_those_of_the_scores(seed: int, dtype: torch.dtype) 
     assert torch.equal(found[:, 1] == 1, scores.argmax(-1) == targets)
 
 
+@pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="liger_kernel is installed")
 def test_a_kernel_that_is_not_installed_is_refused_with_what_to_do() -> None:
     """liger_kernel needs triton, and is no part of the set-up."""
     shape = tiny("llama")
