@@ -34,7 +34,8 @@ import slow_link
 SUBNET = "10.77.0"
 GATEWAY = f"{SUBNET}.254"
 RAY_PORT = 6379
-TMP_BYTES = 2 * 2**30
+# Ray copies the whole virtual environment there (2 GB) where it installs packages for a job.
+TMP_BYTES = 4 * 2**30
 OBJECT_STORE_BYTES = 100 * 2**20
 # Seconds that a command may take. A limit, and no expectation.
 PATIENCE = 400
