@@ -8,7 +8,6 @@ import torch
 
 from growths import SOURCES, tiny
 from raystage.errors import InputError
-from raystage.models.build import build
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, table_of
 from raystage.objectives.by_head import ByHead, loss_head
@@ -18,6 +17,7 @@ from raystage.objectives.judging import OfTokens, Tally
 from raystage.objectives.learner import Batch, HeldOut
 from raystage.objectives.masked_lm import MaskedLm
 from raystage.objectives.metrics import MetricSums
+from tiny_models import random_network
 
 COUNT, LENGTH = 6, 9
 MASKED = MaskedLm(0.3, 3, 31)
@@ -30,15 +30,6 @@ def bends_scores(shape: ModelShape) -> bool:
 WITH_HEAD = {name: shape for name, shape in SOURCES.items() if table_of(shape).head and not bends_scores(shape)}
 # Every objective whose loss can be computed so, with documents told apart and across them.
 OBJECTIVES = {"causal_lm": ("llama", CausalLm()), "instruct": ("llama", Instruct()), "masked_lm": ("bert", MASKED)}
-
-
-def network_of(shape: ModelShape) -> torch.nn.Module:
-    torch.manual_seed(0)
-    network = build(shape).eval()
-    with torch.no_grad():
-        for one in network.parameters():
-            one.normal_(0, 0.3)
-    return network
 
 
 def held_out(is_apart: bool = False) -> HeldOut:
@@ -63,7 +54,7 @@ def loss_and_gradients(learner: OfTokens | ByHead, network: torch.nn.Module, bat
 
 
 def check_same(objective: OfTokens, shape: ModelShape, samples: HeldOut) -> None:
-    network, batch = network_of(shape), batch_of(objective, samples)
+    network, batch = random_network(shape), batch_of(objective, samples)
     expected = loss_and_gradients(objective, network, batch)
     head = loss_head(network, shape, "chunked")
     found = loss_and_gradients(ByHead(objective, head), network, batch)
@@ -93,7 +84,7 @@ def test_every_objective_learns_the_same(name: str, is_apart: bool) -> None:
 def test_held_out_text_is_judged_the_same(name: str) -> None:
     family, objective = OBJECTIVES[name]
     shape, samples = SOURCES[family], held_out(True)
-    network, batch = network_of(shape), batch_of(objective, samples)
+    network, batch = random_network(shape), batch_of(objective, samples)
     in_chunks = ByHead(objective, loss_head(network, shape, "chunked"))
     found = []
     for judge in (objective, in_chunks):
@@ -110,7 +101,7 @@ def test_held_out_text_is_judged_the_same(name: str) -> None:
 def test_a_model_that_changes_its_scores_is_refused() -> None:
     """Gemma 2 bends them behind its head, which a plan knows; a family of the user's own may do so unknown."""
     shape = tiny("gemma2")
-    network, batch = network_of(shape), batch_of(CausalLm(), held_out())
+    network, batch = random_network(shape), batch_of(CausalLm(), held_out())
     learner = ByHead(CausalLm(), loss_head(network, shape, "chunked"))
     with pytest.raises(InputError, match=r"training\.cross_entropy: found 'chunked', but the model changes the scores"):
         learner.loss(network, batch)

@@ -9,6 +9,9 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from raystage.models.build import build
+from raystage.models.shape import ModelShape
+
 VOCABULARY, LENGTH = 64, 20
 _MOST = 10**7
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -96,3 +99,13 @@ def with_copies(network: torch.nn.Module, order: Sequence[int], count: int) -> t
             if isinstance(value, list) and len(value) == count and "layer" in key:
                 setattr(owner, key, [value[origin] for origin in order])
     return deeper
+
+
+def random_network(shape: ModelShape) -> torch.nn.Module:
+    """Of a known family, with weights that are large enough for every layer to count."""
+    torch.manual_seed(0)
+    network = build(shape).eval()
+    with torch.no_grad():
+        for one in network.parameters():
+            one.normal_(0, 0.3)
+    return network

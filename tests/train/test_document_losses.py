@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from growths import SOURCES
 from raystage.data.order.documents import DocumentSpans
-from raystage.models.build import build
 from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape
 from raystage.train.scoring.documents import document_losses
+from tiny_models import random_network
 
 CPU = torch.device("cpu")
 CAUSAL = [
@@ -25,15 +25,6 @@ def some_text(shape: ModelShape) -> tuple[np.ndarray, DocumentSpans]:
     rng, context = np.random.default_rng(0), shape.context_length
     lengths = np.array([1, 2, 3 * context, context, context + 1, context + 2, *rng.integers(1, 2 * context, 20)])
     return rng.integers(0, shape.vocab_size, lengths.sum()).astype(np.uint16), DocumentSpans(lengths)
-
-
-def network_of(shape: ModelShape) -> torch.nn.Module:
-    torch.manual_seed(0)
-    network = build(shape).eval()
-    with torch.no_grad():
-        for one in network.parameters():
-            one.normal_(0, 0.3)
-    return network
 
 
 def alone(network: torch.nn.Module, document: np.ndarray, context: int) -> float:
@@ -50,7 +41,7 @@ def alone(network: torch.nn.Module, document: np.ndarray, context: int) -> float
 def test_a_document_is_scored_as_if_alone(name: str) -> None:
     shape = SOURCES[name]
     tokens, documents = some_text(shape)
-    network, told = network_of(shape), []
+    network, told = random_network(shape), []
     whole = (0, len(documents.lengths))
     found = document_losses(network, shape, tokens, documents, whole, CPU, lambda: told.append(1))
     expected = [alone(network, document, shape.context_length) for document in np.split(tokens, documents.begins[1:-1])]
@@ -62,7 +53,7 @@ def test_a_document_is_scored_as_if_alone(name: str) -> None:
 def test_a_part_is_scored_as_in_the_whole() -> None:
     shape = SOURCES["llama"]
     tokens, documents = some_text(shape)
-    network, count = network_of(shape), len(documents.lengths)
+    network, count = random_network(shape), len(documents.lengths)
     whole = document_losses(network, shape, tokens, documents, (0, count), CPU)
     parts = [document_losses(network, shape, tokens, documents, part, CPU) for part in ((0, 5), (5, count))]
     assert np.concatenate(parts) == pytest.approx(whole, rel=1e-6)
