@@ -89,14 +89,12 @@ with s3_server.running(sys.argv[1]) as s3:
 
 def test_an_object_store_on_a_host_of_its_own_may_be_cut_off_for_a_while(network: Network, tiny: Path) -> None:
     """Saving waits and tries again; what is trained has the bits of a folder as the store."""
+    head, *_ = network.start(3, cpus=[0, 1, 1], environment=WATCHFUL | CREDENTIALS)
     server = network.add()
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", OBJECT_STORE, server.address]
     with server.popen(command, environment=environment, stdout=subprocess.PIPE) as serving:
         store = serving.stdout.readline().strip()
-        head, *_ = [network.add() for _ in range(3)]
-        for host, cpus in zip(network.hosts[1:], (0, 1, 1), strict=True):
-            host.start_ray(cpus, head, WATCHFUL | CREDENTIALS)
         run = HostRun(head, head, tiny, store=store, environment=CREDENTIALS)
         run.say("small] step 1")
         server.cut()

@@ -60,8 +60,8 @@ class Timing:
 
 
 def note_holding(stages: str, number: int, timing: Timing, over: Any, notes: Any) -> None:
-    """Take the lease again and again as a process of its own host, until the event `over`, and note from
-    when to when it was surely held."""
+    """Take the lease again and again as a process of its own host, until the event `over`, and note
+    from when to when it was surely held."""
     leases = Leases(open_folder(stages), elsewhere(number), timing.ttl_seconds, timing.heartbeat_seconds)
     while not over.is_set():
         lease = leases.acquire(KEY)
