@@ -10,6 +10,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
 from raystage.errors import RaystageError
+from raystage.train.control_actor import Message
 from raystage.units import shortened
 
 _THREAD = "raystage-fit"
@@ -62,7 +63,8 @@ class TellsFailures(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         failures = {rank: one for rank, one in worker_exceptions.items() if not isinstance(one, RaystageError)}
         if failures:
-            self._control.put.remote("trouble", "", shortened(describe_failure(failures), _LONGEST_REASON))
+            reason = shortened(describe_failure(failures), _LONGEST_REASON)
+            self._control.put.remote(Message.of("trouble", "", reason))
 
 
 def describe_failure(failures: Mapping[int, Exception]) -> str:

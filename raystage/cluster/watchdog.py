@@ -55,8 +55,8 @@ class Watchdog:
     def look(self) -> None:
         """Raises ClusterLost, ResourcesMissing, WorkersLost; KeyboardInterrupt when the time to save after a signal is
         over."""
-        for event in get_answer(self._control.take.remote(), self._shutdown.check):
-            self._on_event(*event)
+        for message in get_answer(self._control.take.remote(), self._shutdown.check):
+            self._on_event(message.kind, message.key, message.what)
         self._shutdown.check()
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             statuses = get_answer(self._control.statuses.remote())

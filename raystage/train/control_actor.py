@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,6 +54,26 @@ class Task:
     content: bytes
 
 
+@dataclass(frozen=True)
+class Message:
+    """What workers tell the driver. kind: such as 'trained'. key: of the stage; '' if it is of none.
+
+    content: pickled, so that this actor need not import what it consists of. Use `of` and `what`.
+    """
+
+    kind: str
+    key: str
+    content: bytes
+
+    @classmethod
+    def of(cls, kind: str, key: str, what: Any) -> Message:
+        return cls(kind, key, pickle.dumps(what))
+
+    @property
+    def what(self) -> Any:
+        return pickle.loads(self.content)
+
+
 class ControlActor:
     """What the workers are to do, their messages for the driver, and when each worker was last heard of.
 
@@ -62,7 +83,7 @@ class ControlActor:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._messages: list[tuple[str, str, Any]] = []
+        self._messages: list[Message] = []
         self._failure: RaystageError | None = None
         self._is_leaving = self._is_ending = self._is_dismissed = self._is_refused = False
         self._heard: dict[int, tuple[float, WorkerStatus]] = {}
@@ -143,11 +164,11 @@ class ControlActor:
     def starts(self) -> int:
         return self._starts
 
-    def put(self, kind: str, key: str, what: Any) -> None:
-        """Called by the first worker: a message about the stage with this key."""
-        self._messages.append((kind, key, what))
+    def put(self, message: Message) -> None:
+        """Called by the first worker."""
+        self._messages.append(message)
 
-    def take(self) -> list[tuple[str, str, Any]]:
+    def take(self) -> list[Message]:
         """The messages since the last call."""
         taken, self._messages = self._messages, []
         return taken

@@ -26,7 +26,7 @@ from raystage.storage.jobs import Job, continues
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 from raystage.train.collectives import broadcast_object, from_first, join_process_group, let_groups_wait
-from raystage.train.control_actor import Task, WorkerStatus, longest_wait_seconds
+from raystage.train.control_actor import Message, Task, WorkerStatus, longest_wait_seconds
 from raystage.train.heartbeat import Heartbeat
 from raystage.train.saving import Saver, Send
 from raystage.train.stage_runner import JobContext, StageRunner
@@ -63,14 +63,14 @@ def _next_task(control: Any) -> Task | None:
 def _carry_out(job: Job, control: Any) -> bool:
     """Returns False if all workers stopped for the same reason."""
     try:
-        run_job(job, lambda kind, key, what: control.put.remote(kind, key, what), _make_heartbeat(control))
+        run_job(job, lambda *message: control.put.remote(Message.of(*message)), _make_heartbeat(control))
     except (NonFiniteLoss, GrowthRejected) as error:  # raised on all workers alike, so all can leave without an error
         ray.get(control.fail.remote(error))
         return False
     except RaystageError as error:  # perhaps on this worker alone: Ray must stop the others
         ray.get(control.fail.remote(error))
         raise
-    ray.get([control.put.remote("left", job.stages[-1].key, None), control.forget.remote()])
+    ray.get([control.put.remote(Message.of("left", job.stages[-1].key, None)), control.forget.remote()])
     return True
 
 

@@ -8,7 +8,7 @@ from raystage.cluster.placement import count_places
 from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import NonFiniteLoss, StageFailed
-from raystage.train.control_actor import ControlActor, longest_wait_seconds
+from raystage.train.control_actor import ControlActor, Message, longest_wait_seconds
 
 
 def node(alive: bool = True, **resources: float) -> dict:
@@ -68,9 +68,10 @@ def test_torch_waits_as_long_as_the_watchdog(hang_seconds: float, waits: float) 
 
 def test_the_control_actor_gives_every_message_once_and_keeps_the_first_failure() -> None:
     control = ControlActor()
-    control.put("trained", "key", 1)
-    control.put("trained", "key", 2)
-    assert control.take() == [("trained", "key", 1), ("trained", "key", 2)]
+    first, second = Message.of("trained", "key", 1), Message.of("trained", "key", 2)
+    control.put(first)
+    control.put(second)
+    assert control.take() == [first, second]
     assert control.take() == []
     control.fail(NonFiniteLoss("first"))
     control.fail(StageFailed("second"))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.exceptions import ActorDiedError
 
 from raystage.cluster.train_run import TellsFailures, describe_failure
 from raystage.errors import InputError
+from raystage.train.control_actor import Message
 
 
 class Control:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.told: list[Message] = []
         self.put = self
 
-    def remote(self, *message: Any) -> None:
+    def remote(self, message: Message) -> None:
         self.told.append(message)
 
 
@@ -33,7 +32,7 @@ def test_what_raystage_raises_itself_is_not_told_twice() -> None:
     TellsFailures(control).after_exception(None, {0: InputError("wrong")})
     assert control.told == []
     TellsFailures(control).after_exception(None, {0: InputError("wrong"), 1: ValueError("x" * 1000)})
-    ((kind, key, text),) = control.told
-    assert (kind, key) == ("trouble", "")
-    assert text.startswith("worker 1 failed: xxx")
-    assert len(text) < 400
+    (message,) = control.told
+    assert (message.kind, message.key) == ("trouble", "")
+    assert message.what.startswith("worker 1 failed: xxx")
+    assert len(message.what) < 400

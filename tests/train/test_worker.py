@@ -22,6 +22,7 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.checkpoint import Checkpoint
 from raystage.storage.store import Store, loss_at, position_of
+from raystage.train.ending.record import environment
 from raystage.train.worker import Job, run_job
 
 pytestmark = pytest.mark.end_to_end
@@ -121,6 +122,11 @@ def records(schedule: Schedule, store: str) -> list[StageRecord]:
 def test_no_compiler_is_needed_on_a_cpu() -> None:
     """raystage.train.engine turns off what DeepSpeed would compile, by a private name: is it still there?"""
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+def test_where_a_stage_was_trained_is_told_in_plain_words() -> None:
+    """The version of torch is of a type of torch: who reads a message that has it loads torch, which takes seconds."""
+    assert {type(one) for one in environment().values()} == {str}
 
 
 def test_a_job_counts_what_it_did(schedule: Schedule, stores: tuple[str, str]) -> None:

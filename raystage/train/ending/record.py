@@ -49,7 +49,7 @@ def finished_record(stage: StagePlan, progress: Progress, checkpoint: str) -> St
 def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # of a type of torch, which whoever unpickles it would have to load
         "deepspeed": deepspeed.__version__,
         "transformers": transformers.__version__,
         "device": get_accelerator().device_name(),
