@@ -23,6 +23,7 @@ from raystage.files.object_stores import check_bucket, first_line, refuse_creden
 from raystage.files.retry import retried
 
 Result = TypeVar("Result")
+FileToWrite = pa.NativeFile
 
 
 @dataclass(frozen=True, order=True)
@@ -125,11 +126,13 @@ class Folder:
         """A file to read ranges from; memory-mapped where it is local. Raises FileNotFoundError."""
         return OpenFile(self / name)
 
-    @contextlib.contextmanager
-    def open_writer(self, name: str) -> Iterator[pa.NativeFile]:
-        """A new file to write from front to back. Where that fails, the incomplete file is removed."""
-        with _writing(self / name, self / name) as file:
-            yield file
+    def write_stream(self, name: str, write: Callable[[FileToWrite], Result]) -> Result:
+        """A new file that `write` writes from front to back. Where that fails, the incomplete file is removed.
+
+        write: called again, for the file from its start, where a storage service did not answer for a while.
+        """
+        self.make()
+        return (self / name)._tried("written", lambda: (self / name)._streamed(write))
 
     def make(self) -> None:
         if self.is_local:
@@ -206,6 +209,25 @@ class Folder:
         except OSError as error:
             raise _in_words(self, done, error) from None
 
+    def _streamed(self, write: Callable[[FileToWrite], Result]) -> Result:
+        """Write this new file; it is removed again where writing fails.
+
+        pyarrow cannot abort an upload: a file that is closed or dropped becomes an object, however little it holds. So
+        it is closed and then removed. If this process dies in between, a part of a checkpoint is left without a
+        manifest, which does not count as a checkpoint.
+        """
+        file = self.system.open_output_stream(self.path)
+        try:
+            result = write(file)
+            _complete(file, self)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                self.system.delete_file(self.path)
+            raise
+        return result
+
     def _put(self, name: str, content: bytes) -> None:
         # Not `with`: after an exception pyarrow would complete the upload, too.
         file = self.system.open_output_stream(f"{self.path}/{name}")
@@ -279,30 +301,6 @@ class OpenFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextlib.contextmanager
-def _writing(place: Folder, meant: Folder) -> Iterator[pa.NativeFile]:
-    """A new file at `place`, removed again where writing fails; the error names `meant`.
-
-    pyarrow cannot abort an upload: a file that is closed or dropped becomes an object, however little it holds. So it
-    is closed and then removed. If this process dies in between, a part of a checkpoint is left without a manifest,
-    which does not count as a checkpoint.
-    """
-    parent = replace(place, path=place.path.rsplit("/", 1)[0])
-    parent.make()
-    file = meant._tried("written", lambda: place.system.open_output_stream(place.path))
-    try:
-        yield file
-        _complete(file, place)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            file.close()
-        with contextlib.suppress(OSError):
-            place.system.delete_file(place.path)
-        if isinstance(error, OSError):
-            raise _in_words(meant, "written", error) from None
-        raise
 
 
 def _complete(file: pa.NativeFile, place: Folder) -> None:

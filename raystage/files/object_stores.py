@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl
 from pyarrow import fs
 
 from raystage.errors import InputError, StorageError
-from raystage.files.retry import is_transient, retried
+from raystage.files.retry import FIRST_CONTACT, is_transient, retried
 from raystage.safe_text import secret_in, without_secrets
 
-# Attempts of each single request, those of the parts of a long upload included: this process cannot repeat these.
+# Attempts of each single request by the client itself. `files.retry` then repeats the whole operation.
 REQUEST_ATTEMPTS = 3
 # The options of an S3 URI that pyarrow's constructor accepts too.
 _S3_TEXTS = frozenset({"region", "scheme", "endpoint_override", "tls_ca_file_path"})
@@ -53,9 +53,9 @@ def check_bucket(system: fs.FileSystem, path: str, uri: str) -> None:
     if not bucket:
         raise InputError(f"{uri!r} names no bucket; expected s3://bucket/prefix", key="store")
     try:
-        found = retried(lambda: system.get_file_info(path).type)
+        found = retried(lambda: system.get_file_info(path).type, FIRST_CONTACT)
         if found == fs.FileType.NotFound:
-            found = retried(lambda: system.get_file_info(bucket).type)
+            found = retried(lambda: system.get_file_info(bucket).type, FIRST_CONTACT)
     except OSError as error:
         if is_transient(error):
             raise StorageError(f"{uri}: cannot be reached ({first_line(error)})") from None

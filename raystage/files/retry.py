@@ -1,12 +1,14 @@
 """Which errors of a storage service pass by themselves, and how operations are retried.
 
-Every operation on a file system goes through `retried`; only this module knows how often and how long it waits. The
-waiting time is exponential with full jitter, so that workers that failed together do not retry together (Brooker,
-"Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+Every operation on a file system goes through `retried`; only this module knows how long it is patient. The waiting time
+is exponential with full jitter, so that workers that failed together do not retry together (Brooker, "Exponential
+Backoff And Jitter", AWS Architecture Blog, 2015).
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import random
 import re
 import time
@@ -14,7 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from raystage.units import format_seconds
+
 Result = TypeVar("Result")
+
+_LOG = logging.getLogger("raystage.files")
 
 # pyarrow distinguishes the errors of S3 only in their text: "AWS Error SLOW_DOWN during PutObject operation: ...". An
 # answer without a body (to HEAD) has only its status: "AWS Error UNKNOWN (HTTP status 503)".
@@ -28,19 +34,26 @@ _jitter = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Retries:
-    """The number of attempts, and the waiting times between them."""
+    """seconds: after the end of the first attempt; no other begins later. The others are of the times between them."""
 
-    attempts: int = 6
+    seconds: float
     first_seconds: float = 0.2
     longest_seconds: float = 10.0
 
     def pauses(self, draw: Callable[[], float]) -> Iterator[float]:
-        """The seconds to wait after each failed attempt except the last; `draw` returns numbers in [0, 1)."""
-        for failed in range(self.attempts - 1):
-            yield draw() * min(self.longest_seconds, self.first_seconds * 2**failed)
+        """The seconds to wait after each failed attempt; `draw` returns numbers in [0, 1)."""
+        for failed in itertools.count():
+            yield draw() * min(self.longest_seconds, self.first_seconds * 2 ** min(failed, 32))
 
 
-RETRIES = Retries()
+# A service that is started anew is back within minutes, and so is a network that is mended. A run of weeks waits.
+RETRIES = Retries(300.0)
+# Of the first contact with a service: its name or address may be wrong.
+FIRST_CONTACT = Retries(10.0)
+# Once in this time it is said that a service does not answer.
+_SAY_AGAIN_SECONDS = 60.0
+_SAY_AFTER_SECONDS = 5.0
+_said_at = float("-inf")
 
 
 def is_transient(error: OSError) -> bool:
@@ -55,16 +68,35 @@ def is_transient(error: OSError) -> bool:
 
 def retried(
     action: Callable[[], Result],
-    retries: Retries = RETRIES,
+    retries: Retries | None = None,
     draw: Callable[[], float] = _jitter.random,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """The result of `action`, which may be called several times. Raises its last OSError."""
+    """The result of `action`, which may be called many times. Raises its last OSError.
+
+    retries: `RETRIES` by default. That a service does not answer is logged once in a minute.
+    """
+    retries = retries or RETRIES
+    failed_at: float | None = None
     for pause in retries.pauses(draw):
         try:
             return action()
         except OSError as error:
-            if not is_transient(error):
+            now = clock()
+            failed_at = now if failed_at is None else failed_at
+            waited = now - failed_at
+            if not is_transient(error) or waited + pause > retries.seconds:
                 raise
+            if waited > _SAY_AFTER_SECONDS:
+                _say(error, retries.seconds - waited, now)
         sleep(pause)
-    return action()
+    raise AssertionError("pauses have no end")
+
+
+def _say(error: OSError, seconds_left: float, now: float) -> None:
+    global _said_at  # of this process: a service that does not answer, does not answer to many operations
+    if now - _said_at >= _SAY_AGAIN_SECONDS:
+        _said_at = now
+        reason = str(error).splitlines()[0]
+        _LOG.warning("the storage does not answer; trying again for %s (%s)", format_seconds(seconds_left), reason)

@@ -268,11 +268,14 @@ def _write_file(
 ) -> None:
     """Write one file from front to back. Wider types come first, as in the library, so that all are aligned."""
     tensors = laid_out(sorted(tensors, key=lambda tensor: -tensor.item_bytes))
-    with target.open_writer(name) as file:
+
+    def write(file: pa.NativeFile) -> None:
         file.write(header_bytes(tensors, {"format": "pt", **metadata}))  # transformers requires the format
         for tensor in tensors:
             for chunk in content(tensor):
                 file.write(chunk)
+
+    target.write_stream(name, write)
     target.sync(name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -167,7 +167,7 @@ def _write_checkpoint(
     shards = placed(
         stream_shard(
             target, shard_name(number, len(parts)), spans[places.start : places.stop],
-            map(read, spans[places.start : places.stop]),
+            partial(map, read, spans[places.start : places.stop]),
         )
         for number, places in enumerate(parts)
     )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 from raystage.errors import CheckpointError, InputError, RaystageError, StorageError
@@ -222,7 +223,7 @@ def _write_checkpoint(
     shards = []
     for number, places in enumerate(parts):
         chosen = [spans[place] for place in places]
-        values = (grown.slice(*span) for span in chosen)
+        values = partial(starmap, grown.slice, chosen)
         shards.append(stream_shard(target, shard_name(number, len(parts)), chosen, values))
     opened.close()
     counts_apart = opened.has(("exp_avg_sq",))  # of nothing else does a step depend on the count

@@ -94,17 +94,19 @@ def test_an_object_store_on_a_host_of_its_own_may_be_cut_off_for_a_while(network
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", OBJECT_STORE, server.address]
     with server.popen(command, environment=environment, stdout=subprocess.PIPE) as serving:
-        store = serving.stdout.readline().strip()
-        run = HostRun(head, head, tiny, store=store, environment=CREDENTIALS)
-        run.say("small] step 1")
-        server.cut()
-        time.sleep(20)
-        server.mend()
-        run.end()
-        told = head.run(
-            ["raystage", "report", "tiny", "--store", store, "--json"], environment=CREDENTIALS, cwd=tiny.parent
-        )
-        serving.kill()
+        try:
+            store = serving.stdout.readline().strip()
+            run = HostRun(head, head, tiny, store=store, environment=CREDENTIALS)
+            run.say("small] step 1")
+            server.cut()
+            time.sleep(45)  # several saves of the run fall due meanwhile
+            server.mend()
+            run.end()
+            told = head.run(
+                ["raystage", "report", "tiny", "--store", store, "--json"], environment=CREDENTIALS, cwd=tiny.parent
+            )
+        finally:
+            serving.kill()
     rows = json.loads(told[told.index("{") :])["stages"]
     trained = [[point["loss"] for point in row["train"] + row["evaluations"]] for row in rows]
     assert trained == losses(on_one_host(load(tiny), tiny.parent))

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raystage.errors import CheckpointError, InputError, StorageError
@@ -51,10 +52,12 @@ def test_what_is_not_there_is_none_or_nothing(folder: Folder) -> None:
 
 
 def test_ranges_are_read_without_the_rest(folder: Folder) -> None:
-    with folder.open_writer("numbers") as file:
+    def write(file: pa.NativeFile) -> None:
         file.write(b"01234")
         folder.begin_sync("numbers")
         file.write(b"56789")
+
+    folder.write_stream("numbers", write)
     folder.sync("numbers")
     with folder.open_reader("numbers") as file:
         assert file.read_at(3, 4) == b"456"
@@ -74,13 +77,12 @@ def test_delete_takes_the_whole_folder(folder: Folder) -> None:
 
 
 def test_what_a_failed_writer_began_goes(folder: Folder) -> None:
-    def write() -> None:
-        with folder.open_writer("shard") as file:
-            file.write(b"half of it")
-            raise ValueError("broken")
+    def write(file: pa.NativeFile) -> None:
+        file.write(b"half of it")
+        raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        write()
+        folder.write_stream("shard", write)
     assert folder.names() == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -10,7 +10,7 @@ from operator import itemgetter
 import numpy as np
 import xxhash
 
-from raystage.files.filesystem import Folder
+from raystage.files.filesystem import FileToWrite, Folder
 from raystage.files.safetensors import Tensor, header_bytes, laid_out
 from raystage.storage.shards.contents import CHECKSUM_BYTES, Shard, Span
 from raystage.storage.shards.placed import Held, PlacedShards, Run
@@ -25,6 +25,7 @@ _SYNC_BYTES = 32 * 2**20  # handed to the disk at a time, while more is written
 
 # What a worker writes: parameter, state, start and the flat float32 values.
 Piece = tuple[str, str, int, np.ndarray]
+Values = Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ def write_shard(folder: Folder, name: str, pieces: Iterable[Piece]) -> WrittenSh
     """Write one worker's slices as a safetensors file, from front to back, and sync it to disk."""
     pieces = sorted(pieces, key=itemgetter(0, 1, 2))
     spans = [(parameter, state, start, start + values.size) for parameter, state, start, values in pieces]
-    return stream_shard(folder, name, spans, (values for *_, values in pieces))
+    return stream_shard(folder, name, spans, lambda: (values for *_, values in pieces))
 
 
-def stream_shard(folder: Folder, name: str, spans: Iterable[Span], values: Iterable[np.ndarray]) -> WrittenShard:
-    """Write a shard whose spans are known before, and sync it to disk. spans: sorted. values: yields the flat float32
-    values of one after the other.
+def stream_shard(folder: Folder, name: str, spans: Iterable[Span], values: Values) -> WrittenShard:
+    """Write a shard whose spans are known before, and sync it to disk. spans: sorted. values: the flat float32 values
+    of one after the other; asked for again where a storage service did not answer for a while.
 
     The file is written in a stream, because the safetensors library would first build all of it in memory.
     """
@@ -56,11 +57,12 @@ def stream_shard(folder: Folder, name: str, spans: Iterable[Span], values: Itera
     joined = tuple(_joined(spans))
     fragments = [one for span in joined for one in fragments_in(span)]
     header = header_of(fragments)
-    whole, index = xxhash.xxh3_128(header), _Index(fragments)
-    with folder.open_writer(name) as file:
+
+    def write(file: FileToWrite) -> Shard:
+        whole, index = xxhash.xxh3_128(header), _Index(fragments)
         file.write(header)
         written = begun = len(header)
-        for chunk in _chunks(spans, values):  # written and hashed while it is in the CPU cache
+        for chunk in _chunks(spans, values()):  # written and hashed while it is in the CPU cache
             file.write(chunk)
             whole.update(chunk)
             index.update(chunk)
@@ -71,10 +73,12 @@ def stream_shard(folder: Folder, name: str, spans: Iterable[Span], values: Itera
         checksums = index.content()
         file.write(checksums)
         whole.update(checksums)
-        size = file.tell()
+        index_checksum = xxhash.xxh3_128_hexdigest(checksums)
+        return Shard(name, file.tell(), f"xxh3_128:{whole.hexdigest()}", len(header), index_checksum)
+
+    shard = folder.write_stream(name, write)
     folder.sync(name)
-    index_checksum = xxhash.xxh3_128_hexdigest(checksums)
-    return WrittenShard(Shard(name, size, f"xxh3_128:{whole.hexdigest()}", len(header), index_checksum), joined)
+    return WrittenShard(shard, joined)
 
 
 def fragments_in(span: Span) -> Iterator[Span]:

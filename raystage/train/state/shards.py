@@ -49,8 +49,9 @@ def in_pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def write_fragments(fragments: list[Fragment], folder: Folder, name: str) -> WrittenShard:
     """Write a shard. Values on a GPU are copied to the host one fragment at a time."""
-    values = (one.values.cpu().numpy() for one in fragments)
-    return stream_shard(folder, name, (one.span for one in fragments), values)
+    return stream_shard(
+        folder, name, (one.span for one in fragments), lambda: (one.values.cpu().numpy() for one in fragments)
+    )
 
 
 def write_own_shard(engine: StageEngine, folder: Folder) -> tuple[WrittenShard, dict[str, int]]:
