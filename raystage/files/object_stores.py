@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from pyarrow import fs
 
 from raystage.errors import InputError, StorageError
-from raystage.files.retry import FIRST_CONTACT, is_transient, retried
+from raystage.files.retry import BRIEF, is_transient, retried
 from raystage.safe_text import secret_in, without_secrets
 
 # Attempts of each single request by the client itself. `files.retry` then repeats the whole operation.
@@ -53,9 +53,9 @@ def check_bucket(system: fs.FileSystem, path: str, uri: str) -> None:
     if not bucket:
         raise InputError(f"{uri!r} names no bucket; expected s3://bucket/prefix", key="store")
     try:
-        found = retried(lambda: system.get_file_info(path).type, FIRST_CONTACT)
+        found = retried(lambda: system.get_file_info(path).type, BRIEF)
         if found == fs.FileType.NotFound:
-            found = retried(lambda: system.get_file_info(bucket).type, FIRST_CONTACT)
+            found = retried(lambda: system.get_file_info(bucket).type, BRIEF)
     except OSError as error:
         if is_transient(error):
             raise StorageError(f"{uri}: cannot be reached ({first_line(error)})") from None

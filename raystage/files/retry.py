@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,12 +49,13 @@ class Retries:
 
 # A service that is started anew is back within minutes, and so is a network that is mended. A run of weeks waits.
 RETRIES = Retries(300.0)
-# Of the first contact with a service: its name or address may be wrong.
-FIRST_CONTACT = Retries(10.0)
+# Of the first contact with a service, whose name or address may be wrong; and of what is done again and again anyway.
+BRIEF = Retries(10.0)
 # Once in this time it is said that a service does not answer.
 _SAY_AGAIN_SECONDS = 60.0
 _SAY_AFTER_SECONDS = 5.0
 _said_at = float("-inf")
+_retries: ContextVar[Retries | None] = ContextVar("retries", default=None)
 
 
 def is_transient(error: OSError) -> bool:
@@ -75,9 +77,10 @@ def retried(
 ) -> Result:
     """The result of `action`, which may be called many times. Raises its last OSError.
 
-    retries: `RETRIES` by default. That a service does not answer is logged once in a minute.
+    retries: `RETRIES` by default; `BRIEF` within what was made `brief`. That a service does not answer is logged
+    once in a minute.
     """
-    retries = retries or RETRIES
+    retries = retries or _retries.get() or RETRIES
     failed_at: float | None = None
     for pause in retries.pauses(draw):
         try:
@@ -92,6 +95,19 @@ def retried(
                 _say(error, retries.seconds - waited, now)
         sleep(pause)
     raise AssertionError("pauses have no end")
+
+
+def brief(action: Callable[[], Result]) -> Callable[[], Result]:
+    """The same action, which is repeated at an interval and so need not be patient: whoever ends it waits for it."""
+
+    def run() -> Result:
+        token = _retries.set(BRIEF)
+        try:
+            return action()
+        finally:
+            _retries.reset(token)
+
+    return run
 
 
 def _say(error: OSError, seconds_left: float, now: float) -> None:

@@ -17,6 +17,7 @@ from importlib import metadata
 
 from raystage.errors import InputError, StorageError
 from raystage.files.filesystem import Folder
+from raystage.files.retry import brief
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import RunPlan
 from raystage.plans.stage import StagePlan
@@ -119,7 +120,7 @@ class LogFile:
         self._pending: list[str] = []
         self._lock = threading.Lock()
         self._has_warned = False
-        self._ticker = None if folder.is_local else RepeatingTimer("raystage-log", upload_seconds, self.flush)
+        self._ticker = None if folder.is_local else RepeatingTimer("raystage-log", upload_seconds, brief(self.flush))
 
     def exists(self) -> bool:
         return bool(self._folder.size_of(LOG_FILE))

@@ -15,6 +15,7 @@ from typing import Any
 
 from raystage.errors import RaystageError, StorageError
 from raystage.files.filesystem import Folder
+from raystage.files.retry import brief
 from raystage.files.sealed_json import written
 from raystage.plans.gates import Rejection
 from raystage.plans.plan import Plan, RunPlan
@@ -106,7 +107,7 @@ class RunStatus(RunCallback):
             for stage in run.stages
         ]
         self._write()
-        self._ticker = RepeatingTimer("raystage-status", write_seconds, self._write)
+        self._ticker = RepeatingTimer("raystage-status", write_seconds, brief(self._write))
 
     def waiting(self, run: RunPlan, stage: StagePlan, for_what: str) -> None:
         self._progress(stage, speed=None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder
+from raystage.files.retry import brief
 from raystage.timers import RepeatingTimer
 
 COPY_SECONDS = 60.0
@@ -28,7 +29,7 @@ class WandbCopy:
         self.folder = tempfile.mkdtemp(prefix="raystage-wandb-")
         self._target = target
         self._copied: dict[Path, tuple[int, int]] = {}
-        self._timer = RepeatingTimer("raystage-wandb-copy", seconds, self._try_to_copy)
+        self._timer = RepeatingTimer("raystage-wandb-copy", seconds, brief(self._try_to_copy))
 
     def copy(self) -> None:
         """Raises StorageError."""

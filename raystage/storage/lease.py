@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 
 from raystage.errors import StorageError
 from raystage.files.filesystem import Folder
+from raystage.files.retry import brief
 from raystage.files.sealed_json import unsealed
 from raystage.storage.processes import LeaseHolder, ProcessId, is_gone, this_process
 from raystage.timers import RepeatingTimer
@@ -126,7 +127,7 @@ class Leases:
         with self._guard:
             self._kept.add(lease)
             if self._heart is None:
-                self._heart = RepeatingTimer("raystage-leases", self._heartbeat_seconds, self._beat_all)
+                self._heart = RepeatingTimer("raystage-leases", self._heartbeat_seconds, brief(self._beat_all))
 
     def _drop(self, lease: Lease) -> None:
         with self._guard:

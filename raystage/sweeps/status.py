@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from raystage.files.retry import brief
 from raystage.files.sealed_json import written
 from raystage.files.typed_json import LEFT_OUT_IF_DEFAULT, to_json, unit_key
 from raystage.reports.build import DONE
@@ -280,7 +281,9 @@ class SweepStatus:
         self._lock = threading.Lock()
         self._look()
         self._ticker = RepeatingTimer(
-            "raystage-sweep-status", seconds or (WRITE_SECONDS if self._folder.is_local else REMOTE_SECONDS), self._look
+            "raystage-sweep-status",
+            seconds or (WRITE_SECONDS if self._folder.is_local else REMOTE_SECONDS),
+            brief(self._look),
         )
 
     def prepares(self, what: str) -> None:

@@ -379,6 +379,19 @@ def test_an_action_is_tried_until_it_succeeds_or_the_time_is_over(failures: int,
     assert waiting.slept == [0.5, 1.0, 1.0, 1.0][: attempts - 1]
 
 
+def test_what_is_repeated_at_an_interval_is_not_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BRIEF", Retries(0.0))
+    tried = []
+
+    def action() -> None:
+        tried.append(None)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        retry.brief(lambda: retried(action))()
+    assert len(tried) == 1
+
+
 def test_a_service_that_does_not_answer_is_spoken_of_once_in_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
