@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from growths import GROWTHS, LLAMA, SOURCES, GrowthCase, deeper, growth, in_blocks, listed, mixture
+from growths import GROWTHS, LLAMA, SOURCES, GrowthCase, deeper, for_each, growth, in_blocks, listed, mixture
 from raystage.growth.apply import STATES, Grown, drawn, grown_steps, is_new
 from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.depth import NO_OPTIONS
@@ -18,8 +18,8 @@ from raystage.models.shape import ModelShape, Parameter, parameters
 from raystage.models.table import reads
 from real_models import SEED, grown, made_up, reader, whole
 
-every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)
-every_policy = pytest.mark.parametrize("policy", ["grow", "reset", "keep"])
+every_growth = for_each(GROWTHS)
+POLICIES = ("grow", "reset", "keep")
 
 
 def never_read(name: str, state: str, start: int, stop: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def _takes_means(case: GrowthCase) -> bool:
 # --- slices -------------------------------------------------------------------------------------
 
 
-@every_growth
+@for_each(GROWTHS[::2])
 def test_growing_by_slices_is_growing_whole(case: GrowthCase) -> None:
     """Bit for bit, in every state, wherever the cuts lie; what is drawn anew included."""
     chance = np.random.default_rng(SEED)
@@ -54,7 +54,7 @@ def test_growing_by_slices_is_growing_whole(case: GrowthCase) -> None:
         assert np.array_equal(np.concatenate(new), is_new(rule, 0, rule.numel))
 
 
-@pytest.mark.parametrize("case", [case for case in GROWTHS if not _takes_means(case)][::5], ids=str)
+@for_each([case for case in GROWTHS if not _takes_means(case)][::5])
 def test_what_a_slice_reads_is_known_before(case: GrowthCase) -> None:
     """As readers are told who read ahead. Of a mean they are not told."""
     chance, read, view = np.random.default_rng(SEED), [], grown(case, dtype=np.float32)
@@ -150,11 +150,11 @@ def test_moments_follow_the_gradient(case: GrowthCase) -> None:
         assert new.all() == (rule.moments == "zeros")
 
 
-@every_policy
 @every_growth
-def test_moments_and_steps_go_together(case: GrowthCase, policy: str) -> None:
+def test_moments_and_steps_go_together(case: GrowthCase) -> None:
     """A parameter without a past has neither moments nor steps; one with a past has both. Second moments are never
-    negative."""
+    negative. Each case has one of the policies."""
+    policy = POLICIES[GROWTHS.index(case) % len(POLICIES)]
     rules, view = case.map(policy), grown(case, policy)
     steps = grown_steps(rules, dict.fromkeys(made_up(case.source), 5))
     for state in ("exp_avg", "exp_avg_sq"):

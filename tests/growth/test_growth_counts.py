@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from factories import make_schedule
-from growths import GROWTHS, GrowthCase, growth
+from growths import GROWTHS, GrowthCase, for_each, growth
 from raystage.growth.apply import Grown, is_new
 from raystage.growth.counts import (
     HeadStarts,
@@ -28,7 +28,7 @@ from raystage.storage.checkpoint import ParameterEntry, _plain
 from raystage.train.optimizer import head_starts_in
 
 STEP = 7
-every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)
+every_growth = for_each(GROWTHS)
 
 
 def made_up_starts(shape: ModelShape) -> dict[str, HeadStarts]:

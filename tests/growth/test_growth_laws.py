@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from growths import EXACT, SOURCES, GrowthCase, deeper, growth, mixture
+from growths import EXACT, SOURCES, GrowthCase, deeper, for_each, growth, mixture
 from raystage.growth.apply import Grown
 from raystage.growth.axis_maps import MEAN, AxisMap
 from raystage.growth.checks import is_exact
@@ -27,7 +27,7 @@ from real_models import (
     weights,
 )
 
-every_exact_growth = pytest.mark.parametrize("case", EXACT, ids=str)
+every_exact_growth = for_each(EXACT)
 
 
 def difference(case: GrowthCase, dtype: torch.dtype) -> float:

@@ -17,6 +17,7 @@ from growths import (
     SOURCES,
     GrowthCase,
     deeper,
+    for_each,
     growth,
     in_blocks,
     listed,
@@ -32,8 +33,8 @@ from raystage.models.families import FAMILIES
 from raystage.models.shape import ModelShape, stored
 from raystage.train.state.buffers import persistent_buffers
 
-every_growth = pytest.mark.parametrize("case", GROWTHS, ids=str)
-every_deeper_growth = pytest.mark.parametrize("case", DEEPER, ids=str)
+every_growth = for_each(GROWTHS)
+every_deeper_growth = for_each(DEEPER)
 
 
 @cache
@@ -174,10 +175,9 @@ def test_reset_changes_the_moments_alone(case: GrowthCase) -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("policy", ["grow", "keep"])
-@pytest.mark.parametrize("name", SOURCES)
-def test_growing_to_the_same_size_is_the_plain_copy(operator: str, policy: str, name: str) -> None:
+def test_growing_to_the_same_size_is_the_plain_copy(operator: str, policy: str) -> None:
     options = listed(0, 1) if operator == "layers" else NO_OPTIONS
-    for rule in growth_map(SOURCES[name], SOURCES[name], operator, policy, options):
+    for rule in (rule for one in SOURCES.values() for rule in growth_map(one, one, operator, policy, options)):
         assert (rule.source, rule.weights, rule.axes) == (rule.target, "copy", ())
         assert rule.moments == moments(rule, "copy")
         assert rule.gradient == ("none" if rule.moments == "none" else "exact")
@@ -208,7 +208,7 @@ def test_only_what_does_nothing_or_is_fresh_starts_without_moments(case: GrowthC
         assert rule.moments == moments(rule, "zeros" if layers[rule.target] in new else "copy")
 
 
-@pytest.mark.parametrize("case", [case for case in DEEPER if case.operator == "identity"], ids=str)
+@for_each(case for case in DEEPER if case.operator == "identity")
 def test_identity_adds_layers_that_do_nothing(case: GrowthCase) -> None:
     """The kept layers are the source's, each once and in its order; the others write nothing to the residual."""
     writers = {p.name for p in stored(case.target) if p.spec.writes_residual}

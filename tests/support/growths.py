@@ -6,8 +6,12 @@ hold it as they hold the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+
+import pytest
 
 from raystage.growth.checks import changed_fields, is_exact, with_layer_kinds, with_norm_eps
 from raystage.growth.depth import NO_OPTIONS, GrowthOptions
@@ -287,3 +291,30 @@ GROWTHS = (*DEEPER, *WIDER, *MIXED)
 # `learned` once its maps are fitted. Their maps keep the laws of structure alone.
 NEED_TRAINING = ("masked", "learned")
 EXACT = tuple(case for case in GROWTHS if case.exact and case.operator not in NEED_TRAINING)
+
+
+def for_each(cases: Iterable[GrowthCase]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a test of one `case` a test of all cases of an operator, which says which of them failed.
+
+    There are hundreds of cases and many laws. As tests of their own they would mostly be time of pytest.
+    """
+    by_operator: dict[str, list[GrowthCase]] = {}
+    for case in cases:
+        by_operator.setdefault(case.operator, []).append(case)
+
+    def decorated(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(of_operator: list[GrowthCase], **others: object) -> None:
+            for case in of_operator:
+                try:
+                    test(case=case, **others)
+                except BaseException as error:
+                    error.add_note(f"in the case {case}")
+                    raise
+
+        parameters = inspect.signature(test).parameters.values()
+        of_operator = inspect.Parameter("of_operator", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        run.__signature__ = inspect.Signature([of_operator, *(one for one in parameters if one.name != "case")])
+        return pytest.mark.parametrize("of_operator", by_operator.values(), ids=by_operator)(run)
+
+    return decorated
