@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from raystage.cluster.capacity import check_memory
+from raystage.cluster.idle.ahead import Coming, StartsAhead
+from raystage.cluster.idle.workers import IdleWorkers
 from raystage.cluster.joined import joined
 from raystage.cluster.own import end, is_own, started
 from raystage.cluster.placement import await_fit
@@ -20,7 +22,7 @@ from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_notes import remove_abandoned_notes
 from raystage.cluster.train_run import describe_failure, has_train_run
 from raystage.cluster.watchdog import OnEvent, Watchdog
-from raystage.cluster.worker_group import IdleWorkers, WorkerGroup
+from raystage.cluster.worker_group import WorkerGroup
 from raystage.config.training import Training
 from raystage.errors import ClusterLost, StorageError, WorkersLost
 from raystage.files.filesystem import Folder
@@ -41,7 +43,11 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     # How often the Train controller looks at its workers. With the default of 2 s every stage would end later.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with joined(address) if address else started(cpus):
-        yield
+        try:
+            yield
+        except BaseException:
+            _IDLE_WORKERS.let_early_go()
+            raise
         dismiss()
 
 
@@ -60,11 +66,12 @@ def starting_workers(training: Training) -> str:
     return f"{training.workers!s} workers, which load PyTorch and DeepSpeed"
 
 
-def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> bool:
+def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0, coming: Coming = lambda: None) -> bool:
     """Carry out a job, on idle workers if there are suitable ones, otherwise in a new Train run.
 
     on_event: called in this thread with what happens. patience_seconds: how long to wait for a cluster that is still
-    growing. Afterwards the workers stay idle for some seconds.
+    growing. coming: asked about once a second; the next job, once it is time to start its workers, and None before.
+    Afterwards the workers stay idle for some seconds.
 
     Returns whether the job is finished. It is not if the workers have saved and left because one of their nodes is
     taken away. Raises ResourcesMissing, ClusterLost, WorkersLost, or the error that a worker has stopped for;
@@ -75,9 +82,16 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0) -> boo
         on_event("preparing", "", f"starting {starting_workers(job.training)}")
         group = _start_group(job, patience_seconds, lambda what: on_event("waiting", "", what))
     control = group.control
+    watchdog = Watchdog(control, job.training, on_event, SHUTDOWN)
+    ahead = StartsAhead(_IDLE_WORKERS, job, coming, lambda what: on_event("note", "", what), SHUTDOWN)
+
+    def look() -> None:
+        watchdog.look()
+        ahead.look()
+
     try:
         SHUTDOWN.saves_first = True
-        error = group.carry_out(Watchdog(control, job.training, on_event, SHUTDOWN).look)
+        error = group.carry_out(look)
         failure, has_left = get_answer(control.failure.remote()), get_answer(control.is_leaving.remote())
         is_ending = get_answer(control.is_ending.remote())
         _IDLE_WORKERS.keep(group)

@@ -2,7 +2,8 @@
 
     ray._private.ray_constants.ENABLE_RAY_CLUSTER    whether Ray's servers listen on other interfaces than loopback
     ray._private.worker.global_worker.node           where a cluster's logs are; the processes of a local cluster
-    ray._private.state.state                         placement groups with their creators; nodes that are drained
+    ray._private.state.state                         placement groups with their creators; nodes that are drained; what
+                                                     each node has free
     ray._private.utils.read_ray_address              the cluster that `ray start` has started on this machine
     ray._private.authentication...                   shows a cluster the token of this user
     ray._raylet.AuthenticationTokenLoader            whether there is one
@@ -245,6 +246,17 @@ def take_parcel(address: str, name: str, timeout_seconds: float) -> bytes | None
 def draining_nodes() -> set[str]:
     """The ids of nodes that are about to be taken away."""
     return set(cluster_state.get_draining_nodes())
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """By the id of each living node what nobody uses of it. It may be some seconds old."""
+    return cluster_state.available_resources_per_node()
+
+
+def has_waiting_groups() -> bool:
+    """Whether a placement group of any job waits for resources; also one that has lost a node."""
+    waiting = PlacementGroupTableData.PENDING, PlacementGroupTableData.RESCHEDULING
+    return any(group.state in waiting for group in _groups())
 
 
 def group_sizes() -> list[tuple[int, bool]]:

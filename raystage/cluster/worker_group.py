@@ -36,7 +36,7 @@ from raystage.cluster.train_notes import new_notes
 from raystage.cluster.train_run import TellsFailures, TrainRun
 from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
-from raystage.errors import ClusterLost
+from raystage.errors import ClusterLost, StorageError
 from raystage.storage.jobs import Job
 from raystage.train.control_actor import ControlActor, Task, longest_wait_seconds
 
@@ -47,7 +47,8 @@ _CONTROL = "raystage-control-"
 
 
 class WorkerGroup:
-    """The workers of one Train run, as `job` needs them. They are started by the first call of `carry_out`."""
+    """The workers of one Train run, as `job` needs them. They are started by `start`, or by the first call of
+    `carry_out`."""
 
     def __init__(self, job: Job) -> None:
         self._training = job.training
@@ -57,6 +58,18 @@ class WorkerGroup:
         self._folder = new_notes(notes_folder() if is_own() else job.store, job.stages[-1].key)
         self._task = Task(0, b"")
         self._train_run: TrainRun | None = None
+
+    def start(self) -> None:
+        """Start the workers before they have a job. They wait for it as long as `stay` is called again and again."""
+        self._train_run = TrainRun(self._trainer())
+
+    def stay(self) -> None:
+        """Have workers without a job stay for some seconds more. Does not wait for an answer."""
+        self.control.stay.remote()
+
+    def takes(self, job: Job) -> bool:
+        """Give the workers a job, if they can have one."""
+        return self.is_available() and self.assign(job)
 
     def assign(self, job: Job) -> bool:
         """Give the workers a job. Returns False if it needs other workers, or if these are about to leave."""
@@ -106,17 +119,32 @@ class WorkerGroup:
         return get_answer(self.control.starts.remote()) <= 1
 
     def dismiss(self) -> None:
-        """Have the workers leave, and wait until they have: Ray must not be shut down during a Train run."""
-        with contextlib.suppress(ClusterLost, RayError):
-            if self._train_run is not None and not self._train_run.is_over:
-                get_answer(self.control.dismiss.remote())
-                self._train_run.wait(DISMISS_SECONDS)
-            error = self._train_run.error if self._train_run is not None else None
-            if isinstance(error, RayActorError):
-                ask_cluster(lambda: release_resources_of(error.actor_id))
-            # Workers that are just being started again will ask the actor, which has to tell them to leave.
-            if self._train_run is None or self._train_run.is_over:
-                self.abandon()
+        """Have the workers leave, and wait until they have."""
+        self.let_go()
+        self.see_off(DISMISS_SECONDS)
+
+    def let_go(self) -> None:
+        """Have the workers leave, without waiting for anything. Those that are just being started leave once they ask
+        for a job."""
+        with contextlib.suppress(RayError):
+            self.control.dismiss.remote()
+        with contextlib.suppress(StorageError):  # the next driver tries again
+            self.remove_notes()
+
+    def see_off(self, seconds: float) -> bool:
+        """Wait until workers that were told to leave have left, and remove what they leave behind: Ray must not be shut
+        down during a Train run. Returns whether they have."""
+        with contextlib.suppress(ClusterLost, RayError, StorageError):
+            if self._train_run is not None:
+                self._train_run.wait(seconds)
+                if not self._train_run.is_over:
+                    # Workers that are just being started again will ask the actor, which has to tell them to leave.
+                    return False
+                error = self._train_run.error
+                if isinstance(error, RayActorError):
+                    ask_cluster(lambda: release_resources_of(error.actor_id))
+            self.abandon()
+        return True
 
     def abandon(self) -> None:
         """Leave the workers to end with this process. Does not ask the cluster, which may be lost."""
@@ -150,34 +178,6 @@ class WorkerGroup:
                 callbacks=[WithVariables(), FindsCoordinator(), TellsFailures(self.control)],
             ),
         )
-
-
-class IdleWorkers:
-    """The worker group of this process that has no job at the moment, if there is one."""
-
-    def __init__(self) -> None:
-        self._group: WorkerGroup | None = None
-
-    def take(self, job: Job) -> WorkerGroup | None:
-        """The group, if it takes the job; otherwise it leaves."""
-        group, self._group = self._group, None
-        if group is None or group.assign(job):
-            return group
-        group.dismiss()
-        return None
-
-    def keep(self, group: WorkerGroup) -> None:
-        """Keep a group for another job; if it cannot have one, it leaves."""
-        if group.is_available():
-            group.remove_notes()
-            self._group = group
-        else:
-            group.dismiss()
-
-    def dismiss(self) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            group.dismiss()
 
 
 def _requirements(job: Job) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from raystage.cluster import launch
 from raystage.config.schedule import Schedule
-from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, WorkersLost
+from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, StorageError, WorkersLost
 from raystage.files.typed_json import to_json
 from raystage.planning.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
@@ -31,6 +31,7 @@ from raystage.results.acceptance import check_growth, reasons_against
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
 from raystage.results.tuning import choose, tried_with
+from raystage.runs.ahead import Ending, job_after
 from raystage.runs.events import EventReplay, RunCallback
 from raystage.runs.surroundings import surroundings
 from raystage.storage.claims import Claim, Claims
@@ -50,6 +51,7 @@ class Driver:
     plan of the schedule as it was written. tried: what was not accepted. discarded: the finished stages of plans that
     were given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
     command: what starts the run again. patience_seconds: how long to wait for nodes that the cluster lacks.
+    starts_ahead: whether workers of the next job are started while the present one ends, where there is room.
     """
 
     plan: Plan
@@ -67,6 +69,7 @@ class Driver:
     draws: bool = True
     command: str | None = None
     patience_seconds: float = 0.0
+    starts_ahead: bool = True
     events: EventReplay = field(init=False)
     _began: float = 0.0
     _surroundings: dict[str, Any] = field(default_factory=dict)
@@ -110,9 +113,24 @@ class Driver:
 
     def _next_job(self) -> tuple[StagePlan, ...]:
         """The next stages to train, which the same workers train one after the other; none if all is finished."""
-        stages = {stage.key: stage for run in self.plan.known_runs() for stage in run.stages}
-        pending = [stage for key, stage in stages.items() if key not in self.records]
+        pending = self._pending()
         return jobs(pending)[0] if pending else ()
+
+    def _pending(self) -> list[StagePlan]:
+        """The stages that are not finished, in the order in which they are trained."""
+        stages = {stage.key: stage for run in self.plan.known_runs() for stage in run.stages}
+        return [stage for key, stage in stages.items() if key not in self.records]
+
+    def _coming(self, present: tuple[StagePlan, ...], ending: Ending) -> Job | None:
+        """The job after this one, if it is time to start its workers: those of this one cannot train it, and no other
+        driver does."""
+        coming = job_after(present, self._pending()) if self.starts_ahead and ending.is_near else ()
+        with contextlib.suppress(StorageError):  # asked again in a moment
+            return self._job(coming) if coming and self.claims.free(coming) else None
+        return None
+
+    def _job(self, stages: tuple[StagePlan, ...]) -> Job:
+        return Job(stages, self.store.folder.uri, self.plan.name)
 
     def _carry_out(self, job: tuple[StagePlan, ...], stack: contextlib.ExitStack) -> None:
         """Train the stages of a job that no other driver trains. If another one trains even its first stage, wait until
@@ -131,15 +149,19 @@ class Driver:
 
     def _train(self, claim: Claim) -> None:
         """Train the stages of a claim, or as many as one Train run finishes. Raises if that is none."""
-        job = claim.stages
+        job, ending = claim.stages, Ending(claim.stages[-1])
         self.events.begin()
 
         def hear(kind: str, key: str, what: Any) -> None:
             claim.check()
+            ending.hear(kind, key, what)
             self._hear(kind, key, what)
 
+        def coming() -> Job | None:
+            return self._coming(job, ending)
+
         try:
-            is_done = launch.run_train(Job(job, self.store.folder.uri, self.plan.name), hear, self.patience_seconds)
+            is_done = launch.run_train(self._job(job), hear, self.patience_seconds, coming)
         except WorkersLost:
             # The Train run may have finished several stages before it failed, and max_failures counts for each stage.
             is_done = False

@@ -106,6 +106,10 @@ class ControlActor:
             self.dismiss()
         return not self.is_over() and (is_idle or self._task)
 
+    def stay(self) -> None:
+        """Called by the driver: a task will come, so idle workers stay for some seconds more."""
+        self._idle_since = self._clock()
+
     def finish(self, number: int) -> None:
         """Called by the workers: the task is carried out as far as possible."""
         self._finished, self._idle_since = max(number, self._finished), self._clock()

@@ -28,12 +28,13 @@ def test_ray_has_the_names_that_are_used() -> None:
     assert hasattr(worker, "_global_node")
     assert hasattr(worker.global_worker, "node")
     assert list(inspect.signature(GlobalState.get_draining_nodes).parameters) == ["self"]
+    assert list(inspect.signature(GlobalState.available_resources_per_node).parameters) == ["self"]
     assert "get_placement_group_table" in dir(ray._raylet.GlobalStateAccessor)
     fields = set(PlacementGroupTableData.DESCRIPTOR.fields_by_name)
     assert fields >= {
         "placement_group_id", "bundles", "state", "creator_job_id", "creator_actor_id", "creator_actor_dead",
     }  # fmt: skip
-    assert {"PENDING", "REMOVED"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
+    assert {"PENDING", "REMOVED", "RESCHEDULING"} <= set(PlacementGroupTableData.PlacementGroupState.keys())
     assert {"internal_kv_get", "internal_kv_del", "get_all_node_info"} <= set(dir(ray._raylet.InnerGcsClient))
     assert "_do_request" in dir(JobSubmissionClient)
     assert {"webui_url", "get_session_dir_path"} <= set(dir(node.Node))

@@ -58,6 +58,19 @@ def test_a_task_that_comes_before_they_ask_keeps_them(control: ControlActor, clo
     assert control.next_task() == SECOND
 
 
+def test_who_is_told_to_stay_waits_for_as_long_again(control: ControlActor, clock: Clock) -> None:
+    """As long as the driver wants them for a job that is to come. They leave when nothing more is heard of it."""
+    control.finish(1)
+    for _ in range(10):
+        clock.now += KEEP_SECONDS
+        control.stay()
+        assert control.next_task() is True
+    clock.now += KEEP_SECONDS + 0.1
+    assert control.next_task() is False
+    control.stay()
+    assert control.next_task() is False
+
+
 @pytest.mark.parametrize("why", ["dismissed", "failed", "asked to leave"])
 def test_then_there_are_no_more_tasks(control: ControlActor, why: str) -> None:
     match why:
