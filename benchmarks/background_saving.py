@@ -1,11 +1,12 @@
-"""How much slower training steps are while a checkpoint is saved, in the background and in the foreground.
+"""How much slower training steps are while a checkpoint is saved: in the background, in the foreground, and by torch.
 
     python benchmarks/background_saving.py [--saves 4]
 
 Two workers (gloo, fp32, ZeRO 1, one thread each) train a Llama of 31M parameters, whose checkpoint with Adam's moments
-takes 372 MB, on random bytes. Saves in the background and in the foreground take turns, and each is held against the
-steps without one just before it. A step is counted as one during a save where any of it is: from the copying, which
-the training waits for, to the manifest. A save in the foreground is counted with the step after it.
+takes 372 MB, on random bytes. The ways to save take turns, and each save is held against the steps without one just
+before it. torch saves the same values by `torch.distributed.checkpoint.async_save`, with a process group of its own. A
+step is counted as one during a save where any of it is: from the copying, which the training waits for, to the
+manifest. A save in the foreground is counted with the step after it.
 
 Prints a Markdown table of medians and each save's figure. CPU seconds are those of the first worker with all its
 threads: what a save takes of a core, however loaded the machine is. Needs 1.2 GB of disk, and says how loaded it was:
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DIS
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as multiprocessing
 from deepspeed import comm
 
@@ -41,12 +44,13 @@ from raystage.storage.store import Store
 from raystage.train import collectives, partitions
 from raystage.train.engine import StageEngine
 from raystage.train.entry import Entry, fill
-from raystage.train.saving import Saver
+from raystage.train.saving import Counts, Saver
+from raystage.train.state.shards import fragments_of
 
 WORKERS = 2
 CALM_STEPS = 3
 TEXT_BYTES = 2_000_000
-KINDS = ("in the background", "in the foreground")
+KINDS = ("in the background", "in the foreground", "by torch's async_save")
 
 
 class Clock:
@@ -121,8 +125,8 @@ class Trainer:
     @property
     def saved(self) -> tuple:
         """What a Saver asks for."""
-        engine = self.engine.deepspeed
-        return self.stage, partitions.partitions(engine), partitions.get_steps(engine), lambda: self.progress
+        counts = Counts(partitions.get_steps(self.engine.deepspeed), self.engine.head_starts)
+        return self.stage, partitions.partitions(self.engine.deepspeed), counts, lambda: self.progress
 
 
 def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:
@@ -152,6 +156,33 @@ def in_foreground(trainer: Trainer, saver: Saver, said: list) -> Measured:
     return Measured(KINDS[1], np.array(calm), np.array([saving + trainer.step()]), saving[0], saving[0])
 
 
+class ByTorch:
+    """Saves what the Saver does, as torch does. Each worker's values have names of their own, so all are written."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._saves = folder, 0
+        self._group = torch.distributed.new_group(backend="gloo")
+
+    def __call__(self, trainer: Trainer, saver: Saver, said: list) -> Measured:
+        calm = [trainer.step() for _ in range(CALM_STEPS)]
+        clock = Clock()
+        fragments = fragments_of(partitions.partitions(trainer.engine.deepspeed))
+        values = {f"{trainer.engine.rank}.{number}": one.values for number, one in enumerate(fragments)}
+        self._saves += 1
+        place = f"{self._folder}/torch-{self._saves}"
+        future = dcp.async_save(values, checkpoint_id=place, process_group=self._group)
+        copying = clock.read()
+        during = [copying + trainer.step()]
+        while not collectives.broadcast_object(future.done()):
+            during.append(trainer.step())
+        saving = clock.read()
+        future.result()
+        comm.barrier()
+        if trainer.engine.rank == 0:
+            shutil.rmtree(place)
+        return Measured(KINDS[2], np.array(calm), np.array(during), copying[0], saving[0])
+
+
 def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:
     """What a worker does; the first one prints."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_SIZE": str(WORKERS)}
@@ -162,8 +193,10 @@ def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:
     with Saver(Store(open_folder(f"{folder}/store")), "measured", lambda *what: said.append(what), True) as saver:
         for _ in range(2):
             trainer.step()
-        in_background(trainer, saver, said)  # its host memory is new
-        found = [kind(trainer, saver, said) for _ in range(saves) for kind in (in_background, in_foreground)]
+        kinds = (in_background, in_foreground, ByTorch(folder))
+        for kind in kinds:  # their host memory is new, and so is what torch imports
+            kind(trainer, saver, said)
+        found = [kind(trainer, saver, said) for _ in range(saves) for kind in kinds]
     if rank == 0:
         print(table(found), flush=True)
     os._exit(0)  # Python's own teardown would destroy threads of gloo that DeepSpeed's groups still hold
@@ -171,18 +204,20 @@ def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:
 
 def table(found: list[Measured]) -> str:
     lines = [
-        "| save | step, s | during, s | slower by | CPU s | during, CPU s | more by | training waits, s | done after, s"
-        " | each save slower by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| save | step, s | during, s | slower by | CPU s | during, CPU s | more by | training waits, ms | of a step"
+        " | done after, s | each save slower by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         row = [one for one in found if one.kind == kind]
         calm, during = np.concatenate([one.calm for one in row]), np.array([one.during.mean(axis=0) for one in row])
         slower = np.median([one.slowdown for one in row], axis=0)
         cells = [f"{_median(calm[:, unit])} | {_median(during[:, unit])} | {slower[unit]:.0%}" for unit in range(2)]
-        waits, done = _median([one.copying for one in row]), _median([one.saving for one in row])
+        waits = np.median([one.copying for one in row])
+        waiting = f"{1000 * waits:.0f} | {waits / np.median(calm[:, 0]):.0%}"
+        done = _median([one.saving for one in row])
         each = ", ".join(f"{one.slowdown[0]:.0%}" for one in row)
-        lines.append(f"| {' | '.join((kind, *cells, waits, done, each))} |")
+        lines.append(f"| {' | '.join((kind, *cells, waiting, done, each))} |")
     return "\n".join(lines)
 
 

@@ -11,12 +11,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raystage.cluster import launch
 from raystage.config.schedule import Schedule
 from raystage.errors import GrowthRejected, NonFiniteLoss, StageFailed, StageRejected, StorageError, WorkersLost
+from raystage.files.retry import brief
 from raystage.files.typed_json import to_json
 from raystage.planning.build import replanned, with_choice
 from raystage.plans.gates import ABORT, Rejection, answer
@@ -126,7 +128,7 @@ class Driver:
         driver does."""
         coming = job_after(present, self._pending()) if self.starts_ahead and ending.is_near else ()
         with contextlib.suppress(StorageError):  # asked again in a moment
-            return self._job(coming) if coming and self.claims.free(coming) else None
+            return self._job(coming) if coming and brief(partial(self.claims.free, coming))() else None
         return None
 
     def _job(self, stages: tuple[StagePlan, ...]) -> Job:
