@@ -10,6 +10,7 @@ import pytest
 
 from distributed import run_workers
 from factories import make_schedule
+from grids import drilled, selected
 from plain_training import GrownStart, evaluated, trained
 from raystage.config.schedule import Schedule
 from raystage.files.filesystem import open_folder
@@ -53,6 +54,10 @@ TRAININGS = {
 CASES = [("batch", name) for name in TRAININGS] + [
     (ramp, name) for ramp in ("context", "batch and context") for name in ("ZeRO 1", "ZeRO 3")
 ]
+EVERY_TIME = [("batch", name) for name in ("ZeRO 0", "ZeRO 1, bf16", "ZeRO 3", "offloaded under ZeRO 2")] + [
+    ("context", "ZeRO 1"), ("batch and context", "ZeRO 3"),
+]  # fmt: skip
+each_case = pytest.mark.parametrize("case", drilled(CASES, but=EVERY_TIME), ids=", ".join)
 
 
 def schedule_of(text: Path, stages: list[dict], training: dict, workers: int = WORKERS) -> Schedule:
@@ -93,20 +98,20 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder, text = tmp_path_factory.mktemp("ramps"), tmp_path_factory.mktemp("text")
     plans = {
         (ramp, name): tuple(
             make_plan(schedule_of(text, stages, TRAININGS[name])).staged.stages
             for stages in ([in_one(RAMPS[ramp][0])], in_parts(RAMPS[ramp][1]))
         )
-        for ramp, name in CASES
+        for ramp, name in selected(request, "case", CASES)
     }
     run_workers(WORKERS, train_all, plans, str(folder / "store"), folder=folder / "processes")
     return Runs(plans, Store(open_folder(folder / "store")))
 
 
-@pytest.mark.parametrize("case", CASES, ids=", ".join)
+@each_case
 def test_a_ramp_has_the_bits_of_a_stage_for_each_piece(runs: Runs, case: tuple[str, str]) -> None:
     (whole,), parts = runs.plans[case]
     one, other = runs.end(whole), runs.end(parts[-1])
@@ -118,7 +123,7 @@ def test_a_ramp_has_the_bits_of_a_stage_for_each_piece(runs: Runs, case: tuple[s
     assert one.steps == other.steps
 
 
-@pytest.mark.parametrize("case", CASES, ids=", ".join)
+@each_case
 def test_and_the_same_curve_in_tokens_steps_and_flops(runs: Runs, case: tuple[str, str]) -> None:
     (whole,), parts = runs.plans[case]
     record, last = runs.store.record(whole.key), runs.store.record(parts[-1].key)
