@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,23 +129,28 @@ class Trainer:
         return self.stage, partitions.partitions(self.engine.deepspeed), counts, lambda: self.progress
 
 
-def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:
+def beside_steps(kind: str, trainer: Trainer, begin: Callable[[], None], is_done: Callable[[], bool]) -> Measured:
+    """A save that goes on while the training does. is_done: on the first worker, whose word counts."""
     calm = [trainer.step() for _ in range(CALM_STEPS)]
-    clock, before = Clock(), len(said)
-    saver.begin(*trainer.saved)
+    clock = Clock()
+    begin()
     copying = clock.read()
     during = [copying + trainer.step()]
-    while not collectives.broadcast_object(_is_done(saver, said, before)):
+    while not collectives.broadcast_object(is_done()):
         during.append(trainer.step())
-    saving = clock.read()
+    return Measured(kind, np.array(calm), np.array(during), copying[0], clock.read()[0])
+
+
+def in_background(trainer: Trainer, saver: Saver, said: list) -> Measured:
+    before = len(said)
+
+    def is_done() -> bool:
+        saver.tell()
+        return len(said) > before
+
+    found = beside_steps(KINDS[0], trainer, lambda: saver.begin(*trainer.saved), is_done)
     saver.wait()
-    return Measured(KINDS[0], np.array(calm), np.array(during), copying[0], saving[0])
-
-
-def _is_done(saver: Saver, said: list, before: int) -> bool:
-    """On the first worker, whose word counts."""
-    saver.tell()
-    return len(said) > before
+    return found
 
 
 def in_foreground(trainer: Trainer, saver: Saver, said: list) -> Measured:
@@ -164,23 +169,20 @@ class ByTorch:
         self._group = torch.distributed.new_group(backend="gloo")
 
     def __call__(self, trainer: Trainer, saver: Saver, said: list) -> Measured:
-        calm = [trainer.step() for _ in range(CALM_STEPS)]
-        clock = Clock()
-        fragments = fragments_of(partitions.partitions(trainer.engine.deepspeed))
-        values = {f"{trainer.engine.rank}.{number}": one.values for number, one in enumerate(fragments)}
         self._saves += 1
-        place = f"{self._folder}/torch-{self._saves}"
-        future = dcp.async_save(values, checkpoint_id=place, process_group=self._group)
-        copying = clock.read()
-        during = [copying + trainer.step()]
-        while not collectives.broadcast_object(future.done()):
-            during.append(trainer.step())
-        saving = clock.read()
-        future.result()
+        place, saving = f"{self._folder}/torch-{self._saves}", []
+
+        def begin() -> None:
+            fragments = fragments_of(partitions.partitions(trainer.engine.deepspeed))
+            values = {f"{trainer.engine.rank}.{number}": one.values for number, one in enumerate(fragments)}
+            saving.append(dcp.async_save(values, checkpoint_id=place, process_group=self._group))
+
+        found = beside_steps(KINDS[2], trainer, begin, lambda: saving[0].done())
+        saving[0].result()
         comm.barrier()
         if trainer.engine.rank == 0:
             shutil.rmtree(place)
-        return Measured(KINDS[2], np.array(calm), np.array(during), copying[0], saving[0])
+        return found
 
 
 def measure(rank: int, folder: str, saves: int, stage: StagePlan) -> None:

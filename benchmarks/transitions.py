@@ -78,9 +78,10 @@ class Clock:
     def first(self, stage: str) -> float:
         """When the stage's first step ended. A point may come after several steps: those after the first are taken to
         have had the stage's median speed."""
-        (steps, came), *later = points = self.points[stage]
+        points = self.points[stage]
+        steps, came = points[0]
         each = [(end - start) / (more - less) for (less, start), (more, end) in pairwise(points)]
-        return came - (steps - 1) * (statistics.median(each) if later else 0.0)
+        return came - (steps - 1) * (statistics.median(each) if each else 0.0)
 
     def last(self, stage: str) -> float:
         return self.points[stage][-1][1]

@@ -46,18 +46,18 @@ def test_the_next_job_is_theirs_where_it_needs_the_same(connected: RayCluster, p
         return Job((stage,), open_folder(tmp_path / folder).uri)
 
     def train(one: Job, coming: Job | None = None) -> list[str]:
-        """What the driver says meanwhile, and the kinds of what it hears of the stage."""
+        """What the driver says meanwhile."""
         (stage,), store, heard = one.stages, Store(open_folder(one.store)), []
         assert launch.run_train(one, lambda *message: heard.append(message), coming=lambda: coming)
         assert store.record(stage.key) is not None
         assert [kind for kind, key, _ in heard if key == stage.key][-1] == "left"
+        assert (store.folder / "ray").names() == []  # nothing of Ray Train's stays, wherever this process ends
         return [what for kind, _, what in heard if kind in ("preparing", "note")]
 
     def pids() -> list[int]:
         return sorted(one.pid for one in connected.workers())
 
     train(job(first, "store"))
-    assert (Store(open_folder(tmp_path / "store")).folder / "ray").names() == [], "stays, wherever this process ends"
     before = pids()
     assert len(before) == 2
     said = train(job(second, "store"), coming=job(other, "other"))
