@@ -117,6 +117,11 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says; its class, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def kind_of(value: object) -> str:
     """The kind of a YAML value, for messages about structure."""
     names = {dict: "a mapping", list: "a list", type(None): "nothing"}

@@ -19,7 +19,7 @@ from raystage.cluster.same_code import import_path
 from raystage.cluster.shutdown import SHUTDOWN
 from raystage.cluster.train_run import has_train_run
 from raystage.errors import InputError
-from raystage.units import shown
+from raystage.units import first_line, shown
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
@@ -41,7 +41,7 @@ def joined(address: str) -> Iterator[None]:
             raise
         raise InputError(f"found another Ray or Python there ({_in_one_line(error)})", key="--address") from None
     except (ConnectionError, ValueError) as error:
-        raise _no_answer(address, _first_line(error)) from None
+        raise _no_answer(address, first_line(error)) from None
     SHUTDOWN.install()
     share_variables()
     yield
@@ -77,7 +77,7 @@ def _checked(address: str) -> str:
         except (OSError, OverflowError) as error:
             raise _no_answer(found, getattr(error, "strerror", None) or str(error)) from None
         except (RayError, RuntimeError) as error:
-            raise _no_answer(found, _first_line(error)) from None
+            raise _no_answer(found, first_line(error)) from None
     return found
 
 
@@ -134,7 +134,3 @@ def _no_answer(address: str, why: str) -> InputError:
 
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -17,6 +17,7 @@ from raystage.data.chat_template import KEY, checked
 from raystage.errors import InputError
 from raystage.lazy import hf_tokenizer
 from raystage.sources.chats import messages_of
+from raystage.units import first_line
 
 # Around text of a message that looks like a control token: characters for private use, which no template writes.
 _BEGIN, _END = "\U000f0000", "\U000f0001"
@@ -54,7 +55,7 @@ class ChatTokenizer:
                 self._tokenizer, self._template, [self._quoted(one) for one in messages]
             )
         except Exception as error:  # whatever a template raises
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             problem = f"the chat template fails ({reason}) on {_shown(messages)}"
             raise InputError(f"{problem}; expected one that takes these messages", key=KEY) from None
         parts = [self._encoded(*part, spans) for part in _parts(whole)]

@@ -17,6 +17,7 @@ from raystage.data.tokenizer_files import check_bounds
 from raystage.data.tokenizer_names import BYTE_TOKENIZER, BYTE_VOCABULARY, tokenizer_fingerprint
 from raystage.errors import InputError
 from raystage.models import hub
+from raystage.units import first_line
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _FOLDER = "sha256:"  # what the fingerprints of folders begin with
@@ -91,7 +92,7 @@ def pretrained(name: str, offline: bool = False) -> transformers.PreTrainedToken
             raise ValueError(f"found a {type(found).__name__}; expected a tokenizer of text")
         return found
     except Exception as error:  # whatever transformers makes of broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(reason, key="data.tokenizer") from None
 
 

@@ -19,8 +19,9 @@ from pyarrow import fs
 
 from raystage.errors import InputError, StorageError
 from raystage.files import local
-from raystage.files.object_stores import check_bucket, first_line, refuse_credentials, with_backoff
+from raystage.files.object_stores import check_bucket, refuse_credentials, with_backoff
 from raystage.files.retry import retried
+from raystage.units import first_line
 
 Result = TypeVar("Result")
 FileToWrite = pa.NativeFile

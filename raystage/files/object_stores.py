@@ -9,6 +9,7 @@ from pyarrow import fs
 from raystage.errors import InputError, StorageError
 from raystage.files.retry import BRIEF, is_transient, retried
 from raystage.safe_text import secret_in, without_secrets
+from raystage.units import first_line
 
 # Attempts of each single request by the client itself. `files.retry` then repeats the whole operation.
 REQUEST_ATTEMPTS = 3
@@ -62,7 +63,3 @@ def check_bucket(system: fs.FileSystem, path: str, uri: str) -> None:
         raise InputError(f"{uri!r} cannot be opened ({first_line(error)})", key="store") from None
     if found == fs.FileType.NotFound:
         raise InputError(f"no bucket {bucket!r}, which {uri!r} is in; expected one that exists", key="store")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-from raystage.units import format_seconds
+from raystage.units import first_line, format_seconds
 
 Result = TypeVar("Result")
 
@@ -114,5 +114,5 @@ def _say(error: OSError, seconds_left: float, now: float) -> None:
     global _said_at  # of this process: a service that does not answer, does not answer to many operations
     if now - _said_at >= _SAY_AGAIN_SECONDS:
         _said_at = now
-        reason = str(error).splitlines()[0]
-        _LOG.warning("the storage does not answer; trying again for %s (%s)", format_seconds(seconds_left), reason)
+        left = format_seconds(seconds_left)
+        _LOG.warning("the storage does not answer; trying again for %s (%s)", left, first_line(error))

@@ -20,7 +20,7 @@ from raystage.cluster.joined import check_token_settings, refused_token
 from raystage.cluster.ray_private import put_parcel, show_token_if_there, zip_folder
 from raystage.errors import ClusterLost, InputError
 from raystage.jobs.submission import EXCLUDES, MOST_BYTES, RUN_KEY
-from raystage.units import format_bytes
+from raystage.units import first_line, format_bytes
 
 CONNECT_SECONDS = 10.0
 # They log what they send, at a level of their own.
@@ -53,7 +53,7 @@ class Jobs:
         except AuthenticationError:
             raise refused_token(self.address) from None
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"no Ray jobs at {self.address!r} ({_first_line(error)})", key="--address") from None
+            raise InputError(f"no Ray jobs at {self.address!r} ({first_line(error)})", key="--address") from None
 
     def of_run(self, run: str) -> list[JobDetails]:
         """The jobs of a run, from whatever submission, the latest last."""
@@ -100,7 +100,7 @@ class Jobs:
         except AuthenticationError:
             raise refused_token(self.address) from None
         except (OSError, RuntimeError) as error:
-            raise ClusterLost(f"the jobs at {self.address} cannot be reached ({_first_line(error)})") from None
+            raise ClusterLost(f"the jobs at {self.address} cannot be reached ({first_line(error)})") from None
 
 
 def is_over(job: JobDetails) -> bool:
@@ -116,10 +116,6 @@ def zipped(folder: Path, target: Path, is_own: bool) -> Path:
         advice = "put large files where every node sees them, and name them by an absolute path or a URI"
         raise InputError(f"{problem}; {advice}", key="--working-dir" if is_own else None)
     return target
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _last_line(error: Exception) -> str:

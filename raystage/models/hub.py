@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raystage.errors import InputError
 from raystage.lazy import huggingface_hub
+from raystage.units import first_line
 
 _NAME = re.compile(r"(?P<repository>[\w-][\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,7 +52,7 @@ def snapshot(name: str, files: Sequence[str], key: str, offline: bool = False, k
             repository, revision=revision, allow_patterns=list(files), local_files_only=offline, repo_type=kind
         )
     except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if offline:
             problem = f"found {name!r}, no folder here, and it is not in this machine's cache; expected a folder"
             raise InputError(problem, key=key) from None

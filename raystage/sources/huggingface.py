@@ -24,6 +24,7 @@ from raystage.sources.labelled.columns import documents, find_columns
 from raystage.sources.places import Place, is_remote, place_of, refused
 from raystage.sources.row_index import Block, FileIndex, index_files
 from raystage.sources.rows import RowCorpus
+from raystage.units import first_line
 
 _KEY = "data.path"
 
@@ -136,7 +137,7 @@ def _opened(place: Place) -> Iterator[pa.RecordBatchStreamReader]:
         with pa.memory_map(place.uri) as file, pa.ipc.open_stream(file) as stream:
             yield stream
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         problem = f"{place} is no stream of Arrow data, or damaged ({reason}); expected what save_to_disk wrote"
         raise InputError(problem, key="data.path") from None
     except OSError as error:

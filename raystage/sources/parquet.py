@@ -17,6 +17,7 @@ from raystage.sources.labelled.columns import documents, find_columns
 from raystage.sources.places import Place, refused
 from raystage.sources.row_index import Block
 from raystage.sources.rows import RowCorpus, read_rows
+from raystage.units import first_line
 
 ENDINGS = (".parquet", ".pq")
 _BATCH_BYTES = 2**21  # of rows that are decoded at a time
@@ -64,7 +65,7 @@ def _opened(place: Place) -> Iterator[pq.ParquetFile]:
         with place.open() as stream, pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
             yield file
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{place} is no Parquet file, or damaged ({reason}); expected one", key="data.path") from None
     except OSError as error:
         raise refused(place, error) from None

@@ -16,6 +16,7 @@ from raystage.errors import InputError, RaystageError
 from raystage.files.file_facts import stamp_of
 from raystage.files.filesystem import Folder, open_folder
 from raystage.sources.text_files import text_files, unreadable
+from raystage.units import first_line
 
 _CHUNK_BYTES = 2**20
 # By the ending of a file's name; pyarrow has both.
@@ -169,8 +170,5 @@ def _opened(uri: str) -> Folder:
 
 def refused(place: Place, error: Exception, key: str = "data.path") -> InputError:
     """A file that cannot be read, in words."""
-    if isinstance(error, RaystageError):
-        reason = str(error)
-    else:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = str(error) if isinstance(error, RaystageError) else first_line(error)
     return InputError(f"{place} cannot be read ({reason}); expected a readable file", key=key)

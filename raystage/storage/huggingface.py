@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from raystage.errors import InputError
-from raystage.files.filesystem import Folder
+from raystage.files.filesystem import FileToWrite, Folder
 from raystage.files.reading import uri_in
 from raystage.files.safetensors import CHUNK_BYTES, StoredTensor, Tensor, cut_into_shards, header_bytes, laid_out
 from raystage.growth.apply import Grown
@@ -269,7 +269,7 @@ def _write_file(
     """Write one file from front to back. Wider types come first, as in the library, so that all are aligned."""
     tensors = laid_out(sorted(tensors, key=lambda tensor: -tensor.item_bytes))
 
-    def write(file: pa.NativeFile) -> None:
+    def write(file: FileToWrite) -> None:
         file.write(header_bytes(tensors, {"format": "pt", **metadata}))  # transformers requires the format
         for tensor in tensors:
             for chunk in content(tensor):

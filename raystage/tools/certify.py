@@ -44,7 +44,7 @@ from raystage.models.hf_config import architecture_of
 from raystage.models.shape import parameters
 from raystage.results.record import Certificate
 from raystage.tools.grow import Source
-from raystage.units import shown
+from raystage.units import first_line, shown
 
 BATCH, LENGTH = 4, 64
 _LR = 1e-3
@@ -179,7 +179,7 @@ def _from_folder(source: Source) -> torch.nn.Module:
             folder.path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
-        found = str(error).strip().splitlines()[0]
+        found = first_line(error)
         raise InputError(f"found a folder that transformers cannot load ({found})", file=folder.uri) from None
     network.config.use_cache = False
     return network

@@ -34,7 +34,7 @@ from raystage.storage.naming import STAGE_KEY, key_that_begins, stage_key
 from raystage.storage.shards.contents import Shards
 from raystage.storage.shards.writing import placed, shard_name, stream_shard
 from raystage.storage.store import Store
-from raystage.units import shown
+from raystage.units import first_line, shown
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ITEM_BYTES = 4
@@ -280,4 +280,4 @@ def as_input_errors(argument: str) -> Iterator[None]:
     except RaystageError as error:
         raise InputError(str(error), key=argument) from None
     except OSError as error:
-        raise RaystageError(str(error).splitlines()[0]) from None
+        raise RaystageError(first_line(error)) from None

@@ -20,7 +20,7 @@ import torch
 from raystage.errors import RaystageError, StorageError
 from raystage.files.filesystem import Folder, open_folder
 from raystage.tools.findings import Finding, failed, ok, warning
-from raystage.units import format_bytes
+from raystage.units import first_line, format_bytes
 
 # Ray's object store uses it, and workers of one machine exchange data there. Docker gives only 64 MiB.
 LEAST_SHARED_BYTES = 512 * 2**20
@@ -50,7 +50,7 @@ def _check_gpu(index: int) -> Finding:
     try:
         torch.ones(8, device=f"cuda:{index}").sum().item()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return failed(
             check, f"{found}, cannot compute ({reason})", "see nvidia-smi: is it taken, or the driver too old?"
         )

@@ -400,10 +400,11 @@ def test_a_service_that_does_not_answer_is_spoken_of_once_in_a_minute(
 
     def action() -> None:
         if waiting.now < 100.0:
-            raise TimeoutError("timed out\nat length")
+            raise TimeoutError("timed out\nat length") if len(caplog.records) < 1 else TimeoutError
 
     for _ in range(2):
         retried(action, Retries(200.0), lambda: 1.0, waiting.sleep, lambda: waiting.now)
     told = [record.message for record in caplog.records]
     assert [text.partition(";")[0] for text in told] == ["the storage does not answer"] * 2
     assert told[0].endswith("trying again for 3:14 (timed out)")
+    assert told[1].endswith("(TimeoutError)"), "it says nothing"

@@ -27,7 +27,7 @@ from raystage.sources.labelled.decoding import MOST_PIXELS, fitted
 from raystage.sources.places import Place, find_places, place_of, refused
 from raystage.sources.row_index import Block, FileIndex, index_files
 from raystage.sources.rows import RowCorpus
-from raystage.units import shown
+from raystage.units import first_line, shown
 
 ENDINGS = (".npz",)
 IMAGES, LABELS = "images.npy", "labels.npy"
@@ -178,7 +178,7 @@ def _header(file: IO[bytes], place: Place, name: str) -> tuple[tuple[int, ...], 
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(file)
     except ValueError as error:
-        raise _damaged(place, str(error).splitlines()[0]) from None
+        raise _damaged(place, first_line(error)) from None
     if len(shape) > _MOST_AXES or min(shape, default=0) < 0:
         raise _damaged(place, f"{name!r} has the shape {shown(shape)}")
     if dtype.hasobject:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from raystage.errors import InputError
 from raystage.sources.corpus import SourceOptions
+from raystage.units import first_line
 
 # Of the formats that Pillow reads. Others start programs (EPS), or hold more than one picture as a rule.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
@@ -33,7 +34,7 @@ def decoded(content: bytes, name: str, options: SourceOptions, key: str = "data.
     except InputError:
         raise
     except Exception as error:  # whatever Pillow raises about broken files
-        reason = f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        reason = first_line(error)
         reason = "it begins like no image" if "cannot identify" in reason else reason
         problem = f"{name} is no image, or damaged ({reason})"
         raise InputError(f"{problem}; expected one of {', '.join(FORMATS)}", key=key) from None
