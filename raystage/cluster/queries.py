@@ -6,10 +6,10 @@ If the cluster's head node is gone, Ray does not return from a call before it en
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import ray
@@ -22,22 +22,28 @@ Answer = TypeVar("Answer")
 
 # Less than the 60 s after which Ray would end this process without a message of raystage.
 CLUSTER_SECONDS = 40.0
+# How long an actor may need while the head node answers. Ray first has to notice that the actor's node is lost, and
+# then starts it on another one; a busy machine takes minutes for both.
+ACTOR_SECONDS = 300.0
 _POLL_SECONDS = 1.0
 
 
 def get_answer(reference: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
     """The result of an actor's method. meanwhile: called about once a second while this waits.
 
-    The wait is long because Ray may be restarting the actor on another node. Raises ClusterLost.
+    The wait is long because Ray may be restarting the actor on another node. Raises ClusterLost, and that early if the
+    head node does not answer either.
     """
-    deadline = time.monotonic() + CLUSTER_SECONDS
+    asked_at, head = time.monotonic(), None
     while True:
         meanwhile()
         try:
             return ray.get(reference, timeout=_POLL_SECONDS)
         except GetTimeoutError:
-            if time.monotonic() > deadline:
-                raise _cluster_lost() from None
+            head = head or _Head()
+            head.check()
+            if time.monotonic() - asked_at > ACTOR_SECONDS:
+                raise _actor_lost() from None
 
 
 def ask_cluster(ask: Callable[[], Answer]) -> Answer:
@@ -45,22 +51,44 @@ def ask_cluster(ask: Callable[[], Answer]) -> Answer:
 
     Raises ClusterLost.
     """
-    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+    asked = _asked(ask)
+    if not _is_answered(asked, CLUSTER_SECONDS):
+        raise _cluster_lost()
+    return asked.result()
+
+
+def _asked(ask: Callable[[], Answer]) -> Future[Answer]:
+    """The thread may never end, so it must not keep this process from ending."""
+    asked: Future[Answer] = Future()
 
     def asking() -> None:
         try:
-            answers.put((ask(), None))
-        except Exception as error:  # raised below, in the thread that waits
-            answers.put((None, error))
+            asked.set_result(ask())
+        except Exception as error:  # raised in the thread that waits
+            asked.set_exception(error)
 
     threading.Thread(target=asking, name="raystage-ask", daemon=True).start()
-    try:
-        found, error = answers.get(timeout=CLUSTER_SECONDS)
-    except queue.Empty:
-        raise _cluster_lost() from None
-    if error is not None:
-        raise error
-    return found
+    return asked
+
+
+def _is_answered(asked: Future, seconds: float) -> bool:
+    """Not by the time-out of `result`: what was asked may raise the same error."""
+    return bool(wait([asked], seconds).done)
+
+
+class _Head:
+    """Asks the head node again and again whether it is there. Nobody waits for the answers."""
+
+    def __init__(self) -> None:
+        self._asked_at, self._asked = time.monotonic(), _asked(ray.nodes)
+
+    def check(self) -> None:
+        """Raises ClusterLost if the head node has not answered for a while, and what Ray raises instead of answers."""
+        if _is_answered(self._asked, 0):
+            self._asked.result()
+            self._asked_at, self._asked = time.monotonic(), _asked(ray.nodes)
+        elif time.monotonic() - self._asked_at > CLUSTER_SECONDS:
+            raise _cluster_lost()
 
 
 class Inquiry:
@@ -101,4 +129,11 @@ def _cluster_lost() -> ClusterLost:
     return ClusterLost(
         f"the Ray cluster has not answered for {CLUSTER_SECONDS:g} s: it was stopped, or the network to it is down; "
         f"the same command on a running cluster continues from the last checkpoint"
+    )
+
+
+def _actor_lost() -> ClusterLost:
+    return ClusterLost(
+        f"an actor of this run has not answered for {ACTOR_SECONDS:g} s, although the cluster's head node does: `ray "
+        f"list actors` shows where it is; the same command continues from the last checkpoint"
     )

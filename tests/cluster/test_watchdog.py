@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from raystage.cluster import queries, shutdown, watchdog
 from raystage.cluster.placement import Wait, describe_wait
@@ -145,6 +146,46 @@ def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ClusterLost, match="has not answered"):
         queries.ask_cluster(never.wait)
     never.set()
+
+
+class Asker:
+    """Asks an actor that does not answer. Every attempt takes a second by its own clock, and the head node has answered
+    meanwhile, if it answers at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(queries.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(queries.ray, "get", self._get)
+
+    def _get(self, reference: object, timeout: float) -> None:
+        self.seconds += timeout
+        raise GetTimeoutError
+
+    def let_the_head_answer(self) -> None:
+        for thread in threading.enumerate():
+            if thread.name == "raystage-ask":
+                thread.join()
+
+
+def test_an_actor_without_an_answer_is_waited_for_as_long_as_the_head_node_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asker = Asker(monkeypatch)
+    monkeypatch.setattr(queries.ray, "nodes", list)
+    with pytest.raises(ClusterLost, match="an actor of this run has not answered for 300 s, although"):
+        queries.get_answer(None, asker.let_the_head_answer)
+    assert asker.seconds == pytest.approx(queries.ACTOR_SECONDS, abs=2)
+
+
+def test_an_actor_without_an_answer_is_given_up_soon_if_the_head_node_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asker, never = Asker(monkeypatch), threading.Event()
+    monkeypatch.setattr(queries.ray, "nodes", never.wait)
+    with pytest.raises(ClusterLost, match="the Ray cluster has not answered for 40 s"):
+        queries.get_answer(None)
+    never.set()
+    assert asker.seconds == pytest.approx(queries.CLUSTER_SECONDS, abs=3)
 
 
 def test_an_answer_comes_back_as_it_is_and_so_does_an_error() -> None:
