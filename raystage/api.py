@@ -41,12 +41,13 @@ from raystage.reports.curves import baseline_curves, stage_curves
 from raystage.reports.formats import Table
 from raystage.reports.html import page
 from raystage.reports.tables import tables
-from raystage.reports.terminal import SafeConsole, final_table
+from raystage.reports.terminal import final_table
 from raystage.results.report import RunReport, SavingsPart
 from raystage.results.sweep_report import SweepReport
 from raystage.runs.console import make_display
 from raystage.runs.earlier import make_way
 from raystage.runs.session import PATIENCE_SECONDS, RunSession, Tracking
+from raystage.safe_console import SafeConsole
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE
 from raystage.sweeps import config as sweeps

@@ -93,7 +93,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
     """On standard error: documents that are done, of all, and the time that is left."""
     from rich import progress
 
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
     console = SafeConsole(stderr=True)

@@ -107,7 +107,8 @@ def ensemble(
     from raystage.config.schedule import load
     from raystage.config.types import check_name
     from raystage.files.typed_json import to_json
-    from raystage.reports.terminal import SafeConsole, ensemble_view
+    from raystage.reports.terminal import ensemble_view
+    from raystage.safe_console import SafeConsole
     from raystage.storage.evaluations import keep_ensemble
     from raystage.tools.ensemble import measure, members_of
 

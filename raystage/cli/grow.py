@@ -74,7 +74,7 @@ def grow(
     from raystage.growth.explain import what_grows
     from raystage.growth.request import GrowthRequest
     from raystage.reports.growth_tables import growth_table
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
     from raystage.tools.grow import open_source, open_target, planned, write
     from raystage.units import format_bytes, format_count
 
@@ -190,7 +190,7 @@ def certify(source: str, target: str, text: Path | None, family: str | None, sto
       raystage certify my/llama my/deeper
     """
     from raystage.reports.growth_tables import certificate_table
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
     from raystage.tools.certify import certify as measure
     from raystage.tools.grow import open_source
 

@@ -184,7 +184,7 @@ def wandb_mode_for(given: str | None, environment: Mapping[str, str] = os.enviro
 
 def print_result(report: dict[str, Any], table: Any, as_json: bool) -> None:
     """With --json, only JSON on standard output, and the table on standard error; else the table."""
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
 
     if as_json:
         print_json(report)

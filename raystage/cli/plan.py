@@ -61,7 +61,7 @@ def plan(
     from raystage.cli.views.plan_json import left_json, plan_json, suggestions_json, unchecked_line, unchecked_of
     from raystage.reports.plan_tables import left_line, plan_table, suggestion_table
     from raystage.reports.suggestions import suggest
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
     from raystage.sweeps.config import Sweep, load_any
 
     loaded = load_any(schedule, overrides)
@@ -124,7 +124,7 @@ def _taken_name(store: Any, plan: Any) -> str | None:
 def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: bool) -> None:
     """Print the plan of a sweep. store: if given, the stages in it count as done."""
     from raystage.cli.views.plan_json import sweep_json, unchecked_line, unchecked_of
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
     from raystage.sweeps.terminal import sweep_table
     from raystage.sweeps.trials import plan_sweep
 

@@ -116,7 +116,8 @@ def is_sweep(report: Any) -> bool:
 
 
 def _print_tables(reports: list[Any]) -> None:
-    from raystage.reports.terminal import SafeConsole, final_table
+    from raystage.reports.terminal import final_table
+    from raystage.safe_console import SafeConsole
     from raystage.sweeps.terminal import sweep_result_table
 
     for one in reports:

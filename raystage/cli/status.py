@@ -27,7 +27,7 @@ def status_command(name: str | None, store: str | None, as_json: bool) -> None:
       raystage status when-to-grow
     """
     from raystage.cli.views.run_status import all_statuses, lines_below, notes, run_table, runs_table, status_of
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
 
     opened, now = open_store(store), time.time()
     found = all_statuses(opened, now) if name is None else status_of(opened, name, now)

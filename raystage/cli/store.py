@@ -48,7 +48,7 @@ def list_command(store: str | None, as_json: bool) -> None:
       raystage store list --store s3://my-bucket/runs
     """
     from raystage.files.typed_json import to_json
-    from raystage.reports.terminal import SafeConsole
+    from raystage.safe_console import SafeConsole
     from raystage.storage.survey import survey
 
     opened = _open(store)

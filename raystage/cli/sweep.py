@@ -66,8 +66,8 @@ def sweep(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as for `raystage run`: the driver computes nothing
     from raystage.errors import SweepFailed
     from raystage.files.typed_json import to_json
-    from raystage.reports.terminal import SafeConsole
     from raystage.runs.log import sweep_command
+    from raystage.safe_console import SafeConsole
     from raystage.sweeps.config import load
     from raystage.sweeps.console import make_sweep_display
     from raystage.sweeps.html import write_papers

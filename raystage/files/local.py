@@ -111,24 +111,31 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
 
 def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
     """Everything in a folder and below, each entry once. Links to folders are followed unless told not to."""
-    yield from _walk(folder, follow_links, {os.path.realpath(folder)}, is_linked=False)
+    # The real paths of the folder where the walk began and of those that links have led to. All below them is walked on
+    # the way there.
+    roots = {os.path.realpath(folder)}
+    folders = [(folder, False)]
+    while folders:
+        at, is_linked = folders.pop()
+        for entry in entries(at):
+            yield entry
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=follow_links) and _is_new(entry, roots, is_linked):
+                    folders.append((entry.path, is_linked or entry.is_symlink()))
 
 
-def _walk(folder: str, follow_links: bool, roots: set[str], is_linked: bool) -> Iterator[os.DirEntry[str]]:
-    """roots: the real paths of the folder where the walk began and of those that links have led to; all below them is
-    walked on the way there. is_linked: whether a link leads to this folder, which may hold one of the roots."""
-    for entry in entries(folder):
-        yield entry
-        with contextlib.suppress(OSError):
-            if not entry.is_dir(follow_symlinks=follow_links):
-                continue
-            if entry.is_symlink() or is_linked:  # only then is its real path asked for, which takes long
-                real = os.path.realpath(entry.path)
-                if real in roots or (entry.is_symlink() and _is_below(real, roots)):
-                    continue
-                if entry.is_symlink():
-                    roots.add(real)
-            yield from _walk(entry.path, follow_links, roots, is_linked or entry.is_symlink())
+def _is_new(folder: os.DirEntry[str], roots: set[str], is_linked: bool) -> bool:
+    """Whether a folder has to be walked. is_linked: whether a link leads to where it lies, which may hold one of the
+    roots. One that a link leads to becomes one of them."""
+    is_link = folder.is_symlink()
+    if not is_link and not is_linked:  # only else is its real path asked for, which takes long
+        return True
+    real = os.path.realpath(folder.path)
+    if real in roots or (is_link and _is_below(real, roots)):
+        return False
+    if is_link:
+        roots.add(real)
+    return True
 
 
 def _is_below(path: str, roots: set[str]) -> bool:

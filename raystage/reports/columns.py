@@ -74,14 +74,17 @@ class _LongTable:
             yield from self._line(row, widths, console)
 
     def _line(self, row: Sequence[str | Text], widths: Sequence[int], console: Console) -> Iterator[Segment]:
+        """Cells without a style are one segment: rich takes long for each."""
+        plain = ""
         for place, (column, cell, width) in enumerate(zip(self.columns, row, widths, strict=True)):
-            blank = " " * (width - _width(cell))
+            blank, text = " " * (width - _width(cell)), str(cell)
             before, behind = (blank, "") if column.justify == "right" else ("", blank)
-            style = console.get_style(cell.style) if isinstance(cell, Text) and cell.style else None
-            yield Segment(f"{' ' if place else ''}{before}")
-            yield Segment(str(cell), style)
-            yield Segment(f"{behind} ")
-        yield Segment.line()
+            plain += f" {before}" if place else before
+            if isinstance(cell, Text) and cell.style:
+                yield from (Segment(plain), Segment(text, console.get_style(cell.style)))
+                plain, text = "", ""
+            plain += f"{text}{behind} "
+        yield from (Segment(plain), Segment.line())
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class WholeTable:
 
 def _width(cell: str | Text) -> int:
     """In cells of a terminal, of the longest line."""
-    return max(map(cell_len, str(cell).split("\n")))
+    text = str(cell)
+    return len(text) if text.isascii() and text.isprintable() else max(map(cell_len, text.split("\n")))
 
 
 def _is_one_line(cell: str | Text) -> bool:

@@ -1,13 +1,11 @@
-"""What a terminal is shown through rich: text without its control characters, and the result of a run."""
+"""What a terminal is shown of the result of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.segment import Segment
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, number_column
@@ -26,20 +24,7 @@ from raystage.reports.tables import downstream_table, environment_rows, metric_t
 from raystage.results.data.data_use import data_lines
 from raystage.results.differences import IN_WORDS
 from raystage.results.report import Ensemble, ResultRow, RunReport
-from raystage.safe_text import visible
 from raystage.units import format_count, format_flops, format_seconds, format_share
-
-
-class SafeConsole(Console):
-    """A console that shows markup in text ([red], [link=...]) as text. Only rich itself sends control characters."""
-
-    def __init__(self, file: IO[str] | None = None, stderr: bool = False, **options: Any) -> None:
-        super().__init__(file=file, stderr=stderr, markup=False, emoji=False, **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for one in super().render(renderable, options):
-            yield one if one.control else one._replace(text=visible(one.text))
-
 
 # --- the end of a run -------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.reports.columns import STATE_STYLES, FirstThatFits
 from raystage.reports.formats import format_jump, format_loss
-from raystage.reports.terminal import SafeConsole
 from raystage.results.record import Evaluation, GrowthRecord, StageRecord, TrainPoint
 from raystage.runs.events import RunCallback
 from raystage.runs.progress import (
@@ -31,6 +30,7 @@ from raystage.runs.progress import (
     describe_growth,
     describe_stage,
 )
+from raystage.safe_console import SafeConsole
 from raystage.safe_text import visible
 from raystage.units import format_seconds
 

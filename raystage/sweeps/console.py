@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raystage.reports.columns import STATE_STYLES
-from raystage.reports.terminal import SafeConsole
+from raystage.safe_console import SafeConsole
 from raystage.safe_text import visible
 from raystage.sweeps.status import SweepDisplay, SweepStanding
 from raystage.units import format_seconds

@@ -17,9 +17,9 @@ from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import unsealed
 from raystage.files.typed_json import from_json
 from raystage.planning.build import make_plan
-from raystage.reports.terminal import SafeConsole
 from raystage.results.report import StageTasks
 from raystage.runs.driver import Driver
+from raystage.safe_console import SafeConsole
 from raystage.safe_text import in_markdown, visible
 from raystage.storage.store import Store
 

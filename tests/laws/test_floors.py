@@ -67,6 +67,7 @@ FURTHER: dict[str, set[str]] = {
     "sources.parquet": {"pyarrow"},
     "sources.places": {"pyarrow"},
     "runs.wandb": {"wandb"},
+    "safe_console": {"rich"},
     "storage.huggingface": {"pyarrow", "torch"},
 }
 # numpy is not among them: it takes a tenth of a second, and axis maps are made of it.

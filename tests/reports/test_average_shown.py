@@ -18,12 +18,12 @@ from raystage.plans.plan import Plan
 from raystage.reports.build import build_report
 from raystage.reports.markdown import markdown
 from raystage.reports.plan_tables import plan_table
-from raystage.reports.terminal import SafeConsole
 from raystage.results.endings import AverageRecord
 from raystage.results.record import StageRecord
 from raystage.results.report import report_from_json
 from raystage.runs.console import PlainDisplay
 from raystage.runs.wandb_rows import result_row
+from raystage.safe_console import SafeConsole
 from raystage.storage.stored_files import record_from
 
 AVERAGE = AverageRecord(

@@ -13,8 +13,9 @@ from raystage.files.typed_json import to_json
 from raystage.reports.build import build_report
 from raystage.reports.html import page
 from raystage.reports.markdown import markdown
-from raystage.reports.terminal import SafeConsole, final_table
+from raystage.reports.terminal import final_table
 from raystage.results.report import RunReport, report_from_json
+from raystage.safe_console import SafeConsole
 
 IN_WORDS = {
     "last": "the last stage's text alone, shuffled",

@@ -8,7 +8,7 @@ import pytest
 from rich.text import Text
 
 from raystage.reports.columns import MOST_ROWS_OF_RICH, WholeTable, name_column, number_column
-from raystage.reports.terminal import SafeConsole
+from raystage.safe_console import SafeConsole
 
 COLUMNS = (name_column("key"), number_column("tokens\nof all"), number_column("loss"), name_column("runs"))
 

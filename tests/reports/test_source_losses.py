@@ -19,11 +19,12 @@ from raystage.reports.build import build_report
 from raystage.reports.html import page
 from raystage.reports.markdown import markdown
 from raystage.reports.tables import source_table
-from raystage.reports.terminal import SafeConsole, final_table
+from raystage.reports.terminal import final_table
 from raystage.results.data.mixtures import losses_by_name
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
 from raystage.runs.wandb_rows import evaluation_row
+from raystage.safe_console import SafeConsole
 
 
 @pytest.fixture(scope="module")
