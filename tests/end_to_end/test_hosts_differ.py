@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 import raystage
 from conftest import PATIENCE
 from host_runs import HostRun, curves, on_one_host
-from hosts import WATCHFUL, Link, Network
+from hosts import WATCHFUL, Host, Link, Network
 from raystage.config.schedule import load
 from s3_server import CREDENTIALS
 from staged_runs import losses
@@ -49,6 +51,35 @@ def test_a_host_with_another_raystage_is_named(network: Network, tiny: Path) -> 
     said = HostRun(head, head, tiny).end(status=1)
     assert f"node host3 has {code}" in said
     assert "install the driver's raystage on every node" in said
+
+
+def show_other(host: Host, file: Path, version: str, folder: Path) -> None:
+    """On this host, a file that states a version states another one."""
+    other = folder / file.name
+    other.write_text(file.read_text().replace(version, "0.0.1", 1))
+    host.show(other, file)
+
+
+def test_a_host_with_another_version_of_ray_is_refused_and_of_another_package_named(
+    network: Network, tiny: Path
+) -> None:
+    head, near = network.start(2, cpus=[1, 1])
+    far = network.add()
+    show_other(far, Path(ray.__file__).parent / "_version.py", ray.__version__, tiny.parent)
+    starting = far.popen(
+        ["ray", "start", f"--address={head.ray_address}"],
+        environment={"PYTHONDONTWRITEBYTECODE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = starting.communicate(timeout=PATIENCE)
+    assert starting.returncode != 0
+    assert "Version mismatch" in said
+    assert "0.0.1" in said
+    deepspeed = importlib.metadata.distribution("deepspeed")
+    metadata = next(file for file in deepspeed.files if file.name == "METADATA")
+    show_other(near, Path(deepspeed.locate_file(metadata)), deepspeed.version, tiny.parent)
+    said = HostRun(head, head, tiny).end(status=1)
+    assert f"node host2 has deepspeed 0.0.1 (the driver {deepspeed.version}): install the same versions" in said
+    assert not list(tiny.parent.glob("store/stages/*/checkpoints/*"))
 
 
 def shorten(schedule: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ READS = ("aten::_local_scalar_dense", "aten::nonzero")
 # In a step with Adam's loop over tensors, as on CPUs, torch reads its own step count, which lies in host memory.
 OF_HOST = "torch/optim/adam.py"
 COMPILED = {"compile": True, "gradient_clipping": 0}
-# So many stages that torch would compile none of the last ones any more if it counted those before.
-DEPTHS = (1, 2, 3, 4, 5, 6)
+# So many stages that torch would not compile the last one any more if it counted those before. Its own limit is 8
+# graphs; a graph takes seconds to compile, so the limit is lower here.
+DEPTHS = (1, 2, 3)
+MOST_GRAPHS = 3
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "usual": {}, "fused": {"optimizer": {"lr": 2e-3, "fused": True}}, "not clipped": {"gradient_clipping": 0},
-    "compiled": COMPILED, "compiled, loss in chunks": {**COMPILED, "cross_entropy": "chunked"},
+    "compiled": COMPILED,
 }  # fmt: skip
+# Of one stage: the loss in chunks takes several times as long to compile.
+OF_ONE_STAGE = {"one stage": {"gradient_clipping": 0}, "in chunks": {**COMPILED, "cross_entropy": "chunked"}}
 
 
 class ReadsCounted(TorchDispatchMode):
@@ -74,32 +78,31 @@ def carry_out_each(schedules: Mapping[str, Schedule], store: str) -> list[str]:
     os.environ["TORCHDYNAMO_DISABLE"] = "0"  # as the environment of a worker says
     torch._dynamo.config.disable = False
     get_accelerator().set_compile_backend("aot_eager")  # takes no C++ compiler, and a tenth of the time
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
     for schedule in schedules.values():
         carry_out(schedule, store)
     return found
+
+
+def stages_of(depths: Sequence[int]) -> list[dict[str, Any]]:
+    stages = [{"name": f"of-{depth}", "model": {"num_layers": depth}, "until": {"tokens": 1000}} for depth in depths]
+    return [stages[0], *(stage | {"grow": {"operator": "random"}} for stage in stages[1:])]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, list[StageRecord]]]:
     folder = tmp_path_factory.mktemp("fast")
     (texts := folder / "texts").mkdir()
+    training = {"micro_batch_size": 5, "evaluate": {"tokens": 100}}
     schedules = {
-        name: make_schedule(texts, training={"micro_batch_size": 5, "evaluate": {"tokens": 100}, **training})
-        for name, training in RUNS.items()
+        name: make_schedule(texts, training=training | changes, stages=stages_of(DEPTHS[:2]))
+        for name, changes in RUNS.items()
     }
-    stages = [
-        {
-            "name": f"of-{depth}",
-            "model": {"num_layers": depth},
-            "until": {"tokens": 200},
-            "grow": {"operator": "random"},
-        }
-        for depth in DEPTHS
-    ]
-    del stages[0]["grow"]
-    schedules["many stages"] = make_schedule(
-        texts, training={"micro_batch_size": 5, "evaluate": {"tokens": 100}, **COMPILED}, stages=stages
-    )
+    schedules |= {
+        name: make_schedule(texts, training=training | changes, stages=stages_of(DEPTHS[:1]))
+        for name, changes in OF_ONE_STAGE.items()
+    }
+    schedules["many stages"] = make_schedule(texts, training=training | COMPILED, stages=stages_of(DEPTHS))
     store = str(folder / "store")
     (found,) = run_workers(1, carry_out_each, schedules, store, folder=folder / "workers")
     return found, {name: records_of(schedule, store) for name, schedule in schedules.items()}
@@ -107,10 +110,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str,
 
 @pytest.mark.end_to_end
 def test_a_step_reads_no_value_but_those_that_deepspeed_reads(runs: tuple) -> None:
-    """For each of the 20 steps whether the norm of each parameter group's gradient is a number, and that of all."""
+    """In each of 10 steps whether the norm of each parameter group's gradient is a number, and that of all: two groups,
+    and four after a growth with new layers."""
     found, _ = runs
     assert [where for where in found if "/deepspeed/" not in where] == []
-    assert len(found) <= 3 * 20
+    assert len(found) <= 10 * (3 + 5)
 
 
 @pytest.mark.end_to_end
@@ -126,9 +130,8 @@ def test_a_compiled_model_learns_the_same_and_is_compiled_for_each_way_of_callin
     """In training and in evaluation; a growth builds another model, which is compiled anew."""
     _, records = runs
     assert losses(records["compiled"]) == [pytest.approx(one, abs=1e-4) for one in losses(records["not clipped"])]
-    in_chunks = losses(records["compiled, loss in chunks"])
-    assert in_chunks == [pytest.approx(one, abs=1e-4) for one in losses(records["not clipped"])]
-    assert all(2 <= record.compiled_graphs <= 8 for record in records["compiled, loss in chunks"])
+    assert losses(records["in chunks"]) == [pytest.approx(one, abs=1e-4) for one in losses(records["one stage"])]
+    assert 2 <= records["in chunks"][0].compiled_graphs <= 8
     graphs = [record.compiled_graphs for record in records["compiled"]]
     assert all(2 <= number <= 4 for number in graphs), graphs
     assert records["usual"][0].compiled_graphs is None
