@@ -134,17 +134,21 @@ def peaks(dtype: torch.dtype) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def peaks_of_each() -> dict[torch.dtype, tuple[int, int]]:
+    return {dtype: peaks(dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+
 @pytest.mark.end_to_end
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/clear_refs is Linux's")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_peak_is_that_of_a_chunk(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_that_of_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain: the scores of all targets and their gradient in fp32, at least. In chunks: the scores of a chunk, which
     become their gradient, with copies in bf16, of which torch's products on CPUs make one more; the head's gradient in
     fp32, and a chunk's share of it; and the gradient of the states."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed is given back
     whole, chunk, head = (4 * VOCABULARY * one for one in (TARGETS, CHUNK, HIDDEN))
-    ((usual, found),) = run_workers(1, peaks, dtype, folder=tmp_path / "processes", start="afresh")
-    print(f"MiB: plain {usual / MIB:.0f}, in chunks {found / MIB:.0f}, scores in fp32 {whole / MIB:.0f}")
-    assert usual > 2 * whole
-    assert found < 3 * chunk + 2 * head + 4 * TARGETS * HIDDEN + 8 * MIB
-    assert found < usual / 5
+    (of_each,) = run_workers(1, peaks_of_each, folder=tmp_path / "processes", start="afresh")
+    for dtype, (usual, found) in of_each.items():
+        print(f"{dtype}, MiB: plain {usual / MIB:.0f}, in chunks {found / MIB:.0f}, scores in fp32 {whole / MIB:.0f}")
+        assert usual > 2 * whole
+        assert found < 3 * chunk + 2 * head + 4 * TARGETS * HIDDEN + 8 * MIB
+        assert found < usual / 5
