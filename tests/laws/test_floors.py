@@ -88,7 +88,6 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-every_module = pytest.mark.parametrize("module", FILES, ids=[name or "raystage" for name in FILES])
 every_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 
@@ -159,16 +158,14 @@ def test_a_folder_is_no_street(folder: str) -> None:
     assert (PACKAGE / folder / "__init__.py").read_text() == ""
 
 
-@every_module
-def test_a_module_is_short_enough_to_read(module: str) -> None:
-    lines = len(FILES[module].read_text().splitlines())
-    assert lines <= MOST_LINES, f"{module} has {lines} lines"
+def test_every_module_is_short_enough_to_read() -> None:
+    lines = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
+    assert not {module: count for module, count in lines.items() if count > MOST_LINES}
 
 
-@every_module
-def test_imports_go_down_or_stay_in_the_folder(module: str) -> None:
-    up = {other for other in own_imports(module) if rank(other) > rank(module)}
-    assert not up, f"raystage/{module.replace('.', '/')}.py imports from above: {sorted(up)}"
+def test_imports_go_down_or_stay_in_the_folder() -> None:
+    up = {module: {other for other in own_imports(module) if rank(other) > rank(module)} for module in FILES}
+    assert not {module: sorted(others) for module, others in up.items() if others}, "they import from above"
 
 
 def test_imports_have_no_cycles() -> None:
@@ -176,18 +173,17 @@ def test_imports_have_no_cycles() -> None:
     assert set(FILES) <= set(order)
 
 
-@every_module
-def test_imports_stand_at_the_top(module: str) -> None:
+def test_imports_stand_at_the_top() -> None:
     """The command line may import inside a function: `raystage --help` should not wait for torch."""
-    late = {name for name, inside in imports_of(module) if inside}
-    assert folder_of(module) == "cli" or not late, f"{module} imports inside a function: {sorted(late)}"
+    late = {module: {name for name, inside in imports_of(module) if inside} for module in FILES}
+    found = {module: sorted(names) for module, names in late.items() if names and folder_of(module) != "cli"}
+    assert not found, "they import inside a function"
 
 
-@every_module
-def test_a_module_imports_only_what_it_may(module: str) -> None:
-    allowed = PACKAGES[folder_of(module)] | FURTHER.get(module, set())
-    beyond = packages_of(module) - allowed
-    assert not beyond, f"{module} imports {sorted(beyond)}; it may import {sorted(allowed)}"
+def test_every_module_imports_only_what_it_may() -> None:
+    allowed = {module: PACKAGES[folder_of(module)] | FURTHER.get(module, set()) for module in FILES}
+    beyond = {module: sorted(packages_of(module) - allowed[module]) for module in FILES}
+    assert not {module: names for module, names in beyond.items() if names}, "they import more than they may"
 
 
 def test_names_that_ray_does_not_document_stand_in_one_file() -> None:
