@@ -27,6 +27,8 @@ from raystage.safe_text import without_secrets
 from raystage.units import shortened
 
 LONGEST_MESSAGE = 2_000
+# More than is searched for secrets, so that one at the end of what is shown is whole.
+_SEARCHED = 5 * LONGEST_MESSAGE
 
 
 class RaystageError(Exception):
@@ -61,7 +63,7 @@ class InputError(RaystageError):
 
 def _said(message: str) -> str:
     """The message with a limited length, whatever a file or a library puts into it."""
-    return shortened(without_secrets(message), LONGEST_MESSAGE)
+    return shortened(without_secrets(message[:_SEARCHED]), LONGEST_MESSAGE)
 
 
 def _input_error(problem: str, key: str | None, file: str | None) -> InputError:

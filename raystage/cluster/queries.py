@@ -118,6 +118,13 @@ class Inquiry:
         return not self._pending or time.monotonic() > self._deadline
 
 
+def here() -> dict[str, str]:
+    """The label of the node of this process, which no other node has. As an actor's `label_selector` they have
+    Ray start it here. A soft NodeAffinitySchedulingStrategy does not: on a cluster whose head has no CPUs, most such
+    actors came to lie on other nodes (Ray 2.60)."""
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+
+
 def own_node() -> str:
     """The resource, 1 of it, that the node of this process has and no node at another address. Raises ClusterLost."""
     here = ray.get_runtime_context().get_node_id()

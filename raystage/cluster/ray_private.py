@@ -48,7 +48,8 @@ from ray.job_submission import JobSubmissionClient
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raystage.cluster.queries import here
 
 _STDERR = 2
 # What a process that imports Ray may take until it asks.
@@ -299,6 +300,7 @@ COORDINATOR = "AutoscalingCoordinator"  # its name, and its namespace
 # A controller renews its reservation every 20 s. Ray keeps that of one that was killed for 180 s, and meanwhile other
 # elastic runs get fewer workers, or none.
 RESERVED_SECONDS = 60
+_ANYWHERE = {"label_selector": {"ray.io/node-id": "!none"}}
 
 
 class FindsCoordinator(UserCallback):
@@ -323,7 +325,6 @@ def _finding_coordinator() -> FindsCoordinator:
 
 def coordinator() -> Any:
     """The cluster's AutoscalingCoordinator. It is started if there is none; if its node is lost, on another one."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_AutoscalingCoordinatorActor)
     named = {"name": COORDINATOR, "namespace": COORDINATOR, "get_if_exists": True, "lifetime": "detached"}
-    return actor.options(scheduling_strategy=here, **named).remote()
+    return actor.options(label_selector=here(), fallback_strategy=[_ANYWHERE], **named).remote()

@@ -24,12 +24,11 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystage.cluster.job_variables import WithVariables
 from raystage.cluster.own import is_own, notes_folder
 from raystage.cluster.placement import release_resources_of, resources_per_worker
-from raystage.cluster.queries import ask_cluster, get_answer
+from raystage.cluster.queries import ask_cluster, get_answer, here
 from raystage.cluster.ray_private import FindsCoordinator
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
@@ -37,6 +36,7 @@ from raystage.cluster.train_run import TellsFailures, TrainRun
 from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import ClusterLost, StorageError
+from raystage.files.retry import brief
 from raystage.storage.jobs import Job
 from raystage.train.control_actor import ControlActor, Task, longest_wait_seconds
 
@@ -128,13 +128,12 @@ class WorkerGroup:
         for a job."""
         with contextlib.suppress(RayError):
             self.control.dismiss.remote()
-        with contextlib.suppress(StorageError):  # the next driver tries again
-            self.remove_notes()
+        self.remove_notes()
 
     def see_off(self, seconds: float) -> bool:
         """Wait until workers that were told to leave have left, and remove what they leave behind: Ray must not be shut
         down during a Train run. Returns whether they have."""
-        with contextlib.suppress(ClusterLost, RayError, StorageError):
+        with contextlib.suppress(ClusterLost, RayError):
             if self._train_run is not None:
                 self._train_run.wait(seconds)
                 if not self._train_run.is_over:
@@ -149,11 +148,13 @@ class WorkerGroup:
     def abandon(self) -> None:
         """Leave the workers to end with this process. Does not ask the cluster, which may be lost."""
         ray.kill(self.control)
-        self._folder.delete()
+        self.remove_notes()
 
     def remove_notes(self) -> None:
-        """Remove what would stay behind if this process ended before its workers do."""
-        self._folder.delete()
+        """Remove what would stay behind if this process ended before its workers do. A store that does not answer is
+        not waited for: the next driver removes it."""
+        with contextlib.suppress(StorageError):
+            brief(self._folder.delete)()
 
     def _trainer(self) -> TorchTrainer:
         training, on_gpu = self._training, self._training.gpus_per_worker > 0
@@ -190,8 +191,7 @@ def _requirements(job: Job) -> tuple[Any, ...]:
 
 def _start_control_actor() -> Any:
     """On the driver's node, so that no lost node takes it along. If it dies all the same, Ray starts it again."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, label_selector=here())
     return remote(ControlActor).options(name=f"{_CONTROL}{uuid.uuid4().hex}").remote()
 
 

@@ -102,8 +102,11 @@ class Folder:
         if not self.is_local:
             return []
         own = [self.path] if os.path.islink(self.path) else []
-        within = local.walk(self.path, follow_links=False)
-        return own + sorted(self._tried("listed", lambda: [one.path for one in within if one.is_symlink()]))
+
+        def within() -> list[str]:
+            return [one.path for one in local.walk(self.path, follow_links=False) if one.is_symlink()]
+
+        return own + sorted(self._tried("listed", within))
 
     def size_of(self, name: str) -> int | None:
         """The size of a file in bytes, or None where there is no such file."""
@@ -245,8 +248,8 @@ class Folder:
     def _entries(self) -> dict[str, bool]:
         """The names directly in the folder, each with whether it is a folder."""
         if self.is_local:
-            found = self._tried("listed", lambda: local.entries(self.path))
-            return {entry.name: entry.is_dir() for entry in found}
+            found = lambda: {entry.name: local.is_folder(entry) for entry in local.entries(self.path)}  # noqa: E731
+            return self._tried("listed", found)
         selector = fs.FileSelector(self.path, allow_not_found=True)
         listed = self._tried("listed", lambda: self.system.get_file_info(selector))
         return {one.base_name: one.type == fs.FileType.Directory for one in listed}
@@ -255,7 +258,7 @@ class Folder:
         prefix = len(self.path) + 1
         if self.is_local:
             for entry in local.walk(self.path, follow_links) if deep else local.entries(self.path):
-                with contextlib.suppress(FileNotFoundError):  # removed in the meantime
+                with local.leading_nowhere():
                     if entry.is_file(follow_symlinks=follow_links):
                         found = entry.stat()
                         yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)

@@ -109,6 +109,23 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one. A link that leads to itself is none."""
+    with leading_nowhere():
+        return entry.is_dir()
+    return False
+
+
+@contextlib.contextmanager
+def leading_nowhere() -> Iterator[None]:
+    """Passes over what has been removed meanwhile, and over links that lead to themselves. Every other error counts."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+
+
 def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
     """Everything in a folder and below, each entry once. Links to folders are followed unless told not to."""
     # The real paths of the folder where the walk began and of those that links have led to. All below them is walked on

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raystage.cluster.joined import check_token_settings, refused_token
 from raystage.cluster.ray_private import put_parcel, show_token_if_there, zip_folder
 from raystage.errors import ClusterLost, InputError
-from raystage.jobs.submission import EXCLUDES, MOST_BYTES, RUN_KEY
+from raystage.files.local import walk
+from raystage.jobs.submission import EXCLUDES, MOST_BYTES, MOST_UNZIPPED, RUN_KEY
 from raystage.units import first_line, format_bytes
 
 CONNECT_SECONDS = 10.0
@@ -80,19 +81,18 @@ class Jobs:
             )
         except AuthenticationError:
             raise refused_token(self.address) from None
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"the cluster at {self.address} refuses the job: {_last_line(error)}") from None
 
-    def send(self, variables: Mapping[str, str]) -> str:
-        """Leave variables for the driver of a job to take; returns where. They are in the memory of the cluster's GCS
-        until the driver takes them, and in no list that the cluster shows."""
-        name = f"_ray_pkg_{secrets.token_hex(16)}.zip"
-        self._tried(put_parcel, self.client, name, json.dumps(dict(variables)).encode())
-        return name
+    def send(self, parcel: str, variables: Mapping[str, str]) -> None:
+        """Leave variables for the driver of a job to take. They are in the memory of the cluster's GCS until the driver
+        takes them, and in no list that the cluster shows."""
+        self._tried(put_parcel, self.client, parcel, json.dumps(dict(variables)).encode())
 
     def withdraw(self, parcel: str) -> None:
-        """Overwrite variables that no driver has taken, and none will."""
-        self._tried(put_parcel, self.client, parcel, b"")
+        """Overwrite variables that no driver has taken, and none will. Where the cluster is lost, they are, too."""
+        with contextlib.suppress(ClusterLost, InputError):
+            self._tried(put_parcel, self.client, parcel, b"")
 
     def _tried(self, call: Any, *arguments: Any) -> Any:
         try:
@@ -101,6 +101,11 @@ class Jobs:
             raise refused_token(self.address) from None
         except (OSError, RuntimeError) as error:
             raise ClusterLost(f"the jobs at {self.address} cannot be reached ({first_line(error)})") from None
+
+
+def new_parcel() -> str:
+    """Where variables are left: a name that nobody can guess."""
+    return f"_ray_pkg_{secrets.token_hex(16)}.zip"
 
 
 def is_over(job: JobDetails) -> bool:
@@ -112,11 +117,27 @@ def zipped(folder: Path, target: Path, is_own: bool) -> Path:
     count, and environments and stores stay out. Raises InputError where it is too large."""
     zip_folder(folder, target, honors_ignore_files=is_own, excludes=EXCLUDES if is_own else ())
     if (size := target.stat().st_size) > MOST_BYTES:
-        problem = f"found {format_bytes(size)} to send, zipped; a job may have {format_bytes(MOST_BYTES)}"
-        advice = "put large files where every node sees them, and name them by an absolute path or a URI"
-        raise InputError(f"{problem}; {advice}", key="--working-dir" if is_own else None)
+        raise _too_large(f"{format_bytes(size)} to send, zipped", "--working-dir" if is_own else None)
     return target
 
 
+def check_size(paths: Iterable[Path]) -> None:
+    """Refuse files and folders that are too large to be sent, before they are copied. What compresses well may be some
+    times larger than what is sent. Raises InputError."""
+    size = 0
+    for path in paths:
+        files = (entry for entry in walk(str(path)) if entry.is_file()) if path.is_dir() else [path]
+        for file in files:
+            size += file.stat().st_size
+            if size > MOST_UNZIPPED * MOST_BYTES:
+                raise _too_large(f"more than {format_bytes(MOST_UNZIPPED * MOST_BYTES)} to send")
+
+
+def _too_large(found: str, key: str | None = None) -> InputError:
+    advice = "put large files where every node sees them, and name them by an absolute path or a URI"
+    return InputError(f"found {found}; a job may have {format_bytes(MOST_BYTES)}, zipped; {advice}", key=key)
+
+
 def _last_line(error: Exception) -> str:
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -35,19 +35,24 @@ class OnInterrupt(Enum):
 
 
 class Log:
-    """The log of a job, line by line. Every connection sends it from its beginning."""
+    """The log of a job, line by line. Every connection sends it from its beginning.
+
+    heard_at: when something of it came last, by the monotonic clock.
+    """
 
     def __init__(self, show: Show) -> None:
         self._show = show
         self._shown = 0
         self._read = 0
         self._rest = ""
+        self.heard_at = time.monotonic()
 
     def begin(self) -> None:
         """A new connection."""
         self._read = 0
 
     def take(self, text: str) -> None:
+        self.heard_at = time.monotonic()
         new = text[max(self._shown - self._read, 0) :]
         self._read += len(text)
         self._shown = max(self._shown, self._read)
@@ -85,7 +90,7 @@ def follow(jobs: Jobs, job: str, show: Show, ask: Callable[[], OnInterrupt]) -> 
             jobs.stop(job)
             is_stopping = True
         except ClusterLost:
-            if time.monotonic() - reached_at > LOST_SECONDS:
+            if time.monotonic() - max(reached_at, log.heard_at) > LOST_SECONDS:
                 raise
             time.sleep(_RETRY_SECONDS)
 

@@ -23,6 +23,8 @@ from raystage.units import shown
 STOP_SECONDS = 60
 # What Ray takes in one upload, zipped.
 MOST_BYTES = 100 * 2**20
+# How many times as much may be zipped at all: what is larger never becomes small enough.
+MOST_UNZIPPED = 20
 # The module that starts a job, and the key of a job's metadata that names its run.
 START = "raystage_job"
 RUN_KEY = "raystage_run"
@@ -87,8 +89,16 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         problem = f"found {type(content).__name__}; expected a mapping, such as pip: [einops==0.8.1]"
         raise InputError(problem, key="--runtime-env", file=str(path))
-    if not isinstance(content.get("env_vars") or {}, dict):
+    variables = content.get("env_vars") or {}
+    if not isinstance(variables, dict):
         raise InputError("expected a mapping", key="env_vars", file=str(path))
+    for name, value in variables.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            problem = f"found {type(value).__name__}; expected text, in quotes where it looks like a number"
+            raise InputError(problem, key=f"env_vars.{name}", file=str(path))
+    modules = content.get("py_modules") or []
+    if not isinstance(modules, list) or not all(isinstance(one, str) for one in modules):
+        raise InputError(f"found {shown(modules)}; expected a list of folders", key="py_modules", file=str(path))
     return content
 
 

@@ -33,12 +33,18 @@ def make_way(store: Store, name: str, keys: Sequence[str]) -> str | None:
     except RaystageError as error:
         was = f"a run that cannot be read ({error})"
     _refuse_running(store, name)
-    number = len(store.earlier_runs(name)) + 1
+    number = _next_number(store.earlier_runs(name))
     _set_aside(store, name, f"{name}/{EARLIER}/{number}")
     return (
         f"the name {name!r} belonged to {was}; its report is kept: raystage report {name}/{EARLIER}/{number} "
         f"(--name gives this run a name of its own)"
     )
+
+
+def _next_number(places: Sequence[str]) -> int:
+    """One more than the highest: some of those before may have been removed."""
+    names = (place.rpartition("/")[2] for place in places)
+    return 1 + max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
 
 
 def stage_keys(run: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from raystage.results.record import StageRecord
 from raystage.results.report import RunReport, report_from_json
 from raystage.results.sweep_report import SweepReport, sweep_report_from_json
 from raystage.safe_text import visible
-from raystage.units import TOKENS, Unit, shown
+from raystage.units import TOKENS, Unit, shortened, shown
 
 RUN_FILE, REPORT_FILE, STATUS_FILE = "run.json", "report.json", "status.json"
 SWEEP_FILE, TRIAL_FILE = "sweep.json", "trial.json"
@@ -32,7 +32,8 @@ _CHECKPOINT = re.compile(r"(checkpoints/)?\w[\w.-]*")
 _STRICT = ConfigDict(strict=True, extra="allow")
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=10**30)]
+StageKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MaybeNumber = Number | None
 # Files are named after stages: a name is no path.
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]{1,255}$")]
@@ -133,12 +134,22 @@ class SweepNote(TypedDict):
 class NamedRow(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     name: FileName
-    key: str
+    key: StageKey
 
 
 class NamedRuns(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     runs: list[NamedRow]
+
+
+class NamedModels(TypedDict):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    models: list[NamedRow]
+
+
+class NamedMembers(TypedDict):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    members: list[NamedRow]
 
 
 class ReportFile(TypedDict):
@@ -150,6 +161,8 @@ class ReportFile(TypedDict):
     kind: NotRequired[str]
     stages: NotRequired[list[NamedRow]]
     baseline: NotRequired[NamedRuns]
+    delivered: NotRequired[NamedModels | None]
+    members: NotRequired[list[NamedMembers]]
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -265,5 +278,6 @@ def _check(kind: Any, content: Mapping[str, Any]) -> None:
         _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = visible(".".join(map(str, first["loc"])))  # keys of a file: the message may be logged
+        # Keys of a file may be long, and the message may be logged.
+        where = visible(shortened(".".join(map(str, first["loc"])), 200))
         raise ValueError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

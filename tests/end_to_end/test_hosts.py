@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from conftest import PATIENCE, wait_until, write_tiny
 from host_runs import HostRun, curves, on_one_host
-from hosts import Network
+from hosts import Host, Network
 from raystage.config.schedule import load
 from staged_runs import losses
 
@@ -36,11 +37,23 @@ def test_a_run_over_one_two_and_three_hosts_has_the_bits_of_one_host(network: Ne
     assert curves(path) == losses(on_one_host(load(path), tmp_path))
 
 
+def nodes_of(head: Host, name: str) -> list[str]:
+    """The nodes of the living actors of a class."""
+    filters = ("--filter", f"class_name={name}", "--filter", "state=ALIVE")
+    return [one["node_id"] for one in json.loads(head.run(["ray", "list", "actors", *filters, "--format", "json"]))]
+
+
+def nodes_at(head: Host, host: Host) -> list[str]:
+    filters = ("--filter", f"node_ip={host.address}")
+    return [one["node_id"] for one in json.loads(head.run(["ray", "list", "nodes", *filters, "--format", "json"]))]
+
+
 def test_a_host_is_lost_and_another_one_takes_its_place(network: Network, tiny: Path) -> None:
     """The story of hosts that runs in every test run; the others are drills."""
     head, last = network.start(2, cpus=[1, 1])
     run = HostRun(head, head, tiny)
     run.say("small] step 1")
+    assert nodes_of(head, "ControlActor") == nodes_at(head, head)  # nothing of the driver is lost with another host
     last.lose()
     run.say("node host2 (10.77.0.2) was lost")
     network.start(1, cpus=[1])
@@ -52,7 +65,7 @@ def test_a_host_is_lost_and_another_one_takes_its_place(network: Network, tiny: 
 KILLED = """
 import sys
 from pathlib import Path
-from hosts import Network
+from hosts import Host, Network
 
 with Network(Path(sys.argv[1])) as network:
     started = network.add().popen(["sh", "-c", "sleep 1000 & exec sleep 1000"])

@@ -19,7 +19,7 @@ from raystage.config.schedule import load as load_schedule
 from raystage.config.types import check_name
 from raystage.errors import InputError
 from raystage.jobs.address import jobs_address
-from raystage.jobs.client import Jobs, zipped
+from raystage.jobs.client import Jobs, check_size, new_parcel, zipped
 from raystage.jobs.contents import FOLDER, Contents, contents_of, read_places
 from raystage.jobs.submission import (
     check_store,
@@ -33,6 +33,7 @@ from raystage.jobs.submission import (
 )
 from raystage.jobs.variables import sent_variables, shown_secrets
 from raystage.sweeps.config import load as load_sweep
+from raystage.units import first_line
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,7 @@ def ship(
     package, place, file = pack(request, submitted, own, folder)
     modules = [Path(raystage.__file__).parent, _distribution(folder)] if request.install else []
     pins = pins_of_this_machine() if request.install else []
-    parcel = jobs.send(variables) if variables else None
-    if parcel:
-        tell(f"sends {', '.join(variables)} (in no list of the cluster; docs/clusters.md says what that protects)")
+    parcel = new_parcel() if variables else None
     start = write_start(folder, job_file(metadata.version("raystage"), place, request.command(jobs.address), parcel))
     environment_of_job = runtime_env(own, package, [start, *modules], pins)
     arguments = [submitted.kind, file, *(part for one in request.overrides for part in ("--set", one))]
@@ -138,6 +137,9 @@ def ship(
         arguments += [option, value] if value else []
     job = submission_id(submitted.name, jobs.ids())
     try:
+        if parcel:  # nothing between here and the job may fail without taking them back
+            tell(f"sends {', '.join(variables)} (in no list of the cluster; docs/clusters.md says what that protects)")
+            jobs.send(parcel, variables)
         jobs.submit(job, entrypoint(request.python, arguments), environment_of_job, submitted.name)
     except BaseException:
         if parcel:
@@ -167,6 +169,7 @@ def pack(request: Request, submitted: Submitted, own: dict[str, Any], folder: Pa
         return str(package), str(place.relative_to(root)), os.path.relpath(file, place)
     contents = submitted.contents
     staged = folder / "staged"
+    check_size([*(contents.root / path for path in contents.files), *contents.modules])
     for path in contents.files:
         _copy(contents.root / path, staged / FOLDER / path)
     (staged / FOLDER / contents.folder).mkdir(parents=True, exist_ok=True)
@@ -178,12 +181,20 @@ def pack(request: Request, submitted: Submitted, own: dict[str, Any], folder: Pa
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        ignored = shutil.ignore_patterns("__pycache__", ".git")
-        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-    else:
-        shutil.copy2(source, target)
+    """Raises InputError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", ".git")
+            shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target)
+    except shutil.Error as error:  # a list of what could not be copied, each with the reason
+        (file, _, reason), *more = error.args[0]
+        rest = f", and {len(more)} more" if more else ""
+        raise InputError(f"cannot be sent with the job ({reason}{rest})", file=str(file)) from None
+    except OSError as error:
+        raise InputError(f"cannot be sent with the job ({first_line(error)})", file=str(source)) from None
 
 
 def _distribution(folder: Path) -> Path:

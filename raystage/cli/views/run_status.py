@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raystage.cli.views.sweep_status import from_sweep_files, is_sweep, judged, place_of, trial_table
-from raystage.errors import InputError, RaystageError
+from raystage.errors import DamagedFile, InputError, RaystageError
 from raystage.reports.build import DONE
 from raystage.reports.columns import STATE_STYLES, WholeTable
 from raystage.reports.formats import KEY_DIGITS
@@ -46,6 +46,18 @@ def status_of(store: Store, name: str, now: float) -> dict[str, Any]:
 
 
 def _status(store: Store, name: str, now: float) -> dict[str, Any]:
+    """A file without a checksum may hold what no run has. An error while it is shown means that it does."""
+    try:
+        found = _found_status(store, name, now)
+        run_table(found, now), lines_below(found), runs_table([found], now)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        place = store.run_folder(name).uri
+        problem = f"{place}: the status is damaged ({type(error).__name__}: {error})"
+        raise DamagedFile(f"{problem}; the run's own command writes it anew") from None
+    return found
+
+
+def _found_status(store: Store, name: str, now: float) -> dict[str, Any]:
     found = _read(store, name, STATUS_FILE) or _from_run_file(store, name) or _from_sweep_files(store, name)
     if found is None:
         raise InputError(f"no run has been started in {store.run_folder(name).uri}", key="NAME")
@@ -170,7 +182,7 @@ def lines_below(status: Mapping[str, Any]) -> list[str]:
     places = (
         ("log", status["log"]),
         ("workers' logs", status["worker_logs"]),
-        ("checkpoints", f"stages/KEY/checkpoints in {status['store']}"),
+        ("checkpoints", f"stages/KEY/checkpoints in {status['store']}" if status.get("store") else None),
         ("W&B runs", ", ".join(f"{run} {identity}" for run, identity in status["wandb_run_ids"].items())),
         ("command", status["command"]),
     )
