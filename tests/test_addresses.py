@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import started_models
 from raystage.cli.main import main
 from raystage.config import yaml_file
-from raystage.errors import StorageError
+from raystage.errors import LONGEST_MESSAGE, RaystageError, StorageError
 from raystage.safe_text import secret_in, without_secrets
 from raystage.units import shown
 
@@ -134,6 +134,14 @@ def test_a_schedule_holds_no_secret(schedule: Path, key: str, address: str) -> N
     section[name] = address
     schedule.write_text(yaml.safe_dump(content))
     assert problem in refused("plan", schedule)
+
+
+@pytest.mark.parametrize("text", ["a", "a-", "a:", "s3:", "-"])
+def test_a_long_text_of_a_foreign_file_takes_no_longer_than_it_is_long(text: str) -> None:
+    """Where the time grew with the square of the length, this would take an hour."""
+    long = text * 200_000 + "=1 x@y:/z"
+    assert without_secrets(long).startswith(text)
+    assert len(str(RaystageError(long))) == LONGEST_MESSAGE
 
 
 def test_keys_in_options_are_refused(schedule: Path) -> None:

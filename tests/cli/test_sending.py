@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from raystage.cli.jobs.sending import Request, pack, read
+from raystage.cli.jobs.sending import Request, pack, read, ship
 from raystage.cli.main import main
-from raystage.errors import InputError
+from raystage.errors import ClusterLost, InputError
 from raystage.jobs import client
 
 SCHEDULE = """
@@ -77,9 +78,66 @@ def test_a_folder_must_have_the_schedule_in_it(project: Path, tmp_path: Path) ->
         packed(replace(REQUEST, working_dir=Path()), {"working_dir": "."}, tmp_path)
 
 
+class Jobs:
+    """A cluster that takes variables, and fails afterwards in one way. parcels: what lies there."""
+
+    def __init__(self, failure: BaseException) -> None:
+        self.parcels: dict[str, dict] = {}
+        self.address, self._failure = "http://cluster:8265", failure
+
+    def send(self, parcel: str, variables: dict) -> None:
+        self.parcels[parcel] = variables
+
+    def withdraw(self, parcel: str) -> None:
+        del self.parcels[parcel]
+
+    def ids(self) -> set[str]:
+        if isinstance(self._failure, ClusterLost):
+            raise self._failure
+        return set()
+
+    def submit(self, *arguments: object) -> None:
+        assert self.parcels
+        raise self._failure
+
+
+@pytest.mark.parametrize("failure", [ClusterLost("gone"), InputError("refused"), KeyboardInterrupt()], ids=repr)
+def test_no_variable_stays_on_a_cluster_that_gets_no_job(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    jobs = Jobs(failure)
+    with pytest.raises(type(failure)):
+        ship(jobs, REQUEST, read(REQUEST), tmp_path, lambda line: None)
+    assert jobs.parcels == {}
+
+
+def test_variables_are_sent_after_everything_that_may_be_refused_here(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (own := tmp_path / "env.yaml").write_text("pip: [einops]")
+    jobs = Jobs(AssertionError("it was submitted"))
+    with pytest.raises(InputError, match="--install: found pip in the runtime environment, too"):
+        ship(jobs, replace(REQUEST, install=True, runtime_env=own), read(REQUEST), tmp_path, lambda line: None)
+    assert jobs.parcels == {}
+
+
+def test_what_cannot_be_sent_is_named(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(project / "text/pipe")
+    with pytest.raises(InputError, match=r"text/pipe: cannot be sent with the job \(.*named pipe"):
+        packed(REQUEST, {}, tmp_path)
+    (project / "text/pipe").unlink()
+    monkeypatch.setattr(client, "MOST_BYTES", 1)
+    (project / "text/large.txt").write_text("x" * client.MOST_UNZIPPED)
+    with pytest.raises(InputError, match="found more than 20 B to send; a job may have 1 B, zipped"):
+        packed(REQUEST, {}, tmp_path / "not-copied")
+    assert not (tmp_path / "not-copied").exists()
+
+
 def test_too_much_is_refused_before_it_is_sent(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_BYTES", 100)
-    with pytest.raises(InputError, match=r"found \d+ B to send, zipped; a job may have 100 B; put large files where"):
+    with pytest.raises(InputError, match=r"found \d+ B to send, zipped; a job may have 100 B, zipped; put large"):
         packed(REQUEST, {}, tmp_path)
 
 

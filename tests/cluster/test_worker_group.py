@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raystage.errors import NonFiniteLoss
+from raystage.cluster.worker_group import WorkerGroup
+from raystage.errors import NonFiniteLoss, StorageError
+from raystage.files import retry
+from raystage.files.retry import BRIEF, Retries
 from raystage.train.control_actor import KEEP_SECONDS, ControlActor, Task
 
 FIRST, SECOND = Task(1, b"first"), Task(2, b"second")
@@ -116,3 +119,22 @@ def test_who_leaves_for_good_is_not_started_again_elsewhere(control: ControlActo
     control.leave(for_good=True)
     control.leave()
     assert (control.is_leaving(), control.is_ending()) == (True, True)
+
+
+class Away:
+    """A folder of a store that does not answer. attempts: how long each of its requests would be repeated."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Retries | None] = []
+
+    def delete(self) -> None:
+        self.attempts.append(retry._retries.get())
+        raise StorageError("the store does not answer")
+
+
+def test_a_store_that_is_away_hides_no_other_error_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystage.cluster.worker_group.ray.kill", lambda actor: None)
+    group = object.__new__(WorkerGroup)
+    group.control, group._folder = None, Away()
+    group.abandon()
+    assert group._folder.attempts == [BRIEF]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from ray.job_submission import JobDetails, JobStatus
 
+from raystage.errors import ClusterLost
+from raystage.jobs import follow
 from raystage.jobs.follow import Log, ending, exit_status
 
 
@@ -18,6 +22,32 @@ def test_every_line_is_shown_once_over_any_number_of_connections() -> None:
     assert shown == ["one", "two", "three"]
     log.end()
     assert shown == ["one", "two", "three", "four"]
+
+
+class Jobs:
+    """A cluster whose log flows for a while, then breaks once, and whose job is over afterwards."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.client, self._clock, self._asked = self, clock, 0
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        self._clock[0] += 10 * follow.LOST_SECONDS
+        yield "a line\n"
+
+    def details(self, job: str) -> JobDetails:
+        self._asked += 1
+        if self._asked == 1:
+            raise ClusterLost("the connection broke")
+        return JobDetails(type="SUBMISSION", submission_id=job, entrypoint="", status=JobStatus.SUCCEEDED)
+
+
+def test_a_connection_that_breaks_after_hours_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(follow.time, "sleep", lambda seconds: None)
+    shown: list[str] = []
+    assert follow.follow(Jobs(clock), "mine", shown.append, lambda: follow.OnInterrupt.LEAVE) is not None
+    assert shown == ["a line"]
 
 
 def test_what_ray_writes_into_the_log_is_left_out() -> None:

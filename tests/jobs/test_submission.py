@@ -85,6 +85,9 @@ def test_packages_are_pinned_to_what_is_installed_here_and_ray_is_the_clusters_o
         ("- pip", "found list; expected a mapping"),
         ("a: [", "is no YAML"),
         ("env_vars: [A]", "env_vars: expected a"),
+        ("env_vars: {OMP_NUM_THREADS: 4}", "env_vars.OMP_NUM_THREADS: found int; expected text, in quotes"),
+        ("env_vars: {1: x}", "env_vars.1: found str; expected text"),
+        ("py_modules: mine", "py_modules: found 'mine'; expected a list"),
     ],
 )
 def test_a_runtime_environment_that_is_none(tmp_path: Path, text: str, problem: str) -> None:

@@ -308,3 +308,38 @@ def test_a_damaged_file_is_one_message_and_is_replaced_by_the_next_attempt(
     assert done.output.count("\n") == 1
     RunStatus(plan, invocation_in(store)).ended(None)
     assert shown(store, "tiny")["state"] == "FINISHED"
+
+
+ROW = {"run": "staged", "name": "full", "key": "a" * 64, "state": "RUNNING"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"seconds_left": "x"}, {"seconds_left": 10**400}, {"kind": "sweep"},
+        {"kind": "sweep", "trials": [], "best": {"value": 1}},
+        {"stages": [{**ROW, "tokens_per_second": "x"}]}, {"stages": [{**ROW, "steps": {}, "loss": []}]},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("file", ["status.json", "run.json"])
+def test_a_file_with_what_no_run_has_is_named_and_hides_no_other_run(
+    store: Store, plan: Plan, file: str, damage: dict
+) -> None:
+    RunStatus(plan, invocation_in(store, name="fine")).ended(None)
+    content = {"state": "RUNNING", "updated_at": time.time(), "stages": [ROW], "store": "x"} | damage
+    store.write_run("broken", file, content)
+    done = call(store, "broken")
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert f"{store.folder.uri}/runs/broken" in done.output
+    assert "damaged (" in done.output
+    states = {one["name"]: one["state"] for one in shown(store)}
+    assert states == {"broken": "damaged", "fine": "FINISHED"}
+    assert "fine" in call(store).output
+
+
+def test_a_status_without_its_store_is_shown_without_it(store: Store) -> None:
+    store.write_run("old", "status.json", {"state": "RUNNING", "updated_at": 1.0, "stages": [ROW]})
+    done = call(store, "old")
+    assert done.exit_code == 0
+    assert "checkpoints:" not in done.output

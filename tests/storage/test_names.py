@@ -80,6 +80,36 @@ def test_the_report_of_an_earlier_schedule_is_kept_and_shown(store: Store, texts
     assert store.earlier_runs("mine") == ["mine/earlier/1", "mine/earlier/2"]
 
 
+def test_an_earlier_run_is_kept_although_one_before_it_was_removed(store: Store, texts: Path) -> None:
+    run(store, texts)
+    make_way(store, "mine", keys_of(make_plan(make_schedule(texts, name="mine", seed=7))))
+    run(store, texts, seed=7)
+    make_way(store, "mine", keys_of(make_plan(make_schedule(texts, name="mine", seed=8))))
+    kept = store.read_run("mine/earlier/2", "report.json")
+    store.run_folder("mine/earlier/1").delete()
+    run(store, texts, seed=8)
+    said = make_way(store, "mine", keys_of(make_plan(make_schedule(texts, name="mine", seed=9))))
+    assert "its report is kept: raystage report mine/earlier/3" in said
+    assert store.read_run("mine/earlier/2", "report.json") == kept
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"delivered": "x"}, {"delivered": {"models": [{"name": [1], "key": "k"}]}}, {"members": [3]},
+        {"stages": [{"name": "full", "key": 5}]}, {"stages": [{"name": "full", "key": "../../x"}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_report_that_names_no_stages_is_damaged(store: Store, texts: Path, part: dict) -> None:
+    run(store, texts)
+    store.write_run("mine", "report.json", store.read_run("mine", "report.json") | part)
+    found = call(store, "store", "verify", "mine/full")
+    assert found.exit_code == 1
+    assert "mine/report.json: damaged" in found.stderr
+    assert isinstance(found.exception, SystemExit)
+
+
 def test_a_plan_warns_of_a_run_of_another_schedule(store: Store, texts: Path) -> None:
     file = texts.parent / "mine.yaml"
     file.write_text(json.dumps(make_schedule(texts, name="mine").content()))

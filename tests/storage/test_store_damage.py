@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from factories import make_curves, make_schedule
 from raystage.cli.main import main
 from raystage.errors import InputError, RaystageError
+from raystage.files import local
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import sealed, unsealed, written
 from raystage.planning.build import make_plan
@@ -27,6 +28,7 @@ from raystage.runs.status import RunStatus
 from raystage.storage.claims import Claims
 from raystage.storage.lease import Leases
 from raystage.storage.store import Store
+from raystage.storage.survey import survey
 from small_checkpoints import flat_cuts, write
 
 
@@ -283,6 +285,28 @@ def test_a_manifest_of_any_size_is_damage(store: Store) -> None:
 
 
 # --- links ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["runs/loop", "stages/loop", f"stages/{'a' * 64}/loop"])
+def test_a_link_that_leads_to_itself_hides_nothing_else(store: Store, place: str) -> None:
+    before = survey(store)
+    loop = Path(store.folder.path) / place
+    loop.parent.mkdir(exist_ok=True)
+    loop.symlink_to(loop.name)
+    assert survey(store) == before
+
+
+def test_links_are_found_although_the_first_attempt_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    entries, failures = local.entries, iter([TimeoutError("the server does not answer")])
+
+    def failing_once(folder: str) -> list:
+        for failure in failures:
+            raise failure
+        return entries(folder)
+
+    monkeypatch.setattr(local, "entries", failing_once)
+    assert open_folder(tmp_path).links() == [str(tmp_path / "link")]
 
 
 def test_setting_a_run_aside_leaves_what_lies_behind_links(store: Store, tmp_path: Path) -> None:
