@@ -36,6 +36,7 @@ from raystage.results.tuning import choose, tried_with
 from raystage.runs.ahead import Ending, job_after
 from raystage.runs.events import EventReplay, RunCallback
 from raystage.runs.surroundings import surroundings
+from raystage.runs.turns import next_turn
 from raystage.storage.claims import Claim, Claims
 from raystage.storage.evaluations import ensembles
 from raystage.storage.jobs import Job, jobs
@@ -53,7 +54,8 @@ class Driver:
     plan of the schedule as it was written. tried: what was not accepted. discarded: the finished stages of plans that
     were given up; they count as compute spent. draws: whether the curves are drawn at the end, as image files.
     command: what starts the run again. patience_seconds: how long to wait for nodes that the cluster lacks.
-    starts_ahead: whether workers of the next job are started while the present one ends, where there is room.
+    is_alone: whether no other driver trains the same plan in part. Then workers of the next job are started while the
+    present one ends, where there is room; else drivers take turns.
     """
 
     plan: Plan
@@ -71,7 +73,7 @@ class Driver:
     draws: bool = True
     command: str | None = None
     patience_seconds: float = 0.0
-    starts_ahead: bool = True
+    is_alone: bool = True
     events: EventReplay = field(init=False)
     _began: float = 0.0
     _surroundings: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +117,8 @@ class Driver:
 
     def _next_job(self) -> tuple[StagePlan, ...]:
         """The next stages to train, which the same workers train one after the other; none if all is finished."""
+        if not self.is_alone:
+            return next_turn(self.plan.known_runs(), self.records.keys(), self.claims.free)
         pending = self._pending()
         return jobs(pending)[0] if pending else ()
 
@@ -126,7 +130,7 @@ class Driver:
     def _coming(self, present: tuple[StagePlan, ...], ending: Ending) -> Job | None:
         """The job after this one, if it is time to start its workers: those of this one cannot train it, and no other
         driver does."""
-        coming = job_after(present, self._pending()) if self.starts_ahead and ending.is_near else ()
+        coming = job_after(present, self._pending()) if self.is_alone and ending.is_near else ()
         with contextlib.suppress(StorageError):  # asked again in a moment
             return self._job(coming) if coming and brief(partial(self.claims.free, coming))() else None
         return None
@@ -152,7 +156,7 @@ class Driver:
     def _train(self, claim: Claim) -> None:
         """Train the stages of a claim, or as many as one Train run finishes. Raises if that is none."""
         job, ending = claim.stages, Ending(claim.stages[-1])
-        self.events.begin()
+        self.events.train(job[0])
 
         def hear(kind: str, key: str, what: Any) -> None:
             claim.check()
@@ -168,27 +172,30 @@ class Driver:
             # The Train run may have finished several stages before it failed, and max_failures counts for each stage.
             is_done = False
             if job[0].key not in self.records:
-                self._mark("ERRORED")
+                self._mark("ERRORED", job)
                 raise
         except GrowthRejected as error:
             self._reject(self.events.stage, (str(error),), error)
             self._go_on()
             return
         except BaseException as error:
-            self._mark("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
-            tried = tried_with(self.plan, self.events.run.name) if isinstance(error, NonFiniteLoss) else ""
+            stage = self._mark("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED", job)
+            run = next((one for one in self.plan.known_runs() if stage in one.stages), self.events.run)
+            tried = tried_with(self.plan, run.name) if isinstance(error, NonFiniteLoss) else ""
             if tried:
-                where = f"this was {self.events.run.name}, with which baseline.tune tries {tried}"
+                where = f"this was {run.name}, with which baseline.tune tries {tried}"
                 raise NonFiniteLoss(f"{error}. {where}: remove this value from the list") from None
             raise
         self._catch_up()  # a message may have been lost together with the node it was on
         if is_done and job[0].key not in self.records:
             raise StageFailed(f"stage {job[0].name}: the Train run ended without a record of it in the store")
 
-    def _mark(self, state: str) -> None:
-        """Set the state of the stage that is being trained, unless all stages are finished."""
-        if self.events.stage is not None:
-            self.states[self.events.stage.key] = state
+    def _mark(self, state: str, job: tuple[StagePlan, ...]) -> StagePlan:
+        """Set the state of the job's first stage that is not finished, and return it; of its last, if all are."""
+        stage = next((one for one in job if one.key not in self.records), job[-1])
+        if stage.key not in self.records:
+            self.states[stage.key] = state
+        return stage
 
     def _hear(self, kind: str, key: str, what: Any) -> None:
         """A message of the first worker, or of the watchdog."""

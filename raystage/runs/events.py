@@ -133,6 +133,14 @@ class EventReplay:
                 self.tell("run_finished", run, tuple(self._records[stage.key] for stage in run.stages))
         self.run = self.stage = None
 
+    def train(self, stage: StagePlan) -> None:
+        """This driver now trains a stage: the one that is told of or, if another driver trains that, one of a later
+        run, of which is told in its turn."""
+        if self.stage is None or self.stage.key == stage.key:
+            self.begin()
+        else:
+            self.tell("noted", self.run, self.stage, f"another driver trains it; meanwhile {stage.name} is trained")
+
     def begin(self) -> None:
         """This driver now trains `stage`. Before this another driver may have done so."""
         if self.stage is not None and not self._is_training:

@@ -83,7 +83,7 @@ class RunSession:
         self._driver = Driver(
             plan, schedule, store, address=address, is_connected=connected_to is not None, draws=draws, command=command,
             patience_seconds=patience_seconds if address or connected_to else 0.0,
-            starts_ahead=connected_to is None,  # other trials of a sweep need the room
+            is_alone=connected_to is None,  # else this is a trial of a sweep
         )  # fmt: skip
         self._tracker = _make_tracker(plan, schedule, store, tracking, earlier, self._driver.is_finished)
         self._driver.run_ids = self._tracker.run_ids
