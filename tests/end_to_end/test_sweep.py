@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from conftest import BIN, PATIENCE, QUIET, RayCluster, Raystage, wait_until
+from raystage.files.filesystem import open_folder
+from raystage.storage.lease import Leases
 from raystage.sweeps.config import load
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from wandb_reader import OfflineRun, read_run, run_files
@@ -255,6 +257,29 @@ def test_a_trial_that_fails_ends_alone(raystage: Raystage) -> None:
     logs = [(raystage.folder / f".raystage/runs/hunt-{row['number']}/run.log").read_text() for row in failed]
     assert not any("waiting for process" in log for log in logs)
     assert list(raystage.folder.glob(".raystage/stages/*/leases/*")) == []
+
+
+@pytest.mark.drill
+def test_trials_train_baselines_while_another_driver_has_the_stage_that_they_begin_with(raystage: Raystage) -> None:
+    file = write_sweep(raystage.folder, "stages[1].grow.operator: {grid: [stack, identity]}",
+                       objective={"metric": "compute_saved"})  # fmt: skip
+    tuned = "baseline: {budgets: [8K, 16K], tune: {training.optimizer.lr: [1e-3, 3e-3]}}\n"
+    (raystage.folder / "tiny.yaml").write_text(SCHEDULE + tuned)
+    plan, stages = plan_sweep(load(file)).trials[0].plan, raystage.folder / ".raystage/stages"
+    baselines = [stage.key for run in plan.known_runs() if run.name.startswith("baseline") for stage in run.stages]
+    with Leases(open_folder(stages)).acquire(plan.staged.stages[0].key):
+        sweep = raystage.start("sweep", file.name, "--wandb", "disabled", "--json")
+        finished = lambda: all((stages / key / "record.json").exists() for key in baselines)  # noqa: E731
+        wait_until(finished, PATIENCE, "no baseline was trained")
+    output, errors = sweep.communicate(timeout=PATIENCE)
+    assert sweep.returncode == 0, errors
+    assert [row["state"] for row in json.loads(output)["trials"]] == ["FINISHED"] * 2
+    logs = [(raystage.folder / f".raystage/runs/hunt-{number}/run.log").read_text() for number in (0, 1)]
+    assert any("stage small (staged 1/2): another driver trains it; meanwhile scratch-" in log for log in logs)
+    runs = [raystage.report(f"hunt-{number}")["baseline"]["runs"] for number in (0, 1)]
+    of_each = [[(run["key"], run["eval_loss"]) for run in one] for one in runs]
+    assert of_each[0] == of_each[1]
+    assert list(stages.glob("*/leases/*")) == []
 
 
 @pytest.mark.drill
