@@ -39,7 +39,7 @@ _KEEPS_SECRET = re.compile(
 )
 # Bounded, so that the time they take grows no faster than the text, whatever a foreign file has in it.
 _URI = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]{0,63})(:/{1,2})([^\s'"`<>]*)""")
-_LOGIN = re.compile(r"""(?<![\w/.])[^\s/@:'"`*]{1,256}:[^\s@/'"`]{1,4096}@(?=[\w\[])""")
+_LOGIN = re.compile(r"""(?:(?<![\w/.])|(?<=[^\s/@:'"`*]{256}))[^\s/@:'"`*]{1,256}:[^\s@/'"`]{1,4096}@(?=[\w\[])""")
 _SETTING = re.compile(r"""(?<![\w.-])([\w.-]+)=([^\s&'"`;,]+)""")
 # C0 without tab and line feed, DEL, C1; marks of writing direction, line separators, lone surrogates.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -144,6 +144,10 @@ def test_a_long_text_of_a_foreign_file_takes_no_longer_than_it_is_long(text: str
     assert len(str(RaystageError(long))) == LONGEST_MESSAGE
 
 
+def test_a_password_behind_a_long_name_is_hidden() -> None:
+    assert "hunter2" not in without_secrets(f"{'x' * 1000}:hunter2@host")
+
+
 def test_keys_in_options_are_refused(schedule: Path) -> None:
     option = f"training.evaluate.metrics=[{{function: a:b, options: {{api_key: {SECRET}}}}}]"
     assert "found a value for api_key; expected none" in refused("plan", schedule, "--set", option)
