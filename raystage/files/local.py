@@ -127,28 +127,30 @@ def leading_nowhere() -> Iterator[None]:
 
 
 def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
-    """Everything in a folder and below, each entry once. Links to folders are followed unless told not to."""
+    """Everything in a folder and below, each entry once. Links to folders are followed unless told not to, but none to a
+    folder that holds the one where the walk began: a link to / would lead to every file of the machine."""
     # The real paths of the folder where the walk began and of those that links have led to. All below them is walked on
     # the way there.
-    roots = {os.path.realpath(folder)}
+    start = os.path.realpath(folder)
+    roots = {start}
     folders = [(folder, False)]
     while folders:
         at, is_linked = folders.pop()
         for entry in entries(at):
             yield entry
             with contextlib.suppress(OSError):
-                if entry.is_dir(follow_symlinks=follow_links) and _is_new(entry, roots, is_linked):
+                if entry.is_dir(follow_symlinks=follow_links) and _is_new(entry, start, roots, is_linked):
                     folders.append((entry.path, is_linked or entry.is_symlink()))
 
 
-def _is_new(folder: os.DirEntry[str], roots: set[str], is_linked: bool) -> bool:
+def _is_new(folder: os.DirEntry[str], start: str, roots: set[str], is_linked: bool) -> bool:
     """Whether a folder has to be walked. is_linked: whether a link leads to where it lies, which may hold one of the
     roots. One that a link leads to becomes one of them."""
     is_link = folder.is_symlink()
     if not is_link and not is_linked:  # only else is its real path asked for, which takes long
         return True
     real = os.path.realpath(folder.path)
-    if real in roots or (is_link and _is_below(real, roots)):
+    if real in roots or (is_link and (_is_below(real, roots) or _is_below(start, {real}))):
         return False
     if is_link:
         roots.add(real)

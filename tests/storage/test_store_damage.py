@@ -296,6 +296,17 @@ def test_a_link_that_leads_to_itself_hides_nothing_else(store: Store, place: str
     assert survey(store) == before
 
 
+@pytest.mark.parametrize("target", ["/", "..", "../.."])
+def test_a_link_to_a_folder_that_holds_the_store_is_not_followed(store: Store, target: str) -> None:
+    before = survey(store)
+    beside = Path(store.folder.path).parent / "beside" / "record.json"
+    beside.parent.mkdir()
+    beside.touch()
+    (Path(store.folder.path) / "stages" / "link").symlink_to(target)
+    assert survey(store) == before
+    assert not [file.path for file in (store.folder / "stages").files() if file.path.startswith("link/")]
+
+
 def test_links_are_found_although_the_first_attempt_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     entries, failures = local.entries, iter([TimeoutError("the server does not answer")])
