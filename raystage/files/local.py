@@ -127,8 +127,11 @@ def leading_nowhere() -> Iterator[None]:
 
 
 def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
-    """Everything in a folder and below, each entry once. Links to folders are followed unless told not to, but none to a
-    folder that holds the one where the walk began: a link to / would lead to every file of the machine."""
+    """Everything in a folder and below, each entry once.
+
+    Links to folders are followed unless told not to, but none to a folder that holds the one where the walk began: a
+    link to / would lead to every file of the machine.
+    """
     # The real paths of the folder where the walk began and of those that links have led to. All below them is walked on
     # the way there.
     start = os.path.realpath(folder)

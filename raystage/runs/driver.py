@@ -118,7 +118,7 @@ class Driver:
     def _next_job(self) -> tuple[StagePlan, ...]:
         """The next stages to train, which the same workers train one after the other; none if all is finished."""
         if not self.is_alone:
-            return next_turn(self.plan.known_runs(), self.records.keys(), self.claims.free)
+            return next_turn(self.plan.known_runs(), self.records, self.claims.free)
         pending = self._pending()
         return jobs(pending)[0] if pending else ()
 

@@ -47,7 +47,9 @@ class Claims:
 
     def free(self, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
         """The stages before the first one that another process trains, or whose prefix another process trains now."""
-        return tuple(takewhile(lambda stage: self._blocked_by(stage) is None, stages))
+        # All are looked at: of a process that died with several, that is then noticed once, not after a wait for each.
+        holders = [self._blocked_by(stage) for stage in stages]
+        return tuple(stage for stage, _ in takewhile(lambda one: one[1] is None, zip(stages, holders, strict=True)))
 
     def wait(self, stages: Sequence[StagePlan], on_waiting: OnWaiting) -> bool:
         """Wait until no other process has one of the stages. Returns False as soon as one of them is finished.

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from factories import make_schedule
+from factories import make_record, make_schedule
 from raystage.planning.build import make_plan
-from raystage.plans.plan import Plan
+from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
-from raystage.runs.turns import Free, next_turn
+from raystage.results.record import StageRecord
+from raystage.runs.turns import TURN_SECONDS, Free, next_turn
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,17 @@ def free_but(*taken: str) -> Free:
 
 @pytest.fixture
 def turn(plan: Plan) -> Callable[..., list[str]]:
-    def names(finished: Sequence[str] = (), taken: Sequence[str] = ()) -> list[str]:
-        return [stage.name for stage in next_turn(plan.known_runs(), finished, free_but(*taken))]
+    def names(finished: Sequence[str] = (), taken: Sequence[str] = (), seconds_per_step: float = 1e6) -> list[str]:
+        records = records_of(plan.known_runs(), finished, seconds_per_step)
+        return [stage.name for stage in next_turn(plan.known_runs(), records, free_but(*taken))]
 
     return names
+
+
+def records_of(runs: Sequence[RunPlan], finished: Sequence[str], seconds_per_step: float) -> dict[str, StageRecord]:
+    stages = {stage.key: stage for run in runs for stage in run.stages}
+    taken = {key: stages[key].steps * seconds_per_step for key in finished}
+    return {key: make_record(stages[key], 3.0, seconds=taken[key], evaluation_seconds=0.0) for key in finished}
 
 
 def keys_of(plan: Plan) -> list[str]:
@@ -67,7 +75,29 @@ def test_a_run_that_grows_is_trained_in_its_turn_alone(tmp_path: Path) -> None:
     runs = make_plan(make_schedule(tmp_path, baseline=tune)).known_runs()
     first, written, *_ = runs
     taken = [stage.key for run in (first, written) for stage in run.stages]
-    assert next_turn(runs, [], free_but(*taken)) == runs[2].stages
+    assert next_turn(runs, {}, free_but(*taken)) == runs[2].stages
     assert [run.name for run in runs[2:]] == ["baseline-1000-lr-0.001", "staged-lr-0.001"]
     taken += [stage.key for stage in runs[2].stages]
-    assert next_turn(runs, [], free_but(*taken)) == first.stages
+    assert next_turn(runs, {}, free_but(*taken)) == first.stages
+
+
+# --- short ones together ------------------------------------------------------------------------
+
+
+def test_short_baselines_come_together_once_their_speed_is_known(plan: Plan, turn: Callable) -> None:
+    small, full, shared, end, *_ = keys_of(plan)
+    assert turn([small, full], seconds_per_step=1e-3)[:2] == ["scratch-800", "scratch-1000"]
+    assert turn([small], seconds_per_step=1e-3) == ["full"]  # a stage that grows stays alone
+    names = ["scratch-1200", "scratch-1500", "scratch-1600", "scratch-2000"]
+    assert turn([small, full, shared, end], seconds_per_step=1e-3) == names
+
+
+def test_what_takes_long_or_is_taken_ends_the_turn(plan: Plan, turn: Callable) -> None:
+    stages = {stage.name: stage for run in plan.known_runs() for stage in run.stages}
+    small, full, shared, end, *_ = keys_of(plan)
+    pair = stages["scratch-1200"].steps + stages["scratch-1500"].steps
+    all_four = pair + stages["scratch-1600"].steps + stages["scratch-2000"].steps
+    for seconds, expected in ((TURN_SECONDS, 4), (TURN_SECONDS * 1.01, 2), (TURN_SECONDS * 100, 2)):
+        assert len(turn([small, full, shared, end], seconds_per_step=seconds / all_four)) == expected
+    taken = [stages["scratch-2000"].key]
+    assert len(turn([small, full, shared, end], taken=taken, seconds_per_step=1e-3)) == 2

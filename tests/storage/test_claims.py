@@ -115,6 +115,15 @@ def test_the_waiting_ends_when_the_other_is_dead(store: Store, stages: tuple[Sta
     assert told.calls == [(stages[0].name, "node2")]
 
 
+def test_a_driver_that_died_with_several_stages_is_waited_for_once(store: Store, stages: tuple[StagePlan, ...]) -> None:
+    dead = leases_of(store, 2, heartbeat_seconds=60.0)
+    assert all(dead.acquire(stage.key) for stage in stages)
+    claims = claims_of(store)
+    assert claims.free(stages) == ()
+    assert claims.wait(stages[:1], Told())
+    assert claims.free(stages) == stages
+
+
 def test_a_driver_that_was_taken_over_stops_with_one_line(store: Store, stages: tuple[StagePlan, ...]) -> None:
     mine, others = leases_of(store, 1, heartbeat_seconds=3.0), leases_of(store, 2)
     with Claims(store, mine).take(stages[:1]) as claim:
