@@ -199,16 +199,16 @@ def have_all_leave(check: Callable[[], None]) -> bool:
     """Have the workers of all groups of this Ray job save and leave for good, and wait until they have.
 
     The trials of a sweep have their groups in processes of their own. check: called meanwhile. Returns whether any
-    workers were at work. Raises ClusterLost, and what `check` raises.
+    workers had something to save. Raises ClusterLost, and what `check` raises.
     """
     actors = _control_actors()
-    at_work = [actor for actor in actors if _ask(actor.is_at_work, check)]
+    saving = [actor for actor in actors if _ask(actor.has_to_save, check)]
     for actor in actors:
         _ask(actor.leave, check, for_good=True)
-    for actor in at_work:
-        while _ask(actor.is_at_work, check):
+    for actor in saving:
+        while _ask(actor.has_to_save, check):
             time.sleep(POLL_SECONDS)
-    return bool(at_work)
+    return bool(saving)
 
 
 def _control_actors() -> list[Any]:

@@ -123,6 +123,10 @@ class ControlActor:
         """Whether the workers have a task that is not finished and has not failed."""
         return self._task is not None and self._task.number > self._finished and self._failure is None
 
+    def has_to_save(self) -> bool:
+        """Whether workers train. Those that are just being started have not been heard of, and have nothing to save."""
+        return self.is_at_work() and bool(self._heard)
+
     # --- the end ------------------------------------------------------------------------------
 
     def dismiss(self) -> None:

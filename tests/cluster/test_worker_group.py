@@ -8,9 +8,10 @@ from raystage.cluster.worker_group import WorkerGroup
 from raystage.errors import NonFiniteLoss, StorageError
 from raystage.files import retry
 from raystage.files.retry import BRIEF, Retries
-from raystage.train.control_actor import KEEP_SECONDS, ControlActor, Task
+from raystage.train.control_actor import KEEP_SECONDS, ControlActor, Task, WorkerStatus
 
 FIRST, SECOND = Task(1, b"first"), Task(2, b"second")
+STATUS = WorkerStatus(0, None, "node", "training", 0.0, 60.0)
 
 
 class Clock:
@@ -104,13 +105,21 @@ def test_what_was_finished_before_it_was_given_again_is_finished(clock: Clock) -
 
 
 def test_workers_have_something_to_save_until_their_task_is_finished_or_has_failed(control: ControlActor) -> None:
-    assert control.is_at_work()
+    assert not control.has_to_save()  # they are just being started
+    control.hear(1, STATUS)
+    assert control.has_to_save()
     control.finish(1)
-    assert not control.is_at_work()
+    assert not control.has_to_save()
     control.assign(SECOND)
-    assert control.is_at_work()
+    assert control.has_to_save()
     control.fail(NonFiniteLoss("the loss is nan"))
-    assert not control.is_at_work()
+    assert not control.has_to_save()
+
+
+def test_workers_that_are_started_again_have_nothing_to_save(control: ControlActor) -> None:
+    control.hear(1, STATUS)
+    control.forget()
+    assert not control.has_to_save()
 
 
 def test_who_leaves_for_good_is_not_started_again_elsewhere(control: ControlActor) -> None:
