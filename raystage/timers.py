@@ -1,9 +1,10 @@
-"""A repeating call in a thread of its own."""
+"""Calls that are repeated: in a thread of their own, or when asked for but seldom."""
 
 from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Callable
 
 # How long the end of the process waits for a running call.
@@ -34,3 +35,28 @@ class RepeatingTimer:
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
             self._action()
+
+
+class Seldom:
+    """Carries out `action` when asked, but so seldom that it takes at most `share` of the time; then at a later `look`.
+
+    clock: in seconds, and never set back.
+    """
+
+    def __init__(self, action: Callable[[], object], share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._action, self._share, self._clock = action, share, clock
+        self._is_asked, self._from = False, clock()
+
+    def ask(self, at_once: bool = False) -> None:
+        """at_once: however long it took the last time."""
+        self._is_asked = True
+        self._from = self._clock() if at_once else self._from
+        self.look()
+
+    def look(self) -> None:
+        """Carry the action out if it was asked for since it last was, and enough time has passed."""
+        began = self._clock()
+        if self._is_asked and began >= self._from:
+            self._is_asked = False
+            self._action()
+            self._from = began + (self._clock() - began) / self._share

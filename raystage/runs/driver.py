@@ -7,12 +7,10 @@ starts again finds the finished stages and continues with the first one that is 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from raystage.cluster import launch
@@ -25,25 +23,25 @@ from raystage.plans.gates import ABORT, Rejection, answer
 from raystage.plans.plan import Plan, RunPlan
 from raystage.plans.stage import StagePlan
 from raystage.reports.build import GivenUp, build_report
-from raystage.reports.figures import run_sheet
-from raystage.reports.html import page
-from raystage.reports.image import write_image
-from raystage.reports.markdown import markdown
 from raystage.results.acceptance import check_growth, reasons_against
 from raystage.results.record import StageRecord
 from raystage.results.report import RunReport
 from raystage.results.tuning import choose, tried_with
 from raystage.runs.ahead import Ending, job_after
 from raystage.runs.events import EventReplay, RunCallback
+from raystage.runs.publish import publish
 from raystage.runs.surroundings import surroundings
 from raystage.runs.turns import next_turn
 from raystage.storage.claims import Claim, Claims
-from raystage.storage.evaluations import ensembles
 from raystage.storage.jobs import Job, jobs
 from raystage.storage.lease import Leases
 from raystage.storage.processes import LeaseHolder
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE
+from raystage.timers import Seldom
+
+# With many stages it takes long to write down the state of a run. This share of the time may go into it.
+_NOTES_SHARE = 0.02
 
 
 @dataclass
@@ -79,7 +77,8 @@ class Driver:
     _surroundings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.written = self.plan
+        self.written = self._noted = self.plan
+        self._notes = Seldom(lambda: self._note("RUNNING"), _NOTES_SHARE)
         self._look()
         self._choose()
 
@@ -106,7 +105,7 @@ class Driver:
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
-        return self._published(self._note("FINISHED"))
+        return publish(self.store, self._note("FINISHED"), self.draws)
 
     @property
     def is_finished(self) -> bool:
@@ -162,6 +161,7 @@ class Driver:
             claim.check()
             ending.hear(kind, key, what)
             self._hear(kind, key, what)
+            self._notes.look()
 
         def coming() -> Job | None:
             return self._coming(job, ending)
@@ -204,7 +204,7 @@ class Driver:
         self.events.hear(kind, key, what)
         if kind == "finished":
             self.states[key], self.records[key] = "FINISHED", what
-            self._note("RUNNING")
+            self._ask_for_note()
             self._go_on()
 
     def _waits_for(self, stage: StagePlan, holder: LeaseHolder) -> None:
@@ -218,7 +218,7 @@ class Driver:
 
     def _training_begins(self, stage: StagePlan) -> None:
         self.states[stage.key] = "RUNNING"
-        self._note("RUNNING")
+        self._ask_for_note()
 
     # --- gates --------------------------------------------------------------------------------
 
@@ -295,8 +295,14 @@ class Driver:
 
     # --- files --------------------------------------------------------------------------------
 
+    def _ask_for_note(self) -> None:
+        """Have the state written down soon. A plan that has changed cannot wait: what is written keeps its stages from
+        being removed."""
+        self._notes.ask(at_once=self.plan is not self._noted)
+
     def _note(self, state: str) -> RunReport:
         """Write down the state of the run, for `raystage status` and `raystage report`."""
+        self._noted = self.plan
         given_up = GivenUp(self.tried, tuple(self.discarded.values()))
         report = build_report(self.plan, self.records, self.states, self._surroundings, given_up)
         report = replace(report, state=state)
@@ -320,19 +326,6 @@ class Driver:
                 ],
             },
         )
-        return report
-
-    def _published(self, report: RunReport) -> RunReport:
-        """The report with what was measured of ensembles, after it was written as a page, as Markdown and as figures
-        beside report.json."""
-        report = replace(report, ensembles=ensembles(self.store, self.plan.name))
-        folder = self.store.run_folder(self.plan.name)
-        folder.write_whole("report.html", page([(report, self.store.read_run(self.plan.name, RUN_FILE))]).encode())
-        folder.write_whole("report.md", markdown(report).encode())
-        if self.draws:
-            with tempfile.TemporaryDirectory() as work:
-                for figure in write_image(run_sheet(report), Path(work, "curves.png")):
-                    folder.write_whole(figure.name, figure.read_bytes())
         return report
 
 
