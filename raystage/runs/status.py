@@ -1,7 +1,7 @@
 """Keeps status.json in the folder of a run while its driver runs, for `raystage status`.
 
-The file is small and written at most every two seconds. It is written every half minute even if nothing has happened,
-as the driver's heartbeat.
+It is written at most every two seconds, and less often for runs of hundreds of stages, where this takes long. It is
+written every half minute even if nothing has happened, as the driver's heartbeat.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from raystage.timers import RepeatingTimer
 
 WRITE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 30.0
+# This share of a CPU may go into it.
+CPU_SHARE = 0.01
 # After this time without a heartbeat a driver may be dead. It is longer than clocks of hosts usually differ.
 SILENCE_SECONDS = 300.0
 
@@ -97,7 +99,7 @@ class RunStatus(RunCallback):
         self._pace = Pace(plan, finished)
         self._worker_logs: str | None = None
         self._current: StagePlan | None = None  # what this driver trains now
-        self._is_new, self._written_at = True, 0.0
+        self._is_new, self._written_at, self._rests_until = True, 0.0, 0.0
         self._has_warned = False
         self._lock = threading.Lock()
         earlier = _counts(read_status(invocation.folder))
@@ -171,7 +173,7 @@ class RunStatus(RunCallback):
         self._error = None if error is None or is_interrupted else str(error) or type(error).__name__
         if self._current is not None:
             self._progress(self._current, state=self._state)
-        self._is_new = True
+        self._is_new, self._rests_until = True, 0.0
         self._write()
 
     # --- the file -----------------------------------------------------------------------------
@@ -212,11 +214,12 @@ class RunStatus(RunCallback):
 
     def _write(self) -> None:
         """Write the file if something has changed, or if a heartbeat is due."""
+        now, began = time.monotonic(), time.thread_time()
         with self._lock:
-            if not self._is_new and time.monotonic() - self._written_at < HEARTBEAT_SECONDS:
+            if now < self._rests_until or (not self._is_new and now - self._written_at < HEARTBEAT_SECONDS):
                 return
             content, trains = self._content(), self._current is not None
-            self._is_new, self._written_at = False, time.monotonic()
+            self._is_new, self._written_at = False, now
         try:
             if trains or not self._belongs_to_another_driver():
                 self._invocation.folder.write_whole(STATUS_FILE, written(content))
@@ -224,6 +227,7 @@ class RunStatus(RunCallback):
             if not self._has_warned:
                 _logger.warning("%s: %s", (self._invocation.folder / STATUS_FILE).uri, error)
             self._has_warned = True
+        self._rests_until = now + min(HEARTBEAT_SECONDS, (time.thread_time() - began) / CPU_SHARE)
 
     def _belongs_to_another_driver(self) -> bool:
         """Whether another driver keeps the status of this run. A driver that waits for it leaves the file alone."""

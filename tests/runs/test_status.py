@@ -119,6 +119,18 @@ def test_a_stage_of_several_runs_stands_in_each(store: Store, plan: Plan) -> Non
     assert {(row["state"], row["step"]) for row in rows} == {("FINISHED", shared.steps)}
 
 
+def test_a_file_that_takes_long_is_written_less_often(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raystage.runs.status.CPU_SHARE", 1e-9)
+    status, stage = RunStatus(plan, invocation_in(store), write_seconds=0.001), plan.staged.stages[0]
+    status.saved(plan.staged, stage, "000000000001000-1c2d")
+    time.sleep(0.1)
+    assert shown(store, "tiny")["stages"][0]["last_checkpoint"] is None
+    status.ended(None)
+    assert shown(store, "tiny")["stages"][0]["last_checkpoint"] == "000000000001000-1c2d"
+
+
 def test_the_file_is_written_at_most_now_and_then(store: Store, plan: Plan, s3: S3Server) -> None:
     remote = Store(open_folder(s3.uri(f"bucket/{uuid.uuid4().hex}")))
     status = RunStatus(plan, invocation_in(remote), write_seconds=60.0)
@@ -246,9 +258,9 @@ def test_a_driver_of_another_host_may_be_dead_after_five_minutes(store: Store, p
 
 def test_who_waits_for_a_run_of_the_same_name_leaves_its_status_alone(store: Store, plan: Plan) -> None:
     stage = plan.staged.stages[0]
-    trains = RunStatus(plan, invocation_in(store, elsewhere(1)), write_seconds=60.0)
+    trains = RunStatus(plan, invocation_in(store, elsewhere(1)), write_seconds=0.05)
     trains.stage_started(plan.staged, stage, False)
-    trains._write()
+    soon(store, stage.key, "attempts", 1)
     waits = RunStatus(plan, invocation_in(store, elsewhere(2)), write_seconds=0.05)
     waits.waiting(plan.staged, stage, "process 4711 on node1, which trains it")
     time.sleep(0.3)
