@@ -133,7 +133,7 @@ def _print_sweep_plan(sweep: Any, store: str | None, with_code: bool, as_json: b
     if store and not made.is_foreseen:
         problem = "found with trials that Optuna draws as it goes; expected algorithm: grid or random"
         raise InputError(problem, key="--store", file=sweep.file)
-    if finished := finished_in(store, made.tree.nodes):
+    if finished := finished_in(store, made.keys()):
         made = plan_sweep(sweep, finished, with_code)
     if as_json:
         unchecked = {} if with_code else {"unchecked": unchecked_of(*(trial.plan for trial in made.trials))}

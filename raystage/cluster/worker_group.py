@@ -40,7 +40,7 @@ from raystage.files.retry import brief
 from raystage.storage.jobs import Job
 from raystage.train.control_actor import ControlActor, Task, longest_wait_seconds
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 # Idle workers have nothing to save.
 DISMISS_SECONDS = 20.0
 _CONTROL = "raystage-control-"

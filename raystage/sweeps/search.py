@@ -242,7 +242,7 @@ def _trainable(config: Mapping[str, Any], task: TrialTask, trial: RunTrial) -> N
 def plan_with_store(sweep: Sweep, store: Store) -> SweepPlan:
     """The plan of a sweep, in which stages that the store has finished count as done."""
     plan = plan_sweep(sweep)
-    if plan.is_foreseen and (finished := finished_among(store, plan.tree.nodes)):
+    if plan.is_foreseen and (finished := finished_among(store, plan.keys())):
         return plan_sweep(sweep, finished)
     return plan
 

@@ -73,8 +73,9 @@ class TrialStanding:
 
 @dataclass(frozen=True)
 class SweepStanding:
-    """flops_left: None if the trials are not known beforehand. best: number, metric and value. doing: what is being
-    started."""
+    """flops_total: of what the store did not have when the sweep was planned. flops_claimed: of all runs of all trials,
+    each alone. Both are None if the trials are not known beforehand. best: number, metric and value. doing: what is
+    being started."""
 
     name: str
     trials: tuple[TrialStanding, ...]
@@ -152,7 +153,7 @@ class Watcher:
             trials=trials,
             flops_done=done,
             flops_total=total,
-            flops_claimed=self.plan.tree.flops_apart if self.plan.is_foreseen else None,
+            flops_claimed=sum(tree.flops_apart for tree in self.plan.trees) if self.plan.is_foreseen else None,
             best=self._best(outcomes),
             elapsed_seconds=now - self.began,
             seconds_left=self._seconds_left(trials, done, total, now),
@@ -198,15 +199,14 @@ class Watcher:
         """The FLOPs of what was not in the store when the sweep was planned."""
         if not self.plan.is_foreseen:
             return None
-        return self.plan.tree.flops_left + (self.plan.baselines.flops_left if self.plan.baselines else 0)
+        return sum(tree.flops_left for tree in self.plan.trees)
 
     def _flops_done(self, statuses: Mapping[int, Mapping[str, Any]]) -> float:
         shares: dict[str, float] = {}
         for status in statuses.values():
             for row in status.get("stages") or []:
                 shares[row["key"]] = max(shares.get(row["key"], 0.0), _share_done(row))
-        trees = [self.plan.tree, *([self.plan.baselines] if self.plan.baselines else [])]
-        nodes = {key: node for tree in trees for key, node in tree.nodes.items() if not node.is_finished}
+        nodes = {key: node for tree in self.plan.trees for key, node in tree.nodes.items() if not node.is_finished}
         return sum(_own_done(node.stage.flops, node.own_flops, shares.get(key, 0.0)) for key, node in nodes.items())
 
     def _best(self, outcomes: Sequence[TrialOutcome]) -> tuple[int, str, float] | None:

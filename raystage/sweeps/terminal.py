@@ -49,7 +49,9 @@ def _summary(plan: SweepPlan) -> Iterable[str]:
     if plan.baselines:
         repeats = any(trial.plan.variants or trial.plan.further_seeds for trial in plan.trials)
         what = "baselines, tuned values and further seeds" if repeats else "baselines"
-        yield f"Their {what} come to {format_flops(plan.baselines.flops_shared)} more, each trained once."
+        more, left = plan.baselines.flops_shared, plan.baselines.flops_left
+        finished = f"; the store has {format_flops(more - left)} of them already" if left < more else ""
+        yield f"Their {what} come to {format_flops(more)} more, each trained once{finished}."
     yield f"The longest row of stages that wait for each other: {format_flops(tree.longest_flops)}."
 
 

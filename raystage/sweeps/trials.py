@@ -52,6 +52,15 @@ class SweepPlan:
     baselines: Tree | None
 
     @property
+    def trees(self) -> tuple[Tree, ...]:
+        """Of all runs."""
+        return (self.tree,) if self.baselines is None else (self.tree, self.baselines)
+
+    def keys(self) -> set[str]:
+        """Of the stages of all runs."""
+        return {key for tree in self.trees for key in tree.nodes}
+
+    @property
     def is_foreseen(self) -> bool:
         return self.sweep.search.algorithm != "optuna"
 

@@ -86,6 +86,17 @@ def test_the_time_left_is_that_of_what_is_left(plan: SweepPlan) -> None:
     assert found.seconds_left == pytest.approx((found.flops_total - found.flops_done) * 10 / gained)
 
 
+def test_the_work_is_that_of_all_runs(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, objective={"metric": "compute_saved"})
+    finished = set(plan_sweep(sweep).baselines.roots)
+    plan = plan_sweep(sweep, finished)
+    found = Watcher(plan, lambda name: {}, BEGAN).look([], BEGAN)
+    in_store = sum(plan.baselines.nodes[key].own_flops for key in finished)
+    assert found.flops_total == plan.tree.flops_shared + plan.baselines.flops_shared - in_store
+    assert found.flops_claimed == sum(run.flops for trial in plan.trials for run in trial.plan.runs())
+    assert found.flops_claimed > found.flops_total
+
+
 def test_what_an_earlier_driver_left_says_nothing(plan: SweepPlan) -> None:
     old = status_of(plan, 1, 2, 2, started_at=BEGAN - 100)
     found = Watcher(plan, lambda name: old if name == "search-1" else {}, BEGAN).look(outcomes(plan), BEGAN, "starting")

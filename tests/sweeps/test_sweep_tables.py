@@ -121,6 +121,15 @@ def test_what_the_store_has(tmp_path: Path) -> None:
     assert "small until.tokens=400: 400 tokens, in the store, trials 0, 1" in lines
 
 
+def test_what_the_store_has_of_the_baselines(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, SPACE, objective={"metric": "compute_saved"})
+    first = plan_sweep(sweep).baselines.roots[0]
+    plan = plan_sweep(sweep, {first})
+    more, finished = plan.baselines.flops_shared, plan.baselines.nodes[first].own_flops
+    line = f"Their baselines come to {format_flops(more)} more, each trained once; the store has "
+    assert f"{line}{format_flops(finished)} of them already." in render(plan, 200)
+
+
 # --- for machines -----------------------------------------------------------------------------
 
 
@@ -193,6 +202,14 @@ def test_what_a_store_has_is_left_out_where_one_is_named(tmp_path: Path) -> None
     assert json.loads(found.stdout)["flops_left"] == flops - first.flops
     shown = plan_command(file, "--store", tmp_path / "store").stdout
     assert f"The store has {format_flops(first.flops)} of them already." in shown
+
+
+def test_baselines_in_a_store_are_left_out_too(tmp_path: Path) -> None:
+    plan = planned(tmp_path, SPACE, objective={"metric": "compute_saved"})
+    first = plan.baselines.nodes[plan.baselines.roots[0]].stage
+    Store(open_folder(tmp_path / "store")).commit_record(make_record(first, 2.0))
+    found = json.loads(plan_command(tmp_path / "sweep.yaml", "--json", "--store", tmp_path / "store").stdout)
+    assert found["baseline_flops_left"] == found["baseline_flops"] - first.flops
 
 
 def test_what_optuna_will_draw_no_store_can_have(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def sweep_json(plan: SweepPlan) -> dict[str, Any]:
         "longest_flops": tree.longest_flops,
         "apart": list(tree.apart),
         "baseline_flops": plan.baselines.flops_shared if plan.baselines else 0,
+        "baseline_flops_left": plan.baselines.flops_left if plan.baselines else 0,
     }
 
 
