@@ -21,7 +21,9 @@ from collections.abc import Mapping
 
 import psutil
 
-LOOK_SECONDS = 0.5
+# A look reads the whole process table, and what trains on the machine needs the CPU.
+LOOK_SECONDS = 2.0
+_END_SECONDS = 0.1
 GRACE_SECONDS = 3.0
 _FIRST_PROCESSES = ("raylet", "gcs_server")
 _NOW = b"now"
@@ -83,7 +85,7 @@ def end(processes: set[psutil.Process], grace_seconds: float) -> None:
     deadline = time.monotonic() + grace_seconds
     processes = with_children(processes)
     while processes and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS / 5)
+        time.sleep(_END_SECONDS)
         processes = {process for process in with_children(processes) if not _is_zombie(process)}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

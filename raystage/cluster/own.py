@@ -35,6 +35,8 @@ LONGEST_FOLDER_BYTES = 39
 # The folder of Ray's sessions; set only for the processes of such a cluster.
 FOLDER_VARIABLE = "RAYSTAGE_OWN_CLUSTER"
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+# Ray's monitor of logs looks for new files twice a second. Nobody reads what it finds here.
+_LOG_MONITOR = ("LOG_NAME_UPDATE_INTERVAL_S", "10")
 # Variables that were set for the cluster that is there now, if one is.
 _SET_HERE: list[str] = []
 # Of that cluster.
@@ -77,6 +79,7 @@ def notes_folder() -> str:
 
 def _start(folder: Path, cpus: int) -> None:
     os.environ.setdefault("RAY_API_SERVER_ADDRESS", NO_API_SERVER)
+    _set(*_LOG_MONITOR)
     os.environ[FOLDER_VARIABLE] = str(folder)
     _bind_to_loopback()
     _make_token()
@@ -102,9 +105,15 @@ def _bind_to_loopback() -> None:
     """Have Ray and gloo listen on the loopback interface alone. gloo would use the address of the host's name."""
     listen_on_loopback_only()
     for interface, addresses in psutil.net_if_addrs().items():
-        if _GLOO_INTERFACE not in os.environ and any(one.address == LOOPBACK for one in addresses):
-            os.environ[_GLOO_INTERFACE] = interface
-            _SET_HERE.append(_GLOO_INTERFACE)
+        if any(one.address == LOOPBACK for one in addresses):
+            _set(_GLOO_INTERFACE, interface)
+
+
+def _set(variable: str, value: str) -> None:
+    """Set a variable for the time of the cluster, unless the user has set it."""
+    if variable not in os.environ:
+        os.environ[variable] = value
+        _SET_HERE.append(variable)
 
 
 def _make_token() -> None:
