@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import groupby
@@ -49,7 +49,8 @@ class Point:
     parameters of its last model. compute_saved: the mean over the seeds with its 95 % interval; at_most: the mean that
     straight lines between the budgets would give. by_seed: the shares of single seeds. eval_loss, flops, values: of the
     staged run on the first seed, whose baseline has `budgets`. staged_at_edge, baseline_at_edge: whether a best value
-    is the smallest or the largest one that was tried."""
+    is the smallest or the largest one that was tried; of the baseline at the two budgets around the staged run's loss,
+    between which its compute is read off."""
 
     layers: tuple[int, ...]
     tokens_per_parameter: float
@@ -84,12 +85,11 @@ class Kept:
 def point_of(report: RunReport) -> Point:
     """A finished run with tuned values. With one seed its saving has no interval."""
     savings, last = report.savings, report.stages[-1]
-    budgets = [
-        Budget(loss.budget, loss.eval_loss, dict(row.values))
-        for row in report.tuning.baseline.rows
-        for loss in row.eval_losses
-        if loss.is_best
+    rows = report.tuning.baseline.rows
+    best = [
+        Budget(one.budget, one.eval_loss, dict(row.values)) for row in rows for one in row.eval_losses if one.is_best
     ]
+    budgets = tuple(sorted(best, key=lambda one: one.tokens))
     single = None if savings.compute_saved is None else interval([savings.compute_saved])
     most = savings.seeds.compute_saved_at_most.mean if savings.interval else savings.compute_saved_at_most
     return Point(
@@ -102,11 +102,19 @@ def point_of(report: RunReport) -> Point:
         eval_loss=last.eval_loss,
         flops=sum(stage.flops for stage in report.stages),
         values=next(dict(row.values) for row in report.tuning.staged.rows if row.is_best),
-        budgets=tuple(sorted(budgets, key=lambda one: one.tokens)),
+        budgets=budgets,
         staged_at_edge=report.tuning.staged.at_edge,
-        baseline_at_edge=report.tuning.baseline.at_edge,
+        baseline_at_edge=is_at_edge(budgets, last.eval_loss, [row.values for row in rows]),
         verdict=savings.verdict,
     )
+
+
+def is_at_edge(budgets: Sequence[Budget], eval_loss: float, tried: Sequence[Mapping[str, float]]) -> bool:
+    """Whether one of the two budgets around this loss has its best value at the edge of what was tried."""
+    reached = next((place for place, one in enumerate(budgets) if one.eval_loss <= eval_loss), len(budgets) - 1)
+    around = budgets[max(0, reached - 1) : reached + 1]
+    edges = {path: {min(one[path] for one in tried), max(one[path] for one in tried)} for path in tried[0]}
+    return any(value in edges[path] for budget in around for path, value in budget.values.items())
 
 
 def collect(store: Store, pattern: str) -> Kept:
