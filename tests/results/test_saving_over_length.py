@@ -27,8 +27,9 @@ def test_the_picture_is_that_of_the_kept_figures(figure: ModuleType) -> None:
 
 
 def test_the_table_is_that_of_the_kept_figures(figure: ModuleType) -> None:
-    found = figure.table(figure.read(figure.KEPT).points)
-    assert found in (FILE.parent / "README.md").read_text(encoding="utf-8")
+    points, readme = figure.read(figure.KEPT).points, (FILE.parent / "README.md").read_text(encoding="utf-8")
+    assert figure.table(points) in readme
+    assert figure.comparisons(points) in readme
 
 
 def test_an_interval_is_that_of_its_seeds(figure: ModuleType) -> None:
