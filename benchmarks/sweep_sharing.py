@@ -44,6 +44,7 @@ from raystage.sweeps.search import SweepRunner
 from raystage.sweeps.summary import failure
 from raystage.sweeps.trial import TrialTask, run_trial
 from raystage.sweeps.trials import SweepPlan, plan_sweep
+from raystage.sweeps.tune import Limited
 from raystage.units import format_flops
 
 SWEEP = Path(__file__).parents[1] / "jobs/sweeps/quickstart.yaml"
@@ -122,7 +123,9 @@ class PlainTune(SweepRunner):
     """Nobody has anything to wait for: Tune begins trials in their order, whenever a place is free."""
 
     def _tune_config(self, numbers: Sequence[int] | None) -> tune.TuneConfig:
-        return replace(super()._tune_config(numbers), search_alg=InOrder(self.plan))
+        return replace(
+            super()._tune_config(numbers), search_alg=Limited(InOrder(self.plan), self.plan.sweep.search.max_concurrent)
+        )
 
 
 def carried_out(

@@ -36,7 +36,7 @@ from raystage.sweeps.report import TrialReports, build_sweep_report
 from raystage.sweeps.status import SweepDisplay, SweepStatus
 from raystage.sweeps.trial import TrialTask, run_trial
 from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
-from raystage.sweeps.tune import Outcomes, Sparingly, TreeSearch, TrialTracker, make_optuna, make_scheduler
+from raystage.sweeps.tune import Limited, Outcomes, Sparingly, TreeSearch, TrialTracker, make_optuna, make_scheduler
 
 TUNE_FOLDER = "tune"
 # How much the process of a trial takes of a resource that only the node of the sweep's own driver has. Tune asks for
@@ -124,6 +124,8 @@ class SweepRunner:
         if tune.Tuner.can_restore(place, storage_filesystem=system):
             tuner = tune.Tuner.restore(place, trainable, resume_errored=True, storage_filesystem=system)
             tuner._local_tuner._run_config.callbacks = callbacks
+            # What is restored has the number that the sweep began with.
+            tuner._local_tuner._tune_config.search_alg.max_concurrent = self.plan.sweep.search.max_concurrent
         else:
             config = tune.RunConfig(
                 name=name, storage_path=folder.path, storage_filesystem=system, callbacks=callbacks, verbose=0
@@ -144,12 +146,11 @@ class SweepRunner:
         runs = [trial.plan.staged for trial in self.plan.trials]
         searcher = TreeSearch(self.plan, numbers) if self.plan.is_foreseen else make_optuna(self.plan.sweep)
         return tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=Limited(searcher, search.max_concurrent),
             scheduler=make_scheduler(
                 self.plan.sweep.scheduler, max(run.flops for run in runs), max(run.duration for run in runs)
             ),
             num_samples=len(runs) if numbers is None else len(numbers),
-            max_concurrent_trials=search.max_concurrent,
             # When ASHA stops a trial, Train's workers stay until the process of the trial ends.
             reuse_actors=self.plan.sweep.scheduler.name != "asha",
         )

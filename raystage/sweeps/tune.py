@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raystage.errors import RaystageError
@@ -46,6 +46,14 @@ def make_scheduler(scheduler: Scheduler, most_flops: int, longest: int) -> Trial
         reduction_factor=scheduler.reduction_factor or REDUCTION_FACTOR,
         stop_last_trials=False,
     )
+
+
+class Limited(ConcurrencyLimiter):
+    """A search with at most so many trials at a time. When it continues, it keeps its number: Tune's own limiter would
+    take the one that it was saved with, though a user may have set another one."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "max_concurrent": self.max_concurrent})
 
 
 class TreeSearch(Searcher):

@@ -9,13 +9,13 @@ from typing import Any
 import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from raystage.sweeps.config import Sweep
 from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.trial import FINISHED_STAGE
 from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep
-from raystage.sweeps.tune import REDUCTION_FACTOR, DefinedByRun, TreeSearch, make_optuna, make_scheduler
+from raystage.sweeps.tune import REDUCTION_FACTOR, DefinedByRun, Limited, TreeSearch, make_optuna, make_scheduler
 from sweeps import make_sweep
 
 EVERYTHING = """
@@ -168,6 +168,19 @@ def test_a_search_goes_on_where_it_was_saved(lengths: SweepPlan, tmp_path: Path)
         left.append(point["trial"]["number"])  # nobody waits for the second one, which may have ended
         again.on_trial_complete(trial_id)
     assert sorted([first, second, *left]) == list(range(6))
+
+
+def test_a_search_that_goes_on_has_as_many_trials_at_a_time_as_it_is_told_now(
+    lengths: SweepPlan, tmp_path: Path
+) -> None:
+    """Saved and restored as Tune does it."""
+    before = SearchGenerator(Limited(TreeSearch(lengths), 1))
+    assert [before.searcher.suggest(trial_id) for trial_id in ("a", "b")][1] is None
+    before.save_to_dir(str(tmp_path), "session")
+    again = SearchGenerator(Limited(TreeSearch(lengths), 3))
+    again.restore_from_dir(str(tmp_path))
+    started = [again.searcher.suggest(trial_id) for trial_id in ("b", "c", "d")]
+    assert [one is None for one in started] == [False, False, True]  # a, which goes on, is one of the three
 
 
 def test_asha_counts_in_what_its_grace_is_given_in() -> None:
