@@ -138,6 +138,7 @@ class Watcher:
     read: ReadStatus
     began: float
     _ended: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _planned: dict[int, dict[tuple[Any, Any], str]] = field(default_factory=dict)
     _pace: tuple[float, float, int] | None = None  # (time, FLOPs, ended trials) when the first stage trained
 
     def look(self, outcomes: Sequence[TrialOutcome], now: float, doing: str | None = None) -> SweepStanding:
@@ -202,12 +203,22 @@ class Watcher:
         return sum(tree.flops_left for tree in self.plan.trees)
 
     def _flops_done(self, statuses: Mapping[int, Mapping[str, Any]]) -> float:
+        nodes = {key: node for tree in self.plan.trees for key, node in tree.nodes.items()}
         shares: dict[str, float] = {}
-        for status in statuses.values():
+        for number, status in statuses.items():
             for row in status.get("stages") or []:
-                shares[row["key"]] = max(shares.get(row["key"], 0.0), _share_done(row))
-        nodes = {key: node for tree in self.plan.trees for key, node in tree.nodes.items() if not node.is_finished}
-        return sum(_own_done(node.stage.flops, node.own_flops, shares.get(key, 0.0)) for key, node in nodes.items())
+                key = row["key"] if row["key"] in nodes else self._planned_key(number, row)
+                shares[key] = max(shares.get(key, 0.0), _share_done(row))
+        left = [(node, shares.get(key, 0.0)) for key, node in nodes.items() if not node.is_finished]
+        return sum(_own_done(node.stage.flops, node.own_flops, share) for node, share in left)
+
+    def _planned_key(self, number: int, row: Mapping[str, Any]) -> str:
+        """The key that the stage had when the sweep was planned: further seeds train the best values, which were not
+        known then, at the same cost."""
+        if number not in self._planned:
+            runs = self.plan.trials[number].plan.runs() if number < len(self.plan.trials) else ()
+            self._planned[number] = {(run.name, stage.name): stage.key for run in runs for stage in run.stages}
+        return self._planned[number].get((row.get("run"), row.get("name")), row["key"])
 
     def _best(self, outcomes: Sequence[TrialOutcome]) -> tuple[int, str, float] | None:
         objective = self.plan.sweep.objective[0]

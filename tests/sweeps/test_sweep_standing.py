@@ -20,7 +20,7 @@ from raystage.sweeps.console import PlainSweep, live_view, make_sweep_display
 from raystage.sweeps.report import TrialOutcome
 from raystage.sweeps.status import SweepStatus, Watcher
 from raystage.sweeps.trials import SweepPlan, plan_sweep
-from sweeps import make_sweep
+from sweeps import SPACE, make_sweep
 
 BEGAN = 1_000.0
 
@@ -95,6 +95,17 @@ def test_the_work_is_that_of_all_runs(tmp_path: Path) -> None:
     assert found.flops_total == plan.tree.flops_shared + plan.baselines.flops_shared - in_store
     assert found.flops_claimed == sum(run.flops for trial in plan.trials for run in trial.plan.runs())
     assert found.flops_claimed > found.flops_total
+
+
+def test_further_seeds_count_whatever_values_they_train(tmp_path: Path) -> None:
+    """When the sweep is planned, it is not known which values will be the best."""
+    tuned = ("seeds=2", "baseline.tune={training.optimizer.lr: [1e-3, 2e-3]}")
+    plan = plan_sweep(make_sweep(tmp_path, SPACE, *tuned, objective={"metric": "compute_saved"}))
+    staged = plan.trials[1].plan.further_seeds[0].staged
+    row = {"run": staged.name, "name": staged.stages[0].name, "key": "f" * 64, "state": "FINISHED", "steps": 4}
+    status = {"name": "run", "started_at": BEGAN, "updated_at": BEGAN, "stages": [row]}
+    found = Watcher(plan, lambda name: status, BEGAN).look(outcomes(plan)[1:2], BEGAN)
+    assert found.flops_done == plan.baselines.nodes[staged.stages[0].key].own_flops > 0
 
 
 def test_what_an_earlier_driver_left_says_nothing(plan: SweepPlan) -> None:
