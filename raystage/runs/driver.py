@@ -105,7 +105,7 @@ class Driver:
         except BaseException as error:
             self._note("ABORTED" if isinstance(error, KeyboardInterrupt) else "ERRORED")
             raise
-        return publish(self.store, self._note("FINISHED"), self.draws)
+        return self._published(self._note("FINISHED"))
 
     @property
     def is_finished(self) -> bool:
@@ -294,6 +294,9 @@ class Driver:
             self.is_connected = True
 
     # --- files --------------------------------------------------------------------------------
+
+    def _published(self, report: RunReport) -> RunReport:
+        return publish(self.store, report, self.draws)
 
     def _ask_for_note(self) -> None:
         """Have the state written down soon. A plan that has changed cannot wait: what is written keeps its stages from

@@ -61,7 +61,7 @@ def test_a_long_slice_needs_no_preparing(folder: Folder, s3: S3Server) -> None:
         np.testing.assert_array_equal(
             opened.read("embed.weight", "exp_avg", 0, 88), make_values()["embed.weight", "exp_avg"]
         )
-        assert s3.faults.requests == ["GET"]
+        assert s3.faults.requests_in(folder.path) == ["GET"]
     opened.close()
 
 

@@ -40,6 +40,7 @@ class Faults:
     every: int = 1
     chosen: Callable[[Environ], bool] = lambda environ: True
     requests: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     distinct: set[tuple[str, ...]] = field(default_factory=set)
     met: int = 0
     _seen: int = 0
@@ -54,6 +55,7 @@ class Faults:
     def _is_next(self, environ: Environ) -> bool:
         with self._lock:
             self.requests.append(environ["REQUEST_METHOD"])
+            self.places.append(environ["PATH_INFO"])
             request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
             self.distinct.add(request)
             if self.fault is None or not self.chosen(environ):
@@ -67,12 +69,16 @@ class Faults:
                 self._hit.discard(request)
             return is_next
 
+    def requests_in(self, path: str) -> list[str]:
+        """Those for what is in a folder: threads of earlier tests may still ask for something else."""
+        return [one for one, place in zip(self.requests, self.places, strict=True) if path in place]
+
     @contextlib.contextmanager
     def injected(
         self, fault: Fault, every: int = 1, chosen: Callable[[Environ], bool] = lambda environ: True
     ) -> Iterator[Faults]:
         self.fault, self.every, self.chosen, self.met, self._seen = fault, every, chosen, 0, 0
-        self.requests, self.distinct, self._hit = [], set(), set()
+        self.requests, self.places, self.distinct, self._hit = [], [], set(), set()
         try:
             yield self
         finally:
