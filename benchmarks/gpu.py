@@ -8,6 +8,8 @@ speed        step time, tokens/s, MFU, peak memory against the plan's estimate, 
 zero         ZeRO 0, 1, 2, 3 in a row, in fp32 and in bf16: what each growth did to the loss
 offload      the optimizer in host memory against that on the device: losses, step time, peak memory
 resume       a worker is killed within a stage: whether the resumed run has the bits of one that was not
+memory       with a large vocabulary, the loss of all targets at once and of some at a time, and activations kept or
+             computed again: losses, step time, peak memory
 checkpoints  saving 124M parameters with Adam's moments from the device, and loading them, against `cp`
 
 Every part writes its lines into the JSON file as soon as it has them, so that a run that is cut off loses nothing.
@@ -27,6 +29,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ import torch
 import torch.multiprocessing
 from bare_loops import DEEPSPEED, TORCH, run, task_of
 from own_runs import COMMAND, checksums_of, losses_of, records, step_seconds, train, write_schedule, write_text
+from tokenizers import ByteLevelBPETokenizer
 
 from raystage.files.filesystem import open_folder
 from raystage.plans.stage import StagePlan
@@ -47,6 +51,12 @@ GPU_SIZES = {"10M": (6, 384, 6), "30M": (8, 576, 9), "124M": (12, 960, 15)}
 CPU_SIZES = {"0.1M": (2, 64, 2), "0.4M": (3, 96, 3), "1M": (4, 128, 4)}
 GPU_BATCH, CPU_BATCH = (64, 1024), (8, 64)
 GROW = {"operator": {"width": "zero_pad", "num_layers": "identity"}}
+MEMORY = {
+    "as by default": {}, "loss of some targets at a time": {"cross_entropy": "chunked"},
+    "loss by Liger's kernel": {"cross_entropy": "liger"},
+    "activations: matrix products kept": {"activation_checkpointing": "selective"},
+    "activations: all computed again": {"activation_checkpointing": True},
+}  # fmt: skip
 NO_GPU = "needs an NVIDIA GPU"
 Row = dict[str, Any]
 
@@ -120,13 +130,15 @@ def speed(at: Setting) -> Iterator[Row]:
 
 def _own_row(stage: StagePlan, record: StageRecord) -> Row:
     seconds = step_seconds(record.train, stage)
-    estimate = stage.memory.total_bytes
-    return {
+    row = {
         "what": f"{stage.name}: raystage run", "parameters": stage.num_params, "step_ms": 1000 * seconds,
         "tokens_per_second": stage.training.global_batch_tokens / seconds, "mfu": record.train[-1].mfu,
-        "peak_bytes": record.peak_memory_bytes, "estimated_bytes": estimate,
-        "peak_of_estimate": record.peak_memory_bytes / estimate, "joules": record.energy_joules,
+        "peak_bytes": record.peak_memory_bytes, "joules": record.energy_joules,
     }  # fmt: skip
+    if not stage.training.gpus_per_worker:
+        return row  # the peak of a process that has torch and Ray in it as well
+    estimate = stage.memory.total_bytes
+    return {**row, "estimated_bytes": estimate, "peak_of_estimate": record.peak_memory_bytes / estimate}
 
 
 def zero(at: Setting) -> Iterator[Row]:
@@ -167,6 +179,36 @@ def offload(at: Setting) -> Iterator[Row]:
             "loss": record.eval_loss, "step_ms": 1000 * step_seconds(record.train, planned[0]),
             "peak_bytes": record.peak_memory_bytes,
         }  # fmt: skip
+
+
+def memory(at: Setting) -> Iterator[Row]:
+    """Stages of one run that differ in what they hold in memory at once."""
+    size, ways = list(at.sizes)[1], dict(MEMORY)
+    if not at.on_gpu or find_spec("liger_kernel") is None:
+        del ways["loss by Liger's kernel"]
+    _write_tokenizer(at.folder, 32_768 if at.on_gpu else 8_192)
+    stages = [
+        {"name": f"way{number}", "model": at.model(size), "until": {"steps": max(10, at.steps // 4)}, "training": way}
+        for number, way in enumerate(ways.values())
+    ]
+    data = {"source": "text", "path": "text", "tokenizer": "tokenizer", "end_token": "</s>"}
+    content = {**_content(at, stages, at.training(zero_stage=1)), "data": data}
+    path, planned = write_schedule(at.folder, "memory", content)
+    found = train(path, planned, at.folder / "memory", at.left)
+    for way, stage, record in zip(ways, planned, found, strict=True):
+        yield {
+            "what": f"{size}, {way}", "vocabulary": stage.shape.vocab_size, "loss": record.eval_loss,
+            "step_ms": 1000 * step_seconds(record.train, stage), "peak_bytes": record.peak_memory_bytes,
+        }  # fmt: skip
+
+
+def _write_tokenizer(folder: Path, words: int) -> None:
+    """Learnt from the text, which may hold fewer words."""
+    (folder / "tokenizer").mkdir()
+    learnt = ByteLevelBPETokenizer()
+    learnt.train([str(file) for file in sorted((folder / "text").iterdir())], words, show_progress=False,
+                 special_tokens=["</s>"])  # fmt: skip
+    learnt.save(str(folder / "tokenizer/tokenizer.json"))
 
 
 def resume(at: Setting) -> Iterator[Row]:
@@ -267,11 +309,13 @@ def _content(at: Setting, stages: list[dict], training: dict[str, Any]) -> dict[
 
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "speed": speed, "zero": zero, "offload": offload, "resume": resume, "checkpoints": checkpoints,
+    "memory": memory,
 }  # fmt: skip
 # What the parts do not show on a CPU.
 ONLY_ON_GPU = {
     "speed": "MFU, energy, torch.compile, fused AdamW, peak memory of the device against the estimate",
     "offload": "what offloading saves on the device",
+    "memory": "Liger's kernel, and the peaks of the device",
     "resume": "whether NCCL and cuBLAS give the same bits",
 }
 

@@ -40,8 +40,8 @@ from raystage.storage.claims import Claims
 from raystage.storage.store import Store
 from raystage.sweeps.config import load
 from raystage.sweeps.console import PlainSweep
+from raystage.sweeps.reports.summary import failure
 from raystage.sweeps.search import SweepRunner
-from raystage.sweeps.summary import failure
 from raystage.sweeps.trial import TrialTask, run_trial
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from raystage.sweeps.tune import Limited

@@ -53,9 +53,9 @@ from raystage.storage.stored_files import RUN_FILE
 from raystage.sweeps import config as sweeps
 from raystage.sweeps.config import Sweep, is_sweep
 from raystage.sweeps.console import make_sweep_display
-from raystage.sweeps.html import sweep_page, write_papers
+from raystage.sweeps.reports.html import sweep_page, write_papers
+from raystage.sweeps.reports.summary import failure
 from raystage.sweeps.search import SweepRunner, plan_with_store
-from raystage.sweeps.summary import failure
 from raystage.sweeps.terminal import sweep_result_table
 from raystage.sweeps.trial import TrialTask
 from raystage.sweeps.trials import SweepPlan, plan_sweep

@@ -126,7 +126,7 @@ def _print_tables(reports: list[Any]) -> None:
 
 def _print_markdown(reports: list[Any]) -> None:
     from raystage.reports.markdown import markdown
-    from raystage.sweeps import summary
+    from raystage.sweeps.reports import summary
 
     pages = (summary.markdown(one) if is_sweep(one) else markdown(one) for one in reports)
     say("\n".join(pages), nl=False)
@@ -134,7 +134,7 @@ def _print_markdown(reports: list[Any]) -> None:
 
 def _write_page(store: Any, reports: list[Any], file: Path) -> list[Path]:
     from raystage.reports.html import page
-    from raystage.sweeps.html import sweep_page
+    from raystage.sweeps.reports.html import sweep_page
 
     if is_sweep(reports[0]):
         text = sweep_page(reports[0])
@@ -158,7 +158,7 @@ def _write_figures(reports: list[Any], folder: Path) -> list[Path]:
     """Write NAME.png and NAME.svg of each run and sweep, and make the folder."""
     from raystage.reports.figures import run_sheet
     from raystage.reports.image import write_image
-    from raystage.sweeps.figures import sweep_sheet
+    from raystage.sweeps.reports.figures import sweep_sheet
 
     drawn: list[Path] = []
     with _writing("--figures", folder, "a folder that can be written to"):

@@ -70,9 +70,9 @@ def sweep(
     from raystage.safe_console import SafeConsole
     from raystage.sweeps.config import load
     from raystage.sweeps.console import make_sweep_display
-    from raystage.sweeps.html import write_papers
+    from raystage.sweeps.reports.html import write_papers
+    from raystage.sweeps.reports.summary import failure
     from raystage.sweeps.search import SweepRunner, plan_with_store
-    from raystage.sweeps.summary import failure
     from raystage.sweeps.terminal import sweep_result_table, sweep_table
     from raystage.sweeps.trial import TrialTask
 

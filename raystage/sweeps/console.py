@@ -17,7 +17,8 @@ from rich.text import Text
 from raystage.reports.columns import STATE_STYLES
 from raystage.safe_console import SafeConsole
 from raystage.safe_text import visible
-from raystage.sweeps.status import SweepDisplay, SweepStanding
+from raystage.sweeps.standing import SweepStanding
+from raystage.sweeps.status import SweepDisplay
 from raystage.units import format_seconds
 
 # Without a terminal, a line is printed at least this often.

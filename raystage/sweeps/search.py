@@ -31,8 +31,8 @@ from raystage.storage.maintenance import finished_among
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, SWEEP_FILE
 from raystage.sweeps.config import Sweep
-from raystage.sweeps.importance import importance
-from raystage.sweeps.report import TrialReports, build_sweep_report
+from raystage.sweeps.reports.build import TrialReports, build_sweep_report
+from raystage.sweeps.reports.importance import importance
 from raystage.sweeps.status import SweepDisplay, SweepStatus
 from raystage.sweeps.trial import TrialTask, run_trial
 from raystage.sweeps.trials import Planner, SweepPlan, plan_sweep

@@ -11,8 +11,8 @@ from rich.tree import Tree as Branches
 
 from raystage.reports.columns import STATE_STYLES, FirstThatFits, WholeTable, name_column, number_column, table
 from raystage.results.sweep_report import SweepReport, TrialRow
+from raystage.sweeps.reports.summary import loss_title, objective_titles, ranked, summary, trial_figures, trial_name
 from raystage.sweeps.space import describe, format_value
-from raystage.sweeps.summary import loss_title, objective_titles, ranked, summary, trial_figures, trial_name
 from raystage.sweeps.tree import Node, Tree
 from raystage.sweeps.trials import SweepPlan, Trial
 from raystage.units import format_count, format_flops, format_share

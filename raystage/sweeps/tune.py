@@ -20,7 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raystage.errors import RaystageError
 from raystage.sweeps.config import Sweep
-from raystage.sweeps.report import TrialOutcome
+from raystage.sweeps.reports.build import TrialOutcome
 from raystage.sweeps.scheduler import Scheduler
 from raystage.sweeps.space import Dimension, Space
 from raystage.sweeps.tree import TrialQueue

@@ -112,6 +112,8 @@ def run_job(job: Job, send: Send, heartbeat: Heartbeat | None = None) -> None:
     join_process_group()
     let_groups_wait(longest_wait_seconds(job.training.hang_seconds))
     torch.set_num_threads(job.training.cpus_per_worker)
+    # Deterministic algorithms would fill all new memory with NaN otherwise: DeepSpeed's buckets of GBs in every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     store = Store(open_folder(job.store))
     check_store(store, job.run)
     # A new name for what this attempt writes: it never writes into what an earlier attempt left unfinished.

@@ -20,8 +20,8 @@ from raystage.reports.markdown import markdown
 from raystage.results.sweep_report import SweepReport
 from raystage.runs.driver import Driver
 from raystage.storage.store import Store
-from raystage.sweeps.html import write_papers
-from raystage.sweeps.summary import verdict
+from raystage.sweeps.reports.html import write_papers
+from raystage.sweeps.reports.summary import verdict
 from raystage.sweeps.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep

@@ -13,7 +13,7 @@ from factories import make_curves, make_schedule
 from raystage.planning.build import make_plan
 from raystage.reports.build import build_report
 from raystage.reports.html import page
-from raystage.sweeps.html import sweep_page
+from raystage.sweeps.reports.html import sweep_page
 from raystage.sweeps.trials import plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep

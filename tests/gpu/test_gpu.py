@@ -77,7 +77,7 @@ class TestOnAGpu:
 def test_the_same_way_works_on_a_cpu(tmp_path: Path) -> None:
     """So that a minute on a GPU is not spent on finding mistakes of the benchmark."""
     rows = measured(tmp_path / "cpu.json", "--cpu", "--steps", "20", "--seconds", str(LIMIT_SECONDS))
-    for part in ("speed", "zero", "offload", "resume", "checkpoints"):
+    for part in ("speed", "zero", "offload", "resume", "checkpoints", "memory"):
         of_part(rows, part)
     (killed,) = [row for row in of_part(rows, "resume") if "restarts" in row]
     assert killed["restarts"]

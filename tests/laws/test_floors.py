@@ -77,7 +77,7 @@ LIGHT = ("", "config", "plans", "planning", "results", "cli.main", "cli.options"
          "growth.operators", "growth.checks", "growth.axis_maps", "models.families", "models.shape", "models.hf_folder",
          "sources.table", "sources.text", "sources.python_stdlib", "data.tokenizer_names", "data.plan",
          "reports.plan_tables", "reports.advice", "reports.suggestions", "reports.build",
-         "reports.html", "sweeps.trials", "sweeps.figures",
+         "reports.html", "sweeps.trials", "sweeps.reports.figures",
          "train.control_actor")  # fmt: skip
 
 

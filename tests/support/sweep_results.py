@@ -9,8 +9,8 @@ from factories import make_record
 from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
 from raystage.results.sweep_report import SweepReport, TrialRow
-from raystage.sweeps.importance import importance
-from raystage.sweeps.report import TrialOutcome, build_sweep_report, needed_of
+from raystage.sweeps.reports.build import TrialOutcome, build_sweep_report, needed_of
+from raystage.sweeps.reports.importance import importance
 from raystage.sweeps.trials import SweepPlan
 
 

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 
 from raystage.results.sweep_report import ObjectiveRow, TrialRow
-from raystage.sweeps.importance import importance
+from raystage.sweeps.reports.importance import importance
 from raystage.sweeps.space import Dimension
 from sweep_results import make_row
 

@@ -15,7 +15,7 @@ from factories import make_record
 from raystage.errors import InputError
 from raystage.results.sweep_report import ObjectiveRow
 from raystage.sweeps.config import Objective, Sweep, load
-from raystage.sweeps.summary import metric_of
+from raystage.sweeps.reports.summary import metric_of
 from raystage.sweeps.trial import ToTune, last_metrics, measure
 from raystage.sweeps.trials import Planner, plan_sweep
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from raystage.sweeps.reports.summary import failure
 from raystage.sweeps.search import room
-from raystage.sweeps.summary import failure
 from raystage.sweeps.trials import plan_sweep
 from sweep_results import make_row, swept
 from sweeps import make_sweep

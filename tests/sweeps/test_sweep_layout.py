@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raystage.sweeps.layout import coordinate_axes, coordinate_lines, front, stage_tree
-from raystage.sweeps.summary import short_names
+from raystage.sweeps.reports.layout import coordinate_axes, coordinate_lines, front, stage_tree
+from raystage.sweeps.reports.summary import short_names
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweep_results import finished, swept
 from sweeps import make_sweep

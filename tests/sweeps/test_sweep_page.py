@@ -17,10 +17,10 @@ from raystage.config.schedule import parse
 from raystage.files.typed_json import to_json
 from raystage.reports.image import as_png, write_image
 from raystage.results.sweep_report import ObjectiveRow, SweepReport, sweep_report_from_json
-from raystage.sweeps.figures import sweep_sheet
-from raystage.sweeps.html import MOST_ROWS, sweep_page, trial_table
-from raystage.sweeps.report import TrialOutcome
-from raystage.sweeps.summary import (
+from raystage.sweeps.reports.build import TrialOutcome
+from raystage.sweeps.reports.figures import sweep_sheet
+from raystage.sweeps.reports.html import MOST_ROWS, sweep_page, trial_table
+from raystage.sweeps.reports.summary import (
     CHOSEN_AND_JUDGED,
     HELD_AGAINST_ITS_OWN,
     caveats,

@@ -13,7 +13,7 @@ from raystage.reports.build import build_report
 from raystage.results.record import Prefix, StageRecord
 from raystage.results.sweep_report import SweepReport
 from raystage.runs.surroundings import surroundings
-from raystage.sweeps.report import TrialOutcome, TrialRun, build_sweep_report, needed_of
+from raystage.sweeps.reports.build import TrialOutcome, TrialRun, build_sweep_report, needed_of
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweeps import make_sweep
 

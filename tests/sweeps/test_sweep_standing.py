@@ -17,8 +17,9 @@ from raystage.files.filesystem import open_folder
 from raystage.storage.processes import this_process
 from raystage.storage.store import Store
 from raystage.sweeps.console import PlainSweep, live_view, make_sweep_display
-from raystage.sweeps.report import TrialOutcome
-from raystage.sweeps.status import SweepStatus, Watcher
+from raystage.sweeps.reports.build import TrialOutcome
+from raystage.sweeps.standing import Watcher
+from raystage.sweeps.status import SweepStatus
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweeps import SPACE, make_sweep
 

@@ -11,7 +11,7 @@ from raystage.files.filesystem import open_folder
 from raystage.files.typed_json import to_json
 from raystage.reports.build import build_report
 from raystage.storage.store import Store
-from raystage.sweeps.report import TrialOutcome, TrialReports, TrialRun, build_sweep_report, needed_of
+from raystage.sweeps.reports.build import TrialOutcome, TrialReports, TrialRun, build_sweep_report, needed_of
 from raystage.sweeps.trials import SweepPlan, plan_sweep
 from sweep_results import finished, trained
 from sweeps import make_sweep

@@ -19,7 +19,7 @@ from raystage.storage.naming import known_run
 from raystage.storage.processes import is_gone
 from raystage.storage.store import Store
 from raystage.storage.stored_files import RUN_FILE, STATUS_FILE, TRIAL_FILE
-from raystage.sweeps.status import INTERRUPTED
+from raystage.sweeps.standing import INTERRUPTED
 from raystage.units import TOKENS, Unit, format_count, format_seconds, format_speed, unit_of
 
 _RUN_FIELDS = ("error", "process", "started_at", "updated_at", "command", "log", "worker_logs")

@@ -13,7 +13,7 @@ from raystage.reports.columns import STATE_STYLES, WholeTable, name_column, numb
 from raystage.storage.store import Store
 from raystage.storage.stored_files import REPORT_FILE, SWEEP_FILE
 from raystage.sweeps.space import describe
-from raystage.sweeps.status import WAITING, interrupted
+from raystage.sweeps.standing import WAITING, interrupted
 from raystage.units import TOKENS, format_count, format_seconds, format_speed, unit_of
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from raystage.reports.svg import linear_ticks, log_ticks
 from raystage.results.sweep_report import SweepReport, TrialRow, TrialStage
+from raystage.sweeps.reports.summary import Metric, better, finished, metric_of, ranked, short_names
 from raystage.sweeps.space import format_value
-from raystage.sweeps.summary import Metric, better, finished, metric_of, ranked, short_names
 from raystage.units import Unit, parse_count, parse_real
 
 MOST_LEAVES = 40

@@ -19,10 +19,9 @@ from raystage.reports.html import STATES, configuration, templates
 from raystage.reports.image import write_image
 from raystage.results.sweep_report import SweepReport, TrialRow
 from raystage.storage.store import Store
-from raystage.sweeps.figures import Drawing, coordinates_drawing, front_drawing, sweep_sheet, tree_drawing
-from raystage.sweeps.layout import MOST_LEAVES, MOST_LINES
-from raystage.sweeps.space import format_value
-from raystage.sweeps.summary import (
+from raystage.sweeps.reports.figures import Drawing, coordinates_drawing, front_drawing, sweep_sheet, tree_drawing
+from raystage.sweeps.reports.layout import MOST_LEAVES, MOST_LINES
+from raystage.sweeps.reports.summary import (
     best_in_words,
     better,
     caveats,
@@ -37,6 +36,7 @@ from raystage.sweeps.summary import (
     trial_name,
     verdict,
 )
+from raystage.sweeps.space import format_value
 from raystage.sweeps.trials import SweepPlan
 from raystage.units import format_flops, format_seconds, format_share
 

@@ -26,7 +26,7 @@ from raystage.reports.svg import (
     text,
 )
 from raystage.results.sweep_report import SweepReport
-from raystage.sweeps.layout import (
+from raystage.sweeps.reports.layout import (
     CoordinateAxis,
     CoordinateLine,
     Front,
@@ -36,7 +36,7 @@ from raystage.sweeps.layout import (
     front,
     stage_tree,
 )
-from raystage.sweeps.summary import verdict
+from raystage.sweeps.reports.summary import verdict
 from raystage.units import format_count
 
 _ROW = 44
