@@ -24,6 +24,7 @@ _MOST_EXTRA_IDS = 100_000
 _NUMBER = re.compile(r"[0-9]{1,10}")
 # Classes without an end-of-text token by default; others may have one.
 _WITHOUT_END = {"PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"}
+_NAMING_CLASSES = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
     is_known = ids and special <= ids.keys()
     return TokenizerFacts(
         size=1 + max(ids.values()) if is_known else None,
-        has_end=True if roles["eos_token"] else _without_end(config),
+        has_end=True if roles["eos_token"] else _without_end(folder, config),
         controls=tuple(sorted(controls | special)),
         tokens=ids if is_known else None,
         mask=roles["mask_token"],
@@ -98,8 +99,11 @@ def no_end(name: str) -> str:
     )
 
 
-def _without_end(config: dict[str, Any]) -> bool | None:
-    return False if str(config.get("tokenizer_class")) in _WITHOUT_END else None
+def _without_end(folder: Path, config: dict[str, Any]) -> bool | None:
+    """False for a class that has no end-of-text token by default; also that of a tokenizer.json without any other file
+    that could name one."""
+    is_alone = (folder / "tokenizer.json").is_file() and not any((folder / name).exists() for name in _NAMING_CLASSES)
+    return False if is_alone or str(config.get("tokenizer_class")) in _WITHOUT_END else None
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:

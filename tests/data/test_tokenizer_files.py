@@ -67,7 +67,16 @@ def bert(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [bytewise, unigram, with_gap, with_new_pad, bert, save_words])
+def alone(folder: Path) -> Path:
+    """A tokenizer.json as `tokenizers` saves it, without the configuration that transformers adds."""
+    bytewise(folder)
+    (folder / "tokenizer_config.json").unlink()
+    assert [file.name for file in folder.iterdir()] == ["tokenizer.json"]
+    assert read_tokenizer(folder).has_end is False
+    return folder
+
+
+@pytest.mark.parametrize("make", [bytewise, unigram, with_gap, with_new_pad, bert, save_words, alone])
 def test_sizes_are_those_that_the_loaded_tokenizer_has(make, tmp_path: Path) -> None:
     folder = make(tmp_path / "tokenizer")
     known = read_tokenizer(folder)
@@ -76,7 +85,10 @@ def test_sizes_are_those_that_the_loaded_tokenizer_has(make, tmp_path: Path) -> 
     assert (known.size is None) == (make is with_new_pad)
     assert known.has_end in (None, loaded.eos_token is not None)
     assert {*loaded.all_special_tokens} <= {*known.controls} or make is bert
-    if make is not bert:
+    if known.has_end is False:
+        with pytest.raises(InputError, match="no end-of-text token"):
+            PretrainedTokenizer(str(folder))
+    else:
         assert PretrainedTokenizer(str(folder)).size == 1 + max(loaded.get_vocab().values())
 
 
