@@ -1,6 +1,6 @@
-"""What a step costs under raystage: `raystage run` on two workers, against a bare loop of DeepSpeed on two processes.
+"""What a step costs under raystage: `raystage run`, against a bare loop of DeepSpeed on as many processes.
 
-    python benchmarks/step_overhead.py [--steps 300] [--repeats 3] [--hidden 128] [--layers 4] [--profile]
+    python benchmarks/step_overhead.py [--workers 2] [--steps 300] [--repeats 3] [--hidden 128] [--layers 4] [--profile]
 
 Both train the same model from the same weights on the same batches, with one evaluation before and one at the end, and
 one checkpoint at the end. They take turns. A step's seconds are those of the steps after the first fifth, without
@@ -31,20 +31,19 @@ from raystage.plans.stage import StagePlan
 from raystage.results.record import StageRecord
 from raystage.storage.jobs import Job
 
-WORKERS = 2
 # The largest difference between two losses of one step: the sums differ in their order alone.
 SAME_LOSS = 2e-3
 _ROWS = 25
 
 
-def written(folder: Path, steps: int, hidden: int, layers: int) -> tuple[Path, StagePlan]:
+def written(folder: Path, workers: int, steps: int, hidden: int, layers: int) -> tuple[Path, StagePlan]:
     """A schedule of one stage, evaluated and saved at its end alone."""
     sequences, length = 8, 128
     every = {"every": steps * sequences * length}
     content = {
         "model": {"hidden_size": hidden, "num_heads": 4, "ffn_size": 3 * hidden, "context_length": length},
         "training": {
-            "workers": WORKERS, "zero_stage": 1, "global_batch_tokens": sequences * length, "micro_batch_size": 4,
+            "workers": workers, "zero_stage": 1, "global_batch_tokens": sequences * length, "micro_batch_size": 4,
             "lr_schedule": {"kind": "constant", "warmup": 0}, "optimizer": {"lr": 1e-3},
             "evaluate": {**every, "tokens": 16_384}, "checkpoint": every,
         },
@@ -56,19 +55,20 @@ def written(folder: Path, steps: int, hidden: int, layers: int) -> tuple[Path, S
 
 
 def without_ray(stage: StagePlan, store: Path, profile: bool = False) -> StageRecord:
+    workers = stage.training.workers.most
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, args=(folder, Job((stage,), str(store)), profile), nprocs=WORKERS)
+        multiprocessing.spawn(_work, args=(workers, folder, Job((stage,), str(store)), profile), nprocs=workers)
     return records([stage], store)[0]
 
 
-def _work(rank: int, folder: str, job: Job, profile: bool) -> None:
+def _work(rank: int, workers: int, folder: str, job: Job, profile: bool) -> None:
     import torch
 
     from raystage.train.worker import run_job
 
     warnings.simplefilter("ignore")
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_SIZE": str(WORKERS)}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=WORKERS)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_SIZE": str(workers)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=workers)
     profiler = cProfile.Profile()
     if profile and rank == 0:
         profiler.enable()
@@ -103,6 +103,7 @@ def measure(schedule: Path, stage: StagePlan, folder: Path, number: int) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=128)
@@ -111,11 +112,12 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        schedule, stage = written(folder, asked.steps, asked.hidden, asked.layers)
+        schedule, stage = written(folder, asked.workers, asked.steps, asked.hidden, asked.layers)
         if asked.profile:
             without_ray(stage, folder / "profiled", profile=True)
             return
-        print(f"{stage.num_params:,} parameters, {asked.steps} steps; load average {os.getloadavg()[0]:.1f}\n")
+        load = os.getloadavg()[0]
+        print(f"{stage.num_params:,} parameters, {asked.workers} workers, {asked.steps} steps; load {load:.1f}\n")
         print("| raystage run, ms | bare DeepSpeed, ms | worker without Ray, ms | run / bare | without Ray / bare |")
         print("|---|---|---|---|---|", flush=True)
         ratios = []
