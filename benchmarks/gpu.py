@@ -125,7 +125,8 @@ def speed(at: Setting) -> Iterator[Row]:
     path, (stage,) = write_schedule(at.folder, "fast", _content(at, [{**stages[-1], "grow": None}], fast))
     (record,) = train(path, [stage], at.folder / "fast", at.left)
     row = {name: value for name, value in _own_row(stage, record).items() if "estimate" not in name}
-    yield {**row, "what": f"{stage.name}: raystage run, fused AdamW, compiled", "graphs": record.compiled_graphs}
+    kind = "fused AdamW, compiled" if at.on_gpu else "fused AdamW"
+    yield {**row, "what": f"{stage.name}: raystage run, {kind}", "graphs": record.compiled_graphs}
 
 
 def _own_row(stage: StagePlan, record: StageRecord) -> Row:

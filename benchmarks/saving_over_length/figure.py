@@ -135,7 +135,7 @@ def read(file: Path) -> Kept:
 def table(points: Iterable[Point]) -> str:
     """Markdown."""
     lines = [
-        "| tokens per parameter | layers | first three seeds | all seeds | each seed | best rate |",
+        "| tokens per parameter | layers | first three seeds | all seeds | each seed | best rate, staged, seed 0 |",
         "|---|---|---|---|---|---|",
     ]
     for one in points:
@@ -211,7 +211,8 @@ def picture(points: Sequence[Point]) -> str:
         marks=tuple(marks),
     )  # fmt: skip
     legend = [(f"curve run-{number + 1}", arm) for number, arm in enumerate(arms)]
-    legend.append(("curve baseline", "95 % interval; a point without it has one seed"))
+    has_one = any(one.compute_saved.low is None for one in points)
+    legend.append(("curve baseline", "95 % interval" + ("; a point without it has one seed" if has_one else "")))
     return sheet(TITLE, [draw(chart, WIDE, "saving")], legend)
 
 
@@ -244,6 +245,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.store:
         found = collect(Store(open_folder(arguments.store)), arguments.runs)
+        if not found.points:
+            parser.error(f"{arguments.store}: found no finished run named {arguments.runs}; expected other --runs")
         arguments.kept.write_text(json.dumps(to_json(found), indent=1) + "\n")
     kept = read(arguments.kept)
     arguments.picture.write_text(picture(kept.points), encoding="utf-8")
