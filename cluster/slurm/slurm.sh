@@ -36,6 +36,11 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 
 # The store must be on a file system that all nodes share. CHANGE to scratch if home is slow or small.
 store="$SLURM_SUBMIT_DIR/.raystage"
+mkdir -p "$store"
+
+# Other people use the nodes before and after the job, if not during it.
+token="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token"
 
 # Where python and ray are: in the environment of `make setup`, or in the container that RAYSTAGE_IMAGE names. A name
 # that ends with .sif is for Apptainer, any other for pyxis and enroot (srun --container-image), such as
@@ -48,11 +53,12 @@ case ${RAYSTAGE_IMAGE:-} in
     source .venv/bin/activate
     ;;
 *.sif)
-    in_container=(apptainer exec --nv --bind "$SLURM_SUBMIT_DIR" --pwd "$SLURM_SUBMIT_DIR" "$RAYSTAGE_IMAGE")
+    in_container=(apptainer exec --nv --bind "$SLURM_SUBMIT_DIR" --bind "$store" --bind "$(dirname "$token")"
+        --pwd "$SLURM_SUBMIT_DIR" "$RAYSTAGE_IMAGE")
     ;;
 *)
     on_node=(--container-image "$RAYSTAGE_IMAGE" --container-workdir "$SLURM_SUBMIT_DIR"
-        --container-mounts "$SLURM_SUBMIT_DIR:$SLURM_SUBMIT_DIR,$HOME/.ray:$HOME/.ray")
+        --container-mounts "$SLURM_SUBMIT_DIR:$SLURM_SUBMIT_DIR,$store:$store,$(dirname "$token"):$(dirname "$token")")
     ;;
 esac
 
@@ -60,10 +66,6 @@ esac
 # on one of its own network interfaces. CHANGE if the first interface is not the right one.
 head_ip=$(hostname --all-ip-addresses | cut -d ' ' -f 1)
 export RAY_ADDRESS="$head_ip:6379"
-
-# Other people use the nodes before and after the job, if not during it. The token is in ~/.ray/auth_token.
-export RAY_AUTH_MODE=token
-export RAY_AUTH_TOKEN_PATH="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
 
 # Ray waits 30 s for all nodes; Python on a busy network file system can take longer to start.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
@@ -74,8 +76,9 @@ export PYTHONUNBUFFERED=1
 # With more than one network, gloo and NCCL need to know which one to use. CHANGE to the fast interface.
 # export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5
 
-# One worker for each GPU, or for each node without GPUs; they share out the CPUs of their node. A global batch has at
-# least one sequence for each worker: this schedule's have 64 tokens.
+# One worker for each GPU, or for each node without GPUs; they share out the CPUs of their node. CHANGE the batch for a
+# schedule of your own, or take the line out: a global batch has at least one sequence for each worker, and this
+# schedule's have 64 tokens.
 gpus=${SLURM_GPUS_ON_NODE:-0}
 count=$((SLURM_JOB_NUM_NODES * (gpus ? gpus : 1)))
 workers=(
@@ -103,7 +106,7 @@ leave() {
 }
 trap leave TERM
 
-# The same command runs on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
+# CHANGE the schedule below. The same command runs on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
 # and exits with its status. On the others it joins, and stays until the head has been gone for a minute (Ray then
 # logs errors about the GCS; they are not errors of the job).
 # shellcheck disable=SC2016

@@ -12,19 +12,10 @@ from raystage.cluster.joined import joined
 from raystage.cluster.placement import places_on
 from raystage.cluster.queries import ask_cluster
 from raystage.errors import ResourcesMissing
+from raystage.plans.gpu_types import GPU_GIGABYTES
 from raystage.plans.stage import StagePlan
 from raystage.units import format_bytes
 
-# The most memory that a GPU of a type comes with, in GB, under Ray's names (ray.util.accelerators).
-GPU_GIGABYTES = {
-    "K80": 12, "P4": 8, "P100": 16, "V100": 32, "T4": 16, "A10G": 24, "L4": 24, "L40S": 48,
-    "A100": 80, "A100-40G": 40, "A100-80G": 80, "H20": 141, "H100": 94, "H200": 141, "RTX-PRO-6000": 96,
-    "B200": 192, "GB200": 192, "B300": 288, "GB300": 288,
-    "AMD-Instinct-MI100": 32, "AMD-Instinct-MI210": 64, "AMD-Instinct-MI250X": 128, "AMD-Instinct-MI250X-MI250": 128,
-    "AMD-Instinct-MI300A": 128, "AMD-Instinct-MI300X-OAM": 192, "AMD-Instinct-MI300X-HF": 192,
-    "AMD-Instinct-MI308X": 192, "AMD-Instinct-MI325X-OAM": 256, "AMD-Instinct-MI350X-OAM": 288,
-    "AMD-Instinct-MI355X-OAM": 288,
-}  # fmt: skip
 _TYPE = "accelerator_type:"
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ from raystage.units import first_line, format_bytes
 CONNECT_SECONDS = 10.0
 # They log what they send, at a level of their own.
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_NOT_HERE = (
+    "a head listens for its own machine alone unless it is started with `ray start --dashboard-host=0.0.0.0`; "
+    "`ssh -L 8265:127.0.0.1:8265 HOST` brings its port 8265 here"
+)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -40,7 +45,9 @@ class Jobs:
             # Ray itself would wait without a limit.
             port = parts.port or _PORTS[parts.scheme]
             socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+            mode = os.environ.get("RAY_AUTH_MODE")
             show_token_if_there()
+            self._shows_token = os.environ.get("RAY_AUTH_MODE") != mode
             for name in _CHATTY:
                 logging.getLogger(name).setLevel(logging.ERROR)
             os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it, and RAY_ADDRESS, to what it is given
@@ -54,7 +61,16 @@ class Jobs:
         except AuthenticationError:
             raise refused_token(self.address) from None
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"no Ray jobs at {self.address!r} ({first_line(error)})", key="--address") from None
+            advice = f"; {_NOT_HERE}" if isinstance(error, ConnectionRefusedError) else ""
+            raise InputError(
+                f"no Ray jobs at {self.address!r} ({first_line(error)}){advice}", key="--address"
+            ) from None
+
+    def command(self, what: str, job: str) -> str:
+        """'ray job stop NAME --address URL', for a shell: with the token's mode, where Ray would not show the token by
+        itself."""
+        mode = "RAY_AUTH_MODE=token " if self._shows_token else ""
+        return f"{mode}ray job {what} {job} --address {shlex.quote(self.address)}"
 
     def of_run(self, run: str) -> list[JobDetails]:
         """The jobs of a run, from whatever submission, the latest last."""

@@ -107,7 +107,10 @@ def resolve_training(training: Training, shape: ModelShape, unit: Unit) -> Train
     sequences = batch // length
     if sequences < training.workers.most:
         batches = f"{sequences} {'sequences' if unit == TOKENS else unit}"
-        problem = f"found {training.workers}; expected at most one for each of a global batch's {batches}"
+        problem = (
+            f"found {training.workers}; expected at most one for each of a global batch's {batches}, "
+            f"or {key} of at least {training.workers.most * length}"
+        )
         raise InputError(problem, key="training.workers")
     if training.gpus_per_worker > 1:
         problem = f"found {training.gpus_per_worker}, but a worker trains on one GPU"

@@ -16,6 +16,7 @@ from raystage.models import rope
 from raystage.models.families import family_of
 from raystage.models.shape import num_params
 from raystage.plans.cadence import MOST_SHARE
+from raystage.plans.gpu_types import gpu_warnings
 from raystage.plans.learning_rate import Curve, rate_at
 from raystage.plans.open_ends import waits_for_evaluations
 from raystage.plans.plan import Plan
@@ -63,7 +64,7 @@ def warnings(plan: Plan) -> tuple[Advice, ...]:
         found += [_short_stage(plan, index, stage), _beyond_scaling(plan, index, stage)]
     found.append(_costly_evaluation(plan))
     found += [rule(plan) for rule in _PLAN_RULES]
-    found += [Advice(*one) for one in data_warnings(plan)]
+    found += [Advice(*one) for one in (*data_warnings(plan), *gpu_warnings(plan))]
     return tuple(advice for advice in found if advice)
 
 
@@ -314,6 +315,8 @@ _GROWTH_RULES: tuple[Callable[[Plan, int, StagePlan], Advice | None], ...] = (
     _late_under_cosine, _one_layer_under_cosine, _large_factor, _locked_duplicates, _padded_channels, _inside_decay,
     _beyond_cap,
 )  # fmt: skip
+
+
 _PLAN_RULES: tuple[Callable[[Plan], Advice | None], ...] = (
     _nothing_staged, _cut_decay, _never_decays, _few_budgets, _costs_more, _unequal_starts, _unknown_text,
 )  # fmt: skip

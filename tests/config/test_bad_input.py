@@ -425,12 +425,14 @@ CASES = [
     ("change", "stages[1].training.global_batch_tokens=3",
      "stages[1].training.global_batch_tokens: found 3; expected a multiple of context_length (8), such as 8"),
     ("change", "training.workers=9",
-     "training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
+     "training.workers: found 9; expected at most one for each of a global batch's 8 sequences, or "
+     "training.global_batch_tokens of at least 72"),
     ("change", "stages[1].training.gpus_per_worker=2",
      "stages[1].training.gpus_per_worker: found 2, but a worker trains on one GPU; expected 1, and more "
      "training.workers"),
     ("change", "stages[1].training.workers=9",
-     "stages[1].training.workers: found 9; expected at most one for each of a global batch's 8 sequences"),
+     "stages[1].training.workers: found 9; expected at most one for each of a global batch's 8 sequences, or "
+     "training.global_batch_tokens of at least 72"),
     # --- the rate and the baseline
     ("change", "training.lr_schedule.warmup=1200", "training.lr_schedule: found a warm-up of 1200 and a decay of 256 "
      "in a run of 1280; expected them to fit into it"),

@@ -71,7 +71,7 @@ def test_the_readme_names_every_file() -> None:
 @pytest.mark.parametrize("name", [one for one in FILES if "ray-job" not in one and not one.startswith("docker/")])
 def test_a_stopped_job_has_the_time_to_save(name: str) -> None:
     """`ray job stop` kills after 3 s; what says otherwise is the environment of Ray on the head node, or of the job."""
-    if name in ("README.md", "launcher/spot_notice.sh"):
+    if name in ("README.md", "launcher/spot_notice.py"):
         return
     assert "RAY_JOB_STOP_WAIT_TIME_S" in text_of(name)
 

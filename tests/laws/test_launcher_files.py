@@ -6,6 +6,7 @@ import http.server
 import os
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from raystage.cluster.shutdown import LEAVE_SECONDS
 
 CLOUDS = [name for name in LAUNCHER if "ssh" not in name]
 SPOT = ["launcher/aws-spot-s3.yaml", "launcher/gcp.yaml"]
-NOTICE = CLUSTER / "launcher" / "spot_notice.sh"
+NOTICE = CLUSTER / "launcher" / "spot_notice.py"
 
 
 def config_of(name: str, with_options: bool = False) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def test_every_machine_mounts_the_store_of_aws() -> None:
 
 def test_every_machine_mounts_the_filestore_share() -> None:
     plain, shared = config_of("launcher/gcp.yaml"), config_of("launcher/gcp.yaml", with_options=True)
-    assert "initialization_commands" not in plain
+    assert not any("mount" in one for one in plain["initialization_commands"])
     assert "--volume /mnt/raystage:/mnt/raystage" in shared["docker"]["run_options"]
     assert any("mount -t nfs" in one for one in shared["initialization_commands"])
 
@@ -97,7 +98,7 @@ def test_every_machine_mounts_the_filestore_share() -> None:
 def test_spot_machines_wait_for_their_notice(name: str) -> None:
     config = config_of(name)
     cloud = config["provider"]["type"]
-    assert f"spot_notice.sh {cloud} " in config["worker_start_ray_commands"][-1]
+    assert f"spot_notice.py {cloud} " in config["worker_start_ray_commands"][-1]
     assert "spot" in str(config["available_node_types"]["gpu"]["node_config"]).lower()
     assert "spot" not in str(config["available_node_types"]["head"]).lower()
 
@@ -142,15 +143,16 @@ def metadata() -> Iterator[str]:
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_notice_drains_the_node(cloud: str, metadata: str, tmp_path: Path) -> None:
-    """A stand-in for `ray` writes down what it is asked; the real one reads the same options."""
+    """A stand-in for `ray` writes down what it is asked; the real one reads the same options. No other command is
+    there: Ray's images have no curl."""
     ray = tmp_path / "ray"
     ray.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{tmp_path}/asked\n')
     ray.chmod(0o755)
     environment = {
-        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SPOT_METADATA": metadata, "SPOT_POLL_SECONDS": "0.1",
-        "no_proxy": "127.0.0.1",
+        **os.environ, "PATH": str(tmp_path), "SPOT_METADATA": metadata, "SPOT_POLL_SECONDS": "0.1",
+        "http_proxy": "http://127.0.0.1:1",
     }  # fmt: skip
-    subprocess.run([NOTICE, cloud], env=environment, check=True, timeout=60, capture_output=True)
+    subprocess.run([sys.executable, NOTICE, cloud], env=environment, check=True, timeout=60, capture_output=True)
     assert Metadata.asked == 2
     drain, *options = (tmp_path / "asked").read_text().splitlines()
     asked = scripts.drain_node.make_context(drain, options).params
@@ -159,5 +161,5 @@ def test_a_notice_drains_the_node(cloud: str, metadata: str, tmp_path: Path) -> 
 
 
 def test_another_cloud_is_refused() -> None:
-    done = subprocess.run([NOTICE, "azure"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "spot_notice.sh: found azure; expected aws or gcp\n")
+    done = subprocess.run([sys.executable, NOTICE, "azure"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "spot_notice.py: found azure; expected aws or gcp\n")

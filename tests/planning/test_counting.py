@@ -140,7 +140,8 @@ def test_an_evaluation_has_at_most_the_samples_that_are_held_out() -> None:
         ({}, {"ramp": {"context_length": {"from": 5, "over": {"samples": 5}}}},
          "training.ramp.context_length: found in a stage that counts samples"),
         ({}, {"workers": 11},
-         "training.workers: found 11; expected at most one for each of a global batch's 10 samples"),
+         "training.workers: found 11; expected at most one for each of a global batch's 10 samples, or "
+         "training.global_batch_samples of at least 11"),
     ],
 )  # fmt: skip
 def test_the_wrong_unit_is_refused_and_the_right_one_named(stage: dict, training: dict, said: str) -> None:

@@ -283,7 +283,8 @@ def test_a_retry_whose_members_cannot_be_planned(tmp_path: Path) -> None:
         plan_of(tmp_path, members, several=several)
     assert str(error.value) == (
         "stages[1].on_reject.retry.set: attempt 1 cannot be planned: stages[1].ensemble.set: member 2 cannot be "
-        "planned: stages[1].training.workers: found 8; expected at most one for each of a global batch's 5 sequences"
+        "planned: stages[1].training.workers: found 8; expected at most one for each of a global batch's 5 sequences, "
+        "or training.global_batch_tokens of at least 80"
     )
 
 

@@ -145,5 +145,6 @@ def test_every_attempt_is_resolved_before_the_first_step(tmp_path: Path) -> None
         resolve(schedule)
     assert str(caught.value) == (
         "stages[1].on_reject.retry.set: attempt 2 cannot be planned: stages[1].training.workers: found 16; "
-        "expected at most one for each of a global batch's 10 sequences"
+        "expected at most one for each of a global batch's 10 sequences, or "
+        "training.global_batch_tokens of at least 160"
     )

@@ -178,6 +178,11 @@ CASES = {
         {"stages": stages((1, 800), (2, 1200))},
         "stages", "more FLOPs than the last stage's model from scratch", "FLOPs",
     ),
+    "a type of GPU that Ray does not name": (
+        {"training": {"gpus_per_worker": 1, "accelerator": "h1000"}},
+        {"training": {"gpus_per_worker": 1, "accelerator": "H100"}},
+        "training.accelerator", "did you mean H100?", "ray.util.accelerators",
+    ),
 }  # fmt: skip
 
 

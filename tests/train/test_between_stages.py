@@ -241,7 +241,8 @@ REFUSED: dict[str, tuple[dict, dict, str]] = {
         "training.global_batch_tokens: found 100; expected a multiple of context_length (40), such as 80"),
     "more workers than sequences": (
         {"model": {"context_length": 100}, "training": {"workers": 2}}, {},
-        "stages[1].training.workers: found 2; expected at most one for each of a global batch's 1 sequences"),
+        "stages[1].training.workers: found 2; expected at most one for each of a global batch's 1 sequences, or "
+        "training.global_batch_tokens of at least 200"),
     "an offloaded optimizer without ZeRO": (
         {"training": {"zero_stage": 0}}, {"training": {"offload_optimizer": "cpu"}},
         "training.offload_optimizer: found 'cpu' with zero_stage: 0, where nothing is offloaded; "

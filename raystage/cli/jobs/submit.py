@@ -89,9 +89,8 @@ def submit(schedule: Path, as_json: bool, **options: Any) -> None:
             job, parcel = ship(jobs, request, read_file, Path(folder), _tell)
         _tell(f"submitted job {job} to {jobs.address}")
     _tell(f"progress: raystage status {read_file.name} --store {shlex.quote(request.store)}, where the store is seen")
-    again = f"ray job {{}} {job} --address {shlex.quote(jobs.address)}"
     if request.detach:
-        _tell(f"follow it: the same command with --follow, or {again.format('logs --follow')}")
+        _tell(f"follow it: the same command with --follow, or {jobs.command('logs --follow', job)}")
         if as_json:
             print_json({"job": job, "address": jobs.address, "state": "SUBMITTED", "exit_status": None})
         return
@@ -107,7 +106,7 @@ def submit(schedule: Path, as_json: bool, **options: Any) -> None:
 
     details = follow(jobs, job, lambda line: say(line, err=as_json), ask)
     if details is None:
-        _tell(f"job {job} goes on; the same command with --follow shows it again; {again.format('stop')} stops it")
+        _tell(f"job {job} goes on; the same command with --follow shows it again; {jobs.command('stop', job)} stops it")
         leave(INTERRUPTED)
     if parcel and details.driver_exit_code is None:
         jobs.withdraw(parcel)  # no driver has taken it
@@ -139,6 +138,6 @@ def _running(jobs: Any, name: str, follows: bool) -> str | None:
         return latest.submission_id
     raise InputError(
         f"found {name!r}, but {problem}; expected --follow, another --name, or first: "
-        f"ray job stop {latest.submission_id} --address {jobs.address}",
+        + jobs.command("stop", latest.submission_id),
         key="--name",
     )
