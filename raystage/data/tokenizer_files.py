@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path) -> TokenizerFacts:
     is_known = ids and special <= ids.keys()
     return TokenizerFacts(
         size=1 + max(ids.values()) if is_known else None,
-        has_end=True if roles["eos_token"] else _without_end(folder, config),
+        has_end=True if roles["eos_token"] else _without_end(folder, config, bool(ids)),
         controls=tuple(sorted(controls | special)),
         tokens=ids if is_known else None,
         mask=roles["mask_token"],
@@ -99,10 +99,11 @@ def no_end(name: str) -> str:
     )
 
 
-def _without_end(folder: Path, config: dict[str, Any]) -> bool | None:
-    """False for a class that has no end-of-text token by default; also that of a tokenizer.json without any other file
-    that could name one."""
-    is_alone = (folder / "tokenizer.json").is_file() and not any((folder / name).exists() for name in _NAMING_CLASSES)
+def _without_end(folder: Path, config: dict[str, Any], has_ids: bool) -> bool | None:
+    """False for a class that has no end-of-text token by default; also that of a tokenizer.json (whole, with ids)
+    without any other file that could name one."""
+    is_alone = has_ids and (folder / "tokenizer.json").is_file()
+    is_alone = is_alone and not any((folder / name).exists() for name in _NAMING_CLASSES)
     return False if is_alone or str(config.get("tokenizer_class")) in _WITHOUT_END else None
 
 
