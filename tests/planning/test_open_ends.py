@@ -194,7 +194,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("rule", ["target", "plateau", "clock", "both"])
 def test_a_stage_ends_where_its_rule_fires_and_the_record_says_why(trained: Trained, rule: str) -> None:
     record = trained.records(rule)[0]
-    assert 100 < record.duration < CAP
+    assert (0 if rule == "clock" else 100) < record.duration < CAP  # on a slow machine one step takes the clock's time
     assert record.duration == record.steps * 100 == record.end.position
     assert record.eval_loss == record.end.loss
     began = {"target": "eval_loss: ", "plateau": "plateau: ", "clock": "seconds: ", "both": "tokens: "}[rule]
