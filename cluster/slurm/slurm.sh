@@ -106,9 +106,9 @@ leave() {
 }
 trap leave TERM
 
-# CHANGE the schedule below. The same command runs on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
+# The same command runs on every node. On the head it starts Ray, waits for the others, runs what comes after `--`
 # and exits with its status. On the others it joins, and stays until the head has been gone for a minute (Ray then
-# logs errors about the GCS; they are not errors of the job).
+# logs errors about the GCS; they are not errors of the job). CHANGE the schedule.
 # shellcheck disable=SC2016
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" "${on_node[@]}" "${in_container[@]}" \
     ray symmetric-run \
