@@ -258,7 +258,7 @@ class Folder:
         prefix = len(self.path) + 1
         if self.is_local:
             for entry in local.walk(self.path, follow_links) if deep else local.entries(self.path):
-                with local.leading_nowhere():
+                with local.LEADS_NOWHERE:
                     if entry.is_file(follow_symlinks=follow_links):
                         found = entry.stat()
                         yield StoredFile(entry.path[prefix:], found.st_size, found.st_mtime)

@@ -111,19 +111,22 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder, or a link to one. A link that leads to itself is none."""
-    with leading_nowhere():
+    with LEADS_NOWHERE:
         return entry.is_dir()
     return False
 
 
-@contextlib.contextmanager
-def leading_nowhere() -> Iterator[None]:
+class _LeadsNowhere:
     """Passes over what has been removed meanwhile, and over links that lead to themselves. Every other error counts."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
-            raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _place: object) -> bool:
+        return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ELOOP)
+
+
+LEADS_NOWHERE = _LeadsNowhere()  # one for all: a walk enters it for each file
 
 
 def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
@@ -136,12 +139,12 @@ def walk(folder: str, follow_links: bool = True) -> Iterator[os.DirEntry[str]]:
     # the way there.
     start = os.path.realpath(folder)
     roots = {start}
-    folders = [(folder, False)]
+    folders, unless_it_fails = [(folder, False)], contextlib.suppress(OSError)
     while folders:
         at, is_linked = folders.pop()
         for entry in entries(at):
             yield entry
-            with contextlib.suppress(OSError):
+            with unless_it_fails:
                 if entry.is_dir(follow_symlinks=follow_links) and _is_new(entry, start, roots, is_linked):
                     folders.append((entry.path, is_linked or entry.is_symlink()))
 

@@ -19,6 +19,7 @@ STATE_STYLES = {
 }  # fmt: skip
 
 MOST_ROWS_OF_RICH = 100  # of a table; a longer one is put together here, with the same look
+LINES_OF_A_SEGMENT = 100  # rich takes long for each segment, and for one with very many lines
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,32 @@ class _LongTable:
         whole = sum(widths) + 2 * len(widths) - 1
         if self.title:
             yield from (Segment(f"{self.title:<{whole}}", console.get_style("bold")), Segment.line())
-        for row in top:
-            yield from self._line(row, widths, console)
-        yield from (Segment("─" * whole), Segment.line())
-        for row in self.rows:
-            yield from self._line(row, widths, console)
+        ruled = (*top, None, *self.rows)
+        plain: list[str] = []
+        for number, row in enumerate(ruled, 1):
+            cells = [f"{'─' * whole}\n"] if row is None else self._line(row, widths, console)
+            for cell in cells:
+                if isinstance(cell, str):
+                    plain.append(cell)
+                else:
+                    yield from (Segment("".join(plain)), cell)
+                    plain = []
+            if number % LINES_OF_A_SEGMENT == 0 or number == len(ruled):
+                yield Segment("".join(plain))
+                plain = []
 
-    def _line(self, row: Sequence[str | Text], widths: Sequence[int], console: Console) -> Iterator[Segment]:
-        """Cells without a style are one segment: rich takes long for each."""
-        plain = ""
+    def _line(self, row: Sequence[str | Text], widths: Sequence[int], console: Console) -> Iterator[str | Segment]:
+        """Text without a style is given as it is: rich takes long for each segment."""
         for place, (column, cell, width) in enumerate(zip(self.columns, row, widths, strict=True)):
-            blank, text = " " * (width - _width(cell)), str(cell)
+            text = str(cell)
+            blank = " " * (width - (len(text) if text.isascii() else _width(cell)))
             before, behind = (blank, "") if column.justify == "right" else ("", blank)
-            plain += f" {before}" if place else before
+            before = f" {before}" if place else before
             if isinstance(cell, Text) and cell.style:
-                yield from (Segment(plain), Segment(text, console.get_style(cell.style)))
-                plain, text = "", ""
-            plain += f"{text}{behind} "
-        yield from (Segment(plain), Segment.line())
+                yield from (before, Segment(text, console.get_style(cell.style)), f"{behind} ")
+            else:
+                yield f"{before}{text}{behind} "
+        yield "\n"
 
 
 @dataclass(frozen=True)

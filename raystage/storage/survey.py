@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar
 
 from raystage.errors import DamagedFile, RaystageError
@@ -35,7 +36,8 @@ _ESCAPED_DIGIT = re.compile(rb"\\u00[36]")
 def survey(store: Store, may_remember: bool = False, whole: bool = True) -> Listing:
     """All stages and runs. Damaged ones are listed with what is wrong with them.
 
-    may_remember: whether a record that is as it was, by its size and time, need not be read again on this machine.
+    may_remember: whether records and files of runs that are as they were, by sizes and times, need not be read again on
+    this machine.
     whole: whether files are checked to their ends. Otherwise, where the checksum is right, the curves of a record are
     not looked at, nor what reports hold besides keys.
     """
@@ -44,7 +46,8 @@ def survey(store: Store, may_remember: bool = False, whole: bool = True) -> List
         key, slash, path = file.path.partition("/")
         if slash:  # a file beside the folders of stages was not written by raystage
             by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
-    return Listing(tuple(_stages(store, dict(sorted(by_stage.items())), may_remember, whole)), runs_of(store, whole))
+    stages = _stages(store, dict(sorted(by_stage.items())), may_remember, whole)
+    return Listing(tuple(stages), _remembered_runs(store, whole) if may_remember else runs_of(store, whole))
 
 
 def of_each(store: Store, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
@@ -71,9 +74,8 @@ def _stages(
             return None
 
     if may_remember:
-        stamps = {key: _stamp(file) for key, file in records.items()}
-        threads = 1 if store.folder.is_local else _REQUESTS
-        found = dict(remembered(("records", store.folder.uri), stamps, read, lambda _: False, threads))
+        stamps = {key: _stamp((file,)) for key, file in records.items()}
+        found = _remembered(store, "records", stamps, read)
     else:
         asked = list(by_stage if whole else records)  # a pipe in place of a record is not among the files
         found = dict(zip(asked, of_each(store, read, asked), strict=True))
@@ -129,9 +131,20 @@ def facts_of(record: StageRecord | None) -> dict[str, Any]:
     }
 
 
-def _stamp(file: StoredFile) -> tuple[int, ...]:
-    changed_ns = int(file.changed_at * 1e9)
-    return changed_ns, changed_ns, file.bytes
+def _remembered(
+    store: Store, kind: str, stamps: Mapping[str, tuple[int, ...] | None], read: Callable[[str], Found]
+) -> dict[str, Found]:
+    threads = 1 if store.folder.is_local else _REQUESTS
+    return dict(remembered((kind, store.folder.uri), stamps, read, lambda _: False, threads))
+
+
+def _stamp(files: Sequence[StoredFile]) -> tuple[int, ...] | None:
+    """Changes where one of the files does. The first two are the time of the last change."""
+    if not files:
+        return None
+    each = [(int(file.changed_at * 1e9), file.bytes) for file in files]
+    last, _ = max(each)
+    return last, last, *chain.from_iterable(each)
 
 
 def _checkpoints(files: Iterable[StoredFile]) -> Iterator[StoredCheckpoint]:
@@ -150,6 +163,30 @@ def _checkpoints(files: Iterable[StoredFile]) -> Iterator[StoredCheckpoint]:
 def runs_of(store: Store, whole: bool = True) -> tuple[StoredRun, ...]:
     """All runs of a store, sorted by name. whole: as for `survey`."""
     return tuple(of_each(store, lambda name: run_of(store, name, whole), store.run_names()))
+
+
+def _remembered_runs(store: Store, whole: bool) -> tuple[StoredRun, ...]:
+    """The same. Damaged runs are read again each time, for the reason."""
+
+    def read(name: str) -> tuple[str | None, list[str]] | None:
+        run = run_of(store, name, whole)
+        return None if run.problem else (run.state, sorted(run.stage_keys))
+
+    names = store.run_names()
+    stamps = dict(zip(names, of_each(store, lambda name: _stamp(_files_of_run(store, name)), names), strict=True))
+    found = _remembered(store, "runs", stamps, read)
+    return tuple(
+        run_of(store, name, whole) if fact is None else StoredRun(name, fact[0], frozenset(fact[1]))
+        for name, fact in found.items()
+    )
+
+
+def _files_of_run(store: Store, name: str) -> list[StoredFile]:
+    """Those that `run_of` reads."""
+    has_earlier = EARLIER in store.run_folder(name).folder_names()
+    places = (name, *(store.earlier_runs(name) if has_earlier else ()))
+    found = [file for place in places for file in store.run_folder(place).files(deep=False)]
+    return [file for file in found if file.path in RUN_FILES]
 
 
 def run_of(store: Store, name: str, whole: bool = True) -> StoredRun:

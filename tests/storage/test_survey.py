@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_record, make_schedule
+from raystage.files import file_facts
 from raystage.files.filesystem import open_folder
 from raystage.files.sealed_json import body_of, sealed, unsealed, without_lists, written
 from raystage.planning.build import make_plan
@@ -19,10 +20,11 @@ from raystage.plans.stage import StagePlan
 from raystage.results.endings import AdapterRecord, AverageRecord
 from raystage.results.record import StageRecord
 from raystage.storage import maintenance
+from raystage.storage import survey as survey_module
 from raystage.storage.maintenance import remove
 from raystage.storage.prune import removals
 from raystage.storage.store import RECORD, Store
-from raystage.storage.stored_files import record_head
+from raystage.storage.stored_files import REPORT_FILE, RUN_FILE, record_head
 from raystage.storage.survey import facts_of, keys_in, survey
 from s3_server import S3Server
 
@@ -113,6 +115,34 @@ def test_on_an_object_store_a_record_takes_two_requests(s3: S3Server, template: 
                 survey(store, whole=False)
                 taken.append({request for request in faults.distinct if name in "".join(request)})
     assert len(taken[1]) - len(taken[0]) == 2 * 5, taken[1] - taken[0]
+
+
+def test_files_of_runs_are_read_again_where_they_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged ones each time, for the reason; those of earlier runs of the name as well."""
+    for name in ("a", "b", "b/earlier/1", "c"):
+        store.write_run(name, REPORT_FILE, {"state": "FINISHED", "stages": [key(ord(name[0]))]})
+    (Path(store.folder.path) / "runs/c/report.json").write_text("{")
+    read = []
+    plain = survey_module.run_of
+    monkeypatch.setattr(survey_module, "run_of", lambda at, name, whole: read.append(name) or plain(at, name, whole))
+    monkeypatch.setattr(file_facts, "FRESH_SECONDS", -100.0)  # as if all had been written long ago
+
+    def listed() -> list[str]:
+        """The runs that a list reads."""
+        found = survey(store, whole=False)
+        read.clear()
+        assert survey(store, may_remember=True, whole=False) == found
+        return sorted(set(read))
+
+    assert listed() == ["a", "b", "c"]
+    assert listed() == ["c"]
+    store.write_run("b/earlier/1", REPORT_FILE, {"state": "FINISHED", "stages": [key(1), key(2)]})
+    assert listed() == ["b", "c"]
+    store.write_run("a", RUN_FILE, {"state": "RUNNING", "stages": [key(3)]})
+    store.write_run("d", RUN_FILE, {"state": "RUNNING", "stages": [key(4)]})
+    assert listed() == ["a", "c", "d"]
+    (Path(store.folder.path) / "runs/a/run.json").unlink()
+    assert listed() == ["a", "c"]
 
 
 def test_while_stages_are_removed_a_run_is_read_again_where_it_changed(
