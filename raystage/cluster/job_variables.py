@@ -16,6 +16,8 @@ from collections.abc import Callable
 import ray
 from ray.train import UserCallback
 
+from raystage.cluster.queries import here
+
 _NAME = "raystage-variables"
 # Those of this job, as far as this process has them.
 _OWN: dict[str, str] = {}
@@ -45,7 +47,7 @@ def set_variables(variables: dict[str, str]) -> None:
 def share_variables() -> None:
     """In the driver, once it is connected to the cluster: let the other processes of this job have the variables."""
     if _OWN:
-        holder = ray.remote(num_cpus=0)(_Holder).options(name=_NAME).remote()
+        holder = ray.remote(num_cpus=0)(_Holder).options(name=_NAME, label_selector=here()).remote()
         ray.get(holder.tell.remote(dict(_OWN)))
         _HOLDERS[:] = [holder]
 

@@ -103,7 +103,7 @@ def run_train(job: Job, on_event: OnEvent, patience_seconds: float = 0.0, coming
     if failure is not None:
         raise failure
     if error is not None:
-        raise WorkersLost(f"stage {job.stages[-1].name}: {worker_failure(error)}")
+        raise WorkersLost(f"{_stages_of(job)}: {worker_failure(error)}")
     if is_ending or SHUTDOWN.received_at is not None:
         raise KeyboardInterrupt("asked to end, and all is saved")
     return not has_left
@@ -117,6 +117,12 @@ def _start_group(job: Job, patience_seconds: float, tell: Callable[[str], None])
     group = WorkerGroup(job)
     group.assign(job)
     return group
+
+
+def _stages_of(job: Job) -> str:
+    """'stage small', or 'stages small to full'."""
+    first, last = job.stages[0].name, job.stages[-1].name
+    return f"stage {last}" if len(job.stages) == 1 else f"stages {first} to {last}"
 
 
 def dismiss() -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -28,6 +29,9 @@ from raystage.errors import ResourcesMissing, WorkersLost
 from raystage.units import format_seconds
 
 LOOK_SECONDS = 1.0
+# Keys of a runtime environment. What they name every node sets up before it starts a process of the job.
+_INSTALLING = {"pip", "uv", "conda"}
+_BRINGING = {"working_dir", "py_modules"}
 # Ray's autoscaler starts a node for any amount of this resource, which every node with such a GPU has.
 _SOME = 0.001
 
@@ -103,11 +107,13 @@ def _accelerator_resource(accelerator: str) -> str:
 
 @dataclass(frozen=True)
 class Wait:
-    """Why workers have not started. what: what they wait for, in words; '' if they have their places, and are starting.
-    may_last: whether others use what they need; what else keeps them should pass."""
+    """Why workers have not started. what: what they wait for, in words; '' if that is not known. may_last: whether
+    others use what they need; what else keeps them should pass. is_placed: whether they have their places, and are
+    starting."""
 
     what: str
     may_last: bool
+    is_placed: bool = False
 
 
 def find_wait(training: Training) -> Wait:
@@ -123,7 +129,9 @@ def find_wait(training: Training) -> Wait:
     is_unreserved = training.workers.is_elastic and not of_such_runs
     if not (any(of_such_runs) or is_unreserved):
         # The group of an elastic stage may be that of another trial of the same sweep.
-        return Wait("", may_last=training.workers.is_elastic and not is_free)
+        if training.workers.is_elastic and not is_free:
+            return Wait("", may_last=True)
+        return Wait(describe_start(ray.get_runtime_context().runtime_env), may_last=False, is_placed=True)
     kinds = ("CPU", "GPU") if training.gpus_per_worker else ("CPU",)
     left = " and ".join(f"{free.get(kind, 0):g} of {_count(total.get(kind, 0), kind)}" for kind in kinds)
     return Wait(describe_wait(training, left, is_free, is_unreserved), may_last=not is_free)
@@ -147,6 +155,17 @@ def describe_wait(training: Training, left: str, is_free: bool, is_unreserved: b
         f"Ray to start {each}: {left} are free now. If this lasts, a node starts no processes, for example because "
         f"its disk is full: see {logs_folder()}/train"
     )
+
+
+def describe_start(runtime_env: Mapping[str, Any]) -> str:
+    """What is between a place for a worker and its process. runtime_env: of the job."""
+    if runtime_env.keys() & _INSTALLING:
+        doing, why = "install the job's packages, once each", "its /tmp is full, or it reaches no package index"
+    elif runtime_env.keys() & _BRINGING:
+        doing, why = "load the job's files and start the workers' processes", "its /tmp is full"
+    else:
+        doing, why = "start the workers' processes", "its disk is full"
+    return f"the nodes to {doing}. If this lasts, a node cannot, for example because {why}: see {logs_folder()} there"
 
 
 def not_started(training: Training, seconds: float) -> WorkersLost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from raystage.units import shortened
 
 _THREAD = "raystage-fit"
 _LONGEST_REASON = 300
+# How Ray names the node that could not set up the runtime environment of a process.
+_SETUP_FAILED = re.compile(r"runtime env failed to be created\.\s*\[Node ([^\]\s]+)\]")
 
 
 class TrainRun:
@@ -72,3 +75,12 @@ def describe_failure(failures: Mapping[int, Exception]) -> str:
     rank, failure = min(failures.items(), key=lambda one: one[0])
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     return f"worker {rank} failed: {lines[-1] if lines else type(failure).__name__}"
+
+
+def describe_setup_failure(error: Exception | None) -> str | None:
+    """'node 10.77.0.3 cannot set up the job's files and packages: OSError: No space left', or None for other errors."""
+    found = _SETUP_FAILED.search(str(error))
+    if not found:
+        return None
+    reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    return f"node {found[1]} cannot set up the job's files and packages: {shortened(reason, _LONGEST_REASON)}"

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from raystage.cluster.nodes import ApartNodes, LostNodes, Node, SilentNodes, describe_loss, name_of
-from raystage.cluster.placement import count_places, find_wait, not_started, too_small
+from raystage.cluster.placement import Wait, count_places, find_wait, not_started, too_small
 from raystage.cluster.queries import ask_cluster, get_answer
 from raystage.cluster.ray_private import draining_nodes
 from raystage.cluster.shutdown import ShutdownSignal
@@ -29,6 +29,8 @@ LOOK_SECONDS = 1.0
 PING_SECONDS = 2.0
 # If no worker was heard of for this time, the workers may be waiting for resources.
 WAIT_SECONDS = 15.0
+# The same where they have their places, and only their processes have to start.
+PROCESS_SECONDS = 60.0
 # Workers that could start have this time, or `training.hang_seconds` if that is longer. Ray Train has no limit.
 START_SECONDS = 600.0
 # What workers may do before the first step, in their own words, and what the user is told.
@@ -48,8 +50,8 @@ class Watchdog:
     def __init__(self, control: Any, training: Training, on_event: OnEvent, shutdown: ShutdownSignal) -> None:
         self._control, self._training, self._on_event, self._shutdown = control, training, on_event, shutdown
         self._looked_at = self._fitted_at = self._heard_at = self._could_start_at = time.monotonic()
-        self._is_leaving = self._has_told_of_wait = self._has_told_of_lack = False
-        self._doing = ""
+        self._is_leaving = self._has_told_of_lack = False
+        self._doing = self._told_wait = ""
         self._lost, self._silent, self._apart = LostNodes(), SilentNodes(), ApartNodes()
 
     def look(self) -> None:
@@ -123,23 +125,28 @@ class Watchdog:
         return False
 
     def _tell_of_wait(self, statuses: list[WorkerStatus]) -> None:
-        """Say once what the workers wait for, if the cluster is large enough but none is heard of.
+        """Say what the workers wait for, if the cluster is large enough but none is heard of.
 
         Raises WorkersLost for workers that do not come although nobody else uses what they need.
         """
         now = time.monotonic()
         if statuses:
-            self._heard_at, self._could_start_at, self._has_told_of_wait = now, now, False
+            self._heard_at, self._could_start_at, self._told_wait = now, now, ""
         elif now - self._heard_at > WAIT_SECONDS:
             wait = ask_cluster(lambda: find_wait(self._training))
-            if wait.what and not self._has_told_of_wait:
-                self._has_told_of_wait = True
-                self._on_event("waiting", "", wait.what)
+            self._tell_once(wait, now - self._heard_at)
             if wait.may_last:
                 self._could_start_at = now
             limit = max(START_SECONDS, self._training.hang_seconds)
             if now - self._could_start_at > limit:
                 raise not_started(self._training, limit)
+
+    def _tell_once(self, wait: Wait, seconds: float) -> None:
+        """seconds: since a worker was heard of. What is behind the colon may change, and is not said again."""
+        what, _, _ = wait.what.partition(":")
+        if what not in ("", self._told_wait) and (not wait.is_placed or seconds > PROCESS_SECONDS):
+            self._told_wait = what
+            self._on_event("waiting", "", wait.what)
 
     def _tell_of_work(self, statuses: list[WorkerStatus]) -> None:
         """Say what the first worker does before it trains, which may take minutes."""

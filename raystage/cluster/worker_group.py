@@ -32,17 +32,19 @@ from raystage.cluster.queries import ask_cluster, get_answer, here
 from raystage.cluster.ray_private import FindsCoordinator
 from raystage.cluster.same_code import make_comparer
 from raystage.cluster.train_notes import new_notes
-from raystage.cluster.train_run import TellsFailures, TrainRun
+from raystage.cluster.train_run import TellsFailures, TrainRun, describe_setup_failure
 from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import ClusterLost, StorageError
 from raystage.files.retry import brief
 from raystage.storage.jobs import Job
-from raystage.train.control_actor import ControlActor, Task, longest_wait_seconds
+from raystage.train.control_actor import ControlActor, Message, Task, longest_wait_seconds
 
 POLL_SECONDS = 0.5
 # Idle workers have nothing to save.
 DISMISS_SECONDS = 20.0
+# Between two tries on nodes that cannot set up the job.
+SETUP_SECONDS = 10.0
 _CONTROL = "raystage-control-"
 
 
@@ -83,22 +85,35 @@ class WorkerGroup:
         """Return when the job is finished or the workers are gone. meanwhile: called several times a second.
 
         Returns the error of the Train run, if it failed. Ray Train starts failed workers again; if its controller
-        dies, this starts another Train run.
+        dies, or a node cannot set up the job, this starts another Train run.
         """
-        error: Exception | None = None
-        for _ in range(self._training.max_failures + 1):
+        error, told = None, None
+        tries = self._training.max_failures + 1
+        while tries:
             self._train_run = self._train_run or TrainRun(self._trainer())
             while not self._train_run.is_over and not self._is_done():
                 meanwhile()
                 self._train_run.wait(POLL_SECONDS)
             meanwhile()
             error = self._train_run.error if self._train_run.is_over else None
+            failure = describe_setup_failure(error)
             if isinstance(error, RayActorError):
                 release_resources_of(error.actor_id)
+            elif failure:  # not counted: `meanwhile` raises an error if no workers start for long
+                tries, told = tries + 1, self._told(failure, told)
+                _pause(SETUP_SECONDS, meanwhile)
             elif error is not None or not self._have_left_too_early():
                 break
+            tries -= 1
             self._train_run = None
         return error
+
+    def _told(self, failure: str, before: str | None) -> str:
+        """Tell the driver of a failure, unless it was the one before. Returns it."""
+        if failure != before:
+            again = "it is tried again (Ray itself asks a node again after 10 minutes)"
+            self.control.put.remote(Message.of("trouble", "", f"{failure}; {again}"))
+        return failure
 
     def _have_left_too_early(self) -> bool:
         """Whether the workers left because they were idle for too long, and the control actor died and forgot it."""
@@ -184,6 +199,13 @@ class WorkerGroup:
 def _requirements(job: Job) -> tuple[Any, ...]:
     """What must be equal in two jobs for the same workers to carry out both."""
     return job.stages[0].layout, job.training.max_failures, _group_seconds(job.training)
+
+
+def _pause(seconds: float, meanwhile: Callable[[], None]) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        meanwhile()
+        time.sleep(POLL_SECONDS)
 
 
 # --- control actors ---------------------------------------------------------------------------

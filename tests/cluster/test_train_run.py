@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RuntimeEnvSetupError
+from ray.train import ControllerError
 
-from raystage.cluster.train_run import TellsFailures, describe_failure
+from raystage.cluster.train_run import TellsFailures, describe_failure, describe_setup_failure
 from raystage.errors import InputError
 from raystage.train.control_actor import Message
 
@@ -36,3 +37,18 @@ def test_what_raystage_raises_itself_is_not_told_twice() -> None:
     assert (message.kind, message.key) == ("trouble", "")
     assert message.what.startswith("worker 1 failed: xxx")
     assert len(message.what) < 400
+
+
+def test_the_node_that_could_not_set_up_the_job_is_named() -> None:
+    """As Ray words it, and as Ray Train wraps it."""
+    said = """Could not create the actor because its associated runtime env failed to be created.
+[Node 10.77.0.3] Traceback (most recent call last):
+  File "packaging.py", line 971, in download_and_unpack_package
+OSError: [Errno 28] No space left on device
+
+"""
+    reason = "node 10.77.0.3 cannot set up the job's files and packages: OSError: [Errno 28] No space left on device"
+    for error in (RuntimeEnvSetupError(said), ControllerError(RuntimeEnvSetupError(said))):
+        assert describe_setup_failure(error) == reason
+    assert describe_setup_failure(ActorDiedError()) is None
+    assert describe_setup_failure(ControllerError(ValueError("no runtime env"))) is None

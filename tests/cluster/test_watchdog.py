@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from raystage.cluster import queries, shutdown, watchdog
-from raystage.cluster.placement import Wait, describe_wait
+from raystage.cluster.placement import Wait, describe_start, describe_wait
 from raystage.cluster.shutdown import ShutdownSignal
 from raystage.config.training import Training
 from raystage.errors import ClusterLost, WorkersLost
@@ -118,6 +118,39 @@ def test_workers_that_could_start_and_do_not_come_are_given_up_and_others_are_wa
     time.sleep(0.1)
     with pytest.raises(WorkersLost, match="no workers for 0:00 although there is room for 1 worker with 1 CPU each"):
         found._tell_of_wait([])
+
+
+def test_a_wait_is_said_again_where_it_is_for_something_else(
+    shutdown_signal: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that have their places have more time before a word is said: their processes load PyTorch."""
+    told: list[str] = []
+    found = watchdog.Watchdog(None, Training(), lambda *event: told.append(event[2]), shutdown_signal)
+    patience = watchdog.PROCESS_SECONDS
+    for what, is_placed, seconds in (
+        ("free resources: 0 of 2", False, 20),
+        ("free resources: 1 of 2", False, 30),
+        ("the nodes to install packages", True, patience - 1),
+        ("", False, patience),
+        ("the nodes to install packages", True, patience + 1),
+        ("the nodes to install packages", True, patience + 2),
+        ("free resources: 0 of 2", False, patience + 3),
+    ):
+        found._tell_once(Wait(what, False, is_placed), seconds)
+    assert told == ["free resources: 0 of 2", "the nodes to install packages", "free resources: 0 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("runtime_env", "said"),
+    [
+        ({"pip": {"packages": ["x"]}, "working_dir": "gcs://x.zip"}, "install the job's packages, once each"),
+        ({"working_dir": "gcs://x.zip"}, "load the job's files and start the workers' processes"),
+        ({"env_vars": {"A": "1"}}, "start the workers' processes"),
+        ({}, "start the workers' processes"),
+    ],
+)
+def test_what_nodes_do_before_a_worker_starts_is_said(runtime_env: dict, said: str) -> None:
+    assert describe_start(runtime_env).startswith(f"the nodes to {said}. If this lasts, a node cannot")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 import raystage
 from conftest import PATIENCE, wait_until, write_tiny
-from hosts import Host, Network, send_signal
+from hosts import WATCHFUL, Host, Network, send_signal
 from s3_server import CREDENTIALS
 from wandb_reader import read_run, run_files
 
@@ -181,6 +181,27 @@ def test_nodes_without_raystage_get_it_with_the_job(
     output, errors = client.submit("--install", "--env", "PROBED", *spread, PROBED=str(tmp_path))
     assert "raystage: job tiny has succeeded" in errors
     assert "[staged 2/2 full] FINISHED" in output
+    assert (tmp_path / other.name).exists()
+
+
+def test_a_node_whose_tmp_is_too_full_to_install_is_named_and_waited_for(
+    client: Client, cluster_host: Host, network: Network, tmp_path: Path
+) -> None:
+    """Ray keeps the failure of a node for ten minutes; here for a second."""
+    other = network.add()
+    other.start_ray(2, cluster_host, WATCHFUL | {"BAD_RUNTIME_ENV_CACHE_TTL_SECONDS": "1"})
+    other.fill_tmp()
+    spread = ["--set", "training.workers=2", "--set", "training.placement=spread"]
+    followed = client.start("--install", "--env", "PROBED", *spread, PROBED=str(tmp_path))
+    said = ""
+    for line in followed.stdout:
+        said += line
+        print(line, end="")
+        if "node 10.77.0.3 cannot set up the job's files and packages: OSError: [Errno 28] No space left" in line:
+            other.run(["rm", "-f", "/tmp/filled"])
+    _, errors = followed.communicate(timeout=PATIENCE)
+    assert said.count("cannot set up the job's files and packages") >= 1
+    assert "raystage: job tiny has succeeded" in errors
     assert (tmp_path / other.name).exists()
 
 
