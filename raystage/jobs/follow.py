@@ -101,7 +101,9 @@ async def _tail(jobs: Jobs, job: str, log: Log) -> None:
     lines = jobs.client.tail_job_logs(job)
     try:
         while True:
-            log.take(await asyncio.wait_for(anext(lines), SILENCE_SECONDS))
+            async with asyncio.timeout(SILENCE_SECONDS):  # `wait_for` may lose a Ctrl-C (Python 3.11)
+                text = await anext(lines)
+            log.take(text)
     except (StopAsyncIteration, TimeoutError, aiohttp.ClientError, OSError, RuntimeError):
         return  # whether the job is over, or the cluster out of reach, the caller finds out
     finally:

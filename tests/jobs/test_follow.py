@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -47,6 +50,27 @@ def test_a_connection_that_breaks_after_hours_is_made_again(monkeypatch: pytest.
     monkeypatch.setattr(follow.time, "sleep", lambda seconds: None)
     shown: list[str] = []
     assert follow.follow(Jobs(clock), "mine", shown.append, lambda: follow.OnInterrupt.LEAVE) is not None
+    assert shown == ["a line"]
+
+
+class Interrupted(Jobs):
+    """A job that runs for ever. The user presses Ctrl-C at the very moment at which a line of it comes."""
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield "a line\n"
+        await asyncio.sleep(5)
+        yield "Ctrl-C was lost\n"
+
+    def details(self, job: str) -> JobDetails:
+        return JobDetails(type="SUBMISSION", submission_id=job, entrypoint="", status=JobStatus.SUCCEEDED)
+
+
+def test_ctrl_c_is_not_lost_where_a_line_comes_at_the_same_moment() -> None:
+    """`asyncio.wait_for` of Python 3.11 forgets a cancellation at the end of what it waits for."""
+    shown: list[str] = []
+    assert follow.follow(Interrupted([0.0]), "mine", shown.append, lambda: follow.OnInterrupt.LEAVE) is None
     assert shown == ["a line"]
 
 
