@@ -57,7 +57,7 @@ class Client:
 
     def submit(self, *options: str, status: int = 0, **environment: str) -> tuple[str, str]:
         process = self.start(*options, **environment)
-        output, errors = process.communicate(timeout=PATIENCE)
+        output, errors = process.communicate(timeout=2 * PATIENCE)  # with --install, nodes install torch
         assert process.returncode == status, f"exit {process.returncode}\n{output}\n{errors}"
         return output, errors
 
