@@ -51,7 +51,8 @@ class Watchdog:
         self._control, self._training, self._on_event, self._shutdown = control, training, on_event, shutdown
         self._looked_at = self._fitted_at = self._heard_at = self._could_start_at = time.monotonic()
         self._is_leaving = self._has_told_of_lack = False
-        self._doing = self._told_wait = ""
+        self._doing = ""
+        self._told_waits: set[str] = set()
         self._lost, self._silent, self._apart = LostNodes(), SilentNodes(), ApartNodes()
 
     def look(self) -> None:
@@ -131,7 +132,8 @@ class Watchdog:
         """
         now = time.monotonic()
         if statuses:
-            self._heard_at, self._could_start_at, self._told_wait = now, now, ""
+            self._heard_at = self._could_start_at = now
+            self._told_waits.clear()
         elif now - self._heard_at > WAIT_SECONDS:
             wait = ask_cluster(lambda: find_wait(self._training))
             self._tell_once(wait, now - self._heard_at)
@@ -144,8 +146,8 @@ class Watchdog:
     def _tell_once(self, wait: Wait, seconds: float) -> None:
         """seconds: since a worker was heard of. What is behind the colon may change, and is not said again."""
         what, _, _ = wait.what.partition(":")
-        if what not in ("", self._told_wait) and (not wait.is_placed or seconds > PROCESS_SECONDS):
-            self._told_wait = what
+        if what and what not in self._told_waits and (not wait.is_placed or seconds > PROCESS_SECONDS):
+            self._told_waits.add(what)
             self._on_event("waiting", "", wait.what)
 
     def _tell_of_work(self, statuses: list[WorkerStatus]) -> None:

@@ -120,7 +120,7 @@ def test_workers_that_could_start_and_do_not_come_are_given_up_and_others_are_wa
         found._tell_of_wait([])
 
 
-def test_a_wait_is_said_again_where_it_is_for_something_else(
+def test_each_thing_that_workers_wait_for_is_said_once(
     shutdown_signal: ShutdownSignal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers that have their places have more time before a word is said: their processes load PyTorch."""
@@ -137,7 +137,7 @@ def test_a_wait_is_said_again_where_it_is_for_something_else(
         ("free resources: 0 of 2", False, patience + 3),
     ):
         found._tell_once(Wait(what, False, is_placed), seconds)
-    assert told == ["free resources: 0 of 2", "the nodes to install packages", "free resources: 0 of 2"]
+    assert told == ["free resources: 0 of 2", "the nodes to install packages"]
 
 
 @pytest.mark.parametrize(
