@@ -77,22 +77,22 @@ def follow(jobs: Jobs, job: str, show: Show, ask: Callable[[], OnInterrupt]) -> 
     log, is_stopping, reached_at = Log(show), False, time.monotonic()
     while True:
         try:
-            asyncio.run(_tail(jobs, job, log))
-            details = jobs.details(job)
-            reached_at = time.monotonic()
-            if is_over(details):
-                log.end()
-                return details
+            try:
+                asyncio.run(_tail(jobs, job, log))
+                details = jobs.details(job)
+                reached_at = time.monotonic()
+                if is_over(details):
+                    log.end()
+                    return details
+            except ClusterLost:
+                if time.monotonic() - max(reached_at, log.heard_at) > LOST_SECONDS:
+                    raise
             time.sleep(_RETRY_SECONDS)
         except KeyboardInterrupt:
             if is_stopping or ask() is OnInterrupt.LEAVE:
                 return None
             jobs.stop(job)
             is_stopping = True
-        except ClusterLost:
-            if time.monotonic() - max(reached_at, log.heard_at) > LOST_SECONDS:
-                raise
-            time.sleep(_RETRY_SECONDS)
 
 
 async def _tail(jobs: Jobs, job: str, log: Log) -> None:

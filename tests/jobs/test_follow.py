@@ -74,6 +74,14 @@ def test_ctrl_c_is_not_lost_where_a_line_comes_at_the_same_moment() -> None:
     assert shown == ["a line"]
 
 
+def test_ctrl_c_counts_while_a_cluster_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow.time, "sleep", interrupted)
+    assert follow.follow(Jobs([0.0]), "mine", lambda line: None, lambda: follow.OnInterrupt.LEAVE) is None
+
+
 def test_what_ray_writes_into_the_log_is_left_out() -> None:
     shown: list[str] = []
     log = Log(shown.append)
