@@ -12,6 +12,7 @@ It needs nothing but Python: Ray's images have no curl.
 
 import http.client
 import os
+import subprocess
 import sys
 import time
 import urllib.request
@@ -43,7 +44,7 @@ def gcp() -> str:
 
 
 # What asks for the notice, and the seconds that are left when it is there.
-CLOUDS = {"aws": (aws, 115), "gcp": (gcp, 28)}
+CLOUDS = {"aws": (aws, 116), "gcp": (gcp, 29)}
 
 
 def main() -> None:
@@ -55,8 +56,19 @@ def main() -> None:
     while not (said := notice()):
         time.sleep(SECONDS)
     print(f"this machine is to be taken away: {said}", flush=True)
-    reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", f"{cloud} takes this machine away")
-    os.execvp("ray", ["ray", "drain-node", *reason, "--deadline-remaining-seconds", str(left)])
+    if not drained(f"{cloud} takes this machine away", time.monotonic() + left):
+        sys.exit("spot_notice.py: Ray could not be told")
+
+
+def drained(why: str, end: float) -> bool:
+    """Have Ray take nothing new on this node until `end`, when it is gone. Ray's head may be out of reach for a moment:
+    so it is asked until it has heard."""
+    command = ("ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", why)
+    while (seconds := int(end - time.monotonic())) > 0:
+        if subprocess.run([*command, "--deadline-remaining-seconds", str(seconds)], check=False).returncode == 0:
+            return True
+        time.sleep(1)
+    return False
 
 
 main()

@@ -143,10 +143,11 @@ def metadata() -> Iterator[str]:
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_notice_drains_the_node(cloud: str, metadata: str, tmp_path: Path) -> None:
-    """A stand-in for `ray` writes down what it is asked; the real one reads the same options. No other command is
-    there: Ray's images have no curl."""
+    """A stand-in for `ray`, which fails at first, writes down what it is asked; the real one reads the same options. No
+    other command is there: Ray's images have no curl."""
     ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{tmp_path}/asked\n')
+    again = f"[ -e {tmp_path}/failed ] || {{ echo >{tmp_path}/failed; exit 1; }}"
+    ray.write_text(f'#!/bin/bash\n{again}\nprintf "%s\\n" "$@" >{tmp_path}/asked\n')
     ray.chmod(0o755)
     environment = {
         **os.environ, "PATH": str(tmp_path), "SPOT_METADATA": metadata, "SPOT_POLL_SECONDS": "0.1",
