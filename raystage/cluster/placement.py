@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from raystage.cluster.queries import ask_cluster
 from raystage.cluster.ray_private import (
     RESERVED_SECONDS,
+    free_resources,
     group_sizes,
     logs_folder,
     remove_groups_of,
@@ -92,6 +93,12 @@ def count_places(nodes: list[dict], training: Training) -> int:
     return sum(places_on(node, training) for node in nodes)
 
 
+def has_free_places(nodes: list[dict], free: Mapping[str, Mapping[str, float]], training: Training) -> bool:
+    """Whether the workers fit now, each as a whole on one node. free: by the id of a node what nobody uses of it."""
+    now = [node | {"Resources": free.get(node["NodeID"], {})} for node in nodes]
+    return count_places(now, training) >= training.workers.least
+
+
 def places_on(node: dict, training: Training) -> int:
     """How many workers fit on a node, as `ray.nodes` describes it, while nothing else uses it."""
     if not node["Alive"] or not has_labels(node.get("Labels", {}), training.node_labels):
@@ -124,8 +131,7 @@ def find_wait(training: Training) -> Wait:
     """
     of_such_runs = [waits for size, waits in group_sizes() if training.workers.least <= size <= training.workers.most]
     total, free = ray.cluster_resources(), ray.available_resources()
-    needs = {name: amount * training.workers.least for name, amount in resources_per_worker(training).items()}
-    is_free = all(free.get(name, 0) >= amount for name, amount in needs.items())
+    is_free = has_free_places(ray.nodes(), free_resources(), training)
     is_unreserved = training.workers.is_elastic and not of_such_runs
     if not (any(of_such_runs) or is_unreserved):
         # The group of an elastic stage may be that of another trial of the same sweep.
