@@ -81,7 +81,7 @@ def _asked(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any
 @contextlib.contextmanager
 def _process() -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__]  # no code from the working folder
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
         yield process

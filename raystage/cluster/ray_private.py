@@ -204,7 +204,7 @@ else:
 
 def refuses_without_token(gcs_address: str, timeout_seconds: float) -> bool | None:
     """Whether the GCS refuses a request without a token; None if it cannot be asked. Asked in a process of its own."""
-    command = [sys.executable, "-c", _ASK_WITHOUT_TOKEN, gcs_address, str(timeout_seconds)]
+    command = [sys.executable, "-P", "-c", _ASK_WITHOUT_TOKEN, gcs_address, str(timeout_seconds)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment["RAY_AUTH_MODE"] = "disabled"
     limit = timeout_seconds + _IMPORT_SECONDS

@@ -28,6 +28,7 @@ RUN_FILES = (RUN_FILE, REPORT_FILE)
 # Requests to an object store at a time. A local disk answers one thread sooner than it can hand work to others.
 _REQUESTS = 16
 _KEY_DIGITS = 64
+_KEY = re.compile(f"[0-9a-f]{{{_KEY_DIGITS}}}")
 # Digits of a key become x, everything else a blank.
 _DIGITS = bytes(ord("x") if chr(code) in "0123456789abcdef" else ord(" ") for code in range(256))
 _ESCAPED_DIGIT = re.compile(rb"\\u00[36]")
@@ -44,7 +45,7 @@ def survey(store: Store, may_remember: bool = False, whole: bool = True) -> List
     by_stage: dict[str, list[StoredFile]] = {}
     for file in (store.folder / STAGES).files():
         key, slash, path = file.path.partition("/")
-        if slash:  # a file beside the folders of stages was not written by raystage
+        if slash and _KEY.fullmatch(key):  # what has another name was not written by raystage
             by_stage.setdefault(key, []).append(StoredFile(path, file.bytes, file.changed_at))
     stages = _stages(store, dict(sorted(by_stage.items())), may_remember, whole)
     return Listing(tuple(stages), _remembered_runs(store, whole) if may_remember else runs_of(store, whole))

@@ -165,3 +165,9 @@ def test_the_command_prepares_the_samples_of_a_schedule(tmp_path: Path, monkeypa
     assert index.train_samples + index.held_out_samples == 40
     assert re.fullmatch(rf"images {tmp_path}/pets: {counts}, .* s, in {cache_folder(stages[1].data)}\n", done.output)
     assert len(open_samples(stages[1].data).train) == index.train_samples
+
+
+def test_processes_run_no_code_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('code of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert list(in_processes("os.path:basename", [("/a/b",)], 1)) == [(0, "b")]

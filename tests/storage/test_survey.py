@@ -77,6 +77,14 @@ def test_a_list_reads_no_curves_and_a_whole_survey_does(store: Store, template: 
     assert (light.state, whole.state) == ("finished", "damaged")
 
 
+def test_folders_that_are_no_stages_are_not_listed_and_so_never_removed(store: Store, template: StagePlan) -> None:
+    """A folder of snapshots, or a store that was put into a project."""
+    note(store, template, 1)
+    for name in (".snapshot", "prod", "A" * 64, key(2) + "0"):
+        (store.folder / "stages" / name / "src").write_whole("main.tf", b"mine")
+    assert [stage.key for stage in survey(store).stages] == [key(1)]
+
+
 @pytest.mark.parametrize("name", ["key", "name", "tokens", "checkpoint", "eval_loss"])
 @pytest.mark.parametrize("value", [None, -1, 10**400, [], "../x", 1e999])
 def test_what_a_list_shows_is_checked(store: Store, template: StagePlan, name: str, value: object) -> None:
