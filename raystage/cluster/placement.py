@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +93,9 @@ def count_places(nodes: list[dict], training: Training) -> int:
     return sum(places_on(node, training) for node in nodes)
 
 
-def has_free_places(nodes: list[dict], free: Mapping[str, Mapping[str, float]], training: Training) -> bool:
-    """Whether the workers fit now, each as a whole on one node. free: by the id of a node what nobody uses of it."""
-    now = [node | {"Resources": free.get(node["NodeID"], {})} for node in nodes]
-    return count_places(now, training) >= training.workers.least
+def count_free_places(nodes: Iterable[dict], free: Mapping[str, Mapping[str, float]], training: Training) -> int:
+    """How many workers fit now, each as a whole on one node. free: by the id of a node what nobody uses of it."""
+    return count_places([node | {"Resources": free.get(node["NodeID"], {})} for node in nodes], training)
 
 
 def places_on(node: dict, training: Training) -> int:
@@ -131,7 +130,7 @@ def find_wait(training: Training) -> Wait:
     """
     of_such_runs = [waits for size, waits in group_sizes() if training.workers.least <= size <= training.workers.most]
     total, free = ray.cluster_resources(), ray.available_resources()
-    is_free = has_free_places(ray.nodes(), free_resources(), training)
+    is_free = count_free_places(ray.nodes(), free_resources(), training) >= training.workers.least
     is_unreserved = training.workers.is_elastic and not of_such_runs
     if not (any(of_such_runs) or is_unreserved):
         # The group of an elastic stage may be that of another trial of the same sweep.

@@ -184,10 +184,14 @@ def _remembered_runs(store: Store, whole: bool) -> tuple[StoredRun, ...]:
 
 def _files_of_run(store: Store, name: str) -> list[StoredFile]:
     """Those that `run_of` reads."""
-    has_earlier = EARLIER in store.run_folder(name).folder_names()
-    places = (name, *(store.earlier_runs(name) if has_earlier else ()))
+    places = _places_of(store, name, store.run_folder(name).names())
     found = [file for place in places for file in store.run_folder(place).files(deep=False)]
     return [file for file in found if file.path in RUN_FILES]
+
+
+def _places_of(store: Store, name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The run and the earlier ones of its name. names: what is in its folder."""
+    return (name, *(store.earlier_runs(name) if EARLIER in names else ()))
 
 
 def run_of(store: Store, name: str, whole: bool = True) -> StoredRun:
@@ -199,7 +203,7 @@ def run_of(store: Store, name: str, whole: bool = True) -> StoredRun:
     keys: set[str] = set()
     state = problem = None
     names = store.run_folder(name).names()
-    for place in (name, *(store.earlier_runs(name) if EARLIER in names else ())):
+    for place in _places_of(store, name, names):
         for file in RUN_FILES:
             if place == name and file not in names:
                 continue

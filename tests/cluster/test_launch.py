@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raystage.cluster.placement import count_places, has_free_places
+from raystage.cluster.placement import count_free_places, count_places
 from raystage.cluster.worker_environment import worker_environment
 from raystage.config.training import Training
 from raystage.errors import NonFiniteLoss, StageFailed
@@ -82,11 +82,11 @@ def test_what_is_free_must_be_on_one_node_and_of_the_type_that_is_asked_for() ->
     """Otherwise a run that queues behind another would count as one whose nodes start no processes, and be ended."""
     nodes = [node(CPU=4) | {"NodeID": "a"}, node(CPU=4) | {"NodeID": "b"}]
     wide = Training(cpus_per_worker=4)
-    assert not has_free_places(nodes, {"a": {"CPU": 2}, "b": {"CPU": 2}}, wide)
-    assert has_free_places(nodes, {"a": {"CPU": 2}, "b": {"CPU": 4}}, wide)
-    assert not has_free_places(nodes, {"a": {"CPU": 2}}, wide), "a node of which nothing is known"
+    assert count_free_places(nodes, {"a": {"CPU": 2}, "b": {"CPU": 2}}, wide) == 0
+    assert count_free_places(nodes, {"a": {"CPU": 2}, "b": {"CPU": 4}}, wide) == 1
+    assert count_free_places(nodes, {"a": {"CPU": 2}}, wide) == 0, "a node of which nothing is known"
     of_type = Training(gpus_per_worker=1, accelerator="H200")
     h200, l4 = "accelerator_type:H200", "accelerator_type:L4"
     types = [node(CPU=9, GPU=1, **{kind: 1}) | {"NodeID": kind} for kind in (h200, l4)]
-    assert not has_free_places(types, {h200: {"CPU": 8, h200: 0.999}, l4: {"CPU": 9, "GPU": 1, l4: 1}}, of_type)
-    assert has_free_places(types, {h200: {"CPU": 8, "GPU": 1, h200: 1}}, of_type)
+    assert count_free_places(types, {h200: {"CPU": 8, h200: 0.999}, l4: {"CPU": 9, "GPU": 1, l4: 1}}, of_type) == 0
+    assert count_free_places(types, {h200: {"CPU": 8, "GPU": 1, h200: 1}}, of_type) == 1

@@ -10,7 +10,7 @@ import ray
 
 from raystage.cluster.nodes import Node
 from raystage.cluster.own import is_own
-from raystage.cluster.placement import count_places
+from raystage.cluster.placement import count_free_places
 from raystage.cluster.ray_private import draining_nodes, free_resources, has_waiting_groups
 from raystage.config.training import Training
 
@@ -52,9 +52,5 @@ def has_room(now: Surroundings, present: Training, coming: Training) -> bool:
     workers = coming.workers.most
     if now.memory_bytes is not None and now.memory_bytes < workers * WORKER_BYTES:
         return False
-    left = [
-        {**node, "Resources": now.free.get(node["NodeID"], {})}
-        for node in now.nodes
-        if node["NodeID"] not in now.leaving
-    ]
-    return count_places(left, coming) >= workers
+    staying = [node for node in now.nodes if node["NodeID"] not in now.leaving]
+    return count_free_places(staying, now.free, coming) >= workers
